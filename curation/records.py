@@ -1,0 +1,224 @@
+"""Every column of every table, in one place: name, type, unit, meaning.
+
+The trainer reads this file too (it is the schema of the sample in a shard), so it imports nothing of the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    type: pa.DataType
+    what: str  # meaning and unit, as the Parquet field's metadata says it too
+
+
+def schema(columns: tuple[Column, ...]) -> pa.Schema:
+    """The Arrow schema; each field carries its description."""
+    return pa.schema([pa.field(c.name, c.type, metadata={"what": c.what}) for c in columns])
+
+
+SPAN = pa.struct([("start_s", pa.float64()), ("end_s", pa.float64())])
+SUB_CAPTION = pa.struct([("start_s", pa.float64()), ("end_s", pa.float64()), ("text", pa.string())])
+CAUSES = pa.map_(pa.string(), pa.string())
+
+# One entry per segment of a clip: what was measured in it, for captioners and for the hint in a prompt.
+SEGMENT = pa.struct(
+    [
+        ("start_s", pa.float64()),  # relative to the clip
+        ("end_s", pa.float64()),
+        ("key_frame_s", pa.float64()),  # time of the stored key frame, relative to the clip
+        ("key_frame", pa.string()),  # its JPEG file, relative to the output's ledger/
+        ("key_frame_sha256", pa.string()),
+        ("brightness", pa.float32()),  # mean luma, 0..255
+        ("motion_dis", pa.float32()),  # mean flow, px/s at 320 wide
+        (
+            "camera_x",
+            pa.float32(),
+        ),  # how the view moves, px/s at 320 wide: right and down are positive
+        ("camera_y", pa.float32()),
+        ("camera_zoom", pa.float32()),  # relative growth of the picture per second: in is positive
+        ("camera_roll", pa.float32()),  # degrees per second, clockwise turn of the view is positive
+        (
+            "camera_shake",
+            pa.float32(),
+        ),  # px/s at 320 wide, deviation of the camera's motion from its mean
+        (
+            "subject_motion",
+            pa.float32(),
+        ),  # mean flow left after the camera's is taken out, px/s at 320 wide
+        ("subject_x", pa.float32()),  # mean direction of what moves, px/s at 320 wide
+        ("subject_y", pa.float32()),
+        ("subject_area", pa.float32()),  # share of the picture that moves by itself
+        ("subject_at_x", pa.float32()),  # where it moves: centre, 0 left to 1 right
+        ("subject_at_y", pa.float32()),  # 0 top to 1 bottom
+    ]
+)
+
+# Scores: measured numbers that a policy may use. A null has its cause in the row's `causes`.
+SCORES = (
+    Column("brightness", pa.float32(), "mean luma over the clip, 0..255 (full range)"),
+    Column(
+        "sharpness",
+        pa.float32(),
+        "median over frames of the Laplacian's variance on luma at about 320 wide",
+    ),
+    Column(
+        "colourfulness", pa.float32(), "Hasler and Suesstrunk's colourfulness, mean over key frames"
+    ),
+    Column(
+        "border_share",
+        pa.float32(),
+        "share of the area that is black borders for the whole clip, 0..1",
+    ),
+    Column("motion_dis", pa.float32(), "mean DIS optical flow, px per second at 320 px wide"),
+    Column("still_share", pa.float32(), "share of the clip's time in which nothing moves, 0..1"),
+    Column(
+        "camera_motion",
+        pa.float32(),
+        "mean motion of a global affine fit to the flow, px/s at 320 wide",
+    ),
+    Column("subject_motion", pa.float32(), "mean flow left after the affine fit, px/s at 320 wide"),
+    Column(
+        "fake_motion",
+        pa.float32(),
+        "share of the clip's time that is a zoom or pan over a still picture, 0..1",
+    ),
+    Column(
+        "frozen_share",
+        pa.float32(),
+        "share of the clip's time in frozen stretches (same picture repeated), 0..1",
+    ),
+    Column("frozen_longest_s", pa.float32(), "longest frozen stretch, s"),
+    Column(
+        "overlay_share",
+        pa.float32(),
+        "area of graphics that stay in place while the picture moves, 0..1",
+    ),
+    Column(
+        "text_share", pa.float32(), "area of detected text (RapidOCR), mean over key frames, 0..1"
+    ),
+    Column("artifact_share", pa.float32(), "area of the union of text, overlays and borders, 0..1"),
+    Column("key_psnr", pa.float32(), "PSNR between neighbouring key frames, mean over pairs, dB"),
+    Column("key_ssim", pa.float32(), "SSIM between neighbouring key frames, mean over pairs"),
+    Column(
+        "text_similarity_tfidf",
+        pa.float32(),
+        "largest TF-IDF cosine between neighbouring sub-captions, 0..1",
+    ),
+)
+SCORE_NAMES = tuple(c.name for c in SCORES)
+
+# A clip inside its video's row, as `score` writes it.
+CLIP = (
+    Column("clip_id", pa.string(), "hash of the source's bytes and the exact span"),
+    Column("take", pa.int32(), "number of the take in its video, from 0"),
+    Column("start_s", pa.float64(), "start, s from the video's first frame"),
+    Column("end_s", pa.float64(), "end (exclusive), s from the video's first frame"),
+    Column(
+        "duration_s",
+        pa.float64(),
+        "length of the clip; of a take too short for a clip, the take's, s",
+    ),
+    Column("num_frames", pa.int32(), "decoded frames in the span"),
+    Column("width", pa.int32(), "px, as shown"),
+    Column("height", pa.int32(), "px, as shown"),
+    Column("fps", pa.float32(), "frames per second in the span: frames over seconds"),
+    Column(
+        "copy_start", pa.bool_(), "a key-frame packet lies at the start: stream copy can cut here"
+    ),
+    Column("packet_bytes", pa.int64(), "bytes of the video packets in the span"),
+    Column(
+        "gate", pa.string(), "why costly scorers were spared, or null: the clip passed the gate"
+    ),
+    *SCORES,
+    Column("causes", CAUSES, "score -> why it is null"),
+    Column("segments", pa.list_(SEGMENT), "what was measured in each segment"),
+    Column(
+        "fingerprint",
+        pa.binary(),
+        "hashes over time, for near-duplicates: see stages/fingerprint.py",
+    ),
+    Column(
+        "borders",
+        pa.list_(pa.float32()),
+        "black borders: left, top, right, bottom, shares of width and height",
+    ),
+    Column(
+        "overlay_mask",
+        pa.binary(),
+        "PNG at reduced size, 255 where graphics stay in place, or null",
+    ),
+)
+
+VIDEO = (
+    Column("video", pa.string(), "path or URL, as listed"),
+    Column("bytes", pa.int64(), "size of the file"),
+    Column("version", pa.string(), "mtime or etag: what tells that the file changed"),
+    Column("sha256", pa.string(), "of the file's bytes"),
+    Column("status", pa.string(), "ok | duplicate | failed"),
+    Column("error", pa.string(), "why it failed, or whose bytes it shares, or null"),
+    Column("duration_s", pa.float64(), "from the first frame to the end of the last, s"),
+    Column("width", pa.int32(), "px, as shown"),
+    Column("height", pa.int32(), "px, as shown"),
+    Column("fps", pa.float32(), "frames over seconds"),
+    Column("codec", pa.string(), "video codec"),
+    Column("pix_fmt", pa.string(), "pixel format"),
+    Column("rotation", pa.int32(), "degrees that the picture is turned by for showing"),
+    Column("num_frames", pa.int32(), "decoded frames"),
+    Column("cuts_s", pa.list_(pa.float64()), "hard cuts: time of the first frame after each, s"),
+    Column("gradual", pa.list_(SPAN), "gradual transitions"),
+    Column("takes", pa.list_(SPAN), "takes, guard frames taken off"),
+    Column("cpu_s", pa.float64(), "CPU time of scoring this video, s"),
+    Column("clips", pa.list_(pa.struct([(c.name, c.type) for c in CLIP])), "its clips, nested"),
+)
+
+SELECTION = (
+    Column("clip_id", pa.string(), ""),
+    Column("status", pa.string(), "kept | rejected"),
+    Column("reason", pa.string(), "the first reason against it, or null"),
+    Column("reasons", pa.list_(pa.string()), "all reasons against it"),
+    Column("split", pa.string(), "train | validation, by source video"),
+)
+
+CAPTION = (
+    Column("clip_id", pa.string(), ""),
+    Column(
+        "captioner",
+        pa.string(),
+        "who wrote it; `measured`: only what was measured, no model saw the frames",
+    ),
+    Column("error", pa.string(), "why there is none, or null"),
+    Column("rejected", pa.string(), "the check that the captions failed for good, or null"),
+    Column("caption", pa.string(), "overall caption"),
+    Column("sub_captions", pa.list_(SUB_CAPTION), "times relative to the clip"),
+    Column(
+        "frames_sha256",
+        pa.string(),
+        "hash over the key frames' files that the captioner saw, in order",
+    ),
+    Column("provenance", pa.string(), "JSON: model, revision, prompt version, sampling"),
+    Column(
+        "text_similarity_tfidf",
+        pa.float32(),
+        "largest TF-IDF cosine between neighbouring sub-captions, 0..1",
+    ),
+)
+
+
+def clip_id(sha256: str, start_s: float, end_s: float) -> str:
+    """The same bytes and the same span give the same id on any machine: 24 hex digits."""
+    span = f"{sha256}:{round(start_s * 1e6)}:{round(end_s * 1e6)}"
+    return hashlib.sha256(span.encode()).hexdigest()[:24]
+
+
+def segment_spans(duration_s: float, segments: int) -> list[tuple[float, float]]:
+    """`segments` equal spans of a clip's own time line, s from its start."""
+    return [(duration_s * i / segments, duration_s * (i + 1) / segments) for i in range(segments)]

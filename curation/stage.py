@@ -1,0 +1,122 @@
+"""The contract of a stage and of a frame meter: read this first.
+
+A *stage* adds columns to rows. A *meter* is fed by the one decode pass that the stage `Watch` makes:
+it sees every frame once and answers for any span of time afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+Row = dict[str, Any]
+
+
+class BadVideo(Exception):
+    """What is wrong with an input, in plain words. Its row gets `failed`; nothing else is touched."""
+
+
+class OutputError(Exception):
+    """The output can't be written (disk full, storage gone). Stops the run, ready to go on."""
+
+
+class PlanError(Exception):
+    """The list of stages can't work; said before any worker starts."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one worker of a stage takes. Neighbouring stages with the same needs share a worker."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    isolated: bool = False  # runs in a child process with a deadline and a memory limit
+
+
+class Stage:
+    """Adds columns to rows. Its dataclass fields are its settings."""
+
+    reads: ClassVar[tuple[str, ...]] = ()  # columns it needs
+    writes: ClassVar[tuple[str, ...]] = ()  # columns it adds
+    needs: ClassVar[Needs] = Needs()
+
+    def setup(self) -> None:
+        """Loads models: once per worker, on the worker, never in __init__."""
+
+    def process(self, rows: list[Row]) -> list[Row]:
+        """The same rows in the same order, with more columns. Raises BadVideo for a broken input."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What a meter may know of the video before its first frame."""
+
+    width: int  # of the picture as shown (after rotation), px
+    height: int
+    fps: float  # nominal; time stamps decide
+    reduced_width: int  # of the planes that meters see, px
+    reduced_height: int
+
+
+@dataclass
+class Planes:
+    """One frame at reduced size: 8 bit, full range, upright.
+
+    y: (h, w) uint8.  u, v: (ceil(h/2), ceil(w/2)) uint8, or None for grey video. The long side of y is
+    about 320 px (the source's planes divided by a whole number). `colour(side)` gives the picture itself.
+    """
+
+    y: np.ndarray
+    u: np.ndarray | None
+    v: np.ndarray | None
+    source: Any = None  # the decoder's frame, for `curation.video.colour(planes, long_side)`
+
+
+class Meter:
+    """Sees each frame of a video once, in order of time, then answers for any span of it.
+
+    A meter keeps what it needs as small numbers per frame, never frames beyond a short ring: a video
+    may be hours long.
+    """
+
+    writes: ClassVar[
+        tuple[str, ...]
+    ] = ()  # the scores it gives; all are declared in curation/records.py
+
+    def start(self, video: VideoFacts) -> None:
+        """Forgets the last video."""
+        raise NotImplementedError
+
+    def see(self, t_s: float, frame: Planes) -> None:
+        """t_s: seconds from the first frame; strictly growing."""
+        raise NotImplementedError
+
+    def score(self, start_s: float, end_s: float) -> dict[str, float | None]:
+        """One value per name in `writes` for the frames with start_s <= t < end_s; None if not measurable."""
+        raise NotImplementedError
+
+
+def check_plan(stages: Sequence[Stage], given: Sequence[str]) -> None:
+    """Raises PlanError where a stage reads a column that neither the input nor an earlier stage writes."""
+    written = set(given)
+    for number, stage in enumerate(stages, 1):
+        for column in stage.reads:
+            if column in written:
+                continue
+            later = [type(s).__name__ for s in stages[number:] if column in s.writes]
+            name = type(stage).__name__
+            fix = (
+                f"put {later[0]} before {name}"
+                if later
+                else f"add a stage that writes '{column}' before {name}"
+            )
+            raise PlanError(
+                f"stage {number} of {len(stages)}, {name}, reads '{column}', which no earlier stage writes\n"
+                f"  written so far: {', '.join(sorted(written))}\n"
+                f"  fix: {fix}"
+            )
+        written.update(stage.writes)
