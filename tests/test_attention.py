@@ -14,9 +14,16 @@ from training.attention import (
 CUDA = torch.cuda.is_available()
 HERE = usable_backends(torch.device("cuda" if CUDA else "cpu"))
 on_gpu = [
-    pytest.param(name, marks=[pytest.mark.gpu, pytest.mark.skipif(name not in HERE or not CUDA, reason=f"{name} can't run here")])
-    for name in BACKENDS if name != "cpu"
-]  # fmt: skip
+    pytest.param(
+        name,
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(name not in HERE or not CUDA, reason=f"{name} can't run here"),
+        ],
+    )
+    for name in BACKENDS
+    if name != "cpu"
+]
 
 
 def exact(q, k, v):
@@ -33,7 +40,9 @@ def off(got, want) -> float:
 
 def dense_case(device, dtype, n=700, dim=96):
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, n, 3, dim, device=device, dtype=dtype).requires_grad_() for _ in "qkv")  # fmt: skip
+    q, k, v = (
+        torch.randn(2, n, 3, dim, device=device, dtype=dtype).requires_grad_() for _ in "qkv"
+    )
     return q, k, v, torch.randn(2, n, 3, dim, device=device, dtype=dtype)
 
 
@@ -41,7 +50,9 @@ def packed_case(device, dtype, dim=96):
     torch.manual_seed(1)
     of_q, of_k = [300, 1, 129, 64], [77, 5, 1, 512]
     q = torch.randn(sum(of_q), 3, dim, device=device, dtype=dtype).requires_grad_()
-    k, v = (torch.randn(sum(of_k), 3, dim, device=device, dtype=dtype).requires_grad_() for _ in "kv")  # fmt: skip
+    k, v = (
+        torch.randn(sum(of_k), 3, dim, device=device, dtype=dtype).requires_grad_() for _ in "kv"
+    )
     starts = [torch.tensor([0, *n]).cumsum(0).to(device, torch.int32) for n in (of_q, of_k)]
     return q, k, v, torch.randn_like(q), of_q, of_k, starts
 
@@ -70,7 +81,9 @@ def check_packed(backend, device, dtype, bound, **size):
         assert off(got, right.double()) < 2 * bound
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)]
+)
 def test_on_a_cpu_attention_equals_its_formula_with_gradients(dtype, bound):
     check_dense("cpu", "cpu", dtype, bound, n=70, dim=12)
     check_packed("cpu", "cpu", dtype, bound, dim=12)
@@ -93,7 +106,9 @@ def test_on_a_gpu_a_query_s_output_hangs_on_no_other_query_to_the_bit(backend):
     k, v = k[:77], v[:77]
     plain, _ = packed_attention(q, k, v, *whole, len(q), 77, backend)
     keys = torch.arange(5, device="cuda", dtype=torch.int32) * 77
-    parts, _ = packed_attention(q, k.repeat(4, 1, 1), v.repeat(4, 1, 1), starts[0], keys, 300, 77, backend)  # fmt: skip
+    parts, _ = packed_attention(
+        q, k.repeat(4, 1, 1), v.repeat(4, 1, 1), starts[0], keys, 300, 77, backend
+    )
     assert torch.equal(plain, parts)
 
 
@@ -105,6 +120,9 @@ def test_the_operators_keep_their_promises_to_the_compiler():
 
 
 def test_a_back_end_that_is_not_there_is_refused_with_what_is():
-    with pytest.raises(ValueError, match=r"'flash4' can't run on cpu: expected auto or one of \['cpu'\]; pip install"):  # fmt: skip
+    with pytest.raises(
+        ValueError,
+        match=r"'flash4' can't run on cpu: expected auto or one of \['cpu'\]; pip install",
+    ):
         choose_backend("flash4", torch.device("cpu"), torch.float32)
     assert choose_backend("auto", torch.device("cpu"), torch.float64) == "cpu"

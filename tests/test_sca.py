@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -13,7 +14,8 @@ def equal_spans(segments: int, length_s: float = 15.0) -> list[tuple[float, floa
 
 
 def drawn(frames: int, per_frame: int, lengths, heads=2, dim=6, seed=0, dtype=torch.float64):
-    """q (B, frames * per_frame, H, D) and packed k, v, drawn anew for each seed; all want gradients."""
+    """q (B, frames * per_frame, H, D) and packed k, v, drawn anew for each seed; all want
+    gradients."""
     rng = torch.Generator().manual_seed(seed)
     text = sum(sum(of_sample) for of_sample in lengths)
     shapes = [(len(lengths), frames * per_frame), (text,), (text,)]
@@ -23,7 +25,9 @@ def drawn(frames: int, per_frame: int, lengths, heads=2, dim=6, seed=0, dtype=to
 
 
 def fast(q, k, v, schedules, lengths, per_frame, window=None):
-    how = plan(schedules, lengths, per_frame, window, dtype=torch.promote_types(q.dtype, torch.float32))  # fmt: skip
+    how = plan(
+        schedules, lengths, per_frame, window, dtype=torch.promote_types(q.dtype, torch.float32)
+    )
     return segmented_attention(q.flatten(0, 1), k, v, how, "cpu").view_as(q)
 
 
@@ -33,13 +37,14 @@ def softmax_attention(q, k, v):
 
 
 def published_loop(x, captions, to_q, to_k, to_v, to_out, frames, per_frame, heads):
-    """The release's cross-attention, restated from its description: windows cut by `floor` and widened by one
-    frame, each projected on its own (Q and output), joined from left to right; where a window overlaps what is
-    there already, over the width by which the first two windows do, the two are averaged after the output projection.
+    """The release's cross-attention, restated from its description: windows cut by `floor` and
+    widened by one frame, each projected on its own (Q and output), joined from left to right; where
+    a window overlaps what is there already, over the width by which the first two windows do, the
+    two are averaged after the output projection.
     """
     count = len(captions)
     cuts = [int(frames * i / count) for i in range(count + 1)]
-    windows = [(max(a - 1, 0), min(b + 1, frames)) for a, b in zip(cuts, cuts[1:], strict=False)]
+    windows = [(max(a - 1, 0), min(b + 1, frames)) for a, b in itertools.pairwise(cuts)]
     overlap = (windows[0][1] - windows[1][0]) * per_frame
     joined = None
     for (a, b), caption in zip(windows, captions, strict=True):
@@ -55,7 +60,8 @@ def published_loop(x, captions, to_q, to_k, to_v, to_out, frames, per_frame, hea
 
 
 def both_ways(frames: int, segments: int):
-    """The published loop and ours on the same float64 numbers; ours projects Q and the output once."""
+    """The published loop and ours on the same float64 numbers; ours projects Q and the output
+    once."""
     torch.manual_seed(segments)
     per_frame, heads, width = 3, 2, 12
     to_q, to_k, to_v, to_out = torch.randn(4, width, width, dtype=torch.float64) / width**0.5
@@ -64,7 +70,9 @@ def both_ways(frames: int, segments: int):
     captions = [torch.randn(n, width, dtype=torch.float64) for n in lengths]
     theirs = published_loop(x, captions, to_q, to_k, to_v, to_out, frames, per_frame, heads)
     text = torch.cat(captions)
-    q, k, v = ((y @ w).unflatten(-1, (heads, -1)) for y, w in ((x, to_q), (text, to_k), (text, to_v)))  # fmt: skip
+    q, k, v = (
+        (y @ w).unflatten(-1, (heads, -1)) for y, w in ((x, to_q), (text, to_k), (text, to_v))
+    )
     weights = schedule(equal_spans(segments), frames, rounding="floor")
     ours = fast(q[None], k, v, [weights], [lengths], per_frame)[0].flatten(1) @ to_out
     return theirs, ours
@@ -104,7 +112,30 @@ def test_the_windows_of_the_release():
     weights = schedule(equal_spans(5), 22, rounding="floor")
     windows = [(int(r.nonzero()[0]), int(r.nonzero()[-1]) + 1) for r in weights]
     assert windows == [(0, 5), (3, 9), (7, 14), (12, 18), (16, 22)]
-    assert (weights > 0).sum(0).tolist() == [1, 1, 1, 2, 2, 1, 1, 2, 2, 1, 1, 1, 2, 2, 1, 1, 2, 2, 1, 1, 1, 1]  # fmt: skip
+    assert (weights > 0).sum(0).tolist() == [
+        1,
+        1,
+        1,
+        2,
+        2,
+        1,
+        1,
+        2,
+        2,
+        1,
+        1,
+        1,
+        2,
+        2,
+        1,
+        1,
+        2,
+        2,
+        1,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_the_other_modes():
@@ -187,7 +218,7 @@ def test_shards_that_are_no_whole_frames_give_the_whole():
     cuts = [0, 7, 18, 41, 55]
     shards = [
         fast(q[:, a:b], k, v, schedules, lengths, per_frame, (a, b))
-        for a, b in zip(cuts, cuts[1:], strict=False)
+        for a, b in itertools.pairwise(cuts)
     ]
     # not to the bit: a CPU's matrix product may treat the last rows of an odd block in another way
     assert (torch.cat(shards, 1) - whole).abs().max() < 1e-14

@@ -1,10 +1,10 @@
 """Softmax attention as two operators; the kernel behind them is chosen by what is installed.
 
-`attention` takes whole samples (self-attention), `packed_attention` takes sequences of different length laid
-end to end (text without padding). Both are PyTorch operators of their own, so that checkpointing can name them
-(`block_saves`) and `torch.compile` sees them as one node each.
+`attention` takes whole samples (self-attention), `packed_attention` takes sequences of different
+length laid end to end (text without padding). Both are PyTorch operators of their own, so that
+checkpointing can name them (`save_attention`) and `torch.compile` sees them as one node each.
 
-| back end | needs | measured speed at 79,200 tokens: see docs/training.md |
+| back end | needs | remark (speeds: docs/training.md) |
 |---|---|---|
 | flash4 | CUDA 9.0+, package flash-attn-4 | the fastest |
 | cudnn | CUDA 8.0+ | packed sequences go through `flash` |
@@ -38,16 +38,19 @@ def usable_backends(device: torch.device) -> list[str]:
 
 
 def choose_backend(wanted: str, device: torch.device, dtype: torch.dtype) -> str:
-    """`auto` or one of BACKENDS -> a back end that runs here; raises ValueError with the reason otherwise."""
+    """`auto` or one of BACKENDS -> a back end that runs here; raises ValueError with the reason
+    otherwise."""
     usable = usable_backends(device)
     if wanted != "auto" and wanted not in usable:
         hint = "; pip install flash-attn-4" if wanted == "flash4" else ""
         raise ValueError(
-            f"attention back end {wanted!r} can't run on {device}: expected auto or one of {usable}{hint}"
+            f"attention back end {wanted!r} can't run on {device}: "
+            f"expected auto or one of {usable}{hint}"
         )
     if device.type == "cuda" and dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(
-            f"attention on a GPU needs bfloat16 or float16, got {dtype}: cast the model, or use autocast"
+            f"attention on a GPU needs bfloat16 or float16, got {dtype}: "
+            "cast the model, or use autocast"
         )
     return usable[0] if wanted == "auto" else wanted
 
@@ -59,21 +62,32 @@ def _installed(module: str) -> bool:
         return False
 
 
-def block_saves(_ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    """Policy for selective checkpointing: self-attention's output and log-sum-exp stay, all else is recomputed.
+def save_attention(_ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    """Policy for selective checkpointing: self-attention's output and log-sum-exp stay.
 
-    At 79,200 tokens attention is 83 % of the arithmetic, and its output 2 % of what a block would keep.
+    At 79,200 tokens attention is 83 % of the arithmetic and its output a twentieth of a block's
+    activations.
     """
     keep = op is torch.ops.presto.attention.default
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-# ---- whole samples -----------------------------------------------------------------------------------------
+def save_products(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """The same, and what products give that shrink their input: the feed-forward's second, four
+    times the arithmetic of others for a result of the same size."""
+    if op is aten.addmm.default and args[2].shape[0] > args[2].shape[1]:
+        return CheckpointPolicy.MUST_SAVE
+    return save_attention(ctx, op, *args, **kwargs)
+
+
+# ---- whole samples
+# -----------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op("presto::attention", mutates_args=())
 def attention(q: Tensor, k: Tensor, v: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    """softmax(q kᵀ / sqrt(D)) v.  q, k, v: (B, N, H, D) -> (B, N, H, D) and the log-sum-exp (B, H, N)."""
+    """softmax(q kᵀ / sqrt(D)) v.  q, k, v: (B, N, H, D) -> (B, N, H, D) and the log-sum-exp (B, H,
+    N)."""
     if backend == "flash4":
         from flash_attn.cute.interface import _flash_attn_fwd
 
@@ -106,12 +120,26 @@ def _attention_backward(
         return tuple(g.view_as(q) for g in grads)  # type: ignore[return-value]
     grad, q, k, v, out = (x.transpose(1, 2) for x in (grad, q, k, v, out))
     if backend == "cudnn":
-        # the random state is read only under dropout; without a bias and with equal lengths the rest is None
+        # the random state is read only under dropout; without a bias and with equal lengths the
+        # rest is None
         state = torch.zeros((), dtype=torch.int64, device=q.device)
         grads = aten._scaled_dot_product_cudnn_attention_backward(
-            grad, q, k, v, out, lse.unsqueeze(-1), state, state, None, None, None,
-            q.shape[2], k.shape[2], 0.0, False,
-        )  # fmt: skip
+            grad,
+            q,
+            k,
+            v,
+            out,
+            lse.unsqueeze(-1),
+            state,
+            state,
+            None,
+            None,
+            None,
+            q.shape[2],
+            k.shape[2],
+            0.0,
+            False,
+        )
     else:
         grads = aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse.transpose(1, 2).contiguous().transpose(1, 2), 0.0, False
@@ -145,7 +173,8 @@ def _give(ctx, grad, _lse):
 attention.register_autograd(_give, setup_context=_keep)
 
 
-# ---- sequences laid end to end -----------------------------------------------------------------------------
+# ---- sequences laid end to end
+# -----------------------------------------------------------------------------
 
 
 @torch.library.custom_op("presto::packed_attention", mutates_args=())
@@ -161,16 +190,23 @@ def packed_attention(
 ) -> tuple[Tensor, Tensor]:
     """Sequence i of q sees sequence i of k, v alone, and all of it.
 
-    q: (M, H, D), k, v: (L, H, D), sequences end to end.  cu_q, cu_k: (sequences + 1,) int32, where each starts.
+    q: (M, H, D), k, v: (L, H, D), sequences end to end.  cu_q, cu_k: (sequences + 1,) int32, where
+    each starts.
     max_q, max_k: bounds on the lengths.  -> (M, H, D) and the log-sum-exp (H, M).
-    """  # fmt: skip
+    """
     if backend == "flash4":
         from flash_attn.cute.interface import _flash_attn_fwd
 
         out, lse, *_ = _flash_attn_fwd(
-            q, k, v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k,
-            max_seqlen_q=max_q, max_seqlen_k=max_k, return_lse=True,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            cu_seqlens_q=cu_q,
+            cu_seqlens_k=cu_k,
+            max_seqlen_q=max_q,
+            max_seqlen_k=max_k,
+            return_lse=True,
+        )
         return out, lse
     if backend != "cpu":
         out, lse, *_ = aten._flash_attention_forward(
@@ -187,15 +223,32 @@ def packed_attention(
 
 @torch.library.custom_op("presto::packed_attention_backward", mutates_args=())
 def _packed_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    max_q: int,
+    max_k: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     grad = grad.contiguous()
     if backend == "flash4":
         return _flash4_backward(
-            grad, q, k, v, out, lse,
-            cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k,
-        )  # fmt: skip
+            grad,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            cu_seqlens_q=cu_q,
+            cu_seqlens_k=cu_k,
+            max_seqlen_q=max_q,
+            max_seqlen_k=max_k,
+        )
     if backend != "cpu":
         state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # read only under dropout
         return aten._flash_attention_backward(
@@ -208,10 +261,15 @@ def _packed_backward(
         dq[of_q], dk[of_k], dv[of_k] = (
             g[0]
             for g in _attention_backward(
-                grad[None, of_q], q[None, of_q], k[None, of_k], v[None, of_k],
-                out[None, of_q], lse[None, :, of_q], backend,
+                grad[None, of_q],
+                q[None, of_q],
+                k[None, of_k],
+                v[None, of_k],
+                out[None, of_q],
+                lse[None, :, of_q],
+                backend,
             )
-        )  # fmt: skip
+        )
     return dq, dk, dv
 
 
@@ -240,7 +298,8 @@ def _give_packed(ctx, grad, _lse):
 packed_attention.register_autograd(_give_packed, setup_context=_keep_packed)
 
 
-# ---- shared ------------------------------------------------------------------------------------------------
+# ---- shared
+# ------------------------------------------------------------------------------------------------
 
 
 def _flash4_backward(grad, q, k, v, out, lse, **lengths) -> tuple[Tensor, Tensor, Tensor]:
@@ -262,7 +321,8 @@ def _spans(cu_q: Tensor, cu_k: Tensor) -> list[tuple[slice, slice]]:
 
 
 def _pack(q: Tensor, k: Tensor, v: Tensor) -> tuple:
-    """(B, N, H, D) as B sequences of equal length, with what `packed_attention` wants beside them."""
+    """(B, N, H, D) as B sequences of equal length, with what `packed_attention` wants beside
+    them."""
     lengths = [x.shape[1] for x in (q, k)]
     starts = [torch.arange(q.shape[0] + 1, dtype=torch.int32, device=q.device) * n for n in lengths]
     return *(x.flatten(0, 1) for x in (q, k, v)), *starts, *lengths

@@ -1,27 +1,36 @@
 """Allegro's video transformer, its cross-attention segmented.
 
-Parameters carry Allegro's own names (diffusers' are the same), so weights of Allegro and Presto load without
-conversion. Order of tokens: frame, row, column. Formulas are those of Allegro (arXiv 2410.15458) and PixArt's
-adaLN-single (arXiv 2310.00426).
+Parameters carry Allegro's own names (diffusers' are the same), so weights of Allegro and Presto
+load without conversion. Order of tokens: frame, row, column. Formulas are those of Allegro (arXiv
+2410.15458) and PixArt's adaLN-single (arXiv 2310.00426).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from training import sca
-from training.attention import attention, block_saves, choose_backend
+from training.attention import attention, choose_backend, save_attention, save_products
+from training.layers import (
+    Attention,
+    CaptionProjection,
+    FeedForward,
+    PatchEmbedding,
+    TimeEmbedding,
+    modulate,
+    rope_table,
+    rotate,
+)
 
-Keep = Literal["all", "attention", "nothing"]
+Keep = Literal["all", "products", "attention", "nothing"]
+POLICIES = {"attention": save_attention, "products": save_products}
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -48,10 +57,15 @@ class ModelConfig:
     def width(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
 
+    @property
+    def scales(self) -> tuple[float, float, float]:
+        return self.interpolation_scale_t, self.interpolation_scale_h, self.interpolation_scale_w
+
 
 @dataclass(frozen=True)
 class Text:
-    """Captions of a batch without padding, all laid end to end: sample by sample, segment by segment."""
+    """Captions of a batch without padding, all laid end to end: sample by sample, segment by
+    segment."""
 
     tokens: Tensor  # (L, caption_channels)
     lengths: Sequence[Sequence[int]]  # per sample, per segment: tokens
@@ -67,34 +81,9 @@ class Shard:
     gather: Callable[[Tensor], Tensor]  # (B, local tokens, C) -> (B, all tokens, C)
 
 
-class Attention(nn.Module):
-    def __init__(self, width: int, heads: int, context: int):
-        super().__init__()
-        self.heads = heads
-        self.to_q = nn.Linear(width, width)
-        self.to_k = nn.Linear(context, width)
-        self.to_v = nn.Linear(context, width)
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
-
-    def split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1))
-
-    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        return self.split(self.to_k(context)), self.split(self.to_v(context))
-
-
-class FeedForward(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        first = nn.ModuleDict({"proj": nn.Linear(width, 4 * width)})
-        self.net = nn.ModuleList([first, nn.Identity(), nn.Linear(4 * width, width)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](F.gelu(self.net[0]["proj"](x), approximate="tanh"))
-
-
 class Block(nn.Module):
-    """Self-attention over all tokens, cross-attention to the captions of their time, feed-forward."""
+    """Self-attention over all tokens, cross-attention to the captions of their time,
+    feed-forward."""
 
     keep: Keep = "all"  # what backward finds ready; the rest is computed again
 
@@ -106,14 +95,18 @@ class Block(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(6, cfg.width) / cfg.width**0.5)
 
     def forward(self, x, temb, rope, text, how, attend, backend):
-        """x: (B, N, D).  temb: (B, 6 D).  rope: see `rope_table`.  text: (L, D), or K and V of it."""
+        """x: (B, N, D).  temb: (B, 6 D).  rope: see `rope_table`.  text: (L, D), or K and V of
+        it."""
         args = (x, temb, rope, text, how, attend, backend)
         if self.keep == "all" or not torch.is_grad_enabled():
             return self.compute(*args)
-        extra = {}
-        if self.keep == "attention":
-            extra["context_fn"] = partial(create_selective_checkpoint_contexts, block_saves)
-        return checkpoint(self.compute, *args, use_reentrant=False, preserve_rng_state=False, **extra)  # fmt: skip
+        extra: dict[str, Any] = {}
+        if self.keep != "nothing":
+            policy = POLICIES[self.keep]
+            extra["context_fn"] = partial(create_selective_checkpoint_contexts, policy)
+        return checkpoint(
+            self.compute, *args, use_reentrant=False, preserve_rng_state=False, **extra
+        )
 
     def compute(self, x, temb, rope, text, how, attend, backend):
         table = (self.scale_shift_table + temb.unflatten(-1, (6, -1))).unsqueeze(2)  # (B, 6, 1, D)
@@ -131,32 +124,6 @@ class Block(nn.Module):
         return x + gate_m * self.ff(modulate(x, shift_m, scale_m))
 
 
-class TimeEmbedding(nn.Module):
-    """adaln_single: t -> (embedding, six modulations for all blocks)."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        mlp = {"linear_1": nn.Linear(256, width), "linear_2": nn.Linear(width, width)}
-        self.emb = nn.ModuleDict({"timestep_embedder": nn.ModuleDict(mlp)})
-        self.linear = nn.Linear(width, 6 * width)
-
-    def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        mlp = self.emb["timestep_embedder"]
-        wave = sinusoid(t).to(self.linear.weight.dtype)
-        embedded = mlp["linear_2"](F.silu(mlp["linear_1"](wave)))
-        return embedded, self.linear(F.silu(embedded))
-
-
-class CaptionProjection(nn.Module):
-    def __init__(self, channels: int, width: int):
-        super().__init__()
-        self.linear_1 = nn.Linear(channels, width)
-        self.linear_2 = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.gelu(self.linear_1(x), approximate="tanh"))
-
-
 class Presto(nn.Module):
     """model(latents, t, text, schedules) -> what the objective predicts, of the latents' shape."""
 
@@ -164,13 +131,13 @@ class Presto(nn.Module):
         super().__init__()
         if cfg.attention_head_dim % 6:
             raise ValueError(
-                f"attention_head_dim {cfg.attention_head_dim}: expected a multiple of 6 (three axes, pairs)"
+                f"attention_head_dim {cfg.attention_head_dim}: expected a multiple of 6 "
+                "(pairs on three axes)"
             )
         self.cfg = cfg
         self.attention = "auto"  # back end: see training/attention.py
         self.rope_dtype = torch.float32  # bfloat16 rounds angles as Allegro's own code does
-        conv = nn.Conv2d(cfg.in_channels, cfg.width, cfg.patch_size, cfg.patch_size)
-        self.pos_embed = nn.ModuleDict({"proj": conv})
+        self.pos_embed = PatchEmbedding(cfg.in_channels, cfg.width, cfg.patch_size)
         self.adaln_single = TimeEmbedding(cfg.width)
         self.caption_projection = CaptionProjection(cfg.caption_channels, cfg.width)
         self.transformer_blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.num_layers))
@@ -178,24 +145,42 @@ class Presto(nn.Module):
         self.proj_out = nn.Linear(cfg.width, cfg.patch_size**2 * cfg.out_channels)
 
     def forward(
-        self, latents: Tensor, t: Tensor, text: Text, schedules: Sequence[Tensor], shard: Shard | None = None
-    ) -> Tensor:  # fmt: skip
-        """latents: (B, C, T, H, W).  t: (B,) in 0..1000.  schedules: per sample (segments, T), see sca.schedule."""
+        self,
+        latents: Tensor,
+        t: Tensor,
+        text: Text,
+        schedules: Sequence[Tensor],
+        shard: Shard | None = None,
+    ) -> Tensor:
+        """latents: (B, C, T, H, W).  t: (B,) in 0..1000.  schedules: per sample (segments, T), see
+        sca.schedule."""
         x, grid = self.patchify(latents)
         first, last = shard.window if shard else (0, x.shape[1])
         x = x[:, first:last]
         backend = choose_backend(self.attention, x.device, _compute_dtype(x))
+        if any(w.shape[1] != grid[0] for w in schedules):
+            found = next(w.shape[1] for w in schedules if w.shape[1] != grid[0])
+            raise ValueError(f"the schedule has {found} frames, the latents have {grid[0]}")
         how = sca.plan(
-            schedules, text.lengths, grid[1] * grid[2], (first, last), x.device,
+            schedules,
+            text.lengths,
+            grid[1] * grid[2],
+            (first, last),
+            x.device,
             torch.promote_types(x.dtype, torch.float32),
-        )  # fmt: skip
-        rope = tuple(y[first:last] for y in rope_table(self.cfg, grid, x.device, self.rope_dtype))
+        )
+        rope = tuple(
+            y[first:last]
+            for y in rope_table(
+                self.cfg.attention_head_dim, grid, self.cfg.scales, x.device, self.rope_dtype
+            )
+        )
         attend: Attend = partial(_attend, backend=backend)
         if shard:
             attend = shard.attend(attend)
         embedded, temb = self.adaln_single(t)
         captions = None if text.kv else self.caption_projection(text.tokens)
-        for number, block in enumerate(self.transformer_blocks):
+        for number, block in enumerate(self.blocks):
             heard = text.kv[number] if text.kv else captions
             x = block(x, temb, rope, heard, how, attend, backend)
         shift, scale = (self.scale_shift_table + embedded[:, None]).unsqueeze(2).unbind(1)
@@ -207,10 +192,10 @@ class Presto(nn.Module):
         batch, channels, frames, *size = latents.shape
         if channels != self.cfg.in_channels or any(n % self.cfg.patch_size for n in size):
             raise ValueError(
-                f"latents {tuple(latents.shape)}: expected (batch, {self.cfg.in_channels}, frames, height, "
-                f"width), height and width multiples of {self.cfg.patch_size}"
+                f"latents {tuple(latents.shape)}: expected (batch, {self.cfg.in_channels}, frames, "
+                f"height, width), height and width multiples of {self.cfg.patch_size}"
             )
-        x = self.pos_embed["proj"](latents.transpose(1, 2).flatten(0, 1))
+        x = self.pos_embed.proj(latents.transpose(1, 2).flatten(0, 1))
         grid = (frames, x.shape[2], x.shape[3])
         return x.flatten(2).transpose(1, 2).reshape(batch, -1, x.shape[1]), grid
 
@@ -219,20 +204,28 @@ class Presto(nn.Module):
         x = x.unflatten(1, grid).unflatten(-1, (p, p, self.cfg.out_channels))  # b t h w p q c
         return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
 
+    @property
+    def blocks(self) -> list[Block]:
+        return [b for b in self.transformer_blocks if isinstance(b, Block)]
+
     def cache_text(self, text: Text) -> Text:
         """K and V of every block, for sampling: text does not depend on t."""
         captions = self.caption_projection(text.tokens)
-        blocks = self.transformer_blocks
-        return replace(text, kv=tuple(b.attn2.keys_values(captions) for b in blocks))
+        return replace(text, kv=tuple(b.attn2.keys_values(captions) for b in self.blocks))
 
     def keep(self, what: Keep) -> None:
-        """What backward finds ready in each block: all, self-attention's outputs, or nothing but its input."""
-        for block in self.transformer_blocks:
+        """What backward finds ready in each block; it computes the rest again.
+
+        nothing: the block's input alone.  attention: also self-attention's output (twice the memory
+        of `nothing`).  products: also the feed-forward's (three times).  all: everything (about 25
+        times).
+        """
+        for block in self.blocks:
             block.keep = what
 
     def compile_blocks(self) -> None:
-        """One compiled block serves all: seconds instead of minutes, and checkpointing lies inside it."""
-        for block in self.transformer_blocks:
+        """One compiled block serves all: seconds, not minutes. Checkpointing lies inside it."""
+        for block in self.blocks:
             block.compile()
 
     def reset_parameters(self) -> None:
@@ -240,14 +233,16 @@ class Presto(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.flatten(1))
-                nn.init.zeros_(module.bias)
-        mlp = self.adaln_single.emb["timestep_embedder"]
-        for linear in (mlp["linear_1"], mlp["linear_2"], self.adaln_single.linear):
+                nn.init.constant_(cast(Tensor, module.bias), 0)
+        time = self.adaln_single
+        mlp = time.emb.timestep_embedder
+        for linear in (mlp.linear_1, mlp.linear_2, time.linear):
             nn.init.normal_(linear.weight, std=0.02)
-        for linear in (*(b.attn2.to_out[0] for b in self.transformer_blocks), self.proj_out):
-            nn.init.zeros_(linear.weight)
-        for table in (self.scale_shift_table, *(b.scale_shift_table for b in self.transformer_blocks)):  # fmt: skip
-            nn.init.normal_(table, std=self.cfg.width**-0.5)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.normal_(self.scale_shift_table, std=self.cfg.width**-0.5)
+        for block in self.blocks:
+            nn.init.zeros_(cast(nn.Linear, block.attn2.to_out[0]).weight)
+            nn.init.normal_(block.scale_shift_table, std=self.cfg.width**-0.5)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
@@ -259,53 +254,11 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without weights, then scale and shift, in fp32 (or wider); back to x's type."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (F.layer_norm(wide, wide.shape[-1:], eps=1e-6) * (1 + scale) + shift).to(x.dtype)
-
-
-def sinusoid(t: Tensor) -> Tensor:
-    """(B,) -> (B, 256) fp32: cosines, then sines, of frequencies 1 down to 1/10000 (exclusive)."""
-    frequencies = torch.exp(-math.log(10000) / 128 * torch.arange(128, device=t.device))
-    angles = t.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], -1)
-
-
-def rope_table(
-    cfg: ModelConfig, grid: tuple[int, int, int], device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (tokens, 3, head_dim / 6): one row per axis t, h, w.
-
-    angle = index / interpolation scale * 10000^(-2 i / (head_dim / 3)). With dtype bfloat16 the angle is rounded
-    before the cosine, as Allegro's code does and its weights have seen: up to 0.06 rad off.
-    """
-    pairs = cfg.attention_head_dim // 6
-    speed = 1.0 / 10000 ** (torch.arange(pairs, device=device).float() / pairs)
-    scales = (cfg.interpolation_scale_t, cfg.interpolation_scale_h, cfg.interpolation_scale_w)
-    angles = []
-    for axis, (size, scale) in enumerate(zip(grid, scales, strict=True)):
-        angle = torch.outer(torch.arange(size, device=device).float() / scale, speed).to(dtype)
-        shape = [1, 1, 1, pairs]
-        shape[axis] = size
-        angles.append(angle.view(shape).expand(*grid, pairs))
-    table = torch.stack(angles, 3).flatten(0, 2)
-    return table.cos(), table.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x: (B, N, H, D). Each third of a head belongs to one axis; its two halves are the pairs' parts."""
-    parts = x.unflatten(-1, (3, 2, -1)).to(torch.promote_types(x.dtype, cos.dtype))
-    a, b = parts.unbind(-2)
-    cos, sin = cos[:, None], sin[:, None]  # the same for all heads
-    return torch.stack([a * cos - b * sin, b * cos + a * sin], -2).flatten(-3).to(x.dtype)
-
-
 def forward_flops(cfg: ModelConfig, grid: tuple[int, int, int], text_tokens: float) -> float:
     """Floating-point operations of one sample's forward; a training step does three times as many.
 
-    2 per weight and token, 4 N L D per attention.  grid: tokens along t, h, w.  text_tokens: captions' tokens that
-    an average frame hears. Recomputation is not counted.
+    2 per weight and token, 4 N L D per attention.  grid: tokens along t, h, w.  text_tokens:
+    captions' tokens that an average frame hears. Recomputation is not counted.
     """
     n, d = grid[0] * grid[1] * grid[2], cfg.width
     patches = 2 * n * d * cfg.patch_size**2 * (cfg.in_channels + cfg.out_channels)

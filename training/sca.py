@@ -1,18 +1,20 @@
 """Segmented cross-attention: which frame listens to which caption, as data.
 
-A *schedule* is a matrix (segments x latent frames) of weights; each frame's weights sum to 1. All variants of the
-paper are such matrices, and one attention function serves them all:
+A *schedule* is a matrix (segments x latent frames) of weights; each frame's weights sum to 1. All
+variants of the paper are such matrices, and one attention function serves them all:
 
     y[t] = sum over segments s of weights[s, t] * softmax(q[t] k[s]ᵀ / sqrt(D)) v[s]
 
-A query meets no other query in cross-attention, so this equals the released loop, which cuts the frames into
-windows and averages where windows overlap; it also holds where that loop goes wrong (a frame in three windows).
+A query meets no other query in cross-attention, so this equals the released loop, which cuts the
+frames into windows and averages where windows overlap; it also holds where that loop goes wrong (a
+frame in three windows).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -30,9 +32,10 @@ def cut_points(
 ) -> list[int]:
     """Where segments start and end, in latent frames: segments + 1 numbers from 0 to `frames`.
 
-    spans: start and end of each segment, s, one after the other without a gap. The clip's time line, from the
-    first start to the last end, is spread evenly over the latent frames. `floor` is what the release does with
-    five equal segments: 0, 4, 8, 13, 17, 22 of 22 frames; `nearest` gives 0, 4, 9, 13, 18, 22.
+    spans: start and end of each segment, s, one after the other without a gap. The clip's time
+    line, from the first start to the last end, is spread evenly over the latent frames. `floor` is
+    what the release does with five equal segments: 0, 4, 8, 13, 17, 22 of 22 frames; `nearest`
+    gives 0, 4, 9, 13, 18, 22.
     """
     if not spans or frames < 1:
         raise ValueError(f"a schedule needs a segment and a frame, got {len(spans)} and {frames}")
@@ -42,11 +45,11 @@ def cut_points(
             raise ValueError(
                 f"segment {number} ends at {right} s, before or where it starts ({left} s)"
             )
-    for number, (one, two) in enumerate(zip(spans, spans[1:], strict=False), 1):
+    for number, (one, two) in enumerate(pairwise(spans), 1):
         if abs(one[1] - two[0]) > 1e-3:
             raise ValueError(
-                f"segment {number} ends at {one[1]} s and segment {number + 1} starts at {two[0]} s: "
-                "expected segments that follow each other without gap or overlap"
+                f"segment {number} ends at {one[1]} s and segment {number + 1} starts at {two[0]} s"
+                ": expected segments that follow each other without gap or overlap"
             )
     inner = [(s - start) / (end - start) * frames for s, _ in spans[1:]]
     # 1e-6 of a frame: a cut that lies on a frame's edge stays there whatever the division rounds to
@@ -63,9 +66,11 @@ def schedule(
 ) -> Tensor:
     """Weights (segments, frames), float64; each column sums to 1. Times of `spans` in s.
 
-    overlapped: each segment widened by `widen_frames` on both sides, plain mean where windows meet (the paper's
+    overlapped: each segment widened by `widen_frames` on both sides, plain mean where windows meet
+    (the paper's
         choice).  isolated: each frame hears its own segment's caption.
-    sequential: segment i hears captions 1..i with equal weight. The paper names this variant without giving its
+    sequential: segment i hears captions 1..i with equal weight. The paper names this variant
+    without giving its
         rule; this reading of it is ours, for ablations.
     single: one caption for the whole clip; `spans` then holds one.
     """
@@ -73,7 +78,7 @@ def schedule(
         raise ValueError(f"mode single takes one caption for the whole clip, got {len(spans)}")
     cuts = cut_points(spans, frames, rounding)
     t = np.arange(frames)
-    windows = [(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    windows = list(pairwise(cuts))
     if mode == "overlapped":
         windows = [(a - widen_frames, b + widen_frames) for a, b in windows]
     elif mode == "sequential":
@@ -92,14 +97,14 @@ class Pass(NamedTuple):
     max_q: int
     max_k: int
     weight: Tensor | None  # (rows, 1, 1); None: 1
-    slots: Tensor | None  # where the rows lie in Plan.shared
+    slots: Tensor | None  # where the rows lie in Plan.shared; None: one each, in its order
 
 
 class Plan(NamedTuple):
     """A batch's schedules, worked out once and used by every block.
 
-    The first pass gives each token its first caption, the next one a second caption to those that have two, and
-    so on: `overlapped` needs two passes, the second over the few shared frames.
+    The first pass gives each token its first caption, the next one a second caption to those that
+    have two, and so on: `overlapped` needs two passes, the second over the few shared frames.
     """
 
     passes: tuple[Pass, ...]
@@ -114,43 +119,37 @@ def plan(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Plan:
-    """schedules: per sample (segments, frames); samples may differ in segments.  lengths: text tokens of each caption.
+    """schedules: per sample (segments, frames); samples may differ in segments.  lengths: text
+    tokens of each caption.
 
-    window: the range of a sample's tokens that lie here (a sequence shard, not always whole frames; past the last
-    frame lies padding, which hears what the last frame hears).  dtype: of the average, fp32 or wider.
+    window: the range of a sample's tokens that lie here (a sequence shard, not always whole frames;
+    past the last frame lies padding, which hears what the last frame hears).  dtype: of the
+    average, fp32 or wider.
     """
     _check(schedules, lengths)
     frames = schedules[0].shape[1]
     first, last = window or (0, frames * tokens_per_frame)
     frame_of = np.minimum(np.arange(first, last) // tokens_per_frame, frames - 1)
-    # (all captions, all tokens here) would be large; go by frame and sample instead
-    captions, weights = (
-        [],
-        [],
-    )  # per pass depth: caption and weight of each token, -1 where there is none
     depth = max(int((s > 0).sum(0).max()) for s in schedules)
-    offset = 0
-    for sample in schedules:
-        w = sample.numpy()
-        order = np.argsort(w <= 0, axis=0, kind="stable")[
-            :depth
-        ]  # captions that a frame hears first
-        share = np.take_along_axis(w, order, 0)
-        missing = depth - len(order)
-        captions.append(np.pad(np.where(share > 0, order + offset, -1), ((0, missing), (0, 0)), constant_values=-1)[:, frame_of])  # fmt: skip
-        weights.append(np.pad(share, ((0, missing), (0, 0)))[:, frame_of])
-        offset += len(w)
-    caption, weight = np.concatenate(captions, 1), np.concatenate(weights, 1)
+    ranked = [_rank(s.numpy(), depth) for s in schedules]
+    offsets = np.cumsum([0, *(len(s) for s in schedules)])
+    # (depth, all tokens here): each token's captions in order and their weights; -1 where there is
+    # none
+    caption = np.concatenate(
+        [
+            np.where(who < 0, who, who + o)[:, frame_of]
+            for (who, _), o in zip(ranked, offsets[:-1], strict=True)
+        ],
+        1,
+    )
+    weight = np.concatenate([share[:, frame_of] for _, share in ranked], 1)
     text = np.array([n for of_sample in lengths for n in of_sample])
     shared = np.flatnonzero(caption[1] >= 0) if depth > 1 else np.array([], dtype=np.int64)
-    passes = []
-    for level in range(depth if len(shared) else 1):
-        heard = np.flatnonzero(caption[level] >= 0)
-        if len(heard):
-            slots = np.searchsorted(shared, heard) if level else None
-            passes.append(
-                _one_pass(caption[level], weight[level], heard, slots, text, device, dtype)
-            )
+    passes = [
+        _one_pass(caption[level], weight[level], shared, text, device, dtype)
+        for level in range(depth)
+        if (caption[level] >= 0).any()
+    ]
     if not len(shared):
         return Plan((passes[0]._replace(weight=None),), None)
     # the first pass is averaged over the shared tokens alone: elsewhere its weight is 1
@@ -159,10 +158,22 @@ def plan(
     return Plan(tuple(passes), torch.from_numpy(shared).to(device))
 
 
-def _one_pass(caption, weight, heard, slots, text, device, dtype) -> Pass:
-    """caption, weight: per token.  heard: the tokens of this pass.  text: the length of each caption."""
-    order = np.argsort(caption[heard], kind="stable")
-    rows = heard[order]
+def _rank(weights: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """weights: (segments, frames) -> (depth, frames): the segments that a frame hears, first ones
+    first and -1 for none, and their weights."""
+    order = np.argsort(weights <= 0, axis=0, kind="stable")[:depth]
+    share = np.take_along_axis(weights, order, 0)
+    missing = ((0, depth - len(order)), (0, 0))
+    return (
+        np.pad(np.where(share > 0, order, -1), missing, constant_values=-1),
+        np.pad(share, missing),
+    )
+
+
+def _one_pass(caption, weight, shared, text, device, dtype) -> Pass:
+    """caption, weight: per token, -1 for none.  text: the length of each caption."""
+    heard = np.flatnonzero(caption >= 0)
+    rows = heard[np.argsort(caption[heard], kind="stable")]
     used, counts = np.unique(caption[rows], return_counts=True)
     starts = np.concatenate([[0], np.cumsum(text)])
     keys = np.concatenate([np.arange(starts[c], starts[c + 1]) for c in used])
@@ -182,7 +193,7 @@ def _one_pass(caption, weight, heard, slots, text, device, dtype) -> Pass:
         max_q=int(counts.max()),
         max_k=int(text[used].max()),
         weight=put(weight[rows], dtype)[:, None, None],
-        slots=None if slots is None else put(slots[order]),
+        slots=None if np.array_equal(rows, shared) else put(np.searchsorted(shared, rows)),
     )
 
 
@@ -201,24 +212,27 @@ def _check(schedules: Sequence[Tensor], lengths: Sequence[Sequence[int]]) -> Non
             )
         if min(of_sample) < 1:
             raise ValueError(
-                f"sample {number}: caption {list(of_sample).index(min(of_sample))} has no tokens; an empty "
-                "caption is what the encoder makes of '' (T5: its end mark)"
+                f"sample {number}: caption {list(of_sample).index(min(of_sample))} has no tokens; "
+                "an empty caption is what the encoder makes of '' (T5: its end mark)"
             )
         if not torch.allclose(weights.sum(0), weights.new_ones(()), atol=1e-6):
             raise ValueError(f"sample {number}: the weights of each frame must sum to 1")
 
 
 def segmented_attention(q: Tensor, k: Tensor, v: Tensor, how: Plan, backend: str) -> Tensor:
-    """q: (M, H, D), the tokens of all samples end to end.  k, v: (L, H, D), all captions end to end -> (M, H, D)."""
+    """q: (M, H, D), the tokens of all samples end to end.  k, v: (L, H, D), all captions end to end
+    -> (M, H, D)."""
     first, *others = how.passes
     out = _listen(q, k, v, first, backend)
     if first.rows is not None:
         out = torch.zeros_like(q).index_copy(0, first.rows, out)
-    if how.shared is None:
+    if how.shared is None or first.weight is None:
         return out
     mean = take(out, how.shared) * first.weight
     for one in others:
-        mean = mean.index_add(0, one.slots, _listen(q, k, v, one, backend) * one.weight)
+        assert one.weight is not None  # only a plan's first pass can do without
+        part = _listen(q, k, v, one, backend) * one.weight
+        mean = mean + part if one.slots is None else mean.index_add(0, one.slots, part)
     return out.index_copy(0, how.shared, mean.to(out.dtype))
 
 
@@ -244,7 +258,8 @@ class _Take(torch.autograd.Function):
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
-    """x[rows] for rows that differ from each other: its gradient is a copy, where index_select's adds atomically."""
+    """x[rows] for rows that differ from each other: its gradient is a copy, where index_select's
+    adds atomically."""
     return _Take.apply(x, rows)
 
 
@@ -260,6 +275,8 @@ def reference(q: Tensor, k: Tensor, v: Tensor, schedules, lengths, tokens_per_fr
             logits = torch.einsum("nhd,lhd->hnl", q[sample], keys) / math.sqrt(q.shape[-1])
             heard = torch.einsum("hnl,lhd->nhd", logits.softmax(-1), values)
             share = row.to(q).repeat_interleave(tokens_per_frame)
-            out = out.index_add(0, torch.tensor([sample], device=q.device), (heard * share[:, None, None])[None])  # fmt: skip
+            out = out.index_add(
+                0, torch.tensor([sample], device=q.device), (heard * share[:, None, None])[None]
+            )
             at += length
     return out
