@@ -1,2 +1,1 @@
-"""Presto: a video diffusion transformer whose captions are bound to spans of time. Read `train.py`
-first."""
+"""Presto: a video diffusion transformer whose captions are bound to spans of time."""

@@ -110,10 +110,11 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def export(model: Presto, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Writes what diffusers' AllegroTransformer3DModel and the original's loader read. Each file
-    whole or not at all."""
+    """Writes what diffusers' AllegroTransformer3DModel reads, each file whole or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob("*.index.json")):
+        raise BadWeights(f"{folder} holds weights in parts already: export to a folder of its own")
     state = {
         name: t.detach().to("cpu", dtype).contiguous() for name, t in model.state_dict().items()
     }
