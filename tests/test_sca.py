@@ -244,3 +244,5 @@ def test_bad_input_is_named():
         plan([weights], [[3, 1, 1]], 2)
     with pytest.raises(ValueError, match="sum to 1"):
         plan([weights * 0.9], [[3, 1]], 2)
+    with pytest.raises(ValueError, match="0 or more"):
+        plan([torch.tensor([[1.5], [-0.5]])], [[3, 1]], 2)

@@ -215,8 +215,11 @@ def _check(schedules: Sequence[Tensor], lengths: Sequence[Sequence[int]]) -> Non
                 f"sample {number}: caption {list(of_sample).index(min(of_sample))} has no tokens; "
                 "an empty caption is what the encoder makes of '' (T5: its end mark)"
             )
-        if not torch.allclose(weights.sum(0), weights.new_ones(()), atol=1e-6):
-            raise ValueError(f"sample {number}: the weights of each frame must sum to 1")
+        sums = weights.sum(0)
+        if not (weights >= 0).all() or not torch.allclose(sums, torch.ones_like(sums), atol=1e-6):
+            raise ValueError(
+                f"sample {number}: each frame's weights must be 0 or more and sum to 1"
+            )
 
 
 def segmented_attention(q: Tensor, k: Tensor, v: Tensor, how: Plan, backend: str) -> Tensor:
