@@ -1,6 +1,7 @@
 """Every column of every table, in one place: name, type, unit, meaning.
 
-The trainer reads this file too (it is the schema of the sample in a shard), so it imports nothing of the rest.
+The trainer reads this file too (it is the schema of the sample in a shard), so it imports nothing
+of the rest.
 """
 
 from __future__ import annotations
