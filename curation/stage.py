@@ -46,6 +46,10 @@ class Stage:
     def setup(self) -> None:
         """Loads models: once per worker, on the worker, never in __init__."""
 
+    def deadline_s(self, row: Row) -> float:
+        """How long one row may take before an isolated worker gives it up."""
+        return 120.0
+
     def process(self, rows: list[Row]) -> list[Row]:
         """The same rows, in order, with more columns. Raises BadVideo for a broken input."""
         raise NotImplementedError
