@@ -1,8 +1,9 @@
 """Runs stages over rows on a Ray cluster: the only file that imports ray.
 
-Plain actors, not Ray Data: the unit of retry is one row (a Ray Data block is a batch, retried for ever
-by default or dropped whole), a row that kills its worker is known by name, and every result reaches
-the driver, the one writer of the ledger, as soon as it is there. docs/architecture.md has the numbers.
+Plain actors, not Ray Data: the unit of retry is one row (a Ray Data block is a batch, retried for
+ever by default or dropped whole), a row that kills its worker is known by name, and every result
+reaches the driver, the one writer of the ledger, as soon as it is there. docs/architecture.md says
+more.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from curation.stage import BadVideo, OutputError, Row, Stage
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-import ray  # noqa: E402  (the settings above are read on import)
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError  # noqa: E402
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 IN_FLIGHT = 2  # calls per worker: one runs, one waits, so a worker never waits for the driver
 QUEUE_ROWS = 64  # rows that may wait before a later group of stages
@@ -72,9 +73,9 @@ class Cluster:
         ray.shutdown()
 
     def stream(self, stages: list[Stage], rows: Iterable[Row]) -> Iterator[Row]:
-        """Each row once, finished, as it comes (no order). A row with an `error` skips what is left.
+        """Each row once, finished, as it comes (no order). An `error` in a row ends its way.
 
-        Raises OutputError, RunError; rows that are under way then are lost and done again on resume.
+        Raises OutputError, RunError; rows under way then are lost, and done again on resume.
         """
         pools = [_Pool(list(group), self) for _, group in groupby(stages, lambda s: s.needs)]
         source = iter(rows)
