@@ -2,8 +2,9 @@
 
     python -m pipelines.samples out/samples
 
-Nine small files that show what curation does: takes to keep, and one of each thing to reject or to
-survive (a cut, a dissolve, slides, a zoom over a still picture, a copy, a broken file, a short take).
+Ten small files that show what curation does: takes to keep, and one of each thing to reject or to
+survive: a cut, a dissolve, slides, a zoom over a still picture, a copy, a short take, a small
+picture, a broken file.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ WIDTH, HEIGHT, FPS = 1280, 720, 24
 Frames = Iterator[np.ndarray]  # (HEIGHT, WIDTH, 3) uint8 BGR each
 
 
-def noise_texture(rng: np.random.Generator, height: int, width: int, octaves: int = 6) -> np.ndarray:
+def noise_texture(
+    rng: np.random.Generator, height: int, width: int, octaves: int = 6
+) -> np.ndarray:
     """Smooth noise of several scales, 0..1, (height, width) float32."""
     total = np.zeros((height, width), np.float32)
     for octave in range(octaves):
@@ -41,7 +44,7 @@ def tinted(texture: np.ndarray, dark: tuple, light: tuple) -> np.ndarray:
 
 @dataclass
 class Scene:
-    """Hills under a sky, a ground in front, and things that move; the camera and the light move too."""
+    """Hills under a sky, a ground in front, things that move; camera and light move too."""
 
     seed: int
     camera: Callable[[float], float]  # seconds -> how far the view has moved to the right, px
@@ -121,7 +124,9 @@ class _Thing:
             return
         angle = np.degrees(self.reach * np.sin(turn) / self.radius)
         spin = cv2.getRotationMatrix2D((self.radius, self.radius), -angle, 1)
-        skin = cv2.warpAffine(self.skin, spin, self.skin.shape[1::-1], borderMode=cv2.BORDER_REFLECT)
+        skin = cv2.warpAffine(
+            self.skin, spin, self.skin.shape[1::-1], borderMode=cv2.BORDER_REFLECT
+        )
         disc = np.zeros(skin.shape[:2], np.uint8)
         cv2.circle(disc, (self.radius, self.radius), self.radius - 2, 255, -1, cv2.LINE_AA)
         inside = (

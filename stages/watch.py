@@ -10,17 +10,19 @@ import time
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import cv2
 import numpy as np
 from annotated_types import Ge, Gt
+from curation.policy import Policy, decide
 
 from curation import measures
-from curation.policy import Policy, decide
 from curation.records import SCORE_NAMES, clip_id, segment_spans
-from curation.stage import BadVideo, Meter, Needs, Row, Stage
+from curation.stage import Meter, Needs, Row, Stage
 from curation.storage import Folder, fetched
 from curation.video import Limits, Reader
 from stages.fingerprint import Fingerprint
 from stages.freeze import Freeze
+from stages.identify import sha256_of
 from stages.light import Light
 from stages.motion import Motion
 from stages.overlay import Overlay
@@ -52,7 +54,9 @@ class Watch(Stage):
     stills: Stills = field(default_factory=Stills)
 
     ledger_url: str = field(init=False, default="")  # where key frames go
-    thumb_share: float = field(init=False, default=1.0)  # of the clips below the gate that show some
+    thumb_share: float = field(
+        init=False, default=1.0
+    )  # of the clips below the gate that show some
 
     reads = ("video", "bytes")
     writes = (
@@ -71,7 +75,7 @@ class Watch(Stage):
     def _watch(self, video: str) -> Row:
         started = time.process_time()
         with fetched(video) as path:
-            sha256 = _sha256(path)
+            sha256 = sha256_of(path)
             with Reader(path, self.limits) as reader:
                 self._see_all(reader)
         transitions = self.shots.transitions()
@@ -109,7 +113,7 @@ class Watch(Stage):
         self.stills.start()
         meters = self._meters()
         for meter in meters:
-            meter.start(reader.facts)
+            meter.start(reader.head.facts())
         see = [meter.see for meter in meters] + [self.stills.see]
         for t_s, frame in reader.frames():
             for each in see:
@@ -193,18 +197,8 @@ def _key_scores(pictures: list[np.ndarray]) -> dict[str, Any]:
 
 
 def _png(mask: np.ndarray | None) -> bytes | None:
-    import cv2
-
     if mask is None:
         return None
     done, png = cv2.imencode(".png", mask)
     assert done
     return png.tobytes()
-
-
-def _sha256(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as e:
-        raise BadVideo(f"can't be read: {e.strerror}") from None
