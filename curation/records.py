@@ -107,8 +107,16 @@ SCORES = (
         "text_share", pa.float32(), "area of detected text (RapidOCR), mean over key frames, 0..1"
     ),
     Column("artifact_share", pa.float32(), "area of the union of text, overlays and borders, 0..1"),
-    Column("key_psnr", pa.float32(), "PSNR between neighbouring key frames, mean over pairs, dB"),
-    Column("key_ssim", pa.float32(), "SSIM between neighbouring key frames, mean over pairs"),
+    Column(
+        "key_psnr",
+        pa.float32(),
+        "PSNR between neighbouring key frames at 320 px wide, mean over pairs, dB",
+    ),
+    Column(
+        "key_ssim",
+        pa.float32(),
+        "SSIM of luma between neighbouring key frames at 320 px wide, mean over pairs",
+    ),
     Column(
         "text_similarity_tfidf",
         pa.float32(),

@@ -136,10 +136,9 @@ def _blank(v: Listed) -> Row:
 
 def _finished(rows: Iterable[Row], max_failed_share: float, progress: Progress) -> Iterator[Row]:
     """Rows with their status. Raises RunError where too many fail to be the videos' own fault."""
-    done, failed = 0, Counter[str]()
-    for row in rows:
+    failed = Counter[str]()
+    for done, row in enumerate(rows, 1):
         row["status"] = "ok" if row["error"] is None else "failed"
-        done += 1
         if row["error"] is not None:
             row |= {"clips": [], "cuts_s": [], "gradual": [], "takes": []}
             failed[row["error"]] += 1

@@ -1,8 +1,8 @@
-"""Stills: small colour pictures taken on the way through a video, for the key frames of its clips.
+"""Stills: small colour pictures taken on the way through a video, for its clips' key frames.
 
-Where a clip lies is known only when its take has ended, so a still is kept twice a second, as JPEG in
-one scratch file; the one nearest to the centre of a segment becomes its key frame. That costs about
-4 % of the decode and spares a second one.
+Where a clip lies is known only when its take has ended, so a still is kept twice a second, as JPEG
+in one scratch file; the one nearest to the centre of a segment becomes its key frame. That spares
+a second decode.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Stills:
         if self._scratch is not None:
             self._scratch.close()
         # In memory up to a few minutes of video, on disk beyond.
-        self._scratch = tempfile.SpooledTemporaryFile(max_size=64 << 20)
+        self._scratch = tempfile.SpooledTemporaryFile(max_size=64 << 20)  # noqa: SIM115 (kept open)
 
     def see(self, t_s: float, frame: Planes) -> None:
         if self._times and t_s < self._times[-1] + self.every_s - 1e-6:
@@ -47,7 +47,7 @@ class Stills:
         self._scratch.write(jpeg)
 
     def nearest(self, t_s: float, start_s: float, end_s: float) -> tuple[float, bytes] | None:
-        """Time and JPEG of the still nearest to t_s within [start_s, end_s); None: there is none."""
+        """Time and JPEG of the still nearest to t_s in [start_s, end_s); None: there is none."""
         first = bisect.bisect_left(self._times, start_s - 1e-6)
         last = bisect.bisect_left(self._times, end_s - 1e-6)
         if first == last:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Annotated, Any
 
 import cv2
@@ -187,13 +188,22 @@ class Watch(Stage):
 
 
 def _key_scores(pictures: list[np.ndarray]) -> dict[str, Any]:
-    pairs = list(zip(pictures, pictures[1:], strict=False))
-    mean = lambda values: float(np.mean(values)) if values else None  # noqa: E731
+    small = [_resized(p, 320) for p in pictures]
+    pairs = list(pairwise(small))
     return {
-        "colourfulness": mean([measures.colourfulness(p) for p in pictures]),
-        "key_psnr": mean([measures.psnr(a, b) for a, b in pairs]),
-        "key_ssim": mean([measures.ssim(a, b) for a, b in pairs]),
+        "colourfulness": _mean([measures.colourfulness(p) for p in small]),
+        "key_psnr": _mean([measures.psnr(a, b) for a, b in pairs]),
+        "key_ssim": _mean([measures.ssim(a, b) for a, b in pairs]),
     }
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _resized(bgr: np.ndarray, width: int) -> np.ndarray:
+    height = round(bgr.shape[0] * width / bgr.shape[1])
+    return cv2.resize(bgr, (width, max(1, height)), interpolation=cv2.INTER_AREA)
 
 
 def _png(mask: np.ndarray | None) -> bytes | None:
