@@ -50,11 +50,11 @@ class Unexpected(BadVideo):
 class Isolated:
     """`call(*args)` in one child process, which is started when needed and again after each crash.
 
-    call, setup: anything that pickle takes by name, such as `stage.process` and `stage.setup`; setup
-    runs once per child. Arguments may be anything that pickle takes; results are plain data (str, int,
-    float, bool, None, bytes, list, dict with str keys). Raises BadVideo, its subclasses here, and
-    OutputError as the child raised them. Use it from a thread that lives as long as the child should:
-    the kernel ends the child with the thread that started it.
+    call, setup: anything that pickle takes by name, such as `stage.process` and `stage.setup`;
+    setup runs once per child. Arguments may be anything that pickle takes; results are plain data
+    (str, int, float, bool, None, bytes, list, dict with str keys). Raises BadVideo, its subclasses
+    here, and OutputError. Use it from a thread that lives as long as the child should: the kernel
+    ends the child together with the thread that started it.
     """
 
     def __init__(

@@ -203,13 +203,18 @@ def _header_duration_s(
     return whole_s
 
 
-def check_boxes(path: str, head: VideoHead) -> None:
-    """An MP4 with much in it that belongs to no box was overwritten or badly joined."""
-    if head.container != "mov":
-        return
+def check_boxes(path: str) -> tuple[float, float] | None:
+    """Of an MP4: what its headers claim and its tables hold, s. Raises BadVideo for stray bytes."""
     found = boxes.walk(path)
     if found.outside > max(64 * 1024, 0.01 * found.total):
         raise BadVideo(
             f"damaged: {found.outside} of {found.total} bytes belong to no box of the file "
             f"(from byte {found.readable})"
         )
+    return boxes.claimed_and_indexed_s(path)
+
+
+def check_end(says_s: float, *ends_s: float) -> None:
+    """Whether the latest of these ends reaches what the header tells, within a second or 5 %."""
+    if says_s - max(ends_s) > max(1.0, 0.05 * says_s):
+        raise BadVideo(f"truncated: header says {says_s:.1f} s, frames end at {ends_s[0]:.1f} s")

@@ -40,7 +40,8 @@ def work(task: str, value: object = None) -> object:
     if task == "output":
         raise OutputError("storage is gone")
     if task == "bug":
-        return {}["no such column"]
+        row: dict[str, object] = {}
+        return row["no such column"]
     if task == "chatter":
         os.write(1, b"[h264 @ 0x55] error while decoding MB\n")
         os.write(2, b"x264 [info]: profile High\n")
@@ -98,7 +99,7 @@ def test_a_result_that_is_no_data_is_refused_by_name(isolated):
 
 def test_a_crash_costs_one_call(isolated):
     before = isolated("pid")
-    with pytest.raises(Crashed, match="^the decoder crashed: SIGSEGV$"):
+    with pytest.raises(Crashed, match=r"^the decoder crashed: SIGSEGV$"):
         isolated("crash")
     assert isolated("echo", 1) == 1
     assert isolated("pid") != before
@@ -124,7 +125,7 @@ def test_a_memory_bomb_is_told_in_plain_words(isolated):
 
 
 def test_errors_arrive_as_what_they_are(isolated):
-    with pytest.raises(BadVideo, match="^not a video: text$"):
+    with pytest.raises(BadVideo, match=r"^not a video: text$"):
         isolated("bad")
     with pytest.raises(OutputError, match="storage is gone"):
         isolated("output")
