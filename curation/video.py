@@ -25,6 +25,7 @@ from curation.opening import (
     open_container,
     read_head,
     set_up_decoder,
+    why_no_frame,
 )
 from curation.planes import colour, convert, reduce_frame
 from curation.stage import BadVideo, Planes
@@ -172,9 +173,7 @@ class Reader:
                 return frames
             if len(self._packets) > 1000:  # a decoder holds back a few dozen at most
                 break
-        check_pixels(self._decoder.width or 0, self._decoder.height or 0, self.limits)
-        damaged = f" ({self.errors} damaged packets)" if self.errors else ""
-        raise BadVideo(f"no frame could be decoded{damaged}")
+        raise BadVideo(why_no_frame(self.path, self.limits, self.errors))
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         yield from self._pending
