@@ -43,7 +43,9 @@ class Histogram:
 
 
 def number(value: float) -> str:
-    """1280, 24.5, 0.0123, -3, 1.2e+06: four digits at most, six before the point."""
+    """A measured value for a person: 1280, 24.5, 0.0123, ≈0."""
+    if 0 < abs(value) < 1e-4:
+        return "≈0"
     return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
@@ -76,7 +78,7 @@ def draw(edges: list[float], kept: list[int], rejected: list[int], limits: Limit
             Box(a, AXIS - _seen(h), w, _seen(h)) for (a, w), h in zip(bars, up, strict=True) if h
         ],
         rejected=[Box(a, BELOW, w, _seen(h)) for (a, w), h in zip(bars, down, strict=True) if h],
-        ticks=[Mark(x(v), number(v)) for v in _ticks(low, high)],
+        ticks=[Mark(x(v), f"{v:g}") for v in _ticks(low, high)],
         limits=_limits(limits, low, high, x),
         outside=_outside(limits, x),
         tails=[Mark(1, f"from {number(at[0])}", "start")] * bool(low_tail)
@@ -108,7 +110,7 @@ def _limits(limits: Limits, low: float, high: float, x: Callable[[float], float]
     for name, value in zip(("min", "max"), limits, strict=True):
         if value is None:
             continue
-        label = f"{name} {number(value)}"
+        label = f"{name} {value:g}"
         label = f"← {label}" if value < low else f"{label} →" if value > high else label
         anchor = "start" if x(value) < WIDTH / 2 else "end"
         marks.append(Mark(x(value), label, anchor))

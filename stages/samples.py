@@ -49,7 +49,7 @@ class Sample:
     clip_id: str
     video: str
     span: str
-    notes: str  # split and shard
+    notes: str  # status, split, shard
     reasons: list[str]
     caption: str
     captioner: str
@@ -68,14 +68,8 @@ class Group:
 def limit_text(limits: Limits) -> str:
     least, most = limits
     if least is not None and most is not None:
-        return f"{number(least)} to {number(most)}"
-    return (
-        f"≥ {number(least)}"
-        if least is not None
-        else f"≤ {number(most)}"
-        if most is not None
-        else ""
-    )
+        return f"{least:g} to {most:g}"
+    return f"≥ {least:g}" if least is not None else f"≤ {most:g}" if most is not None else ""
 
 
 def kept_group(clips: pa.Table, policy: Mapping[str, Limits], read: Read) -> Group:
@@ -137,7 +131,7 @@ def _sample(clip: Row, policy: Mapping[str, Limits], read: Read) -> Sample:
         if name in clip
     ]
     segments = zip_longest(clip.get("segments") or [], clip.get("sub_captions") or [])
-    notes = [clip.get("split"), clip.get("shard")]
+    notes = [clip["status"], clip.get("split"), clip.get("shard")]
     return Sample(
         clip_id=shown(clip["clip_id"], 40),
         video=shown(clip["video"], 120),
@@ -147,8 +141,8 @@ def _sample(clip: Row, policy: Mapping[str, Limits], read: Read) -> Sample:
         caption=prose(clip.get("caption")),
         captioner=shown(clip.get("captioner") or "", 80),
         segments=[_segment(i, *pair, read) for i, pair in enumerate(segments, 1) if i <= SEGMENTS],
-        limited=[s for s in scores if s.limit],
-        others=[s for s in scores if not s.limit],
+        limited=[s for s in scores if s.name in policy],
+        others=[s for s in scores if s.name not in policy],
     )
 
 
@@ -159,13 +153,11 @@ def prose(text: str | None) -> str:
 
 def _score(clip: Row, name: str, limits: Limits, named: set[str]) -> Score:
     """Marked where it is among the clip's reasons: the policy isn't applied here again."""
-    value = clip[name]
-    if value is None:
-        cause = dict(clip.get("causes") or {}).get(name)
-        text = "not measured" + (f": {shown(cause, 120)}" if cause else "")
-    else:
-        text = number(value)
-    return Score(name, text, limit_text(limits), name in named)
+    value, limit = clip[name], limit_text(limits)
+    if value is not None:
+        return Score(name, number(value), limit, name in named)
+    why = shown(dict(clip.get("causes") or {}).get(name) or "", 120)
+    return Score(name, "not measured", "; ".join(t for t in (limit, why) if t), name in named)
 
 
 def _segment(i: int, segment: Row | None, sub: Row | None, read: Read) -> Segment:
@@ -177,13 +169,17 @@ def _segment(i: int, segment: Row | None, sub: Row | None, read: Read) -> Segmen
             image, width, height = thumbnail(read(segment["key_frame"]))
             alt = f"Key frame of segment {i}, at {segment['key_frame_s']:.1f} s of the clip"
         except (OSError, ValueError) as error:
-            alt = f"Key frame of segment {i} can't be shown: {shown(error)}"
+            why = getattr(error, "strerror", None) or error
+            alt = f"Key frame of segment {i} can't be shown: {shown(why)}"
     return Segment(time, alt, image, width, height, prose(sub["text"]) if sub else "")
 
 
 def thumbnail(jpeg: bytes) -> tuple[str, int, int]:
     """A data URI, width, height in px; at most PICTURE_BYTES of picture, the finest that fits."""
-    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) if jpeg else None
+    try:
+        picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # an empty file, or more pixels than OpenCV takes
+        picture = None
     if picture is None:
         raise ValueError("not a picture")
     scale = min(1.0, THUMBNAIL / max(picture.shape[:2]))
