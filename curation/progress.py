@@ -176,9 +176,11 @@ class Progress:
         self.out.flush()
 
     def _row(self) -> Table:
-        row = Table.grid(padding=(0, 1))
-        row.add_column(no_wrap=True)
-        row.add_column(no_wrap=True, overflow="ellipsis")
-        bar = ProgressBar(total=self.total, completed=self.counts.done, width=16)
-        row.add_row(bar, Text(self.line()))
+        line = Text(self.line(), no_wrap=True, overflow="ellipsis")
+        room = (self._live.console.width if self._live else 0) - line.cell_len - 1
+        row = Table.grid(padding=(0, 1, 0, 0))
+        if room < 8:  # on a narrow terminal the words matter more
+            row.add_row(line)
+        else:
+            row.add_row(ProgressBar(self.total, self.counts.done, width=min(room, 20)), line)
         return row

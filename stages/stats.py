@@ -47,10 +47,12 @@ def bin_edges(values: np.ndarray, about: int = 30) -> np.ndarray:
     width = high - low or highest - lowest
     # within half a bulk's width of the bulk nothing is an outlier
     low, high = max(lowest, low - width / 2), min(highest, high + width / 2)
-    step, decimals = _round_step((high - low) / about or abs(high) / 10 or 1.0)
+    step, decimals = _round_step((high - low) / about or abs(high) / about or 0.1)
     scale = 10.0**decimals
     # a value on an edge belongs to the bin above, the highest one too: 15 s isn't "under 15 s"
     first, last = math.floor(low / step + 1e-6), math.floor(high / step + 1e-6) + 1
+    if low == high:  # one value: some room around it
+        first, last = max(first - 5, min(first, 0)), last + 5
     edges = np.arange(first, last + 1) * round(step * scale) / scale
     below = [lowest] if lowest < edges[0] else []
     above = [highest] if highest > edges[-1] else []
