@@ -23,7 +23,7 @@ RANGE = 2.0
 STILL = 0.002  # an amount without any motion taken out below which no flow is computed: nothing can come of it
 
 DARK = 32  # grey levels: what is darker in both frames over whole rows or columns is a border
-FLAT_SHARE = 0.5  # of the picture at one level: it is drawn, not filmed
+FLAT_SHARE, FLAT_INSIDE = 0.5, 0.3  # of the picture, and inside its borders, at one level: drawn, not filmed
 
 
 class Thumb(NamedTuple):
@@ -85,10 +85,10 @@ class Compare:
     def same_structure(self, before: Thumb, after: Thumb) -> float:
         """Correlation of fine detail in the changed blocks, -1..1: near 1 where only light or sharpness changed."""
         mask = np.kron(self.changed(before, after), np.ones((BLOCK, BLOCK), bool))
-        old, new = (_detail(luma)[mask] for luma in (self._moved(before, after), after.luma))
-        power = float(np.sqrt(np.sum(old * old) * np.sum(new * new)))
-        # one grey level of noise per pixel is added, so that flat areas do not count as structure
-        return float(np.sum(old * new)) / (power + old.size + 1.0)
+        new = _detail(after.luma)[mask]
+        # a strong change of light misleads the flow, so the unmoved picture is tried as well
+        olds = (_detail(luma)[mask] for luma in (self._moved(before, after), before.luma))
+        return max(_correlation(old, new) for old in olds)
 
     def _moved(self, before: Thumb, after: Thumb) -> np.ndarray:
         """`before`, each pixel moved to where the flow finds it in `after`: (h, w) uint8."""
@@ -102,12 +102,13 @@ class Compare:
 
 def is_redrawn(before: Thumb, after: Thumb) -> bool:
     """Whether both are drawn on one flat ground that stays: slides, terminals, line animation."""
-    rows, columns = (_pixels(blocks) for blocks in lit(before.luma, after.luma))
+    inside = tuple(_pixels(blocks) for blocks in lit(before.luma, after.luma))
     levels = []
-    for picture in (before.luma[rows, columns], after.luma[rows, columns]):
-        counts = np.bincount(picture.ravel(), minlength=256)
-        level = int(counts.argmax())
-        if counts[max(0, level - 1) : level + 2].sum() < FLAT_SHARE * picture.size:
+    for picture in (before.luma, after.luma):
+        level = int(np.bincount(picture.ravel(), minlength=256).argmax())
+        ground = np.abs(picture.astype(np.int16) - level) <= 1
+        # a black border may be most of the picture, but lies outside
+        if ground.mean() < FLAT_SHARE or ground[inside].mean() < FLAT_INSIDE:
             return False
         levels.append(level)
     return abs(levels[0] - levels[1]) <= 2
@@ -131,6 +132,12 @@ def _change(residual: np.ndarray, before: Thumb, after: Thumb) -> Change:
     relative = blocks / ((before.contrast + after.contrast)[area] / 2 + NOISE)
     amount = np.clip((relative - MATCHED) / RANGE, 0, 1).mean()
     return Change(float(amount), float((relative > 1).mean()), float(np.median(blocks)))
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """-1..1. One grey level of noise per pixel is added, so that flat areas do not count as structure."""
+    power = float(np.sqrt(np.vdot(first, first) * np.vdot(second, second)))
+    return float(np.vdot(first, second)) / (power + first.size + 1.0)
 
 
 def _pixels(blocks: slice) -> slice:

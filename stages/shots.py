@@ -24,6 +24,7 @@ MIN_AMOUNT = 0.02  # ... and this much more: an object of two percent of the pic
 REST_SPIKE, REST_MIN = 2.0, 0.5  # times the rest's change nearby, and so many grey levels more
 BACKED_SPIKE, BACKED_AMOUNT = 1.4, 0.01
 
+MANY_A_LITTLE = 0.7  # blocks changed wholly, as a share of the amount: below it many changed a little (the codec's doing)
 SAME_STRUCTURE = 0.6  # correlation of detail in the changed blocks: above it only light or sharpness changed
 TEXT_AREA, TEXT_HEIGHT = 0.12, 0.2  # a line of text or a caption takes no more of the picture
 REDRAWN_AREA = 0.5  # on a flat ground that stays, a smaller change is a redrawn slide
@@ -67,7 +68,7 @@ class Shots(Meter):
         while self._next < len(self._frames):
             self._judge_next()
         gradual = self._blends.found()
-        within = [any(start < t < end for start, end in gradual) for t in self._cuts_s]
+        within = [any(start <= t <= end for start, end in gradual) for t in self._cuts_s]
         cuts_s = [t for t, inside in zip(self._cuts_s, within, strict=True) if not inside]
         return Transitions(cuts_s, gradual)
 
@@ -130,6 +131,8 @@ class Shots(Meter):
 
 def is_spike(here: Change, left: list[Change], right: list[Change]) -> bool:
     """Whether a change stands out from those nearby, given nearest first."""
+    if here.area < MANY_A_LITTLE * here.amount:
+        return False
     others = _without_largest(left) + _without_largest(right)
     amount = max((c.amount for c in others), default=0.0)
     if here.amount >= SPIKE * amount + MIN_AMOUNT:
