@@ -91,10 +91,15 @@ def decide_table(clips: pa.Table, policy: Policy) -> pa.ListArray:
     found += [_not_measured(name, _column(clips, name), clips) for name in policy]
     rows = np.concatenate([np.empty(0, np.int64), *(r for r, _ in found)])
     texts = pa.concat_arrays([pa.array([], pa.string()), *(t for _, t in found)])
-    offsets = np.zeros(clips.num_rows + 1, np.int32)
-    np.cumsum(np.bincount(rows, minlength=clips.num_rows), out=offsets[1:])
-    in_row_order = pa.array(np.argsort(rows, kind="stable"))
-    return pa.ListArray.from_arrays(pa.array(offsets), texts.take(in_row_order))
+    return by_row(rows, texts, clips.num_rows)
+
+
+def by_row(rows: np.ndarray, texts: pa.Array, n: int) -> pa.ListArray:
+    """n lists: row rows[i] gets texts[i], in the order given."""
+    offsets = np.zeros(n + 1, np.int32)
+    np.cumsum(np.bincount(rows, minlength=n), out=offsets[1:])
+    order = pa.array(np.argsort(rows, kind="stable"))
+    return pa.ListArray.from_arrays(pa.array(offsets), texts.take(order))
 
 
 def _column(clips: pa.Table, name: str) -> np.ndarray:

@@ -163,7 +163,9 @@ GATE = Policy(brightness=Range(min=20, max=235), motion_dis=Range(min=0.5))
     ],
 )
 def test_a_policy_under_the_gate_is_refused_saying_what_to_run(rules):
-    with pytest.raises(PlanError, match=r"looser than the gate .* in brightness, .*text_share") as e:
+    with pytest.raises(
+        PlanError, match=r"looser than the gate .* in brightness, .*text_share"
+    ) as e:
         check_gate(Policy(rules, text_share=Range(max=0.1)), GATE, COSTLY)
     assert "runs TextArea" in str(e.value)
 
