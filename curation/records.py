@@ -19,6 +19,7 @@ class Column:
     name: str
     type: pa.DataType
     what: str  # meaning and unit, as the Parquet field's metadata says it too
+    model: str = ""  # the model that makes it, where that takes weights that we don't ship
 
 
 def schema(columns: tuple[Column, ...]) -> pa.Schema:
@@ -116,6 +117,24 @@ SCORES = (
         "key_ssim",
         pa.float32(),
         "SSIM of luma between neighbouring key frames at 320 px wide, mean over pairs",
+    ),
+    Column(
+        "aesthetic_laion_l14",
+        pa.float32(),
+        "LAION aesthetics, mean over key frames, about 1..10",
+        model="LAION's aesthetics head on CLIP ViT-L/14",
+    ),
+    Column(
+        "motion_raft",
+        pa.float32(),
+        "mean RAFT optical flow, px per second at 320 px wide",
+        model="RAFT optical flow",
+    ),
+    Column(
+        "key_lpips",
+        pa.float32(),
+        "LPIPS between neighbouring key frames, mean over pairs",
+        model="LPIPS",
     ),
     Column(
         "text_similarity_tfidf",
