@@ -1,6 +1,7 @@
 """Every column of every table, in one place: name, type, unit, meaning.
 
-The trainer reads this file too (it is the schema of the sample in a shard), so it imports nothing of the rest.
+The trainer reads this file too (it is the schema of the sample in a shard), so it imports nothing
+of the rest.
 """
 
 from __future__ import annotations
@@ -106,8 +107,16 @@ SCORES = (
         "text_share", pa.float32(), "area of detected text (RapidOCR), mean over key frames, 0..1"
     ),
     Column("artifact_share", pa.float32(), "area of the union of text, overlays and borders, 0..1"),
-    Column("key_psnr", pa.float32(), "PSNR between neighbouring key frames, mean over pairs, dB"),
-    Column("key_ssim", pa.float32(), "SSIM between neighbouring key frames, mean over pairs"),
+    Column(
+        "key_psnr",
+        pa.float32(),
+        "PSNR between neighbouring key frames at 320 px wide, mean over pairs, dB",
+    ),
+    Column(
+        "key_ssim",
+        pa.float32(),
+        "SSIM of luma between neighbouring key frames at 320 px wide, mean over pairs",
+    ),
     Column(
         "text_similarity_tfidf",
         pa.float32(),
