@@ -7,6 +7,7 @@ of the rest.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -226,6 +227,11 @@ def clip_id(sha256: str, start_s: float, end_s: float) -> str:
     """The same bytes and the same span give the same id on any machine: 24 hex digits."""
     span = f"{sha256}:{round(start_s * 1e6)}:{round(end_s * 1e6)}"
     return hashlib.sha256(span.encode()).hexdigest()[:24]
+
+
+def frames_sha256(hashes: Sequence[str]) -> str:
+    """What ties captions to the frames they were made from: over the files' hashes, in order."""
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def segment_spans(duration_s: float, segments: int) -> list[tuple[float, float]]:
