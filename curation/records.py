@@ -256,3 +256,12 @@ def frames_sha256(hashes: Sequence[str]) -> str:
 def segment_spans(duration_s: float, segments: int) -> list[tuple[float, float]]:
     """`segments` equal spans of a clip's own time line, s from its start."""
     return [(duration_s * i / segments, duration_s * (i + 1) / segments) for i in range(segments)]
+
+
+# Times pass through floats and tables: a frame this close to a border of a span counts as on it.
+SPAN_SLACK_S = 1e-6
+
+
+def in_span(t_s: float, start_s: float, end_s: float) -> bool:
+    """Whether the frame shown at `t_s` belongs to the span: its start does, its end does not."""
+    return start_s - SPAN_SLACK_S <= t_s < end_s - SPAN_SLACK_S
