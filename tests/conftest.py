@@ -18,8 +18,8 @@ def real_videos() -> Path:
 def cluster():
     """One Ray for all tests of this process."""
     # Ray's workers and the children of these import the stages that tests define.
-    tests = str(Path(__file__).parent)
-    os.environ["PYTHONPATH"] = os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])
+    root = str(Path(__file__).parent.parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     from curation.runner import Cluster
 
     cluster = Cluster(workers=2)
