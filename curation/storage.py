@@ -232,6 +232,10 @@ class Folder:
     def exists(self, name: str) -> bool:
         return self._fs.get_file_info(f"{self._root}/{name}").type == pafs.FileType.File
 
+    def size(self, name: str) -> int:
+        """In bytes; 0 where there is none."""
+        return self._fs.get_file_info(f"{self._root}/{name}").size or 0
+
     def names(self, under: str = "") -> list[str]:
         """Files directly in this folder (or one below it), sorted; not the leftovers of a crash."""
         place = f"{self._root}/{under}".rstrip("/")
@@ -272,6 +276,15 @@ class Folder:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         self.write(name, sink.getvalue().to_pybytes())
+
+    def put(self, name: str, local: os.PathLike[str]) -> None:
+        """Copies a local file here, in pieces."""
+        try:
+            with open(local, "rb") as source, self._fs.open_output_stream(f"{self._root}/{name}") as out:
+                while chunk := source.read(8 << 20):
+                    out.write(chunk)
+        except (OSError, pa.ArrowException) as e:
+            raise OutputError(f"can't write {self.path(name)}: {e}") from None
 
     def delete(self, name: str) -> None:
         target = f"{self._root}/{name}"

@@ -8,7 +8,6 @@ What an earlier run has done is skipped; a file that changed is scored again.
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
@@ -20,11 +19,10 @@ from curation.ledger import Ledger, check_settings
 from curation.runner import Cluster, RunError
 from curation.stage import Row, Stage, check_plan
 from curation.storage import Folder, InputError, Listed, list_videos
-from pipelines.settings import ScoreSettings, Settings, main
+from pipelines.settings import ScoreSettings, Settings, batches, main
 from pipelines.tables import INPUT, videos_ledger
 from stages.identify import Identify
 
-COMMIT_S = 5.0  # results are committed this often
 SHOW_MANY = 5000  # clips below the gate that have pictures for the report, about
 ENOUGH_TO_JUDGE = 100  # videos; below, failures are the videos' own
 
@@ -36,7 +34,7 @@ def build(settings: ScoreSettings, ledger_url: str, videos: int) -> list[Stage]:
     return [settings.watch, settings.text]
 
 
-def score(settings: Settings, out: Folder) -> None:
+def run(settings: Settings, out: Folder) -> None:
     if settings.input is None:
         raise InputError("no input; give input=FOLDER, a video, a pattern or a list")
     listed = {v.video: v for v in list_videos(settings.input)}
@@ -60,7 +58,7 @@ def score(settings: Settings, out: Folder) -> None:
         ledger.append(twins)
         progress.update(done=len(twins))
         results = settings.cluster.stream(stages, (_blank(v) for v in todo))
-        for batch in _batches(_finished(results, settings.max_failed_share, progress)):
+        for batch in batches(_finished(results, settings.max_failed_share, progress)):
             ledger.append(batch)
     ledger.compact()
 
@@ -150,21 +148,5 @@ def _finished(rows: Iterable[Row], max_failed_share: float, progress: Progress) 
             )
 
 
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Rows in lists, one every few seconds; what came before a failure is not lost with it."""
-    batch: list[Row] = []
-    since = time.monotonic()
-    try:
-        for row in rows:
-            batch.append(row)
-            if time.monotonic() - since > COMMIT_S:
-                yield batch
-                batch, since = [], time.monotonic()
-    except (Exception, KeyboardInterrupt):
-        yield batch
-        raise
-    yield batch
-
-
 if __name__ == "__main__":
-    main(__doc__, score, sys.argv[1:])
+    main(__doc__, run, sys.argv[1:])

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 from curation.policy import Policy
 from curation.progress import shown
+from stages.captioner import Captioner
 from stages.measured import Measured
 from stages.text import Text
 
 from curation import config
 from curation.config import ConfigError
 from curation.runner import Cluster, RunError
-from curation.stage import OutputError, PlanError
+from curation.stage import OutputError, PlanError, Row
 from curation.storage import Folder, InputError
 from stages.watch import Watch
 
+COMMIT_S = 5.0  # results are committed this often
 DEFAULT_CONFIG = "configs/local.yaml"
 STOPPED = (ConfigError, PlanError, InputError, OutputError, RunError)  # said in one line, exit 1
 
@@ -40,7 +42,14 @@ class SelectSettings:
 
 @dataclass
 class CaptionSettings:
+    captioner: Literal["measured"] = "measured"
     measured: Measured = field(default_factory=Measured)
+
+    def build(self, ledger_url: str) -> Captioner:
+        """The captioner that `captioner` names."""
+        chosen: Captioner = getattr(self, self.captioner)
+        chosen.ledger_url = ledger_url
+        return chosen
 
 
 @dataclass
@@ -97,6 +106,17 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def plain(stage: Any) -> dict[str, Any]:
-    assert dataclasses.is_dataclass(stage)
-    return config.as_dict(stage)
+def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Rows in lists, one every few seconds; what came before a failure is not lost with it."""
+    batch: list[Row] = []
+    since = time.monotonic()
+    try:
+        for row in rows:
+            batch.append(row)
+            if time.monotonic() - since > COMMIT_S:
+                yield batch
+                batch, since = [], time.monotonic()
+    except (Exception, KeyboardInterrupt):
+        yield batch
+        raise
+    yield batch

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -12,6 +15,13 @@ from curation.storage import Folder
 
 INPUT = "input.parquet"  # what the last `score` was given
 SELECTION = "selection.parquet"
+
+
+def recorded_settings(out: Folder, name: str) -> dict[str, Any] | None:
+    """What a table of the ledger was made with; None where it isn't there yet."""
+    file = f"{name}.settings.json"
+    ledger = out / "ledger"
+    return json.loads(ledger.read(file)) if ledger.exists(file) else None
 
 
 def videos_ledger(out: Folder) -> Ledger:
