@@ -12,6 +12,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from typing import NoReturn
 
 import av
 
@@ -158,15 +159,13 @@ def set_up_decoder(
 
 def check_pixels(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.max_pixels:
-        raise BadVideo(_too_large(width, height, limits))
+        raise BadVideo(
+            f"picture {width}x{height} is larger than the limit of {limits.max_pixels} pixels"
+        )
 
 
-def _too_large(width: int, height: int, limits: Limits) -> str:
-    return f"picture {width}x{height} is larger than the limit of {limits.max_pixels} pixels"
-
-
-def why_no_frame(path: str, limits: Limits, errors: int) -> str:
-    """Looks once more, with FFmpeg's log on: only there it names the size that it refused."""
+def refuse_without_frames(path: str, limits: Limits, errors: int) -> NoReturn:
+    """Looks once more with FFmpeg's log on: only there it names a size that it refused."""
     av.logging.set_level(av.logging.ERROR)
     try:
         with av.logging.Capture() as log, open_container(path, limits) as container:
@@ -181,8 +180,8 @@ def why_no_frame(path: str, limits: Limits, errors: int) -> str:
         av.logging.set_level(av.logging.PANIC)
     for _, _, line in log:
         if found := re.match(r"Picture size (\d+)x(\d+) ", line):
-            return _too_large(int(found[1]), int(found[2]), limits)
-    return f"no frame could be decoded (damaged packets: {errors})"
+            check_pixels(int(found[1]), int(found[2]), limits)
+    raise BadVideo(f"no frame could be decoded (damaged packets: {errors})")
 
 
 def read_head(

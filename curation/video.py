@@ -24,8 +24,8 @@ from curation.opening import (
     choose_stream,
     open_container,
     read_head,
+    refuse_without_frames,
     set_up_decoder,
-    why_no_frame,
 )
 from curation.planes import colour, convert, reduce_frame
 from curation.stage import BadVideo, Planes
@@ -173,7 +173,7 @@ class Reader:
                 return frames
             if len(self._packets) > 1000:  # a decoder holds back a few dozen at most
                 break
-        raise BadVideo(why_no_frame(self.path, self.limits, self.errors))
+        refuse_without_frames(self.path, self.limits, self.errors)
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         yield from self._pending
