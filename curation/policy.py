@@ -110,7 +110,8 @@ def _column(clips: pa.Table, name: str) -> np.ndarray:
     kind = np.float32 if TYPES[name] == pa.float32() else np.float64
     if name not in clips.column_names:
         return np.full(clips.num_rows, np.nan, kind)
-    return clips[name].cast(pa.from_numpy_dtype(kind)).to_numpy()
+    values = clips[name].cast(pa.from_numpy_dtype(kind)).to_numpy()
+    return np.round(values, 6) if kind is np.float64 else values  # 15 s may be 14.999999999999998
 
 
 Found = tuple[np.ndarray, pa.Array]  # rows, and the text for each of them

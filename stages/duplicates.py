@@ -17,7 +17,7 @@ from stages.fingerprint import CODE, SIGNS
 
 BANDS = 4
 NEIGHBOURS = 6  # how many of the next in its bucket a moment is compared with: keeps buckets linear
-SLICES = 4  # the keys are sorted in this many slices, for the memory's sake
+SLICES = 8  # the keys are sorted in this many slices, for the memory's sake
 AT_ONCE = 4_000_000  # moments verified at once, for the memory's sake
 
 MIN_TICKS = 17  # 4.25 s that two clips must share: 5 s, less a tick at either end and a rounding
@@ -26,8 +26,8 @@ MIN_MOVING = 12  # ticks in which something moves in either: less is no evidence
 # signals: what is common outweighs what differs (re-encoded real videos: 0.01..0.13, faint motion
 # in front of moving leaves: 0.28).
 MOTION = 0.28 * 64  # mean over the shared time
-MOTION_PIECE = 0.40 * 64  # mean over any 2.5 s of it: where speeds part, the pieces do
-PIECE_TICKS = 10
+MOTION_PIECE = 0.40 * 64  # mean over any 2 s of it: where speeds part, the pieces do
+PIECE_TICKS = 8
 PICTURE = 0.20 * 64  # mean over the shared time (re-encoded: 0.00..0.05)
 
 
@@ -60,12 +60,12 @@ def pairs(p: Prints, video: np.ndarray) -> np.ndarray:
     A bucket of more than NEIGHBOURS moments alike (one camera, ten thousand clips) is not searched
     whole: its moments are in the order of their further bits, and each meets the next few only.
     """
-    clip = np.repeat(np.arange(len(p.start) - 1), np.diff(p.start))
+    clip = np.repeat(np.arange(len(p.start) - 1, dtype=np.int32), np.diff(p.start))
     found = [np.empty((0, 3), np.int64)]
     for one, two in _meetings(p):
         a, b = clip[one], clip[two]
-        near = np.bitwise_count((p.motion[one] ^ p.motion[two]) & SIGNS) <= MOTION_PIECE
-        near &= np.bitwise_count(p.picture[one] ^ p.picture[two]) <= PICTURE * 1.5
+        near = np.bitwise_count((p.motion[one] ^ p.motion[two]) & SIGNS) <= MOTION
+        near &= np.bitwise_count(p.picture[one] ^ p.picture[two]) <= PICTURE
         near &= video[a] != video[b]
         one, two, a, b = one[near], two[near], a[near], b[near]
         shift = (one - p.start[a]) - (two - p.start[b])
@@ -78,7 +78,8 @@ def pairs(p: Prints, video: np.ndarray) -> np.ndarray:
 
 def _meetings(p: Prints) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of ticks whose 16 bits of picture and 16 bits of motion agree, band by band."""
-    moving = np.flatnonzero(p.motion > SIGNS)
+    assert len(p.motion) < 2**32, "4 billion ticks, 70 million clips: sort them in two passes"
+    moving = np.flatnonzero(p.motion > SIGNS).astype(np.uint32)
     for band in range(BANDS):
         turn = np.uint64(16 * band)
         for part in range(SLICES):

@@ -1,10 +1,12 @@
 """The policy: reasons, their order and their words, and what is refused before the start."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
@@ -40,6 +42,7 @@ def test_a_short_take_is_told_in_seconds():
     assert decide({"duration_s": 9.31}, policy) == ["9.3 s < 15 s"]
     assert decide({"duration_s": 14.99}, policy) == ["14.99 s < 15 s"]
     assert decide({"duration_s": 15.0}, policy) == []
+    assert decide({"duration_s": 40.1 - 25.1}, policy) == []  # 14.999999999999996
 
 
 def test_reasons_follow_the_policy_and_numbers_come_before_gaps():
@@ -150,6 +153,14 @@ def test_a_policy_that_needs_scores_without_a_scorer_is_refused_by_name():
     check_columns(policy, ["motion_dis", "motion_raft", "key_lpips"])
 
 
+DRAFTS = Path(__file__).parents[1] / "configs" / "policy-drafts"
+
+
+def draft(name: str) -> Policy:
+    read = yaml.safe_load((DRAFTS / f"{name}.yaml").read_text())
+    return TypeAdapter(Policy).validate_python(read["policy"])
+
+
 COSTLY = {"text_share": "TextArea"}
 GATE = Policy(brightness=Range(min=20, max=235), motion_dis=Range(min=0.5))
 
@@ -177,11 +188,23 @@ def test_a_policy_within_the_gate_or_without_costly_scores_passes():
     check_gate(Policy(width=Range(min=10), text_share=Range(max=0.1)), Policy(), COSTLY)
 
 
-def test_a_hundred_thousand_clips_are_judged_in_less_than_a_cpu_second():
+def test_a_hundred_thousand_clips_are_judged_in_less_than_two_cpu_seconds():
     rng = np.random.default_rng(0)
     names = ("brightness", "motion_dis", "still_share", "text_share")
     table = pa.table({n: rng.uniform(0, 1, 100_000).astype(np.float32) for n in names})
     start = time.process_time()
     reasons = decide_table(table, Policy({n: Range(min=0.3) for n in names}))
-    assert time.process_time() - start < 1.0 * 4  # four rules, four times slack for a busy machine
+    assert time.process_time() - start < 2.0  # it takes 0.1 to 0.2: a loop over rows takes longer
     assert len(reasons) == 100_000
+
+
+@pytest.mark.parametrize("name", ["longtake_hd_pretrain", "longtake_hd_finetune"])
+def test_table_4_is_refused_naming_the_three_scores_that_need_a_model(name):
+    have = [c.name for c in records.SCORES if not c.model]
+    named = ": aesthetic_laion_l14, motion_raft, key_lpips\n"
+    with pytest.raises(PlanError, match=named):
+        check_columns(draft(name), have)
+
+
+def test_the_local_policy_needs_no_model():
+    check_columns(draft("local"), [c.name for c in records.SCORES if not c.model])
