@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from io import FileIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -74,12 +75,13 @@ def write_copy(
         # Times of decoding are made anew, since some containers have none: the n-th smallest pts,
         # moved ahead far enough that no frame is shown before it is decoded.
         order = sorted(pts)
+        lasts = {a: b - a for a, b in pairwise([*order, max(end, order[-1] + 1)])}
         ahead = max(rank - shown for rank, shown in zip(order, pts, strict=True))
         for packet, shown, rank in zip(packets, pts, order, strict=True):
             packet.stream = track
             packet.time_base = time_base
             packet.pts, packet.dts = shown, rank - ahead
-            packet.duration = 0  # told by the next one's time
+            packet.duration = lasts[shown]
             mp4.mux(packet)
     _show_until(out, end * time_base.numerator)
 
