@@ -241,6 +241,20 @@ CAPTION = (
     ),
 )
 
+SHARD = (
+    Column("clip_id", pa.string(), ""),
+    Column("shard", pa.string(), "name of the tar that holds it, or was to hold it"),
+    Column("split", pa.string(), "train | validation"),
+    Column("offset", pa.int64(), "of the mp4's first byte in the tar"),
+    Column("bytes", pa.int64(), "size of the mp4"),
+    Column("sha256", pa.string(), "of the mp4"),
+    Column("method", pa.string(), "copy | encode"),
+    Column("codec", pa.string(), "of the mp4"),
+    Column("num_frames", pa.int32(), "frames that the mp4 shows"),
+    Column("start_error_s", pa.float64(), "from the span's start to the mp4's first frame, s"),
+    Column("error", pa.string(), "why it is not in the shard, or null"),
+)
+
 
 def clip_id(sha256: str, start_s: float, end_s: float) -> str:
     """The same bytes and the same span give the same id on any machine: 24 hex digits."""

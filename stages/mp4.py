@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from io import FileIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,11 +35,12 @@ SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BIT
 
 
 @contextmanager
-def whole_file(target: Path, durable: bool = False) -> Iterator[BinaryIO]:
+def whole_file(target: Path, durable: bool = False) -> Iterator[FileIO]:
     """A file to write that gets its name when it is whole. Its own OSErrors become OutputError."""
     beside = target.with_name(f".tmp-{os.getpid()}-{target.name}")
     try:
-        with open(beside, "w+b", buffering=0) as out:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileIO(beside, "w+") as out:
             yield out
             if durable:
                 os.fsync(out.fileno())
@@ -72,12 +75,13 @@ def write_copy(
         # Times of decoding are made anew, since some containers have none: the n-th smallest pts,
         # moved ahead far enough that no frame is shown before it is decoded.
         order = sorted(pts)
+        lasts = {a: b - a for a, b in pairwise([*order, max(end, order[-1] + 1)])}
         ahead = max(rank - shown for rank, shown in zip(order, pts, strict=True))
         for packet, shown, rank in zip(packets, pts, order, strict=True):
             packet.stream = track
             packet.time_base = time_base
             packet.pts, packet.dts = shown, rank - ahead
-            packet.duration = 0  # told by the next one's time
+            packet.duration = lasts[shown]
             mp4.mux(packet)
     _show_until(out, end * time_base.numerator)
 
@@ -109,10 +113,12 @@ class Look:
     rate: Fraction  # frames per second, nominal
 
     @classmethod
-    def of(cls, head: VideoHead, rate: Fraction | None = None, cover: int = 0) -> Look:
-        """A video's own look. `cover`: its shorter side is scaled down to that, px, never up."""
+    def of(
+        cls, head: VideoHead, rate: Fraction | None = None, cover: tuple[int, int] | None = None
+    ) -> Look:
+        """A video's own look; scaled down, never up, to the smallest size that covers `cover`."""
         width, height = head.width, head.height
-        scale = min(1.0, cover / min(width, height)) if cover else 1.0
+        scale = max(cover[0] / width, cover[1] / height) if cover else 1.0
         if scale < 1:
             width, height = (round(side * scale / 2) * 2 for side in (width, height))
         if head.rotation in (90, 270):
