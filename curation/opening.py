@@ -7,7 +7,9 @@ network.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import stat
 from dataclasses import dataclass
 
@@ -17,6 +19,7 @@ from curation import boxes
 from curation.stage import BadVideo, VideoFacts
 
 av.logging.set_level(av.logging.PANIC)
+av.logging.set_skip_repeated(False)  # else a line of one file turns up in the log of the next
 
 REDUCED_SIDE = 320  # px, about: the long side of the planes that meters see
 
@@ -155,9 +158,31 @@ def set_up_decoder(
 
 def check_pixels(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.max_pixels:
-        raise BadVideo(
-            f"picture {width}x{height} is larger than the limit of {limits.max_pixels} pixels"
-        )
+        raise BadVideo(_too_large(width, height, limits))
+
+
+def _too_large(width: int, height: int, limits: Limits) -> str:
+    return f"picture {width}x{height} is larger than the limit of {limits.max_pixels} pixels"
+
+
+def why_no_frame(path: str, limits: Limits, errors: int) -> str:
+    """Looks once more, with FFmpeg's log on: only there it names the size that it refused."""
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as log, open_container(path, limits) as container:
+            stream = choose_stream(container)
+            decoder = set_up_decoder(stream, limits)
+            for packet, _ in zip(container.demux(stream), range(3), strict=False):
+                with contextlib.suppress(av.FFmpegError):
+                    decoder.decode(packet)
+    except av.FFmpegError:
+        pass
+    finally:
+        av.logging.set_level(av.logging.PANIC)
+    for _, _, line in log:
+        if found := re.match(r"Picture size (\d+)x(\d+) ", line):
+            return _too_large(int(found[1]), int(found[2]), limits)
+    return f"no frame could be decoded (damaged packets: {errors})"
 
 
 def read_head(
@@ -203,13 +228,18 @@ def _header_duration_s(
     return whole_s
 
 
-def check_boxes(path: str, head: VideoHead) -> None:
-    """An MP4 with much in it that belongs to no box was overwritten or badly joined."""
-    if head.container != "mov":
-        return
+def check_boxes(path: str) -> tuple[float, float] | None:
+    """Of an MP4: what its headers claim and its tables hold, s. Raises BadVideo for stray bytes."""
     found = boxes.walk(path)
     if found.outside > max(64 * 1024, 0.01 * found.total):
         raise BadVideo(
             f"damaged: {found.outside} of {found.total} bytes belong to no box of the file "
             f"(from byte {found.readable})"
         )
+    return boxes.claimed_and_indexed_s(path)
+
+
+def check_end(says_s: float, *ends_s: float) -> None:
+    """Whether the latest of these ends reaches what the header tells, within a second or 5 %."""
+    if says_s - max(ends_s) > max(1.0, 0.05 * says_s):
+        raise BadVideo(f"truncated: header says {says_s:.1f} s, frames end at {ends_s[0]:.1f} s")

@@ -20,6 +20,7 @@ class Column:
     name: str
     type: pa.DataType
     what: str  # meaning and unit, as the Parquet field's metadata says it too
+    model: str = ""  # the model that makes it, where that takes weights that we don't ship
 
 
 def schema(columns: tuple[Column, ...]) -> pa.Schema:
@@ -117,6 +118,24 @@ SCORES = (
         "key_ssim",
         pa.float32(),
         "SSIM of luma between neighbouring key frames at 320 px wide, mean over pairs",
+    ),
+    Column(
+        "aesthetic_laion_l14",
+        pa.float32(),
+        "LAION aesthetics, mean over key frames, about 1..10",
+        model="LAION's aesthetics head on CLIP ViT-L/14",
+    ),
+    Column(
+        "motion_raft",
+        pa.float32(),
+        "mean RAFT optical flow, px per second at 320 px wide",
+        model="RAFT optical flow",
+    ),
+    Column(
+        "key_lpips",
+        pa.float32(),
+        "LPIPS between neighbouring key frames, mean over pairs",
+        model="LPIPS",
     ),
     Column(
         "text_similarity_tfidf",
@@ -237,3 +256,12 @@ def frames_sha256(hashes: Sequence[str]) -> str:
 def segment_spans(duration_s: float, segments: int) -> list[tuple[float, float]]:
     """`segments` equal spans of a clip's own time line, s from its start."""
     return [(duration_s * i / segments, duration_s * (i + 1) / segments) for i in range(segments)]
+
+
+# Times pass through floats and tables: a frame this close to a border of a span counts as on it.
+SPAN_SLACK_S = 1e-6
+
+
+def in_span(t_s: float, start_s: float, end_s: float) -> bool:
+    """Whether the frame shown at `t_s` belongs to the span: its start does, its end does not."""
+    return start_s - SPAN_SLACK_S <= t_s < end_s - SPAN_SLACK_S

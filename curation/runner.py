@@ -21,7 +21,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt
 
 from curation.isolate import Isolated
-from curation.stage import BadVideo, OutputError, Row, Stage
+from curation.stage import BadVideo, InOrder, OutputError, Row, Stage
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -45,7 +45,7 @@ class Cluster:
 
     address: str | None = None  # null: this machine alone; "auto", "HOST:PORT" or "ray://HOST:PORT"
     workers: Annotated[int, Ge(1)] | None = None  # CPU workers at most; null: one per free CPU
-    memory_gb: Annotated[float, Gt(0)] = 4.0  # what the child process of one worker may take
+    memory_gib: Annotated[float, Gt(0)] = 4.0  # what the child process of one worker may take
 
     def start(self, log_folder: str) -> None:
         """Connects, or starts Ray on this machine. Ray's own talk goes to `ray.log`."""
@@ -53,7 +53,7 @@ class Cluster:
             return
         os.makedirs(log_folder, exist_ok=True)
         handler = logging.FileHandler(os.path.join(log_folder, "ray.log"))
-        for name in ("ray", "ray.data"):
+        for name in ("ray", "ray._private"):  # ray.init takes the handlers of "ray" away
             log = logging.getLogger(name)
             log.handlers, log.propagate = [handler], False
         settings: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
@@ -77,7 +77,9 @@ class Cluster:
 
         Raises OutputError, RunError; rows under way then are lost, and done again on resume.
         """
-        pools = [_Pool(list(group), self) for _, group in groupby(stages, lambda s: s.needs)]
+        groups = [list(group) for _, group in groupby(stages, lambda s: s.needs)]
+        # Groups take turns on the CPUs; if each reserved its own, the second could wait for ever.
+        pools = [_Pool(group, self, 1 / len(groups)) for group in groups]
         source = iter(rows)
         try:
             while _feed(pools, source):
@@ -90,11 +92,12 @@ class Cluster:
 class Worker:
     """One actor: some stages, one row at a time."""
 
-    def __init__(self, stages: list[Stage], memory_gb: float) -> None:
+    def __init__(self, stages: list[Stage], memory_gib: float) -> None:
         self._stages = stages
         self._child: Isolated | None = None
         if stages[0].needs.isolated:
-            self._child = Isolated(StageList(stages), memory_bytes=int(memory_gb * 2**30))
+            work = InOrder(stages)
+            self._child = Isolated(work.run, work.setup, memory_gib=memory_gib)
         else:
             for stage in stages:
                 stage.setup()
@@ -105,7 +108,7 @@ class Worker:
                 break
             try:
                 if self._child is not None:
-                    row = self._child.call((number, row), stage.deadline_s(row))
+                    row = self._child(number, row, deadline_s=stage.deadline_s(row))
                 else:
                     [row] = stage.process([row])
             except BadVideo as e:
@@ -114,23 +117,6 @@ class Worker:
                 raise
             except Exception as e:  # a row must never cost another one
                 row["error"] = f"{type(stage).__name__}: {type(e).__name__}: {e}"
-        return row
-
-
-class StageList:
-    """What the child process of an isolated worker calls."""
-
-    def __init__(self, stages: list[Stage]) -> None:
-        self._stages = stages
-        self._ready = [False] * len(stages)
-
-    def __call__(self, call: tuple[int, Row]) -> Row:
-        number, row = call
-        stage = self._stages[number]
-        if not self._ready[number]:
-            stage.setup()
-            self._ready[number] = True
-        [row] = stage.process([row])
         return row
 
 
@@ -146,6 +132,7 @@ class _Pool:
 
     stages: list[Stage]
     cluster: Cluster
+    cpu_share: float  # of a worker's CPUs that Ray reserves for it
     queue: deque[_Job] = field(default_factory=deque)
     flying: dict[Any, tuple[int, _Job]] = field(default_factory=dict)  # call -> worker, job
     fatal: int = 0  # deaths since the last result
@@ -169,7 +156,7 @@ class _Pool:
         size = int(gpus / need.gpus) if need.gpus else int(cpus / need.cpus)
         if size < 1:
             raise RunError(
-                f"{type(self.stages[0]).__name__} needs {need.cpus} CPUs and {need.gpus} GPUs a"
+                f"{type(self.stages[0]).__name__} needs {need.cpus:g} CPUs and {need.gpus:g} GPUs a"
                 f" worker; the cluster has {cpus:g} and {gpus:g}"
             )
         return size if need.gpus else min(size, self.cluster.workers or size)
@@ -177,8 +164,10 @@ class _Pool:
     def submit(self, job: _Job, slot: int) -> None:
         if self._actors[slot] is None:
             need = self.stages[0].needs
-            actor = ray.remote(Worker).options(num_cpus=need.cpus, num_gpus=need.gpus)
-            self._actors[slot] = actor.remote(self.stages, self.cluster.memory_gb)
+            actor = ray.remote(Worker).options(
+                num_cpus=need.cpus * self.cpu_share, num_gpus=need.gpus
+            )
+            self._actors[slot] = actor.remote(self.stages, self.cluster.memory_gib)
         self._load[slot] += IN_FLIGHT if job.deaths else 1
         self.flying[self._actors[slot].run.remote(job.row)] = (slot, job)
 

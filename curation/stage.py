@@ -55,6 +55,21 @@ class Stage:
         raise NotImplementedError
 
 
+@dataclass
+class InOrder:
+    """Some stages, as the one thing that an isolated child process holds."""
+
+    stages: list[Stage]
+
+    def setup(self) -> None:
+        for stage in self.stages:
+            stage.setup()
+
+    def run(self, number: int, row: Row) -> Row:
+        [row] = self.stages[number].process([row])
+        return row
+
+
 @dataclass(frozen=True)
 class VideoFacts:
     """What a meter may know of the video before its first frame."""

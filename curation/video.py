@@ -18,12 +18,14 @@ from curation.opening import (
     Limits,
     VideoHead,
     check_boxes,
+    check_end,
     check_file,
     check_pixels,
     choose_stream,
     open_container,
     read_head,
     set_up_decoder,
+    why_no_frame,
 )
 from curation.planes import colour, convert, reduce_frame
 from curation.stage import BadVideo, Planes
@@ -82,7 +84,7 @@ class Reader:
             self._decoder = set_up_decoder(self._stream, limits)
             self._pending = self._decode_until_first_frame()
             self.head = read_head(self._container, self._stream, self._pending[0], size)
-            check_boxes(path, self.head)
+            self._claim = check_boxes(path) if self.head.container == "mov" else None
         except BaseException:
             self.close()
             raise
@@ -117,7 +119,7 @@ class Reader:
             times = np.arange(len(self._packets)) / self.head.fps
         else:  # AVI's are of decoding: there the first packet is the first frame's
             start_s = stamps[0] * self._tick_s if self._only_dts else self.start_s
-            times = np.array(stamps, np.float64) * self._tick_s - start_s
+            times = unroll(np.array(stamps, np.float64) * self._tick_s - start_s, 1 / self.head.fps)
         order = np.argsort(times, kind="stable")
         return Packets(
             times[order],
@@ -143,14 +145,22 @@ class Reader:
             yield t_s, reduce_frame(frame, by, rotation)
             self.end_s = t_s + self._duration_s(frame)
         self.start_s = clock.start_s or 0.0
-        self._check_end()
+        # a header counts from zero or from the first stamp, or tells the longest stream's end
+        ends_s = (self.end_s, self.start_s + self.end_s, self._others_end_s)
+        if head.header_duration_s is not None:
+            check_end(head.header_duration_s, *ends_s)
+        if self._claim is not None:
+            claimed_s, indexed_s = self._claim
+            check_end(claimed_s, *ends_s, indexed_s)
 
     def _stamp_s(self, frame: av.VideoFrame) -> float | None:
         stamp = frame.dts if self._only_dts else frame.pts
         return None if stamp is None else stamp * self._tick_s
 
     def _duration_s(self, frame: av.VideoFrame) -> float:
-        """How long this frame is shown, as far as the container says."""
+        """How long the last frame is shown, as far as the container says."""
+        if self._only_dts and len(self._times) > 1:  # AVI tells the clock's tick instead
+            return self._times[-1] - self._times[-2]
         if frame.duration and frame.pts is not None:
             return frame.duration * self._tick_s
         return 1 / self.head.fps
@@ -163,8 +173,7 @@ class Reader:
                 return frames
             if len(self._packets) > 1000:  # a decoder holds back a few dozen at most
                 break
-        damaged = f" ({self.errors} damaged packets)" if self.errors else ""
-        raise BadVideo(f"no frame could be decoded{damaged}")
+        raise BadVideo(why_no_frame(self.path, self.limits, self.errors))
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         yield from self._pending
@@ -188,7 +197,7 @@ class Reader:
                     stamp = packet.dts if packet.pts is None or self._only_dts else packet.pts
                     self._packets.append((stamp, packet.size, packet.is_keyframe))
                 yield packet
-        except av.FFmpegError:  # the file breaks off: what was read counts, _check_end judges
+        except av.FFmpegError:  # the file breaks off: what was read counts, check_end judges
             self.errors += 1
 
     def _decode(self, packet: av.Packet) -> list[av.VideoFrame]:
@@ -209,27 +218,13 @@ class Reader:
         if len(self._times) >= self.limits.max_frames:
             raise BadVideo(f"more than {self.limits.max_frames} frames, the limit")
 
-    def _check_end(self) -> None:
-        """Whether the frames reach the end that the header tells, within a second or 5 %.
 
-        A header counts from zero or from the first stamp, and a container without the stream's own
-        duration tells the longest stream's: the latest of these ends is compared.
-        """
-        says_s = self.head.header_duration_s
-        if says_s is None:
-            return
-        ends_s = max(self.end_s, self.start_s + self.end_s, self._others_end_s)
-        if says_s - ends_s > max(1.0, 0.05 * says_s):
-            raise BadVideo(
-                f"truncated: header says {says_s:.1f} s, frames end at {self.end_s:.1f} s"
-            )
+SMALL_STEP_S = 0.001
+JUMP_S = 1.0  # a stamp that falls back by more belongs to another count (recordings joined)
 
 
 class Clock:
     """Turns the container's stamps into times that start at 0 and grow strictly."""
-
-    SMALL_STEP_S = 0.001
-    JUMP_S = 1.0  # a stamp that falls back by more belongs to another count (recordings joined)
 
     def __init__(self, step_s: float) -> None:
         self.step_s = step_s  # nominal, for frames without a stamp
@@ -247,13 +242,21 @@ class Clock:
         t_s = next_s if stamp_s is None else stamp_s - self.start_s + self._shift_s
         if t_s <= self._last_s:
             self.repaired += 1
-            if t_s < self._last_s - self.JUMP_S:
+            if t_s < self._last_s - JUMP_S:
                 self._shift_s += next_s - t_s
                 t_s = next_s
             else:
-                t_s = self._last_s + self.SMALL_STEP_S
+                t_s = self._last_s + SMALL_STEP_S
         self._last_s = t_s
         return t_s
+
+
+def unroll(times_s: np.ndarray, step_s: float) -> np.ndarray:
+    """Packets' times in order of decoding; a count that starts anew goes on from the last one."""
+    behind = np.maximum.accumulate(times_s) - times_s
+    for at in np.flatnonzero(np.diff(behind, prepend=0) > JUMP_S):
+        times_s[at:] += times_s[:at].max() + step_s - times_s[at]
+    return times_s
 
 
 def _to_size(frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:

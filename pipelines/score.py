@@ -15,18 +15,18 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 from curation.progress import Progress
 
-from curation import config, records
+from curation import config
 from curation.ledger import Ledger, check_settings
 from curation.runner import Cluster, RunError
 from curation.stage import Row, Stage, check_plan
 from curation.storage import Folder, InputError, Listed, list_videos
 from pipelines.settings import ScoreSettings, Settings, main
+from pipelines.tables import INPUT, videos_ledger
 from stages.identify import Identify
 
 COMMIT_S = 5.0  # results are committed this often
 SHOW_MANY = 5000  # clips below the gate that have pictures for the report, about
 ENOUGH_TO_JUDGE = 100  # videos; below, failures are the videos' own
-INPUT = "input.parquet"
 
 
 def build(settings: ScoreSettings, ledger_url: str, videos: int) -> list[Stage]:
@@ -34,10 +34,6 @@ def build(settings: ScoreSettings, ledger_url: str, videos: int) -> list[Stage]:
     settings.watch.ledger_url = settings.text.ledger_url = ledger_url
     settings.watch.thumb_share = min(1.0, SHOW_MANY / max(1, videos))
     return [settings.watch, settings.text]
-
-
-def videos_ledger(out: Folder) -> Ledger:
-    return Ledger(out / "ledger", "videos", records.schema(records.VIDEO), "video")
 
 
 def score(settings: Settings, out: Folder) -> None:

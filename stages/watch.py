@@ -189,11 +189,11 @@ class Watch(Stage):
 
 def _key_scores(pictures: list[np.ndarray]) -> dict[str, Any]:
     small = [_resized(p, 320) for p in pictures]
-    pairs = list(pairwise(small))
+    pairs = list(pairwise(cv2.cvtColor(p, cv2.COLOR_BGR2GRAY) for p in small))
     return {
         "colourfulness": _mean([measures.colourfulness(p) for p in small]),
         "key_psnr": _mean([measures.psnr(a, b) for a, b in pairs]),
-        "key_ssim": _mean([measures.ssim(a, b) for a, b in pairs]),
+        "key_ssim": _mean([measures.ssim(a, b) for a, b in pairs if min(a.shape) >= 11]),
     }
 
 
