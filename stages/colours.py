@@ -9,7 +9,7 @@ import numpy as np
 
 MIN_SHARE = 0.05  # of the picture: less is not looked at
 LOOK_PX = 64  # long side of the picture that is looked at: blobs of colour, not texture
-DARK_L, LIGHT_L = 32.0, 72.0  # CIE L*: below it the name gets `dark`, above it `light`
+DARK_L, LIGHT_L = 28.0, 72.0  # CIE L*: below it the name gets `dark`, above it `light`
 IN_BAND = 0.62  # share of a colour's pixels in a third of the picture that makes it its place
 IN_MIDDLE = 0.55  # the same for the middle quarter of the area
 
@@ -29,7 +29,7 @@ EXAMPLES = {
     "purple": [(110, 50, 150), (70, 35, 95), (165, 130, 195)],
     "pink": [(240, 150, 190), (220, 80, 150), (245, 200, 210)],
 }
-TINTLESS = ("black", "white", "beige", "pink", "orange", "turquoise")
+TINTLESS = ("black", "white", "beige", "yellow", "pink", "orange", "turquoise")
 
 
 @dataclass(frozen=True)

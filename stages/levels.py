@@ -138,7 +138,7 @@ def _place(x: float, y: float) -> str:
 
 def _camera(segment: dict[str, Any], before: Camera | None) -> Camera | None:
     names = ("camera_x", "camera_y", "camera_zoom", "camera_roll", "camera_shake")
-    values = [segment.get(name) for name in names]
+    values: list[Any] = [segment.get(name) for name in names]
     if None in values:
         return None
     x, y, zoom, roll, shake = values
@@ -162,8 +162,9 @@ def _subject(segment: dict[str, Any], before: Subject | None) -> Subject | None:
         return None
     area = level(share, AREA, before.area if before else None)
     names = ("subject_x", "subject_y", "subject_at_x", "subject_at_y")
-    x, y, at_x, at_y = (segment.get(name) for name in names)
-    if not area or None in (x, y, at_x, at_y):
+    values: list[Any] = [segment.get(name) for name in names]
+    x, y, at_x, at_y = values
+    if not area or None in values:
         return Subject(area=0)
     was = before or Subject()
     speed = max(math.hypot(x, y), motion / max(share, AREA[0]))
