@@ -83,12 +83,17 @@ class Compare:
         return residual > (before.contrast + after.contrast) / 2 + NOISE
 
     def same_structure(self, before: Thumb, after: Thumb) -> float:
-        """Correlation of fine detail in the changed blocks, -1..1: near 1 where only light or sharpness changed."""
-        mask = np.kron(self.changed(before, after), np.ones((BLOCK, BLOCK), bool))
-        new = _detail(after.luma)[mask]
-        # a strong change of light misleads the flow, so the unmoved picture is tried as well
-        olds = (_detail(luma)[mask] for luma in (self._moved(before, after), before.luma))
-        return max(_correlation(old, new) for old in olds)
+        """Correlation of detail in the changed blocks, -1..1: near 1 where light, sharpness or bit rate changed."""
+        blocks = self.changed(before, after)
+        pixels = np.kron(blocks, np.ones((BLOCK, BLOCK), bool))
+        moved = self._moved(before, after)
+        # a strong change of light misleads the flow: the unmoved picture is tried too; a codec that starts
+        # anew changes fine detail most: the blocks' means are tried too
+        return max(
+            _correlation(_detail(moved)[pixels], _detail(after.luma)[pixels]),
+            _correlation(_detail(before.luma)[pixels], _detail(after.luma)[pixels]),
+            _correlation(_detail(block_means(moved))[blocks], _detail(after.means)[blocks]),
+        )
 
     def _moved(self, before: Thumb, after: Thumb) -> np.ndarray:
         """`before`, each pixel moved to where the flow finds it in `after`: (h, w) uint8."""
