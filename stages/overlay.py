@@ -68,14 +68,16 @@ def graphics(looks: np.ndarray) -> np.ndarray | None:
     usual = np.median(looks[:: max(1, len(looks) // 15)], axis=0).astype(np.uint8)
     gradients = [_gradient(look) for look in looks]
     moving = _camera_moves(gradients, _gradient(usual))
-    changed = [_changed(look, usual) for look in looks]
+    # Changed since the look before, too: the view of a camera that stopped elsewhere is one view, not many.
+    fresh = [_changed(look, looks[i - 1] if i else looks[1]) for i, look in enumerate(looks)]
+    changed = [np.minimum(_changed(a, usual), b) for a, b in zip(looks, fresh, strict=True)]
     near = np.array(
         [m | (cv2.blur(c, (15, 15)) > CHANGED) for m, c in zip(moving, changed, strict=True)]
     ).astype(np.float32)
     number = near.sum(0)
     if not (number >= LEAST_LOOKS).any():
         return None
-    edges = _staying_edges(gradients, near, number)
+    edges = _staying_edges(gradients, near, number, _gradient(usual))
     around = np.array([cv2.blur(c, (5, 5)) > CHANGED for c in changed])
     return _surrounded(edges, around, moving)
 
@@ -108,9 +110,9 @@ def _camera_moves(gradients: list[np.ndarray], usual: np.ndarray) -> np.ndarray:
 
 
 def _staying_edges(
-    gradients: list[np.ndarray], near: np.ndarray, number: np.ndarray
+    gradients: list[np.ndarray], near: np.ndarray, number: np.ndarray, usual: np.ndarray
 ) -> np.ndarray:
-    """(h, w) uint8: pixels whose gradient is the same in all looks in which their surroundings moved.
+    """(h, w) uint8: pixels whose gradient is the usual one in all looks in which their surroundings moved.
 
     A see-through graphic adds its own gradient to the one behind it, which comes and goes: the mean stands out of the
     spread. near: (looks, h, w) 1 where the surroundings moved.  number: its sum.
@@ -122,9 +124,10 @@ def _staying_edges(
         squares += (weighted * gradient).sum(0)
     looks = np.maximum(number, 1)
     mean = np.hypot(*total) / looks
+    usually = np.hypot(*(total / looks - usual)) < 0.5 * mean
     spread = np.sqrt(np.maximum(squares / looks - mean**2, 0))
     stays = (mean > EDGE) & (mean > STEADY * spread) & (mean * np.sqrt(looks) > SURE * spread)
-    return (stays & (number >= LEAST_LOOKS)).astype(np.uint8)
+    return (stays & usually & (number >= LEAST_LOOKS)).astype(np.uint8)
 
 
 def _surrounded(edges: np.ndarray, around: np.ndarray, moving: np.ndarray) -> np.ndarray:
