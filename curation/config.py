@@ -38,27 +38,12 @@ def load(kind: type[T], path: str | Path | None, overrides: Sequence[str] = ()) 
         if read is not None and not isinstance(read, dict):
             raise ConfigError(f"{path}: expected settings as `name: value`, found {read!r:.60}")
         data = read or {}
-        _check_names(kind, data, str(path))
     for item in overrides:
         name, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"{item!r}: expected key=value, for example select.seed=1")
         _set(data, name, yaml.safe_load(value) if value else None)
-        _check_names(kind, _nested(name, None), f"{name}=")
-    try:
-        return TypeAdapter(kind).validate_python(data)
-    except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            f"{path or 'command line'}: {where} is {first['input']!r:.60}: {first['msg']}"
-        ) from None
-
-
-def _nested(dotted: str, value: Any) -> dict[str, Any]:
-    for part in reversed(dotted.split(".")):
-        value = {part: value}
-    return value
+    return _build(kind, data, str(path or "command line"))
 
 
 def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
@@ -71,25 +56,33 @@ def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
     data[last] = value
 
 
-def _check_names(kind: Any, data: Any, where: str, prefix: str = "") -> None:
-    kind = _dataclass_in(kind)
-    if kind is None or not isinstance(data, dict):
-        return
-    hints = typing.get_type_hints(kind)
-    known = [f.name for f in dataclasses.fields(kind) if f.init]
+def _build(kind: type[T], data: dict[str, Any], where: str, prefix: str = "") -> T:
+    """A dataclass from plain data, checked field by field; absent fields have their default."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    known = [f.name for f in dataclasses.fields(kind) if f.init]  # type: ignore[arg-type]
+    values = {}
     for name, value in data.items():
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
             raise ConfigError(f"{where}: {prefix}{name} is not a setting; {hint}")
-        _check_names(hints[name], value, where, f"{prefix}{name}.")
+        full, hint = f"{prefix}{name}", hints[name]
+        if not dataclasses.is_dataclass(hint):
+            values[name] = _checked(hint, value, where, full)
+        elif isinstance(value, dict):
+            values[name] = _build(hint, value, where, f"{full}.")
+        else:
+            raise ConfigError(f"{where}: {full} is {value!r:.60}; expected settings below it")
+    return kind(**values)
 
 
-def _dataclass_in(kind: Any) -> Any:
-    """The dataclass in `X`, `X | None` or `Annotated[X, …]`; None where there is none."""
-    if dataclasses.is_dataclass(kind):
-        return kind
-    return next((k for k in typing.get_args(kind) if dataclasses.is_dataclass(k)), None)
+def _checked(hint: Any, value: Any, where: str, name: str) -> Any:
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as e:
+        first = e.errors()[0]
+        place = ".".join([name, *map(str, first["loc"])])
+        raise ConfigError(f"{where}: {place} is {first['input']!r:.60}: {first['msg']}") from None
 
 
 def as_dict(settings: Any) -> dict[str, Any]:

@@ -280,7 +280,10 @@ class Folder:
     def put(self, name: str, local: os.PathLike[str]) -> None:
         """Copies a local file here, in pieces."""
         try:
-            with open(local, "rb") as source, self._fs.open_output_stream(f"{self._root}/{name}") as out:
+            with (
+                open(local, "rb") as source,
+                self._fs.open_output_stream(f"{self._root}/{name}") as out,
+            ):
                 while chunk := source.read(8 << 20):
                     out.write(chunk)
         except (OSError, pa.ArrowException) as e:

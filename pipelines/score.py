@@ -12,10 +12,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
-from curation.progress import Progress
 
 from curation import config
 from curation.ledger import Ledger, check_settings
+from curation.progress import Progress
 from curation.runner import Cluster, RunError
 from curation.stage import Row, Stage, check_plan
 from curation.storage import Folder, InputError, Listed, list_videos
@@ -29,7 +29,7 @@ ENOUGH_TO_JUDGE = 100  # videos; below, failures are the videos' own
 
 def build(settings: ScoreSettings, ledger_url: str, videos: int) -> list[Stage]:
     """The list is the architecture."""
-    settings.watch.ledger_url = settings.text.ledger_url = ledger_url
+    settings.watch.ledger_url = settings.text.key_frames_root = ledger_url
     settings.watch.thumb_share = min(1.0, SHOW_MANY / max(1, videos))
     return [settings.watch, settings.text]
 

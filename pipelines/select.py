@@ -12,14 +12,14 @@ import sys
 
 import pyarrow.compute as pc
 
-from curation import config, records
-from curation.policy import Policy, check_columns, check_gate
+from curation import records
+from curation.policy import Policy, Range, check_columns, check_gate
 from curation.storage import Folder
 from pipelines.settings import Settings, main
 from pipelines.tables import SELECTION, captions_ledger, read_clips, recorded_settings
 from stages.selection import select, select_captioned
 
-MEASURED = tuple(c.name for c in records.SCORES if c.model is None)
+MEASURED = tuple(c.name for c in records.SCORES if not c.model)
 COSTLY = {
     "text_share": "Text",
     "artifact_share": "Text",
@@ -34,7 +34,8 @@ def check(settings: Settings, out: Folder) -> None:
     check_columns(settings.select.policy, MEASURED)
     recorded = recorded_settings(out, "videos")
     if recorded is not None:
-        gate = config.load(Policy, None, [], data=recorded["watch"]["gate"])
+        rules = recorded["watch"]["gate"]
+        gate = Policy({name: Range(**rule) for name, rule in rules.items()})
     else:
         gate = settings.score.watch.gate
     check_gate(settings.select.policy, gate, COSTLY)

@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
-from curation.policy import Policy
-from curation.progress import shown
-from stages.captioner import Captioner
-from stages.measured import Measured
-from stages.text import Text
 
 from curation import config
 from curation.config import ConfigError
+from curation.policy import Policy
+from curation.progress import shown
 from curation.runner import Cluster, RunError
 from curation.stage import OutputError, PlanError, Row
 from curation.storage import Folder, InputError
+from stages.captioner import Captioner
+from stages.measured import Measured
+from stages.text import Text
 from stages.watch import Watch
 
 COMMIT_S = 5.0  # results are committed this often
@@ -48,7 +48,7 @@ class CaptionSettings:
     def build(self, ledger_url: str) -> Captioner:
         """The captioner that `captioner` names."""
         chosen: Captioner = getattr(self, self.captioner)
-        chosen.ledger_url = ledger_url
+        chosen.key_frames_root = ledger_url
         return chosen
 
 
@@ -56,6 +56,7 @@ class CaptionSettings:
 class ExportSettings:
     shard_mb: Annotated[float, Gt(0)] = 500.0
     shard_clips: Annotated[int, Ge(1)] = 1000
+    seed: str = ""  # of the order of clips in the shards
     presto: bool = True  # also write presto/, what the authors' released trainer reads
 
 

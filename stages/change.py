@@ -23,7 +23,10 @@ RANGE = 2.0
 STILL = 0.002  # an amount without any motion taken out below which no flow is computed: nothing can come of it
 
 DARK = 32  # grey levels: what is darker in both frames over whole rows or columns is a border
-FLAT_SHARE, FLAT_INSIDE = 0.5, 0.3  # of the picture, and inside its borders, at one level: drawn, not filmed
+FLAT_SHARE, FLAT_INSIDE = (
+    0.5,
+    0.3,
+)  # of the picture, and inside its borders, at one level: drawn, not filmed
 
 
 class Thumb(NamedTuple):
@@ -40,7 +43,9 @@ class Change(NamedTuple):
 
     amount: float  # share of the picture that motion does not explain, 0..1
     area: float  # share of the blocks that changed by more than their contrast, 0..1
-    rest: float  # median block's difference, grey levels: what the unchanged part of the picture does
+    rest: (
+        float  # median block's difference, grey levels: what the unchanged part of the picture does
+    )
 
 
 NO_CHANGE = Change(0.0, 0.0, 0.0)

@@ -71,7 +71,10 @@ class Motion(Meter):
         # Where nothing could be seen to move (blank sky), the camera's motion is the best guess.
         flow = np.where(pair.known[..., None], pair.flow * (self._scale / seconds), camera)
         own = flow - camera
-        speed, camera_speed = np.hypot(*np.moveaxis(own, -1, 0)), np.hypot(*np.moveaxis(camera, -1, 0))
+        speed, camera_speed = (
+            np.hypot(*np.moveaxis(own, -1, 0)),
+            np.hypot(*np.moveaxis(camera, -1, 0)),
+        )
         moves = pair.moved & (speed > np.maximum(self.subject_above_px_s, 0.2 * camera_speed))
         weight = (speed * moves).sum()
         at = (points * (speed * moves)[..., None]).sum((0, 1)) / (weight or 1) / self._size + 0.5

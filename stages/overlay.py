@@ -14,7 +14,9 @@ EDGE = 3.0  # grey levels per px of a graphic's edge, at reduced size
 SURE = 5.0  # standard errors by which a staying edge stands out of what moves behind it
 STEADY = 1.7  # standard deviations by which it does so in a single look: leaves in the wind come back too
 TEXTURE = 4.0  # grey levels per px of an edge that shows whether the picture moves
-MOVING_SHARE = 0.75  # of all edges must differ from the usual picture and from the last look: the camera moves
+MOVING_SHARE = (
+    0.75  # of all edges must differ from the usual picture and from the last look: the camera moves
+)
 RING_SHARE = 0.85  # of the surroundings of a graphic must have changed at once, where the camera stands still
 LEAST_LOOKS = 5  # with moving surroundings, or nothing is said
 LEAST_EDGE_PX = 12  # of a graphic: fewer are chance
@@ -85,7 +87,9 @@ def graphics(looks: np.ndarray) -> np.ndarray | None:
 def _gradient(luma: np.ndarray) -> np.ndarray:
     """(2, h, w) float32, grey levels per px, lightly smoothed."""
     soft = cv2.GaussianBlur(luma, (3, 3), 0)
-    return np.array([cv2.Sobel(soft, cv2.CV_32F, *d, ksize=3, scale=0.125) for d in ((1, 0), (0, 1))])
+    return np.array(
+        [cv2.Sobel(soft, cv2.CV_32F, *d, ksize=3, scale=0.125) for d in ((1, 0), (0, 1))]
+    )
 
 
 def _changed(look: np.ndarray, usual: np.ndarray) -> np.ndarray:

@@ -41,7 +41,9 @@ class Pack(Stage):
         self._child = Isolated(_run, memory_gib=self.memory_gib)
 
     def process(self, rows: list[Row]) -> list[Row]:
-        return [row | {"receipt": self._pack(ShardPlan(**row["plan"]), row["clips"])} for row in rows]
+        return [
+            row | {"receipt": self._pack(ShardPlan(**row["plan"]), row["clips"])} for row in rows
+        ]
 
     def _pack(self, plan: ShardPlan, clips: dict[str, Row]) -> dict[str, Any]:
         settings = f"presto={self.presto}"
@@ -87,7 +89,7 @@ def _run(what: str, args: tuple[Any, ...]) -> dict[str, Any]:
 
 @contextmanager
 def _workplace(out: Folder, plan: ShardPlan, signature: str) -> Iterator[Path]:
-    """Where a shard is written: the output itself, or a scratch folder that is then copied there."""
+    """Where a shard is written: the output itself, or scratch that is then copied there."""
     if out.is_local:
         yield Path(out.url)
         return

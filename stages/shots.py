@@ -25,7 +25,9 @@ REST_SPIKE, REST_MIN = 2.0, 0.5  # times the rest's change nearby, and so many g
 BACKED_SPIKE, BACKED_AMOUNT = 1.4, 0.01
 
 MANY_A_LITTLE = 0.7  # blocks changed wholly, as a share of the amount: below it many changed a little (the codec's doing)
-SAME_STRUCTURE = 0.65  # correlation of detail in the changed blocks: above it only light or sharpness changed
+SAME_STRUCTURE = (
+    0.65  # correlation of detail in the changed blocks: above it only light or sharpness changed
+)
 TEXT_AREA, TEXT_HEIGHT = 0.12, 0.2  # a line of text or a caption takes no more of the picture
 REDRAWN_AREA = 0.5  # on a flat ground that stays, a smaller change is a redrawn slide
 

@@ -9,7 +9,9 @@ import numpy as np
 
 Span = tuple[float, float]
 
-TICK_S = 1e-3  # the coarsest clock of a container (Matroska): times that differ by less are the same
+TICK_S = (
+    1e-3  # the coarsest clock of a container (Matroska): times that differ by less are the same
+)
 
 
 def find_takes(
@@ -73,7 +75,10 @@ def _place(
     take: Span, piece_s: float, count: int, starts_s: np.ndarray, is_key: np.ndarray
 ) -> list[Span]:
     """`count` spans of `piece_s`, or none where they don't fit. starts_s: (T,) the take's frames; is_key: (T,) bool."""
-    latest, bound_s = [], take[1]  # the last frame at which each clip can start, from the last clip on
+    latest, bound_s = (
+        [],
+        take[1],
+    )  # the last frame at which each clip can start, from the last clip on
     for _ in range(count):
         at = int(np.searchsorted(starts_s, bound_s - piece_s + TICK_S, side="right")) - 1
         if at < 0:

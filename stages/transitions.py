@@ -18,7 +18,17 @@ import numpy as np
 from stages.change import Thumb
 
 SAMPLE_S = 0.03  # at least between two looks: every frame up to 30 fps
-LENGTHS = (4, 8, 12, 16, 24, 32, 48, 64, 96)  # samples: 0.13 to 3.8 s; each fits mixes from 0.8 to 1.3 times as long
+LENGTHS = (
+    4,
+    8,
+    12,
+    16,
+    24,
+    32,
+    48,
+    64,
+    96,
+)  # samples: 0.13 to 3.8 s; each fits mixes from 0.8 to 1.3 times as long
 CHANGED = 8.0  # grey levels of a block's mean: several times what noise does to a mean of 256 source pixels
 CHANGED_SHARE = 0.4  # of the picture: a title or a passing object is no transition between pictures
 PACE = 0.2  # tolerance of a block's progress
@@ -46,7 +56,9 @@ class Mix:
 class Blends:
     """Fed with every thumb; keeps the block means of the last four seconds."""
 
-    unexplained: Callable[[Thumb, Thumb], float]  # share of the picture that motion does not explain
+    unexplained: Callable[
+        [Thumb, Thumb], float
+    ]  # share of the picture that motion does not explain
     _times_s: deque[float] = field(default_factory=lambda: deque(maxlen=2 * LENGTHS[-1] + 1))
     _means: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=2 * LENGTHS[-1] + 1))
     _thumbs: deque[Thumb] = field(default_factory=lambda: deque(maxlen=LENGTHS[-1] + 1))

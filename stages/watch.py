@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import cv2
 import numpy as np
 from annotated_types import Ge, Gt
-from curation.policy import Policy, decide
 
 from curation import measures
+from curation.policy import Policy, decide
 from curation.records import SCORE_NAMES, clip_id, segment_spans
 from curation.stage import Meter, Needs, Row, Stage
 from curation.storage import Folder, fetched

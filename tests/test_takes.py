@@ -34,7 +34,9 @@ def test_frames_in_a_gradual_transition_belong_to_no_take():
 
 def test_a_cut_inside_a_gradual_transition_changes_nothing():
     times = frames(25, 40)
-    assert find_takes([10.4], [(10.0, 11.0)], times, 40.0) == find_takes([], [(10.0, 11.0)], times, 40.0)
+    assert find_takes([10.4], [(10.0, 11.0)], times, 40.0) == find_takes(
+        [], [(10.0, 11.0)], times, 40.0
+    )
 
 
 def test_a_fade_in_at_the_very_start_and_a_fade_out_at_the_end_leave_the_middle():
@@ -83,7 +85,9 @@ def test_starts_move_to_key_frames_where_the_take_leaves_room():
 
 
 def test_without_room_a_key_frame_elsewhere_moves_nothing():
-    assert place_clips((1.0, 16.0), 15.0, 15.0, np.array([0.0, 2.0]), frames(25, 20)) == [(1.0, 16.0)]
+    assert place_clips((1.0, 16.0), 15.0, 15.0, np.array([0.0, 2.0]), frames(25, 20)) == [
+        (1.0, 16.0)
+    ]
 
 
 @given(
