@@ -9,7 +9,9 @@ import av
 import numpy as np
 import pytest
 
+from curation.records import in_span
 from curation.stage import BadVideo, OutputError
+from curation.video import Reader
 from stages.cut import cut
 
 FPS = 25
@@ -323,3 +325,50 @@ def test_a_source_cut_off_within_the_span_costs_itself_only(tmp_path, clip):
     Path(source).write_bytes(Path(source).read_bytes()[: source.stat().st_size // 2])
     with pytest.raises(BadVideo, match="scoring saw 100"):
         cut(str(source), 0.0, 4.0, clip, num_frames=100)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("sound") / "in.mp4", params=X264_B).read_bytes()
+
+
+def frames_scored(source, start_s, end_s):
+    """How many frames of the span scoring sees; None where it refuses the video."""
+    try:
+        with Reader(str(source)) as reader:
+            return sum(in_span(t_s, start_s, end_s) for t_s, _ in reader.frames())
+    except BadVideo:
+        return None
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_damaged_source_gives_a_clip_that_decodes_or_a_plain_reason(tmp_path, clip, sound, seed):
+    source = tmp_path / "in.mp4"
+    rng = np.random.default_rng(seed)
+    data = np.frombuffer(sound, np.uint8).copy()
+    start = sound.find(b"moov") if seed % 2 else 0  # half of them in the index
+    data[rng.integers(start, len(data), 1 + seed)] = rng.integers(0, 256, 1 + seed)
+    source.write_bytes(data.tobytes())
+    for start_s in (1.0, 1.2):
+        scored = frames_scored(source, start_s, start_s + 1)
+        try:
+            made = cut(str(source), start_s, start_s + 1, clip, scored)
+        except BadVideo:  # any other error fails the test
+            continue
+        if scored is not None:
+            assert len(shown(clip)[1]) == made.num_frames
+
+
+def test_packets_that_do_not_decode_are_not_copied(tmp_path, clip, sound):
+    source = tmp_path / "in.mp4"
+    source.write_bytes(sound)
+    with av.open(str(source)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+        bad = next(p for p in packets if p.pts * p.time_base > 2)
+    data = bytearray(sound)
+    data[bad.pos : bad.pos + bad.size] = bytes(bad.size)
+    source.write_bytes(data)
+    scored = frames_scored(source, 1.0, 3.0)
+    assert scored < 50
+    assert cut(str(source), 1.0, 3.0, clip, scored).method == "encode"
+    assert len(shown(clip)[1]) == scored
