@@ -29,7 +29,7 @@ ENOUGH_TO_JUDGE = 100  # videos; below, failures are the videos' own
 
 def build(settings: ScoreSettings, ledger_url: str, videos: int) -> list[Stage]:
     """The list is the architecture."""
-    settings.watch.ledger_url = settings.text.key_frames_root = ledger_url
+    settings.watch.ledger_url = settings.text.ledger_url = ledger_url
     settings.watch.thumb_share = min(1.0, SHOW_MANY / max(1, videos))
     return [settings.watch, settings.text]
 

@@ -48,7 +48,7 @@ class CaptionSettings:
     def build(self, ledger_url: str) -> Captioner:
         """The captioner that `captioner` names."""
         chosen: Captioner = getattr(self, self.captioner)
-        chosen.key_frames_root = ledger_url
+        chosen.ledger_url = ledger_url
         return chosen
 
 

@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt
 
 from curation import measures
 from curation.policy import Policy, decide
-from curation.records import SCORE_NAMES, clip_id, segment_spans
+from curation.records import CAPTION, SCORE_NAMES, SCORES, Column, clip_id, segment_spans
 from curation.stage import Meter, Needs, Row, Stage
 from curation.storage import Folder, fetched
 from curation.video import Limits, Reader
@@ -30,10 +30,11 @@ from stages.overlay import Overlay
 from stages.shots import Shots
 from stages.stills import Stills, decode, shrink
 from stages.takes import find_takes, place_clips
+from stages.text import Text
 
 THUMB_SIDE = 240  # px, of key frames below the gate: for the report alone
 KEY_SCORES = ("key_psnr", "key_ssim", "colourfulness")
-MODEL_SCORES = ("text_share", "artifact_share")
+CAPTION_SCORES = tuple(c.name for c in CAPTION if c.name in SCORE_NAMES)
 
 
 @dataclass
@@ -138,7 +139,7 @@ class Watch(Stage):
             "take": take,
             "start_s": start_s,
             "end_s": end_s,
-            "duration_s": end_s - start_s,
+            "duration_s": round(end_s - start_s, 6),
             "num_frames": int(last - first),
             "width": video["width"],
             "height": video["height"],
@@ -155,10 +156,9 @@ class Watch(Stage):
         against = decide(clip, self.gate)
         clip["gate"] = against[0] if against else None
         self._add_segments(clip)
-        for name in SCORE_NAMES:
-            if clip[name] is None and name not in MODEL_SCORES:
-                cause = f"below the gate: {clip['gate']}" if clip["gate"] else "not measurable"
-                clip["causes"].setdefault(name, cause)
+        for column in SCORES:
+            if clip[column.name] is None and column.name not in Text.writes:
+                clip["causes"].setdefault(column.name, _cause(column, clip))
         return clip
 
     def _add_segments(self, clip: Row) -> None:
@@ -185,6 +185,17 @@ class Watch(Stage):
             clip["segments"].append(segment)
         if pictures:
             clip |= _key_scores(pictures)
+
+
+def _cause(column: Column, clip: Row) -> str:
+    """Why a score is null."""
+    if column.model:
+        return "no scorer configured"
+    if column.name in CAPTION_SCORES:
+        return "only kept clips are captioned"
+    if clip["gate"] is not None and column.name in KEY_SCORES:
+        return f"below the gate: {clip['gate']}"
+    return "not measurable"
 
 
 def _key_scores(pictures: list[np.ndarray]) -> dict[str, Any]:
