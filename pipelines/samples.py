@@ -25,14 +25,14 @@ Frames = Iterator[np.ndarray]  # (HEIGHT, WIDTH, 3) uint8 BGR each
 
 
 def noise_texture(
-    rng: np.random.Generator, height: int, width: int, octaves: int = 6
+    rng: np.random.Generator, height: int, width: int, octaves: int = 8
 ) -> np.ndarray:
     """Smooth noise of several scales, 0..1, (height, width) float32."""
     total = np.zeros((height, width), np.float32)
     for octave in range(octaves):
         cells = 2 ** (octave + 2)
         grid = rng.random((cells * height // width + 2, cells + 1), np.float32)
-        total += cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC) / 1.6**octave
+        total += cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC) / 1.35**octave
     return cv2.normalize(total, None, 0, 1, cv2.NORM_MINMAX)
 
 
@@ -60,11 +60,11 @@ class Scene:
         ramp = np.linspace(0, 1, HEIGHT, dtype=np.float32)[:, None] * np.ones((1, wide), np.float32)
         clouds = 0.7 * ramp + 0.3 * noise_texture(rng, HEIGHT, wide)
         far = tinted(clouds, *self.sky)
-        skyline = 260 + 120 * noise_texture(rng, 4, wide)[0]
+        skyline = 260 + 120 * noise_texture(rng, 4, wide, 6)[0]
         rows = np.arange(HEIGHT)[:, None]
         hills = tinted(noise_texture(rng, HEIGHT, wide), *self.hills)
         self._far = np.where((rows > skyline)[..., None], hills, far)
-        self._near = tinted(noise_texture(rng, 260, wide * 2, 8), *self.ground)
+        self._near = tinted(noise_texture(rng, 260, wide * 2, 9), *self.ground)
         self._noise = rng.normal(128, 2.5, (HEIGHT + 64, WIDTH + 64, 3)).astype(np.uint8)
         self._things = [_Thing.drawn(rng) for _ in range(self.movers)]
         self._rng = rng
