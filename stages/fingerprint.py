@@ -102,12 +102,10 @@ class Fingerprint(Meter):
 
 
 def _small(grey: np.ndarray) -> np.ndarray:
-    """(SIDE, SIDE) means of its parts."""
-    height, width = grey.shape
-    down, across = max(height // SIDE, 1), max(width // SIDE, 1)
-    if height % down == 0 and width % across == 0:  # whole numbers are five times as fast
-        whole = (width // across, height // down)
-        grey = cv2.resize(grey, whole, interpolation=cv2.INTER_AREA)
+    """(SIDE, SIDE) means of its parts; by whole numbers, which is five times as fast as by any."""
+    height, width = (max(round(n / SIDE), 1) * SIDE for n in grey.shape)
+    if grey.shape != (height, width):
+        grey = cv2.resize(grey, (width, height), interpolation=cv2.INTER_LINEAR)
     return cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
 
 

@@ -51,6 +51,7 @@ def select(
     kept = np.flatnonzero(twin < 0)
     held_out = _held_out(passing["sha256"], source, edges, kept, seed, validation_share)
     split[passed[kept]] = np.where(held_out[kept], "validation", "train")
+    assert len(pc.unique(clips["clip_id"])) == clips.num_rows, "a clip stands in the table twice"
     return _table(clips["clip_id"], reasons, pa.array(split, pa.string()))
 
 
