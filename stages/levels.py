@@ -12,10 +12,10 @@ from stages.colours import Colour
 
 # Lower bounds of the levels 1, 2, 3; below the first is level 0. Speeds: px/s at 320 wide.
 PAN_PX_S = (3.0, 12.0, 50.0)  # the view: still | slowly (27 s and more per width) | - | quickly
-ZOOM_PER_S = (0.012, 0.03, 0.10)  # growth of the picture per second
-ROLL_DEG_S = (1.0, 3.0, 10.0)
-SHAKE_PX_S = (4.0, 15.0)  # steady | a little | strongly
-AREA = (0.0006, 0.04, 0.20)  # share of the picture that moves by itself: none | small | part | much
+ZOOM_PER_S = (0.02, 0.06, 0.2)  # growth of the picture per second
+ROLL_DEG_S = (2.5, 6.0, 20.0)
+SHAKE_PX_S = (6.0, 20.0)  # steady | a little | strongly
+AREA = (0.002, 0.04, 0.20)  # share of the picture that moves by itself: none | small | part | much
 SPEED_PX_S = (0.0, 18.0, 60.0)  # of what moves: slowly | - | quickly (5 s per width)
 LIGHT = (35.0, 75.0, 165.0, 205.0)  # mean luma: very dark | dark | - | bright | very bright
 MARGIN = 0.25  # share of a bound by which a number must pass it before the word changes

@@ -63,7 +63,7 @@ def view_change(before: Camera | None, now: Camera | None, scene: str) -> str:
     if not before.moves:
         return f"in {scene} the view starts to {_moving(now, TO_DO)}{shake}"
     if not now.moves:
-        return f"the view of {scene} comes to rest{shake}"
+        return f"the view of {scene} {'only shakes now' if now.shake else 'comes to rest'}"
     if before.kind != now.kind:
         return f"in {scene} the view now {view_does(now)}"
     if now.shake < before.shake:
@@ -93,12 +93,15 @@ def moves(subject: Subject | None, alone: bool = False) -> list[str]:
     verb = "moves by itself" if alone else "moves"
     if not subject.area:
         return [f"{HOW_MUCH[0]} {verb}"]
-    lead = f"{_where(subject)}, " if _where(subject) else ""
-    return [f"{lead}{HOW_MUCH[subject.area]} {_how(subject, verb)}"]
+    return [f"{_what(subject)} {_how(subject, verb)}"]
 
 
 def _where(subject: Subject) -> str:
     return "" if subject.area == len(HOW_MUCH) - 1 else subject.place
+
+
+def _what(subject: Subject) -> str:
+    return f"{HOW_MUCH[subject.area]} {_where(subject)}".strip()
 
 
 def _how(subject: Subject, verb: str) -> str:
@@ -114,7 +117,7 @@ def subject_change(before: Subject | None, now: Subject | None) -> list[str]:
     if not before.area and not now.area:
         return []
     if not before.area:
-        return [f"{HOW_MUCH[now.area]} {_how(now, 'starts to move')} {_where(now)}".strip()]
+        return [f"{_what(now)} {_how(now, 'starts to move')}"]
     if not now.area:
         return ["the movement dies down"]
     changes = []

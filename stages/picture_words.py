@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher
-from itertools import groupby
 
 from curation.texts import joined
 from stages.colours import Colour
@@ -34,17 +33,11 @@ def description(look: Look) -> str:
         return article if light else "a picture of many colours"
     if colours[0].share >= ALMOST_ALL:
         return f"{article}, almost all of it {colours[0].words}"
-    amount = "mostly " if colours[0].share >= MOSTLY else ""
-    rest = _colours_by_place(colours[1:])
-    first = f"{amount}{colours[0].words}{'' if amount else ' ' + colours[0].place}".strip()
-    return f"{article}, {first}{', with ' if rest else ''}{rest}"
-
-
-def _colours_by_place(colours: list[Colour]) -> str:
-    """`grey and beige at the bottom and blue`: those with a place first."""
-    ordered = sorted(colours, key=lambda c: (not c.place, c.place))
-    groups = groupby(ordered, key=lambda c: c.place)
-    return joined([f"{joined([c.words for c in group])} {at}".strip() for at, group in groups])
+    placed = [f"{c.words} {c.place}".strip() for c in colours]
+    if colours[0].share < MOSTLY:
+        return f"{article} of {joined(placed)}"
+    rest = f", with {joined(placed[1:])}" if len(placed) > 1 else ""
+    return f"{article}, mostly {colours[0].words}{rest}"
 
 
 def scene(look: Look) -> str:

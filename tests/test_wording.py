@@ -59,13 +59,13 @@ def told(*segments: dict) -> list[str]:
         ({"camera_x": -30.0}, "The view pans to the left."),
         ({"camera_y": -80.0}, "The view tilts quickly up."),
         ({"camera_y": 20.0, "camera_x": 20.0}, "The view moves down and to the right."),
-        ({"camera_zoom": 0.05}, "The view closes in."),
-        ({"camera_zoom": -0.02}, "The view draws back slowly."),
-        ({"camera_roll": 5.0}, "The view turns clockwise."),
-        ({"camera_roll": -5.0}, "The view turns anticlockwise."),
+        ({"camera_zoom": 0.1}, "The view closes in."),
+        ({"camera_zoom": -0.03}, "The view draws back slowly."),
+        ({"camera_roll": 8.0}, "The view turns clockwise."),
+        ({"camera_roll": -8.0}, "The view turns anticlockwise."),
         ({"camera_shake": 8.0}, "The view shakes a little."),
         ({"camera_x": 30.0, "camera_shake": 30.0}, "The view pans to the right, shaking strongly."),
-        ({"camera_x": 30.0, "camera_zoom": 0.05}, "The view pans to the right and closes in."),
+        ({"camera_x": 30.0, "camera_zoom": 0.1}, "The view pans to the right and closes in."),
     ],
 )
 def test_the_first_text_says_what_the_view_does(camera, words):
@@ -73,7 +73,7 @@ def test_the_first_text_says_what_the_view_does(camera, words):
 
 
 def test_the_first_text_says_where_something_moves_and_which_way():
-    assert "At the right, something small moves to the left." in told(WALKER)[0]
+    assert "Something small at the right moves to the left." in told(WALKER)[0]
 
 
 def test_what_moves_in_a_moving_view_moves_by_itself():
@@ -94,7 +94,7 @@ def test_things_that_move_against_each_other_have_no_direction():
         ({"camera_x": 80.0}, {"camera_x": 30.0}, "slower than before"),
         ({"camera_x": 30.0}, {"camera_x": -30.0}, "the view now pans to the left"),
         ({"camera_shake": 30.0}, {}, "steadies"),
-        ({}, WALKER, "something small starts to move to the left at the right"),
+        ({}, WALKER, "something small at the right starts to move to the left"),
         (WALKER, {}, "the movement dies down"),
         (WALKER, WALKER | {"subject_at_x": 0.1}, "the movement is now at the left"),
         (WALKER, WALKER | {"subject_x": 30.0}, "goes to the right"),
