@@ -199,6 +199,8 @@ class Reader:
                 yield packet
         except av.FFmpegError:  # the file breaks off: what was read counts, check_end judges
             self.errors += 1
+        except IndexError:  # PyAV 18 stumbles, at the very end, over streams that came up late
+            pass
 
     def _decode(self, packet: av.Packet) -> list[av.VideoFrame]:
         try:

@@ -311,6 +311,12 @@ def test_sound_alone_is_no_video(tmp_path):
     assert why_bad(cover) == "no video stream (audio only, with a cover picture)"
 
 
+def test_a_stream_that_comes_up_late_disturbs_nothing(tmp_path):
+    silent = zoo.draw(tmp_path / "1.ts", frames=60)
+    path = zoo.joined(tmp_path / "a.ts", silent, zoo.draw(tmp_path / "2.ts", audio_s=1.0))
+    assert [len(read(path).times_s) for _ in range(5)] == [72] * 5
+
+
 # ---- bad files
 
 
