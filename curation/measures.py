@@ -12,7 +12,9 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-CELL_PX = 8  # flow is averaged over cells of this size: one vector of DIS is noise, the mean of 64 is not
+CELL_PX = (
+    8  # flow is averaged over cells of this size: one vector of DIS is noise, the mean of 64 is not
+)
 
 
 def brightness(luma: np.ndarray) -> float:
@@ -49,7 +51,9 @@ def ssim(first: np.ndarray, second: np.ndarray) -> float:
     """
     _same_size(first, second)
     if first.ndim != 2 or min(first.shape) < 11:
-        raise ValueError(f"ssim needs luma pictures of at least 11 x 11 px, got shape {first.shape}")
+        raise ValueError(
+            f"ssim needs luma pictures of at least 11 x 11 px, got shape {first.shape}"
+        )
 
     def local_mean(picture: np.ndarray) -> np.ndarray:
         return cv2.GaussianBlur(picture, (11, 11), 1.5)[5:-5, 5:-5]
@@ -65,7 +69,9 @@ def ssim(first: np.ndarray, second: np.ndarray) -> float:
 
 def _same_size(first: np.ndarray, second: np.ndarray) -> None:
     if first.shape != second.shape:
-        raise ValueError(f"two pictures of one size are compared, got {first.shape} and {second.shape}")
+        raise ValueError(
+            f"two pictures of one size are compared, got {first.shape} and {second.shape}"
+        )
 
 
 class DisFlow:
@@ -123,9 +129,13 @@ def cell_flow(
     flow: what dis(first, second) gave, where it is known already.
     """
     flow = dis(first, second) if flow is None else flow
-    back = cv2.remap(second, _grid(first.shape[:2]) + flow, None, cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE)
+    back = cv2.remap(
+        second, _grid(first.shape[:2]) + flow, None, cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE
+    )
     dx, dy = (cv2.Sobel(first, cv2.CV_16S, *order, ksize=3) for order in ((1, 0), (0, 1)))
-    gradient = cv2.addWeighted(cv2.convertScaleAbs(dx), 0.125, cv2.convertScaleAbs(dy), 0.125, 0, dtype=cv2.CV_32F)
+    gradient = cv2.addWeighted(
+        cv2.convertScaleAbs(dx), 0.125, cv2.convertScaleAbs(dy), 0.125, 0, dtype=cv2.CV_32F
+    )
     result = CellFlow(
         cells(flow),
         cells(cv2.absdiff(first, second).astype(np.float32)),
@@ -194,7 +204,9 @@ def fit_affine(points: np.ndarray, flow: np.ndarray, weight: np.ndarray) -> Affi
         spread = max(4.685 * 1.4826 * float(np.median(error)), 0.2)
         robust = base * np.clip(1 - (error / spread) ** 2, 0, None) ** 2
         # The small ridge keeps the matrix at zero where all the weight lies on a line or in one spot.
-        normal = design.T @ (design * robust[:, None]) + np.diag([1e-6, 1e-3, 1e-3]) * (robust.sum() + 1e-9)
+        normal = design.T @ (design * robust[:, None]) + np.diag([1e-6, 1e-3, 1e-3]) * (
+            robust.sum() + 1e-9
+        )
         new = np.linalg.solve(normal, design.T @ (uv * robust[:, None]))
         done = float(np.abs(new - solution).max()) < 0.01
         solution = new

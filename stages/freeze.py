@@ -20,7 +20,9 @@ POUR_SHARE = 0.3
 POP_LEVELS = 6.0  # what coding the same picture anew, in a key frame, changes in a cell of 8 x 8 px
 SETTLE_S = 0.25  # after a freeze begins, the encoder refines the picture for a few frames
 QUIET_LEVELS = 2.0  # a cell of a scene in which nothing moves changes by less
-RENEWED_SHARE = 0.3  # of the frames of a freeze may differ so; of a still scene's, more than half do
+RENEWED_SHARE = (
+    0.3  # of the frames of a freeze may differ so; of a still scene's, more than half do
+)
 SURE_S = 5.0  # of equal frames are a freeze whatever is round them; fewer may be a still scene's, noise and all coded away
 
 
@@ -35,7 +37,9 @@ class Freeze(Meter):
         self._frame_s = 1 / video.fps if video.fps > 0 else 0.04
         self._last: np.ndarray | None = None
         self._times = array("d")
-        self._change = array("f")  # to the frame before: 0 where equal, else of the worst cell, levels
+        self._change = array(
+            "f"
+        )  # to the frame before: 0 where equal, else of the worst cell, levels
         self._share = array("f")  # of the pixels that differ from the frame before
         self._ready: list[tuple[float, float]] | None = None
 
@@ -54,7 +58,9 @@ class Freeze(Meter):
         if self._ready is None:
             change, share = (np.frombuffer(a, np.float32) for a in (self._change, self._share))
             self._ready = frozen_stretches(times, change, share, self._frame_s, self.least_s)
-        inside = [min(e, end_s) - max(s, start_s) for s, e in self._ready if e > start_s and s < end_s]
+        inside = [
+            min(e, end_s) - max(s, start_s) for s, e in self._ready if e > start_s and s < end_s
+        ]
         return {
             "frozen_share": float(min(1.0, sum(inside) / (end_s - start_s))),
             "frozen_longest_s": float(max(inside, default=0.0)),
@@ -105,7 +111,12 @@ def _out_of_motion(
     for first, last in _runs((share <= TRICKLE_SHARE) & (change <= QUIET_LEVELS / 2)):
         # A few frames of refinement lie between the motion and the trickle.
         start = first - 1
-        while start > 0 and change[start] < POP_LEVELS and share[start] < POUR_SHARE and first - start < 8:
+        while (
+            start > 0
+            and change[start] < POP_LEVELS
+            and share[start] < POUR_SHARE
+            and first - start < 8
+        ):
             start -= 1
         before, after = share[max(1, start - 3) : start + 1], share[last + 1 : last + 4]
         pours = [side for side in (before, after) if len(side)]
@@ -139,7 +150,10 @@ def _joined(runs: list[tuple[int, int]], change: np.ndarray) -> list[tuple[int, 
     for first, last in runs:
         if joined:
             between = change[joined[-1][1] + 1 : first]
-            if between.max() < (POP_LEVELS if len(between) == 1 else QUIET_LEVELS / 2) and len(between) <= 4:
+            if (
+                between.max() < (POP_LEVELS if len(between) == 1 else QUIET_LEVELS / 2)
+                and len(between) <= 4
+            ):
                 joined[-1] = (joined[-1][0], last)
                 continue
         joined.append((first, last))
@@ -159,6 +173,10 @@ def _quiet_around(
 def _settling(times_s: np.ndarray, change: np.ndarray, start: int) -> float:
     """When the freeze began: earlier by the frames in which the encoder still refined the picture."""
     begin = start
-    while begin > 0 and change[begin] < QUIET_LEVELS / 2 and times_s[start] - times_s[begin - 1] <= SETTLE_S:
+    while (
+        begin > 0
+        and change[begin] < QUIET_LEVELS / 2
+        and times_s[start] - times_s[begin - 1] <= SETTLE_S
+    ):
         begin -= 1
     return float(times_s[begin])

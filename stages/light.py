@@ -14,7 +14,9 @@ BLACK = 12  # luma, 0..255, up to which a pixel may belong to a bar: bars are 0,
 LIT = 28  # luma from which a pixel is clearly picture
 STRAY = 0.02  # of a bar's row may be brighter
 CAPTION = 0.6  # of a row that letters in a bar light at most
-EDGE = 0.25  # of a row that must be lit right behind a bar: a dark scene fades in, a bar ends at once
+EDGE = (
+    0.25  # of a row that must be lit right behind a bar: a dark scene fades in, a bar ends at once
+)
 LEAST_SHARE = 0.01  # of the width or height: a dark rim of a pixel or two is no border
 
 
@@ -29,7 +31,9 @@ class Light(Meter):
         self._next_s = 0.0
         self._times: list[float] = []
         self._levels: list[tuple[float, float]] = []  # brightness, sharpness
-        self._rows: list[np.ndarray] = []  # (2, h) uint8: share of each row above BLACK and above LIT, 255 = 1
+        self._rows: list[
+            np.ndarray
+        ] = []  # (2, h) uint8: share of each row above BLACK and above LIT, 255 = 1
         self._columns: list[np.ndarray] = []  # (2, w) uint8
 
     def see(self, t_s: float, frame: Planes) -> None:
@@ -45,7 +49,11 @@ class Light(Meter):
     def _within(self, start_s: float, end_s: float) -> slice:
         """The looks with start_s <= t < end_s; of a span between two looks, the one before it."""
         first, last = np.searchsorted(self._times, (start_s, end_s))
-        return slice(max(0, int(first) - 1), int(last)) if first == last else slice(int(first), int(last))
+        return (
+            slice(max(0, int(first) - 1), int(last))
+            if first == last
+            else slice(int(first), int(last))
+        )
 
     def score(self, start_s: float, end_s: float) -> dict[str, float | None]:
         looks = self._levels[self._within(start_s, end_s)]

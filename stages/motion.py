@@ -11,9 +11,23 @@ from curation.stage import Meter, Planes, VideoFacts
 from stages.still_picture import StillPicture, Window, still_stretches
 
 # A look as one row of numbers: times in s, speeds in px/s at 320 px wide, the camera as the motion of the content.
-_FIELDS = (
-    "t_s motion camera still x y zoom turn left subject_x subject_y area at_x at_y weight".split()
-)
+_FIELDS = [
+    "t_s",
+    "motion",
+    "camera",
+    "still",
+    "x",
+    "y",
+    "zoom",
+    "turn",
+    "left",
+    "subject_x",
+    "subject_y",
+    "area",
+    "at_x",
+    "at_y",
+    "weight",
+]
 _AT = {name: i for i, name in enumerate(_FIELDS)}
 
 
@@ -71,7 +85,10 @@ class Motion(Meter):
         # Where nothing could be seen to move (blank sky), the camera's motion is the best guess.
         flow = np.where(pair.known[..., None], pair.flow * (self._scale / seconds), camera)
         own = flow - camera
-        speed, camera_speed = np.hypot(*np.moveaxis(own, -1, 0)), np.hypot(*np.moveaxis(camera, -1, 0))
+        speed, camera_speed = (
+            np.hypot(*np.moveaxis(own, -1, 0)),
+            np.hypot(*np.moveaxis(camera, -1, 0)),
+        )
         moves = pair.moved & (speed > np.maximum(self.subject_above_px_s, 0.2 * camera_speed))
         weight = (speed * moves).sum()
         at = (points * (speed * moves)[..., None]).sum((0, 1)) / (weight or 1) / self._size + 0.5
@@ -115,10 +132,20 @@ class Motion(Meter):
     def segment(self, start_s: float, end_s: float) -> dict[str, float | None]:
         """The facts of one segment, named and signed as in `curation.records.SEGMENT`."""
         looks = self._between(start_s, end_s)
-        names = (
-            "motion_dis camera_x camera_y camera_zoom camera_roll camera_shake subject_motion "
-            "subject_x subject_y subject_area subject_at_x subject_at_y"
-        ).split()
+        names = [
+            "motion_dis",
+            "camera_x",
+            "camera_y",
+            "camera_zoom",
+            "camera_roll",
+            "camera_shake",
+            "subject_motion",
+            "subject_x",
+            "subject_y",
+            "subject_area",
+            "subject_at_x",
+            "subject_at_y",
+        ]
         if not len(looks):
             return dict.fromkeys(names)
         mean = {name: float(looks[:, i].mean()) for name, i in _AT.items()}

@@ -85,7 +85,9 @@ def graphics(looks: np.ndarray) -> np.ndarray | None:
 def _gradient(luma: np.ndarray) -> np.ndarray:
     """(2, h, w) float32, grey levels per px, lightly smoothed."""
     soft = cv2.GaussianBlur(luma, (3, 3), 0)
-    return np.array([cv2.Sobel(soft, cv2.CV_32F, *d, ksize=3, scale=0.125) for d in ((1, 0), (0, 1))])
+    return np.array(
+        [cv2.Sobel(soft, cv2.CV_32F, *d, ksize=3, scale=0.125) for d in ((1, 0), (0, 1))]
+    )
 
 
 def _changed(look: np.ndarray, usual: np.ndarray) -> np.ndarray:
@@ -111,7 +113,10 @@ def _camera_moves(gradients: list[np.ndarray], usual: np.ndarray) -> np.ndarray:
         new = textured.copy()
         for other in (usual, gradients[number - 1] if number else gradients[1]):
             new &= np.hypot(*(gradient - other)) > 0.5 * strength
-        edges, fresh = (cv2.resize(m.astype(np.float32), size, interpolation=cv2.INTER_AREA) for m in (textured, new))
+        edges, fresh = (
+            cv2.resize(m.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+            for m in (textured, new)
+        )
         told = edges > 0.05
         moves.append(bool(told.any()) and float((fresh > 0.5 * edges)[told].mean()) > MOVING_SHARE)
     return np.array(moves)

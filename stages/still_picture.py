@@ -17,12 +17,14 @@ import numpy as np
 from curation.measures import Affine, CellFlow, DisFlow, cell_flow, cell_points, cells, fit_affine
 
 REACH_S = 3.0  # how far back a picture is compared with
-ENOUGH_PX = 12.0  # a motion this large shows what it is; a slower one is judged by what REACH_S gives
+ENOUGH_PX = (
+    12.0  # a motion this large shows what it is; a slower one is judged by what REACH_S gives
+)
 LEAST_PX = 1.5  # a smaller motion within REACH_S is no zoom and no pan
 LEAST_CELLS = 25  # of enough texture to tell; below, nothing is said
 BEND = 0.025  # (160 px / focal length)^2 at 320 px wide: a lens of 18 degrees, half of that of one of 25 degrees
 TREMOR_PX_S = 12.0  # a zoom in whole source pixels jitters by up to 8, a hand by 25 and more
-PAUSE_S = 0.9  # after a comparison; each costs as much as two looks
+PAUSE_S = 0.9  # after a comparison that failed; each costs as much as two looks
 HUD_SHARE = 0.25  # cells of a caption or logo over the still picture may stay in place
 
 
@@ -60,8 +62,9 @@ class StillPicture:
         old, path, moved_px = self._older()
         if moved_px < LEAST_PX or self._trembles(old):
             return None
-        self._next_s = t_s + PAUSE_S
-        return self._explained(old, path, moved_px)
+        window = self._explained(old, path, moved_px)
+        self._next_s = t_s if window else t_s + PAUSE_S
+        return window
 
     def _older(self) -> tuple[int, np.ndarray, float]:
         """The youngest look with ENOUGH_PX of motion since, else the oldest; the path from it (3 x 3); mean motion, px."""
@@ -114,7 +117,9 @@ def _is_still(
     moved_px: float,
 ) -> bool:
     """Whether all cells follow the one map, but for graphics that stay in place over the picture."""
-    limit_px = min(0.6, 0.15 + 0.02 * moved_px)  # the flow of a codec's picture errs by 0.1 to 0.3 px
+    limit_px = min(
+        0.6, 0.15 + 0.02 * moved_px
+    )  # the flow of a codec's picture errs by 0.1 to 0.3 px
     astray = seen & (error > limit_px)
     # A thing of its own changes a cell by more than a pixel's misfit of its texture could.
     alien = inside & (left.change > 3 * left.noise + left.texture)
@@ -126,7 +131,9 @@ def _is_still(
     if judged.sum() < LEAST_CELLS:
         return False
     strangers = int((alien & ~near_graphics).sum())
-    return (astray & judged).sum() <= 0.1 * judged.sum() and strangers <= max(2, 0.005 * inside.sum())
+    return (astray & judged).sum() <= 0.1 * judged.sum() and strangers <= max(
+        2, 0.005 * inside.sum()
+    )
 
 
 def _bend(points: np.ndarray, error: np.ndarray, seen: np.ndarray, shift: np.ndarray) -> float:

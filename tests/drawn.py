@@ -16,7 +16,9 @@ import numpy as np
 from curation.stage import Meter, Planes, VideoFacts
 
 WIDTH, HEIGHT = 640, 360
-Camera = tuple[float, float, float, float]  # x, y px of the picture at the view's centre, zoom, turn in degrees
+Camera = tuple[
+    float, float, float, float
+]  # x, y px of the picture at the view's centre, zoom, turn in degrees
 Path = Callable[[float], Camera]
 
 
@@ -47,12 +49,16 @@ def view(still: np.ndarray, camera: Camera, size: tuple[int, int] = (WIDTH, HEIG
     return cv2.warpAffine(soft, to_view, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
 
 
-def turned_view(still: np.ndarray, pan: float, tilt: float, roll: float, field: float) -> np.ndarray:
+def turned_view(
+    still: np.ndarray, pan: float, tilt: float, roll: float, field: float
+) -> np.ndarray:
     """What a real camera sees of a distant scene when it turns: a homography. Angles in degrees; field: width of view."""
     focal = WIDTH / 2 / np.tan(np.radians(field / 2))
     lens = np.array([[focal, 0, WIDTH / 2], [0, focal, HEIGHT / 2], [0, 0, 1]])
     centre = np.array([[focal, 0, still.shape[1] / 2], [0, focal, still.shape[0] / 2], [0, 0, 1]])
-    turn = cv2.Rodrigues(np.radians([tilt, pan, 0.0]))[0] @ cv2.Rodrigues(np.radians([0, 0, roll]))[0]
+    turn = (
+        cv2.Rodrigues(np.radians([tilt, pan, 0.0]))[0] @ cv2.Rodrigues(np.radians([0, 0, roll]))[0]
+    )
     to_view = lens @ turn.T @ np.linalg.inv(centre)
     return cv2.warpPerspective(
         still, to_view, (WIDTH, HEIGHT), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
@@ -69,7 +75,9 @@ def cutout(seed: int, side: int) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(texture, 0, 255), cv2.GaussianBlur(mask, (0, 0), 0.8)
 
 
-def paste(frame: np.ndarray, thing: tuple[np.ndarray, np.ndarray], x: float, y: float, scale: float = 1) -> None:
+def paste(
+    frame: np.ndarray, thing: tuple[np.ndarray, np.ndarray], x: float, y: float, scale: float = 1
+) -> None:
     """Lays a cutout into the frame, its centre at x, y (fractions of a pixel count)."""
     texture, mask = thing
     side = texture.shape[0]
@@ -99,7 +107,9 @@ def times(seconds: float, fps: float = 25.0) -> np.ndarray:
     return np.arange(round(seconds * fps)) / fps
 
 
-def encoded(frames: Iterable[np.ndarray], fps: int = 25, crf: int = 23, preset: str = "veryfast") -> bytes:
+def encoded(
+    frames: Iterable[np.ndarray], fps: int = 25, crf: int = 23, preset: str = "veryfast"
+) -> bytes:
     """uint8 frames (h, w) as an mp4 in H.264."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
@@ -133,11 +143,16 @@ def decoded(source: bytes | str) -> Iterator[tuple[float, Planes]]:
             if frame.color_range != 2:
                 y = _FULL_RANGE[y]
             by = max(1, round(max(y.shape) / 320))
-            yield float((frame.pts - first) * stream.time_base), Planes(*(_reduced(p, by) for p in (y, u, v)))
+            yield (
+                float((frame.pts - first) * stream.time_base),
+                Planes(*(_reduced(p, by) for p in (y, u, v))),
+            )
 
 
 def _plane(plane: av.video.plane.VideoPlane) -> np.ndarray:
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[
+        : plane.height, : plane.width
+    ]
 
 
 def _reduced(plane: np.ndarray, by: int) -> np.ndarray:
@@ -145,13 +160,17 @@ def _reduced(plane: np.ndarray, by: int) -> np.ndarray:
     return cv2.resize(np.ascontiguousarray(plane), size, interpolation=cv2.INTER_AREA)
 
 
-def planes(frames: Iterable[np.ndarray], fps: float = 25.0, by: int = 2) -> Iterator[tuple[float, Planes]]:
+def planes(
+    frames: Iterable[np.ndarray], fps: float = 25.0, by: int = 2
+) -> Iterator[tuple[float, Planes]]:
     """The same without a codec."""
     for number, frame in enumerate(frames):
         yield number / fps, Planes(_reduced(frame, by), None, None)
 
 
-def watch(meters: Iterable[Meter], seen: Iterable[tuple[float, Planes]], fps: float = 25.0) -> float:
+def watch(
+    meters: Iterable[Meter], seen: Iterable[tuple[float, Planes]], fps: float = 25.0
+) -> float:
     """Lets meters see a whole video; returns the time of its last frame, s."""
     started, t_s, meters = False, 0.0, list(meters)
     for t_s, frame in seen:
@@ -171,7 +190,16 @@ def graphic(kind: str, seed: int) -> np.ndarray:
     area = np.zeros((HEIGHT, WIDTH), np.uint8)
     if kind == "text":
         place = (int(rng.uniform(30, 330)), int(rng.choice([50, 330])))
-        cv2.putText(area, "CHANNEL 5", place, cv2.FONT_HERSHEY_DUPLEX, rng.uniform(1.0, 1.5), 255, 2, cv2.LINE_AA)
+        cv2.putText(
+            area,
+            "CHANNEL 5",
+            place,
+            cv2.FONT_HERSHEY_DUPLEX,
+            rng.uniform(1.0, 1.5),
+            255,
+            2,
+            cv2.LINE_AA,
+        )
     elif kind == "disc":
         centre = (int(rng.choice([60, 570])), int(rng.choice([60, 300])))
         cv2.circle(area, centre, 32, 255, -1, cv2.LINE_AA)

@@ -36,7 +36,10 @@ def test_a_freeze_in_a_compressed_moving_take_is_found_with_its_length(length_s,
 @pytest.mark.parametrize(("sigma", "crf"), [(1.0, 23), (2.0, 33), (4.0, 18)])
 def test_a_still_scene_with_sensor_noise_is_not_frozen(sigma, crf):
     still = view(picture(2), (800, 500, 1, 0))
-    assert score(noisy([still] * 100, sigma, 3), crf=crf) == {"frozen_share": 0, "frozen_longest_s": 0}
+    assert score(noisy([still] * 100, sigma, 3), crf=crf) == {
+        "frozen_share": 0,
+        "frozen_longest_s": 0,
+    }
 
 
 def test_a_moving_take_is_not_frozen():
@@ -44,7 +47,9 @@ def test_a_moving_take_is_not_frozen():
 
 
 def test_repeats_of_pulldown_are_no_freeze():
-    frames = [f for i, f in enumerate(noisy(moving(4, 2, 24), 1.0)) for _ in range(2 if i % 4 == 0 else 1)]
+    frames = [
+        f for i, f in enumerate(noisy(moving(4, 2, 24), 1.0)) for _ in range(2 if i % 4 == 0 else 1)
+    ]
     assert score(frames, fps=30, seconds=2.0)["frozen_share"] == 0
 
 
@@ -56,7 +61,9 @@ def test_video_of_four_frames_a_second_is_not_frozen():
 
 def test_one_frame_shown_for_two_seconds_is_a_freeze():
     shown = np.concatenate((np.arange(25) / 25, 3 + np.arange(25) / 25))
-    assert frozen_stretches(shown, np.full(50, 20.0), np.ones(50), 0.04, 0.5) == [pytest.approx((0.96, 3.0))]
+    assert frozen_stretches(shown, np.full(50, 20.0), np.ones(50), 0.04, 0.5) == [
+        pytest.approx((0.96, 3.0))
+    ]
 
 
 def test_a_span_counts_only_the_part_of_a_freeze_inside_it():

@@ -28,13 +28,17 @@ def borders(frames):
     return meter.borders(0, 3), meter.score(0, 3)["border_share"]
 
 
-@pytest.mark.parametrize("bars", [{"top": 44, "bottom": 44}, {"left": 80, "right": 80}, {"top": 20}])
+@pytest.mark.parametrize(
+    "bars", [{"top": 44, "bottom": 44}, {"left": 80, "right": 80}, {"top": 20}]
+)
 def test_bars_are_found_to_a_line_or_two(bars):
     found, share = borders(framed(scene(), **bars))
     sizes = {"left": WIDTH, "right": WIDTH, "top": HEIGHT, "bottom": HEIGHT}
     expected = [bars.get(side, 0) / sizes[side] for side in ("left", "top", "right", "bottom")]
     assert found == pytest.approx(expected, abs=0.012)
-    assert share == pytest.approx(1 - (1 - sum(expected[::2])) * (1 - sum(expected[1::2])), abs=0.02)
+    assert share == pytest.approx(
+        1 - (1 - sum(expected[::2])) * (1 - sum(expected[1::2])), abs=0.02
+    )
 
 
 def test_a_full_picture_has_no_borders():
@@ -52,13 +56,18 @@ def test_a_subtitle_in_the_bar_does_not_hide_it():
     frames = list(framed(scene(), top=44, bottom=44))
     for frame in frames:
         text = np.zeros(frame.shape, np.uint8)
-        cv2.putText(text, "and where did it go then?", (150, 345), cv2.FONT_HERSHEY_DUPLEX, 0.8, 255, 2)
+        cv2.putText(
+            text, "and where did it go then?", (150, 345), cv2.FONT_HERSHEY_DUPLEX, 0.8, 255, 2
+        )
         frame[text > 0] = 250
     assert borders(frames)[0] == pytest.approx((0, 44 / HEIGHT, 0, 44 / HEIGHT), abs=0.012)
 
 
 def test_a_fade_to_black_is_no_border_and_hides_none():
-    faded = [frame * gain for frame, gain in zip(framed(scene(), top=44), np.linspace(1, 0, 15), strict=True)]
+    faded = [
+        frame * gain
+        for frame, gain in zip(framed(scene(), top=44), np.linspace(1, 0, 15), strict=True)
+    ]
     assert borders(faded)[0] == pytest.approx((0, 44 / HEIGHT, 0, 0), abs=0.012)
     assert borders([np.zeros((HEIGHT, WIDTH))] * 15)[1] == 0
 
