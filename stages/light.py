@@ -13,7 +13,7 @@ from curation.stage import Meter, Planes, VideoFacts
 BLACK = 12  # luma, 0..255, up to which a pixel may belong to a bar: bars are 0, a codec adds a few levels
 LIT = 28  # luma from which a pixel is clearly picture
 STRAY = 0.02  # of a bar's row may be brighter
-CAPTION = 0.4  # of a row that letters in a bar light at most
+CAPTION = 0.6  # of a row that letters in a bar light at most
 EDGE = (
     0.25  # of a row that must be lit right behind a bar: a dark scene fades in, a bar ends at once
 )

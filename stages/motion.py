@@ -11,9 +11,23 @@ from curation.stage import Meter, Planes, VideoFacts
 from stages.still_picture import StillPicture, Window, still_stretches
 
 # A look as one row of numbers: times in s, speeds in px/s at 320 px wide, the camera as the motion of the content.
-_FIELDS = (
-    "t_s motion camera still x y zoom turn left subject_x subject_y area at_x at_y weight".split()
-)
+_FIELDS = [
+    "t_s",
+    "motion",
+    "camera",
+    "still",
+    "x",
+    "y",
+    "zoom",
+    "turn",
+    "left",
+    "subject_x",
+    "subject_y",
+    "area",
+    "at_x",
+    "at_y",
+    "weight",
+]
 _AT = {name: i for i, name in enumerate(_FIELDS)}
 
 
@@ -118,10 +132,20 @@ class Motion(Meter):
     def segment(self, start_s: float, end_s: float) -> dict[str, float | None]:
         """The facts of one segment, named and signed as in `curation.records.SEGMENT`."""
         looks = self._between(start_s, end_s)
-        names = (
-            "motion_dis camera_x camera_y camera_zoom camera_roll camera_shake subject_motion "
-            "subject_x subject_y subject_area subject_at_x subject_at_y"
-        ).split()
+        names = [
+            "motion_dis",
+            "camera_x",
+            "camera_y",
+            "camera_zoom",
+            "camera_roll",
+            "camera_shake",
+            "subject_motion",
+            "subject_x",
+            "subject_y",
+            "subject_area",
+            "subject_at_x",
+            "subject_at_y",
+        ]
         if not len(looks):
             return dict.fromkeys(names)
         mean = {name: float(looks[:, i].mean()) for name, i in _AT.items()}

@@ -14,9 +14,7 @@ EDGE = 3.0  # grey levels per px of a graphic's edge, at reduced size
 SURE = 5.0  # standard errors by which a staying edge stands out of what moves behind it
 STEADY = 1.7  # standard deviations by which it does so in a single look: leaves in the wind come back too
 TEXTURE = 4.0  # grey levels per px of an edge that shows whether the picture moves
-MOVING_SHARE = (
-    0.75  # of all edges must differ from the usual picture and from the last look: the camera moves
-)
+MOVING_SHARE = 0.75  # of all blocks with edges must show other ones than usual: the camera moves
 RING_SHARE = 0.85  # of the surroundings of a graphic must have changed at once, where the camera stands still
 LEAST_LOOKS = 5  # with moving surroundings, or nothing is said
 LEAST_EDGE_PX = 12  # of a graphic: fewer are chance
@@ -102,14 +100,25 @@ def _changed(look: np.ndarray, usual: np.ndarray) -> np.ndarray:
 
 
 def _camera_moves(gradients: list[np.ndarray], usual: np.ndarray) -> np.ndarray:
-    """(looks,) bool: most edges of the look are neither in the usual picture nor in the look before."""
+    """(looks,) bool: in most blocks, most edges of the look are neither in the usual picture nor in the look before.
+
+    Blocks, not pixels: a graphic has many strong edges, but in few places.
+    """
+    height, width = usual.shape[1:]
+    size = (max(1, width // 16), max(1, height // 16))
     moves = []
     for number, gradient in enumerate(gradients):
-        size = np.hypot(*gradient)
-        textured = size > TEXTURE
-        other = gradients[number - 1] if number else gradients[1]
-        new = [(np.hypot(*(gradient - g)) > 0.5 * size)[textured] for g in (usual, other)]
-        moves.append(textured.any() and min(float(n.mean()) for n in new) > MOVING_SHARE)
+        strength = np.hypot(*gradient)
+        textured = strength > TEXTURE
+        new = textured.copy()
+        for other in (usual, gradients[number - 1] if number else gradients[1]):
+            new &= np.hypot(*(gradient - other)) > 0.5 * strength
+        edges, fresh = (
+            cv2.resize(m.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+            for m in (textured, new)
+        )
+        told = edges > 0.05
+        moves.append(bool(told.any()) and float((fresh > 0.5 * edges)[told].mean()) > MOVING_SHARE)
     return np.array(moves)
 
 
@@ -145,7 +154,8 @@ def _surrounded(edges: np.ndarray, around: np.ndarray, moving: np.ndarray) -> np
         left, top = max(0, x - 8), max(0, y - 8)
         box = (slice(top, y + h + 8), slice(left, x + w + 8))
         one = np.zeros_like(edges[box])
-        cv2.drawContours(one, [contour], -1, 1, -1, offset=(-left, -top))
+        # The hull: a plate's outline may be open where what is behind has its colour.
+        cv2.drawContours(one, [cv2.convexHull(contour)], -1, 1, -1, offset=(-left, -top))
         bar_edge = (w > 0.95 * width and h <= 6) or (h > 0.95 * height and w <= 6)
         if bar_edge or int(edges[box][one > 0].sum()) < LEAST_EDGE_PX:
             continue

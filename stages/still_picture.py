@@ -21,10 +21,11 @@ ENOUGH_PX = (
     12.0  # a motion this large shows what it is; a slower one is judged by what REACH_S gives
 )
 LEAST_PX = 1.5  # a smaller motion within REACH_S is no zoom and no pan
+SLOW_LEVELS, SLOW_SHARE = 2, 0.2  # grey levels, of the cells: what a slow zoom changes in REACH_S
 LEAST_CELLS = 25  # of enough texture to tell; below, nothing is said
 BEND = 0.025  # (160 px / focal length)^2 at 320 px wide: a lens of 18 degrees, half of that of one of 25 degrees
 TREMOR_PX_S = 12.0  # a zoom in whole source pixels jitters by up to 8, a hand by 25 and more
-PAUSE_S = 0.9  # after a comparison; each costs as much as two looks
+PAUSE_S = 0.9  # after a comparison that failed; each costs as much as two looks
 HUD_SHARE = 0.25  # cells of a caption or logo over the still picture may stay in place
 
 
@@ -60,10 +61,17 @@ class StillPicture:
         if t_s < self._next_s:
             return None
         old, path, moved_px = self._older()
-        if moved_px < LEAST_PX or self._trembles(old):
+        if moved_px < LEAST_PX:
+            # A slow zoom moves less than noise from one frame to the next, but not in REACH_S.
+            old, path = 0, np.eye(3)
+            change = cells(cv2.absdiff(self._looks[0].luma, luma))
+            if float((change > SLOW_LEVELS).mean()) < SLOW_SHARE:
+                return None
+        if self._trembles(old):
             return None
-        self._next_s = t_s + PAUSE_S
-        return self._explained(old, path, moved_px)
+        window = self._explained(old, path)
+        self._next_s = t_s if window else t_s + PAUSE_S
+        return window
 
     def _older(self) -> tuple[int, np.ndarray, float]:
         """The youngest look with ENOUGH_PX of motion since, else the oldest; the path from it (3 x 3); mean motion, px."""
@@ -85,7 +93,7 @@ class StillPicture:
         speed = float(np.hypot(*shifts.mean(axis=0)))
         return float(np.median(_length(np.diff(shifts, 2, axis=0)))) > TREMOR_PX_S + 0.1 * speed
 
-    def _explained(self, old: int, path: np.ndarray, moved_px: float) -> Window | None:
+    def _explained(self, old: int, path: np.ndarray) -> Window | None:
         first, last = self._looks[old], self._looks[-1]
         for _ in range(2):  # the path between the looks is a guess: what flow is left corrects it
             warped, inside = _warp(first.luma, path)
@@ -101,6 +109,9 @@ class StillPicture:
             error = motion - correction.at(points)
             if np.median(_length(error[seen])) > 1.0:  # far from one map: no second try mends that
                 return None
+        moved_px = float(_length(points @ (path[:2, :2] - np.eye(2)).T + path[:2, 2]).mean())
+        if moved_px < LEAST_PX:
+            return None
         in_place = cells(cv2.absdiff(first.luma, last.luma).astype(np.float32)) < 2 * left.noise
         if not _is_still(_length(error), left, seen, inside, in_place, moved_px):
             return None

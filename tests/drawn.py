@@ -182,3 +182,30 @@ def watch(
         for meter in meters:
             meter.see(t_s, frame)
     return t_s
+
+
+def graphic(kind: str, seed: int) -> np.ndarray:
+    """(HEIGHT, WIDTH) float32, 0..1: where a logo (`text`, `disc`) or a plate (`box`) lies, in a corner of the picture."""
+    rng = np.random.default_rng(seed)
+    area = np.zeros((HEIGHT, WIDTH), np.uint8)
+    if kind == "text":
+        place = (int(rng.uniform(30, 330)), int(rng.choice([50, 330])))
+        cv2.putText(
+            area,
+            "CHANNEL 5",
+            place,
+            cv2.FONT_HERSHEY_DUPLEX,
+            rng.uniform(1.0, 1.5),
+            255,
+            2,
+            cv2.LINE_AA,
+        )
+    elif kind == "disc":
+        centre = (int(rng.choice([60, 570])), int(rng.choice([60, 300])))
+        cv2.circle(area, centre, 32, 255, -1, cv2.LINE_AA)
+        cv2.circle(area, centre, 16, 0, -1, cv2.LINE_AA)
+    elif kind == "box":
+        cv2.rectangle(area, (40, 290), (300, 335), 255, -1)
+    else:
+        raise ValueError(f"a graphic is text, disc or box, not {kind!r}")
+    return area / np.float32(255)
