@@ -1,7 +1,7 @@
 import cv2
 import numpy as np
 import pytest
-from drawn_scenes import encoded, filmed, mixed, plain, scene, texture
+from tests.drawn_scenes import encoded, filmed, mixed, plain, scene, texture
 
 from curation.stage import Planes, VideoFacts
 from stages.shots import Shots, Transitions
