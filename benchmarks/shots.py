@@ -1,11 +1,12 @@
-"""How well cuts are found: precision, recall and F1 per kind on the labelled videos, beside other detectors, in one run.
+"""How well cuts are found on the labelled videos, per kind, beside other detectors, in one run.
 
     python benchmarks/shots.py [--transnet] [--synthesise] [--sweep]
 
-Reads the labelled videos at LONGTAKE_VIDEOS (default ../shared/videos). All detectors see the same decoded frames,
-about 320 px wide. CPU is a detector's own seconds over those of decoding. A cut is found within 0.15 s, a gradual
-transition where the intervals overlap or lie within 0.3 s; a hard cut that a detector puts into a gradual transition
-is neither right nor wrong (PySceneDetect knows no other way to say it).
+Reads the labelled videos at LONGTAKE_VIDEOS (default ../shared/videos). All detectors see the
+same decoded frames, about 320 px wide. CPU is a detector's own seconds over those of decoding. A
+cut is found within 0.15 s, a gradual transition where the intervals overlap or lie within 0.3 s; a
+hard cut that a detector puts into a gradual transition counts as that transition, since
+PySceneDetect has no other way to say it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ TOLERANCE_S, APART_S = 0.15, 0.3
 
 
 def read(path: Path, truth: Truth) -> Film | None:
-    """All frames, or None for a video that can't be read at all; what a damaged one gives is kept."""
+    """All frames that can be read, or None where there is none."""
     times_s: list[float] = []
     planes: list[Planes] = []
     start = time.process_time()
@@ -73,7 +74,11 @@ def pyscenedetect(name: str) -> Detector:
         start = time.process_time()
         rate = Fraction(30)  # frames are counted, true times looked up
         stamps = [scenedetect.FrameTimecode(i, rate) for i in range(len(pictures))]
-        cuts = [cut for s, p in zip(stamps, pictures, strict=True) for cut in detector.process_frame(s, p)]
+        cuts = [
+            cut
+            for s, p in zip(stamps, pictures, strict=True)
+            for cut in detector.process_frame(s, p)
+        ]
         cuts += detector.post_process(stamps[-1])
         spent_s = time.process_time() - start
         return ([float(film.times_s[cut.frame_num]) for cut in cuts], []), spent_s
@@ -91,8 +96,12 @@ def transnet() -> Detector:
 
     def detect(film: Film) -> tuple[Found, float]:
         size = (48, 27)
-        pictures = [cv2.resize(bgr(p), size, interpolation=cv2.INTER_AREA)[:, :, ::-1] for p in film.planes]
-        padded = np.stack([pictures[0]] * 25 + pictures + [pictures[-1]] * (75 + -len(pictures) % 50))
+        pictures = [
+            cv2.resize(bgr(p), size, interpolation=cv2.INTER_AREA)[:, :, ::-1] for p in film.planes
+        ]
+        padded = np.stack(
+            [pictures[0]] * 25 + pictures + [pictures[-1]] * (75 + -len(pictures) % 50)
+        )
         start = time.process_time()
         parts = []
         with torch.inference_mode():
@@ -104,7 +113,11 @@ def transnet() -> Detector:
         rises = np.flatnonzero(likely & ~np.roll(likely, 1))
         ends = [int(r + np.argmin(np.append(likely[r:], False))) for r in rises]
         # it marks the last frame before a cut, and every frame of a slow transition
-        hard = [float(film.times_s[min(e, len(film.times_s) - 1)]) for r, e in zip(rises, ends, strict=True) if e - r < 4]
+        hard = [
+            float(film.times_s[min(e, len(film.times_s) - 1)])
+            for r, e in zip(rises, ends, strict=True)
+            if e - r < 4
+        ]
         slow = [
             (float(film.times_s[r]), float(film.times_s[e - 1]))
             for r, e in zip(rises, ends, strict=True)
@@ -131,7 +144,7 @@ def overlap(a: Span, b: Span, apart_s: float = 0.0) -> bool:
 
 
 def count(truth: Truth, found: Found, counts: Counter) -> None:
-    """Adds up: ('true', kind), ('found', kind), 'false', 'false in takes', and the same for gradual ones."""
+    """Adds to ('true', kind), ('found', kind), 'false', ('false', 'gradual'), 'false in takes'."""
     left = sorted(found[0])
     for cut_s, kind in truth.cuts.items():
         near = [t for t in left if abs(t - cut_s) <= TOLERANCE_S]
@@ -143,7 +156,9 @@ def count(truth: Truth, found: Found, counts: Counter) -> None:
     counts["false"] += len(wrong)
     counts["true", "gradual"] += len(truth.gradual)
     said = found[1] + [(t, t) for t in left if t not in wrong]
-    counts["found", "gradual"] += sum(any(overlap(t, f, APART_S) for f in said) for t in truth.gradual)
+    counts["found", "gradual"] += sum(
+        any(overlap(t, f, APART_S) for f in said) for t in truth.gradual
+    )
     false = [f for f in found[1] if not any(overlap(t, f, APART_S) for t in truth.gradual)]
     counts["false", "gradual"] += len(false)
     inner = [(start + APART_S, end - APART_S) for start, end in truth.takes]
@@ -164,12 +179,26 @@ def rates(counts: Counter, kinds: list[str], false: int) -> tuple[float, float, 
 
 
 def table(results: dict[str, Counter]) -> Iterator[str]:
-    head = "recall place", "recall jump", "hard cuts P", "R", "F1", "gradual P", "R", "false in takes", "CPU/decode"
+    head = (
+        "recall place",
+        "recall jump",
+        "hard cuts P",
+        "R",
+        "F1",
+        "gradual P",
+        "R",
+        "false in takes",
+        "CPU/decode",
+    )
     yield f"{'detector':24s}" + "".join(f"{h:>15s}" for h in head)
     for name, counts in results.items():
         hard = rates(counts, ["place", "jump"], counts["false"])
         slow = rates(counts, ["gradual"], counts["false", "gradual"])
-        cells = [rates(counts, [kind], 0)[1] for kind in ("place", "jump")] + [*hard, slow[0], slow[1]]
+        cells = [rates(counts, [kind], 0)[1] for kind in ("place", "jump")] + [
+            *hard,
+            slow[0],
+            slow[1],
+        ]
         numbers = [*(f"{c:.3f}" for c in cells), counts["false in takes"]]
         numbers.append(f"{counts['cpu_us'] / max(1, counts['decode_us']):.2f}")
         yield f"{name:24s}" + "".join(f"{n!s:>15s}" for n in numbers)
@@ -186,12 +215,24 @@ def measure(detectors: dict[str, Detector], films: Iterator[Film]) -> dict[str, 
     return results
 
 
-SWEPT = """SPIKE MIN_AMOUNT REST_SPIKE REST_MIN BACKED_SPIKE BACKED_AMOUNT MANY_A_LITTLE SAME_STRUCTURE
-    TEXT_AREA TEXT_HEIGHT REDRAWN_AREA WINDOW_S""".split()
+SWEPT = [
+    "SPIKE",
+    "MIN_AMOUNT",
+    "REST_SPIKE",
+    "REST_MIN",
+    "BACKED_SPIKE",
+    "BACKED_AMOUNT",
+    "MANY_A_LITTLE",
+    "SAME_STRUCTURE",
+    "TEXT_AREA",
+    "TEXT_HEIGHT",
+    "REDRAWN_AREA",
+    "WINDOW_S",
+]
 
 
 def sweep(films: list[Film]) -> None:
-    """F1 on hard cuts with one threshold at a time scaled: a plateau, or the threshold was fitted."""
+    """F1 on hard cuts with one threshold at a time scaled: off a plateau it was fitted."""
     scales = (0.7, 1.0, 1.4)
     print(f"{'F1 at threshold x':24s}" + "".join(f"{s:>8}" for s in scales))
     for name in SWEPT:
@@ -208,12 +249,16 @@ def sweep(films: list[Film]) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--transnet", action="store_true", help="TransNetV2 too (minutes)")
-    options.add_argument("--synthesise", action="store_true", help="films edited from the long takes too")
+    options.add_argument(
+        "--synthesise", action="store_true", help="films edited from the long takes too"
+    )
     options.add_argument("--sweep", action="store_true", help="how F1 hangs on each threshold")
     args = options.parse_args()
     folder = Path(os.environ.get("LONGTAKE_VIDEOS", ROOT.parent / "shared" / "videos"))
     if not (folder / "labels.csv").is_file():
-        sys.exit(f"{folder}/labels.csv: not there; set LONGTAKE_VIDEOS to the folder of labelled videos")
+        sys.exit(
+            f"{folder}/labels.csv: not there; set LONGTAKE_VIDEOS to the folder of labelled videos"
+        )
     cv2.setNumThreads(1)
     detectors: dict[str, Detector] = {"ours": ours}
     for name in ("ContentDetector", "AdaptiveDetector", "HashDetector"):
@@ -222,7 +267,11 @@ def main() -> None:
         detectors["TransNetV2"] = transnet()
     films = (film for path, truth in labelled(folder) if (film := read(path, truth)))
     results = measure(detectors, films)
-    print(*table(results), *(f"ours: {k}" for k in results["ours"] if str(k).startswith("false ")), sep="\n")
+    print(
+        *table(results),
+        *(f"ours: {k}" for k in results["ours"] if str(k).startswith("false ")),
+        sep="\n",
+    )
     if args.synthesise:
         counts = measure({"ours": ours}, synthesised(folder))["ours"]
         print("\nedited from the long takes, ours: found of true")

@@ -1,9 +1,8 @@
-"""Films with known transitions: the hand-labelled videos, and films edited from their long takes."""
+"""Films with known transitions: the labelled videos, and films edited from their long takes."""
 
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,14 +16,16 @@ from curation.video import Reader
 
 Span = tuple[float, float]
 
-# Their labels leave open what a transition is: one flat colour per frame; a grey level that rises and falls.
+# Their labels leave open what a transition is: one flat colour per frame; a grey level that rises
+# and falls.
 UNDEFINED = ("synthetic_colour_flash_counter_1080p.mp4", "synthetic_grey_fades_320p_mpeg4.mp4")
 
 
 @dataclass
 class Truth:
     name: str
-    cuts: dict[float, str] = field(default_factory=dict)  # time of the first frame after it, s -> kind
+    # time of the first frame after it, s -> kind
+    cuts: dict[float, str] = field(default_factory=dict)
     gradual: list[Span] = field(default_factory=list)
     takes: list[Span] = field(default_factory=list)  # nothing may be found in these
 
@@ -55,9 +56,10 @@ def _truth(row: dict[str, str]) -> Truth:
 
 
 def gradual_spans(text: str) -> list[Span]:
-    """'6.4-7.2 fade out, 9.7-10.6 fade in (black 9.5-9.7); title fades 24-26' -> [(6.4, 7.2), (9.7, 10.6)].
+    """'6.4-7.2 fade out (black 7.2-8); title fades 24-26' -> [(6.4, 7.2)].
 
-    What stands in brackets explains. A title that fades over a picture that goes on is no transition between pictures.
+    What stands in brackets explains. A title that fades over a picture that goes on is no
+    transition between pictures.
     """
     phrases = [p for p in re.sub(r"\([^)]*\)", "", text).split(";") if "title" not in p]
     found = re.findall(r"(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)", " ".join(phrases))
@@ -79,8 +81,11 @@ def lumas(path: Path, start_s: float, end_s: float) -> tuple[float, list[np.ndar
 
 
 def synthesised(folder: Path, seed: int = 0) -> Iterator[Film]:
-    """Films edited from the labelled long takes: 1 to 4 s cut out, at once, twice and thrice the speed; pieces
-    joined; dissolves; fades; film speed shown at 30 fps. One take gives one film of each kind."""
+    """Films edited from the labelled long takes, one of each kind per take.
+
+    1 to 4 s cut out, at once, twice and thrice the speed; film speed shown at 30 fps; pieces
+    joined; dissolves; fades.
+    """
     rng = np.random.default_rng(seed)
     pieces: list[list[np.ndarray]] = []
     for path, truth in labelled(folder):
@@ -90,7 +95,9 @@ def synthesised(folder: Path, seed: int = 0) -> Iterator[Film]:
             fps, frames = lumas(path, start_s, end_s)
             for speed in (1, 2, 3):
                 yield _jumps(path.name, frames[::speed], fps, speed, rng)
-            repeated = [f for i, f in enumerate(frames[:200]) for f in [f] * (2 if i % 4 == 3 else 1)]
+            repeated = [
+                f for i, f in enumerate(frames[:200]) for f in [f] * (2 if i % 4 == 3 else 1)
+            ]
             yield _film(f"repeated {path.name}", repeated, 30.0)
             pieces += [frames[a : a + 110] for a in (0, len(frames) // 2)]
     for number in range(3):
@@ -107,7 +114,9 @@ def _film(name: str, frames: list[np.ndarray], fps: float, **truth: object) -> F
 
 
 def _jumps(name: str, frames: list[np.ndarray], fps: float, speed: int, rng) -> Film:
-    """Three times something is cut out. A cut at which under 2 % of the picture changes by 12 grey levels is `unseen`."""
+    """Three times something is cut out. A cut at which under 2 % of the picture changes by 12
+    grey levels is `unseen`.
+    """
     kept: list[np.ndarray] = []
     cuts, third, resume = {}, len(frames) // 3, 0
     for part in range(3):
@@ -150,7 +159,9 @@ def _faded(name: str, pieces: list[list[np.ndarray]], level: int, rng) -> Film:
     spans = []
     for piece in pieces[:8]:
         length = int(rng.uniform(10, 35))
-        light = np.clip(np.minimum(np.arange(len(piece)), np.arange(len(piece))[::-1]) / length, 0, 1)
+        light = np.clip(
+            np.minimum(np.arange(len(piece)), np.arange(len(piece))[::-1]) / length, 0, 1
+        )
         start, stop = len(frames), len(frames) + len(piece)
         spans += [(start / 25, (start + length) / 25), ((stop - length) / 25, stop / 25)]
         frames += [level + (f - float(level)) * s for f, s in zip(piece, light, strict=True)]

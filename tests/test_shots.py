@@ -1,12 +1,18 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
-from tests.drawn_scenes import encoded, filmed, mixed, plain, scene, texture
 
 from curation.stage import Planes, VideoFacts
 from stages.shots import Shots, Transitions
+from tests.drawn_scenes import encoded, filmed, mixed, plain, scene, texture
 
 FPS = 25.0
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def watch(frames, times_s=None) -> Transitions:
@@ -68,7 +74,9 @@ UNCUT = {
         4, 60, camera=lambda i: tuple(np.random.default_rng(i).normal(0, 4, 2))
     ),
     "a fast object": lambda: scene(5, 60, thing=across(14.0)),
-    "an object that flashes by in five frames": lambda: scene(6, 60, thing=across(80.0), thing_side=90),
+    "an object that flashes by in five frames": lambda: scene(
+        6, 60, thing=across(80.0), thing_side=90
+    ),
     "one frame of flash": lambda: with_light(scene(7, 60), {30: 2.5}),
     "three frames of flash": lambda: with_light(scene(8, 60), {30: 2.5, 31: 2.0, 32: 1.5}),
     "one white frame": lambda: scene(9, 30) + plain(255, 1) + scene(9, 30),
@@ -144,7 +152,11 @@ def test_slides_that_are_redrawn_are_no_cuts():
 MIXES = {
     "a quick dissolve": (lambda: mixed(scene(1, 60), scene(2, 60), 8), 52, 60),
     "a dissolve": (lambda: mixed(scene(3, 80, camera=wander), scene(4, 80), 25), 55, 80),
-    "a slow dissolve": (lambda: mixed(scene(5, 120), scene(6, 120, thing=across(2.0)), 75), 45, 120),
+    "a slow dissolve": (
+        lambda: mixed(scene(5, 120), scene(6, 120, thing=across(2.0)), 75),
+        45,
+        120,
+    ),
     "a fade to black": (lambda: mixed(scene(7, 80), plain(0, 60), 20), 60, 80),
     "a fade to white": (lambda: mixed(scene(8, 80, camera=wander), plain(240, 60), 20), 60, 80),
     "a fade from black": (lambda: mixed(plain(0, 40), scene(9, 100, camera=wander), 30), 10, 40),
@@ -197,3 +209,16 @@ def test_what_the_meter_keeps_does_not_grow_with_the_video():
     for i in range(2000):
         shots.see(i / FPS, Planes(luma, None, None))
     assert len(shots._frames) < 40
+
+
+@pytest.mark.slow
+def test_on_labelled_videos_cuts_are_found_and_long_takes_are_left_whole():
+    folder = Path(os.environ.get("LONGTAKE_VIDEOS", ROOT.parent / "shared" / "videos"))
+    if not (folder / "labels.csv").is_file():
+        pytest.skip(f"{folder}/labels.csv: not there; set LONGTAKE_VIDEOS to the labelled videos")
+    script = [sys.executable, str(ROOT / "benchmarks" / "shots.py")]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    (row,) = (line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ours "))
+    f1, false_in_takes = float(row[4]), int(row[7])
+    assert f1 >= 0.95
+    assert false_in_takes == 0
