@@ -1,7 +1,7 @@
-"""How much of a picture is new: what is left of the difference between two frames after motion is taken out.
+"""How much of a picture is new: what differs between two frames after motion is taken out.
 
-Measured on thumbs of the luma, about 160 px wide. Dense optical flow (DIS) there costs a sixth of what it costs at
-320 px, so it can run on every pair of frames.
+Measured on thumbs of the luma, about 160 px wide. Dense optical flow (DIS) there costs a sixth of
+what it costs at 320 px, so it can run on every pair of frames.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import numpy as np
 
 THUMB_SIDE = 160  # px, about
 BLOCK = 4  # px of the thumb
-NOISE = 4.0  # grey levels: sensor and codec noise of 8-bit video; keeps flat blocks from dividing by nothing
+# grey levels: sensor and codec noise of 8-bit video; keeps flat blocks from dividing by nothing
+NOISE = 4.0
 
-# A block's change is in units of its own contrast: matched content stays well under 1 whatever the light, bit rate or
-# sharpness; unrelated content lies at 1 or above. A block counts from MATCHED on, and in full MATCHED + RANGE.
+# A block's change is in units of its own contrast: matched content stays well under 1 whatever the
+# light, bit rate or sharpness; unrelated content lies at 1 or above. A block counts from MATCHED
+# on, and in full MATCHED + RANGE.
 MATCHED = 0.5
 RANGE = 2.0
-STILL = 0.002  # an amount without any motion taken out below which no flow is computed: nothing can come of it
+# an amount without any motion taken out below which no flow is computed: nothing can come of it
+STILL = 0.002
 
 DARK = 32  # grey levels: what is darker in both frames over whole rows or columns is a border
-FLAT_SHARE, FLAT_INSIDE = (
-    0.5,
-    0.3,
-)  # of the picture, and inside its borders, at one level: drawn, not filmed
+# of the picture, and inside its borders, at one level: drawn, not filmed
+FLAT_SHARE, FLAT_INSIDE = 0.5, 0.3
 
 
 class Thumb(NamedTuple):
@@ -43,9 +44,7 @@ class Change(NamedTuple):
 
     amount: float  # share of the picture that motion does not explain, 0..1
     area: float  # share of the blocks that changed by more than their contrast, 0..1
-    rest: (
-        float  # median block's difference, grey levels: what the unchanged part of the picture does
-    )
+    rest: float  # median block's difference, grey levels: what the unchanged part does
 
 
 NO_CHANGE = Change(0.0, 0.0, 0.0)
@@ -88,12 +87,15 @@ class Compare:
         return residual > (before.contrast + after.contrast) / 2 + NOISE
 
     def same_structure(self, before: Thumb, after: Thumb) -> float:
-        """Correlation of detail in the changed blocks, -1..1: near 1 where light, sharpness or bit rate changed."""
+        """Correlation of detail in the changed blocks, -1..1.
+
+        It is near 1 where only light, sharpness or bit rate changed.
+        """
         blocks = self.changed(before, after)
         pixels = np.kron(blocks, np.ones((BLOCK, BLOCK), bool))
         moved = self._moved(before, after)
-        # a strong change of light misleads the flow: the unmoved picture is tried too; a codec that starts
-        # anew changes fine detail most: the blocks' means are tried too
+        # a strong change of light misleads the flow: the unmoved picture is tried too; a codec that
+        # starts anew changes fine detail most: the blocks' means are tried too
         return max(
             _correlation(_detail(moved)[pixels], _detail(after.luma)[pixels]),
             _correlation(_detail(before.luma)[pixels], _detail(after.luma)[pixels]),
@@ -125,7 +127,7 @@ def is_redrawn(before: Thumb, after: Thumb) -> bool:
 
 
 def lit(before: np.ndarray, after: np.ndarray) -> tuple[slice, slice]:
-    """Blocks (rows, columns) inside the black borders that both frames share; all of them where all is dark."""
+    """Blocks (rows, columns) inside the black borders that both share; all where all is dark."""
     bright = cv2.compare(cv2.max(before, after), DARK, cv2.CMP_GT)
     slices = []
     for axis in (1, 0):
@@ -145,7 +147,7 @@ def _change(residual: np.ndarray, before: Thumb, after: Thumb) -> Change:
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """-1..1. One grey level of noise per pixel is added, so that flat areas do not count as structure."""
+    """-1..1. One grey level of noise per pixel is added: flat areas are no structure."""
     power = float(np.sqrt(np.vdot(first, first) * np.vdot(second, second)))
     return float(np.vdot(first, second)) / (power + first.size + 1.0)
 

@@ -1,8 +1,9 @@
 """Where takes end: hard cuts, jump cuts from an unmoved camera among them, and gradual transitions.
 
-Every frame is compared with the one before it, motion taken out. What moves, pans or shakes is explained by motion;
-what a cut brings is not. A cut is a change that stands out from the pairs of frames nearby, does not go back at once
-(a flash, a glitch), is more than a change of light or sharpness, and more than a text or a redrawn slide.
+Every frame is compared with the one before it, motion taken out. What moves, pans or shakes is
+explained by motion; what a cut brings is not. A cut is a change that stands out from the pairs of
+frames nearby, does not go back at once (a flash, a glitch), is more than a change of light or
+sharpness, and more than a text or a redrawn slide.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ WINDOW_S = 0.5  # "nearby": a flash, a passing hand or a whip pan is over
 WINDOW_FRAMES = 6  # "nearby" at low frame rates
 SPIKE = 2.0  # times the largest amount nearby ...
 MIN_AMOUNT = 0.02  # ... and this much more: an object of two percent of the picture, gone
-# Where the median block changes out of the ordinary too (another moment has other noise, other light), less will do:
+# Where the median block changes out of the ordinary too (another moment has other noise, other
+# light), less will do:
 REST_SPIKE, REST_MIN = 2.0, 0.5  # times the rest's change nearby, and so many grey levels more
 BACKED_SPIKE, BACKED_AMOUNT = 1.4, 0.01
 
-MANY_A_LITTLE = 0.7  # blocks changed wholly, as a share of the amount: below it many changed a little (the codec's doing)
-SAME_STRUCTURE = (
-    0.65  # correlation of detail in the changed blocks: above it only light or sharpness changed
-)
+# blocks changed wholly over the amount: below it many changed a little, the codec's doing
+MANY_A_LITTLE = 0.7
+SAME_STRUCTURE = 0.65  # correlation of the changed blocks: above it only light or sharpness changed
 TEXT_AREA, TEXT_HEIGHT = 0.12, 0.2  # a line of text or a caption takes no more of the picture
 REDRAWN_AREA = 0.5  # on a flat ground that stays, a smaller change is a redrawn slide
 
 
 @dataclass(frozen=True)
 class Transitions:
-    """cuts_s: time of the first frame after each hard cut.  gradual: (start_s, end_s) of each slow one."""
+    """cuts_s: time of the first frame after each hard cut.  gradual: (start_s, end_s) of each."""
 
     cuts_s: list[float]
     gradual: list[tuple[float, float]]
@@ -42,7 +43,7 @@ class Transitions:
 
 @dataclass
 class Shots(Meter):
-    """Finds a video's cuts and slow transitions in the one decode pass; ask `transitions()` after the last frame."""
+    """Finds cuts and slow transitions in the one decode pass; ask `transitions()` at its end."""
 
     def start(self, video: VideoFacts) -> None:
         self._compare = Compare()
@@ -120,7 +121,7 @@ class Shots(Meter):
         return bool(rows.size) and rows[-1] - rows[0] < TEXT_HEIGHT * len(changed)
 
     def _goes_back(self, at: int, left: range, right: range) -> bool:
-        """Whether the old picture is soon there again, or the new one was there just before: a flash, a glitch."""
+        """Whether the old picture soon returns, or the new one was there just before: a flash."""
         before, after = self._frames[at - 1], self._frames[at]
         limit = self._changes[at].amount / SPIKE
         steps = (1, 2, 4, 8, 16, 32)
@@ -149,6 +150,6 @@ def stands_out(rest: float, nearby: float) -> bool:
 
 
 def _without_largest(side: list[Change]) -> list[Change]:
-    """The largest may be the next cut: it is left out, unless it is so near that both are one fast motion."""
+    """The largest may be the next cut: it is left out, unless both are one fast motion."""
     largest = max(range(len(side)), key=lambda i: side[i].amount, default=0)
     return side if largest < 2 else side[:largest] + side[largest + 1 :]

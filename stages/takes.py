@@ -1,4 +1,4 @@
-"""From transitions to takes, and from takes to the spans of clips. Pure functions on times, s from the first frame."""
+"""From transitions to takes, from takes to the spans of clips. Times are s from the first frame."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import numpy as np
 
 Span = tuple[float, float]
 
-TICK_S = (
-    1e-3  # the coarsest clock of a container (Matroska): times that differ by less are the same
-)
+TICK_S = 1e-3  # the coarsest clock of a container (Matroska): nearer times are the same
 
 
 def find_takes(
@@ -21,11 +19,11 @@ def find_takes(
     end_s: float,
     guard_frames: int = 2,
 ) -> list[Span]:
-    """The stretches between transitions, each from its first frame's time to the end of its last frame.
+    """The stretches between transitions, from their first frame's time to their last frame's end.
 
-    cuts_s: time of the first frame after each cut.  gradual: their frames, both ends included, belong to no take.
-    times_s: (T,) time of each frame, growing.  end_s: end of the last frame.
-    At each transition `guard_frames` frames more are left out on either side; none at the video's own ends.
+    cuts_s: time of the first frame after each cut.  gradual: their frames, both ends included,
+    belong to no take.  times_s: (T,) time of each frame, growing.  end_s: end of the last frame.
+    At each transition `guard_frames` more are left out on either side; none at the video's ends.
     """
     frames = len(times_s)
     bounds = np.append(times_s, max(end_s, times_s[-1]) if frames else end_s)
@@ -48,10 +46,10 @@ def place_clips(
     key_times_s: np.ndarray,
     frame_times_s: np.ndarray,
 ) -> list[Span]:
-    """As many clips as fit, evenly placed, each starting on a frame's time, where it can on a key frame's.
+    """As many clips as fit, evenly placed, each starting on a frame, where it can on a key frame.
 
-    clip_s: shortest length.  max_clip_s: where it is larger, fewer and longer clips use up the take.
-    key_times_s: (K,) times of key-frame packets.  frame_times_s: (T,) times of all frames of the video.
+    clip_s: shortest length.  max_clip_s: where larger, fewer and longer clips use up the take.
+    key_times_s: (K,) times of key-frame packets.  frame_times_s: (T,) of all frames of the video.
     """
     length_s = take[1] - take[0]
     most = floor((length_s + TICK_S) / clip_s)
@@ -63,7 +61,8 @@ def place_clips(
     fewest = max(1, ceil((length_s - TICK_S) / max(clip_s, max_clip_s)))
     for count in range(min(fewest, most) if max_clip_s > clip_s else most, 0, -1):
         each_s = min(max(clip_s, max_clip_s), max(clip_s, length_s / count))
-        # a clip starts on a frame, so it can't always start where the one before it ends: try shorter, then fewer
+        # a clip starts on a frame, so it can't always start where the one before it ends: try
+        # shorter, then fewer
         for piece_s in (each_s, max(clip_s, each_s - _longest_gap(starts_s))):
             spans = _place(take, piece_s, count, starts_s, is_key)
             if spans:
@@ -74,11 +73,12 @@ def place_clips(
 def _place(
     take: Span, piece_s: float, count: int, starts_s: np.ndarray, is_key: np.ndarray
 ) -> list[Span]:
-    """`count` spans of `piece_s`, or none where they don't fit. starts_s: (T,) the take's frames; is_key: (T,) bool."""
-    latest, bound_s = (
-        [],
-        take[1],
-    )  # the last frame at which each clip can start, from the last clip on
+    """`count` spans of `piece_s`, or none where they don't fit.
+
+    starts_s: (T,) times of the take's frames.  is_key: (T,) bool.
+    """
+    # the last frame at which each clip can start, from the last clip on
+    latest, bound_s = [], take[1]
     for _ in range(count):
         at = int(np.searchsorted(starts_s, bound_s - piece_s + TICK_S, side="right")) - 1
         if at < 0:

@@ -1,8 +1,9 @@
 """Gradual transitions: dissolves, fades from and to black, white or any plain picture.
 
-While one picture is mixed into another, every block of the picture goes from its old brightness to its new one along
-a straight line, all at the same pace: a quarter of the way after a quarter of the time. Under motion blocks change
-one after another; under a change of light both ends show the same structure.
+While one picture is mixed into another, every block of the picture goes from its old brightness to
+its new one along a straight line, all at the same pace: a quarter of the way after a quarter of the
+time. Under motion blocks change one after another; under a change of light both ends show the same
+structure.
 """
 
 from __future__ import annotations
@@ -18,22 +19,15 @@ import numpy as np
 from stages.change import Thumb
 
 SAMPLE_S = 0.03  # at least between two looks: every frame up to 30 fps
-LENGTHS = (
-    4,
-    8,
-    12,
-    16,
-    24,
-    32,
-    48,
-    64,
-    96,
-)  # samples: 0.13 to 3.8 s; each fits mixes from 0.8 to 1.3 times as long
-CHANGED = 8.0  # grey levels of a block's mean: several times what noise does to a mean of 256 source pixels
+# samples: 0.13 to 3.8 s; each fits mixes from 0.8 to 1.3 times as long
+LENGTHS = (4, 8, 12, 16, 24, 32, 48, 64, 96)
+# grey levels of a block's mean: several times what noise does to a mean of 256 source pixels
+CHANGED = 8.0
 CHANGED_SHARE = 0.4  # of the picture: a title or a passing object is no transition between pictures
 PACE = 0.2  # tolerance of a block's progress
 IN_PACE_SHARE = 0.6  # of the changed blocks
-UNLIKE = 0.3  # correlation of structure of the two ends: above it the picture is the same in another light
+# correlation of structure of the two ends: above it the picture is the same in another light
+UNLIKE = 0.3
 PLAIN = 0.2  # contrast relative to the other end: below it this end is black, white or plain
 UNMOVED = 0.1  # share of the picture that motion must leave unexplained between the two ends
 EDGE = 0.03  # progress below which it has not begun, and the same at its end
@@ -56,9 +50,8 @@ class Mix:
 class Blends:
     """Fed with every thumb; keeps the block means of the last four seconds."""
 
-    unexplained: Callable[
-        [Thumb, Thumb], float
-    ]  # share of the picture that motion does not explain
+    # share of the picture that motion does not explain, between two thumbs
+    unexplained: Callable[[Thumb, Thumb], float]
     _times_s: deque[float] = field(default_factory=lambda: deque(maxlen=2 * LENGTHS[-1] + 1))
     _means: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=2 * LENGTHS[-1] + 1))
     _thumbs: deque[Thumb] = field(default_factory=lambda: deque(maxlen=LENGTHS[-1] + 1))
@@ -101,7 +94,9 @@ class Blends:
         self._follow(length)
 
     def _follow(self, length: int) -> None:
-        """Finds where the mix that fills about the last `length` samples begins, and whether it is over."""
+        """Finds where the mix that fills about the last `length` samples begins, and whether it
+        is over.
+        """
         newest = len(self._means) - 1
         first, step = self._means[-1 - length], self._means[-1] - self._means[-1 - length]
         mix = Mix(0.0, self._times_s[-1], first, step, 1 / length)
@@ -144,7 +139,9 @@ def progress(mix: Mix, means: np.ndarray) -> float:
 
 
 def is_mix(first: np.ndarray, quarters: list[np.ndarray], last: np.ndarray) -> bool:
-    """Whether pictures at 1/4, 1/2 and 3/4 of the time are mixes of the first and the last: block means, (h, w) each."""
+    """Whether pictures at 1/4, 1/2 and 3/4 of the time are mixes of the first and the last:
+    block means, (h, w) each.
+    """
     step = last - first
     if np.mean(np.abs(step) > CHANGED) < CHANGED_SHARE / 2:  # most windows end here
         return False

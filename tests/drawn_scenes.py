@@ -1,4 +1,6 @@
-"""Films drawn with numpy: textured scenes, cameras, objects, sensor noise, and what editors do to them. Luma only."""
+"""Films drawn with numpy: textured scenes, cameras, objects, sensor noise, and what editors do
+to them. Luma only.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ Frames = list[np.ndarray]  # each (180, 320) float32, 0..255
 
 
 def texture(seed: int, height: int = 400, width: int = 1200) -> np.ndarray:
-    """A picture with detail at every scale, as photographs have: (height, width) float32, 20..235."""
+    """A picture with detail at every scale, as photographs have: (height, width) float32,
+    20..235.
+    """
     rng = np.random.default_rng(seed)
     picture = np.zeros((height, width), np.float32)
     for scale in (2, 4, 8, 16, 32, 64):
@@ -31,7 +35,9 @@ def scene(
     thing: Callable[[int], tuple[float, float]] | None = None,
     thing_side: int = 50,
 ) -> Frames:
-    """A view of a texture. camera, thing: position (x, y) in px at frame i; the thing is a square with its own texture."""
+    """A view of a texture. camera, thing: position (x, y) in px at frame i; the thing is a
+    square with its own texture.
+    """
     world, body = texture(seed), texture(seed + 1000, thing_side, thing_side)
     body = 255 - body if body.mean() > world.mean() else body
     height, width = SIZE

@@ -1,12 +1,18 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
-from drawn_scenes import encoded, filmed, mixed, plain, scene, texture
 
 from curation.stage import Planes, VideoFacts
 from stages.shots import Shots, Transitions
+from tests.drawn_scenes import encoded, filmed, mixed, plain, scene, texture
 
 FPS = 25.0
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def watch(frames, times_s=None) -> Transitions:
@@ -203,3 +209,16 @@ def test_what_the_meter_keeps_does_not_grow_with_the_video():
     for i in range(2000):
         shots.see(i / FPS, Planes(luma, None, None))
     assert len(shots._frames) < 40
+
+
+@pytest.mark.slow
+def test_on_labelled_videos_cuts_are_found_and_long_takes_are_left_whole():
+    folder = Path(os.environ.get("LONGTAKE_VIDEOS", ROOT.parent / "shared" / "videos"))
+    if not (folder / "labels.csv").is_file():
+        pytest.skip(f"{folder}/labels.csv: not there; set LONGTAKE_VIDEOS to the labelled videos")
+    script = [sys.executable, str(ROOT / "benchmarks" / "shots.py")]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    (row,) = (line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ours "))
+    f1, false_in_takes = float(row[4]), int(row[7])
+    assert f1 >= 0.95
+    assert false_in_takes == 0
