@@ -1,11 +1,13 @@
 """Every column of every table, in one place: name, type, unit, meaning.
 
-The trainer reads this file too (it is the schema of the sample in a shard), so it imports nothing of the rest.
+The trainer reads this file too (it is the schema of the sample in a shard), so it imports nothing
+of the rest.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -18,6 +20,7 @@ class Column:
     name: str
     type: pa.DataType
     what: str  # meaning and unit, as the Parquet field's metadata says it too
+    model: str = ""  # the model that makes it, where that takes weights that we don't ship
 
 
 def schema(columns: tuple[Column, ...]) -> pa.Schema:
@@ -106,8 +109,34 @@ SCORES = (
         "text_share", pa.float32(), "area of detected text (RapidOCR), mean over key frames, 0..1"
     ),
     Column("artifact_share", pa.float32(), "area of the union of text, overlays and borders, 0..1"),
-    Column("key_psnr", pa.float32(), "PSNR between neighbouring key frames, mean over pairs, dB"),
-    Column("key_ssim", pa.float32(), "SSIM between neighbouring key frames, mean over pairs"),
+    Column(
+        "key_psnr",
+        pa.float32(),
+        "PSNR between neighbouring key frames at 320 px wide, mean over pairs, dB",
+    ),
+    Column(
+        "key_ssim",
+        pa.float32(),
+        "SSIM of luma between neighbouring key frames at 320 px wide, mean over pairs",
+    ),
+    Column(
+        "aesthetic_laion_l14",
+        pa.float32(),
+        "LAION aesthetics, mean over key frames, about 1..10",
+        model="LAION's aesthetics head on CLIP ViT-L/14",
+    ),
+    Column(
+        "motion_raft",
+        pa.float32(),
+        "mean RAFT optical flow, px per second at 320 px wide",
+        model="RAFT optical flow",
+    ),
+    Column(
+        "key_lpips",
+        pa.float32(),
+        "LPIPS between neighbouring key frames, mean over pairs",
+        model="LPIPS",
+    ),
     Column(
         "text_similarity_tfidf",
         pa.float32(),
@@ -212,6 +241,20 @@ CAPTION = (
     ),
 )
 
+SHARD = (
+    Column("clip_id", pa.string(), ""),
+    Column("shard", pa.string(), "name of the tar that holds it, or was to hold it"),
+    Column("split", pa.string(), "train | validation"),
+    Column("offset", pa.int64(), "of the mp4's first byte in the tar"),
+    Column("bytes", pa.int64(), "size of the mp4"),
+    Column("sha256", pa.string(), "of the mp4"),
+    Column("method", pa.string(), "copy | encode"),
+    Column("codec", pa.string(), "of the mp4"),
+    Column("num_frames", pa.int32(), "frames that the mp4 shows"),
+    Column("start_error_s", pa.float64(), "from the span's start to the mp4's first frame, s"),
+    Column("error", pa.string(), "why it is not in the shard, or null"),
+)
+
 
 def clip_id(sha256: str, start_s: float, end_s: float) -> str:
     """The same bytes and the same span give the same id on any machine: 24 hex digits."""
@@ -219,6 +262,20 @@ def clip_id(sha256: str, start_s: float, end_s: float) -> str:
     return hashlib.sha256(span.encode()).hexdigest()[:24]
 
 
+def frames_sha256(hashes: Sequence[str]) -> str:
+    """What ties captions to the frames they were made from: over the files' hashes, in order."""
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
 def segment_spans(duration_s: float, segments: int) -> list[tuple[float, float]]:
     """`segments` equal spans of a clip's own time line, s from its start."""
     return [(duration_s * i / segments, duration_s * (i + 1) / segments) for i in range(segments)]
+
+
+# Times pass through floats and tables: a frame this close to a border of a span counts as on it.
+SPAN_SLACK_S = 1e-6
+
+
+def in_span(t_s: float, start_s: float, end_s: float) -> bool:
+    """Whether the frame shown at `t_s` belongs to the span: its start does, its end does not."""
+    return start_s - SPAN_SLACK_S <= t_s < end_s - SPAN_SLACK_S

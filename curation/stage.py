@@ -1,7 +1,7 @@
 """The contract of a stage and of a frame meter: read this first.
 
-A *stage* adds columns to rows. A *meter* is fed by the one decode pass that the stage `Watch` makes:
-it sees every frame once and answers for any span of time afterwards.
+A *stage* adds columns to rows. A *meter* is fed by the one decode pass that the stage `Watch`
+makes: it sees every frame once and answers for any span of time afterwards.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 class BadVideo(Exception):
-    """What is wrong with an input, in plain words. Its row gets `failed`; nothing else is touched."""
+    """What is wrong with an input, in plain words. Its row gets `failed`; no other is touched."""
 
 
 class OutputError(Exception):
@@ -46,9 +46,28 @@ class Stage:
     def setup(self) -> None:
         """Loads models: once per worker, on the worker, never in __init__."""
 
+    def deadline_s(self, row: Row) -> float:
+        """How long one row may take before an isolated worker gives it up."""
+        return 120.0
+
     def process(self, rows: list[Row]) -> list[Row]:
-        """The same rows in the same order, with more columns. Raises BadVideo for a broken input."""
+        """The same rows, in order, with more columns. Raises BadVideo for a broken input."""
         raise NotImplementedError
+
+
+@dataclass
+class InOrder:
+    """Some stages, as the one thing that an isolated child process holds."""
+
+    stages: list[Stage]
+
+    def setup(self) -> None:
+        for stage in self.stages:
+            stage.setup()
+
+    def run(self, number: int, row: Row) -> Row:
+        [row] = self.stages[number].process([row])
+        return row
 
 
 @dataclass(frozen=True)
@@ -66,8 +85,8 @@ class VideoFacts:
 class Planes:
     """One frame at reduced size: 8 bit, full range, upright.
 
-    y: (h, w) uint8.  u, v: (ceil(h/2), ceil(w/2)) uint8, or None for grey video. The long side of y is
-    about 320 px (the source's planes divided by a whole number). `colour(side)` gives the picture itself.
+    y: (h, w) uint8.  u, v: (ceil(h/2), ceil(w/2)) uint8, or None for grey video. The long side of
+    y is about 320 px (the source's planes divided by a whole number).
     """
 
     y: np.ndarray
@@ -79,13 +98,11 @@ class Planes:
 class Meter:
     """Sees each frame of a video once, in order of time, then answers for any span of it.
 
-    A meter keeps what it needs as small numbers per frame, never frames beyond a short ring: a video
-    may be hours long.
+    A meter keeps what it needs as small numbers per frame, never frames beyond a short ring: a
+    video may be hours long.
     """
 
-    writes: ClassVar[
-        tuple[str, ...]
-    ] = ()  # the scores it gives; all are declared in curation/records.py
+    writes: ClassVar[tuple[str, ...]] = ()  # its scores, declared in curation/records.py
 
     def start(self, video: VideoFacts) -> None:
         """Forgets the last video."""
@@ -96,12 +113,12 @@ class Meter:
         raise NotImplementedError
 
     def score(self, start_s: float, end_s: float) -> dict[str, float | None]:
-        """One value per name in `writes` for the frames with start_s <= t < end_s; None if not measurable."""
+        """A value per name in `writes` for the frames in [start_s, end_s); None: not measurable."""
         raise NotImplementedError
 
 
 def check_plan(stages: Sequence[Stage], given: Sequence[str]) -> None:
-    """Raises PlanError where a stage reads a column that neither the input nor an earlier stage writes."""
+    """Raises PlanError where a stage reads a column that nothing before it writes."""
     written = set(given)
     for number, stage in enumerate(stages, 1):
         for column in stage.reads:
@@ -109,13 +126,12 @@ def check_plan(stages: Sequence[Stage], given: Sequence[str]) -> None:
                 continue
             later = [type(s).__name__ for s in stages[number:] if column in s.writes]
             name = type(stage).__name__
-            fix = (
-                f"put {later[0]} before {name}"
-                if later
-                else f"add a stage that writes '{column}' before {name}"
-            )
+            fix = f"add a stage that writes '{column}' before {name}"
+            if later:
+                fix = f"put {later[0]} before {name}"
             raise PlanError(
-                f"stage {number} of {len(stages)}, {name}, reads '{column}', which no earlier stage writes\n"
+                f"stage {number} of {len(stages)}, {name}, reads '{column}', "
+                "which no earlier stage writes\n"
                 f"  written so far: {', '.join(sorted(written))}\n"
                 f"  fix: {fix}"
             )

@@ -1,0 +1,47 @@
+# Everything installs into .venv; nothing but packages is downloaded.
+#   make curate                                        draws sample videos and curates them
+#   make curate INPUT=videos OUTPUT=out/mine CONFIG=configs/local.yaml ARGS="select.seed=1"
+PYTHON ?= python3
+CONFIG ?= configs/local.yaml
+OUTPUT ?= out/samples-dataset
+SAMPLES ?= out/samples
+ARGS ?=
+RUN := .venv/bin/python
+
+.PHONY: curate score select reselect caption export test test-slow check bench-shots bench-score bench-ray bench-select
+
+curate: .venv/base
+ifeq ($(strip $(INPUT)),)
+	$(RUN) -m pipelines.samples "$(SAMPLES)"
+endif
+	$(RUN) -m pipelines.curate "$(CONFIG)" input="$(or $(INPUT),$(SAMPLES))" output="$(OUTPUT)" $(ARGS)
+
+score caption export: .venv/base
+	$(RUN) -m pipelines.$@ "$(CONFIG)" $(if $(INPUT),input="$(INPUT)") output="$(OUTPUT)" $(ARGS)
+
+# Another policy on what is scored already: seconds, no decode.
+select reselect: .venv/base
+	$(RUN) -m pipelines.select "$(CONFIG)" output="$(OUTPUT)" $(ARGS)
+
+test: .venv/dev
+	.venv/bin/pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: .venv/dev
+	.venv/bin/pytest -m slow $(ARGS)
+
+check: .venv/dev
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy curation stages pipelines
+
+bench-shots bench-score bench-ray bench-select: .venv/dev
+	$(RUN) benchmarks/$(subst bench-,,$@).py $(ARGS)
+
+.venv/base: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install -q -c constraints.txt -e .
+	touch $@
+
+.venv/dev: .venv/base
+	.venv/bin/pip install -q -c constraints.txt -e ".[dev]"
+	touch $@

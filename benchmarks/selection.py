@@ -1,0 +1,131 @@
+"""Selects from a synthetic ledger: CPU seconds, peak memory, share of planted duplicates found.
+
+    python benchmarks/selection.py [number of clips, default 1,000,000]
+
+A tenth of the clips are from a thousand unmoved cameras (one picture each, other things move; the
+busiest has a tenth of them); two in a hundred are copies of another clip: shifted by 0 to 10 s, 8 %
+of the motion's bits and 3 % of the picture's flipped, as re-encoding does. The table lives
+in memory; nothing is written. (Not named select.py: a script's folder comes first on the path, and
+the standard library has a select.)
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import numpy as np
+import pyarrow as pa
+
+from curation.policy import Policy, Range, decide_table
+from stages import duplicates
+from stages.fingerprint import CODE, SIGNS
+from stages.selection import select
+
+TICKS = 60
+POLICY = Policy(
+    duration_s=Range(min=15),
+    width=Range(min=1280),
+    brightness=Range(min=20, max=235),
+    still_share=Range(max=0.9),
+    text_share=Range(max=0.1),
+)
+MOVES = SIGNS + np.uint64(1)
+
+
+def flips(rng: np.random.Generator, shape: tuple[int, ...], share: float) -> np.ndarray:
+    """uint64s of which about `share` of the bits are set: noise to flip bits with."""
+    out = np.zeros(shape, np.uint64)
+    for bit in range(64):
+        hit = rng.random(shape, np.float32) < share
+        out |= hit.astype(np.uint64) << np.uint64(bit)
+    return out
+
+
+def codes(rng: np.random.Generator, n: int) -> np.ndarray:
+    """(n, TICKS) CODE: pictures and motions that drift, a tenth of the bits a tick."""
+    out = np.empty((n, TICKS), CODE)
+    out["motion"][:, 0] = rng.integers(0, 2**64, n, np.uint64)
+    out["picture"][:, 0] = rng.integers(0, 2**64, n, np.uint64)
+    # One pool of noise, drawn from: what matters is that walks don't repeat, and drawing is slow.
+    pool = flips(rng, (1 << 16,), 0.1)
+    for tick in range(1, TICKS):
+        for part in ("motion", "picture"):
+            noise = pool[rng.integers(0, len(pool), n)]
+            turn = rng.integers(0, 64, n).astype(np.uint64)
+            noise = (noise << turn) | (noise >> ((np.uint64(64) - turn) & np.uint64(63)))
+            out[part][:, tick] = out[part][:, tick - 1] ^ noise
+    camera = np.flatnonzero(rng.random(n) < 0.1)
+    pictures = rng.integers(0, 2**64, 1000, np.uint64)
+    out["picture"][camera] = pictures[(1000 * rng.random(len(camera)) ** 3).astype(int), None]
+    out["motion"] |= MOVES
+    return out
+
+
+def ledger(rng: np.random.Generator, n: int) -> tuple[pa.Table, np.ndarray]:
+    """The clips' table, and the planted pairs (P, 2) as row numbers."""
+    prints = codes(rng, n)
+    copies = rng.permutation(n)[: n // 50 * 2].reshape(2, -1)
+    shift = rng.integers(0, 41, copies.shape[1])
+    for k in np.unique(shift):
+        one, two = copies[:, shift == k]
+        prints[two, : TICKS - k] = prints[one, k:]
+    noisy = copies[1]
+    prints["motion"][noisy] ^= flips(rng, (len(noisy), TICKS), 0.08) & SIGNS
+    prints["picture"][noisy] ^= flips(rng, (len(noisy), 1), 0.02)  # a weak bit stays weak
+    prints["picture"][noisy] ^= flips(rng, (len(noisy), TICKS), 0.01)
+
+    ids = [f"{v:024x}" for v in rng.permutation(n)]
+    offsets = pa.array(np.arange(n + 1) * TICKS * CODE.itemsize, pa.int64())
+    data = pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), n, [None, offsets.buffers()[1], pa.py_buffer(prints.reshape(-1))]
+    )
+    columns = {
+        "clip_id": pa.array(ids),
+        "sha256": pa.array([f"{v:064x}" for v in rng.permutation(n)]),  # a source of its own each
+        "width": rng.choice(np.array([640, 1280, 1920], np.int32), n, p=[0.1, 0.6, 0.3]),
+        "height": np.full(n, 720, np.int32),
+        "duration_s": rng.uniform(14.5, 30, n),
+        "packet_bytes": rng.integers(10**5, 10**7, n),
+        "fingerprint": data,
+    }
+    for name, high in (("brightness", 260), ("still_share", 1), ("text_share", 0.12)):
+        columns[name] = rng.uniform(0, high, n).astype(np.float32)
+    columns["sharpness"] = rng.uniform(10, 500, n).astype(np.float32)
+    return pa.table(columns), copies.T
+
+
+def main(n: int) -> None:
+    rng = np.random.default_rng(0)
+    clips, planted = ledger(rng, n)
+    made = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{n} clips, fingerprints {clips['fingerprint'].nbytes / 2**30:.2f} GiB")
+
+    start = time.process_time()
+    decide_table(clips, POLICY)
+    print(f"policy: {time.process_time() - start:.1f} CPU-s")
+
+    start = time.process_time()
+    prints = duplicates.prints(clips["fingerprint"])
+    edges = duplicates.pairs(prints, np.arange(n))
+    spent = time.process_time() - start
+    code = {(min(p), max(p)) for p in planted.tolist()}
+    found = {tuple(p) for p in edges.tolist()}
+    print(
+        f"duplicates among all clips: {spent:.0f} CPU-s, {len(code & found)} of {len(code)} "
+        f"planted pairs found ({len(code & found) / len(code):.4f}), {len(found - code)} others"
+    )
+
+    start = time.process_time()
+    selection = select(clips, Policy(POLICY))
+    kept = selection["status"].to_pylist().count("kept")
+    print(
+        f"select, whole: {time.process_time() - start:.0f} CPU-s, {kept} kept, {n - kept} rejected"
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"peak memory: {peak:.1f} GiB ({made:.1f} GiB of it reached in drawing the ledger)")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)

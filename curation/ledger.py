@@ -1,0 +1,100 @@
+"""The ledger: Parquet parts with one row per unit of work, and what the run was set to.
+
+One process, the driver, writes. A part is written beside and renamed, so it is there whole or not
+at all; a row that stands in two parts (a retry, a changed file) counts as its later part says.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curation import config
+from curation.stage import Row
+from curation.storage import Folder
+
+COMPACT_ABOVE = 64  # parts
+
+
+class Ledger:
+    """One table: `folder/name/part-*.parquet`, keyed by one column."""
+
+    def __init__(self, folder: Folder, name: str, schema: pa.Schema, key: str) -> None:
+        self._folder, self._schema, self._key = folder / name, schema, key
+        self._next = 1 + max((_number(p) for p in self._folder.names()), default=-1)
+
+    def append(self, rows: list[Row]) -> None:
+        """Commits rows as one part."""
+        if rows:
+            self._write(pa.Table.from_pylist(rows, schema=self._schema))
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """All rows, one per key, in order of key."""
+        wanted = None if columns is None else [self._key, *(c for c in columns if c != self._key)]
+        parts = [self._folder.read_table(p, wanted) for p in self._folder.names()]
+        schema = (
+            self._schema if wanted is None else pa.schema([self._schema.field(c) for c in wanted])
+        )
+        table = pa.concat_tables([schema.empty_table(), *parts], promote_options="default")
+        return _last_by_key(table, self._key)
+
+    def compact(self) -> None:
+        """Many small parts into one; safe to be interrupted: a row found twice is the same row."""
+        old = self._folder.names()
+        if len(old) <= COMPACT_ABOVE:
+            return
+        self._write(self.read())
+        for part in old:
+            self._folder.delete(part)
+
+    def _write(self, table: pa.Table) -> None:
+        self._folder.write_table(f"part-{self._next:08d}.parquet", table)
+        self._next += 1
+
+
+def _number(part: str) -> int:
+    return int(part.removeprefix("part-").removesuffix(".parquet"))
+
+
+def _last_by_key(table: pa.Table, key: str) -> pa.Table:
+    place = pa.chunked_array([pa.array(range(table.num_rows), pa.int64())])
+    last = (
+        table.select([key])
+        .append_column("place", place)
+        .group_by(key)
+        .aggregate([("place", "max")])
+    )
+    last = last.sort_by(key)
+    return table.take(last["place_max"])
+
+
+def flatten_clips(videos: pa.Table) -> pa.Table:
+    """The clips nested in the videos' rows as a table, with `video`, `sha256` and `codec`."""
+    clips = videos["clips"].combine_chunks()
+    parents = pc.list_parent_indices(clips)
+    flat = pa.Table.from_struct_array(pc.list_flatten(clips))
+    for name in ("codec", "sha256", "video"):
+        flat = flat.add_column(0, name, videos[name].take(parents))
+    return flat
+
+
+def check_settings(folder: Folder, name: str, settings: dict[str, Any], remedy: str) -> None:
+    """Records the settings that a table was made with; refuses others, saying what differs.
+
+    Raises ConfigError.
+    """
+    file = f"{name}.settings.json"
+    if not folder.exists(file):
+        folder.write(file, json.dumps(settings, indent=1, sort_keys=True).encode())
+        return
+    recorded = json.loads(folder.read(file))
+    changed = config.differences(recorded, json.loads(json.dumps(settings)))
+    if changed:
+        raise config.ConfigError(
+            f"{folder.url} was made with other settings:\n  "
+            + "\n  ".join(changed)
+            + f"\n  fix: {remedy}"
+        )

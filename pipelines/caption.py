@@ -1,0 +1,57 @@
+"""Caption: five progressive sub-captions and an overall one for every kept clip -> ledger/captions.
+
+    python -m pipelines.caption [CONFIG] output=OUT [key=value …]
+
+Clips that have captions made from their present key frames are skipped.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curation.progress import Progress
+from curation.records import frames_sha256
+from curation.stage import Row
+from curation.storage import Folder
+from pipelines.settings import Settings, batches, main
+from pipelines.tables import captions_ledger, matched, read_clips, read_selection
+
+HEAVY = ("fingerprint", "overlay_mask")  # no captioner reads them
+
+
+def run(settings: Settings, out: Folder) -> None:
+    captioner = settings.caption.build((out / "ledger").url)
+    ledger = captions_ledger(out, settings.caption.captioner)
+    selection = read_selection(out)
+    kept = selection.filter(pc.equal(selection["status"], "kept"))["clip_id"]
+    clips = read_clips(out)
+    clips = clips.filter(pc.is_in(clips["clip_id"], value_set=kept.combine_chunks()))
+    todo = _todo(clips, ledger.read(["clip_id", "frames_sha256", "error"]), settings.retry_failed)
+    settings.cluster.start(out.path("logs"))
+    with Progress("caption", clips.num_rows, "clips") as progress:
+        progress.update(done=clips.num_rows - len(todo))
+        for batch in batches(settings.cluster.stream([captioner], todo)):
+            ledger.append(batch)
+            failed = sum(row["error"] is not None for row in batch)
+            rejected = sum(row["rejected"] is not None for row in batch)
+            progress.update(done=len(batch), failed=failed, rejected=rejected)
+    ledger.compact()
+
+
+def _todo(clips: pa.Table, done: pa.Table, retry_failed: bool) -> list[Row]:
+    said = matched(clips["clip_id"], done, "clip_id")
+    todo = []
+    for clip, row in zip(clips.drop_columns(HEAVY).to_pylist(), said.to_pylist(), strict=True):
+        hashes = [segment["key_frame_sha256"] for segment in clip["segments"]]
+        current = None not in hashes and row["frames_sha256"] == frames_sha256(hashes)
+        failed = row["error"] is not None
+        if not (current or failed) or (failed and retry_failed):
+            todo.append(clip | {"error": None})
+    return todo
+
+
+if __name__ == "__main__":
+    main(__doc__, run, sys.argv[1:])

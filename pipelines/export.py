@@ -1,0 +1,225 @@
+"""Export: the kept clips as WebDataset shards, the tables, the report -> the finished dataset.
+
+    python -m pipelines.export [CONFIG] output=OUT [key=value …]
+
+A shard that stands is not written again; the same ledger gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curation import config, funnel
+from curation.progress import Progress
+from curation.records import SCHEMA_VERSION
+from curation.stage import Row
+from curation.storage import Folder
+from pipelines.settings import Settings, main
+from pipelines.tables import (
+    INPUT,
+    captions_ledger,
+    joined,
+    matched,
+    public_videos,
+    read_clips,
+    read_selection,
+    read_videos,
+)
+from stages.pack import RECEIPTS, Pack
+from stages.presto import write_meta
+from stages.report import report_html
+from stages.shards import Receipt, ShardPlan, plan_shards, shards_table
+from stages.stats import stats
+
+PACKAGES = ("av", "numpy", "onnxruntime", "opencv-python-headless", "pyarrow", "rapidocr", "ray")
+
+
+def run(settings: Settings, out: Folder) -> None:
+    clips, selection = read_clips(out), read_selection(out)
+    captions = captions_ledger(out, settings.caption.captioner).read()
+    rows = _ready(clips, selection, captions)
+    plans = plan_shards(
+        rows, int(settings.export.shard_mb * 1e6), settings.export.shard_clips, settings.export.seed
+    )
+    receipts = _pack(settings, out, plans, {row["clip_id"]: row for row in rows})
+    _sweep(out, plans, receipts)
+    shards = shards_table(receipts)
+    left_out = _presto(settings, out, receipts)
+    table = joined(clips, selection, captions, shards)
+    videos = public_videos(read_videos(out))
+    counted = funnel.count(videos, table)  # raises where a clip is unaccounted for
+    numbers = stats(table)
+    out.write_table("clips.parquet", table)
+    out.write_table("videos.parquet", videos)
+    out.write_table("shards.parquet", shards)
+    out.write_table("stats.parquet", numbers)
+    manifest = _manifest(settings, out, videos, table, shards, left_out)
+    out.write("manifest.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
+    policy = {name: (rule.min, rule.max) for name, rule in settings.select.policy.items()}
+    facts = _facts(settings, manifest)
+    page = report_html(videos, table, numbers, policy, facts, (out / "ledger").read)
+    out.write("report.html", page.encode())
+    print(funnel.as_text(counted))
+    print(_shard_line(shards, left_out))
+    print(f"look at {out.path('report.html')}")
+
+
+def _ready(clips: pa.Table, selection: pa.Table, captions: pa.Table) -> list[Row]:
+    """The clips to pack: kept, with captions, in order of clip_id."""
+    chosen = matched(clips["clip_id"], selection, "clip_id")
+    said = matched(clips["clip_id"], captions, "clip_id")
+    ready = pc.and_(pc.equal(chosen["status"], "kept"), pc.is_valid(said["caption"]))
+    known = clips.drop_columns(["fingerprint", "overlay_mask"]).filter(ready).to_pylist()
+    splits = chosen["split"].filter(ready).to_pylist()
+    texts = said.drop_columns(["clip_id", "error", "rejected"]).filter(ready).to_pylist()
+    return [
+        clip | text | {"split": split}
+        for clip, text, split in zip(known, texts, splits, strict=True)
+    ]
+
+
+def _pack(
+    settings: Settings, out: Folder, plans: list[ShardPlan], clips: dict[str, Row]
+) -> list[Receipt]:
+    settings.cluster.start(out.path("logs"))
+    stage = Pack(
+        out.url, settings.export.presto, settings.retry_failed, settings.cluster.memory_gib
+    )
+    work = (
+        {"plan": asdict(plan), "clips": {i: clips[i] for i in plan.clip_ids}, "error": None}
+        for plan in plans
+    )
+    receipts = []
+    with Progress("export", len(clips), "clips") as progress:
+        for row in settings.cluster.stream([stage], work):
+            if row["error"] is not None:
+                raise RuntimeError(f"{row['plan']['name']}: {row['error']}")
+            receipt = Receipt(**row["receipt"])
+            receipts.append(receipt)
+            progress.update(done=len(receipt.rows), failed=receipt.failed)
+    return receipts
+
+
+def _sweep(out: Folder, plans: list[ShardPlan], receipts: list[Receipt]) -> None:
+    """Takes away what an earlier selection left: shards, receipts and mp4s of no present clip."""
+    wanted = {plan.name for plan in plans}
+    packed = {row["clip_id"] for receipt in receipts for row in receipt.also if "path" in row}
+    stale = [f"shards/{n}" for n in out.names("shards") if n not in wanted]
+    stale += [
+        f"{RECEIPTS}/{n}" for n in out.names(RECEIPTS) if n.removesuffix(".json") not in wanted
+    ]
+    stale += [
+        f"presto/videos/{n}"
+        for n in out.names("presto/videos")
+        if n.removesuffix(".mp4") not in packed
+    ]
+    for name in stale:
+        out.delete(name)
+
+
+def _presto(settings: Settings, out: Folder, receipts: list[Receipt]) -> dict[str, int]:
+    """Writes presto/'s tables; how many clips that trainer would not take, by reason."""
+    if not settings.export.presto:
+        return {}
+    return _write_meta(out, [row for receipt in receipts for row in receipt.also])
+
+
+def _write_meta(out: Folder, rows: list[Row]) -> dict[str, int]:
+    if out.is_local:
+        return write_meta(rows, Path(out.url) / "presto")
+    with tempfile.TemporaryDirectory() as scratch:
+        left_out = write_meta(rows, Path(scratch))
+        for file in Path(scratch).iterdir():
+            out.put(f"presto/{file.name}", file)
+    return left_out
+
+
+def _manifest(
+    settings: Settings,
+    out: Folder,
+    videos: pa.Table,
+    clips: pa.Table,
+    shards: pa.Table,
+    left_out: dict[str, int],
+) -> dict[str, Any]:
+    """What was made, from what, with what. No times and no places: equal runs, equal manifests."""
+    plain = config.as_dict(settings)
+    made_with = {name: plain[name] for name in ("score", "select", "caption", "export")}
+    listed = sorted(zip(videos["video"].to_pylist(), videos["sha256"].to_pylist(), strict=True))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "config": made_with,
+        "config_hash": config.digest(made_with),
+        "input_hash": hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
+        "versions": {"longtake": _version("longtake"), "python": sys.version.split()[0]}
+        | {name: _version(name) for name in PACKAGES},
+        "videos": _counts(videos["status"]) | {"all": videos.num_rows},
+        "clips": _counts(clips["status"]) | {"all": clips.num_rows},
+        "splits": _counts(clips["split"].drop_null()),
+        "shards": _shard_counts(shards),
+        "presto_left_out": left_out,
+        "hours_kept": _hours_kept(clips),
+        "captioner": settings.caption.captioner,
+    }
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return {c["values"]: c["counts"] for c in pc.value_counts(column).to_pylist()}
+
+
+def _hours_kept(clips: pa.Table) -> float:
+    kept = clips.filter(pc.equal(clips["status"], "kept"))
+    return round((pc.sum(kept["duration_s"]).as_py() or 0.0) / 3600, 6)
+
+
+def _shard_counts(shards: pa.Table) -> dict[str, int]:
+    whole = shards.filter(pc.is_null(shards["error"]))
+    methods = {f"clips_{name}": n for name, n in _counts(whole["method"]).items()}
+    return {"shards": len(pc.unique(whole["shard"])), "clips": whole.num_rows} | methods
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _facts(settings: Settings, manifest: dict[str, Any]) -> dict[str, Any]:
+    counts = manifest["shards"]
+    return {
+        "input": settings.input or f"see ledger/{INPUT}",
+        "captioner": manifest["captioner"],
+        "shards": counts["shards"],
+        "stream-copied clips": counts.get("clips_copy", 0),
+        "re-encoded clips": counts.get("clips_encode", 0),
+        "config hash": manifest["config_hash"],
+        "input hash": manifest["input_hash"][:16],
+        **{f"version of {name}": v for name, v in manifest["versions"].items()},
+    }
+
+
+def _shard_line(shards: pa.Table, left_out: dict[str, int]) -> str:
+    counts = _shard_counts(shards)
+    line = (
+        f"{counts['clips']} clips in {counts['shards']} shards: "
+        f"{counts.get('clips_copy', 0)} stream-copied, {counts.get('clips_encode', 0)} re-encoded"
+    )
+    if left_out:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(left_out.items()))
+        line += f"; not in presto/: {reasons}"
+    return line
+
+
+if __name__ == "__main__":
+    main(__doc__, run, sys.argv[1:])

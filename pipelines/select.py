@@ -1,0 +1,59 @@
+"""Select: a policy turns scores into kept or rejected -> ledger/selection.parquet. No decode.
+
+    python -m pipelines.select [CONFIG] output=OUT [select.policy.NAME='{min: 1, max: 2}' …]
+
+Run it again with another policy: it takes seconds. pipelines.export then writes the new dataset;
+clips that were not kept before are captioned by pipelines.caption first.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pyarrow.compute as pc
+
+from curation import records
+from curation.policy import Policy, Range, check_columns, check_gate
+from curation.storage import Folder
+from pipelines.settings import Settings, main
+from pipelines.tables import SELECTION, captions_ledger, read_clips, recorded_settings
+from stages.selection import select, select_captioned
+
+MEASURED = tuple(c.name for c in records.SCORES if not c.model)
+COSTLY = {
+    "text_share": "Text",
+    "artifact_share": "Text",
+    "key_psnr": "Watch, on key frames",
+    "key_ssim": "Watch, on key frames",
+    "colourfulness": "Watch, on key frames",
+}
+
+
+def check(settings: Settings, out: Folder) -> None:
+    """Refuses a policy that the ledger can't answer, before anything starts."""
+    check_columns(settings.select.policy, MEASURED)
+    recorded = recorded_settings(out, "videos")
+    if recorded is not None:
+        rules = recorded["watch"]["gate"]
+        gate = Policy({name: Range(**rule) for name, rule in rules.items()})
+    else:
+        gate = settings.score.watch.gate
+    check_gate(settings.select.policy, gate, COSTLY)
+
+
+def run(settings: Settings, out: Folder) -> None:
+    check(settings, out)
+    chosen = settings.select
+    clips = read_clips(out)
+    selection = select(
+        clips, chosen.policy, seed=chosen.seed, validation_share=chosen.validation_share
+    )
+    captions = captions_ledger(out, settings.caption.captioner).read()
+    selection = select_captioned(selection, captions, chosen.policy)
+    (out / "ledger").write_table(SELECTION, selection)
+    kept = pc.sum(pc.equal(selection["status"], "kept")).as_py() or 0
+    print(f"selected {kept} of {selection.num_rows} clips")
+
+
+if __name__ == "__main__":
+    main(__doc__, run, sys.argv[1:])

@@ -1,0 +1,113 @@
+"""The ledger's tables as the pipelines read them, and joined, as users find them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curation import records
+from curation.ledger import Ledger, flatten_clips
+from curation.stage import PlanError
+from curation.storage import Folder
+
+INPUT = "input.parquet"  # what the last `score` was given
+SELECTION = "selection.parquet"
+
+
+def recorded_settings(out: Folder, name: str) -> dict[str, Any] | None:
+    """What a table of the ledger was made with; None where it isn't there yet."""
+    file = f"{name}.settings.json"
+    ledger = out / "ledger"
+    return json.loads(ledger.read(file)) if ledger.exists(file) else None
+
+
+def videos_ledger(out: Folder) -> Ledger:
+    return Ledger(out / "ledger", "videos", records.schema(records.VIDEO), "video")
+
+
+def captions_ledger(out: Folder, captioner: str) -> Ledger:
+    schema = records.schema(records.CAPTION)
+    return Ledger(out / "ledger", f"captions/{captioner}", schema, "clip_id")
+
+
+def read_videos(out: Folder, columns: list[str] | None = None) -> pa.Table:
+    """The rows of the videos that the last `score` was given."""
+    ledger = out / "ledger"
+    if not ledger.exists(INPUT):
+        raise PlanError(f"{out.url} holds no scored videos; run pipelines.score first")
+    table = videos_ledger(out).read(columns)
+    listed = ledger.read_table(INPUT, ["video"])["video"].combine_chunks()
+    return table.filter(pc.is_in(table["video"], value_set=listed))
+
+
+def read_clips(out: Folder) -> pa.Table:
+    """All clips of these videos, in order of clip_id."""
+    videos = read_videos(out, ["video", "sha256", "codec", "clips"])
+    return flatten_clips(videos).sort_by("clip_id")
+
+
+def read_selection(out: Folder) -> pa.Table:
+    if not (out / "ledger").exists(SELECTION):
+        raise PlanError(f"{out.url} holds no selection; run pipelines.select first")
+    return (out / "ledger").read_table(SELECTION)
+
+
+def matched(ids: pa.ChunkedArray, table: pa.Table, key: str) -> pa.Table:
+    """The table's row for each id, nulls where it has none. (Arrow's joins refuse lists.)"""
+    place = pc.index_in(ids, value_set=table[key].combine_chunks())
+    return table.take(place)
+
+
+def joined(
+    clips: pa.Table, selection: pa.Table, captions: pa.Table, shards: pa.Table | None
+) -> pa.Table:
+    """OUT/clips.parquet: what became of each clip, and all that is known of it.
+
+    A kept clip whose caption or cut failed is `failed`, with that error as its reason.
+    """
+    chosen = matched(clips["clip_id"], selection, "clip_id")
+    said = matched(clips["clip_id"], captions, "clip_id")
+    kept = pc.equal(chosen["status"], "kept")
+    error = pc.binary_join_element_wise("caption failed", said["error"], ": ")
+    shard = pa.nulls(clips.num_rows, pa.string())
+    if shards is not None:
+        packed = matched(clips["clip_id"], shards, "clip_id")
+        error = pc.coalesce(error, pc.binary_join_element_wise("cut failed", packed["error"], ": "))
+        shard = pc.if_else(pc.is_null(packed["error"]), packed["shard"], None)
+    failed = pc.and_(kept, pc.is_valid(error))
+    reason = pc.if_else(failed, error, chosen["reason"])
+    reasons = [r if r is None else [r] for r in pc.if_else(failed, error, None).to_pylist()]
+    columns = {
+        "clip_id": clips["clip_id"],
+        "video": clips["video"],
+        "start_s": clips["start_s"],
+        "end_s": clips["end_s"],
+        "status": pc.if_else(failed, "failed", chosen["status"]),
+        "reason": reason,
+        "reasons": pc.coalesce(pa.array(reasons, pa.list_(pa.string())), chosen["reasons"]),
+    }
+    for name in records.SCORE_NAMES:
+        columns[name] = clips[name]
+    columns["text_similarity_tfidf"] = said["text_similarity_tfidf"]
+    for name in ("caption", "sub_captions", "captioner"):
+        columns[name] = said[name]
+    columns["split"] = pc.if_else(kept, chosen["split"], None)
+    columns["shard"] = pc.if_else(kept, shard, None)
+    rest = ("take", "duration_s", "num_frames", "width", "height", "fps", "gate", "causes")
+    for name in (*rest, "segments"):
+        columns[name] = clips[name]
+    return pa.table(columns)
+
+
+def public_videos(videos: pa.Table) -> pa.Table:
+    """OUT/videos.parquet: one row per input file; its takes and clips are counted."""
+    videos = videos.append_column("take_spans", videos["takes"])
+    for name in ("takes", "clips"):
+        count = pc.fill_null(pc.list_value_length(videos[name]), 0)
+        videos = videos.set_column(videos.column_names.index(name), name, count)
+    order = ("video", "status", "error", "duration_s", "width", "height", "fps", "codec")
+    order = (*order, "cuts_s", "gradual", "takes", "clips")
+    return videos.select([*order, *(c for c in videos.column_names if c not in order)])

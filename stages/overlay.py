@@ -1,0 +1,170 @@
+"""Graphics that stay in place while the picture moves: logos, watermarks, captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from curation.stage import Meter, Planes, VideoFacts
+
+CHANGED = 6.0  # grey levels by which moving surroundings differ from the usual picture; noise and codec stay below
+EDGE = 3.0  # grey levels per px of a graphic's edge, at reduced size
+SURE = 5.0  # standard errors by which a staying edge stands out of what moves behind it
+STEADY = 1.7  # standard deviations by which it does so in a single look: leaves in the wind come back too
+TEXTURE = 4.0  # grey levels per px of an edge that shows whether the picture moves
+MOVING_SHARE = 0.75  # of all blocks with edges must show other ones than usual: the camera moves
+RING_SHARE = 0.85  # of the surroundings of a graphic must have changed at once, where the camera stands still
+LEAST_LOOKS = 5  # with moving surroundings, or nothing is said
+LEAST_EDGE_PX = 12  # of a graphic: fewer are chance
+
+
+@dataclass
+class Overlay(Meter):
+    """Keeps one small picture a second as a JPEG of 10 to 20 kB (an hour: about 50 MB); looks at them when asked.
+
+    In a shot from a tripod the world stays in place too. There only what is surrounded by change on all sides, and
+    still stays, is a graphic; a lamp post before the traffic stands on ground that does not move.
+    """
+
+    looks_per_s: float = 1.0
+    most_looks: int = 30  # of a span are compared, evenly spread: bounds the time of an answer
+    writes = ("overlay_share",)
+
+    def start(self, video: VideoFacts) -> None:
+        self._next_s = 0.0
+        self._times: list[float] = []
+        self._looks: list[np.ndarray] = []  # JPEG files
+        self._asked: tuple[float, float] | None = None
+        self._found: np.ndarray | None = None
+
+    def see(self, t_s: float, frame: Planes) -> None:
+        if t_s < self._next_s:
+            return
+        self._next_s = max(self._next_s + 1 / self.looks_per_s, t_s)
+        self._asked = None
+        self._times.append(t_s)
+        self._looks.append(cv2.imencode(".jpg", frame.y, [cv2.IMWRITE_JPEG_QUALITY, 92])[1])
+
+    def score(self, start_s: float, end_s: float) -> dict[str, float | None]:
+        found = self.mask(start_s, end_s)
+        return {"overlay_share": None if found is None else float(np.mean(found > 0))}
+
+    def mask(self, start_s: float, end_s: float) -> np.ndarray | None:
+        """(h, w) uint8 at reduced size, 255 where a graphic stays; None where too little moved to tell."""
+        if self._asked != (start_s, end_s):
+            first, last = np.searchsorted(self._times, (start_s, end_s))
+            number = min(int(last - first), self.most_looks)
+            chosen = np.linspace(first, last - 1, number).round().astype(int) if number else []
+            looks = [cv2.imdecode(self._looks[i], cv2.IMREAD_GRAYSCALE) for i in chosen]
+            self._found = graphics(np.array(looks)) if number >= LEAST_LOOKS else None
+            self._asked = (start_s, end_s)
+        return self._found
+
+
+def graphics(looks: np.ndarray) -> np.ndarray | None:
+    """looks: (number, h, w) uint8, luma at different times -> mask (h, w) uint8, 255 where a graphic stays, or None."""
+    usual = np.median(looks[:: max(1, len(looks) // 15)], axis=0).astype(np.uint8)
+    gradients = [_gradient(look) for look in looks]
+    moving = _camera_moves(gradients, _gradient(usual))
+    # Changed since the look before, too: the view of a camera that stopped elsewhere is one view, not many.
+    fresh = [_changed(look, looks[i - 1] if i else looks[1]) for i, look in enumerate(looks)]
+    changed = [np.minimum(_changed(a, usual), b) for a, b in zip(looks, fresh, strict=True)]
+    near = np.array(
+        [m | (cv2.blur(c, (15, 15)) > CHANGED) for m, c in zip(moving, changed, strict=True)]
+    ).astype(np.float32)
+    number = near.sum(0)
+    if not (number >= LEAST_LOOKS).any():
+        return None
+    edges = _staying_edges(gradients, near, number, _gradient(usual))
+    around = np.array([cv2.blur(c, (5, 5)) > CHANGED for c in changed])
+    return _surrounded(edges, around, moving)
+
+
+def _gradient(luma: np.ndarray) -> np.ndarray:
+    """(2, h, w) float32, grey levels per px, lightly smoothed."""
+    soft = cv2.GaussianBlur(luma, (3, 3), 0)
+    return np.array(
+        [cv2.Sobel(soft, cv2.CV_32F, *d, ksize=3, scale=0.125) for d in ((1, 0), (0, 1))]
+    )
+
+
+def _changed(look: np.ndarray, usual: np.ndarray) -> np.ndarray:
+    """(h, w) float32: grey levels that differ both as they are and without slow shading.
+
+    The second keeps a change of exposure, which lifts the whole picture, from reading as motion.
+    """
+    difference = look.astype(np.float32) - usual
+    return np.minimum(np.abs(difference), 1.5 * np.abs(difference - cv2.blur(difference, (31, 31))))
+
+
+def _camera_moves(gradients: list[np.ndarray], usual: np.ndarray) -> np.ndarray:
+    """(looks,) bool: in most blocks, most edges of the look are neither in the usual picture nor in the look before.
+
+    Blocks, not pixels: a graphic has many strong edges, but in few places.
+    """
+    height, width = usual.shape[1:]
+    size = (max(1, width // 16), max(1, height // 16))
+    moves = []
+    for number, gradient in enumerate(gradients):
+        strength = np.hypot(*gradient)
+        textured = strength > TEXTURE
+        new = textured.copy()
+        for other in (usual, gradients[number - 1] if number else gradients[1]):
+            new &= np.hypot(*(gradient - other)) > 0.5 * strength
+        edges, fresh = (
+            cv2.resize(m.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+            for m in (textured, new)
+        )
+        told = edges > 0.05
+        moves.append(bool(told.any()) and float((fresh > 0.5 * edges)[told].mean()) > MOVING_SHARE)
+    return np.array(moves)
+
+
+def _staying_edges(
+    gradients: list[np.ndarray], near: np.ndarray, number: np.ndarray, usual: np.ndarray
+) -> np.ndarray:
+    """(h, w) uint8: pixels whose gradient is the usual one in all looks in which their surroundings moved.
+
+    A see-through graphic adds its own gradient to the one behind it, which comes and goes: the mean stands out of the
+    spread. near: (looks, h, w) 1 where the surroundings moved.  number: its sum.
+    """
+    total, squares = np.zeros_like(gradients[0]), np.zeros_like(number)
+    for gradient, weight in zip(gradients, near, strict=True):
+        weighted = gradient * weight
+        total += weighted
+        squares += (weighted * gradient).sum(0)
+    looks = np.maximum(number, 1)
+    mean = np.hypot(*total) / looks
+    usually = np.hypot(*(total / looks - usual)) < 0.5 * mean
+    spread = np.sqrt(np.maximum(squares / looks - mean**2, 0))
+    stays = (mean > EDGE) & (mean > STEADY * spread) & (mean * np.sqrt(looks) > SURE * spread)
+    return (stays & usually & (number >= LEAST_LOOKS)).astype(np.uint8)
+
+
+def _surrounded(edges: np.ndarray, around: np.ndarray, moving: np.ndarray) -> np.ndarray:
+    """Edges joined to whole graphics; those stay that were wholly surrounded by change often enough."""
+    height, width = edges.shape
+    padded = cv2.copyMakeBorder(edges, 8, 8, 8, 8, cv2.BORDER_CONSTANT)
+    joined = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, _disc(3))[8:-8, 8:-8]
+    mask = np.zeros((height, width), np.uint8)
+    for contour in cv2.findContours(joined, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]:
+        x, y, w, h = cv2.boundingRect(contour)
+        left, top = max(0, x - 8), max(0, y - 8)
+        box = (slice(top, y + h + 8), slice(left, x + w + 8))
+        one = np.zeros_like(edges[box])
+        # The hull: a plate's outline may be open where what is behind has its colour.
+        cv2.drawContours(one, [cv2.convexHull(contour)], -1, 1, -1, offset=(-left, -top))
+        bar_edge = (w > 0.95 * width and h <= 6) or (h > 0.95 * height and w <= 6)
+        if bar_edge or int(edges[box][one > 0].sum()) < LEAST_EDGE_PX:
+            continue
+        ring = (cv2.dilate(one, _disc(7)) > 0) & (cv2.dilate(one, _disc(2)) == 0)
+        free = around[(slice(None), *box)][:, ring].mean(1) > RING_SHARE if ring.any() else moving
+        if np.count_nonzero(free | moving) >= LEAST_LOOKS:
+            mask[box][one > 0] = 255
+    return mask
+
+
+def _disc(radius: int) -> np.ndarray:
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))

@@ -1,0 +1,117 @@
+"""Pack: cuts the clips of one planned shard and writes it, with what Presto's trainer reads.
+
+Cutting decodes the source again, so it runs in a child process like the decode pass: a clip that
+crashes a decoder is one row with an error.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from curation.isolate import Isolated
+from curation.stage import Needs, Row, Stage
+from curation.storage import Folder, fetched
+from stages.cut import Cut, cut
+from stages.presto import make_presto
+from stages.shards import ShardPlan, pack_shard, read_receipt, sign
+
+RECEIPTS = "ledger/shards"
+
+
+@dataclass
+class Pack(Stage):
+    out_url: str
+    presto: bool
+    retry_failed: bool
+    memory_gib: float = 4.0
+
+    _child: Isolated | None = field(init=False, default=None, repr=False)
+
+    reads = ("plan", "clips")
+    writes = ("receipt",)
+    needs = Needs(cpus=1)
+
+    def setup(self) -> None:
+        self._child = Isolated(_run, memory_gib=self.memory_gib)
+
+    def process(self, rows: list[Row]) -> list[Row]:
+        return [
+            row | {"receipt": self._pack(ShardPlan(**row["plan"]), row["clips"])} for row in rows
+        ]
+
+    def _pack(self, plan: ShardPlan, clips: dict[str, Row]) -> dict[str, Any]:
+        settings = f"presto={self.presto}"
+        with _workplace(Folder(self.out_url), plan, sign(plan, clips, settings)) as place:
+            receipt = pack_shard(
+                plan,
+                clips,
+                place / "shards",
+                place / RECEIPTS,
+                self._cut,
+                (lambda *args: self._presto(*args, place / "presto")) if self.presto else None,
+                settings,
+                self.retry_failed,
+            )
+        return asdict(receipt)
+
+    def _cut(self, clip: Row, mp4: Path) -> Cut:
+        assert self._child is not None
+        with fetched(clip["video"]) as source:
+            args = (source, clip["start_s"], clip["end_s"], str(mp4), clip["num_frames"])
+            return Cut(**self._child("cut", args, deadline_s=_deadline_s(clip)))
+
+    def _presto(self, clip: Row, mp4: Path, made: Cut, folder: Path) -> Row:
+        assert self._child is not None
+        known = {key: clip[key] for key in ("clip_id", "split", "start_s", "end_s", "sub_captions")}
+        args = (known, str(mp4), asdict(made), str(folder))
+        return self._child("presto", args, deadline_s=_deadline_s(clip))
+
+
+def _deadline_s(clip: Row) -> float:
+    """A slow encode of every pixel, ten times over, and a minute."""
+    return 60.0 + clip["num_frames"] * clip["width"] * clip["height"] / 1e6
+
+
+def _run(what: str, args: tuple[Any, ...]) -> dict[str, Any]:
+    """In the child."""
+    if what == "cut":
+        source, start_s, end_s, mp4, num_frames = args
+        return asdict(cut(source, start_s, end_s, Path(mp4), num_frames))
+    clip, mp4, made, folder = args
+    return make_presto(clip, Path(mp4), Cut(**made), Path(folder))
+
+
+@contextmanager
+def _workplace(out: Folder, plan: ShardPlan, signature: str) -> Iterator[Path]:
+    """Where a shard is written: the output itself, or scratch that is then copied there."""
+    if out.is_local:
+        yield Path(out.url)
+        return
+    with tempfile.TemporaryDirectory(prefix="shard-") as scratch:
+        place = Path(scratch)
+        receipt = f"{RECEIPTS}/{plan.name}.json"
+        if out.exists(receipt):
+            (place / RECEIPTS).mkdir(parents=True)
+            (place / receipt).write_bytes(out.read(receipt))
+            known = read_receipt(place / RECEIPTS, plan.name)
+            size = out.size(f"shards/{plan.name}")
+            if known is not None and known.signature == signature and size == known.bytes:
+                # The shard stands: a file of its size, without its bytes, says so to pack_shard.
+                (place / "shards").mkdir()
+                with open(place / "shards" / plan.name, "wb") as file:
+                    file.truncate(size)
+                yield place
+                return
+        yield place
+        for file in sorted(place.rglob("*")):
+            if file.is_file() and not str(file.relative_to(place)).startswith("ledger/"):
+                out.put(str(file.relative_to(place)), file)
+        out.put(receipt, place / receipt)  # last: with it, the shard is whole
+        shutil.rmtree(place)
+        place.mkdir()

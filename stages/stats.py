@@ -1,0 +1,142 @@
+"""stats.parquet: for each score, how its values lie, kept and rejected apart."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curation.records import SCORE_NAMES, Column, schema
+
+GROUPS = ("kept", "rejected", "failed", "all")
+PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
+MEASURES = ("duration_s", "width", "height", "fps", *SCORE_NAMES)  # what a policy may name
+MOST_CAUSES = 50  # per score and group; the rest is counted together
+
+STATS = (
+    Column("score", pa.string(), "name of the score"),
+    Column(
+        "status", pa.string(), "kept | rejected | failed | all: the clips that the row is about"
+    ),
+    Column("count", pa.int64(), "clips of that status"),
+    Column("nulls", pa.int64(), "of them without a finite value"),
+    Column("causes", pa.map_(pa.string(), pa.int64()), "why null -> clips; adds up to nulls"),
+    Column("mean", pa.float64(), "in the score's unit, as are all that follow"),
+    Column("min", pa.float64(), ""),
+    *(Column(f"p{p:02d}", pa.float64(), f"{p} % of the clips lie below") for p in PERCENTILES),
+    Column("max", pa.float64(), ""),
+    Column("edges", pa.list_(pa.float64()), "of the bins; the same in all rows of a score"),
+    Column("counts", pa.list_(pa.int64()), "clips per bin (the last includes its upper edge)"),
+)
+
+_ENTRIES = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
+_NO_CAUSES = (np.empty(0, np.int64), pa.chunked_array([], pa.string()))
+
+
+def bin_edges(values: np.ndarray, about: int = 30) -> np.ndarray:
+    """About `about` bins on round numbers where the values lie; outliers share a bin at each end.
+
+    values: (N,) finite. Returns (bins + 1,), every value in a bin; empty for no values.
+    """
+    if not len(values):
+        return np.empty(0)
+    lowest, low, high, highest = np.percentile(values, [0, 1, 99, 100])
+    width = high - low or highest - lowest
+    # within half a bulk's width of the bulk nothing is an outlier
+    low, high = max(lowest, low - width / 2), min(highest, high + width / 2)
+    step, decimals = _round_step((high - low) / about or abs(high) / about or 0.1)
+    scale = 10.0**decimals
+    # a value on an edge belongs to the bin above, the highest one too: 15 s isn't "under 15 s"
+    first, last = math.floor(low / step + 1e-6), math.floor(high / step + 1e-6) + 1
+    if low == high:  # one value: some room around it
+        first, last = max(first - 5, min(first, 0)), last + 5
+    edges = np.arange(first, last + 1) * round(step * scale) / scale
+    below = [lowest] if lowest < edges[0] else []
+    above = [highest] if highest > edges[-1] else []
+    return np.concatenate([below, edges, above])
+
+
+def _round_step(step: float) -> tuple[float, int]:
+    """The next larger 1, 2 or 5 times a power of ten, and the decimals that it needs."""
+    power = math.floor(math.log10(step))
+    factor = next(f for f in (1, 2, 5, 10) if f >= step / 10.0**power * (1 - 1e-9))
+    return factor * 10.0**power, max(0, -power)
+
+
+def stats(clips: pa.Table) -> pa.Table:
+    """One row per score and status group.
+
+    clips: status, the scores (those of MEASURES that it has), causes (map score -> why it is null).
+    """
+    status = clips["status"].combine_chunks()
+    members = {s: pc.equal(status, s).to_numpy(zero_copy_only=False) for s in GROUPS[:-1]}
+    members["all"] = np.ones(clips.num_rows, bool)
+    causes = _causes(clips)
+    rows = []
+    for score in MEASURES:
+        if score not in clips.column_names:
+            continue
+        column = clips[score].cast(pa.float64()).combine_chunks()
+        values = column.to_numpy(zero_copy_only=False)  # null becomes NaN
+        measured = np.isfinite(values)
+        not_finite = column.is_valid().to_numpy(zero_copy_only=False) & ~measured
+        edges = bin_edges(values[measured])
+        caused = causes.get(score, _NO_CAUSES)
+        for group, member in members.items():
+            nulls = member & ~measured
+            rows.append(
+                {
+                    "score": score,
+                    "status": group,
+                    "count": int(member.sum()),
+                    "nulls": int(nulls.sum()),
+                    "causes": _why(nulls, int((member & not_finite).sum()), *caused),
+                    **_distribution(values[member & measured], edges),
+                }
+            )
+    return pa.Table.from_pylist(rows, schema=schema(STATS))
+
+
+def _distribution(values: np.ndarray, edges: np.ndarray) -> dict[str, object]:
+    """values: (N,) finite. edges: (B + 1,), or none where nothing was measured."""
+    counts = np.histogram(values, edges)[0].tolist() if len(edges) else []
+    found: dict[str, object] = {"edges": edges.tolist(), "counts": counts}
+    if len(values):
+        found |= {"mean": values.mean(), "min": values.min(), "max": values.max()}
+        found |= {
+            f"p{p:02d}": v
+            for p, v in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)
+        }
+    return found
+
+
+def _causes(clips: pa.Table) -> dict[str, tuple[np.ndarray, pa.ChunkedArray]]:
+    """score -> (row numbers of clips, the cause of each)."""
+    if "causes" not in clips.column_names:
+        return {}
+    # as a list: pyarrow 26 has no list kernels for maps, and list_parent_indices aborts on one
+    entries = clips["causes"].cast(_ENTRIES)
+    rows = pc.list_parent_indices(entries).to_numpy()
+    flat = pc.list_flatten(entries)
+    scores, causes = pc.struct_field(flat, "key"), pc.struct_field(flat, "value")
+    found = {}
+    for score in pc.unique(scores).to_pylist():
+        of_score = pc.equal(scores, score)
+        found[score] = (rows[of_score.to_numpy()], causes.filter(of_score))
+    return found
+
+
+def _why(
+    nulls: np.ndarray, not_finite: int, rows: np.ndarray, causes: pa.ChunkedArray
+) -> dict[str, int]:
+    """nulls: (clips,) bool. A cause beside a value that is there is none."""
+    counted = pc.value_counts(causes.filter(pa.array(nulls[rows]))).to_pylist()
+    found = Counter({row["values"] or "no cause recorded": row["counts"] for row in counted})
+    found["not finite"] += not_finite
+    found["no cause recorded"] += int(nulls.sum()) - found.total()
+    common = found.most_common(MOST_CAUSES)
+    common.append(("other causes", found.total() - sum(n for _, n in common)))
+    return {cause: n for cause, n in common if n}

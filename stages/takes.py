@@ -1,0 +1,121 @@
+"""From transitions to takes, from takes to the spans of clips. Times are s from the first frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, floor
+
+import numpy as np
+
+Span = tuple[float, float]
+
+TICK_S = 1e-3  # the coarsest clock of a container (Matroska): nearer times are the same
+
+
+def find_takes(
+    cuts_s: Sequence[float],
+    gradual: Sequence[Span],
+    times_s: np.ndarray,
+    end_s: float,
+    guard_frames: int = 2,
+) -> list[Span]:
+    """The stretches between transitions, from their first frame's time to their last frame's end.
+
+    cuts_s: time of the first frame after each cut.  gradual: their frames, both ends included,
+    belong to no take.  times_s: (T,) time of each frame, growing.  end_s: end of the last frame.
+    At each transition `guard_frames` more are left out on either side; none at the video's ends.
+    """
+    frames = len(times_s)
+    bounds = np.append(times_s, max(end_s, times_s[-1]) if frames else end_s)
+    holes = [(_at(times_s, cut), _at(times_s, cut)) for cut in cuts_s]
+    holes += [(_at(times_s, start), _at(times_s, end) + 1) for start, end in gradual]
+    takes, first = [], 0
+    for start, stop in [*sorted(holes), (frames, frames)]:
+        last = start - (guard_frames if start < frames else 0)
+        if last > first:
+            takes.append((float(bounds[first]), float(bounds[last])))
+        resumed = stop + guard_frames if 0 < stop < frames else stop
+        first = max(first, resumed)
+    return takes
+
+
+def place_clips(
+    take: Span,
+    clip_s: float,
+    max_clip_s: float,
+    key_times_s: np.ndarray,
+    frame_times_s: np.ndarray,
+) -> list[Span]:
+    """As many clips as fit, evenly placed, each starting on a frame, where it can on a key frame.
+
+    clip_s: shortest length.  max_clip_s: where larger, fewer and longer clips use up the take.
+    key_times_s: (K,) times of key-frame packets.  frame_times_s: (T,) of all frames of the video.
+    """
+    length_s = take[1] - take[0]
+    most = floor((length_s + TICK_S) / clip_s)
+    if most == 0:
+        return []
+    inside = (frame_times_s >= take[0] - TICK_S) & (frame_times_s < take[1] - TICK_S)
+    starts_s = frame_times_s[inside]
+    is_key = _are_key(starts_s, key_times_s)
+    fewest = max(1, ceil((length_s - TICK_S) / max(clip_s, max_clip_s)))
+    for count in range(min(fewest, most) if max_clip_s > clip_s else most, 0, -1):
+        each_s = min(max(clip_s, max_clip_s), max(clip_s, length_s / count))
+        # a clip starts on a frame, so it can't always start where the one before it ends: try
+        # shorter, then fewer
+        for piece_s in (each_s, max(clip_s, each_s - _longest_gap(starts_s))):
+            spans = _place(take, piece_s, count, starts_s, is_key)
+            if spans:
+                return spans
+    return []
+
+
+def _place(
+    take: Span, piece_s: float, count: int, starts_s: np.ndarray, is_key: np.ndarray
+) -> list[Span]:
+    """`count` spans of `piece_s`, or none where they don't fit.
+
+    starts_s: (T,) times of the take's frames.  is_key: (T,) bool.
+    """
+    # the last frame at which each clip can start, from the last clip on
+    latest, bound_s = [], take[1]
+    for _ in range(count):
+        at = int(np.searchsorted(starts_s, bound_s - piece_s + TICK_S, side="right")) - 1
+        if at < 0:
+            return []
+        latest.append(at)
+        bound_s = float(starts_s[at])
+    gap_s = max(0.0, take[1] - take[0] - count * piece_s) / (count + 1)
+    spans: list[Span] = []
+    free_s = take[0]
+    for number, last in enumerate(reversed(latest)):
+        first = _at(starts_s, free_s)
+        if first > last:
+            return []
+        choices = np.arange(first, last + 1)
+        if is_key[choices].any():
+            choices = choices[is_key[choices]]
+        ideal_s = take[0] + gap_s * (number + 1) + piece_s * number
+        start_s = float(starts_s[choices[np.argmin(np.abs(starts_s[choices] - ideal_s))]])
+        spans.append((start_s, start_s + piece_s))
+        free_s = start_s + piece_s
+    return spans
+
+
+def _are_key(starts_s: np.ndarray, key_times_s: np.ndarray) -> np.ndarray:
+    """(T,) bool: frames whose packet is a key frame."""
+    keys = np.sort(np.asarray(key_times_s, float))
+    if not len(keys):
+        return np.zeros(len(starts_s), bool)
+    after = np.searchsorted(keys, starts_s).clip(0, len(keys) - 1)
+    nearest = np.minimum(np.abs(keys[after] - starts_s), np.abs(keys[after - 1] - starts_s))
+    return nearest < TICK_S
+
+
+def _longest_gap(times_s: np.ndarray) -> float:
+    return float(np.diff(times_s).max()) if len(times_s) > 1 else 0.0
+
+
+def _at(times_s: np.ndarray, t_s: float) -> int:
+    """Number of the first frame at or after t_s."""
+    return int(np.searchsorted(times_s, t_s - TICK_S))

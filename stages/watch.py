@@ -1,0 +1,225 @@
+"""Watch: the one decode pass. Every frame of a video is decoded once and shown to every meter.
+
+Out come the video's facts, its cuts and takes, and its clips with the scores that need no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+from annotated_types import Ge, Gt
+
+from curation import measures
+from curation.policy import Policy, decide
+from curation.records import CAPTION, SCORE_NAMES, SCORES, Column, clip_id, segment_spans
+from curation.stage import Meter, Needs, Row, Stage
+from curation.storage import Folder, fetched
+from curation.video import Limits, Reader
+from stages.fingerprint import Fingerprint
+from stages.freeze import Freeze
+from stages.identify import sha256_of
+from stages.light import Light
+from stages.motion import Motion
+from stages.overlay import Overlay
+from stages.shots import Shots
+from stages.stills import Stills, decode, shrink
+from stages.takes import find_takes, place_clips
+from stages.text import Text
+
+THUMB_SIDE = 240  # px, of key frames below the gate: for the report alone
+KEY_SCORES = ("key_psnr", "key_ssim", "colourfulness")
+CAPTION_SCORES = tuple(c.name for c in CAPTION if c.name in SCORE_NAMES)
+
+
+@dataclass
+class Watch(Stage):
+    """Decode once, measure all. A clip below the gate is spared what costs more."""
+
+    clip_s: Annotated[float, Gt(0)] = 15.0
+    max_clip_s: Annotated[float, Gt(0)] = 15.0  # larger: fewer, longer clips that use up the take
+    segments: Annotated[int, Ge(1)] = 5
+    guard_frames: Annotated[int, Ge(0)] = 2  # taken off at a detected boundary
+    gate: Policy = field(default_factory=Policy)
+    limits: Limits = field(default_factory=Limits)
+    shots: Shots = field(default_factory=Shots)
+    motion: Motion = field(default_factory=Motion)
+    light: Light = field(default_factory=Light)
+    freeze: Freeze = field(default_factory=Freeze)
+    overlay: Overlay = field(default_factory=Overlay)
+    fingerprint: Fingerprint = field(default_factory=Fingerprint)
+    stills: Stills = field(default_factory=Stills)
+
+    ledger_url: str = field(init=False, default="")  # where key frames go
+    thumb_share: float = field(
+        init=False, default=1.0
+    )  # of the clips below the gate that show some
+
+    reads = ("video", "bytes")
+    writes = (
+        *("sha256", "duration_s", "width", "height", "fps", "codec", "pix_fmt", "rotation"),
+        *("num_frames", "cuts_s", "gradual", "takes", "clips", "cpu_s"),
+    )
+    needs = Needs(cpus=1, isolated=True)
+
+    def deadline_s(self, row: Row) -> float:
+        # By the file's size, since its header may lie: 10 kB of video a second is little.
+        return 120.0 + max(row["bytes"], 0) / 1e4
+
+    def process(self, rows: list[Row]) -> list[Row]:
+        return [row | self._watch(row["video"]) for row in rows]
+
+    def _watch(self, video: str) -> Row:
+        started = time.process_time()
+        with fetched(video) as path:
+            sha256 = sha256_of(path)
+            with Reader(path, self.limits) as reader:
+                self._see_all(reader)
+        transitions = self.shots.transitions()
+        times = reader.times_s
+        takes = find_takes(
+            transitions.cuts_s, transitions.gradual, times, reader.end_s, self.guard_frames
+        )
+        head = reader.head
+        facts: Row = {
+            "sha256": sha256,
+            "duration_s": reader.end_s,
+            "width": head.width,
+            "height": head.height,
+            "fps": len(times) / reader.end_s,
+            "codec": head.codec,
+            "pix_fmt": head.pix_fmt,
+            "rotation": head.rotation,
+            "num_frames": len(times),
+            "cuts_s": transitions.cuts_s,
+            "gradual": [{"start_s": a, "end_s": b} for a, b in transitions.gradual],
+            "takes": [{"start_s": a, "end_s": b} for a, b in takes],
+        }
+        facts["clips"] = [
+            self._clip(facts, reader, number, span)
+            for number, take in enumerate(takes)
+            for span in self._spans(take, reader)
+        ]
+        facts["cpu_s"] = time.process_time() - started
+        return facts
+
+    def _meters(self) -> list[Meter]:
+        return [self.shots, self.motion, self.light, self.freeze, self.overlay, self.fingerprint]
+
+    def _see_all(self, reader: Reader) -> None:
+        self.stills.start()
+        meters = self._meters()
+        for meter in meters:
+            meter.start(reader.head.facts())
+        see = [meter.see for meter in meters] + [self.stills.see]
+        for t_s, frame in reader.frames():
+            for each in see:
+                each(t_s, frame)
+
+    def _spans(self, take: tuple[float, float], reader: Reader) -> list[tuple[float, float]]:
+        """The clips of a take; of one too short for any, the take itself."""
+        key_times = reader.packets.times_s[reader.packets.is_key]
+        placed = place_clips(take, self.clip_s, self.max_clip_s, key_times, reader.times_s)
+        return placed or [take]
+
+    def _clip(self, video: Row, reader: Reader, take: int, span: tuple[float, float]) -> Row:
+        start_s, end_s = span
+        first, last = np.searchsorted(reader.times_s, [start_s - 1e-6, end_s - 1e-6])
+        packets = reader.packets
+        inside = (packets.times_s >= start_s - 1e-6) & (packets.times_s < end_s - 1e-6)
+        at_start = np.abs(packets.times_s - start_s) < 1e-3
+        clip: Row = dict.fromkeys(SCORE_NAMES)
+        clip |= {
+            "clip_id": clip_id(video["sha256"], start_s, end_s),
+            "take": take,
+            "start_s": start_s,
+            "end_s": end_s,
+            "duration_s": round(end_s - start_s, 6),
+            "num_frames": int(last - first),
+            "width": video["width"],
+            "height": video["height"],
+            "fps": float(last - first) / (end_s - start_s),
+            "copy_start": bool(packets.is_key[at_start].any()),
+            "packet_bytes": int(packets.bytes[inside].sum()),
+            "causes": {},
+        }
+        for meter in (self.motion, self.light, self.freeze, self.overlay):
+            clip |= meter.score(start_s, end_s)
+        clip["borders"] = self.light.borders(start_s, end_s)
+        clip["overlay_mask"] = _png(self.overlay.mask(start_s, end_s))
+        clip["fingerprint"] = self.fingerprint.bytes_of(start_s, end_s)
+        against = decide(clip, self.gate)
+        clip["gate"] = against[0] if against else None
+        self._add_segments(clip)
+        for column in SCORES:
+            if clip[column.name] is None and column.name not in Text.writes:
+                clip["causes"].setdefault(column.name, _cause(column, clip))
+        return clip
+
+    def _add_segments(self, clip: Row) -> None:
+        passed = clip["gate"] is None
+        stored = passed or int(clip["clip_id"][:8], 16) < self.thumb_share * 2**32
+        pictures = []
+        clip["segments"] = []
+        for number, (a, b) in enumerate(segment_spans(clip["duration_s"], self.segments)):
+            start_s, end_s = clip["start_s"] + a, clip["start_s"] + b
+            segment: Row = {"start_s": a, "end_s": b}
+            segment |= self.motion.segment(start_s, end_s) | self.light.segment(start_s, end_s)
+            still = self.stills.nearest((start_s + end_s) / 2, clip["start_s"], clip["end_s"])
+            if still is not None and stored:
+                t_s, jpeg = still
+                if passed:
+                    pictures.append(decode(jpeg))
+                else:
+                    jpeg = shrink(jpeg, THUMB_SIDE)
+                name = f"key_frames/{clip['clip_id'][:2]}/{clip['clip_id']}_{number}.jpg"
+                Folder(self.ledger_url).write(name, jpeg, durable=False)
+                segment["key_frame_s"] = t_s - clip["start_s"]
+                segment["key_frame"] = name
+                segment["key_frame_sha256"] = hashlib.sha256(jpeg).hexdigest()
+            clip["segments"].append(segment)
+        if pictures:
+            clip |= _key_scores(pictures)
+
+
+def _cause(column: Column, clip: Row) -> str:
+    """Why a score is null."""
+    if column.model:
+        return "no scorer configured"
+    if column.name in CAPTION_SCORES:
+        return "only kept clips are captioned"
+    if clip["gate"] is not None and column.name in KEY_SCORES:
+        return f"below the gate: {clip['gate']}"
+    return "not measurable"
+
+
+def _key_scores(pictures: list[np.ndarray]) -> dict[str, Any]:
+    small = [_resized(p, 320) for p in pictures]
+    pairs = list(pairwise(cv2.cvtColor(p, cv2.COLOR_BGR2GRAY) for p in small))
+    return {
+        "colourfulness": _mean([measures.colourfulness(p) for p in small]),
+        "key_psnr": _mean([measures.psnr(a, b) for a, b in pairs]),
+        "key_ssim": _mean([measures.ssim(a, b) for a, b in pairs if min(a.shape) >= 11]),
+    }
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _resized(bgr: np.ndarray, width: int) -> np.ndarray:
+    height = round(bgr.shape[0] * width / bgr.shape[1])
+    return cv2.resize(bgr, (width, max(1, height)), interpolation=cv2.INTER_AREA)
+
+
+def _png(mask: np.ndarray | None) -> bytes | None:
+    if mask is None:
+        return None
+    done, png = cv2.imencode(".png", mask)
+    assert done
+    return png.tobytes()

@@ -1,0 +1,61 @@
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import pytest
+from annotated_types import Gt
+
+from curation.config import ConfigError, as_dict, differences, load
+
+
+@dataclass
+class Motion:
+    gap_s: Annotated[float, Gt(0)] = 0.25
+
+
+@dataclass
+class Settings:
+    motion: Motion = field(default_factory=Motion)
+    seed: int = 0
+    name: str | None = None
+
+
+def written(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_yaml_fills_the_fields_and_overrides_win(tmp_path):
+    path = written(tmp_path, "motion: {gap_s: 0.5}\nseed: 3\n")
+    assert load(Settings, path, ["seed=4", "name=a b"]) == Settings(Motion(0.5), 4, "a b")
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest_right_name(tmp_path):
+    path = written(tmp_path, "motion: {gap: 0.5}\n")
+    with pytest.raises(ConfigError, match=r"c.yaml: motion.gap is not a setting; did you mean mot"):
+        load(Settings, path)
+    with pytest.raises(ConfigError, match=r"sed is not a setting; did you mean seed\?"):
+        load(Settings, None, ["sed=1"])
+
+
+def test_a_value_of_the_wrong_type_or_range_is_refused_with_its_place(tmp_path):
+    with pytest.raises(ConfigError, match=r"motion.gap_s is 'much'"):
+        load(Settings, written(tmp_path, "motion: {gap_s: much}\n"))
+    with pytest.raises(ConfigError, match=r"motion.gap_s is -1.*greater than 0"):
+        load(Settings, None, ["motion.gap_s=-1"])
+
+
+def test_what_is_no_settings_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        load(Settings, tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="expected settings"):
+        load(Settings, written(tmp_path, "- 1\n- 2\n"))
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load(Settings, written(tmp_path, "a: [1\n"))
+    with pytest.raises(ConfigError, match="expected key=value"):
+        load(Settings, None, ["seed"])
+
+
+def test_differences_name_each_setting_that_changed():
+    old, new = as_dict(Settings()), as_dict(Settings(Motion(0.5), name="x"))
+    assert differences(old, new) == ["motion.gap_s: 0.25 -> 0.5", "name: None -> 'x'"]

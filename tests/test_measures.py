@@ -1,0 +1,87 @@
+"""Pure measures against formulas written out another way, and against drawn motion of known size."""
+
+import numpy as np
+import pytest
+
+from curation import measures
+from tests.drawn import HEIGHT, WIDTH, noisy, picture, planes, view
+
+
+def test_psnr_is_that_of_the_formula():
+    black, grey = np.zeros((20, 30), np.uint8), np.full((20, 30), 10, np.uint8)
+    assert measures.psnr(black, grey) == pytest.approx(20 * np.log10(255 / 10))
+    assert measures.psnr(grey, grey) == float("inf")
+
+
+def test_pictures_of_different_sizes_are_refused_with_both_sizes():
+    with pytest.raises(ValueError, match=r"\(20, 30\) and \(20, 31\)"):
+        measures.psnr(np.zeros((20, 30), np.uint8), np.zeros((20, 31), np.uint8))
+
+
+def direct_ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Wang et al. window by window, without any filter: slow and plain."""
+    offset = np.arange(11) - 5
+    window = np.exp(-(offset[:, None] ** 2 + offset**2) / (2 * 1.5**2))
+    window /= window.sum()
+    values = []
+    for y in range(a.shape[0] - 10):
+        for x in range(a.shape[1] - 10):
+            p, q = (i[y : y + 11, x : x + 11].astype(float) for i in (a, b))
+            mp, mq = (window * p).sum(), (window * q).sum()
+            vp, vq = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum()
+            cov = (window * (p - mp) * (q - mq)).sum()
+            c1, c2 = 2.55**2, 7.65**2
+            values.append(
+                (2 * mp * mq + c1) * (2 * cov + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2))
+            )
+    return float(np.mean(values))
+
+
+def test_ssim_is_that_of_the_formula_window_by_window():
+    still = picture(1)[:40, :50].astype(np.uint8)
+    other = next(noisy([picture(1)[:40, 2:52]], 8))
+    assert measures.ssim(still, other) == pytest.approx(direct_ssim(still, other), abs=1e-9)
+    assert measures.ssim(still, still) == 1.0
+
+
+def test_colourfulness_of_two_flat_colours_is_that_of_the_formula():
+    picture_bgr = np.zeros((2, 2, 3), np.uint8)
+    picture_bgr[0] = (0, 0, 255)  # red above, black below
+    # red - green: 255, 0; yellow - blue: 127.5, 0
+    expected = np.hypot(127.5, 63.75) + 0.3 * np.hypot(127.5, 63.75)
+    assert measures.colourfulness(picture_bgr) == pytest.approx(expected, rel=1e-6)
+    assert measures.colourfulness(np.full((4, 4, 3), 90, np.uint8)) == 0.0
+
+
+def test_a_blurred_picture_is_less_sharp():
+    sharp, soft = picture(2).astype(np.uint8), view(picture(2), (800, 500, 3.0, 0)).astype(np.uint8)
+    assert measures.sharpness(sharp) > 3 * measures.sharpness(soft)
+
+
+@pytest.mark.parametrize("shift_px", [2.0, 16.0, 50.0])
+def test_a_pan_with_zoom_and_turn_is_measured_to_a_fraction_of_a_pixel(shift_px):
+    still = picture(3)
+    seen = [view(still, (800, 500, 1, 0)), view(still, (800 + shift_px, 500, 1.01, 0.5))]
+    first, second = (p.y for _, p in planes(noisy(seen, 3)))
+    pair = measures.cell_flow(measures.DisFlow(), first, second)
+    points = measures.cell_points(*first.shape)
+    motion = measures.fit_affine(points, pair.flow, pair.known.astype(float))
+    assert motion.shift == pytest.approx([-shift_px / 2 * 1.01, 0], abs=0.5)
+    assert motion.zoom == pytest.approx(0.01, abs=0.003)
+    assert np.degrees(motion.turn) == pytest.approx(-0.5, abs=0.15)
+
+
+def test_noise_on_a_still_scene_is_no_motion():
+    still = view(picture(4), (800, 500, 1, 0), (WIDTH, HEIGHT))
+    first, second = (p.y for _, p in planes(noisy([still, still], 6)))
+    pair = measures.cell_flow(measures.DisFlow(), first, second)
+    assert np.hypot(*np.moveaxis(pair.flow, -1, 0)).mean() < 0.005
+
+
+def test_a_subject_on_a_third_of_the_picture_does_not_pull_the_fit_away():
+    points = measures.cell_points(180, 320)
+    flow = np.zeros_like(points) + np.array([3.0, 0.0])
+    flow[:, :13] = (-9.0, 4.0)
+    motion = measures.fit_affine(points, flow, np.ones(points.shape[:2]))
+    assert motion.shift == pytest.approx([3, 0], abs=0.05)
+    assert motion.matrix == pytest.approx(np.zeros((2, 2)), abs=1e-3)

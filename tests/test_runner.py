@@ -1,0 +1,109 @@
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from curation.runner import RunError
+from curation.stage import BadVideo, Needs, OutputError, PlanError, Stage, check_plan
+
+
+@dataclass
+class Double(Stage):
+    reads = ("n",)
+    writes = ("doubled",)
+
+    def process(self, rows):
+        return [row | {"doubled": 2 * row["n"]} for row in rows]
+
+
+@dataclass
+class Trouble(Stage):
+    """What a row asks for."""
+
+    reads = ("n",)
+
+    def process(self, rows):
+        for row in rows:
+            match row.get("trouble"):
+                case "bad":
+                    raise BadVideo("no moov")
+                case "bug":
+                    raise KeyError("x")
+                case "full":
+                    raise OutputError("disk full")
+                case "crash":
+                    os.kill(os.getpid(), signal.SIGSEGV)
+                case "hang":
+                    time.sleep(60)
+                case "once":  # kills the first worker that it meets
+                    if not Path(row["mark"]).exists():
+                        Path(row["mark"]).touch()
+                        os.kill(os.getpid(), signal.SIGKILL)
+        return rows
+
+
+@dataclass
+class Isolated(Trouble):
+    needs = Needs(isolated=True)
+
+    def deadline_s(self, row):
+        return 3.0
+
+
+def rows(count, **trouble):
+    return [{"n": n, "error": None} | trouble.get(f"row{n}", {}) for n in range(count)]
+
+
+def test_every_row_comes_back_once_through_all_groups_of_stages(cluster):
+    stages = [Double(), Isolated()]
+    done = list(cluster.stream(stages, rows(20, row3={"trouble": "bad"})))
+    assert sorted(r["n"] for r in done) == list(range(20))
+    assert all(r["doubled"] == 2 * r["n"] for r in done)
+    assert [r["error"] for r in done if r["error"]] == ["no moov"]
+
+
+def test_a_crash_a_hang_and_a_bug_cost_one_row_each(cluster):
+    trouble = {f"row{i}": {"trouble": t} for i, t in enumerate(["crash", "hang", "bug"])}
+    done = {r["n"]: r["error"] for r in cluster.stream([Isolated()], rows(8, **trouble))}
+    assert "SIGSEGV" in done[0]
+    assert done[1] == "no result after 3 s"
+    assert "KeyError" in done[2]
+    assert [done[n] for n in range(3, 8)] == [None] * 5
+
+
+def test_a_row_that_kills_its_worker_is_named_and_takes_no_other_with_it(cluster):
+    found = cluster.stream([Trouble()], rows(12, row5={"trouble": "crash"}))
+    done = {r["n"]: r["error"] for r in found}
+    assert done.pop(5) == "it killed its worker twice"
+    assert set(done.values()) == {None}
+    assert len(done) == 11
+
+
+def test_a_worker_that_is_killed_once_loses_nothing(cluster, tmp_path):
+    once = {"trouble": "once", "mark": str(tmp_path / "mark")}
+    done = list(cluster.stream([Trouble()], rows(6, row2=once)))
+    assert sorted(r["n"] for r in done) == list(range(6))
+    assert all(r["error"] is None for r in done)
+
+
+def test_an_error_of_the_output_stops_the_run(cluster):
+    with pytest.raises(OutputError, match="disk full"):
+        list(cluster.stream([Double(), Isolated()], rows(6, row2={"trouble": "full"})))
+
+
+def test_needs_that_the_cluster_has_not_are_refused(cluster):
+    @dataclass
+    class Large(Stage):
+        needs = Needs(gpus=4)
+
+    with pytest.raises(RunError, match="Large needs 1 CPUs and 4 GPUs a worker"):
+        list(cluster.stream([Large()], rows(1)))
+
+
+def test_a_plan_in_the_wrong_order_is_refused_with_the_mend():
+    with pytest.raises(PlanError, match="reads 'n', which no earlier stage writes"):
+        check_plan([Double()], ["video"])
+    check_plan([Double()], ["n"])

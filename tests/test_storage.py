@@ -1,0 +1,89 @@
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from curation.stage import OutputError
+from curation.storage import Folder, InputError, fetched, list_videos, local_path
+
+
+def touched(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def names(found, folder):
+    return [os.path.relpath(local_path(v.video), folder) for v in found]
+
+
+def test_a_folder_is_listed_with_its_folders_in_order_and_only_its_videos(tmp_path):
+    touched(tmp_path, "b.MP4", "a.mkv", "notes.txt", "sub/c.webm", "sub/deep/d.mov")
+    assert names(list_videos(str(tmp_path)), tmp_path) == [
+        *("a.mkv", "b.MP4", "sub/c.webm", "sub/deep/d.mov")
+    ]
+
+
+def test_a_symlink_loop_is_walked_once(tmp_path):
+    touched(tmp_path, "sub/a.mp4")
+    (tmp_path / "sub" / "up").symlink_to(tmp_path)
+    assert names(list_videos(str(tmp_path)), tmp_path) == ["sub/a.mp4"]
+
+
+def test_odd_names_come_through_and_open_again(tmp_path):
+    odd = ["with space.mp4", "new\nline.mp4", "-dash.mp4", "ünï.mp4", "100%.mp4", b"\xff\xfe.mp4"]
+    for name in odd:
+        (tmp_path / os.fsdecode(name)).write_bytes(b"x")
+    found = list(list_videos(str(tmp_path)))
+    assert len(found) == len(odd)
+    table = pa.table({"video": [v.video for v in found]})  # all of them fit into a table
+    for video in table["video"].to_pylist():
+        with fetched(video) as path, open(path, "rb") as file:
+            assert file.read() == b"x"
+
+
+def test_lists_patterns_and_single_files_name_videos(tmp_path):
+    touched(tmp_path, "a.mp4", "b.mp4", "c.avi")
+    text = tmp_path / "list.txt"
+    text.write_text(f"# a comment\nb.mp4\n\n{tmp_path}/c.avi\ngone.mp4\n")
+    listed = list(list_videos(str(text)))
+    assert names(listed, tmp_path) == ["b.mp4", "c.avi", "gone.mp4"]
+    assert [v.bytes for v in listed] == [1, 1, -1]
+    pq.write_table(pa.table({"video": ["a.mp4"]}), tmp_path / "list.parquet")
+    assert names(list_videos(str(tmp_path / "list.parquet")), tmp_path) == ["a.mp4"]
+    assert names(list_videos(str(tmp_path / "*.mp4")), tmp_path) == ["a.mp4", "b.mp4"]
+    assert names(list_videos(str(tmp_path / "c.avi")), tmp_path) == ["c.avi"]
+
+
+def test_an_input_that_is_not_there_is_refused_in_plain_words(tmp_path):
+    with pytest.raises(InputError, match="no such file or folder; expected a folder, a video"):
+        list(list_videos(str(tmp_path / "none")))
+    with pytest.raises(InputError, match="no file matches"):
+        list(list_videos(str(tmp_path / "*.mp4")))
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "list.parquet")
+    with pytest.raises(InputError, match="expected a column video, path or url"):
+        list(list_videos(str(tmp_path / "list.parquet")))
+
+
+def test_a_hundred_thousand_files_are_listed_in_seconds(tmp_path):
+    for folder in range(100):
+        (tmp_path / str(folder)).mkdir()
+        for number in range(1000):
+            os.mknod(tmp_path / str(folder) / f"{number}.mp4")
+    assert sum(1 for _ in list_videos(str(tmp_path))) == 100_000
+
+
+def test_a_file_of_the_output_is_whole_or_not_there(tmp_path):
+    folder = Folder(str(tmp_path)) / "sub"
+    folder.write("a/b.txt", b"data")
+    assert folder.exists("a/b.txt")
+    assert folder.read("a/b.txt") == b"data"
+    (tmp_path / "sub" / "a" / ".tmp-1-c.txt").write_bytes(b"half")
+    assert folder.names("a") == ["b.txt"]
+
+
+def test_a_full_disk_is_an_error_of_the_output():
+    with pytest.raises(OutputError, match="can't write /dev/full"):
+        Folder("/dev/full").write("a.txt", b"data")

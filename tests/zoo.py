@@ -1,0 +1,184 @@
+"""Draws odd, bad and hostile video files on the spot: no test needs a binary in the repository."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+TICK = Fraction(1, 90000)  # s; fine enough for every stamp drawn here
+Picture = Callable[[int, int, int], np.ndarray]  # (index, width, height) -> RGB (h, w, 3)
+
+
+def moving_box(index: int, width: int, height: int) -> np.ndarray:
+    """A white box that walks over a coloured ramp."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[..., 0] = np.linspace(40, 200, width).astype(np.uint8)
+    picture[..., 1] = np.linspace(60, 180, height).astype(np.uint8)[:, None]
+    picture[..., 2] = 90
+    side = max(1, min(width, height) // 4)
+    left = (index * 3) % max(1, width - side)
+    picture[height // 3 : height // 3 + side, left : left + side] = 255
+    return picture
+
+
+def quadrants(index: int, width: int, height: int) -> np.ndarray:
+    """Red, green over blue, grey: which way is up can be told from any corner."""
+    picture = np.empty((height, width, 3), np.uint8)
+    top, left = height // 2, width // 2
+    picture[:top, :left], picture[:top, left:] = (220, 30, 30), (30, 200, 30)
+    picture[top:, :left], picture[top:, left:] = (30, 30, 220), (128, 128, 128)
+    return picture
+
+
+def draw(
+    path: Path,
+    *,
+    times_s: Sequence[float] | None = None,  # of the frames; None: evenly spaced
+    frames: int = 12,
+    fps: float = 25.0,
+    width: int = 64,
+    height: int = 48,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    picture: Picture = moving_box,
+    rotation: int = 0,  # degrees clockwise that a player turns the picture by
+    options: dict[str, str] | None = None,  # of the encoder
+    muxer: dict[str, str] | None = None,
+    format: str | None = None,
+    audio_s: float = 0.0,  # length of a silent sound track beside the video
+    also: tuple[int, int] | None = None,  # size of a second video stream
+) -> Path:
+    """One video file as described; the last frame lasts 1 / fps. Returns its path."""
+    tick = TICK if times_s is not None else 1 / Fraction(fps).limit_denominator(1001)
+    times_s = [i / fps for i in range(frames)] if times_s is None else times_s
+    with av.open(str(path), "w", format=format, options=muxer or {}) as out:
+        sizes = [(width, height), *([also] if also else [])]
+        streams = []
+        for size in sizes:
+            stream: Any = out.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+            stream.width, stream.height = size
+            stream.pix_fmt = pix_fmt
+            stream.codec_context.time_base = tick
+            stream.codec_context.thread_count = 1
+            stream.codec_context.options = options or {}
+            if rotation:
+                stream.set_display_rotation(-rotation)
+            streams.append(stream)
+        if audio_s:
+            _add_silence(out, audio_s)
+        for index, t_s in enumerate(times_s):
+            for stream in streams:
+                rgb = picture(index, stream.width, stream.height)
+                frame = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(
+                    format=pix_fmt, dst_colorspace="ITU601"
+                )
+                frame.time_base = stream.codec_context.time_base
+                frame.pts = round(t_s / frame.time_base)
+                frame.duration = round(1 / fps / frame.time_base)
+                out.mux(stream.encode(frame))
+        for stream in streams:
+            out.mux(stream.encode(None))
+    return path
+
+
+def _add_silence(out: av.container.OutputContainer, seconds: float) -> None:
+    stream = out.add_stream("aac" if out.format.name != "matroska" else "flac", rate=8000)
+    stream.layout = "mono"
+    resampler = av.AudioResampler(format=stream.format, layout="mono", rate=8000)
+    for block in range(int(seconds * 8000 / 1024)):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.int16), "s16", "mono")
+        frame.sample_rate, frame.pts = 8000, block * 1024
+        for piece in resampler.resample(frame):
+            out.mux(stream.encode(piece))
+    out.mux(stream.encode(None))
+
+
+def audio_only(path: Path) -> Path:
+    with av.open(str(path), "w") as out:
+        _add_silence(out, 1.0)
+    return path
+
+
+def audio_with_cover(path: Path) -> Path:
+    """A song with its album's picture, which ffmpeg shows as a video stream."""
+    with av.open(str(path), "w", format="mp4") as out:
+        cover = out.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        _add_silence(out, 1.0)
+        frame = av.VideoFrame.from_ndarray(moving_box(0, 64, 64), "rgb24")
+        out.mux(cover.encode(frame.reformat(format="yuvj420p")))
+        out.mux(cover.encode(None))
+    return path
+
+
+def joined(path: Path, *parts: Path) -> Path:
+    """The bytes one after the other: for streams that may be joined so (bare H.264, MPEG-TS)."""
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+def truncated(path: Path, source: Path, share: float) -> Path:
+    data = source.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    return path
+
+
+def with_header_duration(path: Path, source: Path, seconds: int) -> Path:
+    """An MP4 whose header claims this length in all four places: movie, track, edit and media."""
+    data = bytearray(source.read_bytes())
+    movie = data.index(b"mvhd")
+    (movie_scale,) = struct.unpack_from(">I", data, movie + 16)
+    struct.pack_into(">I", data, movie + 20, seconds * movie_scale)
+    struct.pack_into(">I", data, data.index(b"tkhd") + 24, seconds * movie_scale)
+    if b"elst" in data:
+        struct.pack_into(">I", data, data.index(b"elst") + 12, seconds * movie_scale)
+    media = data.index(b"mdhd")
+    (media_scale,) = struct.unpack_from(">I", data, media + 16)
+    struct.pack_into(">I", data, media + 20, seconds * media_scale)
+    path.write_bytes(data)
+    return path
+
+
+def with_unknown_codec(path: Path, source: Path) -> Path:
+    """An MP4 whose pictures are in a codec that nobody knows."""
+    data = source.read_bytes()
+    at = data.index(b"stsd")
+    path.write_bytes(
+        data[:at] + data[at:].replace(b"avc1", b"zzzz", 1).replace(b"avcC", b"zzzC", 1)
+    )
+    return path
+
+
+def picture_bomb(path: Path, source: Path, side: int) -> Path:
+    """A PNG-in-MOV whose pictures claim `side` x `side` pixels in a few hundred bytes."""
+    data = bytearray(source.read_bytes())
+    at = data.index(b"IHDR")
+    while at > 0:
+        struct.pack_into(">II", data, at + 4, side, side)
+        at = data.find(b"IHDR", at + 4)
+    path.write_bytes(data)
+    return path
+
+
+def huge(path: Path, side: int) -> Path:
+    """One true picture of `side` x `side` pixels, one bit each: a few kilobytes on the disk."""
+    with av.open(str(path), "w") as out:
+        stream: Any = out.add_stream("png", rate=25)
+        stream.width = stream.height = side
+        stream.pix_fmt = "monob"
+        frame = av.VideoFrame(side, side, "monob")
+        frame.planes[0].update(bytes(frame.planes[0].buffer_size))
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
+def box(kind: bytes, payload: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(payload)) + kind + payload
