@@ -180,13 +180,13 @@ def dissolve(a: Scene, b: Scene, seconds: float, over_s: float = 1.0) -> Frames:
             yield cv2.addWeighted(a.at(t_s), 1 - share, b.at(t_s), share, 0)
 
 
-def encode(frames: Frames, path: Path, width: int = WIDTH, crf: int = 23) -> None:
+def encode(frames: Frames, path: Path, width: int = WIDTH, crf: int = 20) -> None:
     """H.264 in mp4, a key frame every two seconds."""
     height = HEIGHT * width // WIDTH
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.options = {"crf": str(crf), "preset": "veryfast", "g": str(2 * FPS)}
+        stream.options = {"crf": str(crf), "preset": "ultrafast", "g": str(2 * FPS)}
         stream.codec_context.thread_count = 1
         for number, picture in enumerate(frames):
             if width != WIDTH:
