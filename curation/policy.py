@@ -176,7 +176,7 @@ def check_columns(policy: Policy, have: Iterable[str]) -> None:
     raise PlanError(
         f"the policy needs {len(missing)} scores that no configured scorer measures: "
         f"{', '.join(missing)}\n" + "\n".join(lines) + "\n"
-        "  fix: configure their scorers, or take the rules out (policy.NAME=null)"
+        "  fix: configure their scorers, or take the rules out (select.policy.NAME=null)"
     )
 
 
