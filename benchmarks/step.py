@@ -1,0 +1,231 @@
+"""One training step (forward and backward, no optimizer) of the 2.8 B model on one GPU.
+
+    python benchmarks/step.py                      # the standard table, as in docs/training.md
+    python benchmarks/step.py --diffusers          # and diffusers' Allegro, gradient checkpointing
+    python benchmarks/step.py --case flash4 44 5 attention   # may be repeated
+
+A case: back end, latent frames, captions, what is kept for backward (`Presto.keep`).
+MFU = 3 x forward FLOPs / step time / peak: recomputation is not counted. `peak` is a bf16 product
+8192^3 measured in the same run. Weights and latents are random (never zeros: those run faster).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from training import sca
+from training.attention import usable_backends
+from training.model import Keep, ModelConfig, Presto, Text, forward_flops
+
+SIZE = (90, 160)  # latent height and width of 720 x 1280
+CAPTION_TOKENS = 100  # T5 tokens of one sub-caption: 62 words on average in the released test set
+
+
+def milliseconds(work: Callable[[], object], repeats: int, warm: int = 1) -> float:
+    """Median over `repeats` by CUDA events, after `warm` runs."""
+    for _ in range(warm):
+        work()
+    times = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def peak_flops() -> float:
+    a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16)
+    return 2 * 8192**3 / milliseconds(lambda: a @ b, 20, warm=5) * 1e3
+
+
+def build(layers: int, eager: bool) -> Presto:
+    with torch.device("cuda"):
+        torch.set_default_dtype(torch.bfloat16)
+        model = Presto(replace(ModelConfig(), num_layers=layers))
+        torch.set_default_dtype(torch.float32)
+    if not eager:
+        model.compile_blocks()
+    return model
+
+
+def batch(frames: int, captions: int) -> tuple:
+    latents = torch.randn(1, 4, frames, *SIZE, device="cuda", dtype=torch.bfloat16)
+    text = torch.randn(captions * CAPTION_TOKENS, 4096, device="cuda", dtype=torch.bfloat16)
+    spans = [(15.0 * i / captions, 15.0 * (i + 1) / captions) for i in range(captions)]
+    t = torch.tensor([500.0], device="cuda")
+    return latents, t, Text(text, [[CAPTION_TOKENS] * captions]), [sca.schedule(spans, frames)]
+
+
+def step(model: Presto, inputs: tuple) -> None:
+    out = model(*inputs)
+    (out.float() * inputs[0].float()).sum().backward()
+    for p in model.parameters():
+        p.grad = None
+
+
+def measure(model: Presto, case: list[str], steps: int) -> dict:
+    backend, keep = case[0], cast(Keep, case[3])
+    frames, captions = int(case[1]), int(case[2])
+    model.attention = backend
+    model.keep(keep)
+    inputs = batch(frames, captions)
+    start = time.perf_counter()
+    step(model, inputs)
+    torch.cuda.synchronize()
+    first_s = time.perf_counter() - start  # with compilation
+    torch.cuda.reset_peak_memory_stats()
+    step_s = milliseconds(lambda: step(model, inputs), steps, warm=0) / 1e3
+    heard = CAPTION_TOKENS * float((inputs[3][0] > 0).sum()) / frames
+    return row(backend, keep, model.cfg, frames, captions, heard, step_s, first_s)
+
+
+def row(backend, keep, cfg, frames, captions, heard, step_s, first_s) -> dict:
+    grid = (frames, SIZE[0] // 2, SIZE[1] // 2)
+    return {
+        "backend": backend,
+        "keep": keep,
+        "layers": cfg.num_layers,
+        "latent_frames": frames,
+        "tokens": grid[0] * grid[1] * grid[2],
+        "captions": captions,
+        "step_s": step_s,
+        "first_s": first_s,
+        "flops": 3 * forward_flops(cfg, grid, heard),
+        "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+    }
+
+
+def cross_attention(backend: str, captions: int, frames: int = 22) -> float:
+    """Segmented cross-attention alone, 32 blocks' worth of two forwards (one is recomputed) and a
+    backward, ms."""
+    cfg, per_frame = ModelConfig(), SIZE[0] // 2 * SIZE[1] // 2
+    _, _, text, schedules = batch(frames, captions)
+    how = sca.plan(schedules, text.lengths, per_frame, device="cuda")
+    shape = (cfg.num_attention_heads, cfg.attention_head_dim)
+    q = torch.randn(frames * per_frame, *shape, device="cuda", dtype=torch.bfloat16)
+    kv = torch.randn(2, captions * CAPTION_TOKENS, *shape, device="cuda", dtype=torch.bfloat16)
+    q, k, v = (x.requires_grad_() for x in (q, kv[0], kv[1]))
+    grad = torch.randn_like(q)
+
+    def work() -> None:
+        with torch.no_grad():
+            sca.segmented_attention(q, k, v, how, backend)
+        torch.autograd.grad(sca.segmented_attention(q, k, v, how, backend), (q, k, v), grad)
+
+    return milliseconds(work, 10, warm=3) * cfg.num_layers
+
+
+def diffusers_step() -> dict:
+    from diffusers import AllegroTransformer3DModel
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed_allegro
+
+    with torch.device("cuda"):
+        torch.set_default_dtype(torch.bfloat16)
+        model: Any = AllegroTransformer3DModel()
+        torch.set_default_dtype(torch.float32)
+    model.enable_gradient_checkpointing()
+    model.train()
+    latents = torch.randn(1, 4, 22, *SIZE, device="cuda", dtype=torch.bfloat16)
+    text = torch.randn(1, 512, 4096, device="cuda", dtype=torch.bfloat16)
+    mask, t = torch.ones(1, 512, device="cuda"), torch.tensor([500], device="cuda")
+    made: Any = get_3d_rotary_pos_embed_allegro(
+        96, ((0, 0), (45, 80)), (45, 80), 22, (2.2, 2.0, 2.0), device=torch.device("cuda")
+    )
+    *tables, gt, gh, gw = made
+    at = torch.cartesian_prod(gt.long(), gh.long(), gw.long()).T.reshape(3, 1, -1).contiguous()
+
+    def one() -> None:
+        out = model(latents, text, t, None, mask, (tables, at), return_dict=False)[0]
+        (out.float() * latents.float()).sum().backward()
+        model.zero_grad(set_to_none=True)
+
+    one()
+    torch.cuda.reset_peak_memory_stats()
+    step_s = milliseconds(one, 1, warm=0) / 1e3
+    return row("diffusers", "nothing", ModelConfig(), 22, 1, 512, step_s, 0)
+
+
+def show(one: dict, peak: float) -> None:
+    mfu = one["flops"] / one["step_s"] / peak
+    print(
+        f"| {one['backend']} | {one['keep']} | {one['layers']} | {one['latent_frames']} "
+        f"| {one['tokens']:,} | {one['captions']} | {one['step_s']:.2f} | {100 * mfu:.0f} % "
+        f"| {one['peak_gb']:.1f} | {one['first_s']:.0f} |",
+        flush=True,
+    )
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--case", nargs=4, action="append")
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--eager", action="store_true", help="no torch.compile")
+    parser.add_argument("--diffusers", action="store_true")
+    parser.add_argument("--profile", help="file for the kernels of one more step of the last case")
+    parser.add_argument("--out", help="file for the rows as JSON; grows with each case")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args, found = arguments(), usable_backends(torch.device("cuda"))
+    cases = args.case or [
+        [found[0], "22", "5", "products"],
+        [found[0], "22", "5", "attention"],
+        [found[0], "22", "1", "attention"],
+        *([["cudnn", "22", "5", "attention"]] if "cudnn" in found[1:] else []),
+    ]
+    peak = peak_flops()
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, "
+        f"peak {peak / 1e12:.0f} TFLOP/s, {found}"
+    )
+    print(
+        "| back end | kept | layers | latent frames | tokens | captions | step, s | MFU "
+        "| peak, GB | first step, s |"
+    )
+    rows: list[dict] = []
+    model = build(args.layers, args.eager)
+    for case in cases:
+        rows.append(measure(model, case, args.steps))
+        show(rows[-1], peak)
+        if args.out:
+            Path(args.out).write_text(json.dumps({"peak": peak, "rows": rows}, indent=1))
+    if args.profile:
+        inputs = batch(int(cases[-1][1]), int(cases[-1][2]))
+        with torch.profiler.profile() as profile:
+            step(model, inputs)
+            torch.cuda.synchronize()
+        kernels = profile.key_averages()
+        Path(args.profile).write_text(
+            kernels.table("self_cuda_time_total", row_limit=60, max_name_column_width=90)
+        )
+    del model
+    gc.collect()
+    torch.cuda.empty_cache()
+    one, five = (cross_attention(found[0], n) for n in (1, 5))
+    print(
+        f"cross-attention in 32 blocks, {found[0]}: "
+        f"1 caption {one:.0f} ms, 5 captions {five:.0f} ms a step"
+    )
+    if args.diffusers:
+        show(diffusers_step(), peak)
+
+
+if __name__ == "__main__":
+    main()

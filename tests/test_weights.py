@@ -1,0 +1,134 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from training.model import ModelConfig, Presto
+from training.torchvision_fix import fix_torchvision
+from training.weights import BadWeights, export, load, read_config
+
+SMALL = ModelConfig(
+    num_layers=2,
+    num_attention_heads=2,
+    attention_head_dim=12,
+    cross_attention_dim=24,
+    caption_channels=10,
+    interpolation_scale_t=1.0,
+)
+
+
+def same(one: dict, two: dict) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_what_is_exported_loads_again_to_the_bit(tmp_path):
+    model = Presto(SMALL)
+    export(model, tmp_path, torch.float32)
+    again = load(tmp_path)
+    assert again.cfg == SMALL
+    assert same(again.state_dict(), model.state_dict())
+    assert not list(tmp_path.glob("*.part"))
+    assert load(tmp_path, torch.bfloat16).proj_out.weight.dtype == torch.bfloat16
+    assert load(tmp_path, interpolation_scale_t=2.2).cfg.interpolation_scale_t == 2.2
+
+
+def test_diffusers_reads_an_export_and_we_read_diffusers_in_parts(tmp_path):
+    fix_torchvision()
+    diffusers = pytest.importorskip("diffusers")
+    model = Presto(SMALL)
+    export(model, tmp_path / "ours", torch.float32)
+    theirs = diffusers.AllegroTransformer3DModel.from_pretrained(tmp_path / "ours")
+    assert same(theirs.state_dict(), model.state_dict())
+    assert theirs.config.interpolation_scale_t == 1.0
+    theirs.save_pretrained(tmp_path / "pipe" / "transformer", max_shard_size="20KB")
+    assert len(list((tmp_path / "pipe" / "transformer").glob("*.safetensors"))) > 1
+    again = load(tmp_path / "pipe")  # a whole pipeline's folder: the transformer is found
+    assert again.cfg == SMALL
+    assert same(again.state_dict(), model.state_dict())
+
+
+def test_the_original_s_spelling_of_its_config_is_read(tmp_path):
+    original = {
+        "num_layers": 32,
+        "num_attention_heads": 24,
+        "attention_head_dim": 96,
+        "norm_type": "ada_norm_single",
+        "sample_size": [46, 80],
+        "sample_size_t": 10,
+        "patch_size_t": 1,
+        "interpolation_scale_t": 1.0,
+        "interpolation_scale_h": 1.0,
+        "interpolation_scale_w": 1.0,
+        "dropout": 0.0,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(original))
+    cfg = read_config(tmp_path)
+    assert (cfg.sample_frames, cfg.sample_height, cfg.sample_width) == (10, 46, 80)
+    assert cfg == replace(
+        ModelConfig(),
+        interpolation_scale_t=1.0,
+        interpolation_scale_h=1.0,
+        interpolation_scale_w=1.0,
+        sample_frames=10,
+        sample_height=46,
+        sample_width=80,
+    )
+
+
+def change(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    export(Presto(SMALL), tmp_path, torch.float32)
+    return tmp_path
+
+
+def test_weights_that_do_not_fit_are_named(folder):
+    change(folder, num_layers=3)
+    with pytest.raises(BadWeights, match=r"missing transformer_blocks\.2\..* and 16 more"):
+        load(folder)
+    change(folder, num_layers=1)
+    with pytest.raises(BadWeights, match=r"unknown transformer_blocks\.1\."):
+        load(folder)
+    change(folder, num_layers=2, caption_channels=11)
+    with pytest.raises(BadWeights, match=r"linear_1\.weight is \(24, 10\), expected \(24, 11\)"):
+        load(folder)
+
+
+def test_a_network_of_another_kind_is_refused(folder):
+    change(folder, activation_fn="geglu")
+    with pytest.raises(BadWeights, match="activation_fn is 'geglu'; this network has 'gelu-approx"):
+        load(folder)
+
+
+def test_a_torn_or_missing_file_is_named(folder, tmp_path):
+    file = folder / "diffusion_pytorch_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    with pytest.raises(BadWeights, match=r"model\.safetensors: .*; download it again"):
+        load(folder)
+    file.unlink()
+    with pytest.raises(BadWeights, match=r"no \.safetensors file"):
+        load(folder)
+    with pytest.raises(BadWeights, match=r"no transformer's config\.json"):
+        load(folder / "nowhere")
+
+
+def test_an_export_does_not_hide_behind_older_parts(folder):
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    with pytest.raises(BadWeights, match="holds weights in parts already"):
+        export(Presto(SMALL), folder)
+
+
+def test_an_index_can_not_name_files_elsewhere(folder):
+    weights = load_file(folder / "diffusion_pytorch_model.safetensors")
+    save_file(weights, folder.parent / "elsewhere.safetensors")
+    index = {"weight_map": {name: "../elsewhere.safetensors" for name in weights}}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(BadWeights, match="names a file outside its folder"):
+        load(folder)

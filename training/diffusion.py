@@ -1,0 +1,164 @@
+"""What the network learns to predict, how the loss weighs it, and how to sample from it.
+
+| objective | noisy latents | target | t given to the network |
+|---|---|---|---|
+| epsilon | sqrt(a) x + sqrt(1 - a) e | e | 0..999, whole |
+| v | the same | sqrt(a) e - sqrt(1 - a) x | 0..999, whole |
+| flow | (1 - s) x + s e | e - x | 1000 s |
+
+x: latents, e: Gaussian noise, a: `signal` at t. Allegro and Presto use epsilon with betas from 1e-4
+to 0.02 in 1000 steps (DDPM, arXiv 2006.11239); v: arXiv 2202.00512; flow matching: arXiv
+2210.02747, 2403.03206.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+STEPS = 1000
+Objective = Literal["epsilon", "v", "flow"]
+Predict = Callable[[Tensor, Tensor], Tensor]  # (latents, t of shape (B,)) -> prediction
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    objective: Objective = "epsilon"
+    min_snr_gamma: float | None = 5.0  # epsilon and v; None: every t weighs the same
+    noise_offset: float = 0.0  # Presto: 0.02; a constant per sample and channel, added to the noise
+    flow_shift: float = 1.0  # above 1: more steps at high noise, for longer or larger videos
+
+
+def signal(device: torch.device | str = "cpu") -> Tensor:
+    """(1000,) float64: the share of the signal's variance at each t (cumulated alpha)."""
+    return torch.cumprod(1 - torch.linspace(1e-4, 0.02, STEPS, dtype=torch.float64), 0).to(device)
+
+
+def draw_noise(latents: Tensor, cfg: DiffusionConfig, rng: torch.Generator) -> Tensor:
+    """Gaussian noise of the latents' shape, fp32, on the generator's device and moved to theirs."""
+    noise = torch.randn(latents.shape, generator=rng, device=rng.device)
+    if cfg.noise_offset:
+        per_channel = (*latents.shape[:2], 1, 1, 1)
+        noise = noise + cfg.noise_offset * torch.randn(
+            per_channel, generator=rng, device=rng.device
+        )
+    return noise.to(latents.device)
+
+
+def draw_t(count: int, cfg: DiffusionConfig, rng: torch.Generator) -> Tensor:
+    """(count,) fp32 on the generator's device. Whole steps, all alike; flow: 1000 s, s
+    logit-normal, then shifted."""
+    if cfg.objective != "flow":
+        return torch.randint(STEPS, (count,), generator=rng, device=rng.device).float()
+    s = torch.randn(count, generator=rng, device=rng.device).sigmoid()
+    return STEPS * shifted(s, cfg.flow_shift)
+
+
+def shifted(s: Tensor, shift: float) -> Tensor:
+    """Moves flow times towards noise: shift s / (1 + (shift - 1) s), arXiv 2403.03206 eq. 23."""
+    return shift * s / (1 + (shift - 1) * s)
+
+
+def noisy_and_target(
+    x: Tensor, noise: Tensor, t: Tensor, cfg: DiffusionConfig
+) -> tuple[Tensor, Tensor]:
+    """x, noise: (B, ...).  t: (B,). In fp32 (or wider), of the latents' shape."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    noise, t = noise.to(x), t.to(x.device)
+    if cfg.objective == "flow":
+        s = _over(t / STEPS, x)
+        return (1 - s) * x + s * noise, noise - x
+    a = signal(x.device)[t.long()]
+    keep, add = _over(a.sqrt(), x), _over((1 - a).sqrt(), x)
+    noisy = keep * x + add * noise
+    return noisy, (noise if cfg.objective == "epsilon" else keep * noise - add * x)
+
+
+def loss_weight(t: Tensor, cfg: DiffusionConfig) -> Tensor:
+    """(B,) fp32. Min-SNR (arXiv 2303.09556): min(snr, gamma) / snr for epsilon, / (snr + 1) for
+    v."""
+    if cfg.objective == "flow" or cfg.min_snr_gamma is None:
+        return torch.ones_like(t, dtype=torch.float32)
+    a = signal(t.device)[t.long()]
+    snr = a / (1 - a)
+    below = snr if cfg.objective == "epsilon" else snr + 1
+    return (snr.clamp(max=cfg.min_snr_gamma) / below).float()
+
+
+def denoising_loss(
+    predict: Predict, x: Tensor, noise: Tensor, t: Tensor, cfg: DiffusionConfig
+) -> Tensor:
+    """(B,) weighted mean squared error of each sample. The network sees the latents' own type."""
+    noisy, target = noisy_and_target(x, noise, t, cfg)
+    error = predict(noisy.to(x.dtype), t.to(x.device)).to(target.dtype) - target
+    return error.square().flatten(1).mean(1) * loss_weight(t, cfg).to(error.device)
+
+
+def guided(with_text: Predict, without_text: Predict, scale: float) -> Predict:
+    """Classifier-free guidance: without + scale (with - without). Scale 1 asks the text alone."""
+    if scale == 1:
+        return with_text
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        free = without_text(x, t).float()
+        return free + scale * (with_text(x, t).float() - free)
+
+    return predict
+
+
+@torch.no_grad()
+def sample_ancestral(
+    predict: Predict, noise: Tensor, steps: int, cfg: DiffusionConfig, rng: torch.Generator
+) -> Tensor:
+    """Euler-ancestral for epsilon and v, as Allegro and Presto are released: `steps` times from t =
+    999 to 0.
+
+    noise: (B, ...) standard normal. State and arithmetic in fp32. Formulas: Karras et al., arXiv
+    2206.00364, with the ancestral split of k-diffusion: sigma_up² = to² (from² - to²) / from²,
+    sigma_down² = to² - sigma_up².
+    """
+    if cfg.objective == "flow":
+        raise ValueError("Euler-ancestral samples epsilon and v; use sample_flow for flow matching")
+    a = signal().numpy()
+    times = np.linspace(0, STEPS - 1, steps, dtype=np.float32)[::-1]
+    sigmas = [*np.interp(times, np.arange(STEPS), ((1 - a) / a) ** 0.5).tolist(), 0.0]
+    x = noise.float() * sigmas[0]
+    for t, now, to in zip(times.tolist(), sigmas, sigmas[1:], strict=False):
+        scaled = (x / (now**2 + 1) ** 0.5).to(noise.dtype)
+        out = predict(scaled, torch.full((len(x),), t, device=x.device)).float()
+        if cfg.objective == "epsilon":
+            clean = x - now * out
+        else:
+            clean = x / (now**2 + 1) - out * (now / (now**2 + 1) ** 0.5)
+        up = (to**2 * (now**2 - to**2) / now**2) ** 0.5
+        down = (to**2 - up**2) ** 0.5
+        x = x + (x - clean) / now * (down - now)
+        if to:
+            x = x + up * torch.randn(x.shape, generator=rng, device=rng.device).to(x.device)
+    return x
+
+
+@torch.no_grad()
+def sample_flow(predict: Predict, noise: Tensor, steps: int, cfg: DiffusionConfig) -> Tensor:
+    """Euler steps along the flow from noise (s = 1) to latents (s = 0); more of them at high noise
+    if shifted."""
+    if cfg.objective != "flow":
+        raise ValueError(
+            f"sample_flow samples flow matching; {cfg.objective} needs sample_ancestral"
+        )
+    s = shifted(torch.linspace(1, 0, steps + 1), cfg.flow_shift).tolist()
+    x = noise.float()
+    for now, to in itertools.pairwise(s):
+        out = predict(x.to(noise.dtype), torch.full((len(x),), STEPS * now, device=x.device))
+        x = x + (to - now) * out.float()
+    return x
+
+
+def _over(per_sample: Tensor, like: Tensor) -> Tensor:
+    return per_sample.to(like).view(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,137 @@
+"""The parts of Allegro's transformer, under Allegro's own parameter names."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int, context: int):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(context, width)
+        self.to_v = nn.Linear(context, width)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1))
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        return self.split(self.to_k(context)), self.split(self.to_v(context))
+
+
+class Projection(nn.Module):
+    """A linear layer under the name `proj`."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.proj = nn.Linear(inputs, outputs)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.net = nn.ModuleList(
+            [Projection(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = cast(Projection, self.net[0]), self.net[2]
+        return second(F.gelu(first.proj(x), approximate="tanh"))
+
+
+class TwoLayers(nn.Module):
+    def __init__(self, inputs: int, width: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(inputs, width)
+        self.linear_2 = nn.Linear(width, width)
+
+
+class CaptionProjection(TwoLayers):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.gelu(self.linear_1(x), approximate="tanh"))
+
+
+class TimestepEmbedder(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.timestep_embedder = TwoLayers(256, width)
+
+
+class TimeEmbedding(nn.Module):
+    """adaln_single: t -> (embedding, six modulations for all blocks)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.emb = TimestepEmbedder(width)
+        self.linear = nn.Linear(width, 6 * width)
+
+    def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        mlp = self.emb.timestep_embedder
+        wave = sinusoid(t).to(self.linear.weight.dtype)
+        embedded = mlp.linear_2(F.silu(mlp.linear_1(wave)))
+        return embedded, self.linear(F.silu(embedded))
+
+
+class PatchEmbedding(nn.Module):
+    """Each frame by itself: patch x patch squares become tokens."""
+
+    def __init__(self, channels: int, width: int, patch: int):
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch, patch)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without weights, then scale and shift, in fp32 (or wider); back to x's type."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (F.layer_norm(wide, wide.shape[-1:], eps=1e-6) * (1 + scale) + shift).to(x.dtype)
+
+
+def sinusoid(t: Tensor) -> Tensor:
+    """(B,) -> (B, 256) fp32: cosines, then sines, of frequencies 1 down to 1/10000 (exclusive)."""
+    frequencies = torch.exp(-math.log(10000) / 128 * torch.arange(128, device=t.device))
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+def rope_table(
+    head_dim: int,
+    grid: tuple[int, int, int],
+    scales: tuple[float, float, float],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines, (tokens, 3, 2, head_dim / 6): axes t, h, w, then a pair's two
+    parts.
+
+    angle = index / interpolation scale * 10000^(-2 i / (head_dim / 3)). With dtype bfloat16 the
+    angle is rounded before the cosine, as Allegro's code does and its weights have seen: up to
+    0.06 rad off.
+    """
+    pairs = head_dim // 6
+    speed = 1.0 / 10000 ** (torch.arange(pairs, device=device).float() / pairs)
+    angles = []
+    for axis, (size, scale) in enumerate(zip(grid, scales, strict=True)):
+        angle = torch.outer(torch.arange(size, device=device).float() / scale, speed).to(dtype)
+        shape = [1, 1, 1, pairs]
+        shape[axis] = size
+        angles.append(angle.view(shape).expand(*grid, pairs))
+    table = torch.stack(angles, 3).flatten(0, 2)
+    cos, sin = table.cos(), table.sin()
+    return torch.stack([cos, cos], 2), torch.stack([-sin, sin], 2)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x: (B, N, H, D). Each third of a head belongs to one axis; its halves are the pairs' parts.
+
+    (a, b) -> (a cos - b sin, b cos + a sin), written so that one kernel reads each part once.
+    """
+    parts = x.unflatten(-1, (3, 2, -1)).to(torch.promote_types(x.dtype, cos.dtype))
+    turned = parts * cos[:, None] + parts.flip(-2) * sin[:, None]  # the same for all heads
+    return turned.flatten(-3).to(x.dtype)

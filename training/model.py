@@ -1,0 +1,268 @@
+"""Allegro's video transformer, its cross-attention segmented.
+
+Parameters carry Allegro's own names (diffusers' are the same), so weights of Allegro and Presto
+load without conversion. Order of tokens: frame, row, column. Formulas are those of Allegro (arXiv
+2410.15458) and PixArt's adaLN-single (arXiv 2310.00426).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+from training import sca
+from training.attention import attention, choose_backend, save_attention, save_products
+from training.layers import (
+    Attention,
+    CaptionProjection,
+    FeedForward,
+    PatchEmbedding,
+    TimeEmbedding,
+    modulate,
+    rope_table,
+    rotate,
+)
+
+Keep = Literal["all", "products", "attention", "nothing"]
+POLICIES = {"attention": save_attention, "products": save_products}
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Names and defaults of Allegro's config.json at 88 x 720 x 1280."""
+
+    num_layers: int = 32
+    num_attention_heads: int = 24
+    attention_head_dim: int = 96
+    in_channels: int = 4
+    out_channels: int = 4
+    patch_size: int = 2
+    cross_attention_dim: int = 2304
+    caption_channels: int = 4096
+    interpolation_scale_t: float = 2.2  # positions are divided by these
+    interpolation_scale_h: float = 2.0
+    interpolation_scale_w: float = 2.0
+    sample_frames: int = 22  # latent size it was trained at; for the pipelines that read an export
+    sample_height: int = 90
+    sample_width: int = 160
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def scales(self) -> tuple[float, float, float]:
+        return self.interpolation_scale_t, self.interpolation_scale_h, self.interpolation_scale_w
+
+
+@dataclass(frozen=True)
+class Text:
+    """Captions of a batch without padding, all laid end to end: sample by sample, segment by
+    segment."""
+
+    tokens: Tensor  # (L, caption_channels)
+    lengths: Sequence[Sequence[int]]  # per sample, per segment: tokens
+    kv: tuple[tuple[Tensor, Tensor], ...] | None = None  # per block K and V, by `Presto.cache_text`
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A range of every sample's tokens on this rank, and how ranks meet (sequence parallelism)."""
+
+    window: tuple[int, int]
+    attend: Callable[[Attend], Attend]  # wraps self-attention: local tokens in, local tokens out
+    gather: Callable[[Tensor], Tensor]  # (B, local tokens, C) -> (B, all tokens, C)
+
+
+class Block(nn.Module):
+    """Self-attention over all tokens, cross-attention to the captions of their time,
+    feed-forward."""
+
+    keep: Keep = "all"  # what backward finds ready; the rest is computed again
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.attn1 = Attention(cfg.width, cfg.num_attention_heads, cfg.width)
+        self.attn2 = Attention(cfg.width, cfg.num_attention_heads, cfg.cross_attention_dim)
+        self.ff = FeedForward(cfg.width)
+        self.scale_shift_table = nn.Parameter(torch.randn(6, cfg.width) / cfg.width**0.5)
+
+    def forward(self, x, temb, rope, text, how, attend, backend):
+        """x: (B, N, D).  temb: (B, 6 D).  rope: see `rope_table`.  text: (L, D), or K and V of
+        it."""
+        args = (x, temb, rope, text, how, attend, backend)
+        if self.keep == "all" or not torch.is_grad_enabled():
+            return self.compute(*args)
+        extra: dict[str, Any] = {}
+        if self.keep != "nothing":
+            policy = POLICIES[self.keep]
+            extra["context_fn"] = partial(create_selective_checkpoint_contexts, policy)
+        return checkpoint(
+            self.compute, *args, use_reentrant=False, preserve_rng_state=False, **extra
+        )
+
+    def compute(self, x, temb, rope, text, how, attend, backend):
+        table = (self.scale_shift_table + temb.unflatten(-1, (6, -1))).unsqueeze(2)  # (B, 6, 1, D)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = table.unbind(1)
+        h = modulate(x, shift_a, scale_a)
+        k, v = self.attn1.keys_values(h)
+        q = rotate(self.attn1.split(self.attn1.to_q(h)), *rope)
+        h = attend(q, rotate(k, *rope), v).flatten(2)
+        x = x + gate_a * self.attn1.to_out[0](h)
+        # as in Allegro: no norm, no modulation, no gate, no positions around cross-attention
+        q = self.attn2.split(self.attn2.to_q(x)).flatten(0, 1)
+        k, v = text if isinstance(text, tuple) else self.attn2.keys_values(text)
+        h = sca.segmented_attention(q, k, v, how, backend).flatten(1)
+        x = x + self.attn2.to_out[0](h).view_as(x)
+        return x + gate_m * self.ff(modulate(x, shift_m, scale_m))
+
+
+class Presto(nn.Module):
+    """model(latents, t, text, schedules) -> what the objective predicts, of the latents' shape."""
+
+    def __init__(self, cfg: ModelConfig = ModelConfig()):
+        super().__init__()
+        if cfg.attention_head_dim % 6:
+            raise ValueError(
+                f"attention_head_dim {cfg.attention_head_dim}: expected a multiple of 6 "
+                "(pairs on three axes)"
+            )
+        self.cfg = cfg
+        self.attention = "auto"  # back end: see training/attention.py
+        self.rope_dtype = torch.float32  # bfloat16 rounds angles as Allegro's own code does
+        self.pos_embed = PatchEmbedding(cfg.in_channels, cfg.width, cfg.patch_size)
+        self.adaln_single = TimeEmbedding(cfg.width)
+        self.caption_projection = CaptionProjection(cfg.caption_channels, cfg.width)
+        self.transformer_blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.num_layers))
+        self.scale_shift_table = nn.Parameter(torch.randn(2, cfg.width) / cfg.width**0.5)
+        self.proj_out = nn.Linear(cfg.width, cfg.patch_size**2 * cfg.out_channels)
+
+    def forward(
+        self,
+        latents: Tensor,
+        t: Tensor,
+        text: Text,
+        schedules: Sequence[Tensor],
+        shard: Shard | None = None,
+    ) -> Tensor:
+        """latents: (B, C, T, H, W).  t: (B,) in 0..1000.  schedules: per sample (segments, T), see
+        sca.schedule."""
+        x, grid = self.patchify(latents)
+        first, last = shard.window if shard else (0, x.shape[1])
+        x = x[:, first:last]
+        backend = choose_backend(self.attention, x.device, _compute_dtype(x))
+        if any(w.shape[1] != grid[0] for w in schedules):
+            found = next(w.shape[1] for w in schedules if w.shape[1] != grid[0])
+            raise ValueError(f"the schedule has {found} frames, the latents have {grid[0]}")
+        how = sca.plan(
+            schedules,
+            text.lengths,
+            grid[1] * grid[2],
+            (first, last),
+            x.device,
+            torch.promote_types(x.dtype, torch.float32),
+        )
+        rope = tuple(
+            y[first:last]
+            for y in rope_table(
+                self.cfg.attention_head_dim, grid, self.cfg.scales, x.device, self.rope_dtype
+            )
+        )
+        attend: Attend = partial(_attend, backend=backend)
+        if shard:
+            attend = shard.attend(attend)
+        embedded, temb = self.adaln_single(t)
+        captions = None if text.kv else self.caption_projection(text.tokens)
+        for number, block in enumerate(self.blocks):
+            heard = text.kv[number] if text.kv else captions
+            x = block(x, temb, rope, heard, how, attend, backend)
+        shift, scale = (self.scale_shift_table + embedded[:, None]).unsqueeze(2).unbind(1)
+        x = self.proj_out(modulate(x, shift, scale))
+        return self.unpatchify(shard.gather(x) if shard else x, grid)
+
+    def patchify(self, latents: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+        """(B, C, T, H, W) -> (B, tokens, D) and the token grid (T, H / patch, W / patch)."""
+        batch, channels, frames, *size = latents.shape
+        if channels != self.cfg.in_channels or any(n % self.cfg.patch_size for n in size):
+            raise ValueError(
+                f"latents {tuple(latents.shape)}: expected (batch, {self.cfg.in_channels}, frames, "
+                f"height, width), height and width multiples of {self.cfg.patch_size}"
+            )
+        x = self.pos_embed.proj(latents.transpose(1, 2).flatten(0, 1))
+        grid = (frames, x.shape[2], x.shape[3])
+        return x.flatten(2).transpose(1, 2).reshape(batch, -1, x.shape[1]), grid
+
+    def unpatchify(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        p = self.cfg.patch_size
+        x = x.unflatten(1, grid).unflatten(-1, (p, p, self.cfg.out_channels))  # b t h w p q c
+        return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [b for b in self.transformer_blocks if isinstance(b, Block)]
+
+    def cache_text(self, text: Text) -> Text:
+        """K and V of every block, for sampling: text does not depend on t."""
+        captions = self.caption_projection(text.tokens)
+        return replace(text, kv=tuple(b.attn2.keys_values(captions) for b in self.blocks))
+
+    def keep(self, what: Keep) -> None:
+        """What backward finds ready in each block; it computes the rest again.
+
+        nothing: the block's input alone.  attention: also self-attention's output (twice the memory
+        of `nothing`).  products: also the feed-forward's (three times).  all: everything (about 25
+        times).
+        """
+        for block in self.blocks:
+            block.keep = what
+
+    def compile_blocks(self) -> None:
+        """One compiled block serves all: seconds, not minutes. Checkpointing lies inside it."""
+        for block in self.blocks:
+            block.compile()
+
+    def reset_parameters(self) -> None:
+        """PixArt's start: blocks nearly the identity, cross-attention and the output silent."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.flatten(1))
+                nn.init.constant_(cast(Tensor, module.bias), 0)
+        time = self.adaln_single
+        mlp = time.emb.timestep_embedder
+        for linear in (mlp.linear_1, mlp.linear_2, time.linear):
+            nn.init.normal_(linear.weight, std=0.02)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.normal_(self.scale_shift_table, std=self.cfg.width**-0.5)
+        for block in self.blocks:
+            nn.init.zeros_(cast(nn.Linear, block.attn2.to_out[0]).weight)
+            nn.init.normal_(block.scale_shift_table, std=self.cfg.width**-0.5)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
+    return attention(q, k, v, backend)[0]
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def forward_flops(cfg: ModelConfig, grid: tuple[int, int, int], text_tokens: float) -> float:
+    """Floating-point operations of one sample's forward; a training step does three times as many.
+
+    2 per weight and token, 4 N L D per attention.  grid: tokens along t, h, w.  text_tokens:
+    captions' tokens that an average frame hears. Recomputation is not counted.
+    """
+    n, d = grid[0] * grid[1] * grid[2], cfg.width
+    patches = 2 * n * d * cfg.patch_size**2 * (cfg.in_channels + cfg.out_channels)
+    linear = (
+        2 * n * d * d * (4 + 2 + 8)
+    )  # self-attention, cross-attention's Q and output, feed-forward
+    return patches + cfg.num_layers * (linear + 4 * n * n * d + 4 * n * text_tokens * d)

@@ -1,0 +1,285 @@
+"""Segmented cross-attention: which frame listens to which caption, as data.
+
+A *schedule* is a matrix (segments x latent frames) of weights; each frame's weights sum to 1. All
+variants of the paper are such matrices, and one attention function serves them all:
+
+    y[t] = sum over segments s of weights[s, t] * softmax(q[t] k[s]ᵀ / sqrt(D)) v[s]
+
+A query meets no other query in cross-attention, so this equals the released loop, which cuts the
+frames into windows and averages where windows overlap; it also holds where that loop goes wrong (a
+frame in three windows).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.attention import packed_attention
+
+Mode = Literal["overlapped", "isolated", "sequential", "single"]
+Rounding = Literal["nearest", "floor"]
+
+
+def cut_points(
+    spans: Sequence[tuple[float, float]], frames: int, rounding: Rounding = "nearest"
+) -> list[int]:
+    """Where segments start and end, in latent frames: segments + 1 numbers from 0 to `frames`.
+
+    spans: start and end of each segment, s, one after the other without a gap. The clip's time
+    line, from the first start to the last end, is spread evenly over the latent frames. `floor` is
+    what the release does with five equal segments: 0, 4, 8, 13, 17, 22 of 22 frames; `nearest`
+    gives 0, 4, 9, 13, 18, 22.
+    """
+    if not spans or frames < 1:
+        raise ValueError(f"a schedule needs a segment and a frame, got {len(spans)} and {frames}")
+    start, end = spans[0][0], spans[-1][1]
+    for number, (left, right) in enumerate(spans, 1):
+        if not right > left:
+            raise ValueError(
+                f"segment {number} ends at {right} s, before or where it starts ({left} s)"
+            )
+    for number, (one, two) in enumerate(pairwise(spans), 1):
+        if abs(one[1] - two[0]) > 1e-3:
+            raise ValueError(
+                f"segment {number} ends at {one[1]} s and segment {number + 1} starts at {two[0]} s"
+                ": expected segments that follow each other without gap or overlap"
+            )
+    inner = [(s - start) / (end - start) * frames for s, _ in spans[1:]]
+    # 1e-6 of a frame: a cut that lies on a frame's edge stays there whatever the division rounds to
+    shift = 0.5 if rounding == "nearest" else 1e-6
+    return [0, *(math.floor(x + shift) for x in inner), frames]
+
+
+def schedule(
+    spans: Sequence[tuple[float, float]],
+    frames: int,
+    mode: Mode = "overlapped",
+    rounding: Rounding = "nearest",
+    widen_frames: int = 1,
+) -> Tensor:
+    """Weights (segments, frames), float64; each column sums to 1. Times of `spans` in s.
+
+    overlapped: each segment widened by `widen_frames` on both sides, plain mean where windows meet
+    (the paper's
+        choice).  isolated: each frame hears its own segment's caption.
+    sequential: segment i hears captions 1..i with equal weight. The paper names this variant
+    without giving its
+        rule; this reading of it is ours, for ablations.
+    single: one caption for the whole clip; `spans` then holds one.
+    """
+    if mode == "single" and len(spans) != 1:
+        raise ValueError(f"mode single takes one caption for the whole clip, got {len(spans)}")
+    cuts = cut_points(spans, frames, rounding)
+    t = np.arange(frames)
+    windows = list(pairwise(cuts))
+    if mode == "overlapped":
+        windows = [(a - widen_frames, b + widen_frames) for a, b in windows]
+    elif mode == "sequential":
+        windows = [(a, frames) for a, _ in windows]
+    covers = np.array([(a <= t) & (t < b) for a, b in windows], dtype=np.float64)
+    return torch.from_numpy(covers / covers.sum(0))
+
+
+class Pass(NamedTuple):
+    """One caption for each of some query tokens: what one call of `packed_attention` does."""
+
+    rows: Tensor | None  # which tokens, sorted by caption; None: all in their order
+    keys: Tensor | None  # which text tokens; None: all in their order
+    cu_q: Tensor
+    cu_k: Tensor
+    max_q: int
+    max_k: int
+    weight: Tensor | None  # (rows, 1, 1); None: 1
+    slots: Tensor | None  # where the rows lie in Plan.shared; None: one each, in its order
+
+
+class Plan(NamedTuple):
+    """A batch's schedules, worked out once and used by every block.
+
+    The first pass gives each token its first caption, the next one a second caption to those that
+    have two, and so on: `overlapped` needs two passes, the second over the few shared frames.
+    """
+
+    passes: tuple[Pass, ...]
+    shared: Tensor | None  # tokens with more than one caption
+
+
+def plan(
+    schedules: Sequence[Tensor],
+    lengths: Sequence[Sequence[int]],
+    tokens_per_frame: int,
+    window: tuple[int, int] | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Plan:
+    """schedules: per sample (segments, frames); samples may differ in segments.  lengths: text
+    tokens of each caption.
+
+    window: the range of a sample's tokens that lie here (a sequence shard, not always whole frames;
+    past the last frame lies padding, which hears what the last frame hears).  dtype: of the
+    average, fp32 or wider.
+    """
+    _check(schedules, lengths)
+    frames = schedules[0].shape[1]
+    first, last = window or (0, frames * tokens_per_frame)
+    frame_of = np.minimum(np.arange(first, last) // tokens_per_frame, frames - 1)
+    depth = max(int((s > 0).sum(0).max()) for s in schedules)
+    ranked = [_rank(s.numpy(), depth) for s in schedules]
+    offsets = np.cumsum([0, *(len(s) for s in schedules)])
+    # (depth, all tokens here): each token's captions in order and their weights; -1 where there is
+    # none
+    caption = np.concatenate(
+        [
+            np.where(who < 0, who, who + o)[:, frame_of]
+            for (who, _), o in zip(ranked, offsets[:-1], strict=True)
+        ],
+        1,
+    )
+    weight = np.concatenate([share[:, frame_of] for _, share in ranked], 1)
+    text = np.array([n for of_sample in lengths for n in of_sample])
+    shared = np.flatnonzero(caption[1] >= 0) if depth > 1 else np.array([], dtype=np.int64)
+    passes = [
+        _one_pass(caption[level], weight[level], shared, text, device, dtype)
+        for level in range(depth)
+        if (caption[level] >= 0).any()
+    ]
+    if not len(shared):
+        return Plan((passes[0]._replace(weight=None),), None)
+    # the first pass is averaged over the shared tokens alone: elsewhere its weight is 1
+    on_shared = torch.from_numpy(weight[0][shared]).to(device, dtype)[:, None, None]
+    passes[0] = passes[0]._replace(weight=on_shared)
+    return Plan(tuple(passes), torch.from_numpy(shared).to(device))
+
+
+def _rank(weights: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """weights: (segments, frames) -> (depth, frames): the segments that a frame hears, first ones
+    first and -1 for none, and their weights."""
+    order = np.argsort(weights <= 0, axis=0, kind="stable")[:depth]
+    share = np.take_along_axis(weights, order, 0)
+    missing = ((0, depth - len(order)), (0, 0))
+    return (
+        np.pad(np.where(share > 0, order, -1), missing, constant_values=-1),
+        np.pad(share, missing),
+    )
+
+
+def _one_pass(caption, weight, shared, text, device, dtype) -> Pass:
+    """caption, weight: per token, -1 for none.  text: the length of each caption."""
+    heard = np.flatnonzero(caption >= 0)
+    rows = heard[np.argsort(caption[heard], kind="stable")]
+    used, counts = np.unique(caption[rows], return_counts=True)
+    starts = np.concatenate([[0], np.cumsum(text)])
+    keys = np.concatenate([np.arange(starts[c], starts[c + 1]) for c in used])
+
+    def put(array: np.ndarray, kind: torch.dtype = torch.int64) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device, kind)
+
+    def ends(sizes: np.ndarray) -> Tensor:
+        return put(np.concatenate([[0], np.cumsum(sizes)]), torch.int32)
+
+    in_order = len(rows) == len(caption) and bool((np.diff(rows) == 1).all())
+    return Pass(
+        rows=None if in_order else put(rows),
+        keys=None if len(keys) == starts[-1] else put(keys),
+        cu_q=ends(counts),
+        cu_k=ends(text[used]),
+        max_q=int(counts.max()),
+        max_k=int(text[used].max()),
+        weight=put(weight[rows], dtype)[:, None, None],
+        slots=None if np.array_equal(rows, shared) else put(np.searchsorted(shared, rows)),
+    )
+
+
+def _check(schedules: Sequence[Tensor], lengths: Sequence[Sequence[int]]) -> None:
+    if len(schedules) != len(lengths):
+        raise ValueError(f"{len(schedules)} schedules for the captions of {len(lengths)} samples")
+    for number, (weights, of_sample) in enumerate(zip(schedules, lengths, strict=True)):
+        segments, frames = weights.shape
+        if segments != len(of_sample):
+            raise ValueError(
+                f"sample {number}: {len(of_sample)} captions for a schedule of {segments} segments"
+            )
+        if frames != schedules[0].shape[1]:
+            raise ValueError(
+                f"sample {number} has {frames} latent frames, sample 0 {schedules[0].shape[1]}"
+            )
+        if min(of_sample) < 1:
+            raise ValueError(
+                f"sample {number}: caption {list(of_sample).index(min(of_sample))} has no tokens; "
+                "an empty caption is what the encoder makes of '' (T5: its end mark)"
+            )
+        sums = weights.sum(0)
+        if not (weights >= 0).all() or not torch.allclose(sums, torch.ones_like(sums), atol=1e-6):
+            raise ValueError(
+                f"sample {number}: each frame's weights must be 0 or more and sum to 1"
+            )
+
+
+def segmented_attention(q: Tensor, k: Tensor, v: Tensor, how: Plan, backend: str) -> Tensor:
+    """q: (M, H, D), the tokens of all samples end to end.  k, v: (L, H, D), all captions end to end
+    -> (M, H, D)."""
+    first, *others = how.passes
+    out = _listen(q, k, v, first, backend)
+    if first.rows is not None:
+        out = torch.zeros_like(q).index_copy(0, first.rows, out)
+    if how.shared is None or first.weight is None:
+        return out
+    mean = take(out, how.shared) * first.weight
+    for one in others:
+        assert one.weight is not None  # only a plan's first pass can do without
+        part = _listen(q, k, v, one, backend) * one.weight
+        mean = mean + part if one.slots is None else mean.index_add(0, one.slots, part)
+    return out.index_copy(0, how.shared, mean.to(out.dtype))
+
+
+def _listen(q: Tensor, k: Tensor, v: Tensor, one: Pass, backend: str) -> Tensor:
+    if one.rows is not None:
+        q = take(q, one.rows)
+    if one.keys is not None:
+        k, v = take(k, one.keys), take(v, one.keys)
+    return packed_attention(q, k, v, one.cu_q, one.cu_k, one.max_q, one.max_k, backend)[0]
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.size = x.shape[0]
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (rows,) = ctx.saved_tensors
+        return grad.new_zeros((ctx.size, *grad.shape[1:])).index_copy(0, rows, grad), None
+
+
+def take(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows] for rows that differ from each other: its gradient is a copy, where index_select's
+    adds atomically."""
+    return _Take.apply(x, rows)
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, schedules, lengths, tokens_per_frame: int) -> Tensor:
+    """The definition, term by term: what every fast path is tested against. Slow; gradients flow.
+
+    q: (B, frames * tokens_per_frame, H, D).  k, v: (L, H, D), all captions end to end.
+    """
+    out, at = torch.zeros_like(q), 0
+    for sample, (weights, of_sample) in enumerate(zip(schedules, lengths, strict=True)):
+        for row, length in zip(weights, of_sample, strict=True):
+            keys, values = k[at : at + length], v[at : at + length]
+            logits = torch.einsum("nhd,lhd->hnl", q[sample], keys) / math.sqrt(q.shape[-1])
+            heard = torch.einsum("hnl,lhd->nhd", logits.softmax(-1), values)
+            share = row.to(q).repeat_interleave(tokens_per_frame)
+            out = out.index_add(
+                0, torch.tensor([sample], device=q.device), (heard * share[:, None, None])[None]
+            )
+            at += length
+    return out

@@ -1,0 +1,33 @@
+"""Makes `import torchvision` work where its wheel was built for another torch.
+
+The public torchvision wheel is a CUDA build; beside a CPU torch its operators don't load and its
+import dies. transformers and diffusers look only whether it is installed, so all their models fail
+with it.
+Call this before importing either of them; where torchvision is sound or absent it changes nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import torch
+
+_library: torch.library.Library | None = None  # the definitions live as long as this reference
+
+
+def fix_torchvision() -> None:
+    global _library
+    if _library is not None or "torchvision" in sys.modules:
+        return
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return
+    try:
+        for operators in Path(spec.origin).parent.glob("_C*.so"):
+            torch.ops.load_library(operators)
+    except OSError:  # it wants libraries of a CUDA torch
+        _library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

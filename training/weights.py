@@ -1,0 +1,143 @@
+"""Weights in and out: Allegro's, diffusers' and Presto's safetensors as they are.
+
+A folder holds `config.json` and either `*.safetensors` or its parts with an index, as
+`save_pretrained` of diffusers writes it; the original Allegro's folders differ only in more fields
+of config.json. A published pipeline keeps the transformer in a folder of that name, which is found
+too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from training.model import ModelConfig, Presto
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+# fields of config.json that change the network, and the only value that it is built for here
+FIXED = {
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-6,
+    "norm_type": "ada_norm_single",
+    "patch_size_t": 1,
+    "double_self_attention": False,
+    "only_cross_attention": False,
+    "use_linear_projection": False,
+}
+
+
+class BadWeights(Exception):
+    """A folder of weights can't be read: where, what, what was expected."""
+
+
+def transformer_folder(path: str | Path) -> Path:
+    """The folder that has the transformer's config.json: `path` itself, or transformer/ under
+    it."""
+    for folder in (Path(path), Path(path, "transformer")):
+        if (folder / "config.json").is_file():
+            known = json.loads((folder / "config.json").read_text())
+            if "num_layers" in known:
+                return folder
+    raise BadWeights(
+        f"{path}: no transformer's config.json here or in transformer/; "
+        "expected a folder of Allegro, Presto or diffusers"
+    )
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    """config.json in diffusers' spelling, or the original's (`sample_size_t`, `sample_size`)."""
+    path = transformer_folder(folder) / "config.json"
+    found: dict[str, Any] = json.loads(path.read_text())
+    for name, only in FIXED.items():
+        if found.get(name, only) != only:
+            raise BadWeights(f"{path}: {name} is {found[name]!r}; this network has {only!r}")
+    if "sample_size" in found and "sample_height" not in found:
+        size = found["sample_size"]
+        found["sample_height"], found["sample_width"] = (
+            size if isinstance(size, list) else (size, size)
+        )
+    if "sample_size_t" in found and "sample_frames" not in found:
+        found["sample_frames"] = found["sample_size_t"]
+    names = {f.name for f in fields(ModelConfig)}
+    return ModelConfig(**{k: v for k, v in found.items() if k in names and v is not None})
+
+
+def load(folder: str | Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Presto:
+    """The network with its weights, on the CPU. changes: fields of ModelConfig (the interpolation
+    scales, say)."""
+    folder = transformer_folder(folder)
+    cfg = replace(read_config(folder), **changes)
+    with torch.device("meta"):
+        model = Presto(cfg)
+    state = {name: tensor.to(dtype) for name, tensor in read_tensors(folder).items()}
+    _check(folder, state, model.state_dict())
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the folder's safetensors files; parts are found through their index."""
+    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    if indexes:
+        names = set(json.loads(indexes[0].read_text())["weight_map"].values())
+        if any(Path(name).name != name for name in names):
+            raise BadWeights(f"{indexes[0]}: names a file outside its folder")
+        files = [folder / name for name in sorted(names)]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+        if len(files) > 1:
+            raise BadWeights(f"{folder}: {len(files)} safetensors files and no index: keep one")
+    if not files:
+        raise BadWeights(f"{folder}: no .safetensors file")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as opened:
+                tensors.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118 (no dict)
+        except Exception as error:  # safetensors has an error of its own for a torn file
+            raise BadWeights(f"{file}: {error}; download it again") from error
+    return tensors
+
+
+def export(model: Presto, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Writes what diffusers' AllegroTransformer3DModel reads, each file whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob("*.index.json")):
+        raise BadWeights(f"{folder} holds weights in parts already: export to a folder of its own")
+    state = {
+        name: t.detach().to("cpu", dtype).contiguous() for name, t in model.state_dict().items()
+    }
+    part = folder / f"{WEIGHTS}.part"
+    save_file(state, part, metadata={"format": "pt"})
+    os.replace(part, folder / WEIGHTS)
+    of_diffusers = {
+        k: v for k, v in FIXED.items() if not k.startswith(("double", "only", "use", "norm_type"))
+    }
+    known = {"_class_name": "AllegroTransformer3DModel", **asdict(model.cfg), **of_diffusers}
+    part = folder / "config.json.part"
+    part.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
+    os.replace(part, folder / "config.json")
+
+
+def _check(folder: Path, state: dict[str, Tensor], want: dict[str, Tensor]) -> None:
+    problems = [f"missing {name}" for name in want if name not in state]
+    problems += [f"unknown {name}" for name in state if name not in want]
+    problems += [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(t.shape)}"
+        for name, t in want.items()
+        if name in state and state[name].shape != t.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise BadWeights(f"{folder}: {'; '.join(problems[:5])}{more}")
