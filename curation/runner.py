@@ -31,7 +31,14 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayError, RayTaskError
+from ray._private import worker as ray_worker
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    ObjectLostError,
+    RayError,
+    RayTaskError,
+)
 
 LOST = (ActorDiedError, ActorUnavailableError, ObjectLostError)  # a worker or its node is gone
 
@@ -104,10 +111,15 @@ def _keep_talk_in(folder: str) -> None:
         handler = logging.FileHandler(os.path.join(folder, "ray.log"))
     except OSError as e:
         raise OutputError(f"can't write {folder}/ray.log: {e.strerror}") from None
-    handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is told of by what matters
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # of a full disk
     for name in ("ray", "ray._private"):  # ray.init takes the handlers of "ray" away
         log = logging.getLogger(name)
         log.handlers, log.propagate = [handler], False
+    # What the cluster tells of dead workers is printed, whatever log_to_driver says.
+    talk = logging.getLogger("ray")
+    ray_worker.print_to_stdstream = lambda data, ignore_prefix: talk.warning(
+        "%s: %s", data["pid"], "\n".join(data["lines"])
+    )
 
 
 class Worker:

@@ -273,7 +273,9 @@ class Folder:
             if not durable:
                 Path(target).write_bytes(data)
                 return
-            beside = f"{os.path.dirname(target)}/{TEMPORARY}{os.getpid()}-{os.path.basename(target)}"
+            beside = (
+                f"{os.path.dirname(target)}/{TEMPORARY}{os.getpid()}-{os.path.basename(target)}"
+            )
             with open(beside, "wb") as stream:
                 stream.write(data)
                 stream.flush()
