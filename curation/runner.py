@@ -60,6 +60,8 @@ class Cluster:
     workers: Annotated[int, Ge(1)] | None = None  # CPU workers at most; null: one per free CPU
     memory_gib: Annotated[float, Gt(0)] = 4.0  # what the child process of one worker may take
 
+    _started: bool = field(init=False, default=False, repr=False)
+
     def start(self, log_folder: str) -> None:
         """Connects, or starts Ray on this machine. Ray's own talk goes to `ray.log`."""
         if ray.is_initialized():
@@ -80,9 +82,13 @@ class Cluster:
             raise RunError(f"no Ray cluster at {self.address or 'this machine'}: {e}") from None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # ray.init sets its own
+        self._started = True
 
     def stop(self) -> None:
-        ray.shutdown()
+        """Disconnects, and ends the Ray that `start` started."""
+        if self._started:
+            ray.shutdown()
+            self._started = False
 
     def stream(self, stages: list[Stage], rows: Iterable[Row]) -> Iterator[Row]:
         """Each row once, finished, as it comes (no order). An `error` in a row ends its way.
@@ -141,7 +147,7 @@ class Worker:
                 break
             try:
                 if self._child is not None:
-                    row = self._child(number, row, deadline_s=stage.deadline_s(row))
+                    row = self._child.twice(number, row, deadline_s=stage.deadline_s(row))
                 else:
                     [row] = stage.process([row])
             except BadVideo as e:

@@ -45,7 +45,7 @@ class SelectSettings:
 
 @dataclass
 class CaptionSettings:
-    captioner: Literal["measured"] = "measured"
+    captioner: Literal["measured"] = "measured"  # who writes the captions
     measured: Measured = field(default_factory=Measured)
 
     def build(self, ledger_url: str) -> Captioner:
@@ -57,8 +57,8 @@ class CaptionSettings:
 
 @dataclass
 class ExportSettings:
-    shard_mb: Annotated[float, Gt(0)] = 500.0
-    shard_clips: Annotated[int, Ge(1)] = 1000
+    shard_mb: Annotated[float, Gt(0)] = 500.0  # size of a shard, about
+    shard_clips: Annotated[int, Ge(1)] = 1000  # clips in a shard at most
     seed: str = ""  # of the order of clips in the shards
     presto: bool = True  # also write presto/, what the authors' released trainer reads
 

@@ -66,13 +66,13 @@ class Pack(Stage):
         _check_unchanged(clip)
         with fetched(clip["video"]) as source:
             args = (source, clip["start_s"], clip["end_s"], str(mp4), clip["num_frames"])
-            return Cut(**self._child("cut", args, deadline_s=_deadline_s(clip)))
+            return Cut(**self._child.twice("cut", args, deadline_s=_deadline_s(clip)))
 
     def _presto(self, clip: Row, mp4: Path, made: Cut, folder: Path) -> Row:
         assert self._child is not None
         known = {key: clip[key] for key in ("clip_id", "split", "start_s", "end_s", "sub_captions")}
         args = (known, str(mp4), asdict(made), str(folder))
-        return self._child("presto", args, deadline_s=_deadline_s(clip))
+        return self._child.twice("presto", args, deadline_s=_deadline_s(clip))
 
 
 def _check_unchanged(clip: Row) -> None:
