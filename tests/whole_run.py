@@ -51,16 +51,22 @@ def curate(source: Path, out: Path, *overrides: str, **env: str) -> subprocess.P
     return start("curate", f"input={source}", f"output={out}", *SETTINGS, *overrides, **env)
 
 
-def kill_when(process: subprocess.Popen[str], seen: Callable[[], bool], whom: int = 0) -> bool:
-    """kill -9 of `whom` (0: the driver) as soon as `seen`; False where the run ended before."""
+def wait_for(process: subprocess.Popen[str], seen: Callable[[], bool]) -> bool:
+    """False where the run ended before."""
     while process.poll() is None:
         if seen():
-            os.kill(whom or process.pid, signal.SIGKILL)
-            if not whom:
-                process.communicate()
             return True
         time.sleep(0.005)
     return False
+
+
+def kill_when(process: subprocess.Popen[str], seen: Callable[[], bool]) -> bool:
+    """kill -9 of the driver as soon as `seen`; False where the run ended before."""
+    if not wait_for(process, seen):
+        return False
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    return True
 
 
 def below(pid: int) -> Iterator[tuple[int, str]]:
