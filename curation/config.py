@@ -9,7 +9,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import inspect
 import json
+import re
+import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +36,8 @@ def load(kind: type[T], path: str | Path | None, overrides: Sequence[str] = ()) 
             read = yaml.safe_load(Path(path).read_text())
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such file; expected a YAML file of settings") from None
+        except OSError as e:
+            raise ConfigError(f"{path}: can't be read: {e.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as e:
             raise ConfigError(f"{path}: not valid YAML: {e}") from None
         if read is not None and not isinstance(read, dict):
@@ -42,8 +47,26 @@ def load(kind: type[T], path: str | Path | None, overrides: Sequence[str] = ()) 
         name, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"{item!r}: expected key=value, for example select.seed=1")
-        _set(data, name, yaml.safe_load(value) if value else None)
+        _set(data, name, _value(kind, name, value))
     return _build(kind, data, str(path or "command line"))
+
+
+def _value(kind: Any, dotted: str, text: str) -> Any:
+    """What the text after key= means: YAML, but the text itself where the setting is a text.
+
+    A path may look like YAML: `*.mp4` is a reference there, `2024-01-01` a date, `no` is false.
+    """
+    for part in dotted.split("."):
+        known = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        kind = known.get(part)
+    is_optional = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    is_null = text in ("", "null") and (kind is not str or text == "null")
+    if (kind is str or (is_optional and str in typing.get_args(kind))) and not is_null:
+        return text
+    try:
+        return yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        raise ConfigError(f"{dotted}={text}: not valid YAML") from None
 
 
 def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
@@ -65,6 +88,8 @@ def _build(kind: type[T], data: dict[str, Any], where: str, prefix: str = "") ->
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
+            if not known:
+                hint = f"{prefix.rstrip('.')} has none"
             raise ConfigError(f"{where}: {prefix}{name} is not a setting; {hint}")
         full, hint = f"{prefix}{name}", hints[name]
         if not dataclasses.is_dataclass(hint):
@@ -81,8 +106,27 @@ def _checked(hint: Any, value: Any, where: str, name: str) -> Any:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as e:
         first = e.errors()[0]
-        place = ".".join([name, *map(str, first["loc"])])
+        # pydantic adds the names of its own functions and of the branches of a union
+        own = [str(part) for part in first["loc"] if str(part).isidentifier()]
+        place = ".".join([name, *own])
         raise ConfigError(f"{where}: {place} is {first['input']!r:.60}: {first['msg']}") from None
+
+
+def meanings(kind: type) -> dict[str, str]:
+    """Setting -> what the comment beside or above its field says. Fields say it nowhere else."""
+    found: dict[str, str] = {}
+    above: list[str] = []
+    names = {f.name for f in dataclasses.fields(kind)}
+    for line in inspect.getsource(kind).splitlines():
+        bare, _, comment = line.strip().partition("# ")
+        if not bare:
+            above += [comment] if comment else []
+            continue
+        name = re.match(r"(\w+):", bare)
+        if name and name[1] in names:
+            found[name[1]] = " ".join(above) or comment
+        above = []
+    return found
 
 
 def as_dict(settings: Any) -> dict[str, Any]:

@@ -93,6 +93,17 @@ class Isolated:
             raise
         return self._unpack(answer)
 
+    def twice(self, *args: Any, deadline_s: float | None = None) -> Any:
+        """The call, once more where the child crashed.
+
+        The first time it may be the machine's doing (memory short elsewhere, an operator's kill);
+        the second time it is the input's.
+        """
+        try:
+            return self(*args, deadline_s=deadline_s)
+        except Crashed:
+            return self(*args, deadline_s=deadline_s)
+
     def __enter__(self) -> Isolated:
         return self
 

@@ -17,6 +17,7 @@ from curation.stage import Row
 from curation.storage import Folder
 
 COMPACT_ABOVE = 64  # parts
+OF_THE_VIDEO = ("codec", "version", "bytes", "sha256", "video")  # what a clip's row has of it
 
 
 class Ledger:
@@ -72,25 +73,36 @@ def _last_by_key(table: pa.Table, key: str) -> pa.Table:
 
 
 def flatten_clips(videos: pa.Table) -> pa.Table:
-    """The clips nested in the videos' rows as a table, with `video`, `sha256` and `codec`."""
+    """The clips nested in the videos' rows as a table, with what they need of their video."""
     clips = videos["clips"].combine_chunks()
     parents = pc.list_parent_indices(clips)
     flat = pa.Table.from_struct_array(pc.list_flatten(clips))
-    for name in ("codec", "sha256", "video"):
+    for name in OF_THE_VIDEO:
         flat = flat.add_column(0, name, videos[name].take(parents))
     return flat
 
 
-def check_settings(folder: Folder, name: str, settings: dict[str, Any], remedy: str) -> None:
-    """Records the settings that a table was made with; refuses others, saying what differs.
+def record_settings(folder: Folder, name: str, settings: dict[str, Any]) -> None:
+    """What a table is made with, beside it."""
+    text = json.dumps(settings, indent=1, sort_keys=True)
+    folder.write(f"{name}.settings.json", text.encode())
 
-    Raises ConfigError.
-    """
+
+def recorded_settings(folder: Folder, name: str) -> dict[str, Any] | None:
+    """What a table was made with; None where it isn't there yet."""
     file = f"{name}.settings.json"
-    if not folder.exists(file):
-        folder.write(file, json.dumps(settings, indent=1, sort_keys=True).encode())
+    return json.loads(folder.read(file)) if folder.exists(file) else None
+
+
+def check_settings(folder: Folder, name: str, settings: dict[str, Any], remedy: str) -> None:
+    """Refuses other settings than a table was made with, saying what differs.
+
+    Records them where the table has no row yet. Raises ConfigError.
+    """
+    recorded = recorded_settings(folder, name)
+    if recorded is None or not folder.names(name):
+        record_settings(folder, name, settings)
         return
-    recorded = json.loads(folder.read(file))
     changed = config.differences(recorded, json.loads(json.dumps(settings)))
     if changed:
         raise config.ConfigError(

@@ -41,6 +41,10 @@ class Range:
                 "expected min, max or both, with min <= max"
             )
 
+    def __str__(self) -> str:
+        ends = (("min", self.min), ("max", self.max))
+        return ", ".join(f"{name}: {end:g}" for name, end in ends if end is not None)
+
     def within(self, other: Range) -> bool:
         """Whether everything that passes this range passes the other."""
         low = other.min is None or (self.min is not None and self.min >= other.min)
@@ -55,8 +59,9 @@ class Policy(dict[str, Range]):
     """
 
     def __init__(self, rules: Mapping[str, Range | None] | None = None, **more: Range) -> None:
-        super().__init__({k: v for k, v in {**(rules or {}), **more}.items() if v is not None})
-        for column in self:
+        named = {**(rules or {}), **more}
+        super().__init__({k: v for k, v in named.items() if v is not None})
+        for column in named:  # also of a rule that is taken away
             if column not in RULED:
                 near = difflib.get_close_matches(column, RULED, n=1, cutoff=0.5)
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(RULED)}"

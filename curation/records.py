@@ -256,6 +256,16 @@ SHARD = (
 )
 
 
+def described(table: pa.Table) -> pa.Table:
+    """The table with each column's meaning in its field's metadata, where it is known here."""
+    known = {(c.name, c.type): c.what for c in (*CLIP, *VIDEO, *SELECTION, *CAPTION, *SHARD)}
+    fields = [
+        f.with_metadata({"what": what}) if (what := known.get((f.name, f.type))) else f
+        for f in table.schema
+    ]
+    return table.cast(pa.schema(fields))
+
+
 def clip_id(sha256: str, start_s: float, end_s: float) -> str:
     """The same bytes and the same span give the same id on any machine: 24 hex digits."""
     span = f"{sha256}:{round(start_s * 1e6)}:{round(end_s * 1e6)}"

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -22,12 +25,22 @@ from annotated_types import Ge, Gt
 
 from curation.isolate import Isolated
 from curation.stage import BadVideo, InOrder, OutputError, Row, Stage
+from curation.storage import is_url
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray._private import worker as ray_worker
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    ObjectLostError,
+    RayError,
+    RayTaskError,
+)
+
+LOST = (ActorDiedError, ActorUnavailableError, ObjectLostError)  # a worker or its node is gone
 
 IN_FLIGHT = 2  # calls per worker: one runs, one waits, so a worker never waits for the driver
 QUEUE_ROWS = 64  # rows that may wait before a later group of stages
@@ -47,15 +60,13 @@ class Cluster:
     workers: Annotated[int, Ge(1)] | None = None  # CPU workers at most; null: one per free CPU
     memory_gib: Annotated[float, Gt(0)] = 4.0  # what the child process of one worker may take
 
+    _started: bool = field(init=False, default=False, repr=False)
+
     def start(self, log_folder: str) -> None:
         """Connects, or starts Ray on this machine. Ray's own talk goes to `ray.log`."""
         if ray.is_initialized():
             return
-        os.makedirs(log_folder, exist_ok=True)
-        handler = logging.FileHandler(os.path.join(log_folder, "ray.log"))
-        for name in ("ray", "ray._private"):  # ray.init takes the handlers of "ray" away
-            log = logging.getLogger(name)
-            log.handlers, log.propagate = [handler], False
+        _keep_talk_in(log_folder)
         settings: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
         if self.address in (None, "local"):
             settings |= {"address": "local", "include_dashboard": False}
@@ -64,13 +75,20 @@ class Cluster:
             # Workers on other nodes import our code; their packages are the nodes' own.
             code = [str(REPOSITORY / name) for name in ("curation", "stages", "pipelines")]
             settings |= {"address": self.address, "runtime_env": {"py_modules": code}}
+        on_terminate = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(configure_logging=False, **settings)
-        except (ConnectionError, RuntimeError, ValueError) as e:
-            raise RunError(f"no Ray cluster at {self.address}: {e}") from None
+        except (ConnectionError, RuntimeError, ValueError, RayError) as e:
+            raise RunError(f"no Ray cluster at {self.address or 'this machine'}: {e}") from None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # ray.init sets its own
+        self._started = True
 
     def stop(self) -> None:
-        ray.shutdown()
+        """Disconnects, and ends the Ray that `start` started."""
+        if self._started:
+            ray.shutdown()
+            self._started = False
 
     def stream(self, stages: list[Stage], rows: Iterable[Row]) -> Iterator[Row]:
         """Each row once, finished, as it comes (no order). An `error` in a row ends its way.
@@ -87,6 +105,27 @@ class Cluster:
         finally:
             for pool in pools:
                 pool.close()
+
+
+def _keep_talk_in(folder: str) -> None:
+    """Ray's loggers write to a file. For an output that is not local, to one in the temporary
+    folder of this machine."""
+    if is_url(folder):
+        folder = os.path.join(tempfile.gettempdir(), "longtake-logs")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        handler = logging.FileHandler(os.path.join(folder, "ray.log"))
+    except OSError as e:
+        raise OutputError(f"can't write {folder}/ray.log: {e.strerror}") from None
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # of a full disk
+    for name in ("ray", "ray._private"):  # ray.init takes the handlers of "ray" away
+        log = logging.getLogger(name)
+        log.handlers, log.propagate = [handler], False
+    # What the cluster tells of dead workers is printed, whatever log_to_driver says.
+    talk = logging.getLogger("ray")
+    ray_worker.print_to_stdstream = lambda data, ignore_prefix: talk.warning(
+        "%s: %s", data["pid"], "\n".join(data["lines"])
+    )
 
 
 class Worker:
@@ -108,7 +147,7 @@ class Worker:
                 break
             try:
                 if self._child is not None:
-                    row = self._child(number, row, deadline_s=stage.deadline_s(row))
+                    row = self._child.twice(number, row, deadline_s=stage.deadline_s(row))
                 else:
                     [row] = stage.process([row])
             except BadVideo as e:
@@ -127,6 +166,16 @@ class _Job:
 
 
 @dataclass
+class _Slot:
+    """A place for one worker. Rows go to workers that have started, never to one that waits for a
+    CPU: with a node gone it might wait for ever, and the rows with it."""
+
+    actor: Any = None
+    started: bool = False
+    load: int = 0
+
+
+@dataclass
 class _Pool:
     """The workers of one group of stages."""
 
@@ -134,59 +183,77 @@ class _Pool:
     cluster: Cluster
     cpu_share: float  # of a worker's CPUs that Ray reserves for it
     queue: deque[_Job] = field(default_factory=deque)
-    flying: dict[Any, tuple[int, _Job]] = field(default_factory=dict)  # call -> worker, job
+    flying: dict[Any, tuple[_Slot, _Job]] = field(default_factory=dict)  # by call
+    starting: dict[Any, _Slot] = field(default_factory=dict)  # by call
     fatal: int = 0  # deaths since the last result
-    _actors: list[Any] = field(default_factory=list)
-    _load: list[int] = field(default_factory=list)
+    _slots: list[_Slot] = field(default_factory=list)
     _looked_s: float = -LOOK_FOR_NODES_S
 
-    def slot(self, alone: bool) -> int | None:
-        """The least loaded worker with room; the pool grows with the cluster."""
+    def feed(self) -> bool:
+        """Gives the next row to the least loaded worker with room; False where there is none."""
+        alone = self.queue[0].deaths > 0
+        free = [s for s in self._slots if s.started and s.load < (1 if alone else IN_FLIGHT)]
+        slot = min(free, key=lambda s: s.load, default=None)
+        if slot is None or slot.load:
+            self._start_worker()
+        if slot is None:
+            return False
+        job = self.queue.popleft()
+        slot.load += IN_FLIGHT if alone else 1
+        self.flying[slot.actor.run.remote(job.row)] = (slot, job)
+        return True
+
+    def _start_worker(self) -> None:
+        """One more, where the cluster has room and rows wait for it. The pool grows with it."""
         if time.monotonic() - self._looked_s > LOOK_FOR_NODES_S:
             self._looked_s = time.monotonic()
-            while len(self._actors) < self._size():
-                self._actors.append(None)
-                self._load.append(0)
-        least = min(range(len(self._load)), key=self._load.__getitem__)
-        return least if self._load[least] < (1 if alone else IN_FLIGHT) else None
+            more = self._size() - len(self._slots)
+            self._slots += [_Slot() for _ in range(more)]
+        empty = next((s for s in self._slots if s.actor is None), None)
+        if empty is None or len(self.starting) >= len(self.queue):
+            return
+        need = self.stages[0].needs
+        actor = ray.remote(Worker).options(num_cpus=need.cpus * self.cpu_share, num_gpus=need.gpus)
+        empty.actor = actor.remote(self.stages, self.cluster.memory_gib)
+        self.starting[empty.actor.__ray_ready__.remote()] = empty
 
     def _size(self) -> int:
         have, need = ray.cluster_resources(), self.stages[0].needs
         cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
         size = int(gpus / need.gpus) if need.gpus else int(cpus / need.cpus)
-        if size < 1:
+        if size < 1 and not self._slots:
             raise RunError(
                 f"{type(self.stages[0]).__name__} needs {need.cpus:g} CPUs and {need.gpus:g} GPUs a"
                 f" worker; the cluster has {cpus:g} and {gpus:g}"
             )
         return size if need.gpus else min(size, self.cluster.workers or size)
 
-    def submit(self, job: _Job, slot: int) -> None:
-        if self._actors[slot] is None:
-            need = self.stages[0].needs
-            actor = ray.remote(Worker).options(
-                num_cpus=need.cpus * self.cpu_share, num_gpus=need.gpus
-            )
-            self._actors[slot] = actor.remote(self.stages, self.cluster.memory_gib)
-        self._load[slot] += IN_FLIGHT if job.deaths else 1
-        self.flying[self._actors[slot].run.remote(job.row)] = (slot, job)
+    def waits(self) -> list[Any]:
+        return [*self.flying, *self.starting]
 
     def result(self, call: Any) -> Row | None:
-        """The row that came back; None where its worker died and it goes once more."""
+        """The row that came back; None: a worker has started, or died and its row goes once more.
+
+        Raises OutputError, RunError.
+        """
+        if call in self.starting:
+            slot = self.starting.pop(call)
+            try:
+                ray.get(call)
+                slot.started = True
+            except LOST as e:
+                self._bury(slot, e)
+            return None
         slot, job = self.flying.pop(call)
-        self._load[slot] -= IN_FLIGHT if job.deaths else 1
+        slot.load -= IN_FLIGHT if job.deaths else 1
         try:
             row = ray.get(call)
         except RayTaskError as e:
             if isinstance(e.cause, OutputError):
                 raise OutputError(str(e.cause)) from None
             raise
-        except (ActorDiedError, ActorUnavailableError) as e:
-            self._actors[slot] = None
-            self.fatal += 1
-            if self.fatal > 3 * IN_FLIGHT * len(self._actors):
-                name = type(self.stages[0]).__name__
-                raise RunError(f"every worker of {name} dies; see the logs: {e}") from None
+        except LOST as e:
+            self._bury(slot, e)
             job.deaths += 1
             if job.deaths > 1:  # it was alone with its worker: the row is what kills
                 job.row["error"] = "it killed its worker twice"
@@ -196,10 +263,20 @@ class _Pool:
         self.fatal = 0
         return row
 
+    def _bury(self, slot: _Slot, error: Exception) -> None:
+        """The slot gets another worker when one is needed."""
+        if slot.actor is not None:
+            ray.kill(slot.actor)  # it may live on, out of reach
+        slot.actor, slot.started = None, False
+        self.fatal += 1
+        if self.fatal > 3 * IN_FLIGHT * len(self._slots):
+            name = type(self.stages[0]).__name__
+            raise RunError(f"every worker of {name} dies; see the logs: {error}")
+
     def close(self) -> None:
-        for actor in self._actors:
-            if actor is not None:
-                ray.kill(actor)
+        for slot in self._slots:
+            if slot.actor is not None:
+                ray.kill(slot.actor)
 
 
 def _feed(pools: list[_Pool], source: Iterator[Row]) -> bool:
@@ -211,16 +288,14 @@ def _feed(pools: list[_Pool], source: Iterator[Row]) -> bool:
                 pool.queue.append(_Job(row))
             if not pool.queue:
                 break
-            slot = pool.slot(alone=pool.queue[0].deaths > 0)
-            if slot is None:
+            if not pool.feed():
                 break
-            pool.submit(pool.queue.popleft(), slot)
-    return any(pool.flying for pool in pools)
+    return any(pool.waits() for pool in pools)
 
 
 def _collect(pools: list[_Pool]) -> Iterator[Row]:
     """Waits for at least one result; hands rows on to the next group, or out."""
-    owner = {call: number for number, pool in enumerate(pools) for call in pool.flying}
+    owner = {call: number for number, pool in enumerate(pools) for call in pool.waits()}
     ray.wait(list(owner), num_returns=1)
     ready, _ = ray.wait(list(owner), num_returns=len(owner), timeout=0)
     for call in ready:

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import os
+import shutil
 import stat
 import tempfile
 import urllib.parse
@@ -21,6 +23,7 @@ import pyarrow.parquet as pq
 
 from curation.stage import BadVideo, OutputError
 
+TEMPORARY = ".tmp-"  # names of what is being written begin so
 VIDEO_SUFFIXES = tuple(
     f".{suffix}"
     for suffix in (
@@ -29,6 +32,9 @@ VIDEO_SUFFIXES = tuple(
     )
 )
 LIST_SUFFIXES = (".txt", ".parquet")
+
+
+GONE, NO_FILE = -1, -2  # "sizes" of what is listed and isn't there, or is a folder or a pipe
 
 
 class InputError(Exception):
@@ -71,7 +77,7 @@ def list_videos(source: str) -> Iterator[Listed]:
     """The videos of a folder (recursive), a file, a glob, or a .txt or .parquet list, in order.
 
     A folder gives the files with a video's suffix; a list or a glob gives whatever it names. A
-    listed file that isn't there is listed all the same, with -1 bytes: its row will say so.
+    listed file that isn't there is listed all the same, with GONE bytes: its row will say so.
     Raises InputError where there is nothing to list.
     """
     if is_url(source) and not source.startswith("file://"):
@@ -79,16 +85,16 @@ def list_videos(source: str) -> Iterator[Listed]:
         return
     path = local_path(source)
     if os.path.isdir(path):
-        yield from (_stat(p) for p in _walk(path))
+        yield from (look_at(p) for p in _walk(path))
     elif os.path.isfile(path) and path.lower().endswith(LIST_SUFFIXES):
-        yield from (_stat(p) for p in _read_list(path))
+        yield from (look_at(p) for p in _read_list(path))
     elif os.path.lexists(path):
-        yield _stat(path)
+        yield look_at(path)
     elif glob.has_magic(path):
         found = sorted(p for p in glob.iglob(path, recursive=True) if not os.path.isdir(p))
         if not found:
             raise InputError(f"{source}: no file matches this pattern")
-        yield from map(_stat, found)
+        yield from map(look_at, found)
     else:
         raise InputError(
             f"{source}: no such file or folder; expected a folder, a video, a pattern like "
@@ -140,18 +146,19 @@ def _read_list(path: str) -> list[str]:
     return [n if is_url(n) else os.path.join(root, n) for n in lines]
 
 
-def _stat(path: str) -> Listed:
+def look_at(path: str) -> Listed:
+    """Size and version of a listed file as they are now."""
     if is_url(path) and not path.startswith("file://"):
         fs, inner = pafs.FileSystem.from_uri(path)
         info = fs.get_file_info(inner)
-        size = info.size if info.type == pafs.FileType.File else -1
+        size = info.size if info.type == pafs.FileType.File else GONE
         return Listed(path, size, str(info.mtime_ns))
     path = os.path.abspath(local_path(path))
     try:
         info = os.stat(path)
     except OSError:
-        return Listed(_name(path), -1, "")
-    size = info.st_size if stat.S_ISREG(info.st_mode) else -1
+        return Listed(_name(path), GONE, "")
+    size = info.st_size if stat.S_ISREG(info.st_mode) else NO_FILE
     return Listed(_name(path), size, str(info.st_mtime_ns))
 
 
@@ -241,7 +248,7 @@ class Folder:
         place = f"{self._root}/{under}".rstrip("/")
         found = self._fs.get_file_info(pafs.FileSelector(place, allow_not_found=True))
         files = [f.base_name for f in found if f.type == pafs.FileType.File]
-        return sorted(n for n in files if not n.startswith(".tmp-"))
+        return sorted(n for n in files if not n.startswith(TEMPORARY))
 
     def read(self, name: str) -> bytes:
         with self._fs.open_input_stream(f"{self._root}/{name}") as stream:
@@ -253,7 +260,8 @@ class Folder:
     def write(self, name: str, data: bytes, durable: bool = True) -> None:
         """Writes beside and renames; an object store's PUT is whole by itself.
 
-        durable=False spares the fsync: for files whose absence would only be found and made again.
+        durable=False: straight to its place and without fsync, for many small files that a row
+        names only after they are written, and that are checked by their hash when read.
         """
         target = f"{self._root}/{name}"
         try:
@@ -262,12 +270,16 @@ class Folder:
                     stream.write(data)
                 return
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            beside = f"{os.path.dirname(target)}/.tmp-{os.getpid()}-{os.path.basename(target)}"
+            if not durable:
+                Path(target).write_bytes(data)
+                return
+            beside = (
+                f"{os.path.dirname(target)}/{TEMPORARY}{os.getpid()}-{os.path.basename(target)}"
+            )
             with open(beside, "wb") as stream:
                 stream.write(data)
-                if durable:
-                    stream.flush()
-                    os.fsync(stream.fileno())
+                stream.flush()
+                os.fsync(stream.fileno())
             os.replace(beside, target)
         except (OSError, pa.ArrowException) as e:
             raise OutputError(f"can't write {target}: {e}") from None
@@ -276,6 +288,37 @@ class Folder:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         self.write(name, sink.getvalue().to_pybytes())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Raises OutputError where another process holds the lock. The lock ends with its process.
+
+        Of an object store, where nothing can be locked, one has to take care oneself.
+        """
+        if not self.is_local:
+            yield
+            return
+        place = f"{self._root}/.lock"
+        try:
+            os.makedirs(self._root, exist_ok=True)
+            file = open(place, "a")  # noqa: SIM115 (closed below)
+        except OSError as e:
+            raise OutputError(f"can't write to {self.url}: {e.strerror}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(f"another run is writing to {self.url}; wait for it") from None
+            except OSError:
+                pass  # a file system without locks
+            yield
+
+    def sweep(self) -> None:
+        """Takes away what killed processes left half-written in this folder, not in those below."""
+        if self.is_local and os.path.isdir(self._root):
+            for entry in os.scandir(self._root):
+                if entry.name.startswith(TEMPORARY):
+                    _remove(entry)
 
     def put(self, name: str, local: os.PathLike[str]) -> None:
         """Copies a local file here, in pieces."""
@@ -293,3 +336,13 @@ class Folder:
         target = f"{self._root}/{name}"
         if self._fs.get_file_info(target).type == pafs.FileType.File:
             self._fs.delete_file(target)
+
+
+def _remove(entry: os.DirEntry[str]) -> None:
+    try:
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
+    except OSError as e:
+        raise OutputError(f"can't remove {entry.path}: {e.strerror}") from None

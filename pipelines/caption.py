@@ -12,6 +12,8 @@ import sys
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curation import config
+from curation.ledger import check_settings
 from curation.progress import Progress
 from curation.records import frames_sha256
 from curation.stage import Row
@@ -23,14 +25,22 @@ HEAVY = ("fingerprint", "overlay_mask")  # no captioner reads them
 
 
 def run(settings: Settings, out: Folder) -> None:
+    name = settings.caption.captioner
     captioner = settings.caption.build((out / "ledger").url)
-    ledger = captions_ledger(out, settings.caption.captioner)
+    check_settings(
+        out / "ledger",
+        f"captions/{name}",
+        config.as_dict(captioner),
+        f"take these settings back, or delete ledger/captions/{name} to caption everything anew",
+    )
+    ledger = captions_ledger(out, name)
     selection = read_selection(out)
     kept = selection.filter(pc.equal(selection["status"], "kept"))["clip_id"]
     clips = read_clips(out)
     clips = clips.filter(pc.is_in(clips["clip_id"], value_set=kept.combine_chunks()))
     todo = _todo(clips, ledger.read(["clip_id", "frames_sha256", "error"]), settings.retry_failed)
-    settings.cluster.start(out.path("logs"))
+    if todo:
+        settings.cluster.start(out.path("logs"))
     with Progress("caption", clips.num_rows, "clips") as progress:
         progress.update(done=clips.num_rows - len(todo))
         for batch in batches(settings.cluster.stream([captioner], todo)):

@@ -6,6 +6,9 @@ VIDEOS is a folder (all below it), a video, a pattern like 'in/*.mp4', a .txt li
 line, or a Parquet list with a column `video`; local, or s3:// and gs:// URLs. Runs the four
 pipelines score, select, caption and export; interrupted anywhere, the same command goes on.
 On a Ray cluster: cluster.address=auto (or HOST:PORT, ray://HOST:PORT).
+
+The dataset is that of the present input. Add files to it and run the command again: only they are
+scored. Another policy on the same videos takes no decode, only captions of what is newly kept.
 """
 
 from __future__ import annotations

@@ -20,9 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import config, funnel
+from curation.ledger import recorded_settings
 from curation.progress import Progress
 from curation.records import SCHEMA_VERSION
-from curation.stage import Row
+from curation.runner import RunError
+from curation.stage import PlanError, Row
 from curation.storage import Folder
 from pipelines.settings import Settings, main
 from pipelines.tables import (
@@ -34,6 +36,7 @@ from pipelines.tables import (
     read_clips,
     read_selection,
     read_videos,
+    recorded_policy,
 )
 from stages.pack import RECEIPTS, Pack
 from stages.presto import write_meta
@@ -47,12 +50,15 @@ PACKAGES = ("av", "numpy", "onnxruntime", "opencv-python-headless", "pyarrow", "
 def run(settings: Settings, out: Folder) -> None:
     clips, selection = read_clips(out), read_selection(out)
     captions = captions_ledger(out, settings.caption.captioner).read()
+    made_with = _made_with(settings, out)
     rows = _ready(clips, selection, captions)
     plans = plan_shards(
         rows, int(settings.export.shard_mb * 1e6), settings.export.shard_clips, settings.export.seed
     )
+    for place in ("shards", RECEIPTS, "presto", "presto/videos"):
+        (out / place).sweep()
     receipts = _pack(settings, out, plans, {row["clip_id"]: row for row in rows})
-    _sweep(out, plans, receipts)
+    _tidy(out, plans, receipts)
     shards = shards_table(receipts)
     left_out = _presto(settings, out, receipts)
     table = joined(clips, selection, captions, shards)
@@ -63,9 +69,10 @@ def run(settings: Settings, out: Folder) -> None:
     out.write_table("videos.parquet", videos)
     out.write_table("shards.parquet", shards)
     out.write_table("stats.parquet", numbers)
-    manifest = _manifest(settings, out, videos, table, shards, left_out)
+    manifest = _manifest(made_with, videos, table, shards, left_out)
     out.write("manifest.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
-    policy = {name: (rule.min, rule.max) for name, rule in settings.select.policy.items()}
+    rules = recorded_policy(made_with["select"]["policy"])
+    policy = {name: (rule.min, rule.max) for name, rule in rules.items()}
     facts = _facts(settings, manifest)
     page = report_html(videos, table, numbers, policy, facts, (out / "ledger").read)
     out.write("report.html", page.encode())
@@ -74,11 +81,28 @@ def run(settings: Settings, out: Folder) -> None:
     print(f"look at {out.path('report.html')}")
 
 
+def _made_with(settings: Settings, out: Folder) -> dict[str, Any]:
+    """The settings of each phase when it ran, which need not be those of this command."""
+    now, ledger, name = config.as_dict(settings), out / "ledger", settings.caption.captioner
+    recorded = recorded_settings(ledger, f"captions/{name}") or now["caption"][name]
+    return {
+        "score": recorded_settings(ledger, "videos") or now["score"],
+        "select": recorded_settings(ledger, "selection") or now["select"],
+        "caption": {"captioner": name, name: recorded},
+        "export": now["export"],
+    }
+
+
 def _ready(clips: pa.Table, selection: pa.Table, captions: pa.Table) -> list[Row]:
     """The clips to pack: kept, with captions, in order of clip_id."""
     chosen = matched(clips["clip_id"], selection, "clip_id")
     said = matched(clips["clip_id"], captions, "clip_id")
-    ready = pc.and_(pc.equal(chosen["status"], "kept"), pc.is_valid(said["caption"]))
+    kept = pc.equal(chosen["status"], "kept")
+    if unselected := kept.null_count:
+        raise PlanError(f"{unselected} clips are newer than the selection; run pipelines.select")
+    if waiting := pc.sum(pc.and_(kept, pc.is_null(said["clip_id"]))).as_py():
+        raise PlanError(f"{waiting} kept clips have no captions yet; run pipelines.caption first")
+    ready = pc.and_(kept, pc.is_valid(said["caption"]))
     known = clips.drop_columns(["fingerprint", "overlay_mask"]).filter(ready).to_pylist()
     splits = chosen["split"].filter(ready).to_pylist()
     texts = said.drop_columns(["clip_id", "error", "rejected"]).filter(ready).to_pylist()
@@ -91,7 +115,8 @@ def _ready(clips: pa.Table, selection: pa.Table, captions: pa.Table) -> list[Row
 def _pack(
     settings: Settings, out: Folder, plans: list[ShardPlan], clips: dict[str, Row]
 ) -> list[Receipt]:
-    settings.cluster.start(out.path("logs"))
+    if plans:
+        settings.cluster.start(out.path("logs"))
     stage = Pack(
         out.url, settings.export.presto, settings.retry_failed, settings.cluster.memory_gib
     )
@@ -103,14 +128,14 @@ def _pack(
     with Progress("export", len(clips), "clips") as progress:
         for row in settings.cluster.stream([stage], work):
             if row["error"] is not None:
-                raise RuntimeError(f"{row['plan']['name']}: {row['error']}")
+                raise RunError(f"{row['plan']['name']} can't be packed: {row['error']}")
             receipt = Receipt(**row["receipt"])
             receipts.append(receipt)
             progress.update(done=len(receipt.rows), failed=receipt.failed)
     return receipts
 
 
-def _sweep(out: Folder, plans: list[ShardPlan], receipts: list[Receipt]) -> None:
+def _tidy(out: Folder, plans: list[ShardPlan], receipts: list[Receipt]) -> None:
     """Takes away what an earlier selection left: shards, receipts and mp4s of no present clip."""
     wanted = {plan.name for plan in plans}
     packed = {row["clip_id"] for receipt in receipts for row in receipt.also if "path" in row}
@@ -123,6 +148,8 @@ def _sweep(out: Folder, plans: list[ShardPlan], receipts: list[Receipt]) -> None
         for n in out.names("presto/videos")
         if n.removesuffix(".mp4") not in packed
     ]
+    if not packed:
+        stale += [f"presto/{n}" for n in out.names("presto")]
     for name in stale:
         out.delete(name)
 
@@ -145,16 +172,13 @@ def _write_meta(out: Folder, rows: list[Row]) -> dict[str, int]:
 
 
 def _manifest(
-    settings: Settings,
-    out: Folder,
+    made_with: dict[str, Any],
     videos: pa.Table,
     clips: pa.Table,
     shards: pa.Table,
     left_out: dict[str, int],
 ) -> dict[str, Any]:
     """What was made, from what, with what. No times and no places: equal runs, equal manifests."""
-    plain = config.as_dict(settings)
-    made_with = {name: plain[name] for name in ("score", "select", "caption", "export")}
     listed = sorted(zip(videos["video"].to_pylist(), videos["sha256"].to_pylist(), strict=True))
     return {
         "schema_version": SCHEMA_VERSION,
@@ -169,7 +193,7 @@ def _manifest(
         "shards": _shard_counts(shards),
         "presto_left_out": left_out,
         "hours_kept": _hours_kept(clips),
-        "captioner": settings.caption.captioner,
+        "captioner": made_with["caption"]["captioner"],
     }
 
 

@@ -8,19 +8,20 @@ What an earlier run has done is skipped; a file that changed is scored again.
 from __future__ import annotations
 
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from curation import config
 from curation.ledger import Ledger, check_settings
 from curation.progress import Progress
 from curation.runner import Cluster, RunError
 from curation.stage import Row, Stage, check_plan
-from curation.storage import Folder, InputError, Listed, list_videos
+from curation.storage import GONE, NO_FILE, Folder, InputError, list_videos
 from pipelines.settings import ScoreSettings, Settings, batches, main
-from pipelines.tables import INPUT, videos_ledger
+from pipelines.tables import INPUT, matched, videos_ledger
 from stages.identify import Identify
 
 SHOW_MANY = 5000  # clips below the gate that have pictures for the report, about
@@ -37,10 +38,8 @@ def build(settings: ScoreSettings, ledger_url: str, videos: int) -> list[Stage]:
 def run(settings: Settings, out: Folder) -> None:
     if settings.input is None:
         raise InputError("no input; give input=FOLDER, a video, a pattern or a list")
-    listed = {v.video: v for v in list_videos(settings.input)}
-    if not listed:
-        raise InputError(f"{settings.input}: no video in it")
-    stages = build(settings.score, (out / "ledger").url, len(listed))
+    listed = _listed(settings.input)
+    stages = build(settings.score, (out / "ledger").url, listed.num_rows)
     check_plan(stages, ["video", "bytes", "version"])
     check_settings(
         out / "ledger",
@@ -48,84 +47,117 @@ def run(settings: Settings, out: Folder) -> None:
         config.as_dict(settings.score),
         "take these settings back, or give another output",
     )
-    rows = [vars(v) for v in listed.values()]
-    (out / "ledger").write_table(INPUT, pa.Table.from_pylist(rows))
+    (out / "ledger").write_table(INPUT, listed)
     ledger = videos_ledger(out)
-    todo, twins = _todo(settings, ledger, listed)
-    settings.cluster.start(out.path("logs"))
-    with Progress("score", len(listed), "videos") as progress:
-        progress.update(done=len(listed) - len(todo) - len(twins))
-        ledger.append(twins)
-        progress.update(done=len(twins))
-        results = settings.cluster.stream(stages, (_blank(v) for v in todo))
+    done = _done(listed, ledger, settings.retry_failed)
+    todo = listed.filter(pc.is_null(done["status"]))
+    if todo.num_rows:
+        settings.cluster.start(out.path("logs"))
+    with Progress("score", listed.num_rows, "videos") as progress:
+        failed = pc.sum(pc.equal(done["status"], "failed")).as_py() or 0
+        progress.update(done=listed.num_rows - todo.num_rows, failed=failed)
+        todo, known = _without_twins(settings.cluster, listed, done, todo, ledger, progress)
+        results = settings.cluster.stream(stages, _rows(todo, known))
         for batch in batches(_finished(results, settings.max_failed_share, progress)):
             ledger.append(batch)
     ledger.compact()
 
 
-def _todo(
-    settings: Settings, ledger: Ledger, listed: dict[str, Listed]
-) -> tuple[list[Listed], list[Row]]:
-    """What is left to score, and finished rows for files that share another's bytes."""
-    known = ledger.read(["bytes", "version", "status", "sha256"]).to_pylist()
-    done = {}
-    for row in known:
-        now = listed.get(row["video"])
-        same = now is not None and (now.bytes, now.version) == (row["bytes"], row["version"])
-        if same and not (settings.retry_failed and row["status"] == "failed"):
-            done[row["video"]] = row
-    todo = [v for v in listed.values() if v.video not in done]
-    twins = list(_twins(settings.cluster, todo, done, listed, settings))
-    found = {row["video"] for row in twins}
-    return [v for v in todo if v.video not in found], twins
+def _listed(source: str) -> pa.Table:
+    """video, bytes, version of the input's files, each once."""
+    listed = {v.video: v for v in list_videos(source)}
+    if not listed:
+        raise InputError(f"{source}: no video in it")
+    rows = listed.values()
+    return pa.table(
+        {
+            "video": pa.array(listed, pa.string()),
+            "bytes": pa.array((v.bytes for v in rows), pa.int64()),
+            "version": pa.array((v.version for v in rows), pa.string()),
+        }
+    )
 
 
-def _twins(
+def _done(listed: pa.Table, ledger: Ledger, retry_failed: bool) -> pa.Table:
+    """For each listed file: status and sha256 of its row where that stands, else nulls."""
+    known = ledger.read(["bytes", "version", "status", "sha256"])
+    known = matched(listed["video"], known, "video")
+    stands = pc.and_(
+        pc.equal(known["bytes"], listed["bytes"]), pc.equal(known["version"], listed["version"])
+    )
+    if retry_failed:
+        stands = pc.and_(stands, pc.not_equal(known["status"], "failed"))
+    # A copy's row stands as long as the row of what it is a copy of does.
+    is_copy = pc.equal(known["status"], "duplicate")
+    originals = known["sha256"].filter(pc.and_(stands, pc.invert(is_copy)))
+    stands = pc.and_(
+        stands,
+        pc.or_(pc.invert(is_copy), pc.is_in(known["sha256"], value_set=originals.combine_chunks())),
+    )
+    nothing = pa.scalar(None, pa.string())
+    return pa.table(
+        {name: pc.if_else(stands, known[name], nothing) for name in ("status", "sha256")}
+    )
+
+
+def _without_twins(
     cluster: Cluster,
-    todo: list[Listed],
-    done: dict[str, Row],
-    listed: dict[str, Listed],
-    settings: Settings,
-) -> Iterator[Row]:
-    """Rows for the files of `todo` that are byte for byte another one, the first listed.
+    listed: pa.Table,
+    done: pa.Table,
+    todo: pa.Table,
+    ledger: Ledger,
+    progress: Progress,
+) -> tuple[pa.Table, dict[str, str]]:
+    """What is left to score once copies have their row; the hashes known by now, by file.
 
     Only files of equal size are read for it; the others can't be equal.
     """
-    by_size: dict[int, list[Listed]] = defaultdict(list)
-    for v in listed.values():
-        by_size[v.bytes].append(v)
-    new = {v.video for v in todo}
-    alike = [
-        v
-        for size, group in by_size.items()
-        if size > 0 and len(group) > 1 and any(v.video in new for v in group)
-        for v in group
-    ]
-    if not alike:
-        return
-    sha256 = {v.video: done[v.video]["sha256"] for v in alike if v.video in done}
-    cluster.start((Folder(settings.output)).path("logs"))
-    unread = [_blank(v) for v in alike if sha256.get(v.video) is None]
+    sizes = pc.value_counts(listed["bytes"])
+    shared = sizes.field("values").filter(pc.greater(sizes.field("counts"), 1))
+    new_sizes = todo["bytes"].filter(pc.is_in(todo["bytes"], value_set=shared))
+    alike = pc.and_(
+        pc.is_in(listed["bytes"], value_set=new_sizes.combine_chunks()),
+        pc.greater(listed["bytes"], 0),
+    )
+    group = listed.append_column("sha256", done["sha256"]).append_column("status", done["status"])
+    rows = group.filter(alike).to_pylist()
+    sha256 = {row["video"]: row["sha256"] for row in rows if row["sha256"]}
+    unread = (_blank(row) for row in rows if row["video"] not in sha256)
     for row in cluster.stream([Identify()], unread):
-        sha256[row["video"]] = row.get("sha256")
-    first: dict[str, Listed] = {}
-    originals = [v for v in alike if v.video in done and done[v.video]["status"] != "duplicate"]
-    for v in originals + alike:
-        digest = sha256.get(v.video)
+        if row["error"] is None:
+            sha256[row["video"]] = row["sha256"]
+    twins = _twins(rows, sha256)
+    ledger.append(twins)
+    progress.update(done=len(twins))
+    found = pa.array([row["video"] for row in twins], pa.string())
+    return todo.filter(pc.invert(pc.is_in(todo["video"], value_set=found))), sha256
+
+
+def _twins(rows: list[Row], sha256: dict[str, str]) -> list[Row]:
+    """Rows for the new files that are byte for byte another: one that is scored, else the first."""
+    first: dict[str, str] = {}
+    twins = []
+    for row in sorted(rows, key=lambda row: row["status"] in (None, "duplicate")):
+        digest = sha256.get(row["video"])
         if digest is None:
             continue
-        same = first.setdefault(digest, v)
-        if same.video != v.video and v.video in new:
-            yield _blank(v) | {
-                "sha256": digest,
-                "status": "duplicate",
-                "error": f"same bytes as {same.video}",
-                "clips": [],
-            }
+        same = first.setdefault(digest, row["video"])
+        if same != row["video"] and row["status"] is None:
+            status = {"sha256": digest, "status": "duplicate", "error": f"same bytes as {same}"}
+            twins.append(_blank(row) | status | {"clips": []})
+    return twins
 
 
-def _blank(v: Listed) -> Row:
-    return {"video": v.video, "bytes": v.bytes, "version": v.version, "error": None}
+def _rows(todo: pa.Table, sha256: dict[str, str]) -> Iterator[Row]:
+    """The rows to score. Files that aren't there have their error already."""
+    for batch in todo.to_batches(max_chunksize=1000):
+        for listed in batch.to_pylist():
+            yield _blank(listed) | {"sha256": sha256.get(listed["video"])}
+
+
+def _blank(listed: Row) -> Row:
+    error = {GONE: "no such file", NO_FILE: "not a file"}.get(listed["bytes"])
+    return {name: listed[name] for name in ("video", "bytes", "version")} | {"error": error}
 
 
 def _finished(rows: Iterable[Row], max_failed_share: float, progress: Progress) -> Iterator[Row]:

@@ -12,11 +12,12 @@ import sys
 
 import pyarrow.compute as pc
 
-from curation import records
-from curation.policy import Policy, Range, check_columns, check_gate
+from curation import config, records
+from curation.ledger import record_settings, recorded_settings
+from curation.policy import check_columns, check_gate
 from curation.storage import Folder
 from pipelines.settings import Settings, main
-from pipelines.tables import SELECTION, captions_ledger, read_clips, recorded_settings
+from pipelines.tables import SELECTION, captions_ledger, read_clips, recorded_policy
 from stages.selection import select, select_captioned
 
 MEASURED = tuple(c.name for c in records.SCORES if not c.model)
@@ -32,10 +33,9 @@ COSTLY = {
 def check(settings: Settings, out: Folder) -> None:
     """Refuses a policy that the ledger can't answer, before anything starts."""
     check_columns(settings.select.policy, MEASURED)
-    recorded = recorded_settings(out, "videos")
+    recorded = recorded_settings(out / "ledger", "videos")
     if recorded is not None:
-        rules = recorded["watch"]["gate"]
-        gate = Policy({name: Range(**rule) for name, rule in rules.items()})
+        gate = recorded_policy(recorded["watch"]["gate"])
     else:
         gate = settings.score.watch.gate
     check_gate(settings.select.policy, gate, COSTLY)
@@ -51,8 +51,9 @@ def run(settings: Settings, out: Folder) -> None:
     captions = captions_ledger(out, settings.caption.captioner).read()
     selection = select_captioned(selection, captions, chosen.policy)
     (out / "ledger").write_table(SELECTION, selection)
+    record_settings(out / "ledger", "selection", config.as_dict(chosen))
     kept = pc.sum(pc.equal(selection["status"], "kept")).as_py() or 0
-    print(f"selected {kept} of {selection.num_rows} clips")
+    print(f"select  {kept} of {selection.num_rows} clips kept", file=sys.stderr)
 
 
 if __name__ == "__main__":

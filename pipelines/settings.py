@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
@@ -23,7 +26,7 @@ from stages.text import Text
 from stages.watch import Watch
 
 COMMIT_S = 5.0  # results are committed this often
-DEFAULT_CONFIG = "configs/local.yaml"
+DEFAULT_CONFIG = str(Path(__file__).parent.parent / "configs/local.yaml")
 STOPPED = (ConfigError, PlanError, InputError, OutputError, RunError)  # said in one line, exit 1
 
 
@@ -42,7 +45,7 @@ class SelectSettings:
 
 @dataclass
 class CaptionSettings:
-    captioner: Literal["measured"] = "measured"
+    captioner: Literal["measured"] = "measured"  # who writes the captions
     measured: Measured = field(default_factory=Measured)
 
     def build(self, ledger_url: str) -> Captioner:
@@ -54,8 +57,8 @@ class CaptionSettings:
 
 @dataclass
 class ExportSettings:
-    shard_mb: Annotated[float, Gt(0)] = 500.0
-    shard_clips: Annotated[int, Ge(1)] = 1000
+    shard_mb: Annotated[float, Gt(0)] = 500.0  # size of a shard, about
+    shard_clips: Annotated[int, Ge(1)] = 1000  # clips in a shard at most
     seed: str = ""  # of the order of clips in the shards
     presto: bool = True  # also write presto/, what the authors' released trainer reads
 
@@ -63,7 +66,7 @@ class ExportSettings:
 @dataclass
 class Settings:
     input: str | None = None  # folder, file, pattern, or .txt / .parquet list; s3:// and gs:// too
-    output: str = "out/dataset"
+    output: str = "out/dataset"  # folder of the dataset, local or a URL
     retry_failed: bool = False  # score the videos that failed in an earlier run once more
     max_failed_share: Annotated[float, Gt(0), Le(1)] = 0.2  # of the videos; above it the run stops
     cluster: Cluster = field(default_factory=Cluster)
@@ -73,38 +76,62 @@ class Settings:
     export: ExportSettings = field(default_factory=ExportSettings)
 
 
-def main(doc: str, run: Callable[[Settings, Folder], int | None], argv: Sequence[str]) -> None:
-    """`[CONFIG] [key=value …]`; a mistake ends in one plain message and exit code 1."""
+def main(doc: str, run: Callable[[Settings, Folder], None], argv: Sequence[str]) -> None:
+    """`[CONFIG] [key=value …]`; a mistake ends in one plain message and exit code 1.
+
+    Exit code 0: every video and clip is accounted for, failed ones included (they have their row).
+    """
     if "-h" in argv or "--help" in argv:
         print(help_text(doc))
         return
-    path = argv[0] if argv and "=" not in argv[0] else DEFAULT_CONFIG
+    own_config = bool(argv) and "=" not in argv[0]
+    path, overrides = (argv[0], argv[1:]) if own_config else (DEFAULT_CONFIG, argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stop cleanly
+    settings = None
     try:
-        settings = config.load(Settings, path, [a for a in argv if a != path])
-        sys.exit(run(settings, Folder(settings.output)) or 0)
+        settings = config.load(Settings, path, overrides)
+        out = Folder(settings.output)
+        with (out / "ledger").locked():
+            (out / "ledger").sweep()
+            out.sweep()
+            run(settings, out)
     except STOPPED as e:
         lines = [shown(line, 1000) for line in str(e).splitlines()]
         sys.exit(f"{type(e).__name__}: " + "\n".join(lines))
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)  # what a shell gives for Ctrl-C
+    finally:
+        if settings is not None:
+            settings.cluster.stop()
 
 
 def help_text(doc: str) -> str:
-    lines = [doc.strip(), "", f"CONFIG is a YAML file of settings (default {DEFAULT_CONFIG}).", ""]
-    lines += ["Settings and their defaults; any can be given as key=value:"]
-    lines += [f"  {name}={value}" for name, value in _flat(config.as_dict(Settings()))]
-    return "\n".join(lines)
+    lines = [
+        *(doc.strip(), ""),
+        "CONFIG is a YAML file of settings; without one it is configs/local.yaml.",
+        *("Exit code 0: every video and clip has its row; a video that failed is such a row.", ""),
+        "Settings, with their values in configs/local.yaml. Any can be given as key=value, where",
+        "the value is YAML: select.policy.brightness='{min: 30}', select.policy.text_share=null.",
+    ]
+    return "\n".join([*lines, *_explained(config.load(Settings, DEFAULT_CONFIG))])
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for name, value in settings.items():
-        if isinstance(value, dict) and value:
-            found += _flat(value, f"{prefix}{name}.")
+def _explained(settings: Any, prefix: str = "") -> list[str]:
+    """A line per setting: name, value, meaning."""
+    lines = []
+    meanings = config.meanings(type(settings))
+    for f in (f for f in dataclasses.fields(settings) if f.init):
+        name, value, meaning = prefix + f.name, getattr(settings, f.name), meanings.get(f.name)
+        if dataclasses.is_dataclass(value):
+            lines += _explained(value, f"{name}.")
+        elif isinstance(value, Policy):
+            lines += [f"  {name}.{column}={{{rule}}}" for column, rule in value.items()]
         else:
-            shown_value = "null" if value is None else str(value).lower()
-            found.append((prefix + name, shown_value if not isinstance(value, str) else value))
-    return found
+            text = "null" if value is None else str(value)
+            text = text.lower() if isinstance(value, bool) else text
+            lines.append(f"  {name}={text}".ljust(44) + (f"  # {meaning}" if meaning else ""))
+    return [line.rstrip() for line in lines]
 
 
 def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:

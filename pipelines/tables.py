@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import records
-from curation.ledger import Ledger, flatten_clips
+from curation.ledger import OF_THE_VIDEO, Ledger, flatten_clips
+from curation.policy import Policy, Range
 from curation.stage import PlanError
 from curation.storage import Folder
 
@@ -17,11 +17,9 @@ INPUT = "input.parquet"  # what the last `score` was given
 SELECTION = "selection.parquet"
 
 
-def recorded_settings(out: Folder, name: str) -> dict[str, Any] | None:
-    """What a table of the ledger was made with; None where it isn't there yet."""
-    file = f"{name}.settings.json"
-    ledger = out / "ledger"
-    return json.loads(ledger.read(file)) if ledger.exists(file) else None
+def recorded_policy(rules: dict[str, Any]) -> Policy:
+    """A policy out of recorded settings."""
+    return Policy({name: Range(**rule) for name, rule in rules.items()})
 
 
 def videos_ledger(out: Folder) -> Ledger:
@@ -45,7 +43,7 @@ def read_videos(out: Folder, columns: list[str] | None = None) -> pa.Table:
 
 def read_clips(out: Folder) -> pa.Table:
     """All clips of these videos, in order of clip_id."""
-    videos = read_videos(out, ["video", "sha256", "codec", "clips"])
+    videos = read_videos(out, [*OF_THE_VIDEO, "clips"])
     return flatten_clips(videos).sort_by("clip_id")
 
 
@@ -99,12 +97,13 @@ def joined(
     rest = ("take", "duration_s", "num_frames", "width", "height", "fps", "gate", "causes")
     for name in (*rest, "segments"):
         columns[name] = clips[name]
-    return pa.table(columns)
+    return records.described(pa.table(columns))
 
 
 def public_videos(videos: pa.Table) -> pa.Table:
     """OUT/videos.parquet: one row per input file; its takes and clips are counted."""
-    videos = videos.append_column("take_spans", videos["takes"])
+    # What differs between equal runs, or between a run and the same one interrupted, stays out.
+    videos = videos.drop_columns(["cpu_s"]).append_column("take_spans", videos["takes"])
     for name in ("takes", "clips"):
         count = pc.fill_null(pc.list_value_length(videos[name]), 0)
         videos = videos.set_column(videos.column_names.index(name), name, count)
@@ -112,4 +111,6 @@ def public_videos(videos: pa.Table) -> pa.Table:
         *("video", "status", "error", "duration_s", "width", "height", "fps", "codec"),
         *("cuts_s", "gradual", "takes", "clips"),
     ]
-    return videos.select([*order, *(c for c in videos.column_names if c not in order)])
+    return records.described(
+        videos.select([*order, *(c for c in videos.column_names if c not in order)])
+    )

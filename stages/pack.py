@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from curation.isolate import Isolated
-from curation.stage import Needs, Row, Stage
-from curation.storage import Folder, fetched
+from curation.stage import BadVideo, Needs, Row, Stage
+from curation.storage import GONE, Folder, InputError, fetched, look_at
 from stages.cut import Cut, cut
+from stages.identify import sha256_of
 from stages.presto import make_presto
 from stages.shards import ShardPlan, pack_shard, read_receipt, sign
 
@@ -62,15 +63,31 @@ class Pack(Stage):
 
     def _cut(self, clip: Row, mp4: Path) -> Cut:
         assert self._child is not None
+        _check_unchanged(clip)
         with fetched(clip["video"]) as source:
             args = (source, clip["start_s"], clip["end_s"], str(mp4), clip["num_frames"])
-            return Cut(**self._child("cut", args, deadline_s=_deadline_s(clip)))
+            return Cut(**self._child.twice("cut", args, deadline_s=_deadline_s(clip)))
 
     def _presto(self, clip: Row, mp4: Path, made: Cut, folder: Path) -> Row:
         assert self._child is not None
         known = {key: clip[key] for key in ("clip_id", "split", "start_s", "end_s", "sub_captions")}
         args = (known, str(mp4), asdict(made), str(folder))
-        return self._child("presto", args, deadline_s=_deadline_s(clip))
+        return self._child.twice("presto", args, deadline_s=_deadline_s(clip))
+
+
+def _check_unchanged(clip: Row) -> None:
+    """Raises BadVideo where the video isn't the one that was scored: its captions tell of that."""
+    try:
+        now = look_at(clip["video"])
+    except (OSError, InputError) as e:
+        raise BadVideo(f"can't be reached: {e}") from None
+    if (now.bytes, now.version) == (clip["bytes"], clip["version"]):
+        return
+    if now.bytes == GONE:
+        raise BadVideo("no such file")
+    with fetched(clip["video"]) as path:
+        if sha256_of(path) != clip["sha256"]:
+            raise BadVideo("the video changed after it was scored; run pipelines.score again")
 
 
 def _deadline_s(clip: Row) -> float:

@@ -27,6 +27,7 @@ from curation.records import (
     schema,
 )
 from curation.stage import BadVideo, OutputError, Row
+from curation.storage import TEMPORARY
 from stages.cut import Cut
 from stages.mp4 import whole_file
 
@@ -191,7 +192,7 @@ def pack_shard(
     with whole_file(folder / plan.name, durable=True) as out:
         with (
             tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar,
-            tempfile.TemporaryDirectory(prefix="pack-") as scratch,
+            tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as scratch,
         ):
             for clip_id in plan.clip_ids:
                 row: Row = dict.fromkeys(column.name for column in SHARD)

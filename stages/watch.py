@@ -41,9 +41,9 @@ CAPTION_SCORES = tuple(c.name for c in CAPTION if c.name in SCORE_NAMES)
 class Watch(Stage):
     """Decode once, measure all. A clip below the gate is spared what costs more."""
 
-    clip_s: Annotated[float, Gt(0)] = 15.0
+    clip_s: Annotated[float, Gt(0)] = 15.0  # length of a clip; a shorter take gives none
     max_clip_s: Annotated[float, Gt(0)] = 15.0  # larger: fewer, longer clips that use up the take
-    segments: Annotated[int, Ge(1)] = 5
+    segments: Annotated[int, Ge(1)] = 5  # of a clip: each has a key frame and a sub-caption
     guard_frames: Annotated[int, Ge(0)] = 2  # taken off at a detected boundary
     gate: Policy = field(default_factory=Policy)
     limits: Limits = field(default_factory=Limits)

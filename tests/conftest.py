@@ -1,7 +1,11 @@
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.small_input import draw_small_input
+from tests.whole_run import Ended, curate, ended
 
 VIDEOS = Path(os.environ.get("LONGTAKE_VIDEOS", Path(__file__).parent.parent / "../shared/videos"))
 
@@ -26,3 +30,24 @@ def cluster():
     cluster.start("/tmp/longtake-test-logs")
     yield cluster
     cluster.stop()
+
+
+@dataclass
+class Dataset:
+    """A whole run on a small drawn input, as its own process."""
+
+    source: Path
+    videos: dict[str, Path]  # by what they are, see tests/small_input.py
+    out: Path
+    ended: Ended
+    mark: str  # in the environment of all its processes
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Dataset:
+    """Curated once, for all tests. Nobody writes to it: copy it to go on from it."""
+    folder = tmp_path_factory.mktemp("dataset")
+    videos = draw_small_input(folder / "in")
+    mark = f"longtake-test-{os.getpid()}"
+    run = curate(folder / "in", folder / "out", LONGTAKE_MARK=mark)
+    return Dataset(folder / "in", videos, folder / "out", ended(run), mark)
