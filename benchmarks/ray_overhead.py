@@ -126,7 +126,7 @@ def main() -> None:
     options.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # one run of one side
     options.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = options.parse_args()
-    if args.count <= WORKERS:
+    if not args.side and args.count <= WORKERS:
         sys.exit(f"more than {WORKERS} videos: the first {WORKERS} are start-up")
     with tempfile.TemporaryDirectory() as scratch:
         if args.side:
