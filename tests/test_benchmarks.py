@@ -110,6 +110,8 @@ def test_copies_that_were_scored_otherwise_are_named():
 
     rows = [row("set0", "a.mp4", 90.0), row("set1", "a.mp4", 90.0)]
     rows += [row("set0", "b.mp4", 90.0), row("set1", "b.mp4", 91.0)]
+    rows += [row("set0", "c.mp4", 0) | {"error": "9 of 12 bytes belong to no box"}]
+    rows += [row("set1", "c.mp4", 0) | {"error": "33 of 36 bytes belong to no box"}]
     assert unlike(rows) == ["b.mp4"]
 
 
