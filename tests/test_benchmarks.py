@@ -59,9 +59,11 @@ def test_time_that_was_waited_for_is_not_counted_twice():
 def film(container: str, codec: str) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
-        stream = out.add_stream(codec, rate=25, width=320, height=180, pix_fmt="yuv420p")
+        stream = out.add_stream(codec, rate=25, width=160, height=96, pix_fmt="yuv420p")
+        stream.thread_count = 1
+        still = picture(1, 320, 200)
         for t in times(1.0):
-            grey = view(picture(1), (500 + 40 * t, 400, 1, 0), (320, 180)).astype(np.uint8)
+            grey = view(still, (120 + 40 * t, 100, 1, 0), (160, 96)).astype(np.uint8)
             out.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="gray")))
         out.mux(stream.encode())
     return file.getvalue()
