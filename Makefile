@@ -34,8 +34,13 @@ check: .venv/dev
 	.venv/bin/ruff check .
 	.venv/bin/mypy curation stages pipelines
 
+# One command per number in docs/benchmarks.md; ARGS="--quick" and the like are passed on.
+bench-shots: BENCHMARK := shots
+bench-score: BENCHMARK := score
+bench-ray: BENCHMARK := ray_overhead
+bench-select: BENCHMARK := selection
 bench-shots bench-score bench-ray bench-select: .venv/dev
-	$(RUN) benchmarks/$(subst bench-,,$@).py $(ARGS)
+	$(RUN) benchmarks/$(BENCHMARK).py $(ARGS)
 
 .venv/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

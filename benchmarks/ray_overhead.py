@@ -1,0 +1,141 @@
+"""What Ray costs: the same work through `Cluster.stream` and through a plain process pool.
+
+    python benchmarks/ray_overhead.py [number of videos, default 200]
+
+Draws short videos (2 s of 640 x 360; a few pictures, every file of other bytes) and runs `Watch`
+over them on two workers: as the pipelines do (driver, Ray, a worker each with its isolated child),
+and in a `concurrent.futures` pool of two processes that call the stage directly. Each side runs
+twice, in turns: over all videos, and over one video a worker, which is start-up; the difference is
+the work. CPU seconds count every process; wall time counts for something only on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # in place of this folder, whose modules are benchmarks, not libraries
+
+import argparse  # noqa: E402
+import os  # noqa: E402
+import tempfile  # noqa: E402
+from collections.abc import Iterable  # noqa: E402
+from concurrent.futures import ProcessPoolExecutor  # noqa: E402
+from multiprocessing import get_context  # noqa: E402
+
+from benchmarks.cpu_time import Spent, spent  # noqa: E402
+from benchmarks.score import padded  # noqa: E402
+from curation.stage import Row  # noqa: E402
+from stages.watch import Watch  # noqa: E402
+from tests.drawn import encoded, noisy, picture, times, view  # noqa: E402
+
+WORKERS = 2
+SECONDS = 2.0
+PICTURES = 8
+ROUNDS = 2  # the cheaper counts: the other was disturbed
+SIDES = ("pool", "ray")
+
+_watch: Watch  # of a pool's process
+
+
+def draw(folder: Path, count: int) -> None:
+    """`count` videos of a camera that moves over a picture."""
+    for number in range(min(PICTURES, count)):
+        still = picture(number)
+        frames = (view(still, (500 + 60 * t, 400, 1.0, 0.0)) for t in times(SECONDS))
+        data = encoded(noisy(frames, 2.0, number))
+        for copy in range(number, count, PICTURES):
+            (folder / f"{copy:04d}.mp4").write_bytes(padded(data, ".mp4", copy // PICTURES))
+
+
+def rows(folder: Path, count: int) -> list[Row]:
+    found = sorted(folder.glob("*.mp4"))[:count]
+    return [{"video": str(v), "bytes": v.stat().st_size, "error": None} for v in found]
+
+
+def stage(scratch: str) -> Watch:
+    watch = Watch()
+    watch.ledger_url = scratch
+    return watch
+
+
+def through_ray(work: list[Row], scratch: str) -> list[Row]:
+    from curation.runner import Cluster  # the pool's side is not to pay for importing ray
+
+    cluster = Cluster(workers=WORKERS)
+    cluster.start(scratch)
+    try:
+        return list(cluster.stream([stage(scratch)], work))
+    finally:
+        cluster.stop()
+
+
+def through_pool(work: list[Row], scratch: str) -> list[Row]:
+    with ProcessPoolExecutor(WORKERS, get_context("spawn"), _set_up, (scratch,)) as pool:
+        return list(pool.map(_process, work))
+
+
+def _set_up(scratch: str) -> None:
+    global _watch
+    _watch = stage(scratch)
+    _watch.setup()
+
+
+def _process(row: Row) -> Row:
+    [row] = _watch.process([row])
+    return row
+
+
+def check(done: Iterable[Row], count: int) -> None:
+    """A side that loses or fails work is not to look cheap."""
+    done = list(done)
+    failed = [row["error"] for row in done if row["error"] is not None]
+    if failed or len(done) != count or any(row["num_frames"] < 1 for row in done):
+        raise RuntimeError(f"{len(done)} rows for {count} videos; failed: {failed[:3]}")
+
+
+def run_side(side: str, folder: Path, count: int) -> Spent:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, __file__, str(count), "--side", side, "--folder", str(folder)]
+    return spent(command, os.environ | {"PYTHONPATH": path})
+
+
+def compare(folder: Path, count: int) -> None:
+    start_up: dict[str, list[Spent]] = {side: [] for side in SIDES}
+    whole: dict[str, list[Spent]] = {side: [] for side in SIDES}
+    for _ in range(ROUNDS):
+        for side in SIDES:
+            start_up[side].append(run_side(side, folder, WORKERS))
+            whole[side].append(run_side(side, folder, count))
+    print(f"{count} videos of {SECONDS:g} s, {WORKERS} workers; the cheaper of {ROUNDS} rounds\n")
+    print(f"{'':24}{'pool':>9}{'Ray':>9}{'ratio':>8}")
+    for unit in ("cpu_s", "wall_s"):
+        name = {"cpu_s": "CPU-s", "wall_s": "wall s"}[unit]
+        first = [min(getattr(one, unit) for one in start_up[side]) for side in SIDES]
+        all_ = [min(getattr(one, unit) for one in whole[side]) for side in SIDES]
+        work = [a - f for a, f in zip(all_, first, strict=True)]
+        print(f"{'start-up, ' + name:24}{first[0]:9.1f}{first[1]:9.1f}")
+        print(f"{'work, ' + name:24}{work[0]:9.1f}{work[1]:9.1f}{work[1] / work[0]:8.3f}")
+        print(f"{'together, ' + name:24}{all_[0]:9.1f}{all_[1]:9.1f}{all_[1] / all_[0]:8.3f}")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("count", type=int, nargs="?", default=200)
+    options.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # one run of one side
+    options.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = options.parse_args()
+    if not args.side and args.count <= WORKERS:
+        sys.exit(f"more than {WORKERS} videos: the first {WORKERS} are start-up")
+    with tempfile.TemporaryDirectory() as scratch:
+        if args.side:
+            side = through_ray if args.side == "ray" else through_pool
+            check(side(rows(args.folder, args.count), scratch), args.count)
+            return
+        draw(Path(scratch), args.count)
+        compare(Path(scratch), args.count)
+
+
+if __name__ == "__main__":
+    main()
