@@ -1,12 +1,13 @@
 """How much of a picture is new: what differs between two frames after motion is taken out.
 
-Measured on thumbs of the luma, about 160 px wide. Dense optical flow (DIS) there costs a sixth of
-what it costs at 320 px, so it can run on every pair of frames.
+Measured on thumbs of the luma, about 160 px wide: dense optical flow (DIS) there costs a sixth of
+what it costs at 320 px. Still, most pairs of frames are too alike for a cut, and nothing but
+`may_differ` is ever computed of them: thumbs and changes are worked out where they are asked for.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import cv2
@@ -30,13 +31,29 @@ DARK = 32  # grey levels: what is darker in both frames over whole rows or colum
 FLAT_SHARE, FLAT_INSIDE = 0.5, 0.3
 
 
-class Thumb(NamedTuple):
-    """A frame as the detectors keep it."""
+class Thumb:
+    """A frame as the detectors keep it. What only some frames are asked for is made when asked."""
 
-    t_s: float
-    luma: np.ndarray  # (h, w) uint8, both sides multiples of BLOCK
-    means: np.ndarray  # (h/4, w/4) float32, mean of each block
-    contrast: np.ndarray  # (h/4, w/4) float32, mean distance to the local mean, grey levels
+    def __init__(self, t_s: float, luma: np.ndarray) -> None:
+        self.t_s = t_s
+        self.luma = luma  # (h, w) uint8, both sides multiples of BLOCK
+
+    @cached_property
+    def means(self) -> np.ndarray:
+        """(h/4, w/4) float32, mean of each block."""
+        return block_means(self.luma)
+
+    @cached_property
+    def contrast(self) -> np.ndarray:
+        """(h/4, w/4) float32, mean distance to the local mean, grey levels."""
+        return block_means(cv2.absdiff(self.luma, cv2.blur(self.luma, (9, 9))))
+
+    @cached_property
+    def borderless(self) -> bool:
+        """Whether the outermost blocks of all four sides are lit."""
+        bright = self.means > DARK
+        edges = bright[0], bright[-1], bright[:, 0], bright[:, -1]
+        return all(np.count_nonzero(edge) > 0.02 * edge.size for edge in edges)
 
 
 class Change(NamedTuple):
@@ -57,9 +74,7 @@ def thumb(t_s: float, luma: np.ndarray) -> Thumb:
     if height and width:  # a whole factor: the fast way
         luma = luma[: height * step, : width * step]
     size = (max(BLOCK, width), max(BLOCK, height))
-    small = cv2.resize(luma, size, interpolation=cv2.INTER_AREA)
-    detail = cv2.absdiff(small, cv2.blur(small, (9, 9)))
-    return Thumb(t_s, small, block_means(small), block_means(detail))
+    return Thumb(t_s, cv2.resize(luma, size, interpolation=cv2.INTER_AREA))
 
 
 def block_means(picture: np.ndarray) -> np.ndarray:
@@ -69,6 +84,29 @@ def block_means(picture: np.ndarray) -> np.ndarray:
     return cv2.resize(picture.astype(np.float32), size, interpolation=cv2.INTER_AREA)
 
 
+def may_differ(before: Thumb, after: Thumb, amount: float) -> bool:
+    """A cheap look at a pair: whether its change can be that large an amount at all."""
+    return _bound(before, after) >= amount and unmoved(before, after) >= amount
+
+
+def _bound(before: Thumb, after: Thumb) -> float:
+    """What the amount would be if no block had any contrast and a quarter of the picture were lit:
+    larger than `unmoved`, at a tenth of its cost.
+    """
+    size = after.luma.shape[1] // BLOCK, after.luma.shape[0] // BLOCK
+    residual = cv2.absdiff(before.luma, after.luma)
+    blocks = cv2.resize(residual, size, interpolation=cv2.INTER_AREA)
+    above = cv2.subtract(blocks, np.full_like(blocks, int(MATCHED * NOISE)))
+    return 4 * cv2.mean(above)[0] / (RANGE * NOISE)
+
+
+def unmoved(before: Thumb, after: Thumb) -> float:
+    """The amount of change with no motion taken out. That can only be more, but for where the
+    flow goes astray.
+    """
+    return _amount(_relative(block_means(cv2.absdiff(before.luma, after.luma)), before, after))
+
+
 class Compare:
     """Changes between two thumbs. Holds the flow's working memory, nothing of the video."""
 
@@ -76,10 +114,14 @@ class Compare:
         self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
 
     def __call__(self, before: Thumb, after: Thumb) -> Change:
-        raw = _change(cv2.absdiff(before.luma, after.luma), before, after)
-        if raw.amount < STILL:
-            return raw
-        return _change(cv2.absdiff(self._moved(before, after), after.luma), before, after)
+        blocks = block_means(cv2.absdiff(before.luma, after.luma))
+        relative = _relative(blocks, before, after)
+        if _amount(relative) >= STILL:
+            blocks = block_means(cv2.absdiff(self._moved(before, after), after.luma))
+            relative = _relative(blocks, before, after)
+        changed = np.count_nonzero(relative > 1) / relative.size
+        rest = float(np.median(_inside(blocks, before, after)))
+        return Change(_amount(relative), changed, rest)
 
     def changed(self, before: Thumb, after: Thumb) -> np.ndarray:
         """(h/4, w/4) bool: blocks that changed by more than their contrast."""
@@ -137,13 +179,20 @@ def lit(before: np.ndarray, after: np.ndarray) -> tuple[slice, slice]:
     return slices[0], slices[1]
 
 
-def _change(residual: np.ndarray, before: Thumb, after: Thumb) -> Change:
-    """residual: (h, w) uint8, absolute difference."""
-    area = lit(before.luma, after.luma)
-    blocks = block_means(residual)[area]
-    relative = blocks / ((before.contrast + after.contrast)[area] / 2 + NOISE)
-    amount = np.clip((relative - MATCHED) / RANGE, 0, 1).mean()
-    return Change(float(amount), float((relative > 1).mean()), float(np.median(blocks)))
+def _relative(blocks: np.ndarray, before: Thumb, after: Thumb) -> np.ndarray:
+    """(h/4, w/4) residual of each block -> the same in units of contrast, borders left out."""
+    return _inside(blocks / ((before.contrast + after.contrast) / 2 + NOISE), before, after)
+
+
+def _inside(blocks: np.ndarray, before: Thumb, after: Thumb) -> np.ndarray:
+    if before.borderless or after.borderless:
+        return blocks
+    return blocks[lit(before.luma, after.luma)]
+
+
+def _amount(relative: np.ndarray) -> float:
+    above = np.minimum(np.maximum(relative - MATCHED, 0), RANGE)
+    return float(above.mean()) / RANGE
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:

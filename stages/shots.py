@@ -8,17 +8,19 @@ sharpness, and more than a text or a redrawn slide.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from curation.stage import Meter, Planes, VideoFacts
-from stages.change import NO_CHANGE, Change, Compare, Thumb, is_redrawn, thumb
+from stages.change import Change, Compare, Thumb, is_redrawn, may_differ, thumb
 from stages.transitions import Blends
 
 WINDOW_S = 0.5  # "nearby": a flash, a passing hand or a whip pan is over
 WINDOW_FRAMES = 6  # "nearby" at low frame rates
+NEAREST = 2  # pairs on either side in which fast motion shows
 SPIKE = 2.0  # times the largest amount nearby ...
 MIN_AMOUNT = 0.02  # ... and this much more: an object of two percent of the picture, gone
 # Where the median block changes out of the ordinary too (another moment has other noise, other
@@ -49,7 +51,7 @@ class Shots(Meter):
         self._compare = Compare()
         self._blends = Blends(lambda before, after: self._compare(before, after).amount)
         self._frames: list[Thumb] = []  # the last second or so
-        self._changes: list[Change] = []  # of each of them to the one before it
+        self._changes: list[Change | None] = []  # of each of them to the one before it, if known
         self._next = 1  # the next one to judge
         self._cuts_s: list[float] = []
 
@@ -59,7 +61,7 @@ class Shots(Meter):
         if last and last.luma.shape != new.luma.shape:  # the stream changes its size midway
             new = thumb(t_s, cv2.resize(frame.y, last.luma.shape[::-1]))
         self._frames.append(new)
-        self._changes.append(self._compare(last, new) if last else NO_CHANGE)
+        self._changes.append(None)
         self._blends.see(new)
         while self._next + WINDOW_FRAMES < len(self._frames) and (
             t_s - self._frames[self._next].t_s > WINDOW_S
@@ -97,20 +99,28 @@ class Shots(Meter):
         ]
         return range(at - 1, near[0] - 1, -1), range(at + 1, near[-1] + 1)
 
+    def _change(self, at: int) -> Change:
+        """From the frame before to this one."""
+        change = self._changes[at]
+        if change is None:
+            change = self._changes[at] = self._compare(self._frames[at - 1], self._frames[at])
+        return change
+
     def _is_cut(self, at: int) -> bool:
-        left, right = self._nearby(at)
-        sides = [[self._changes[i] for i in side] for side in (left, right)]
-        here = self._changes[at]
-        if not is_spike(here, *sides):
-            return False
         before, after = self._frames[at - 1], self._frames[at]
+        if not may_differ(before, after, BACKED_AMOUNT):
+            return False  # most pairs end here: no motion is worked out
+        left, right = self._nearby(at)
+        here = self._change(at)
+        if not is_spike(here, *(Side(self._change, places) for places in (left, right))):
+            return False
         if self._compare.same_structure(before, after) > SAME_STRUCTURE:
             return False
         if here.area < REDRAWN_AREA and is_redrawn(before, after):
             return False
         if here.area < TEXT_AREA and self._is_line(before, after):
-            usual = float(np.median([c.rest for side in sides for c in side] or [0.0]))
-            if not stands_out(here.rest, usual):
+            nearby = [self._change(i).rest for side in (left, right) for i in side]
+            if not stands_out(here.rest, float(np.median(nearby or [0.0]))):
                 return False
         return not self._goes_back(at, left, right)
 
@@ -123,7 +133,7 @@ class Shots(Meter):
     def _goes_back(self, at: int, left: range, right: range) -> bool:
         """Whether the old picture soon returns, or the new one was there just before: a flash."""
         before, after = self._frames[at - 1], self._frames[at]
-        limit = self._changes[at].amount / SPIKE
+        limit = self._change(at).amount / SPIKE
         steps = (1, 2, 4, 8, 16, 32)
         later = [self._frames[at + step] for step in steps if step <= len(right)]
         earlier = [self._frames[at - 1 - step] for step in steps if step <= len(left)]
@@ -132,16 +142,43 @@ class Shots(Meter):
         )
 
 
-def is_spike(here: Change, left: list[Change], right: list[Change]) -> bool:
+@dataclass(frozen=True)
+class Side:
+    """The changes before or after a pair, nearest first, each worked out when it is reached."""
+
+    change: Callable[[int], Change]
+    places: range
+
+    def __iter__(self) -> Iterator[Change]:
+        return map(self.change, self.places)
+
+
+def is_spike(here: Change, left: Iterable[Change], right: Iterable[Change]) -> bool:
     """Whether a change stands out from those nearby, given nearest first."""
     if here.area < MANY_A_LITTLE * here.amount:
         return False
-    others = _without_largest(left) + _without_largest(right)
-    amount = max((c.amount for c in others), default=0.0)
-    if here.amount >= SPIKE * amount + MIN_AMOUNT:
+    # the looser limit first: in steady motion the nearest change is the last that is looked at
+    limit = (here.amount - BACKED_AMOUNT) / BACKED_SPIKE
+    if not (is_quiet(left, limit) and is_quiet(right, limit)):
+        return False
+    limit = (here.amount - MIN_AMOUNT) / SPIKE
+    if is_quiet(left, limit) and is_quiet(right, limit):
         return True
-    rest = max((c.rest for c in others), default=0.0)
-    return here.amount >= BACKED_SPIKE * amount + BACKED_AMOUNT and stands_out(here.rest, rest)
+    others = _without_largest(list(left)) + _without_largest(list(right))
+    return stands_out(here.rest, max((c.rest for c in others), default=0.0))
+
+
+def is_quiet(side: Iterable[Change], limit: float) -> bool:
+    """Whether no amount exceeds the limit, but for one that is not among the nearest two.
+
+    That one may be the next cut; nearer, both would be one fast motion.
+    """
+    loud = 0
+    for place, change in enumerate(side):
+        loud += change.amount > limit
+        if loud > (place >= NEAREST):
+            return False
+    return limit >= 0
 
 
 def stands_out(rest: float, nearby: float) -> bool:
@@ -150,6 +187,6 @@ def stands_out(rest: float, nearby: float) -> bool:
 
 
 def _without_largest(side: list[Change]) -> list[Change]:
-    """The largest may be the next cut: it is left out, unless both are one fast motion."""
+    """Unless it is among the nearest."""
     largest = max(range(len(side)), key=lambda i: side[i].amount, default=0)
-    return side if largest < 2 else side[:largest] + side[largest + 1 :]
+    return side if largest < NEAREST else side[:largest] + side[largest + 1 :]

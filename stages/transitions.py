@@ -143,18 +143,22 @@ def is_mix(first: np.ndarray, quarters: list[np.ndarray], last: np.ndarray) -> b
     block means, (h, w) each.
     """
     step = last - first
-    if np.mean(np.abs(step) > CHANGED) < CHANGED_SHARE / 2:  # most windows end here
+    size = np.abs(step)
+    changed = size > CHANGED
+    if np.count_nonzero(changed) < CHANGED_SHARE / 2 * step.size:  # most windows end here
         return False
+    on = np.abs(first + last - 2 * quarters[1]) < 2 * PACE * size
+    if np.count_nonzero(on & changed) < IN_PACE_SHARE / 2 * np.count_nonzero(changed):
+        return False  # and most others here: what moves
     area = lit(np.maximum(first, last))
-    first, last, step = first[area], last[area], step[area]
-    changed = np.abs(step) > CHANGED
+    first, last, step, changed = first[area], last[area], step[area], changed[area]
     if changed.mean() < CHANGED_SHARE:
         return False
     in_pace = np.ones(int(changed.sum()), bool)
     for number, picture in enumerate(quarters, 1):
         done = (picture[area] - first)[changed] / step[changed]
         in_pace &= np.abs(done - number / 4) < PACE
-    return in_pace.mean() >= IN_PACE_SHARE and not alike(first, last)
+    return bool(in_pace.mean() >= IN_PACE_SHARE) and not alike(first, last)
 
 
 def alike(first: np.ndarray, last: np.ndarray) -> bool:
