@@ -21,7 +21,7 @@ CELL = 4  # px
 LEAST_SIDE = 16  # px of the shorter side: in less there is nothing to align
 ROUNDING = 0.25  # grey levels squared that differ where nothing but rounding does
 BASIC = 6.0  # times the noise's square: from there on a cell is not explained by the map
-SAME_PX = 0.1  # mean motion below which a guess is as good as none
+ALIEN = 9.0  # times the noise's square that a cell differs by where something moves by itself
 CUT = 9.0  # times the noise's square: more difference than that tells nothing more
 
 
@@ -125,6 +125,11 @@ class Match:
     difference: np.ndarray  # (h, w) float32: second, moved back, minus first
 
     @cached_property
+    def motion_px(self) -> float:
+        """Its mean over the picture."""
+        return mean_px(self.motion.at(self.first.points))
+
+    @cached_property
     def error(self) -> np.ndarray:
         """(rows, columns): mean square of the difference, grey levels squared."""
         return cells(cv2.multiply(self.difference, self.difference))
@@ -142,6 +147,11 @@ class Match:
         """Grey levels squared: of the median cell, as most of a picture is explained."""
         return _median(self.error[self.inside]) + ROUNDING
 
+    @cached_property
+    def alien(self) -> np.ndarray:
+        """(rows, columns) bool: what the motion does not explain."""
+        return self.error > ALIEN * self.noise
+
     def cost(self, noise: float) -> float:
         """Mean difference of a cell in units of the noise, 0..CUT."""
         seen = self.error[self.inside]
@@ -151,20 +161,16 @@ class Match:
 def match(first: Look, second: Look, motion: Affine) -> Match:
     """first[x] against second[x + motion(x)]; what the whole picture's light changes is left out."""
     height, width = first.soft.shape
-    moves = bool(motion.shift.any() or motion.matrix.any())
-    back = second.soft
-    inside = np.ones(first.points.shape[:2], bool)
-    if moves:
+    back, inside = second.soft, np.ones(first.points.shape[:2], bool)
+    furthest = np.abs(motion.shift) + np.abs(motion.matrix) @ (width / 2, height / 2)
+    if furthest.any():
         there = np.eye(2, 3)
         there[:, :2] += motion.matrix
         there[:, 2] = motion.shift - motion.matrix @ (width / 2 - 0.5, height / 2 - 0.5)
-        back = cv2.warpAffine(
-            back,
-            there,
-            (width, height),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
+        how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        size = (width, height)
+        back = cv2.warpAffine(back, there, size, flags=how, borderMode=cv2.BORDER_REPLICATE)
+    if furthest.max() > 0.5:
         reach = np.abs(first.points + motion.at(first.points)) + CELL / 2
         inside = (reach[..., 0] <= width / 2 + 0.5) & (reach[..., 1] <= height / 2 + 0.5)
     difference = cv2.subtract(back, first.soft)
@@ -175,12 +181,13 @@ def match(first: Look, second: Look, motion: Affine) -> Match:
 def refined(found: Match, second: Look) -> Match:
     """One step towards the motion that explains most of the picture."""
     first = found.first
-    weight = (1 + found.error * np.float32(1 / (BASIC * found.noise))) ** -2 * found.inside
+    weight = found.inside / np.square(1 + found.error * np.float32(1 / (BASIC * found.noise)))
     place, products = _places(*first.luma.shape)
     weight = weight.reshape(-1, 1)
     blocks = products @ (first.tensor.reshape(-1, 3) * weight)
     xx, xy, yy = (block.reshape(3, 3) for block in blocks.T.astype(np.float64))
-    normal = np.vstack((np.hstack((xx, xy)), np.hstack((xy, yy))))
+    normal = np.empty((6, 6))
+    normal[:3, :3], normal[:3, 3:], normal[3:, :3], normal[3:, 3:] = xx, xy, xy, yy
     right = (place @ (found.pull.reshape(-1, 2) * weight)).T.reshape(6)
     # Where the picture says nothing, the step stays at zero.
     normal += np.eye(6) * (1e-4 * np.trace(normal) + 1e-9)
@@ -238,7 +245,7 @@ def fit_affine(points: np.ndarray, flow: np.ndarray, weight: np.ndarray) -> Affi
     design = np.column_stack((np.ones(len(xy)), xy / scale))
     solution = np.zeros((3, 2))
     solution[0] = np.median(uv, axis=0)
-    for _ in range(4):
+    for _ in range(3):
         error = np.hypot(*(uv - design @ solution).T)
         spread = max(4.685 * 1.4826 * float(np.median(error)), 0.2)
         robust = base * np.clip(1 - (error / spread) ** 2, 0, None) ** 2
@@ -249,21 +256,17 @@ def fit_affine(points: np.ndarray, flow: np.ndarray, weight: np.ndarray) -> Affi
     return Affine(solution[0], solution[1:].T / scale)
 
 
-def camera_between(first: Look, second: Look, flow: np.ndarray) -> Match:
-    """The motion of most of the picture: none at all, where that explains it as well.
-
-    flow: what DisFlow gave. A thing that moves before blank ground holds most of the flow's votes;
-    the ground, which stays, is the evidence against it.
-    """
-    at_rest = aligned(first, second, STILL, rounds=1)
+def guess(first: Look, flow: np.ndarray) -> Affine:
+    """The affine motion that most of the flow follows. flow: what DisFlow gave."""
     coarse = np.s_[1::3, 1::3]  # enough for a start
     strength = np.sqrt(first.tensor[coarse][..., 0] + first.tensor[coarse][..., 2])
-    guess = fit_affine(first.points[coarse], flow[coarse], strength)
-    if mean_px(guess.at(first.points)) < SAME_PX:
-        return at_rest
-    found = aligned(first, second, guess)
-    noise = min(at_rest.noise, found.noise)
-    return found if found.cost(noise) < 0.98 * at_rest.cost(noise) else at_rest
+    return fit_affine(first.points[coarse], flow[coarse], strength)
+
+
+def likelier(match: Match, other: Match) -> Match:
+    """That which explains more of the picture; the first, if that is as good."""
+    noise = min(match.noise, other.noise)
+    return other if other.cost(noise) < 0.98 * match.cost(noise) else match
 
 
 def mean_px(vectors: np.ndarray) -> float:

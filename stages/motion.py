@@ -4,21 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from curation.stage import Meter, Planes, VideoFacts
-from stages.align import LEAST_SIDE, Affine, DisFlow, Look, Match, aligned, camera_between, mean_px
+from stages.align import (
+    LEAST_SIDE,
+    STILL,
+    Affine,
+    DisFlow,
+    Look,
+    Match,
+    aligned,
+    guess,
+    likelier,
+    match,
+    mean_px,
+)
 from stages.still_picture import StillPicture, Window, still_stretches
 
 # A look as one row of numbers: speeds in px/s at 320 wide, the camera as the motion of the content.
 _FIELDS = (
-    *("t_s", "motion", "camera", "still", "x", "y", "zoom", "turn"),
+    *("t_s", "motion", "still", "camera", "x", "y", "zoom", "turn"),
     *("left", "subject_x", "subject_y", "area", "at_x", "at_y", "weight"),
 )
 _AT = {name: i for i, name in enumerate(_FIELDS)}
+NO_SUBJECT = (0.0, 0.0, 0.0, 0.0, 0.5, 0.5, 0.0)
 
 SLOW_PX = 0.5  # in a look's gap, of the half-size picture: so slow a camera is measured between looks
-ALIEN = 9.0  # times the noise's square that a cell differs by where something moves by itself
+SAME_PX = 0.1  # a camera that moves less in a look's gap stands still, whatever moves before it
 STIRS = 0.0025  # of the picture that moves: less is a flicker
 
 
@@ -47,6 +61,7 @@ class Motion(Meter):
         self._still = StillPicture()
         self._first: tuple[float, Look] | None = None
         self._before: tuple[float, Look] | None = None  # the first frame of the look before
+        self._velocity, self._noise = STILL, 0.0  # of the look before: what is expected
         self._next_s = 0.0
         self._looks: list[np.ndarray] = []
         self._windows: list[Window] = []
@@ -69,17 +84,34 @@ class Motion(Meter):
 
     def _look(self, t_s: float, first: Look, second_t_s: float, second: Look) -> None:
         seconds = second_t_s - t_s
-        flow = self._dis(first, second)
-        camera = camera_between(first, second, flow)
+        camera, flow = self._camera(first, second, seconds)
         velocity = self._slow(t_s, first, camera, seconds) or camera.motion.times(1 / seconds)
         self._looks.append(self._numbers(t_s, flow, camera, velocity, seconds))
+        self._velocity = velocity
         window = self._still.see(t_s, first, velocity)
         if window is not None:
             self._windows.append(window)
 
+    def _camera(self, first: Look, second: Look, seconds: float) -> tuple[Match, np.ndarray | None]:
+        """The camera's motion and the flow; None where the camera explains all there is.
+
+        A thing that moves before blank ground can hold most of the flow's votes: the ground, which
+        stays, is the evidence against it, so no motion at all is always tried as well.
+        """
+        camera = aligned(first, second, self._velocity.times(seconds), rounds=1)
+        if self._velocity is not STILL:
+            camera = likelier(match(first, second, STILL), camera)
+        # A motion that is quite wrong fits nowhere: then all is noise, and more than there was.
+        lost = camera.noise > 2 * self._noise
+        flow = self._dis(first, second) if lost or camera.alien.mean() >= STIRS else None
+        if flow is not None and (lost or camera.motion_px > SAME_PX):
+            camera = likelier(camera, aligned(first, second, guess(first, flow)))
+        self._noise = camera.noise
+        return camera, flow
+
     def _slow(self, t_s: float, look: Look, camera: Match, seconds: float) -> Affine | None:
         """The velocity since the look before, where too little moves from frame to frame."""
-        if self._before is None or mean_px(camera.motion.at(look.points)) > SLOW_PX:
+        if self._before is None or camera.motion_px > SLOW_PX:
             return None
         before_s, before = self._before
         start = camera.motion.times((t_s - before_s) / seconds)
@@ -89,27 +121,29 @@ class Motion(Meter):
         return found.motion.times(1 / (t_s - before_s))
 
     def _numbers(
-        self, t_s: float, flow: np.ndarray, camera: Match, velocity: Affine, seconds: float
+        self, t_s: float, flow: np.ndarray | None, camera: Match, velocity: Affine, seconds: float
     ) -> np.ndarray:
         points = camera.first.points
         of_camera = velocity.at(points) * self._scale
+        camera_speed = cv2.magnitude(of_camera[..., 0], of_camera[..., 1])
+        mean, shift = float(camera_speed.mean()), velocity.shift * self._scale
+        known = [mean, *shift, velocity.zoom, velocity.turn]
+        if flow is None:
+            still = mean < self.still_below_px_s
+            return np.array([t_s, mean, still, *known, *NO_SUBJECT], np.float32)
         # Flow counts where the camera's motion leaves a difference; elsewhere it is noise.
-        alien = camera.error > ALIEN * camera.noise
-        own = (flow - camera.motion.at(points)) * (self._scale / seconds) * alien[..., None]
-        speed, camera_speed = (np.hypot(*np.moveaxis(v, -1, 0)) for v in (own, of_camera))
+        own = (flow - camera.motion.at(points)) * np.float32(self._scale / seconds)
+        own *= camera.alien[..., None]
+        speed = cv2.magnitude(own[..., 0], own[..., 1])
         moves = speed > np.maximum(self.subject_above_px_s, 0.2 * camera_speed)
-        weight = (speed * moves).sum()
-        size = camera.first.luma.shape[::-1]
-        at = (points * (speed * moves)[..., None]).sum((0, 1)) / (weight or 1) / size + 0.5
-        direction = own[moves].mean(0) if weight else (0.0, 0.0)
-        still = camera_speed.mean() < self.still_below_px_s and moves.mean() < STIRS
-        mean_speed = np.hypot(*np.moveaxis(of_camera + own, -1, 0)).mean()
-        shift = velocity.shift * self._scale
-        return np.array(
-            [t_s, mean_speed, camera_speed.mean(), still, *shift, velocity.zoom, velocity.turn]
-            + [speed.mean(), *direction, moves.mean(), *at, weight],
-            np.float32,
-        )
+        area, weight = float(moves.mean()), float(speed[moves].sum())
+        still = mean < self.still_below_px_s and area < STIRS
+        subject = [float(speed.mean()), *NO_SUBJECT[1:]]
+        if weight:
+            size = camera.first.luma.shape[::-1]
+            at = (speed[moves] @ points[moves]) / weight / size + 0.5
+            subject = [subject[0], *own[moves].mean(0), area, *at, weight]
+        return np.array([t_s, mean_px(of_camera + own), still, *known, *subject], np.float32)
 
     def _between(self, start_s: float, end_s: float) -> np.ndarray:
         """(looks, numbers) of the looks with start_s <= t < end_s."""

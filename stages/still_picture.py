@@ -13,17 +13,19 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
 
-from stages.align import CELL, Affine, Look, Match, aligned, match, STILL
+from stages.align import CELL, STILL, Affine, Look, Match, aligned, match, mean_px
 
 REACH_S = 3.0  # how far back a picture is compared with
 ENOUGH_PX = 6.0  # a motion this large shows what it is; a slower one is judged by REACH_S
 LEAST_PX = 0.75  # a smaller motion within REACH_S is no zoom and no pan
 LEAST_CELLS = 100  # of enough texture to tell; below, nothing is said
-PRECISE_PX = 0.2  # standard error of a cell's own motion from which on its texture is enough
+PRECISE_PX = 0.06  # standard error of a cell's own motion from which on its texture is enough
+FAR_PX = 0.2  # a cell's own motion is taken to be about this: noise alone can't make it much more
 BEND = 0.025  # (half a width / focal length)^2: a lens of 18 degrees, half of one of 25 degrees
 TREMOR_PX_S = 6.0  # a zoom in whole source pixels jitters by up to 4, a hand by 12 and more
 PAUSE_S = 0.9  # after a comparison that failed
@@ -44,6 +46,7 @@ class _Seen:
     t_s: float
     look: Look
     velocity: Affine  # px/s
+    speed: float  # mean over the picture, px/s
 
 
 class StillPicture:
@@ -55,10 +58,12 @@ class StillPicture:
 
     def see(self, t_s: float, look: Look, velocity: Affine) -> Window | None:
         """velocity: of the content, px/s. A window that a still picture explains, or None."""
-        self._seen.append(_Seen(t_s, look, velocity))
+        self._seen.append(_Seen(t_s, look, velocity, mean_px(velocity.at(look.points))))
         while self._seen[0].t_s < t_s - REACH_S:
             self._seen.popleft()
         if t_s < self._next_s:
+            return None
+        if self._most_px() < LEAST_PX:
             return None
         old, path, moved_px = self._older()
         if moved_px < LEAST_PX or self._trembles(old):
@@ -66,6 +71,12 @@ class StillPicture:
         window = _explained(self._seen[old], self._seen[-1], path)
         self._next_s = t_s if window else t_s + PAUSE_S
         return window
+
+    def _most_px(self) -> float:
+        """What the motion adds up to, were it all one way."""
+        return sum(
+            (b.t_s - a.t_s) * (a.speed + b.speed) / 2 for a, b in pairwise(self._seen)
+        )
 
     def _older(self) -> tuple[int, Affine, float]:
         """The youngest look with ENOUGH_PX of motion since, else the oldest; path; mean px."""
@@ -76,7 +87,7 @@ class StillPicture:
             number -= 1
             path = path @ _step(self._seen[number], self._seen[number + 1])
             motion = Affine(path[:2, 2], path[:2, :2] - np.eye(2))
-            moved_px = float(_length(motion.at(points)).mean())
+            moved_px = mean_px(motion.at(points))
         return number, motion, moved_px
 
     def _trembles(self, since: int) -> bool:
@@ -89,11 +100,13 @@ class StillPicture:
 
 
 def _explained(old: _Seen, last: _Seen, path: Affine) -> Window | None:
-    found = aligned(old.look, last.look, path)
+    found = aligned(old.look, last.look, path, rounds=3)
     points = old.look.points
-    moved_px = float(_length(found.motion.at(points)).mean())
+    moved_px = found.motion_px
     own, precision = _own_motion(found)
-    told = found.inside & (precision < PRECISE_PX)
+    # At the edge, what came into view since spoils a cell's surroundings.
+    whole = cv2.erode(found.inside.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    told = whole & (precision < PRECISE_PX)
     if told.sum() < LEAST_CELLS or moved_px < LEAST_PX:
         return None
     in_place = match(old.look, last.look, STILL)
@@ -108,10 +121,11 @@ def _own_motion(found: Match) -> tuple[np.ndarray, np.ndarray]:
 
     Lucas and Kanade's own step, over 3 x 3 cells. Along an edge nothing can be seen: it stays zero.
     """
-    tensor, pull = (cv2.blur(a, (3, 3)) for a in (found.first.tensor, found.pull))
+    within = found.inside.astype(np.float32)[..., None]
+    tensor, pull = (cv2.blur(a * within, (3, 3)) for a in (found.first.tensor, found.pull))
     # Noise of neighbouring pixels hangs together after smoothing: a third of them count.
     sure = found.noise / (3 * CELL * CELL)
-    damp = sure / PRECISE_PX**2
+    damp = sure / FAR_PX**2
     xx, xy, yy = tensor[..., 0] + damp, tensor[..., 1], tensor[..., 2] + damp
     whole = xx * yy - xy * xy
     own = np.dstack(
@@ -124,8 +138,8 @@ def _is_still(
     own_px: np.ndarray, found: Match, told: np.ndarray, stays: np.ndarray, moved_px: float
 ) -> bool:
     """Whether all cells follow the one map, but for graphics that stay in place over the picture."""
-    # A codec's picture errs by 0.05 to 0.15 px.
-    limit_px = min(0.3, 0.075 + 0.02 * moved_px)
+    # A codec's picture errs by 0.05 to 0.15 px, at edges more.
+    limit_px = min(0.45, 0.2 + 0.03 * moved_px)
     astray = told & (own_px > limit_px)
     # A thing of its own changes a cell by more than a pixel's misfit of its texture could.
     steep = found.first.tensor[..., 0] + found.first.tensor[..., 2]
