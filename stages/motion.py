@@ -1,106 +1,149 @@
-"""Motion of the camera and of what it sees: dense flow a few times a second, split by a global affine fit."""
+"""Motion of the camera and of what it sees, a few looks a second."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
-from curation.measures import Affine, CellFlow, DisFlow, cell_flow, cell_points, fit_affine
 from curation.stage import Meter, Planes, VideoFacts
+from stages.align import (
+    LEAST_SIDE,
+    STILL,
+    Affine,
+    DisFlow,
+    Look,
+    Match,
+    aligned,
+    guess,
+    likelier,
+    match,
+    mean_px,
+)
 from stages.still_picture import StillPicture, Window, still_stretches
 
-# A look as one row of numbers: times in s, speeds in px/s at 320 px wide, the camera as the motion of the content.
-_FIELDS = [
-    "t_s",
-    "motion",
-    "camera",
-    "still",
-    "x",
-    "y",
-    "zoom",
-    "turn",
-    "left",
-    "subject_x",
-    "subject_y",
-    "area",
-    "at_x",
-    "at_y",
-    "weight",
-]
+# A look as one row of numbers: speeds in px/s at 320 wide, the camera as the motion of the content.
+_FIELDS = (
+    *("t_s", "motion", "still", "camera", "x", "y", "zoom", "turn"),
+    *("left", "subject_x", "subject_y", "area", "at_x", "at_y", "weight"),
+)
 _AT = {name: i for i, name in enumerate(_FIELDS)}
+NO_SUBJECT = (0.0, 0.0, 0.0, 0.0, 0.5, 0.5, 0.0)
+
+SLOW_PX = 0.5  # in a look's gap, of the half-size picture: so slow a camera is measured between looks
+SAME_PX = 0.1  # a camera that moves less in a look's gap stands still, whatever moves before it
+STIRS = 0.0025  # of the picture that moves: less is a flicker
 
 
 @dataclass
 class Motion(Meter):
-    """Says how much moves, and what: the camera or the things before it; never whether that is enough.
+    """Says how much moves, and what: the camera or the things before it; never whether it's enough.
 
-    A look is a pair of frames `gap_s` apart: short, so that fast things are still found by the flow. Speeds come from the
-    frames' own times, so that 4 fps, 100 fps and uneven times read the same.
+    A look is a pair of frames `gap_s` apart: short, so that fast things are still found by the
+    flow. A slow camera is measured from one look to the next. Speeds come from the frames' own
+    times, so that 4 fps, 100 fps and uneven times read the same.
     """
 
-    looks_per_s: float = 3.0
+    looks_per_s: float = 2.0
     gap_s: float = 0.1
     still_below_px_s: float = 1.0  # a camera slower than this stands still
-    subject_above_px_s: float = 4.0  # what is left of the flow moves by itself from here on, and from 0.2 x the camera's speed
+    # What is left of the flow moves by itself from here on, and from 0.2 x the camera's speed.
+    subject_above_px_s: float = 4.0
     fake_least_s: float = 2.0  # a shorter zoom or pan over a still picture is not counted
     writes = ("motion_dis", "still_share", "camera_motion", "subject_motion", "fake_motion")
 
     def start(self, video: VideoFacts) -> None:
-        self._scale = 320 / max(video.reduced_width, video.reduced_height)
-        self._size = np.array([video.reduced_width, video.reduced_height])
+        sides = video.reduced_width // 2, video.reduced_height // 2
+        self._blind = min(sides) < LEAST_SIDE
+        self._scale = 320 / max(*sides, 1)
         self._dis = DisFlow()
-        self._still = StillPicture(self._dis)
-        self._first: tuple[float, np.ndarray] | None = None
+        self._still = StillPicture()
+        self._first: tuple[float, Look] | None = None
+        self._before: tuple[float, Look] | None = None  # the first frame of the look before
+        self._velocity, self._noise = STILL, 0.0  # of the look before: what is expected
         self._next_s = 0.0
         self._looks: list[np.ndarray] = []
         self._windows: list[Window] = []
         self._ready: tuple[np.ndarray, list[tuple[float, float]]] | None = None
 
     def see(self, t_s: float, frame: Planes) -> None:
-        self._ready = None
         # A hair's tolerance, or a frame at 0.0999 s would make every gap one frame longer.
-        if self._first is not None and t_s - self._first[0] >= self.gap_s - 0.002:
-            self._look(*self._first, t_s, frame.y)
-            self._first = None
+        ends = self._first is not None and t_s - self._first[0] >= self.gap_s - 0.002
+        if self._blind or not (ends or (self._first is None and t_s >= self._next_s)):
+            return
+        self._ready = None
+        look = Look.at(frame.y)
+        if ends:
+            assert self._first is not None
+            self._look(*self._first, t_s, look)
+            self._before, self._first = self._first, None
         if self._first is None and t_s >= self._next_s:
-            self._first = (t_s, frame.y.copy())
+            self._first = (t_s, look)
             self._next_s = max(self._next_s + 1 / self.looks_per_s, t_s)
 
-    def _look(self, t_s: float, first: np.ndarray, second_t_s: float, second: np.ndarray) -> None:
+    def _look(self, t_s: float, first: Look, second_t_s: float, second: Look) -> None:
         seconds = second_t_s - t_s
-        pair = cell_flow(self._dis, first, second)
-        points = cell_points(*first.shape)
-        camera = fit_affine(points, pair.flow, pair.known.astype(np.float32))
-        velocity = Affine(camera.shift / seconds, camera.matrix / seconds)
-        self._looks.append(self._numbers(t_s, pair, velocity, points, seconds))
+        camera, flow = self._camera(first, second, seconds)
+        velocity = self._slow(t_s, first, camera, seconds) or camera.motion.times(1 / seconds)
+        self._looks.append(self._numbers(t_s, flow, camera, velocity, seconds))
+        self._velocity = velocity
         window = self._still.see(t_s, first, velocity)
         if window is not None:
             self._windows.append(window)
 
+    def _camera(self, first: Look, second: Look, seconds: float) -> tuple[Match, np.ndarray | None]:
+        """The camera's motion and the flow; None where the camera explains all there is.
+
+        A thing that moves before blank ground can hold most of the flow's votes: the ground, which
+        stays, is the evidence against it, so no motion at all is always tried as well.
+        """
+        camera = aligned(first, second, self._velocity.times(seconds), rounds=1)
+        if self._velocity is not STILL:
+            camera = likelier(match(first, second, STILL), camera)
+        # A motion that is quite wrong fits nowhere: then all is noise, and more than there was.
+        lost = camera.noise > 2 * self._noise
+        flow = self._dis(first, second) if lost or camera.alien.mean() >= STIRS else None
+        if flow is not None and (lost or camera.motion_px > SAME_PX):
+            camera = likelier(camera, aligned(first, second, guess(first, flow)))
+        self._noise = camera.noise
+        return camera, flow
+
+    def _slow(self, t_s: float, look: Look, camera: Match, seconds: float) -> Affine | None:
+        """The velocity since the look before, where too little moves from frame to frame."""
+        if self._before is None or camera.motion_px > SLOW_PX:
+            return None
+        before_s, before = self._before
+        start = camera.motion.times((t_s - before_s) / seconds)
+        found = aligned(before, look, start, rounds=1)
+        if found.cost(camera.noise) > 3:  # a cut, or a camera that jumped meanwhile
+            return None
+        return found.motion.times(1 / (t_s - before_s))
+
     def _numbers(
-        self, t_s: float, pair: CellFlow, velocity: Affine, points: np.ndarray, seconds: float
+        self, t_s: float, flow: np.ndarray | None, camera: Match, velocity: Affine, seconds: float
     ) -> np.ndarray:
-        camera = velocity.at(points) * self._scale
-        # Where nothing could be seen to move (blank sky), the camera's motion is the best guess.
-        flow = np.where(pair.known[..., None], pair.flow * (self._scale / seconds), camera)
-        own = flow - camera
-        speed, camera_speed = (
-            np.hypot(*np.moveaxis(own, -1, 0)),
-            np.hypot(*np.moveaxis(camera, -1, 0)),
-        )
-        moves = pair.moved & (speed > np.maximum(self.subject_above_px_s, 0.2 * camera_speed))
-        weight = (speed * moves).sum()
-        at = (points * (speed * moves)[..., None]).sum((0, 1)) / (weight or 1) / self._size + 0.5
-        direction = own[moves].mean(0) if weight else (0.0, 0.0)
-        still = camera_speed.mean() < self.still_below_px_s and not _any_thing(moves)
-        mean_speed = np.hypot(*np.moveaxis(flow, -1, 0)).mean()
-        shift = velocity.shift * self._scale
-        return np.array(
-            [t_s, mean_speed, camera_speed.mean(), still, *shift, velocity.zoom, velocity.turn]
-            + [speed.mean(), *direction, moves.mean(), *at, weight],
-            np.float32,
-        )
+        points = camera.first.points
+        of_camera = velocity.at(points) * self._scale
+        camera_speed = cv2.magnitude(of_camera[..., 0], of_camera[..., 1])
+        mean, shift = float(camera_speed.mean()), velocity.shift * self._scale
+        known = [mean, *shift, velocity.zoom, velocity.turn]
+        if flow is None:
+            still = mean < self.still_below_px_s
+            return np.array([t_s, mean, still, *known, *NO_SUBJECT], np.float32)
+        # Flow counts where the camera's motion leaves a difference; elsewhere it is noise.
+        own = (flow - camera.motion.at(points)) * np.float32(self._scale / seconds)
+        own *= camera.alien[..., None]
+        speed = cv2.magnitude(own[..., 0], own[..., 1])
+        moves = speed > np.maximum(self.subject_above_px_s, 0.2 * camera_speed)
+        area, weight = float(moves.mean()), float(speed[moves].sum())
+        still = mean < self.still_below_px_s and area < STIRS
+        subject = [float(speed.mean()), *NO_SUBJECT[1:]]
+        if weight:
+            size = camera.first.luma.shape[::-1]
+            at = (speed[moves] @ points[moves]) / weight / size + 0.5
+            subject = [subject[0], *own[moves].mean(0), area, *at, weight]
+        return np.array([t_s, mean_px(of_camera + own), still, *known, *subject], np.float32)
 
     def _between(self, start_s: float, end_s: float) -> np.ndarray:
         """(looks, numbers) of the looks with start_s <= t < end_s."""
@@ -117,9 +160,8 @@ class Motion(Meter):
         looks = self._between(start_s, end_s)
         if not len(looks):
             return dict.fromkeys(self.writes)
-        motion, still, camera, left = (
-            float(looks[:, _AT[name]].mean()) for name in ("motion", "still", "camera", "left")
-        )
+        names = ("motion", "still", "camera", "left")
+        motion, still, camera, left = (float(looks[:, _AT[name]].mean()) for name in names)
         fake_s = sum(max(0.0, min(e, end_s) - max(s, start_s)) for s, e in self._answer()[1])
         return {
             "motion_dis": motion,
@@ -132,20 +174,11 @@ class Motion(Meter):
     def segment(self, start_s: float, end_s: float) -> dict[str, float | None]:
         """The facts of one segment, named and signed as in `curation.records.SEGMENT`."""
         looks = self._between(start_s, end_s)
-        names = [
-            "motion_dis",
-            "camera_x",
-            "camera_y",
-            "camera_zoom",
-            "camera_roll",
-            "camera_shake",
-            "subject_motion",
-            "subject_x",
-            "subject_y",
-            "subject_area",
-            "subject_at_x",
-            "subject_at_y",
-        ]
+        names = (
+            *("motion_dis", "camera_x", "camera_y", "camera_zoom", "camera_roll", "camera_shake"),
+            *("subject_motion", "subject_x", "subject_y", "subject_area"),
+            *("subject_at_x", "subject_at_y"),
+        )
         if not len(looks):
             return dict.fromkeys(names)
         mean = {name: float(looks[:, i].mean()) for name, i in _AT.items()}
@@ -160,7 +193,3 @@ class Motion(Meter):
         values = (mean["motion"], *camera, shake, mean["left"], *subject, mean["area"], *at)
         return dict(zip(names, values, strict=True))
 
-
-def _any_thing(moves: np.ndarray) -> bool:
-    """Whether two neighbouring cells move: a lone one is a flicker."""
-    return bool((moves[:, 1:] & moves[:, :-1]).any() or (moves[1:] & moves[:-1]).any())
