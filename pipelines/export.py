@@ -19,30 +19,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation import config, funnel
-from curation.ledger import recorded_settings
+from curation import config
 from curation.progress import Progress
 from curation.records import SCHEMA_VERSION
 from curation.runner import RunError
 from curation.stage import PlanError, Row
 from curation.storage import Folder
+from pipelines.publish import SHARDS, made_with, publish, tables
 from pipelines.settings import Settings, main
 from pipelines.tables import (
     INPUT,
     captions_ledger,
-    joined,
     matched,
-    public_videos,
     read_clips,
     read_selection,
-    read_videos,
-    recorded_policy,
 )
 from stages.pack import RECEIPTS, Pack
 from stages.presto import write_meta
-from stages.report import report_html
 from stages.shards import Receipt, ShardPlan, plan_shards, shards_table
-from stages.stats import stats
 
 PACKAGES = ("av", "numpy", "onnxruntime", "opencv-python-headless", "pyarrow", "rapidocr", "ray")
 
@@ -50,7 +44,7 @@ PACKAGES = ("av", "numpy", "onnxruntime", "opencv-python-headless", "pyarrow", "
 def run(settings: Settings, out: Folder) -> None:
     clips, selection = read_clips(out), read_selection(out)
     captions = captions_ledger(out, settings.caption.captioner).read()
-    made_with = _made_with(settings, out)
+    made = made_with(settings, out)
     rows = _ready(clips, selection, captions)
     plans = plan_shards(
         rows, int(settings.export.shard_mb * 1e6), settings.export.shard_clips, settings.export.seed
@@ -60,37 +54,15 @@ def run(settings: Settings, out: Folder) -> None:
     receipts = _pack(settings, out, plans, {row["clip_id"]: row for row in rows})
     _tidy(out, plans, receipts)
     shards = shards_table(receipts)
+    out.write_table(SHARDS, shards)
     left_out = _presto(settings, out, receipts)
-    table = joined(clips, selection, captions, shards)
-    videos = public_videos(read_videos(out))
-    counted = funnel.count(videos, table)  # raises where a clip is unaccounted for
-    numbers = stats(table)
-    out.write_table("clips.parquet", table)
-    out.write_table("videos.parquet", videos)
-    out.write_table("shards.parquet", shards)
-    out.write_table("stats.parquet", numbers)
-    manifest = _manifest(made_with, videos, table, shards, left_out)
+    videos, table = tables(settings, out)
+    manifest = _manifest(made, videos, table, shards, left_out)
+    text = publish(out, videos, table, made, _facts(settings, manifest))
     out.write("manifest.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
-    rules = recorded_policy(made_with["select"]["policy"])
-    policy = {name: (rule.min, rule.max) for name, rule in rules.items()}
-    facts = _facts(settings, manifest)
-    page = report_html(videos, table, numbers, policy, facts, (out / "ledger").read)
-    out.write("report.html", page.encode())
-    print(funnel.as_text(counted))
+    print(text)
     print(_shard_line(shards, left_out))
     print(f"look at {out.path('report.html')}")
-
-
-def _made_with(settings: Settings, out: Folder) -> dict[str, Any]:
-    """The settings of each phase when it ran, which need not be those of this command."""
-    now, ledger, name = config.as_dict(settings), out / "ledger", settings.caption.captioner
-    recorded = recorded_settings(ledger, f"captions/{name}") or now["caption"][name]
-    return {
-        "score": recorded_settings(ledger, "videos") or now["score"],
-        "select": recorded_settings(ledger, "selection") or now["select"],
-        "caption": {"captioner": name, name: recorded},
-        "export": now["export"],
-    }
 
 
 def _ready(clips: pa.Table, selection: pa.Table, captions: pa.Table) -> list[Row]:
@@ -172,7 +144,7 @@ def _write_meta(out: Folder, rows: list[Row]) -> dict[str, int]:
 
 
 def _manifest(
-    made_with: dict[str, Any],
+    made: dict[str, Any],
     videos: pa.Table,
     clips: pa.Table,
     shards: pa.Table,
@@ -182,8 +154,8 @@ def _manifest(
     listed = sorted(zip(videos["video"].to_pylist(), videos["sha256"].to_pylist(), strict=True))
     return {
         "schema_version": SCHEMA_VERSION,
-        "config": made_with,
-        "config_hash": config.digest(made_with),
+        "config": made,
+        "config_hash": config.digest(made),
         "input_hash": hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
         "versions": {"longtake": _version("longtake"), "python": sys.version.split()[0]}
         | {name: _version(name) for name in PACKAGES},
@@ -193,7 +165,7 @@ def _manifest(
         "shards": _shard_counts(shards),
         "presto_left_out": left_out,
         "hours_kept": _hours_kept(clips),
-        "captioner": made_with["caption"]["captioner"],
+        "captioner": made["caption"]["captioner"],
     }
 
 

@@ -2,8 +2,8 @@
 
     python -m pipelines.select [CONFIG] output=OUT [select.policy.NAME='{min: 1, max: 2}' …]
 
-Run it again with another policy: it takes seconds. pipelines.export then writes the new dataset;
-clips that were not kept before are captioned by pipelines.caption first.
+Run it again with another policy: it takes seconds, and brings the tables and the report up to
+date. pipelines.caption and pipelines.export then write the shards of the new selection.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from curation import config, records
 from curation.ledger import record_settings, recorded_settings
 from curation.policy import check_columns, check_gate
 from curation.storage import Folder
+from pipelines.publish import made_with, publish, tables
 from pipelines.settings import Settings, main
 from pipelines.tables import SELECTION, captions_ledger, read_clips, recorded_policy
 from stages.selection import select, select_captioned
@@ -56,5 +57,17 @@ def run(settings: Settings, out: Folder) -> None:
     print(f"select  {kept} of {selection.num_rows} clips kept", file=sys.stderr)
 
 
+def select_and_publish(settings: Settings, out: Folder) -> None:
+    run(settings, out)
+    videos, clips = tables(settings, out)
+    kept = clips.filter(pc.equal(clips["status"], "kept"))
+    waiting = kept["shard"].null_count
+    facts = {"kept clips in no shard yet": waiting}
+    print(publish(out, videos, clips, made_with(settings, out), facts))
+    if waiting:
+        print(f"{waiting} kept clips are in no shard yet: run pipelines.caption, pipelines.export")
+    print(f"look at {out.path('report.html')}")
+
+
 if __name__ == "__main__":
-    main(__doc__, run, sys.argv[1:])
+    main(__doc__, select_and_publish, sys.argv[1:])

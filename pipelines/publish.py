@@ -1,0 +1,66 @@
+"""The tables and the report as users find them, from what the ledger says now. No decode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from curation import config, funnel
+from curation.ledger import recorded_settings
+from curation.records import SHARD, schema
+from curation.storage import Folder
+from pipelines.settings import Settings
+from pipelines.tables import (
+    captions_ledger,
+    joined,
+    public_videos,
+    read_clips,
+    read_selection,
+    read_videos,
+    recorded_policy,
+)
+from stages.report import report_html
+from stages.stats import stats
+
+SHARDS = "shards.parquet"
+
+
+def made_with(settings: Settings, out: Folder) -> dict[str, Any]:
+    """The settings of each phase when it ran, which need not be those of this command."""
+    now, ledger, name = config.as_dict(settings), out / "ledger", settings.caption.captioner
+    recorded = recorded_settings(ledger, f"captions/{name}") or now["caption"][name]
+    return {
+        "score": recorded_settings(ledger, "videos") or now["score"],
+        "select": recorded_settings(ledger, "selection") or now["select"],
+        "caption": {"captioner": name, name: recorded},
+        "export": now["export"],
+    }
+
+
+def tables(settings: Settings, out: Folder) -> tuple[pa.Table, pa.Table]:
+    """videos and clips, as users find them. A shard is named where the last export packed one."""
+    captions = captions_ledger(out, settings.caption.captioner).read()
+    shards = out.read_table(SHARDS) if out.exists(SHARDS) else schema(SHARD).empty_table()
+    clips = joined(read_clips(out), read_selection(out), captions, shards)
+    return public_videos(read_videos(out)), clips
+
+
+def publish(
+    out: Folder,
+    videos: pa.Table,
+    clips: pa.Table,
+    made: dict[str, Any],
+    facts: dict[str, Any],
+) -> str:
+    """Writes tables and report; the funnel as text. Raises where a clip is unaccounted for."""
+    counted = funnel.count(videos, clips)
+    numbers = stats(clips)
+    out.write_table("clips.parquet", clips)
+    out.write_table("videos.parquet", videos)
+    out.write_table("stats.parquet", numbers)
+    rules = recorded_policy(made["select"]["policy"])
+    policy = {name: (rule.min, rule.max) for name, rule in rules.items()}
+    page = report_html(videos, clips, numbers, policy, facts, (out / "ledger").read)
+    out.write("report.html", page.encode())
+    return funnel.as_text(counted)
