@@ -59,9 +59,7 @@ def matched(ids: pa.ChunkedArray, table: pa.Table, key: str) -> pa.Table:
     return table.take(place)
 
 
-def joined(
-    clips: pa.Table, selection: pa.Table, captions: pa.Table, shards: pa.Table | None
-) -> pa.Table:
+def joined(clips: pa.Table, selection: pa.Table, captions: pa.Table, shards: pa.Table) -> pa.Table:
     """OUT/clips.parquet: what became of each clip, and all that is known of it.
 
     A kept clip whose caption or cut failed is `failed`, with that error as its reason.
@@ -69,12 +67,12 @@ def joined(
     chosen = matched(clips["clip_id"], selection, "clip_id")
     said = matched(clips["clip_id"], captions, "clip_id")
     kept = pc.equal(chosen["status"], "kept")
-    error = pc.binary_join_element_wise("caption failed", said["error"], ": ")
-    shard = pa.nulls(clips.num_rows, pa.string())
-    if shards is not None:
-        packed = matched(clips["clip_id"], shards, "clip_id")
-        error = pc.coalesce(error, pc.binary_join_element_wise("cut failed", packed["error"], ": "))
-        shard = pc.if_else(pc.is_null(packed["error"]), packed["shard"], None)
+    packed = matched(clips["clip_id"], shards, "clip_id")
+    error = pc.coalesce(
+        pc.binary_join_element_wise("caption failed", said["error"], ": "),
+        pc.binary_join_element_wise("cut failed", packed["error"], ": "),
+    )
+    shard = pc.if_else(pc.is_null(packed["error"]), packed["shard"], None)
     failed = pc.and_(kept, pc.is_valid(error))
     reason = pc.if_else(failed, error, chosen["reason"])
     reasons = [r if r is None else [r] for r in pc.if_else(failed, error, None).to_pylist()]

@@ -6,7 +6,6 @@ crashes a decoder is one row with an error.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,14 +47,19 @@ class Pack(Stage):
 
     def _pack(self, plan: ShardPlan, clips: dict[str, Row]) -> dict[str, Any]:
         settings = f"presto={self.presto}"
-        with _workplace(Folder(self.out_url), plan, sign(plan, clips, settings)) as place:
+        out, signature = Folder(self.out_url), sign(plan, clips, settings)
+        with _workplace(out, plan, signature, self.retry_failed) as place:
+
+            def presto(clip: Row, mp4: Path, made: Cut) -> Row:
+                return self._presto(clip, mp4, made, place / "presto")
+
             receipt = pack_shard(
                 plan,
                 clips,
                 place / "shards",
                 place / RECEIPTS,
                 self._cut,
-                (lambda *args: self._presto(*args, place / "presto")) if self.presto else None,
+                presto if self.presto else None,
                 settings,
                 self.retry_failed,
             )
@@ -105,15 +109,18 @@ def _run(what: str, args: tuple[Any, ...]) -> dict[str, Any]:
 
 
 @contextmanager
-def _workplace(out: Folder, plan: ShardPlan, signature: str) -> Iterator[Path]:
-    """Where a shard is written: the output itself, or scratch that is then copied there."""
+def _workplace(out: Folder, plan: ShardPlan, signature: str, again: bool) -> Iterator[Path]:
+    """Where a shard is written: the output itself, or scratch that is then copied there.
+
+    again: whether a shard that stands may be packed once more.
+    """
     if out.is_local:
         yield Path(out.url)
         return
     with tempfile.TemporaryDirectory(prefix="shard-") as scratch:
         place = Path(scratch)
         receipt = f"{RECEIPTS}/{plan.name}.json"
-        if out.exists(receipt):
+        if out.exists(receipt) and not again:
             (place / RECEIPTS).mkdir(parents=True)
             (place / receipt).write_bytes(out.read(receipt))
             known = read_receipt(place / RECEIPTS, plan.name)
@@ -121,8 +128,8 @@ def _workplace(out: Folder, plan: ShardPlan, signature: str) -> Iterator[Path]:
             if known is not None and known.signature == signature and size == known.bytes:
                 # The shard stands: a file of its size, without its bytes, says so to pack_shard.
                 (place / "shards").mkdir()
-                with open(place / "shards" / plan.name, "wb") as file:
-                    file.truncate(size)
+                with open(place / "shards" / plan.name, "wb") as sparse:
+                    sparse.truncate(size)
                 yield place
                 return
         yield place
@@ -130,5 +137,3 @@ def _workplace(out: Folder, plan: ShardPlan, signature: str) -> Iterator[Path]:
             if file.is_file() and not str(file.relative_to(place)).startswith("ledger/"):
                 out.put(str(file.relative_to(place)), file)
         out.put(receipt, place / receipt)  # last: with it, the shard is whole
-        shutil.rmtree(place)
-        place.mkdir()
