@@ -32,7 +32,7 @@ def colourfulness(bgr: np.ndarray) -> float:
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two uint8 pictures of one size, dB; inf where they are equal."""
+    """Peak signal-to-noise ratio of two uint8 pictures of one size, dB; inf for equal ones."""
     _same_size(first, second)
     error = float(np.mean((first.astype(np.float32) - second.astype(np.float32)) ** 2))
     return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
@@ -41,8 +41,8 @@ def psnr(first: np.ndarray, second: np.ndarray) -> float:
 def ssim(first: np.ndarray, second: np.ndarray) -> float:
     """Structural similarity of two luma pictures, 1 where they are equal.
 
-    Wang et al., Image quality assessment (2004): Gaussian window of 11 x 11 with sigma 1.5, K1 0.01,
-    K2 0.03; mean over the windows that lie wholly inside.
+    Wang et al., Image quality assessment (2004): Gaussian window of 11 x 11 with sigma 1.5,
+    K1 0.01, K2 0.03; mean over the windows that lie wholly inside.
     """
     _same_size(first, second)
     if first.ndim != 2 or min(first.shape) < 11:

@@ -10,7 +10,7 @@ import numpy as np
 from curation.measures import brightness, sharpness
 from curation.stage import Meter, Planes, VideoFacts
 
-BLACK = 12  # luma, 0..255, up to which a pixel may belong to a bar: bars are 0, a codec adds a few levels
+BLACK = 12  # luma, 0..255, up to which a pixel may be a bar's: bars are 0, a codec adds little
 LIT = 28  # luma from which a pixel is clearly picture
 STRAY = 0.02  # of a bar's row may be brighter
 CAPTION = 0.6  # of a row that letters in a bar light at most
@@ -71,7 +71,7 @@ class Light(Meter):
         return {"brightness": float(np.mean([level for level, _ in looks])) if looks else None}
 
     def borders(self, start_s: float, end_s: float) -> tuple[float, float, float, float]:
-        """Black bars that stay for the whole span: left, top, right, bottom, shares of width and height."""
+        """Black bars that stay for the whole span: left, top, right, bottom, shares of the sides."""
         looks = self._within(start_s, end_s)
         if not self._rows[looks]:
             return 0.0, 0.0, 0.0, 0.0
@@ -81,7 +81,7 @@ class Light(Meter):
 
 
 def _profiles(luma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(2, h) and (2, w) uint8: how much of each row and of each column is above BLACK, and above LIT."""
+    """(2, h) and (2, w) uint8: how much of each row and column is above BLACK, and above LIT."""
     rows, columns = [], []
     for level in (BLACK, LIT):
         above = cv2.threshold(luma, level, 255, cv2.THRESH_BINARY)[1]

@@ -12,13 +12,13 @@ from curation.stage import Meter, Planes, VideoFacts
 from stages.scratch import Scratch
 from stages.stills import decode
 
-CHANGED = 6.0  # grey levels by which moving surroundings differ from the usual picture; noise and codec stay below
+CHANGED = 6.0  # grey levels: what moves differs by more from the usual picture, noise by less
 EDGE = 3.0  # grey levels per px of a graphic's edge, at reduced size
 SURE = 5.0  # standard errors by which a staying edge stands out of what moves behind it
-STEADY = 1.7  # standard deviations by which it does so in a single look: leaves in the wind come back too
+STEADY = 1.7  # standard deviations by which it does in a single look: leaves in wind come back too
 TEXTURE = 4.0  # grey levels per px of an edge that shows whether the picture moves
 MOVING_SHARE = 0.75  # of all blocks with edges must show other ones than usual: the camera moves
-RING_SHARE = 0.85  # of the surroundings of a graphic must have changed at once, where the camera stands still
+RING_SHARE = 0.85  # of a graphic's surroundings must have changed at once, if the camera stands
 LEAST_LOOKS = 5  # with moving surroundings, or nothing is said
 LEAST_EDGE_PX = 12  # of a graphic: fewer are chance
 
@@ -27,8 +27,9 @@ LEAST_EDGE_PX = 12  # of a graphic: fewer are chance
 class Overlay(Meter):
     """Keeps one small picture a second, a JPEG of 10 to 20 kB; looks at them when asked.
 
-    In a shot from a tripod the world stays in place too. There only what is surrounded by change on all sides, and
-    still stays, is a graphic; a lamp post before the traffic stands on ground that does not move.
+    In a shot from a tripod the world stays in place too. There only what is surrounded by change on
+    all sides, and still stays, is a graphic; a lamp post before the traffic stands on ground that
+    does not move.
     """
 
     looks_per_s: float = 1.0
@@ -55,7 +56,7 @@ class Overlay(Meter):
         return {"overlay_share": None if found is None else float(np.mean(found > 0))}
 
     def mask(self, start_s: float, end_s: float) -> np.ndarray | None:
-        """(h, w) uint8 at reduced size, 255 where a graphic stays; None where too little moved to tell."""
+        """(h, w) uint8 at reduced size, 255 where a graphic stays; None: too little moved to tell."""
         if self._asked != (start_s, end_s):
             first, last = np.searchsorted(self._times, (start_s, end_s))
             number = min(int(last - first), self.most_looks)
@@ -120,7 +121,7 @@ def _changed(look: np.ndarray, usual: np.ndarray) -> np.ndarray:
 
 
 def _camera_moves(gradients: list[np.ndarray], usual: np.ndarray) -> np.ndarray:
-    """(looks,) bool: in most blocks, most edges are neither in the usual picture nor in the look before.
+    """(looks,) bool: most edges in most blocks are neither in the usual picture nor the look before.
 
     Blocks, not pixels: a graphic has many strong edges, but in few places. Every other pixel is
     enough to count.
@@ -147,10 +148,10 @@ def _camera_moves(gradients: list[np.ndarray], usual: np.ndarray) -> np.ndarray:
 def _staying_edges(
     gradients: list[np.ndarray], near: list[np.ndarray], number: np.ndarray, usual: np.ndarray
 ) -> np.ndarray:
-    """(h, w) uint8: pixels whose gradient is the usual one in all looks in which their surroundings moved.
+    """(h, w) uint8: where the gradient is the usual one in all looks with moving surroundings.
 
-    A see-through graphic adds its own gradient to the one behind it, which comes and goes: the mean stands out of the
-    spread. near: (looks, h, w) 1 where the surroundings moved.  number: its sum.
+    A see-through graphic adds its own gradient to the one behind it, which comes and goes: the mean
+    stands out of the spread.  near: per look (h, w), 1 where the surroundings moved; number: the sum.
     """
     total, squares = np.zeros_like(gradients[0]), np.zeros_like(number)
     for gradient, weight in zip(gradients, near, strict=True):
@@ -166,7 +167,7 @@ def _staying_edges(
 
 
 def _surrounded(edges: np.ndarray, around: np.ndarray, moving: np.ndarray) -> np.ndarray:
-    """Edges joined to whole graphics; those stay that were wholly surrounded by change often enough."""
+    """Edges joined to whole graphics; of these, those surrounded by change often enough."""
     height, width = edges.shape
     padded = cv2.copyMakeBorder(edges, 8, 8, 8, 8, cv2.BORDER_CONSTANT)
     joined = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, _disc(3))[8:-8, 8:-8]
