@@ -17,6 +17,7 @@ CAPTION = 0.6  # of a row that letters in a bar light at most
 EDGE = (
     0.25  # of a row that must be lit right behind a bar: a dark scene fades in, a bar ends at once
 )
+PICTURE = 0.67  # of the lines between the bars must be lit so widely: a black page of text is none
 LEAST_SHARE = 0.01  # of the width or height: a dark rim of a pixel or two is no border
 
 
@@ -71,7 +72,7 @@ class Light(Meter):
         return {"brightness": float(np.mean([level for level, _ in looks])) if looks else None}
 
     def borders(self, start_s: float, end_s: float) -> tuple[float, float, float, float]:
-        """Black bars that stay for the whole span: left, top, right, bottom, shares of the sides."""
+        """Black bars that stay for the whole span: left, top, right, bottom; shares of a side."""
         looks = self._within(start_s, end_s)
         if not self._rows[looks]:
             return 0.0, 0.0, 0.0, 0.0
@@ -99,6 +100,9 @@ def bar(bright: np.ndarray) -> float:
     lines = len(black)
     end = int(np.argmax(bright[0] > CAPTION)) if (bright[0] > CAPTION).any() else 0
     if not end or not black[0]:
+        return 0.0
+    wide = np.flatnonzero(bright[0] > CAPTION)
+    if len(wide) < PICTURE * (wide[-1] + 1 - end):
         return 0.0
     # Letters may stand inside the bar; the picture begins behind its last black line.
     size = int(np.flatnonzero(black[:end])[-1]) + 1

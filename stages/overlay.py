@@ -56,7 +56,7 @@ class Overlay(Meter):
         return {"overlay_share": None if found is None else float(np.mean(found > 0))}
 
     def mask(self, start_s: float, end_s: float) -> np.ndarray | None:
-        """(h, w) uint8 at reduced size, 255 where a graphic stays; None: too little moved to tell."""
+        """(h, w) uint8 at reduced size, 255 where a graphic stays; None: too little moved."""
         if self._asked != (start_s, end_s):
             first, last = np.searchsorted(self._times, (start_s, end_s))
             number = min(int(last - first), self.most_looks)
@@ -117,11 +117,11 @@ def _changed(look: np.ndarray, usual: np.ndarray) -> np.ndarray:
     """
     difference = cv2.subtract(look, usual, dtype=cv2.CV_32F)
     local = cv2.absdiff(difference, cv2.blur(difference, (31, 31)))
-    return cv2.min(np.abs(difference), cv2.multiply(local, (1.5,)))
+    return cv2.min(np.abs(difference), 1.5 * local)
 
 
 def _camera_moves(gradients: list[np.ndarray], usual: np.ndarray) -> np.ndarray:
-    """(looks,) bool: most edges in most blocks are neither in the usual picture nor the look before.
+    """(looks,) bool: most edges in most blocks are new, to the usual picture and the look before.
 
     Blocks, not pixels: a graphic has many strong edges, but in few places. Every other pixel is
     enough to count.
@@ -151,7 +151,7 @@ def _staying_edges(
     """(h, w) uint8: where the gradient is the usual one in all looks with moving surroundings.
 
     A see-through graphic adds its own gradient to the one behind it, which comes and goes: the mean
-    stands out of the spread.  near: per look (h, w), 1 where the surroundings moved; number: the sum.
+    stands out of the spread.  near: per look (h, w), 1 where the surroundings moved; number: sum.
     """
     total, squares = np.zeros_like(gradients[0]), np.zeros_like(number)
     for gradient, weight in zip(gradients, near, strict=True):

@@ -53,7 +53,7 @@ def test_blank_ground_that_stays_outvotes_a_thing_that_moves_before_it():
     first, second = looks(frames, 2)
     at_rest = aligned(first, second, STILL, rounds=1)
     found = aligned(first, second, guess(first, DisFlow()(first, second)))
-    assert likelier(at_rest, found).motion_px < 0.05
+    assert likelier(at_rest, found).motion_px < 0.15  # the thing moves by 3 px
 
 
 def test_brighter_light_is_no_motion():
