@@ -177,7 +177,7 @@ def match(first: Look, second: Look, motion: Affine) -> Match:
         inside = (reach[..., 0] <= width / 2 + 0.5) & (reach[..., 1] <= height / 2 + 0.5)
     difference = cv2.subtract(back, first.soft)
     light = _median(cells(difference)[inside])
-    return Match(first, motion, inside, cv2.subtract(difference, (light,)))
+    return Match(first, motion, inside, difference - np.float32(light))
 
 
 def refined(found: Match, second: Look) -> Match:
@@ -224,12 +224,13 @@ class DisFlow:
     """
 
     def __init__(self) -> None:
-        self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._dis.setFinestScale(1)
 
     def __call__(self, first: Look, second: Look) -> np.ndarray:
         """(rows, columns, 2) float32: mean flow of each cell, px."""
-        return cells(self._dis.calc(first.luma, second.luma, None))
+        flow = self._dis.calc(first.luma, second.luma, None)  # type: ignore[call-overload]
+        return cells(flow)
 
 
 def fit_affine(points: np.ndarray, flow: np.ndarray, weight: np.ndarray) -> Affine:

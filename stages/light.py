@@ -106,7 +106,10 @@ def bar(bright: np.ndarray) -> float:
         return 0.0
     # Letters may stand inside the bar; the picture begins behind its last black line.
     size = int(np.flatnonzero(black[:end])[-1]) + 1
-    behind = lit[size + 1 : size + 4]  # the line at the edge itself is mixed of both
-    if size < LEAST_SHARE * lines or not len(behind) or behind.max() < EDGE:
+    behind = slice(size + 1, size + 4)  # the line at the edge itself is mixed of both
+    if size < LEAST_SHARE * lines or not len(lit[behind]) or lit[behind].max() < EDGE:
+        return 0.0
+    # A picture begins at once and over all its width; behind a black page's margin is text.
+    if bright[0][behind].max() <= CAPTION:
         return 0.0
     return size / lines

@@ -60,7 +60,7 @@ class Overlay(Meter):
         if self._asked != (start_s, end_s):
             first, last = np.searchsorted(self._times, (start_s, end_s))
             number = min(int(last - first), self.most_looks)
-            chosen = np.linspace(first, last - 1, number).round().astype(int) if number else []
+            chosen = np.linspace(first, last - 1, number).round().astype(int)
             looks = [decode(self._looks[i], cv2.IMREAD_GRAYSCALE) for i in chosen]
             self._found = graphics(looks) if number >= LEAST_LOOKS else None
             self._asked = (start_s, end_s)
@@ -80,7 +80,7 @@ def graphics(looks: Sequence[np.ndarray]) -> np.ndarray | None:
         for look, other in zip(looks, before, strict=True)
     ]
     near = [
-        np.float32(m | (cv2.blur(c, (15, 15)) > CHANGED))
+        np.asarray(m | (cv2.blur(c, (15, 15)) > CHANGED), np.float32)
         for m, c in zip(moving, changed, strict=True)
     ]
     number = np.add.reduce(near)

@@ -60,7 +60,9 @@ def encode(bgr: np.ndarray) -> bytes:
 
 def decode(jpeg: bytes, how: int = cv2.IMREAD_COLOR) -> np.ndarray:
     """JPEG -> (h, w, 3) BGR."""
-    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), how)
+    bgr = cv2.imdecode(np.frombuffer(jpeg, np.uint8), how)
+    assert bgr is not None
+    return bgr
 
 
 def decode_small(jpeg: bytes, width: int) -> np.ndarray:
