@@ -1,6 +1,8 @@
-"""What each meter costs, beside decoding the same files in the same run: python -m benchmarks.meters [FILE ...]
+"""What each meter costs beside decoding the same files in the same run.
 
-CPU milliseconds of one thread (never wall time: the machine may be shared); "answers" is scoring clips of 15 s.
+    python -m benchmarks.meters [FILE ...]
+
+CPU time of one thread, never wall time: the machine may be shared. "Answers" is scoring the clips.
 """
 
 from __future__ import annotations
@@ -8,63 +10,64 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
-import cv2
-
-from curation.stage import Meter, VideoFacts
+from curation.stage import Meter
+from curation.video import Reader
+from stages.fingerprint import Fingerprint
 from stages.freeze import Freeze
 from stages.light import Light
 from stages.motion import Motion
 from stages.overlay import Overlay
-from tests.drawn import decoded
+from stages.shots import Shots
+from stages.stills import Stills
 
 VIDEOS = Path(os.environ.get("LONGTAKE_VIDEOS", Path(__file__).parents[2] / "shared/videos"))
 CLIP_S = 15.0
 
+clock = time.process_time
+
 
 def main(files: list[str]) -> None:
-    cv2.setNumThreads(1)
-    print(f"{'file':44}{'what':14}{'ms/frame':>9}{'ms/s':>8}{'of decode':>11}{'answers ms/s':>14}")
-    for file in files or sorted(map(str, VIDEOS.glob("take_*"))):
-        report(file)
+    spent: Counter[str] = Counter()
+    frames = sum(measure(file, spent) for file in files or sorted(map(str, VIDEOS.glob("take_*"))))
+    if not frames:
+        sys.exit(f"no videos: name some, or set LONGTAKE_VIDEOS (now {VIDEOS})")
+    decoding = spent["decode"]
+    print(f"{frames} frames\n{'':16}{'us/frame':>10}{'of decode':>11}")
+    for what, seconds in spent.items():
+        print(f"{what:16}{seconds / frames * 1e6:10.0f}{seconds / decoding:11.2f}")
 
 
-def report(file: str) -> None:
-    started = time.process_time()
-    seen = list(decoded(file))
-    decode_ms = (time.process_time() - started) * 1e3
-    seconds = seen[-1][0] + 1 / 25
-    height, width = seen[0][1].y.shape
-    facts = VideoFacts(width, height, len(seen) / seconds, width, height)
-    _line(Path(file).name, "decode, reduce", decode_ms, len(seen), seconds, decode_ms, 0.0)
-    meters: list[Meter] = [Motion(), Light(), Freeze(), Overlay()]
-    for meter in meters:
-        started = time.process_time()
-        meter.start(facts)
-        for t_s, planes in seen:
-            meter.see(t_s, planes)
-        seeing_ms = (time.process_time() - started) * 1e3
-        started = time.process_time()
-        for number in range(max(1, int(seconds // CLIP_S))):
+def measure(file: str, spent: Counter[str]) -> int:
+    """Adds the CPU seconds per thing done; returns the number of frames."""
+    meters: list[Meter] = [Shots(), Motion(), Light(), Freeze(), Overlay(), Fingerprint()]
+    stills = Stills()
+    started = clock()
+    with Reader(file) as reader:
+        for _ in reader._decoded():
+            pass
+    spent["decode"] += clock() - started
+    with Reader(file) as reader:
+        stills.start()
+        for meter in meters:
+            meter.start(reader.head.facts())
+        started = clock()
+        for t_s, planes in reader.frames():
+            spent["planes"] += clock() - started
+            for each in (*meters, stills):
+                started = clock()
+                each.see(t_s, planes)
+                spent[type(each).__name__] += clock() - started
+            started = clock()
+        end_s, frames = reader.end_s, reader.num_frames
+    started = clock()
+    for number in range(max(1, int(end_s // CLIP_S))):
+        for meter in meters:
             meter.score(number * CLIP_S, (number + 1) * CLIP_S)
-        answers_ms = (time.process_time() - started) * 1e3
-        _line("", type(meter).__name__, seeing_ms, len(seen), seconds, decode_ms, answers_ms)
-
-
-def _line(
-    file: str,
-    what: str,
-    ms: float,
-    frames: int,
-    seconds: float,
-    decode_ms: float,
-    answers_ms: float,
-) -> None:
-    share = (ms + answers_ms) / decode_ms
-    print(
-        f"{file[:42]:44}{what:14}{ms / frames:9.3f}{ms / seconds:8.2f}{share:11.1%}{answers_ms / seconds:14.2f}"
-    )
+    spent["answers"] += clock() - started
+    return frames
 
 
 if __name__ == "__main__":

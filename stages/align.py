@@ -1,4 +1,4 @@
-"""The motion of a whole picture between two looks: dense flow guesses it, direct alignment makes it exact.
+"""The motion of a whole picture between two looks: flow guesses it, alignment makes it exact.
 
 Alignment takes the affine map that leaves the least difference, by Gauss-Newton on all pixels at
 once (B. Lucas, T. Kanade, An Iterative Image Registration Technique, 1981; S. Baker, I. Matthews,
@@ -27,7 +27,7 @@ CUT = 9.0  # times the noise's square: more difference than that tells nothing m
 
 @dataclass(frozen=True)
 class Affine:
-    """A motion of the whole picture: (x, y) from the centre moves by shift + matrix @ (x, y), px."""
+    """Of the whole picture: (x, y) from its centre moves by shift + matrix @ (x, y), px."""
 
     shift: np.ndarray  # (2,)
     matrix: np.ndarray  # (2, 2)
@@ -48,7 +48,9 @@ class Affine:
 
     def at(self, points: np.ndarray) -> np.ndarray:
         """points: (..., 2) px from the centre -> (..., 2) px by which they move."""
-        moved = points.reshape(-1, 2) @ self.matrix.T.astype(np.float32) + self.shift.astype(np.float32)
+        moved = points.reshape(-1, 2) @ self.matrix.T.astype(np.float32) + self.shift.astype(
+            np.float32
+        )
         return moved.reshape(points.shape)
 
     def times(self, factor: float) -> Affine:
@@ -159,7 +161,7 @@ class Match:
 
 
 def match(first: Look, second: Look, motion: Affine) -> Match:
-    """first[x] against second[x + motion(x)]; what the whole picture's light changes is left out."""
+    """first[x] against second[x + motion(x)]; a change of the light as a whole is left out."""
     height, width = first.soft.shape
     back, inside = second.soft, np.ones(first.points.shape[:2], bool)
     furthest = np.abs(motion.shift) + np.abs(motion.matrix) @ (width / 2, height / 2)
@@ -175,7 +177,7 @@ def match(first: Look, second: Look, motion: Affine) -> Match:
         inside = (reach[..., 0] <= width / 2 + 0.5) & (reach[..., 1] <= height / 2 + 0.5)
     difference = cv2.subtract(back, first.soft)
     light = _median(cells(difference)[inside])
-    return Match(first, motion, inside, cv2.subtract(difference, (light,)))
+    return Match(first, motion, inside, difference - np.float32(light))
 
 
 def refined(found: Match, second: Look) -> Match:
@@ -222,12 +224,13 @@ class DisFlow:
     """
 
     def __init__(self) -> None:
-        self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._dis.setFinestScale(1)
 
     def __call__(self, first: Look, second: Look) -> np.ndarray:
         """(rows, columns, 2) float32: mean flow of each cell, px."""
-        return cells(self._dis.calc(first.luma, second.luma, None))
+        flow = self._dis.calc(first.luma, second.luma, None)  # type: ignore[call-overload]
+        return cells(flow)
 
 
 def fit_affine(points: np.ndarray, flow: np.ndarray, weight: np.ndarray) -> Affine:

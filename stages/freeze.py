@@ -8,22 +8,25 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from curation.measures import cells
 from curation.stage import Meter, Planes, VideoFacts
+from stages.align import cells
 
-# A repeated picture is coded as "skip everything": the decoded frames are equal to the last pixel. A still scene is not,
-# however hard it was compressed: its noise makes the encoder renew some block somewhere in nearly every frame.
+# A repeated picture is coded as "skip everything": the decoded frames are equal to the last pixel.
+# A still scene is not, however hard it was compressed: its noise makes the encoder renew some block
+# somewhere in nearly every frame.
 SAME_SHARE = 1e-4  # of the pixels may differ in a repeat (5 of 57,600)
-# Out of full motion the encoder still refines the held picture for a second: a trickle, where the frames around pour.
+# Out of full motion the encoder still refines the held picture for a second: a trickle, where the
+# frames around pour.
 TRICKLE_SHARE = 0.02
 POUR_SHARE = 0.3
 POP_LEVELS = 6.0  # what coding the same picture anew, in a key frame, changes in a cell of 8 x 8 px
 SETTLE_S = 0.25  # after a freeze begins, the encoder refines the picture for a few frames
 QUIET_LEVELS = 2.0  # a cell of a scene in which nothing moves changes by less
-RENEWED_SHARE = (
-    0.3  # of the frames of a freeze may differ so; of a still scene's, more than half do
-)
-SURE_S = 5.0  # of equal frames are a freeze whatever is round them; fewer may be a still scene's, noise and all coded away
+# Of the frames of a freeze so many may differ so; of a still scene's, more than half do.
+RENEWED_SHARE = 0.3
+# Equal frames for so long are a freeze whatever is round them; fewer may be a still scene's, noise
+# and all coded away.
+SURE_S = 5.0
 
 
 @dataclass
@@ -39,7 +42,7 @@ class Freeze(Meter):
         self._times = array("d")
         self._change = array(
             "f"
-        )  # to the frame before: 0 where equal, else of the worst cell, levels
+        )  # to the frame before: 0 where equal, else the worst cell's levels
         self._share = array("f")  # of the pixels that differ from the frame before
         self._ready: list[tuple[float, float]] | None = None
 
@@ -73,7 +76,11 @@ def _change(last: np.ndarray | None, luma: np.ndarray) -> tuple[float, float]:
         return 255.0, 1.0
     difference = cv2.absdiff(last, luma)
     share = cv2.countNonZero(difference) / difference.size
-    return (0.0 if share <= SAME_SHARE else max(float(cells(difference).max()), 0.01)), share
+    if share <= SAME_SHARE:
+        return 0.0, share
+    size = (max(1, luma.shape[1] // 2), max(1, luma.shape[0] // 2))
+    half = cv2.resize(difference, size, interpolation=cv2.INTER_AREA)
+    return max(float(cells(half).max()), 0.01), share
 
 
 def frozen_stretches(
@@ -81,8 +88,8 @@ def frozen_stretches(
 ) -> list[tuple[float, float]]:
     """(start, end) s of each freeze of at least `least_s`.
 
-    change: (frames,) to the frame before, grey levels of the worst cell, 0 where equal.  share: (frames,) of the
-    pixels that differ from it, 0..1.  frame_s: the usual step.
+    change: (frames,) to the frame before, grey levels of the worst cell, 0 where equal.
+    share: (frames,) of the pixels that differ from it, 0..1.  frame_s: the usual step.
     """
     ends = np.append(times_s[1:], times_s[-1] + frame_s) if len(times_s) else times_s
     # A frame shown for a long time is a freeze too: that is how variable frame rates store one.
@@ -145,7 +152,10 @@ def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _joined(runs: list[tuple[int, int]], change: np.ndarray) -> list[tuple[int, int]]:
-    """Runs of equal frames across a few that code the same picture anew: a key frame, or a last refinement."""
+    """Runs of equal frames across a few that code the same picture anew.
+
+    That is a key frame, or a last refinement.
+    """
     joined: list[tuple[int, int]] = []
     for first, last in runs:
         if joined:
@@ -171,7 +181,7 @@ def _quiet_around(
 
 
 def _settling(times_s: np.ndarray, change: np.ndarray, start: int) -> float:
-    """When the freeze began: earlier by the frames in which the encoder still refined the picture."""
+    """When the freeze began: earlier by the frames in which the encoder refined the picture."""
     begin = start
     while (
         begin > 0

@@ -10,13 +10,14 @@ import numpy as np
 from curation.measures import brightness, sharpness
 from curation.stage import Meter, Planes, VideoFacts
 
-BLACK = 12  # luma, 0..255, up to which a pixel may belong to a bar: bars are 0, a codec adds a few levels
+BLACK = 12  # luma, 0..255, up to which a pixel may be a bar's: bars are 0, a codec adds little
 LIT = 28  # luma from which a pixel is clearly picture
 STRAY = 0.02  # of a bar's row may be brighter
 CAPTION = 0.6  # of a row that letters in a bar light at most
 EDGE = (
     0.25  # of a row that must be lit right behind a bar: a dark scene fades in, a bar ends at once
 )
+PICTURE = 0.67  # of the lines between the bars must be lit so widely: a black page of text is none
 LEAST_SHARE = 0.01  # of the width or height: a dark rim of a pixel or two is no border
 
 
@@ -71,7 +72,7 @@ class Light(Meter):
         return {"brightness": float(np.mean([level for level, _ in looks])) if looks else None}
 
     def borders(self, start_s: float, end_s: float) -> tuple[float, float, float, float]:
-        """Black bars that stay for the whole span: left, top, right, bottom, shares of width and height."""
+        """Black bars that stay for the whole span: left, top, right, bottom; shares of a side."""
         looks = self._within(start_s, end_s)
         if not self._rows[looks]:
             return 0.0, 0.0, 0.0, 0.0
@@ -81,7 +82,7 @@ class Light(Meter):
 
 
 def _profiles(luma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(2, h) and (2, w) uint8: how much of each row and of each column is above BLACK, and above LIT."""
+    """(2, h) and (2, w) uint8: how much of each row and column is above BLACK, and above LIT."""
     rows, columns = [], []
     for level in (BLACK, LIT):
         above = cv2.threshold(luma, level, 255, cv2.THRESH_BINARY)[1]
@@ -100,9 +101,15 @@ def bar(bright: np.ndarray) -> float:
     end = int(np.argmax(bright[0] > CAPTION)) if (bright[0] > CAPTION).any() else 0
     if not end or not black[0]:
         return 0.0
+    wide = np.flatnonzero(bright[0] > CAPTION)
+    if len(wide) < PICTURE * (wide[-1] + 1 - end):
+        return 0.0
     # Letters may stand inside the bar; the picture begins behind its last black line.
     size = int(np.flatnonzero(black[:end])[-1]) + 1
-    behind = lit[size + 1 : size + 4]  # the line at the edge itself is mixed of both
-    if size < LEAST_SHARE * lines or not len(behind) or behind.max() < EDGE:
+    behind = slice(size + 1, size + 4)  # the line at the edge itself is mixed of both
+    if size < LEAST_SHARE * lines or not len(lit[behind]) or lit[behind].max() < EDGE:
+        return 0.0
+    # A picture begins at once and over all its width; behind a black page's margin is text.
+    if bright[0][behind].max() <= CAPTION:
         return 0.0
     return size / lines

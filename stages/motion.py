@@ -31,7 +31,9 @@ _FIELDS = (
 _AT = {name: i for i, name in enumerate(_FIELDS)}
 NO_SUBJECT = (0.0, 0.0, 0.0, 0.0, 0.5, 0.5, 0.0)
 
-SLOW_PX = 0.5  # in a look's gap, of the half-size picture: so slow a camera is measured between looks
+SLOW_PX = (
+    0.5  # in a look's gap, of the half-size picture: so slow a camera is measured between looks
+)
 SAME_PX = 0.1  # a camera that moves less in a look's gap stands still, whatever moves before it
 STIRS = 0.0025  # of the picture that moves: less is a flicker
 
@@ -192,4 +194,3 @@ class Motion(Meter):
         at = (share @ looks[:, [_AT[n] for n in ("at_x", "at_y")]]).tolist()
         values = (mean["motion"], *camera, shake, mean["left"], *subject, mean["area"], *at)
         return dict(zip(names, values, strict=True))
-

@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from curation.stage import Meter, Planes, VideoFacts
+from stages.scratch import Scratch
+from stages.stills import decode
 
-CHANGED = 6.0  # grey levels by which moving surroundings differ from the usual picture; noise and codec stay below
+CHANGED = 6.0  # grey levels: what moves differs by more from the usual picture, noise by less
 EDGE = 3.0  # grey levels per px of a graphic's edge, at reduced size
 SURE = 5.0  # standard errors by which a staying edge stands out of what moves behind it
-STEADY = 1.7  # standard deviations by which it does so in a single look: leaves in the wind come back too
+STEADY = 1.7  # standard deviations by which it does in a single look: leaves in wind come back too
 TEXTURE = 4.0  # grey levels per px of an edge that shows whether the picture moves
 MOVING_SHARE = 0.75  # of all blocks with edges must show other ones than usual: the camera moves
-RING_SHARE = 0.85  # of the surroundings of a graphic must have changed at once, where the camera stands still
+RING_SHARE = 0.85  # of a graphic's surroundings must have changed at once, if the camera stands
 LEAST_LOOKS = 5  # with moving surroundings, or nothing is said
 LEAST_EDGE_PX = 12  # of a graphic: fewer are chance
 
 
 @dataclass
 class Overlay(Meter):
-    """Keeps one small picture a second as a JPEG of 10 to 20 kB (an hour: about 50 MB); looks at them when asked.
+    """Keeps one small picture a second, a JPEG of 10 to 20 kB; looks at them when asked.
 
-    In a shot from a tripod the world stays in place too. There only what is surrounded by change on all sides, and
-    still stays, is a graphic; a lamp post before the traffic stands on ground that does not move.
+    In a shot from a tripod the world stays in place too. There only what is surrounded by change on
+    all sides, and still stays, is a graphic; a lamp post before the traffic stands on ground that
+    does not move.
     """
 
     looks_per_s: float = 1.0
-    most_looks: int = 30  # of a span are compared, evenly spread: bounds the time of an answer
+    most_looks: int = 15  # of a span are compared, evenly spread: bounds the time of an answer
     writes = ("overlay_share",)
 
     def start(self, video: VideoFacts) -> None:
         self._next_s = 0.0
         self._times: list[float] = []
-        self._looks: list[np.ndarray] = []  # JPEG files
+        self._looks = Scratch()  # JPEG files
         self._asked: tuple[float, float] | None = None
         self._found: np.ndarray | None = None
 
@@ -45,41 +49,57 @@ class Overlay(Meter):
         self._next_s = max(self._next_s + 1 / self.looks_per_s, t_s)
         self._asked = None
         self._times.append(t_s)
-        self._looks.append(cv2.imencode(".jpg", frame.y, [cv2.IMWRITE_JPEG_QUALITY, 92])[1])
+        self._looks.add(cv2.imencode(".jpg", frame.y, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
 
     def score(self, start_s: float, end_s: float) -> dict[str, float | None]:
         found = self.mask(start_s, end_s)
         return {"overlay_share": None if found is None else float(np.mean(found > 0))}
 
     def mask(self, start_s: float, end_s: float) -> np.ndarray | None:
-        """(h, w) uint8 at reduced size, 255 where a graphic stays; None where too little moved to tell."""
+        """(h, w) uint8 at reduced size, 255 where a graphic stays; None: too little moved."""
         if self._asked != (start_s, end_s):
             first, last = np.searchsorted(self._times, (start_s, end_s))
             number = min(int(last - first), self.most_looks)
-            chosen = np.linspace(first, last - 1, number).round().astype(int) if number else []
-            looks = [cv2.imdecode(self._looks[i], cv2.IMREAD_GRAYSCALE) for i in chosen]
-            self._found = graphics(np.array(looks)) if number >= LEAST_LOOKS else None
+            chosen = np.linspace(first, last - 1, number).round().astype(int)
+            looks = [decode(self._looks[i], cv2.IMREAD_GRAYSCALE) for i in chosen]
+            self._found = graphics(looks) if number >= LEAST_LOOKS else None
             self._asked = (start_s, end_s)
         return self._found
 
 
-def graphics(looks: np.ndarray) -> np.ndarray | None:
-    """looks: (number, h, w) uint8, luma at different times -> mask (h, w) uint8, 255 where a graphic stays, or None."""
-    usual = np.median(looks[:: max(1, len(looks) // 15)], axis=0).astype(np.uint8)
+def graphics(looks: Sequence[np.ndarray]) -> np.ndarray | None:
+    """looks: luma at different times -> mask (h, w) uint8, 255 where a graphic stays, or None."""
+    usual = _median(looks)
+    usual_gradient = _gradient(usual)
     gradients = [_gradient(look) for look in looks]
-    moving = _camera_moves(gradients, _gradient(usual))
-    # Changed since the look before, too: the view of a camera that stopped elsewhere is one view, not many.
-    fresh = [_changed(look, looks[i - 1] if i else looks[1]) for i, look in enumerate(looks)]
-    changed = [np.minimum(_changed(a, usual), b) for a, b in zip(looks, fresh, strict=True)]
-    near = np.array(
-        [m | (cv2.blur(c, (15, 15)) > CHANGED) for m, c in zip(moving, changed, strict=True)]
-    ).astype(np.float32)
-    number = near.sum(0)
+    moving = _camera_moves(gradients, usual_gradient)
+    # Changed since the look before, too: a camera that stopped elsewhere has one view, not many.
+    before = [looks[1], *looks[:-1]]
+    changed = [
+        cv2.min(_changed(look, usual), _changed(look, other))
+        for look, other in zip(looks, before, strict=True)
+    ]
+    near = [
+        np.asarray(m | (cv2.blur(c, (15, 15)) > CHANGED), np.float32)
+        for m, c in zip(moving, changed, strict=True)
+    ]
+    number = np.add.reduce(near)
     if not (number >= LEAST_LOOKS).any():
         return None
-    edges = _staying_edges(gradients, near, number, _gradient(usual))
+    edges = _staying_edges(gradients, near, number, usual_gradient)
+    if not edges.any():
+        return edges
     around = np.array([cv2.blur(c, (5, 5)) > CHANGED for c in changed])
     return _surrounded(edges, around, moving)
+
+
+def _median(looks: Sequence[np.ndarray]) -> np.ndarray:
+    """Of an odd number of them, by swapping neighbours: fifty times as fast as NumPy's."""
+    row = list(looks[: len(looks) - 1 + len(looks) % 2])
+    for turn in range(len(row)):
+        for i in range(turn % 2, len(row) - 1, 2):
+            row[i], row[i + 1] = cv2.min(row[i], row[i + 1]), cv2.max(row[i], row[i + 1])
+    return row[len(row) // 2]
 
 
 def _gradient(luma: np.ndarray) -> np.ndarray:
@@ -95,24 +115,27 @@ def _changed(look: np.ndarray, usual: np.ndarray) -> np.ndarray:
 
     The second keeps a change of exposure, which lifts the whole picture, from reading as motion.
     """
-    difference = look.astype(np.float32) - usual
-    return np.minimum(np.abs(difference), 1.5 * np.abs(difference - cv2.blur(difference, (31, 31))))
+    difference = cv2.subtract(look, usual, dtype=cv2.CV_32F)
+    local = cv2.absdiff(difference, cv2.blur(difference, (31, 31)))
+    return cv2.min(np.abs(difference), 1.5 * local)
 
 
 def _camera_moves(gradients: list[np.ndarray], usual: np.ndarray) -> np.ndarray:
-    """(looks,) bool: in most blocks, most edges of the look are neither in the usual picture nor in the look before.
+    """(looks,) bool: most edges in most blocks are new, to the usual picture and the look before.
 
-    Blocks, not pixels: a graphic has many strong edges, but in few places.
+    Blocks, not pixels: a graphic has many strong edges, but in few places. Every other pixel is
+    enough to count.
     """
-    height, width = usual.shape[1:]
-    size = (max(1, width // 16), max(1, height // 16))
+    thin = [np.ascontiguousarray(g[:, ::2, ::2]) for g in (usual, *gradients)]
+    height, width = thin[0].shape[1:]
+    size = (max(1, width // 8), max(1, height // 8))
     moves = []
-    for number, gradient in enumerate(gradients):
-        strength = np.hypot(*gradient)
+    for number, gradient in enumerate(thin[1:]):
+        strength = cv2.magnitude(*gradient)
         textured = strength > TEXTURE
         new = textured.copy()
-        for other in (usual, gradients[number - 1] if number else gradients[1]):
-            new &= np.hypot(*(gradient - other)) > 0.5 * strength
+        for other in (thin[0], thin[number] if number else thin[2]):
+            new &= cv2.magnitude(*(gradient - other)) > 0.5 * strength
         edges, fresh = (
             cv2.resize(m.astype(np.float32), size, interpolation=cv2.INTER_AREA)
             for m in (textured, new)
@@ -123,12 +146,12 @@ def _camera_moves(gradients: list[np.ndarray], usual: np.ndarray) -> np.ndarray:
 
 
 def _staying_edges(
-    gradients: list[np.ndarray], near: np.ndarray, number: np.ndarray, usual: np.ndarray
+    gradients: list[np.ndarray], near: list[np.ndarray], number: np.ndarray, usual: np.ndarray
 ) -> np.ndarray:
-    """(h, w) uint8: pixels whose gradient is the usual one in all looks in which their surroundings moved.
+    """(h, w) uint8: where the gradient is the usual one in all looks with moving surroundings.
 
-    A see-through graphic adds its own gradient to the one behind it, which comes and goes: the mean stands out of the
-    spread. near: (looks, h, w) 1 where the surroundings moved.  number: its sum.
+    A see-through graphic adds its own gradient to the one behind it, which comes and goes: the mean
+    stands out of the spread.  near: per look (h, w), 1 where the surroundings moved; number: sum.
     """
     total, squares = np.zeros_like(gradients[0]), np.zeros_like(number)
     for gradient, weight in zip(gradients, near, strict=True):
@@ -144,7 +167,7 @@ def _staying_edges(
 
 
 def _surrounded(edges: np.ndarray, around: np.ndarray, moving: np.ndarray) -> np.ndarray:
-    """Edges joined to whole graphics; those stay that were wholly surrounded by change often enough."""
+    """Edges joined to whole graphics; of these, those surrounded by change often enough."""
     height, width = edges.shape
     padded = cv2.copyMakeBorder(edges, 8, 8, 8, 8, cv2.BORDER_CONSTANT)
     joined = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, _disc(3))[8:-8, 8:-8]

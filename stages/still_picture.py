@@ -25,7 +25,7 @@ ENOUGH_PX = 6.0  # a motion this large shows what it is; a slower one is judged 
 LEAST_PX = 0.75  # a smaller motion within REACH_S is no zoom and no pan
 LEAST_CELLS = 100  # of enough texture to tell; below, nothing is said
 PRECISE_PX = 0.06  # standard error of a cell's own motion from which on its texture is enough
-FAR_PX = 0.2  # a cell's own motion is taken to be about this: noise alone can't make it much more
+FAR_PX = 0.2  # a cell's own motion is taken to be about this: noise can't make it much more
 BEND = 0.025  # (half a width / focal length)^2: a lens of 18 degrees, half of one of 25 degrees
 TREMOR_PX_S = 6.0  # a zoom in whole source pixels jitters by up to 4, a hand by 12 and more
 PAUSE_S = 0.9  # after a comparison that failed
@@ -74,9 +74,7 @@ class StillPicture:
 
     def _most_px(self) -> float:
         """What the motion adds up to, were it all one way."""
-        return sum(
-            (b.t_s - a.t_s) * (a.speed + b.speed) / 2 for a, b in pairwise(self._seen)
-        )
+        return sum((b.t_s - a.t_s) * (a.speed + b.speed) / 2 for a, b in pairwise(self._seen))
 
     def _older(self) -> tuple[int, Affine, float]:
         """The youngest look with ENOUGH_PX of motion since, else the oldest; path; mean px."""
@@ -128,16 +126,17 @@ def _own_motion(found: Match) -> tuple[np.ndarray, np.ndarray]:
     damp = sure / FAR_PX**2
     xx, xy, yy = tensor[..., 0] + damp, tensor[..., 1], tensor[..., 2] + damp
     whole = xx * yy - xy * xy
-    own = np.dstack(
-        (xy * pull[..., 1] - yy * pull[..., 0], xy * pull[..., 0] - xx * pull[..., 1])
-    ) / whole[..., None]
+    own = (
+        np.dstack((xy * pull[..., 1] - yy * pull[..., 0], xy * pull[..., 0] - xx * pull[..., 1]))
+        / whole[..., None]
+    )
     return own, np.sqrt(sure / (xx + yy))
 
 
 def _is_still(
     own_px: np.ndarray, found: Match, told: np.ndarray, stays: np.ndarray, moved_px: float
 ) -> bool:
-    """Whether all cells follow the one map, but for graphics that stay in place over the picture."""
+    """Whether all cells follow the one map, but for graphics that stay in place."""
     # A codec's picture errs by 0.05 to 0.15 px, at edges more.
     limit_px = min(0.45, 0.2 + 0.03 * moved_px)
     astray = told & (own_px > limit_px)
@@ -159,7 +158,7 @@ def _is_still(
 
 
 def _bend(points: np.ndarray, own: np.ndarray, told: np.ndarray, shift: np.ndarray) -> float:
-    """(half a width / focal length)^2 from what a turning lens adds: xy * (xy . shift) / focal^2."""
+    """(half a width / focal length)^2 from what a turning lens adds: xy (xy . shift) / focal^2."""
     if np.hypot(*shift) < 2.5:
         return float("nan")
     xy = (points[told] / 80).astype(np.float64)

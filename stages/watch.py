@@ -28,10 +28,11 @@ from stages.light import Light
 from stages.motion import Motion
 from stages.overlay import Overlay
 from stages.shots import Shots
-from stages.stills import Stills, decode, shrink
+from stages.stills import Stills, decode_small, shrink
 from stages.takes import find_takes, place_clips
 from stages.text import Text
 
+COMPARED_WIDTH = 320  # px, of key frames that are compared with each other
 THUMB_SIDE = 240  # px, of key frames below the gate: for the report alone
 KEY_SCORES = ("key_psnr", "key_ssim", "colourfulness")
 CAPTION_SCORES = tuple(c.name for c in CAPTION if c.name in SCORE_NAMES)
@@ -174,7 +175,7 @@ class Watch(Stage):
             if still is not None and stored:
                 t_s, jpeg = still
                 if passed:
-                    pictures.append(decode(jpeg))
+                    pictures.append(decode_small(jpeg, COMPARED_WIDTH))
                 else:
                     jpeg = shrink(jpeg, THUMB_SIDE)
                 name = f"key_frames/{clip['clip_id'][:2]}/{clip['clip_id']}_{number}.jpg"
@@ -199,10 +200,10 @@ def _cause(column: Column, clip: Row) -> str:
 
 
 def _key_scores(pictures: list[np.ndarray]) -> dict[str, Any]:
-    small = [_resized(p, 320) for p in pictures]
-    pairs = list(pairwise(cv2.cvtColor(p, cv2.COLOR_BGR2GRAY) for p in small))
+    """pictures: one per segment, (h, COMPARED_WIDTH, 3) BGR."""
+    pairs = list(pairwise(cv2.cvtColor(p, cv2.COLOR_BGR2GRAY) for p in pictures))
     return {
-        "colourfulness": _mean([measures.colourfulness(p) for p in small]),
+        "colourfulness": _mean([measures.colourfulness(p) for p in pictures]),
         "key_psnr": _mean([measures.psnr(a, b) for a, b in pairs]),
         "key_ssim": _mean([measures.ssim(a, b) for a, b in pairs if min(a.shape) >= 11]),
     }
@@ -210,11 +211,6 @@ def _key_scores(pictures: list[np.ndarray]) -> dict[str, Any]:
 
 def _mean(values: list[float]) -> float | None:
     return float(np.mean(values)) if values else None
-
-
-def _resized(bgr: np.ndarray, width: int) -> np.ndarray:
-    height = round(bgr.shape[0] * width / bgr.shape[1])
-    return cv2.resize(bgr, (width, max(1, height)), interpolation=cv2.INTER_AREA)
 
 
 def _png(mask: np.ndarray | None) -> bytes | None:

@@ -1,7 +1,7 @@
 """Draws moving, textured scenes with known truth, and takes them through a real codec.
 
-Everything is grey (luma float32 (h, w), 0..255) and hangs on the seed alone. 640 x 360 px, so that the reduced planes are
-320 x 180 as those of real videos.
+Everything is grey (luma float32 (h, w), 0..255) and hangs on the seed alone. 640 x 360 px, so that
+the reduced planes are 320 x 180 as those of real videos.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Path = Callable[[float], Camera]
 
 
 def picture(seed: int, width: int = 1600, height: int = 1000) -> np.ndarray:
-    """A still with detail at every size: 1/f clouds, flat and textured shapes with hard edges, fine grain."""
+    """A still with detail at every size: 1/f clouds, shapes with hard edges, fine grain."""
     rng = np.random.default_rng(seed)
     image = np.full((height, width), 120, np.float32)
     for octave in range(1, 8):
@@ -52,7 +52,10 @@ def view(still: np.ndarray, camera: Camera, size: tuple[int, int] = (WIDTH, HEIG
 def turned_view(
     still: np.ndarray, pan: float, tilt: float, roll: float, field: float
 ) -> np.ndarray:
-    """What a real camera sees of a distant scene when it turns: a homography. Angles in degrees; field: width of view."""
+    """What a camera that turns sees of a distant scene: a homography.
+
+    Angles in degrees; field: the width of its view.
+    """
     focal = WIDTH / 2 / np.tan(np.radians(field / 2))
     lens = np.array([[focal, 0, WIDTH / 2], [0, focal, HEIGHT / 2], [0, 0, 1]])
     centre = np.array([[focal, 0, still.shape[1] / 2], [0, focal, still.shape[0] / 2], [0, 0, 1]])
@@ -185,7 +188,7 @@ def watch(
 
 
 def graphic(kind: str, seed: int) -> np.ndarray:
-    """(HEIGHT, WIDTH) float32, 0..1: where a logo (`text`, `disc`) or a plate (`box`) lies, in a corner of the picture."""
+    """(HEIGHT, WIDTH) float32, 0..1: where a logo (`text`, `disc`) or a plate (`box`) lies."""
     rng = np.random.default_rng(seed)
     area = np.zeros((HEIGHT, WIDTH), np.uint8)
     if kind == "text":

@@ -63,6 +63,15 @@ def test_a_subtitle_in_the_bar_does_not_hide_it():
     assert borders(frames)[0] == pytest.approx((0, 44 / HEIGHT, 0, 44 / HEIGHT), abs=0.012)
 
 
+def test_a_black_page_of_text_has_no_borders():
+    page = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for row in range(4):
+        place = (40, 80 + 70 * row)
+        cv2.putText(page, "what was found here", place, cv2.FONT_HERSHEY_DUPLEX, 1.6, 255, 3)
+    page[260:330, 30:610] = 200  # a box, wide and bright
+    assert borders([page] * 15)[1] == 0
+
+
 def test_a_fade_to_black_is_no_border_and_hides_none():
     faded = [
         frame * gain

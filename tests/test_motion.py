@@ -1,4 +1,4 @@
-"""Motion of drawn cameras and subjects with known speed; stills under a virtual camera against real ones."""
+"""Motion of drawn cameras and subjects with known speed; virtual cameras against real ones."""
 
 import csv
 import os
@@ -49,7 +49,7 @@ def test_a_pan_reads_its_speed_at_any_frame_rate(fps):
 
 def test_a_zoom_in_with_a_clockwise_turn_has_positive_signs():
     still = picture(2)
-    # The picture's content turns counter-clockwise (OpenCV's positive angle): the view turns clockwise.
+    # The content turns counter-clockwise (OpenCV's positive angle): the view turns clockwise.
     meter = measured(noisy((view(still, (800, 500, 1.1**t, 6 * t)) for t in times(2)), 1))
     segment = meter.segment(0, 2)
     assert segment["camera_zoom"] == pytest.approx(np.log(1.1), abs=0.02)
@@ -92,7 +92,7 @@ def test_a_span_without_looks_has_no_score():
 
 
 def virtual_camera(seed: int):
-    """A pan, a zoom or both over a still, fast or slow, some with the whole-pixel jitter of ffmpeg's zoompan."""
+    """A pan, a zoom or both over a still, some with the whole-pixel jitter of ffmpeg's zoompan."""
     rng, still = np.random.default_rng(seed), picture(seed)
     pan, zoom = rng.uniform(10, 90) * (seed % 3 != 0), rng.uniform(0.02, 0.07) * (seed % 3 != 1)
     heading = rng.uniform(0, 6.28)
@@ -108,7 +108,7 @@ def virtual_camera(seed: int):
 
 
 def real_camera(seed: int):
-    """A lens of 30 to 70 degrees that turns, in a hand or on a tripod; or one that travels past things."""
+    """A lens of 30 to 70 degrees that turns, in hand or on a tripod; or travels past things."""
     rng, still = np.random.default_rng(seed), picture(seed + 1000)
     tremor, speed = shake(seed, rng.uniform(0, 5)), rng.uniform(20, 90)
     field, things = rng.uniform(30, 70), [cutout(seed * 10 + i, 180) for i in range(4)]

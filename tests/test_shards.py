@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.test_cut import draw
 
 from curation.records import SCORE_NAMES, frames_sha256
 from curation.stage import BadVideo, OutputError
@@ -23,6 +22,7 @@ from stages.shards import (
     shards_table,
     to_json,
 )
+from tests.test_cut import draw
 
 
 def row(number, split="train", **more):

@@ -15,12 +15,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from tests import zoo
 
 from curation.isolate import Isolated, Unexpected
 from curation.planes import layout_of, reduce_frame, shrink
 from curation.stage import BadVideo, Planes
 from curation.video import Clock, Limits, Packets, Reader, VideoHead, colour, probe, unroll
+from tests import zoo
 
 VIDEOS = Path(os.environ.get("LONGTAKE_VIDEOS") or Path(__file__).parents[2] / "shared/videos")
 needs_videos = pytest.mark.skipif(
