@@ -79,7 +79,11 @@ class Cluster:
         try:
             ray.init(configure_logging=False, **settings)
         except (ConnectionError, RuntimeError, ValueError, RayError) as e:
-            raise RunError(f"no Ray cluster at {self.address or 'this machine'}: {e}") from None
+            raise RunError(
+                f"no Ray cluster at {self.address or 'this machine'}: {e}\n  fix: check the address"
+                "; where the cluster asks for a token, have it in ~/.ray/auth_token and set "
+                "RAY_AUTH_MODE=token"
+            ) from None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # ray.init sets its own
         self._started = True
