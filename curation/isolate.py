@@ -43,6 +43,10 @@ class TimedOut(BadVideo):
     """The child gave no answer before its deadline."""
 
 
+class NotStarted(RuntimeError):
+    """There is no child to ask: the machine's or the set-up's fault, not that of an input."""
+
+
 class Unexpected(BadVideo):
     """An error of our own code on this input, with the place it came from."""
 
@@ -101,7 +105,7 @@ class Isolated:
         """
         try:
             return self(*args, deadline_s=deadline_s)
-        except Crashed:
+        except (Crashed, NotStarted):
             return self(*args, deadline_s=deadline_s)
 
     def __enter__(self) -> Isolated:
@@ -142,10 +146,10 @@ class Isolated:
         except (OSError, ValueError) as error:
             reason = self._last_words()
             where = f"; see {self.log}" if self.log else ""
-            raise RuntimeError(f"the isolated worker did not start: {reason}{where}") from error
+            raise NotStarted(f"the isolated worker did not start: {reason}{where}") from error
         if "error" in answer:
             self.close()
-            raise RuntimeError(f"the isolated worker did not start: {answer.get('message')}")
+            raise NotStarted(f"the isolated worker did not start: {answer.get('message')}")
 
     def _ask(self, question: bytes, limit_s: float) -> dict[str, Any]:
         """Sends and receives under one deadline. Raises OSError where the child is gone."""

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
 
-from curation.isolate import Isolated
+from curation.isolate import Isolated, NotStarted
 from curation.stage import BadVideo, InOrder, OutputError, Row, Stage
 from curation.storage import is_url
 
@@ -79,7 +79,11 @@ class Cluster:
         try:
             ray.init(configure_logging=False, **settings)
         except (ConnectionError, RuntimeError, ValueError, RayError) as e:
-            raise RunError(f"no Ray cluster at {self.address or 'this machine'}: {e}") from None
+            raise RunError(
+                f"no Ray cluster at {self.address or 'this machine'}: {e}\n  fix: check the address"
+                "; where the cluster asks for a token, have it in ~/.ray/auth_token and set "
+                "RAY_AUTH_MODE=token"
+            ) from None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # ray.init sets its own
         self._started = True
@@ -152,7 +156,7 @@ class Worker:
                     [row] = stage.process([row])
             except BadVideo as e:
                 row["error"] = str(e)
-            except OutputError:
+            except (OutputError, NotStarted):
                 raise
             except Exception as e:  # a row must never cost another one
                 row["error"] = f"{type(stage).__name__}: {type(e).__name__}: {e}"
@@ -251,6 +255,8 @@ class _Pool:
         except RayTaskError as e:
             if isinstance(e.cause, OutputError):
                 raise OutputError(str(e.cause)) from None
+            if isinstance(e.cause, NotStarted):
+                raise RunError(f"{type(self.stages[0]).__name__}: {e.cause}") from None
             raise
         except LOST as e:
             self._bury(slot, e)

@@ -49,8 +49,7 @@ def run(settings: Settings, out: Folder) -> None:
     plans = plan_shards(
         rows, int(settings.export.shard_mb * 1e6), settings.export.shard_clips, settings.export.seed
     )
-    for place in ("shards", RECEIPTS, "presto", "presto/videos"):
-        (out / place).sweep()
+    _sweep(out)
     receipts = _pack(settings, out, plans, {row["clip_id"]: row for row in rows})
     _tidy(out, plans, receipts)
     shards = shards_table(receipts)
@@ -107,8 +106,15 @@ def _pack(
     return receipts
 
 
+def _sweep(out: Folder) -> None:
+    """Takes away what killed runs, and killed workers of this one, left half-written."""
+    for place in ("shards", RECEIPTS, "presto", "presto/videos"):
+        (out / place).sweep()
+
+
 def _tidy(out: Folder, plans: list[ShardPlan], receipts: list[Receipt]) -> None:
     """Takes away what an earlier selection left: shards, receipts and mp4s of no present clip."""
+    _sweep(out)
     wanted = {plan.name for plan in plans}
     packed = {row["clip_id"] for receipt in receipts for row in receipt.also if "path" in row}
     stale = [f"shards/{n}" for n in out.names("shards") if n not in wanted]

@@ -107,3 +107,19 @@ def test_a_plan_in_the_wrong_order_is_refused_with_the_mend():
     with pytest.raises(PlanError, match="reads 'n', which no earlier stage writes"):
         check_plan([Double()], ["video"])
     check_plan([Double()], ["n"])
+
+
+@dataclass
+class NeverReady(Stage):
+    needs = Needs(isolated=True)
+
+    def setup(self):
+        raise FileNotFoundError("weights.onnx")
+
+    def process(self, rows):
+        return rows
+
+
+def test_a_stage_that_cannot_be_set_up_stops_the_run_and_fails_no_row(cluster):
+    with pytest.raises(RunError, match=r"NeverReady: the isolated worker did not start: .*weights"):
+        list(cluster.stream([NeverReady()], rows(3)))

@@ -1,0 +1,89 @@
+"""The map of the repository holds: imports point one way, and what is written down is true."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from curation.records import SCORE_NAMES
+from curation.stage import Meter
+from pipelines.settings import ScoreSettings
+from stages.text import Text
+from stages.watch import CAPTION_SCORES, KEY_SCORES
+
+REPOSITORY = Path(__file__).parent.parent
+MAY_IMPORT = {
+    "curation": {"curation"},
+    "stages": {"curation", "stages"},
+    "pipelines": {"curation", "stages", "pipelines"},
+    "training": {"curation.records", "curation.measures", "training"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            # `from curation import records` imports curation.records
+            is_package = (REPOSITORY / (node.module or "").replace(".", "/")).is_dir()
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= set(names) if is_package else {node.module or ""}
+    return found
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((REPOSITORY / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_imports_point_one_way(folder):
+    assert sources(folder)
+    for path in sources(folder):
+        for name in imported(path):
+            if name.split(".")[0] not in MAY_IMPORT and name.split(".")[0] != "tests":
+                continue
+            allowed = any(name == ok or name.startswith(f"{ok}.") for ok in MAY_IMPORT[folder])
+            assert allowed, f"{path.relative_to(REPOSITORY)} imports {name}"
+
+
+def test_only_the_runner_knows_ray():
+    for folder in MAY_IMPORT:
+        for path in sources(folder):
+            if path.name != "runner.py":
+                assert "ray" not in {name.split(".")[0] for name in imported(path)}, path
+
+
+def test_every_score_is_written_by_exactly_one_part_or_needs_a_model():
+    watch = ScoreSettings().watch
+    meters = [m for m in vars(watch).values() if isinstance(m, Meter)]
+    assert len(meters) >= 5
+    written = [name for meter in meters for name in meter.writes]
+    written += [name for name in Text.writes if name in SCORE_NAMES]
+    written += [*KEY_SCORES, *CAPTION_SCORES]
+    assert set(written) <= set(SCORE_NAMES)
+    assert len(written) == len(set(written))
+    from pipelines.select import MEASURED
+
+    assert set(written) == set(MEASURED)
+
+
+def test_the_commands_that_the_readme_names_are_in_the_makefile():
+    targets = set(re.findall(r"^([a-z][a-z -]*):", (REPOSITORY / "Makefile").read_text(), re.M))
+    targets = {name for line in targets for name in line.split()}
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
+    for page in pages:
+        for name in re.findall(r"(?:^|`)make ([a-z][a-z-]*)", page.read_text(), re.M):
+            assert name in targets, f"{page.name}: make {name}"
+
+
+def test_the_modules_that_pages_name_are_there():
+    for page in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]:
+        for name in re.findall(r"python -m ([a-z_.]+[a-z_])", page.read_text()):
+            assert (REPOSITORY / f"{name.replace('.', '/')}.py").exists(), f"{page.name}: {name}"
