@@ -120,14 +120,17 @@ class Compare:
     def relit(self, before: Thumb, after: Thumb) -> float:
         """The amount of change when motion and then a smooth change of light are taken out.
 
-        The light is whatever makes wide means of the two pictures equal: it may go down on the
-        ground more than in the sky.
+        The light is what makes the means of the two pictures equal, be it over the whole or over
+        wide parts: it may go down on the ground more than in the sky. What explains more counts.
         """
         moved, new = (p.astype(np.float32) for p in (self._moved(before, after), after.luma))
         wide = (LIGHT_SIDE, LIGHT_SIDE)
-        light = (cv2.blur(new, wide) + NOISE) / (cv2.blur(moved, wide) + NOISE)
-        blocks = block_means(cv2.absdiff(moved * light, new))
-        return _amount(_relative(blocks, before, after))
+        lights = (
+            (new.mean() + NOISE) / (moved.mean() + NOISE),
+            (cv2.blur(new, wide) + NOISE) / (cv2.blur(moved, wide) + NOISE),
+        )
+        left = [block_means(np.abs(moved * light - new)) for light in lights]
+        return min(_amount(_relative(blocks, before, after)) for blocks in left)
 
     def changed(self, before: Thumb, after: Thumb) -> np.ndarray:
         """(h/4, w/4) bool: blocks that changed by more than their contrast."""
