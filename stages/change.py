@@ -26,6 +26,7 @@ RANGE = 2.0
 # an amount without any motion taken out below which no flow is computed: nothing can come of it
 STILL = 0.002
 
+LIGHT_SIDE = 49  # px of the thumb: light changes over a third of the picture, things within it
 DARK = 32  # grey levels: what is darker in both frames over whole rows or columns is a border
 # of the picture, and inside its borders, at one level: drawn, not filmed
 FLAT_SHARE, FLAT_INSIDE = 0.5, 0.3
@@ -78,33 +79,26 @@ def thumb(t_s: float, luma: np.ndarray) -> Thumb:
 
 
 def block_means(picture: np.ndarray) -> np.ndarray:
-    """(h, w) uint8 -> (h/4, w/4) float32."""
+    """(h, w) uint8 or float32 -> (h/4, w/4) float32."""
     height, width = picture.shape
     size = (width // BLOCK, height // BLOCK)
-    return cv2.resize(picture.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    return cv2.resize(picture.astype(np.float32, copy=False), size, interpolation=cv2.INTER_AREA)
 
 
 def may_differ(before: Thumb, after: Thumb, amount: float) -> bool:
-    """A cheap look at a pair: whether its change can be that large an amount at all."""
-    return _bound(before, after) >= amount and unmoved(before, after) >= amount
+    """A cheap look at a pair: whether its change can be that large an amount at all.
 
-
-def _bound(before: Thumb, after: Thumb) -> float:
-    """What the amount would be if no block had any contrast and a quarter of the picture were lit:
-    larger than `unmoved`, at a tenth of its cost.
+    No motion is taken out here. Taking it out can only lessen the change, but for where the flow
+    goes astray.
     """
-    size = after.luma.shape[1] // BLOCK, after.luma.shape[0] // BLOCK
     residual = cv2.absdiff(before.luma, after.luma)
+    size = residual.shape[1] // BLOCK, residual.shape[0] // BLOCK
     blocks = cv2.resize(residual, size, interpolation=cv2.INTER_AREA)
+    # what the amount would be if no block had any contrast and a quarter of the picture were lit
     above = cv2.subtract(blocks, np.full_like(blocks, int(MATCHED * NOISE)))
-    return 4 * cv2.mean(above)[0] / (RANGE * NOISE)
-
-
-def unmoved(before: Thumb, after: Thumb) -> float:
-    """The amount of change with no motion taken out. That can only be more, but for where the
-    flow goes astray.
-    """
-    return _amount(_relative(block_means(cv2.absdiff(before.luma, after.luma)), before, after))
+    if 4 * cv2.mean(above)[0] < amount * RANGE * NOISE:
+        return False
+    return _amount(_relative(blocks, before, after)) >= amount
 
 
 class Compare:
@@ -122,6 +116,21 @@ class Compare:
         changed = np.count_nonzero(relative > 1) / relative.size
         rest = float(np.median(_inside(blocks, before, after)))
         return Change(_amount(relative), changed, rest)
+
+    def relit(self, before: Thumb, after: Thumb) -> float:
+        """The amount of change when motion and then a smooth change of light are taken out.
+
+        The light is what makes the means of the two pictures equal, be it over the whole or over
+        wide parts: it may go down on the ground more than in the sky. What explains more counts.
+        """
+        moved, new = (p.astype(np.float32) for p in (self._moved(before, after), after.luma))
+        wide = (LIGHT_SIDE, LIGHT_SIDE)
+        lights = (
+            (new.mean() + NOISE) / (moved.mean() + NOISE),
+            (cv2.blur(new, wide) + NOISE) / (cv2.blur(moved, wide) + NOISE),
+        )
+        left = [block_means(np.abs(moved * light - new)) for light in lights]
+        return min(_amount(_relative(blocks, before, after)) for blocks in left)
 
     def changed(self, before: Thumb, after: Thumb) -> np.ndarray:
         """(h/4, w/4) bool: blocks that changed by more than their contrast."""

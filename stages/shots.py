@@ -49,7 +49,7 @@ class Shots(Meter):
 
     def start(self, video: VideoFacts) -> None:
         self._compare = Compare()
-        self._blends = Blends(lambda before, after: self._compare(before, after).amount)
+        self._blends = Blends(self._compare)
         self._frames: list[Thumb] = []  # the last second or so
         self._changes: list[Change | None] = []  # of each of them to the one before it, if known
         self._next = 1  # the next one to judge

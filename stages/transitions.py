@@ -9,14 +9,13 @@ structure.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
 import cv2
 import numpy as np
 
-from stages.change import Thumb
+from stages.change import Compare, Thumb
 
 SAMPLE_S = 0.03  # at least between two looks: every frame up to 30 fps
 # samples: 0.13 to 3.8 s; each fits mixes from 0.8 to 1.3 times as long
@@ -30,6 +29,10 @@ IN_PACE_SHARE = 0.6  # of the changed blocks
 UNLIKE = 0.3
 PLAIN = 0.2  # contrast relative to the other end: below it this end is black, white or plain
 UNMOVED = 0.1  # share of the picture that motion must leave unexplained between the two ends
+RELIT = 0.3  # the same after a change of light is taken out too: sun, clouds, exposure
+# grey levels: cameras don't leave the brightest parts of a picture that dark; a picture that goes
+# from there or to there, by that factor, is faded
+DARK_END, FADED = 64.0, 1.4
 EDGE = 0.03  # progress below which it has not begun, and the same at its end
 REACH = 0.25  # of the mean pace: where the mix goes slower than that it has begun or ended
 
@@ -50,10 +53,11 @@ class Mix:
 class Blends:
     """Fed with every thumb; keeps the block means of the last four seconds."""
 
-    # share of the picture that motion does not explain, between two thumbs
-    unexplained: Callable[[Thumb, Thumb], float]
+    compare: Compare
     _times_s: deque[float] = field(default_factory=lambda: deque(maxlen=2 * LENGTHS[-1] + 1))
     _means: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=2 * LENGTHS[-1] + 1))
+    # sum over the blocks of how far each has changed since the video's start, to and fro
+    _travelled: deque[float] = field(default_factory=lambda: deque(maxlen=LENGTHS[-1] + 1))
     _thumbs: deque[Thumb] = field(default_factory=lambda: deque(maxlen=LENGTHS[-1] + 1))
     _count: int = 0
     _open: list[Mix] = field(default_factory=list)
@@ -62,6 +66,8 @@ class Blends:
     def see(self, thumb: Thumb) -> None:
         if self._times_s and thumb.t_s - self._times_s[-1] < SAMPLE_S:
             return
+        travelled = cv2.norm(self._means[-1], thumb.means, cv2.NORM_L1) if self._means else 0.0
+        self._travelled.append(travelled + (self._travelled[-1] if self._travelled else 0.0))
         self._times_s.append(thumb.t_s)
         self._means.append(thumb.means)
         self._thumbs.append(thumb)
@@ -83,13 +89,21 @@ class Blends:
         return joined
 
     def _look(self, length: int) -> None:
+        first, last = self._means[-1 - length], self._means[-1]
+        least = CHANGED * CHANGED_SHARE / 2 * last.size
+        if self._travelled[-1] - self._travelled[-1 - length] < least:
+            return  # most windows end here: however they went, they have not come far enough
+        if cv2.norm(first, last, cv2.NORM_L1) < least:
+            return
         if any(mix.start_s <= self._times_s[-1 - length] for mix in self._open):
             return  # known already
-        ends = self._means[-1 - length], self._means[-1]
         quarters = [self._means[-1 - length + length * q // 4] for q in (1, 2, 3)]
-        if not is_mix(ends[0], quarters, ends[1]):
+        if not is_mix(first, quarters, last):
             return
-        if self.unexplained(self._thumbs[-1 - length], self._thumbs[-1]) < UNMOVED:
+        before, after = self._thumbs[-1 - length], self._thumbs[-1]
+        if self.compare(before, after).amount < UNMOVED:
+            return
+        if not is_fade(first, last) and self.compare.relit(before, after) < RELIT:
             return
         self._follow(length)
 
@@ -149,7 +163,7 @@ def is_mix(first: np.ndarray, quarters: list[np.ndarray], last: np.ndarray) -> b
         return False
     on = np.abs(first + last - 2 * quarters[1]) < 2 * PACE * size
     if np.count_nonzero(on & changed) < IN_PACE_SHARE / 2 * np.count_nonzero(changed):
-        return False  # and most others here: what moves
+        return False  # what moves, mostly
     area = lit(np.maximum(first, last))
     first, last, step, changed = first[area], last[area], step[area], changed[area]
     if changed.mean() < CHANGED_SHARE:
@@ -163,11 +177,26 @@ def is_mix(first: np.ndarray, quarters: list[np.ndarray], last: np.ndarray) -> b
 
 def alike(first: np.ndarray, last: np.ndarray) -> bool:
     """Whether two pictures show the same structure, be it in another light."""
-    details = [picture - cv2.blur(picture, (5, 5)) for picture in (first, last)]
-    powers = sorted(float(np.sum(d * d)) for d in details)
+    details = [_detail(picture) for picture in (first, last)]
+    powers = sorted(float(np.vdot(d, d)) for d in details)
     if powers[0] <= PLAIN**2 * powers[1]:
         return False
-    return float(np.sum(details[0] * details[1])) >= UNLIKE * (powers[0] * powers[1]) ** 0.5
+    return float(np.vdot(*details)) >= UNLIKE * (powers[0] * powers[1]) ** 0.5
+
+
+def is_fade(first: np.ndarray, last: np.ndarray) -> bool:
+    """Whether one end is plain, or darker than a camera would have it and than the other end."""
+    area = lit(np.maximum(first, last))
+    first, last = first[area], last[area]
+    plainest, other = sorted(float(np.vdot(d, d)) for d in (_detail(first), _detail(last)))
+    if plainest <= PLAIN**2 * other:
+        return True
+    darkest, brightest = sorted(float(np.percentile(p, 95)) for p in (first, last))
+    return darkest < DARK_END and brightest > FADED * darkest
+
+
+def _detail(means: np.ndarray) -> np.ndarray:
+    return means - cv2.blur(means, (5, 5))
 
 
 def lit(means: np.ndarray) -> tuple[slice, slice]:

@@ -106,6 +106,41 @@ def test_no_transition_is_seen_in(name, through):
     assert watch(through(UNCUT[name]())) == NOTHING
 
 
+def sway(i):  # a slow swing of three blocks' width to and fro
+    return 15 * np.sin(i / 75), 0.0
+
+
+def busy(i):
+    return 130 + 100 * np.sin(i / 30), 90
+
+
+HEIGHT = np.linspace(0, 1, 180, dtype=np.float32)[:, None]  # of each row, 0 at the top
+SHADE = texture(99, 180, 1200) / 255
+
+LIGHTS = {
+    "light that swings": lambda t: 0.85 + 0.15 * np.cos(t / 2),
+    "a sunset, darker on the ground": lambda t: 1.1 - (0.04 + 0.03 * HEIGHT) * t,
+    "clouds that pass": lambda t: 0.6 + 0.4 * SHADE[:, int(60 * t) : int(60 * t) + 320],
+    "exposure that adapts": lambda t: np.clip(1 - (t - 4) * 0.3, 0.5, 1),
+}
+
+
+@pytest.mark.parametrize("camera", [sway, wander], ids=["swaying", "in hand"])
+@pytest.mark.parametrize("name", LIGHTS)
+def test_a_slow_change_of_light_on_a_moving_camera_is_no_transition(name, camera):
+    film = [0.6 * f + 90 for f in scene(2, 250, camera=camera, thing=busy)]
+    assert watch(filmed([f * LIGHTS[name](i / FPS) for i, f in enumerate(film)])) == NOTHING
+
+
+@pytest.mark.parametrize("name", ["light that swings", "a sunset, darker on the ground"])
+def test_a_dissolve_in_changing_light_is_found_and_ends_where_it_ends(name):
+    film = mixed(scene(3, 120, camera=sway, thing=busy), scene(4, 120, camera=sway), 25)
+    found = watch(filmed([f * LIGHTS[name](i / FPS) for i, f in enumerate(film)]))
+    ((start_s, end_s),) = found.gradual
+    assert start_s == pytest.approx(95 / FPS, abs=0.25)
+    assert end_s == pytest.approx(120 / FPS, abs=0.25)
+
+
 def test_a_glitch_of_two_frames_splits_nothing():
     film = filmed(scene(1, 60, camera=wander))
     film[30:32] = filmed(scene(2, 2))
