@@ -70,7 +70,7 @@ def _build(kind: type[T], data: dict[str, Any], where: str, prefix: str = "") ->
         if not dataclasses.is_dataclass(hint):
             values[name] = _checked(hint, value, where, full)
         elif isinstance(value, dict):
-            values[name] = _build(hint, value, where, f"{full}.")
+            values[name] = _build(typing.cast(type, hint), value, where, f"{full}.")
         else:
             raise ConfigError(f"{where}: {full} is {value!r:.60}; expected settings below it")
     return kind(**values)

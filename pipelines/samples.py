@@ -32,8 +32,9 @@ def noise_texture(
     for octave in range(octaves):
         cells = 2 ** (octave + 2)
         grid = rng.random((cells * height // width + 2, cells + 1), np.float32)
-        total += cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC) / 1.35**octave
-    return cv2.normalize(total, None, 0, 1, cv2.NORM_MINMAX)
+        layer = cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+        total += np.asarray(layer / 1.35**octave, np.float32)
+    return (total - total.min()) / np.ptp(total)
 
 
 def tinted(texture: np.ndarray, dark: tuple, light: tuple) -> np.ndarray:
@@ -101,7 +102,9 @@ class _Thing:
     def drawn(cls, rng: np.random.Generator) -> _Thing:
         radius = int(rng.integers(45, 95))
         hue = int(rng.integers(180))
-        bright = cv2.cvtColor(np.uint8([[[hue, 210, 235]]]), cv2.COLOR_HSV2BGR)[0, 0]
+        bright = cv2.cvtColor(np.full((1, 1, 3), (hue, 210, 235), np.uint8), cv2.COLOR_HSV2BGR)[
+            0, 0
+        ]
         texture = noise_texture(rng, 2 * radius, 2 * radius, 4)
         skin = tinted(texture, tuple(bright * 0.45), tuple(bright))
         return cls(
@@ -177,13 +180,13 @@ def dissolve(a: Scene, b: Scene, seconds: float, over_s: float = 1.0) -> Frames:
             yield cv2.addWeighted(a.at(t_s), 1 - share, b.at(t_s), share, 0)
 
 
-def encode(frames: Frames, path: Path, width: int = WIDTH, crf: int = 23) -> None:
+def encode(frames: Frames, path: Path, width: int = WIDTH, crf: int = 20) -> None:
     """H.264 in mp4, a key frame every two seconds."""
     height = HEIGHT * width // WIDTH
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.options = {"crf": str(crf), "preset": "veryfast", "g": str(2 * FPS)}
+        stream.options = {"crf": str(crf), "preset": "ultrafast", "g": str(2 * FPS)}
         stream.codec_context.thread_count = 1
         for number, picture in enumerate(frames):
             if width != WIDTH:
@@ -221,7 +224,7 @@ def draw(folder: Path) -> None:
         "short.mp4": lambda p: encode(winter.frames(6), p),
         "copy_at_lower_quality.mp4": lambda p: encode(steady.frames(16), p, crf=30),
         "small_picture.mp4": lambda p: encode(winter.frames(16), p, width=640),
-        "broken.mp4": lambda p: p.write_bytes(b"\0\0\0\x18ftypisom" + bytes(64)),
+        "broken.mp4": _write_broken,
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, make in plans.items():
@@ -231,6 +234,11 @@ def draw(folder: Path) -> None:
             make(beside)
             beside.rename(target)
             print(f"drew {target}", flush=True)
+
+
+def _write_broken(path: Path) -> None:
+    """An MP4 that breaks off after its first box."""
+    path.write_bytes(b"\0\0\0\x18ftypisom" + bytes(64))
 
 
 def _joined(a: Scene, b: Scene) -> Frames:

@@ -108,6 +108,8 @@ def public_videos(videos: pa.Table) -> pa.Table:
     for name in ("takes", "clips"):
         count = pc.fill_null(pc.list_value_length(videos[name]), 0)
         videos = videos.set_column(videos.column_names.index(name), name, count)
-    order = ("video", "status", "error", "duration_s", "width", "height", "fps", "codec")
-    order = (*order, "cuts_s", "gradual", "takes", "clips")
+    order = [
+        *("video", "status", "error", "duration_s", "width", "height", "fps", "codec"),
+        *("cuts_s", "gradual", "takes", "clips"),
+    ]
     return videos.select([*order, *(c for c in videos.column_names if c not in order)])

@@ -69,7 +69,9 @@ def encode(bgr: np.ndarray) -> bytes:
 
 def decode(jpeg: bytes) -> np.ndarray:
     """JPEG -> (h, w, 3) BGR."""
-    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    bgr = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    assert bgr is not None
+    return bgr
 
 
 def shrink(jpeg: bytes, side: int) -> bytes:

@@ -153,12 +153,12 @@ def test_a_policy_that_needs_scores_without_a_scorer_is_refused_by_name():
     check_columns(policy, ["motion_dis", "motion_raft", "key_lpips"])
 
 
-DRAFTS = Path(__file__).parents[1] / "configs" / "policy-drafts"
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-def draft(name: str) -> Policy:
-    read = yaml.safe_load((DRAFTS / f"{name}.yaml").read_text())
-    return TypeAdapter(Policy).validate_python(read["policy"])
+def policy_of(name: str) -> Policy:
+    read = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    return TypeAdapter(Policy).validate_python(read["select"]["policy"])
 
 
 COSTLY = {"text_share": "TextArea"}
@@ -203,8 +203,8 @@ def test_table_4_is_refused_naming_the_three_scores_that_need_a_model(name):
     have = [c.name for c in records.SCORES if not c.model]
     named = ": aesthetic_laion_l14, motion_raft, key_lpips\n"
     with pytest.raises(PlanError, match=named):
-        check_columns(draft(name), have)
+        check_columns(policy_of(name), have)
 
 
 def test_the_local_policy_needs_no_model():
-    check_columns(draft("local"), [c.name for c in records.SCORES if not c.model])
+    check_columns(policy_of("local"), [c.name for c in records.SCORES if not c.model])

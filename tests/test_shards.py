@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_cut import draw
+from tests.test_cut import draw
 
 from curation.records import SCORE_NAMES, frames_sha256
 from curation.stage import BadVideo, OutputError

@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import zoo
+from tests import zoo
 
 from curation.isolate import Isolated, Unexpected
 from curation.planes import layout_of, reduce_frame, shrink
