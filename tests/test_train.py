@@ -48,6 +48,7 @@ SYSTEM = SystemConfig(
         interpolation_scale_w=1.0,
     ),
 )
+torch.set_num_threads(1)  # threads that wait for each other take longest where cores are busy
 CLIPS = Listed([clip(i) for i in range(5)])
 HELD_OUT = Listed([clip(i) for i in range(10, 12)])
 
