@@ -1,14 +1,16 @@
 # Everything installs into .venv; nothing but packages is downloaded.
 #   make curate                                        draws sample videos and curates them
 #   make curate INPUT=videos OUTPUT=out/mine CONFIG=configs/local.yaml ARGS="select.seed=1"
+#   make train                                         trains a tiny Presto on the output of `make curate`
 PYTHON ?= python3
 CONFIG ?= configs/local.yaml
 OUTPUT ?= out/samples-dataset
 SAMPLES ?= out/samples
+TRAIN ?= configs/train/smoke.yaml
 ARGS ?=
 RUN := .venv/bin/python
 
-.PHONY: curate score select reselect caption export test test-slow check bench-shots bench-score bench-ray bench-select
+.PHONY: curate train score select reselect caption export test test-slow check bench-shots bench-score bench-ray bench-select
 
 curate: .venv/base
 ifeq ($(strip $(INPUT)),)
@@ -18,6 +20,10 @@ endif
 
 score caption export: .venv/base
 	$(RUN) -m pipelines.$@ "$(CONFIG)" $(if $(INPUT),input="$(INPUT)") output="$(OUTPUT)" $(ARGS)
+
+# A tiny Presto on what `make curate` made: out/train-smoke/loss.png and samples/ are to be looked at.
+train: .venv/train
+	$(RUN) -m training.train "$(TRAIN)" data.dataset="$(OUTPUT)" $(ARGS)
 
 # Another policy on what is scored already: seconds, no decode.
 select reselect: .venv/base
@@ -32,7 +38,7 @@ test-slow: .venv/dev
 check: .venv/dev
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/mypy curation stages pipelines
+	.venv/bin/mypy curation stages pipelines training
 
 # One command per number in docs/benchmarks.md; ARGS="--quick" and the like are passed on.
 bench-shots: BENCHMARK := shots
@@ -45,6 +51,10 @@ bench-shots bench-score bench-ray bench-select: .venv/dev
 .venv/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install -q -c constraints.txt -e .
+	touch $@
+
+.venv/train: .venv/base
+	.venv/bin/pip install -q -c constraints.txt -e ".[train]"
 	touch $@
 
 .venv/dev: .venv/base

@@ -47,8 +47,13 @@ def load(kind: type[T], path: str | Path | None, overrides: Sequence[str] = ()) 
         name, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"{item!r}: expected key=value, for example select.seed=1")
+<<<<<<< HEAD
         _set(data, name, _value(kind, name, value))
     return _build(kind, data, str(path or "command line"))
+=======
+        _set(data, name, yaml.safe_load(value) if value else None)
+    return build(kind, data, str(path or "command line"))
+>>>>>>> training
 
 
 def _value(kind: Any, dotted: str, text: str) -> Any:
@@ -79,7 +84,7 @@ def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
     data[last] = value
 
 
-def _build(kind: type[T], data: dict[str, Any], where: str, prefix: str = "") -> T:
+def build(kind: type[T], data: dict[str, Any], where: str, prefix: str = "") -> T:
     """A dataclass from plain data, checked field by field; absent fields have their default."""
     hints = typing.get_type_hints(kind, include_extras=True)
     known = [f.name for f in dataclasses.fields(kind) if f.init]  # type: ignore[arg-type]
@@ -95,7 +100,7 @@ def _build(kind: type[T], data: dict[str, Any], where: str, prefix: str = "") ->
         if not dataclasses.is_dataclass(hint):
             values[name] = _checked(hint, value, where, full)
         elif isinstance(value, dict):
-            values[name] = _build(typing.cast(type, hint), value, where, f"{full}.")
+            values[name] = build(typing.cast(type, hint), value, where, f"{full}.")
         else:
             raise ConfigError(f"{where}: {full} is {value!r:.60}; expected settings below it")
     return kind(**values)

@@ -1,0 +1,375 @@
+import math
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tensorboard")
+pytest.importorskip("matplotlib")
+
+from curation import config
+from curation.config import ConfigError
+from tests.drawn_clips import clip, dataset, row
+from training import checkpoint
+from training.checkpoint import CheckpointError
+from training.clips import Listed, Size
+from training.codecs import Pixel
+from training.data import Batch, generator
+from training.diffusion import DiffusionConfig
+from training.model import ModelConfig
+from training.sample import SampleConfig, open_system, read_script, sample, write_mp4
+from training.sample import main as sample_main
+from training.system import Script, System, SystemConfig
+from training.text import Bytes, BytesConfig
+from training.train import (
+    Diverged,
+    TrainConfig,
+    batch_loss,
+    build,
+    dropped,
+    dry_run,
+    main,
+    train,
+    validation_loss,
+)
+
+SYSTEM = SystemConfig(
+    size=Size(4, 16, 16),
+    codec=Pixel(2, 4),
+    text=BytesConfig(width=12, heads=2, layers=1, max_bytes=40),
+    model=ModelConfig(
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        interpolation_scale_t=1.0,
+        interpolation_scale_h=1.0,
+        interpolation_scale_w=1.0,
+    ),
+)
+torch.set_num_threads(1)  # threads that wait for each other take longest where cores are busy
+CLIPS = Listed([clip(i) for i in range(5)])
+HELD_OUT = Listed([clip(i) for i in range(10, 12)])
+
+
+def settings(folder, **changes) -> TrainConfig:
+    base = TrainConfig(
+        run_dir=str(folder),
+        steps=6,
+        batch=2,
+        accumulate=2,
+        lr=1e-2,
+        warmup_steps=2,
+        precision="fp32",
+        save_every=3,
+        validation_clips=2,
+        system=SYSTEM,
+        sample=SampleConfig(steps=2),
+    )
+    return replace(base, data=replace(base.data, workers=0), **changes)
+
+
+def state(folder, step=6) -> dict:
+    return checkpoint.load(checkpoint.path_of(folder, step))
+
+
+def equal(one, two) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(equal(one[k], two[k]) for k in one)
+    if isinstance(one, list):
+        return len(one) == len(two) and all(map(equal, one, two))
+    return one == two
+
+
+# ---------------------------------------------------------------- going on
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(settings(folder), CLIPS, HELD_OUT)
+
+
+@pytest.mark.parametrize("first", [2, 3, 5])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, whole, first):
+    folder, losses = whole
+    before = train(settings(tmp_path, steps=first), CLIPS, HELD_OUT)
+    after = train(settings(tmp_path), CLIPS, HELD_OUT)
+    assert len(before) == first
+    assert before + after == losses
+    one, two = state(folder), state(tmp_path)
+    for part in ("system", "ema", "optimizer", "best", "step"):
+        assert equal(one[part], two[part]), part
+
+
+def test_a_run_that_was_killed_between_checkpoints_goes_on_from_the_last(tmp_path, whole):
+    folder, losses = whole
+    stopped = []
+
+    class Cut(Listed):
+        def __getitem__(self, index):
+            stopped.append(index)
+            if len(stopped) > 18:  # in step 5
+                raise KeyboardInterrupt
+            return super().__getitem__(index)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(tmp_path), Cut(CLIPS.clips), HELD_OUT)
+    assert train(settings(tmp_path), CLIPS, HELD_OUT) == losses[3:]
+    logged = (tmp_path / "metrics.csv").read_text()
+    assert [line for line in logged.splitlines() if ",loss," in line] == [
+        f"{step},loss,{loss!r}" for step, loss in enumerate(losses, 1)
+    ]
+
+
+def test_workers_change_no_loss(tmp_path, whole):
+    two = settings(tmp_path, steps=3)
+    two = replace(two, data=replace(two.data, workers=2))
+    assert train(two, CLIPS, HELD_OUT) == whole[1][:3]
+
+
+def test_micro_batches_change_the_loss_by_rounding_alone(tmp_path, whole):
+    one_by_one = train(settings(tmp_path, batch=1, accumulate=4, steps=3), CLIPS, HELD_OUT)
+    assert one_by_one == pytest.approx(whole[1][:3], rel=1e-4)
+
+
+def test_a_finished_run_does_nothing_more(whole):
+    folder, _ = whole
+    assert train(settings(folder), CLIPS, HELD_OUT) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 1}, r"seed: 0 -> 1"),
+        ({"batch": 4}, r"batch: 2 -> 4"),
+        ({"system": replace(SYSTEM, mode="isolated")}, r"system.mode: 'overlapped' -> 'isolated'"),
+        ({"diffusion": DiffusionConfig("v")}, r"diffusion.objective: 'epsilon' -> 'v'"),
+    ],
+)
+def test_a_run_can_t_go_on_as_another(whole, change, said):
+    with pytest.raises(ConfigError, match=said + r".*undo that, or give a new run_dir"):
+        train(settings(whole[0], **change), CLIPS, HELD_OUT)
+
+
+def test_a_run_can_t_go_on_with_other_clips(whole):
+    with pytest.raises(ConfigError, match="other clips in"):
+        train(settings(whole[0]), HELD_OUT)
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def test_the_last_checkpoints_and_the_best_one_are_kept(tmp_path):
+    for step, best in ((1, True), (2, True), (3, False), (4, False)):
+        checkpoint.save(tmp_path, step, {"step": step}, keep=2, best=best)
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == ["best.pt", "step-00000003.pt", "step-00000004.pt"]
+    assert checkpoint.load(tmp_path / "checkpoints" / "best.pt")["step"] == 2
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, {"step": 1}, keep=1)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("training.checkpoint.os.fsync", full)
+    with pytest.raises(CheckpointError, match=r"No space left.*last good checkpoint: .*01.pt"):
+        checkpoint.save(tmp_path, 2, {"step": 2}, keep=1)
+    monkeypatch.undo()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001.pt"]
+    assert checkpoint.load(checkpoint.saved(tmp_path)[-1])["step"] == 1
+
+
+def test_a_damaged_checkpoint_is_named_and_code_in_it_does_not_run(tmp_path):
+    path = checkpoint.save(tmp_path, 1, {"x": torch.ones(1000)}, keep=1)
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(CheckpointError, match=r"01.pt: not a whole checkpoint"):
+        checkpoint.load(path)
+
+    class Harm:
+        def __reduce__(self):
+            return (tmp_path.joinpath("harm").touch, ())
+
+    torch.save({"format": 1, "x": Harm()}, path)
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+        checkpoint.load(path)
+    assert not (tmp_path / "harm").exists()
+    torch.save([1], path)
+    with pytest.raises(CheckpointError, match="not a checkpoint of training.train"):
+        checkpoint.load(path)
+    with pytest.raises(CheckpointError, match="no such file"):
+        checkpoint.load(tmp_path / "none.pt")
+
+
+# ---------------------------------------------------------------- stopping
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_its_checkpoint(tmp_path):
+    with pytest.raises(Diverged, match=r"step \d+: loss .*go on from it with a lower lr"):
+        train(settings(tmp_path, lr=1e30, warmup_steps=0, save_every=1), CLIPS)
+    last = checkpoint.load(checkpoint.saved(tmp_path)[-1])
+    assert last["step"] >= 1
+
+
+def test_a_bad_sample_stops_the_run_with_its_name(tmp_path):
+    folder = dataset(tmp_path / "data", [row(i) for i in range(3)])
+    (folder / "shards" / "train-000000.tar").unlink()
+    with pytest.raises(SystemExit, match=r"BadData: .*clip [0-9a-f]{24} in .*pack the dataset"):
+        main([written(tmp_path, settings(tmp_path / "run")), f"data.dataset={folder}"])
+
+
+def written(tmp_path, cfg) -> str:
+    import yaml
+
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.as_dict(cfg)))
+    return str(path)
+
+
+def test_a_wrong_setting_and_a_missing_dataset_are_said_in_one_line(tmp_path):
+    path = written(tmp_path, settings(tmp_path / "run"))
+    with pytest.raises(SystemExit, match="ConfigError: .*leraning_rate is not a setting"):
+        main([path, "leraning_rate=1"])
+    with pytest.raises(SystemExit, match=r"BadData: .*shards.parquet: no such file"):
+        main([path, f"data.dataset={tmp_path}"])
+    with pytest.raises(SystemExit, match="ValueError: 4 frames of 16 x 16 px: expected multiples"):
+        folder = dataset(tmp_path / "data", [row(0)])
+        main([path, f"data.dataset={folder}", "system.codec.frames=3"])
+
+
+def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(tmp_path, capsys):
+    dry_run(settings(tmp_path / "run"), CLIPS)
+    said = capsys.readouterr().out
+    assert "5 clips, 8 tokens a sample" in said
+    assert "an epoch: 1.2 steps" in said
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- what is learned
+
+
+def test_dropped_captions_are_empty_at_the_rates_that_were_asked():
+    script = Script([(0, 1), (1, 2), (2, 3)], ["a", "b", "c"])
+    drawn = [dropped(script, 0.1, 0.05, generator(0, i)).captions for i in range(4000)]
+    none = sum(texts == ["", "", ""] for texts in drawn) / 4000
+    some = sum(texts.count("") in (1, 2) for texts in drawn) / 4000
+    assert none == pytest.approx(0.1, abs=0.015)
+    assert some == pytest.approx(0.9 * (1 - 0.95**3), abs=0.02)
+    assert dropped(script, 0, 0, generator(0)) == script
+
+
+def test_a_sample_s_loss_does_not_depend_on_its_neighbours():
+    cfg = settings("unused")
+    system = build(cfg).system
+    torch.nn.init.normal_(system.presto.proj_out.weight)  # silent at the start: all would be equal
+    clips = CLIPS.clips
+    alone = [batch_loss(system, Batch([i], [clips[i]]), cfg)[0].item() for i in range(3)]
+    together = batch_loss(system, Batch([0, 1, 2], clips[:3]), cfg)[0].item()
+    assert together == pytest.approx(sum(alone) / 3, rel=1e-4)
+    assert len(set(alone)) == 3
+    other = batch_loss(system, Batch([7], [clips[0]]), cfg)[0].item()
+    assert other != alone[0]  # another number, another noise
+
+
+def test_validation_repeats_to_the_bit_and_needs_clips():
+    cfg = settings("unused")
+    system = build(cfg).system
+    first = validation_loss(system, HELD_OUT, cfg)
+    assert first is not None
+    assert math.isfinite(first)
+    assert validation_loss(system, HELD_OUT, cfg) == first
+    assert validation_loss(system, None, cfg) is None
+    assert validation_loss(system, Listed([]), cfg) is None
+
+
+def test_patches_of_pixels_come_back_to_the_bit():
+    video = torch.randint(0, 256, (2, 6, 8, 12, 3), dtype=torch.uint8)
+    latents = Pixel(3, 2).encode(video)
+    assert latents.shape == (2, 36, *Pixel(3, 2).latent_size(Size(6, 8, 12)))
+    assert latents.abs().max() <= 1
+    assert torch.equal(Pixel(3, 2).decode(latents), video)
+    moved = video.clone()
+    moved[0, 4, 5, 7] ^= 255
+    changed = (Pixel(3, 2).encode(moved) != latents).any(1).nonzero()
+    assert changed.tolist() == [[0, 1, 2, 3]]  # its own patch and no other
+
+
+def test_a_caption_s_tokens_do_not_depend_on_the_captions_beside_it():
+    torch.manual_seed(0)
+    encoder = Bytes(BytesConfig(width=12, heads=2, layers=2, max_bytes=20))
+    text = encoder([["a red boat", ""], ["ä", "x" * 50]])
+    assert text.lengths == [[11, 1], [3, 21]]
+    alone = encoder([["ä"]])
+    assert torch.allclose(text.tokens[12:15], alone.tokens, atol=1e-6)
+    assert not torch.allclose(encoder([["ab"]]).tokens[:2], encoder([["ba"]]).tokens[[1, 0]])
+
+
+# ---------------------------------------------------------------- sampling
+
+
+def test_a_run_ends_with_a_video_a_picture_and_a_curve(whole):
+    folder, _ = whole
+    names = {p.name for p in (folder / "samples").iterdir()}
+    assert names == {"step-00000006.mp4", "step-00000006.png"}
+    with av.open(str(folder / "samples" / "step-00000006.mp4")) as file:
+        frames = [f.to_ndarray(format="rgb24") for f in file.decode(video=0)]
+        assert [f.shape for f in frames] == [(16, 16, 3)] * 4
+        assert float(file.streams.video[0].average_rate) == 2  # four frames over two seconds
+    assert (folder / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((folder / "tensorboard").iterdir())
+    assert (folder / "checkpoints" / "best.pt").exists()
+
+
+def test_a_seed_gives_one_video_and_another_seed_another(tmp_path, whole):
+    path = str(checkpoint.path_of(whole[0], 6))
+    videos = []
+    for number, seed in enumerate((1, 1, 2)):
+        out = tmp_path / f"{number}.mp4"
+        sample_main([path, str(out), "one", "two", "steps=3", f"seed={seed}", "duration_s=2"])
+        videos.append(out.read_bytes())
+    assert videos[0] == videos[1] != videos[2]
+
+
+def test_all_objectives_can_be_sampled_with_any_number_of_captions():
+    torch.manual_seed(0)
+    system = System(SYSTEM)
+    for objective in ("epsilon", "v", "flow"):
+        for count in (1, 2, 5):
+            script = read_script(["text"] * count, 15.0)
+            video = sample(system, script, DiffusionConfig(objective), SampleConfig(steps=2))
+            assert video.shape == (4, 16, 16, 3)
+
+
+def test_captions_are_read_as_texts_or_with_their_times(tmp_path):
+    path = tmp_path / "captions.json"
+    for text in ('{"sub_captions": [%s]}', "[%s]"):
+        path.write_text(text % '{"start_s": 0, "end_s": 4.5, "text": "a"}')
+        assert read_script([str(path)], 15.0) == Script([(0.0, 4.5)], ["a"])
+    assert read_script(["a", "b"], 4.0) == Script([(0.0, 2.0), (2.0, 4.0)], ["a", "b"])
+    for bad in ("[]", "{}", "[1]", '[{"text": "a"}]', "7", "nonsense"):
+        path.write_text(bad)
+        with pytest.raises(ConfigError, match="captions are|not valid JSON"):
+            read_script([str(path)], 15.0)
+
+
+def test_one_caption_for_the_whole_clip_is_a_mode_of_its_own(tmp_path):
+    single = settings(tmp_path, steps=1, system=replace(SYSTEM, mode="single"))
+    assert len(train(single, CLIPS)) == 1
+    system, diffusion = open_system(checkpoint.path_of(tmp_path, 1))
+    with pytest.raises(ConfigError, match="trained with one for the whole clip"):
+        sample(system, read_script(["a", "b"], 15.0), diffusion, SampleConfig(steps=1))
+
+
+def test_a_written_video_shows_what_it_was_given(tmp_path):
+    video = torch.zeros(6, 32, 48, 3, dtype=torch.uint8)
+    video[3:, :, :24] = 200
+    write_mp4(video, tmp_path / "out.mp4", 3.0)
+    with av.open(str(tmp_path / "out.mp4")) as file:
+        assert file.streams.video[0].duration * file.streams.video[0].time_base == 3
+        frames = np.stack([f.to_ndarray(format="rgb24") for f in file.decode(video=0)])
+    assert np.abs(frames.astype(int) - video.numpy()).mean() < 4

@@ -1,0 +1,160 @@
+"""What a run says of itself: a line on the terminal, metrics.csv, TensorBoard, a curve to look at.
+
+MFU is 3 x the network's forward FLOPs x samples / time / peak; recomputation is not counted. The
+peak is that of a matrix product measured on the same device when the run starts.
+"""
+
+from __future__ import annotations
+
+import csv
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+
+def peak_flops(device: torch.device) -> float:
+    """FLOP/s of a large square product, the best of a few: bf16 on a GPU, fp32 on a CPU."""
+    cuda = device.type == "cuda"
+    n, dtype, repeats = (8192, torch.bfloat16, 4) if cuda else (1024, torch.float32, 20)
+    a = torch.ones(n, n, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(repeats):
+        _finish(device)
+        start = time.perf_counter()
+        a @ a
+        _finish(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Of the GPU, or of this process where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Log:
+    """metrics.csv and TensorBoard in the run's folder, a line on the terminal now and then.
+
+    A run that goes on from a checkpoint forgets what it had logged after it.
+    """
+
+    def __init__(self, run_dir: str | Path, step: int, every: int, device: torch.device):
+        folder = Path(run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path, self.every, self.device = folder / "metrics.csv", every, device
+        kept = [row for row in read_metrics(self.path) if int(row["step"]) <= step]
+        self._write(kept)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._peak = peak_flops(device)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._since, self._steps = time.perf_counter(), 0
+        self._sums = dict.fromkeys(("loss", "wait_s", "tokens", "flops"), 0.0)
+
+    def step(self, step: int, steps: int, values: dict[str, float]) -> None:
+        """values: loss, gradient norm, lr, wait_s, tokens and flops of one step."""
+        self._steps += 1
+        for name in self._sums:
+            self._sums[name] += values[name]
+        shown = {name: values[name] for name in ("loss", "norm", "lr")}
+        if step % self.every == 0 or step == steps:
+            _finish(self.device)
+            shown |= self._rates()
+            print(
+                f"step {step}/{steps}  loss {self._sums['loss'] / self._steps:.4f}"
+                f"  {shown['step_s']:.2f} s/step  {shown['tokens_per_s']:,.0f} tokens/s"
+                f"  MFU {shown['mfu']:.0%}  data wait {shown['data_wait']:.0%}"
+                f"  peak {shown['memory_gb']:.1f} GB",
+                flush=True,
+            )
+            self._begin()
+        self.add(step, shown)
+
+    def _rates(self) -> dict[str, float]:
+        took = time.perf_counter() - self._since
+        return {
+            "step_s": took / self._steps,
+            "tokens_per_s": self._sums["tokens"] / took,
+            "mfu": self._sums["flops"] / took / self._peak,
+            "data_wait": self._sums["wait_s"] / took,
+            "memory_gb": peak_memory_gb(self.device),
+        }
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerows((step, name, repr(v)) for name, v in values.items())
+
+    def pause(self) -> None:
+        """What took place since the last line (a validation, say) is not a step's time."""
+        if not self._steps:
+            self._since = time.perf_counter()
+
+    def close(self) -> None:
+        self._board.close()
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        part = self.path.with_suffix(".part")
+        with part.open("w", newline="") as file:
+            out = csv.DictWriter(file, ("step", "name", "value"))
+            out.writeheader()
+            out.writerows(rows)
+        part.replace(self.path)
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Rows with step, name and value; a last line that was cut off is left out."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]
+
+
+def draw_curve(run_dir: str | Path) -> Path:
+    """loss.png: the loss of every step, its mean over a twentieth of the run, and validation's."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(Path(run_dir, "metrics.csv"))
+
+    def line(name: str) -> tuple[list[int], list[float]]:
+        found = [(int(r["step"]), float(r["value"])) for r in rows if r["name"] == name]
+        return [s for s, _ in found], [v for _, v in found]
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    steps, losses = line("loss")
+    window = max(1, len(losses) // 20)
+    means = [
+        sum(losses[max(0, i - window) : i + 1]) / min(i + 1, window + 1) for i in range(len(losses))
+    ]
+    axes.plot(steps, losses, color="0.8", linewidth=0.8, label="loss of a step")
+    axes.plot(steps, means, color="C0", label=f"mean of {window + 1} steps")
+    if line("validation_loss")[0]:
+        axes.plot(*line("validation_loss"), "o-", color="C1", label="validation, fixed times, EMA")
+    axes.set(xlabel="step", ylabel="loss")
+    if losses and min(losses) > 0:
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    path = Path(run_dir, "loss.png")
+    part = path.with_suffix(".part")
+    figure.savefig(part, format="png", dpi=120)
+    part.replace(path)
+    return path

@@ -1,0 +1,321 @@
+"""Train Presto on the clips of a dataset.
+
+    python -m training.train CONFIG [--dry-run] [key=value …]
+
+Interrupted anywhere, the same command goes on from the last checkpoint, and every loss is the one
+that an uninterrupted run would have had. --dry-run builds everything, runs one step, prints memory
+and time, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cv2
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+
+from curation import config
+from curation.config import ConfigError
+from training import checkpoint
+from training.checkpoint import CheckpointError
+from training.clips import BadData, Clip, Shards, Source
+from training.data import Batch, DataConfig, Share, fingerprint, generator, stream
+from training.diffusion import DiffusionConfig, denoising_loss, draw_noise, draw_t
+from training.log import Log, draw_curve, peak_memory_gb
+from training.model import Keep
+from training.sample import SampleConfig, sample, write_mp4
+from training.system import Script, System, SystemConfig
+
+Share01 = Annotated[float, Ge(0), Le(1)]
+VALIDATION_TIMES = 8  # fixed: (i + 0.5) / 8 of the way from clean to noise
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    run_dir: str = "out/train"
+    steps: Annotated[int, Ge(1)] = 1000
+    batch: Annotated[int, Ge(1)] = 1  # samples at a time
+    accumulate: Annotated[int, Ge(1)] = 1  # batches per step
+    seed: int = 0
+    lr: Annotated[float, Gt(0)] = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: Annotated[float, Ge(0)] = 1e-2
+    warmup_steps: Annotated[int, Ge(0)] = 100  # the rate grows to `lr` and stays there
+    max_norm: Annotated[float, Gt(0)] = 1.0  # of the gradient
+    ema_decay: Share01 = 0.9999  # less in the first steps: (1 + step) / (10 + step)
+    drop_all: Share01 = 0.1  # of the samples: no caption at all, which guidance samples from
+    drop_one: Share01 = 0.02  # of the captions of the others
+    precision: Literal["bf16", "fp32"] = "bf16"  # of the products; weights are fp32
+    keep_activations: Keep = "all"  # see Presto.keep
+    compile: bool = False
+    save_every: Annotated[int, Ge(1)] = 500  # steps; a validation goes before each
+    keep_checkpoints: Annotated[int, Ge(1)] = 2
+    validation_clips: Annotated[int, Ge(0)] = 16  # at most
+    sample_every: Annotated[int, Ge(0)] = 0  # steps; 0: at the end alone
+    log_every: Annotated[int, Ge(1)] = 10
+    data: DataConfig = field(default_factory=DataConfig)
+    system: SystemConfig = field(default_factory=SystemConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+    @property
+    def samples(self) -> int:
+        """Per step."""
+        return self.batch * self.accumulate
+
+
+class Diverged(Exception):
+    """The loss or its gradient is no number any more."""
+
+
+@dataclass
+class Run:
+    """What training changes."""
+
+    system: System
+    ema: System
+    optimizer: torch.optim.AdamW
+    best: float = float("inf")  # validation loss
+
+
+def train(cfg: TrainConfig, source: Source, held_out: Source | None = None) -> list[float]:
+    """The losses of the steps that this call made, those before a resumed one not included."""
+    run = build(cfg)
+    step = restore(cfg, run, source)
+    batches = stream(source, Share(cfg.batch), cfg.seed, step * cfg.samples, cfg.data.workers)
+    log = Log(cfg.run_dir, step, cfg.log_every, device_of(run.system))
+    losses = []
+    while step < cfg.steps:
+        values = one_step(run, batches, cfg, step)
+        step += 1
+        losses.append(values["loss"])
+        log.step(step, cfg.steps, values)
+        if step % cfg.save_every == 0 or step == cfg.steps:
+            loss = validation_loss(run.ema, held_out, cfg)
+            if loss is not None:
+                print(f"step {step}/{cfg.steps}  validation loss {loss:.4f}", flush=True)
+                log.add(step, {"validation_loss": loss})
+            save(cfg, step, run, source, loss)
+        if step == cfg.steps or (cfg.sample_every and step % cfg.sample_every == 0):
+            show(cfg, step, run.ema, source[0])
+        log.pause()
+    log.close()
+    return losses
+
+
+def one_step(run: Run, batches: Iterator[Batch], cfg: TrainConfig, step: int) -> dict[str, float]:
+    """Accumulates gradients, checks them, moves the weights and their average."""
+    values = dict.fromkeys(("loss", "wait_s", "tokens", "flops"), 0.0)
+    start = time.perf_counter()
+    for batch in islice(batches, cfg.accumulate):
+        values["wait_s"] += time.perf_counter() - start
+        loss, work = batch_loss(run.system, batch, cfg)
+        (loss / cfg.accumulate).backward()
+        values["loss"] += loss.item() / cfg.accumulate
+        values["tokens"] += work["tokens"]
+        values["flops"] += work["flops"]
+        start = time.perf_counter()
+    norm = torch.nn.utils.clip_grad_norm_(run.system.parameters(), cfg.max_norm)
+    if not norm.isfinite() or not np.isfinite(values["loss"]):
+        raise Diverged(
+            f"step {step + 1}: loss {values['loss']}, gradient norm {norm.item()}; samples "
+            f"{step * cfg.samples} to {(step + 1) * cfg.samples - 1}. The last checkpoint in "
+            f"{cfg.run_dir} is sound: go on from it with a lower lr or another seed"
+        )
+    values["lr"] = cfg.lr * min(1.0, (step + 1) / max(1, cfg.warmup_steps))
+    values["norm"] = norm.item()
+    for group in run.optimizer.param_groups:
+        group["lr"] = values["lr"]
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    decay = min(cfg.ema_decay, (1 + step) / (10 + step))
+    averages: list[Tensor] = list(run.ema.parameters())
+    weights: list[Tensor] = list(run.system.parameters())
+    with torch.no_grad():
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+    return values
+
+
+def batch_loss(system: System, batch: Batch, cfg: TrainConfig) -> tuple[Tensor, dict[str, float]]:
+    """Mean loss of a batch, and its tokens and FLOPs. All chance hangs on the samples' numbers."""
+    latents = system.codec.encode(batch.video.to(device_of(system)))
+    rngs = [generator(cfg.seed, "sample", number) for number in batch.numbers]
+    t = torch.cat([draw_t(1, cfg.diffusion, rng) for rng in rngs])
+    each = zip(latents.split(1), rngs, strict=True)
+    noise = torch.cat([draw_noise(x, cfg.diffusion, rng) for x, rng in each])
+    scripts = [
+        dropped(Script.of(clip, system.cfg.mode), cfg.drop_all, cfg.drop_one, rng)
+        for clip, rng in zip(batch.clips, rngs, strict=True)
+    ]
+    text_tokens = []
+
+    def predict(noisy: Tensor, t: Tensor) -> Tensor:
+        text, schedules = system.read(scripts), system.schedules(scripts)
+        for weights, lengths in zip(schedules, text.lengths, strict=True):
+            heard = (weights > 0).double().T @ torch.tensor(lengths, dtype=torch.float64)
+            text_tokens.append(heard.mean().item())
+        return system.presto(noisy, t, text, schedules)
+
+    with autocast(cfg, latents.device):
+        loss = denoising_loss(predict, latents, noise, t, cfg.diffusion).mean()
+    frames, rows, columns = system.grid
+    flops = sum(map(system.training_flops, text_tokens))
+    return loss, {"tokens": len(t) * frames * rows * columns, "flops": flops}
+
+
+def dropped(script: Script, drop_all: float, drop_one: float, rng: torch.Generator) -> Script:
+    """The script without some of its captions: an empty text is what stands for none."""
+    chances = torch.rand(1 + len(script.captions), generator=rng).tolist()
+    silent = [chances[0] < drop_all or chance < drop_one for chance in chances[1:]]
+    texts = ["" if s else text for s, text in zip(silent, script.captions, strict=True)]
+    return Script(script.spans, texts)
+
+
+@torch.no_grad()
+def validation_loss(system: System, source: Source | None, cfg: TrainConfig) -> float | None:
+    """The objective at fixed times with fixed noise: comparable from step to step. None where there
+    are no clips."""
+    if source is None:
+        return None
+    device, losses = device_of(system), []
+    for index in range(min(cfg.validation_clips, len(source.clip_ids))):
+        clip = source[index]
+        predict = partial(system, scripts=[Script.of(clip, system.cfg.mode)])
+        latents = system.codec.encode(clip.video[None].to(device))
+        for i in range(VALIDATION_TIMES):
+            noise = draw_noise(latents, cfg.diffusion, generator(cfg.seed, "validation", index, i))
+            t = torch.tensor([float(int(1000 * (i + 0.5) / VALIDATION_TIMES))])
+            with autocast(cfg, device):
+                loss = denoising_loss(predict, latents, noise, t, cfg.diffusion)
+            losses.append(loss.item())
+    return sum(losses) / len(losses) if losses else None
+
+
+def show(cfg: TrainConfig, step: int, ema: System, clip: Clip) -> None:
+    """Samples a training clip's captions: the mp4, and a picture with the clip's own frames above
+    the sample's."""
+    script = Script.of(clip, cfg.system.mode)
+    with autocast(cfg, device_of(ema)):
+        video = sample(ema, script, cfg.diffusion, cfg.sample)
+    base = Path(cfg.run_dir, "samples", f"step-{step:08d}")
+    write_mp4(video, base.with_suffix(".mp4"), clip.duration_s)
+    times = [(a + b) / 2 / clip.duration_s for a, b in clip.spans]
+    rows = [[v[int(t * len(v))].numpy() for t in times] for v in (clip.video, video)]
+    sheet = np.vstack([np.hstack(row) for row in rows])
+    cv2.imwrite(str(base.with_suffix(".png")), sheet[..., ::-1])
+    print(f"{draw_curve(cfg.run_dir)}  {base}.mp4  {base}.png", flush=True)
+
+
+# ---- starting, going on, stopping
+
+
+def build(cfg: TrainConfig) -> Run:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(cfg.seed)
+    system = System(cfg.system).to(device)
+    ema = copy.deepcopy(system).requires_grad_(False).eval()
+    system.presto.keep(cfg.keep_activations)
+    if cfg.compile:
+        system.presto.compile_blocks()
+    optimizer = torch.optim.AdamW(
+        system.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay
+    )
+    return Run(system, ema, optimizer)
+
+
+def device_of(system: System) -> torch.device:
+    return next(system.parameters()).device
+
+
+def autocast(cfg: TrainConfig, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16")
+
+
+def save(cfg: TrainConfig, step: int, run: Run, source: Source, loss: float | None) -> None:
+    best = loss is not None and loss < run.best
+    run.best = loss if best and loss is not None else run.best
+    state = {
+        "step": step,
+        "system": run.system.state_dict(),
+        "ema": run.ema.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "best": run.best,
+        "clips": fingerprint(source),
+        "settings": config.as_dict(cfg),
+    }
+    checkpoint.save(cfg.run_dir, step, state, cfg.keep_checkpoints, best)
+
+
+def restore(cfg: TrainConfig, run: Run, source: Source) -> int:
+    """The step of the run's last checkpoint, loaded; 0 for a new run."""
+    found = checkpoint.saved(cfg.run_dir)
+    if not found:
+        return 0
+    state = checkpoint.load(found[-1])
+    changed = config.differences(state["settings"], config.as_dict(cfg))
+    fixed = ("system.", "diffusion.", "batch:", "accumulate:", "seed:")
+    refused = [line for line in changed if line.startswith(fixed)]
+    if state["clips"] != fingerprint(source):
+        refused.append(f"other clips in {cfg.data.dataset}")
+    if refused:
+        raise ConfigError(
+            f"{found[-1]} is of another run ({'; '.join(refused)}); "
+            "undo that, or give a new run_dir"
+        )
+    run.system.load_state_dict(state["system"])
+    run.ema.load_state_dict(state["ema"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.best = state["best"]
+    print(f"goes on from {found[-1]}", *changed, sep="\n  ", flush=True)
+    return state["step"]
+
+
+def dry_run(cfg: TrainConfig, source: Source) -> None:
+    """One step without a trace on disk."""
+    run = build(cfg)
+    batches = stream(source, Share(cfg.batch), cfg.seed, 0, 0)
+    start = time.perf_counter()
+    values = one_step(run, batches, cfg, 0)
+    took, device = time.perf_counter() - start, device_of(run.system)
+    clips = len(source.clip_ids)
+    print(
+        f"{sum(p.numel() for p in run.system.parameters()):,} parameters, {clips} clips, "
+        f"{values['tokens'] / cfg.samples:,.0f} tokens a sample\n"
+        f"first step: loss {values['loss']:.4f}, {took:.1f} s ({values['wait_s']:.1f} s of it for "
+        f"data), peak {peak_memory_gb(device):.1f} GB\n"
+        f"an epoch: {clips / cfg.samples:.1f} steps, about {took * clips / cfg.samples:.0f} s"
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    names = [a for a in argv if not a.startswith("--") and "=" not in a]
+    if len(names) != 1 or set(argv) & {"-h", "--help"}:
+        sys.exit((__doc__ or "").strip())
+    overrides = [a for a in argv if a not in (*names, "--dry-run")]
+    try:
+        cfg = config.load(TrainConfig, names[0], overrides)
+        size, data = cfg.system.size, cfg.data
+        source = Shards(data.dataset, "train", size, data.memory_mb)
+        if "--dry-run" in argv:
+            dry_run(cfg, source)
+        else:
+            train(cfg, source, Shards(data.dataset, "validation", size, data.memory_mb))
+    except (ConfigError, BadData, CheckpointError, Diverged, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from the last checkpoint")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
