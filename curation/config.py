@@ -47,13 +47,8 @@ def load(kind: type[T], path: str | Path | None, overrides: Sequence[str] = ()) 
         name, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"{item!r}: expected key=value, for example select.seed=1")
-<<<<<<< HEAD
         _set(data, name, _value(kind, name, value))
-    return _build(kind, data, str(path or "command line"))
-=======
-        _set(data, name, yaml.safe_load(value) if value else None)
     return build(kind, data, str(path or "command line"))
->>>>>>> training
 
 
 def _value(kind: Any, dotted: str, text: str) -> Any:
