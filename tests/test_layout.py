@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "curation": {"curation"},
     "stages": {"curation", "stages"},
     "pipelines": {"curation", "stages", "pipelines"},
-    "training": {"curation.records", "curation.measures", "training"},
+    "training": {"curation.config", "curation.records", "curation.measures", "training"},
 }
 
 
