@@ -108,7 +108,7 @@ def synthesised(folder: Path, seed: int = 0) -> Iterator[Film]:
 
 
 def _film(name: str, frames: list[np.ndarray], fps: float, **truth: object) -> Film:
-    planes = [Planes(np.clip(f, 0, 255).astype(np.uint8), None, None) for f in frames]
+    planes = [Planes(np.clip(f, 0, 255).astype(np.uint8)) for f in frames]
     times_s = np.arange(len(frames)) / fps
     return Film(Truth(name, **truth), times_s, planes)  # type: ignore[arg-type]
 

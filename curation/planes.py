@@ -1,8 +1,8 @@
 """From the decoder's frame to the small planes that meters see, and to the colour picture itself.
 
 The luma is shrunk by averaging every stored pixel: sampling only some of them aliases, which
-reads as motion in grass and gravel. It goes in steps of two, which the CPU does fast; the chroma,
-already half as sharp, is sampled. On 1080p this takes half the time of averaging 6 x 6 at once.
+reads as motion in grass and gravel. It goes in steps of two, which the CPU does fast: on 1080p that
+takes half the time of averaging 6 x 6 at once.
 """
 
 from __future__ import annotations
@@ -30,31 +30,28 @@ class Source(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How a pixel format lies in memory, where its planes can be read as they are."""
+    """How luma lies in a pixel format's memory, where it can be read as it is."""
 
     bits: int
     shift: int  # from the stored number to 8 bit: stored >> shift
-    down_x: int  # chroma is this much narrower than luma: 1 or 2; 0: no chroma
-    down_y: int
-    chroma: str  # "planar" | "uv" | "vu" | "none"
+    grey: bool
     full_range: bool | None  # what the format itself says
 
 
 @cache
 def layout_of(pix_fmt: str) -> Layout | None:
     """None for a format that swscale must convert first (RGB, palettes, big endian, packed)."""
-    found = re.fullmatch(r"yuv(a?)(j?)(420|422|440|444)p(9|10|12|14|16)?(?:le)?", pix_fmt)
+    found = re.fullmatch(r"yuva?(j?)(?:420|422|440|444)p(9|10|12|14|16)?(?:le)?", pix_fmt)
     if found:
-        down_x, down_y = {"420": (2, 2), "422": (2, 1), "440": (1, 2), "444": (1, 1)}[found[3]]
-        bits = int(found[4] or 8)
-        return Layout(bits, bits - 8, down_x, down_y, "planar", True if found[2] else None)
+        bits = int(found[2] or 8)
+        return Layout(bits, bits - 8, False, True if found[1] else None)
     if found := re.fullmatch(r"gray(9|10|12|14|16)?(?:le)?", pix_fmt):
         bits = int(found[1] or 8)
-        return Layout(bits, bits - 8, 0, 0, "none", None)
+        return Layout(bits, bits - 8, True, None)
     if pix_fmt in ("nv12", "nv21"):
-        return Layout(8, 0, 2, 2, "uv" if pix_fmt == "nv12" else "vu", None)
+        return Layout(8, 0, False, None)
     if pix_fmt == "p010le":  # ten bits, stored in the upper ones of sixteen
-        return Layout(16, 8, 2, 2, "uv", None)
+        return Layout(16, 8, False, None)
     return None
 
 
@@ -66,19 +63,10 @@ def reduce_frame(frame: av.VideoFrame, by: int, rotation: int) -> Planes:
         frame = convert(frame, frame.width, frame.height, "yuvj420p")
         layout = layout_of("yuvj420p")
         assert layout is not None
-    to_luma, to_chroma = _tables(layout, _is_full(frame, layout))
     y = _eight_bit(shrink(_array(frame.planes[0], frame.width, frame.height, layout), by), layout)
-    y = y if to_luma is None else cv2.LUT(y, to_luma)
-    u = v = None
-    if layout.down_x:
-        u, v = (
-            plane if to_chroma is None else cv2.LUT(plane, to_chroma)
-            for plane in _chroma(frame, by, y.shape, layout)
-        )
-    if rotation:
-        y = _turn(y, rotation)
-        u, v = (None if p is None else _turn(p, rotation) for p in (u, v))
-    return Planes(y, u, v, source)
+    if not _is_full(frame, layout):
+        y = cv2.LUT(y, _to_full_range())
+    return Planes(_turn(y, rotation) if rotation else y, source)
 
 
 def shrink(plane: np.ndarray, by: int) -> np.ndarray:
@@ -134,18 +122,14 @@ def _is_full(frame: av.VideoFrame, layout: Layout) -> bool:
     """Grey video is full range unless it says otherwise, as swscale takes it; colour is limited."""
     if layout.full_range is not None:
         return layout.full_range
-    return frame.color_range == FULL or (frame.color_range != LIMITED and not layout.down_x)
+    return frame.color_range == FULL or (frame.color_range != LIMITED and layout.grey)
 
 
 @cache
-def _tables(layout: Layout, full: bool) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """From limited range to full: luma 16..235, chroma 16..240 round 128 (BT.601, BT.709)."""
-    if full:
-        return None, None
-    codes = np.arange(256, dtype=np.float64)
-    luma = (codes - 16) * 255 / 219
-    chroma = (codes - 128) * 255 / 224 + 128
-    return tuple(np.clip(np.rint(t), 0, 255).astype(np.uint8) for t in (luma, chroma))  # type: ignore[return-value]
+def _to_full_range() -> np.ndarray:
+    """(256,) uint8: luma 16..235 to 0..255 (BT.601, BT.709)."""
+    codes = (np.arange(256, dtype=np.float64) - 16) * 255 / 219
+    return np.clip(np.rint(codes), 0, 255).astype(np.uint8)
 
 
 def _array(plane: Any, width: int, height: int, layout: Layout) -> np.ndarray:
@@ -157,24 +141,6 @@ def _array(plane: Any, width: int, height: int, layout: Layout) -> np.ndarray:
 
 def _eight_bit(plane: np.ndarray, layout: Layout) -> np.ndarray:
     return plane if layout.bits == 8 else (plane >> layout.shift).astype(np.uint8)
-
-
-def _chroma(
-    frame: av.VideoFrame, by: int, shape: tuple[int, ...], layout: Layout
-) -> list[np.ndarray]:
-    """u and v: one sample from the middle of every 2*by x 2*by pixels; (ceil(h/2), ceil(w/2))."""
-    high, wide = (shape[0] + 1) // 2, (shape[1] + 1) // 2
-    width, height = -(-frame.width // layout.down_x), -(-frame.height // layout.down_y)
-    step_x, step_y = 2 * by // layout.down_x, 2 * by // layout.down_y
-    if layout.chroma == "planar":
-        both = [_array(p, width, height, layout) for p in frame.planes[1:3]]
-    else:
-        pairs = _array(frame.planes[1], 2 * width, height, layout).reshape(height, width, 2)
-        both = [pairs[..., 0], pairs[..., 1]]
-        if layout.chroma == "vu":
-            both.reverse()
-    rows, columns = slice((step_y - 1) // 2, None, step_y), slice((step_x - 1) // 2, None, step_x)
-    return [_eight_bit(np.ascontiguousarray(p[rows, columns][:high, :wide]), layout) for p in both]
 
 
 def _turn(picture: np.ndarray, degrees: int) -> np.ndarray:

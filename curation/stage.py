@@ -85,13 +85,11 @@ class VideoFacts:
 class Planes:
     """One frame at reduced size: 8 bit, full range, upright.
 
-    y: (h, w) uint8.  u, v: (ceil(h/2), ceil(w/2)) uint8, or None for grey video. The long side of
-    y is about 320 px (the source's planes divided by a whole number).
+    y: (h, w) uint8, luma; its long side is about 320 px (the source's divided by a whole number).
+    Colour is not reduced with it: nobody needs it of every frame.
     """
 
     y: np.ndarray
-    u: np.ndarray | None
-    v: np.ndarray | None
     source: Any = None  # the decoder's frame, for `curation.video.colour(planes, long_side)`
 
 

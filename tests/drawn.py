@@ -142,13 +142,13 @@ def decoded(source: bytes | str) -> Iterator[tuple[float, Planes]]:
         for frame in container.decode(stream):
             assert frame.pts is not None
             first = frame.pts if first is None else first
-            y, u, v = (_plane(p) for p in frame.reformat(format="yuv420p").planes)
+            y = _plane(frame.reformat(format="yuv420p").planes[0])
             if frame.color_range != 2:
                 y = _FULL_RANGE[y]
             by = max(1, round(max(y.shape) / 320))
             yield (
                 float((frame.pts - first) * stream.time_base),
-                Planes(*(_reduced(p, by) for p in (y, u, v))),
+                Planes(_reduced(y, by)),
             )
 
 
@@ -168,7 +168,7 @@ def planes(
 ) -> Iterator[tuple[float, Planes]]:
     """The same without a codec."""
     for number, frame in enumerate(frames):
-        yield number / fps, Planes(_reduced(frame, by), None, None)
+        yield number / fps, Planes(_reduced(frame, by))
 
 
 def watch(

@@ -221,7 +221,7 @@ def clips_of(frames) -> list[tuple[float, bytes]]:
     meter, end = Fingerprint(), 0.0
     meter.start(VideoFacts(1280, 720, 30, 320, 180))
     for t, luma in frames:
-        meter.see(t, Planes(luma, None, None))
+        meter.see(t, Planes(luma))
         end = t
     fit = int(end // 15)
     starts = [(k + 0.5) * (end - 15 * fit) / fit + 15 * k for k in range(fit)]

@@ -33,7 +33,7 @@ def show(picture_at, seconds: float = 15.0, fps: float = 30.0, times=None) -> Fi
     meter.start(VideoFacts(1280, 720, fps, WIDTH, HEIGHT))
     for t in np.arange(0, seconds, 1 / fps) if times is None else times:
         grey = np.clip(picture_at(t), 0, 255).astype(np.uint8)
-        meter.see(float(t), Planes(grey, None, None))
+        meter.see(float(t), Planes(grey))
     return meter
 
 
@@ -123,7 +123,7 @@ def test_a_meter_forgets_the_last_video():
     meter.start(VideoFacts(1280, 720, 30, WIDTH, HEIGHT))
     assert meter.bytes_of(0, 5) == b""
     for t in np.arange(0, 5, 1 / 30):
-        meter.see(float(t), Planes(ball(t, 3).astype(np.uint8), None, None))
+        meter.see(float(t), Planes(ball(t, 3).astype(np.uint8)))
     assert meter.bytes_of(0, 5) == show(lambda t: ball(t, 3), seconds=5).bytes_of(0, 5)
 
 
@@ -152,7 +152,7 @@ def test_black_borders_are_found_where_they_end_at_once():
 
 
 def test_a_frame_costs_less_than_a_tenth_of_a_millisecond():
-    frames = [Planes(ball(t).astype(np.uint8), None, None) for t in np.arange(0, 2, 1 / 30)]
+    frames = [Planes(ball(t).astype(np.uint8)) for t in np.arange(0, 2, 1 / 30)]
     meter = show(ball, seconds=0.1)
     start = time.process_time()
     for k in range(600):

@@ -20,7 +20,7 @@ def watch(frames, times_s=None) -> Transitions:
     shots.start(VideoFacts(1280, 720, FPS, 320, 180))
     times_s = np.arange(len(frames)) / FPS if times_s is None else times_s
     for t_s, luma in zip(times_s, frames, strict=True):
-        shots.see(float(t_s), Planes(luma, None, None))
+        shots.see(float(t_s), Planes(luma))
     return shots.transitions()
 
 
@@ -233,7 +233,7 @@ def test_a_meter_forgets_the_last_video():
     for seed in (1, 1):
         shots.start(VideoFacts(1280, 720, FPS, 320, 180))
         for i, luma in enumerate(filmed(scene(seed, 20) + scene(seed + 1, 20))):
-            shots.see(i / FPS, Planes(luma, None, None))
+            shots.see(i / FPS, Planes(luma))
         assert shots.transitions() == Transitions([20 / FPS], [])
 
 
@@ -242,7 +242,7 @@ def test_what_the_meter_keeps_does_not_grow_with_the_video():
     shots.start(VideoFacts(1280, 720, FPS, 320, 180))
     luma = texture(1, 180, 320).astype(np.uint8)
     for i in range(2000):
-        shots.see(i / FPS, Planes(luma, None, None))
+        shots.see(i / FPS, Planes(luma))
     assert len(shots._frames) < 40
 
 
