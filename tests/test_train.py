@@ -106,7 +106,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, whole, firs
 
 
 def test_a_run_that_was_killed_between_checkpoints_goes_on_from_the_last(tmp_path, whole):
-    folder, losses = whole
+    _, losses = whole
     stopped = []
 
     class Cut(Listed):
@@ -156,7 +156,7 @@ def test_a_run_can_t_go_on_as_another(whole, change, said):
 
 
 def test_a_run_can_t_go_on_with_other_clips(whole):
-    with pytest.raises(ConfigError, match="other clips in"):
+    with pytest.raises(ConfigError, match=r"other clips in"):
         train(settings(whole[0]), HELD_OUT)
 
 
@@ -196,11 +196,11 @@ def test_a_damaged_checkpoint_is_named_and_code_in_it_does_not_run(tmp_path):
             return (tmp_path.joinpath("harm").touch, ())
 
     torch.save({"format": 1, "x": Harm()}, path)
-    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+    with pytest.raises(CheckpointError, match=r"not a whole checkpoint"):
         checkpoint.load(path)
     assert not (tmp_path / "harm").exists()
     torch.save([1], path)
-    with pytest.raises(CheckpointError, match="not a checkpoint of training.train"):
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of training\.train"):
         checkpoint.load(path)
     with pytest.raises(CheckpointError, match="no such file"):
         checkpoint.load(tmp_path / "none.pt")
@@ -233,12 +233,12 @@ def written(tmp_path, cfg) -> str:
 
 def test_a_wrong_setting_and_a_missing_dataset_are_said_in_one_line(tmp_path):
     path = written(tmp_path, settings(tmp_path / "run"))
-    with pytest.raises(SystemExit, match="ConfigError: .*leraning_rate is not a setting"):
+    with pytest.raises(SystemExit, match=r"ConfigError: .*leraning_rate is not a setting"):
         main([path, "leraning_rate=1"])
     with pytest.raises(SystemExit, match=r"BadData: .*shards.parquet: no such file"):
         main([path, f"data.dataset={tmp_path}"])
+    folder = dataset(tmp_path / "data", [row(0)])
     with pytest.raises(SystemExit, match="ValueError: 4 frames of 16 x 16 px: expected multiples"):
-        folder = dataset(tmp_path / "data", [row(0)])
         main([path, f"data.dataset={folder}", "system.codec.frames=3"])
 
 
@@ -353,7 +353,7 @@ def test_captions_are_read_as_texts_or_with_their_times(tmp_path):
     assert read_script(["a", "b"], 4.0) == Script([(0.0, 2.0), (2.0, 4.0)], ["a", "b"])
     for bad in ("[]", "{}", "[1]", '[{"text": "a"}]', "7", "nonsense"):
         path.write_text(bad)
-        with pytest.raises(ConfigError, match="captions are|not valid JSON"):
+        with pytest.raises(ConfigError, match=r"captions are|not valid JSON"):
             read_script([str(path)], 15.0)
 
 
