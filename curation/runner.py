@@ -279,6 +279,13 @@ class _Pool:
             name = type(self.stages[0]).__name__
             raise RunError(f"every worker of {name} dies; see the logs: {error}")
 
+    def release(self) -> None:
+        """Ends the idle workers: the CPUs that they hold may be those that another waits for."""
+        for slot in self._slots:
+            if slot.started and not slot.load:
+                ray.kill(slot.actor)
+                slot.actor, slot.started = None, False
+
     def close(self) -> None:
         for slot in self._slots:
             if slot.actor is not None:
@@ -301,6 +308,10 @@ def _feed(pools: list[_Pool], source: Iterator[Row]) -> bool:
 
 def _collect(pools: list[_Pool]) -> Iterator[Row]:
     """Waits for at least one result; hands rows on to the next group, or out."""
+    if not any(pool.flying for pool in pools):
+        # All wait for workers to start. With a node gone, one group's may hold all that is left.
+        for pool in pools:
+            pool.release()
     owner = {call: number for number, pool in enumerate(pools) for call in pool.waits()}
     ray.wait(list(owner), num_returns=1)
     ready, _ = ray.wait(list(owner), num_returns=len(owner), timeout=0)

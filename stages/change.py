@@ -105,7 +105,7 @@ class Compare:
     """Changes between two thumbs. Holds the flow's working memory, nothing of the video."""
 
     def __init__(self) -> None:
-        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)  # type: ignore[attr-defined]
 
     def __call__(self, before: Thumb, after: Thumb) -> Change:
         blocks = block_means(cv2.absdiff(before.luma, after.luma))
@@ -158,7 +158,7 @@ class Compare:
         if min(after.luma.shape) < 16:  # DIS needs room for its 8 px patches
             return before.luma
         where = self._flow.calc(after.luma, before.luma, None) + _grid(*after.luma.shape)
-        return cv2.remap(
+        return cv2.remap(  # type: ignore[call-overload]
             before.luma, where, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
 
@@ -179,7 +179,7 @@ def is_redrawn(before: Thumb, after: Thumb) -> bool:
 
 def lit(before: np.ndarray, after: np.ndarray) -> tuple[slice, slice]:
     """Blocks (rows, columns) inside the black borders that both share; all where all is dark."""
-    bright = cv2.compare(cv2.max(before, after), DARK, cv2.CMP_GT)
+    bright = cv2.compare(cv2.max(before, after), DARK, cv2.CMP_GT)  # type: ignore[call-overload]
     slices = []
     for axis in (1, 0):
         share = cv2.reduce(bright, axis, cv2.REDUCE_AVG, dtype=cv2.CV_32F).ravel()
