@@ -156,7 +156,7 @@ def test_a_run_can_t_go_on_as_another(whole, change, said):
 
 
 def test_a_run_can_t_go_on_with_other_clips(whole):
-    with pytest.raises(ConfigError, match="other clips in"):
+    with pytest.raises(ConfigError, match=r"other clips in"):
         train(settings(whole[0]), HELD_OUT)
 
 
@@ -196,7 +196,7 @@ def test_a_damaged_checkpoint_is_named_and_code_in_it_does_not_run(tmp_path):
             return (tmp_path.joinpath("harm").touch, ())
 
     torch.save({"format": 1, "x": Harm()}, path)
-    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+    with pytest.raises(CheckpointError, match=r"not a whole checkpoint"):
         checkpoint.load(path)
     assert not (tmp_path / "harm").exists()
     torch.save([1], path)
