@@ -166,10 +166,10 @@ class Motion(Meter):
         motion, still, camera, left = (float(looks[:, _AT[name]].mean()) for name in names)
         fake_s = sum(max(0.0, min(e, end_s) - max(s, start_s)) for s, e in self._answer()[1])
         return {
-            "motion_dis": motion,
+            "motion_dis": steady(motion),
             "still_share": still,
-            "camera_motion": camera,
-            "subject_motion": left,
+            "camera_motion": steady(camera),
+            "subject_motion": steady(left),
             "fake_motion": min(1.0, fake_s / (end_s - start_s)),
         }
 
@@ -193,4 +193,9 @@ class Motion(Meter):
         subject = (share @ looks[:, [_AT[n] for n in ("subject_x", "subject_y")]]).tolist()
         at = (share @ looks[:, [_AT[n] for n in ("at_x", "at_y")]]).tolist()
         values = (mean["motion"], *camera, shake, mean["left"], *subject, mean["area"], *at)
-        return dict(zip(names, values, strict=True))
+        return dict(zip(names, map(steady, values), strict=True))
+
+
+def steady(value: float) -> float:
+    """Four significant digits: the last bits of float32 sums hang on where arrays lie in memory."""
+    return float(f"{value:.4g}")
