@@ -19,7 +19,7 @@ from curation.ledger import Ledger, check_settings
 from curation.progress import Progress
 from curation.runner import Cluster, RunError
 from curation.stage import Row, Stage, check_plan
-from curation.storage import GONE, NO_FILE, Folder, InputError, list_videos
+from curation.storage import WRONG, Folder, InputError, list_videos
 from pipelines.settings import ScoreSettings, Settings, batches, main
 from pipelines.tables import INPUT, matched, videos_ledger
 from stages.identify import Identify
@@ -156,7 +156,7 @@ def _rows(todo: pa.Table, sha256: dict[str, str]) -> Iterator[Row]:
 
 
 def _blank(listed: Row) -> Row:
-    error = {GONE: "no such file", NO_FILE: "not a file"}.get(listed["bytes"])
+    error = WRONG.get(listed["bytes"])
     return {name: listed[name] for name in ("video", "bytes", "version")} | {"error": error}
 
 
