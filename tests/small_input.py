@@ -23,7 +23,6 @@ SETTINGS = (
     "select.policy.duration_s={min: 3}",
     "select.policy.width=null",
     "select.policy.height=null",
-    "select.policy.overlay_share=null",  # a graphic that stays takes more seconds to tell
     "cluster.workers=2",
     "cluster.memory_gib=2",
 )

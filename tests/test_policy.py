@@ -208,3 +208,13 @@ def test_table_4_is_refused_naming_the_three_scores_that_need_a_model(name):
 
 def test_the_local_policy_needs_no_model():
     check_columns(policy_of("local"), [c.name for c in records.SCORES if not c.model])
+
+
+def test_the_default_policy_keeps_a_watching_cameras_take_in_which_hardly_anything_moves():
+    """There no graphic can be told from the scene."""
+    text = (Path(__file__).parent.parent / "configs/local.yaml").read_text()
+    rules = TypeAdapter(Policy).validate_python(yaml.safe_load(text)["select"]["policy"])
+    row = {"duration_s": 15.0, "width": 1280, "height": 720, "fps": 15.0, "brightness": 90.0}
+    row |= dict.fromkeys(("frozen_share", "fake_motion", "border_share", "text_share"), 0.0)
+    row |= {"still_share": 0.85, "artifact_share": 0.0, "overlay_share": None}
+    assert decide(row, rules) == []
