@@ -7,20 +7,21 @@ import os
 import pyarrow.parquet as pq
 import pytest
 
+from curation.funnel import word
 from pipelines import samples
 from tests.whole_run import ended, start
 
-# name: what becomes of its clips, in order of time: kept, or the first reason's score
+# name: what becomes of its clips, in order of time: kept, or the first reason's word
 PROMISED = {
     "take_dusk_pan.mp4": ["kept", "kept"],
     "take_steady_camera.mp4": ["kept"],
-    "two_takes_one_cut.mp4": ["kept", "duration_s"],
-    "dissolve.mp4": ["duration_s", "duration_s"],
-    "slides.mp4": ["still_share"],
-    "zoom_over_a_still.mp4": ["fake_motion"],
-    "short.mp4": ["duration_s"],
+    "two_takes_one_cut.mp4": ["kept", "short"],
+    "dissolve.mp4": ["short", "short"],
+    "slides.mp4": ["static"],
+    "zoom_over_a_still.mp4": ["fake motion"],
+    "short.mp4": ["short"],
     "copy_at_lower_quality.mp4": ["duplicate"],
-    "small_picture.mp4": ["width"],
+    "small_picture.mp4": ["small"],
     "broken.mp4": [],
 }
 
@@ -35,7 +36,7 @@ def test_each_sample_is_kept_or_rejected_for_what_was_drawn_into_it(tmp_path):
     fates: dict[str, list[str]] = {name: [] for name in PROMISED}
     clips = pq.read_table(tmp_path / "out/clips.parquet").to_pylist()
     for clip in sorted(clips, key=lambda clip: (clip["video"], clip["start_s"])):
-        fate = "kept" if clip["status"] == "kept" else clip["reason"].split()[0]
+        fate = "kept" if clip["status"] == "kept" else word(clip["reason"])
         fates[os.path.basename(clip["video"])].append(fate)
     assert fates == PROMISED
     videos = pq.read_table(tmp_path / "out/videos.parquet").to_pylist()
