@@ -108,6 +108,9 @@ class Block(nn.Module):
             self.compute, *args, use_reentrant=False, preserve_rng_state=False, **extra
         )
 
+    def keys_values(self, captions: Tensor) -> tuple[Tensor, Tensor]:
+        return self.attn2.keys_values(captions)
+
     def compute(self, x, temb, rope, text, how, attend, backend):
         table = (self.scale_shift_table + temb.unflatten(-1, (6, -1))).unsqueeze(2)  # (B, 6, 1, D)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = table.unbind(1)
@@ -136,6 +139,8 @@ class Presto(nn.Module):
             )
         self.cfg = cfg
         self.attention = "auto"  # back end: see training/attention.py
+        # with sequence parallelism: a sample's number of tokens -> this rank's share of them
+        self.across: Callable[[int], Shard] | None = None
         self.rope_dtype = torch.float32  # bfloat16 rounds angles as Allegro's own code does
         self.pos_embed = PatchEmbedding(cfg.in_channels, cfg.width, cfg.patch_size)
         self.adaln_single = TimeEmbedding(cfg.width)
@@ -155,6 +160,8 @@ class Presto(nn.Module):
         """latents: (B, C, T, H, W).  t: (B,) in 0..1000.  schedules: per sample (segments, T), see
         sca.schedule."""
         x, grid = self.patchify(latents)
+        if shard is None and self.across:
+            shard = self.across(x.shape[1])
         first, last = shard.window if shard else (0, x.shape[1])
         x = x[:, first:last]
         backend = choose_backend(self.attention, x.device, _compute_dtype(x))
@@ -211,7 +218,7 @@ class Presto(nn.Module):
     def cache_text(self, text: Text) -> Text:
         """K and V of every block, for sampling: text does not depend on t."""
         captions = self.caption_projection(text.tokens)
-        return replace(text, kv=tuple(b.attn2.keys_values(captions) for b in self.blocks))
+        return replace(text, kv=tuple(b.keys_values(captions) for b in self.blocks))
 
     def keep(self, what: Keep) -> None:
         """What backward finds ready in each block; it computes the rest again.
@@ -224,9 +231,10 @@ class Presto(nn.Module):
             block.keep = what
 
     def compile_blocks(self) -> None:
-        """One compiled block serves all: seconds, not minutes. Checkpointing lies inside it."""
+        """One compiled block serves all: seconds, not minutes. Checkpointing lies inside it, the
+        hooks that gather sharded parameters outside."""
         for block in self.blocks:
-            block.compile()
+            block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
 
     def reset_parameters(self) -> None:
         """PixArt's start: blocks nearly the identity, cross-attention and the output silent."""

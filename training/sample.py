@@ -88,10 +88,10 @@ def write_mp4(video: Tensor, path: str | Path, duration_s: float) -> None:
 
 def open_system(path: str | Path) -> tuple[System, DiffusionConfig]:
     """The averaged network of a checkpoint, ready to sample from."""
-    state = checkpoint.load(path)
-    known = state["settings"]
+    known = checkpoint.told(path)["settings"]
     system = System(config.build(SystemConfig, known["system"], str(path)))
-    system.load_state_dict(state["ema"])
+    averages = checkpoint.load(path, "ema.")
+    system.load_state_dict({name.removeprefix("ema."): t for name, t in averages.items()})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":  # the GPU's attention takes no fp32
         system = system.to(torch.bfloat16)

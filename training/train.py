@@ -1,6 +1,7 @@
 """Train Presto on the clips of a dataset.
 
     python -m training.train CONFIG [--dry-run] [key=value …]
+    torchrun --nproc-per-node N -m training.train CONFIG …   # several GPUs: training/parallel.py
 
 Interrupted anywhere, the same command goes on from the last checkpoint, and every loss is the one
 that an uninterrupted run would have had. --dry-run builds everything, runs one step, prints memory
@@ -10,6 +11,7 @@ and time, and writes nothing.
 from __future__ import annotations
 
 import copy
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from curation import config
 from curation.config import ConfigError
@@ -34,6 +37,7 @@ from training.data import Batch, DataConfig, Share, fingerprint, generator, stre
 from training.diffusion import DiffusionConfig, denoising_loss, draw_noise, draw_t
 from training.log import Log, draw_curve, peak_memory_gb
 from training.model import Keep
+from training.parallel import World, join, leave, local, spread
 from training.sample import SampleConfig, sample, write_mp4
 from training.system import Script, System, SystemConfig
 
@@ -45,8 +49,9 @@ VALIDATION_TIMES = 8  # fixed: (i + 0.5) / 8 of the way from clean to noise
 class TrainConfig:
     run_dir: str = "out/train"
     steps: Annotated[int, Ge(1)] = 1000
-    batch: Annotated[int, Ge(1)] = 1  # samples at a time
+    batch: Annotated[int, Ge(1)] = 1  # samples at a time, of each process (or its group)
     accumulate: Annotated[int, Ge(1)] = 1  # batches per step
+    sequence_ranks: Annotated[int, Ge(1)] = 1  # processes that share the tokens of one sample
     seed: int = 0
     lr: Annotated[float, Gt(0)] = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
@@ -69,11 +74,6 @@ class TrainConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
-    @property
-    def samples(self) -> int:
-        """Per step."""
-        return self.batch * self.accumulate
-
 
 class Diverged(Exception):
     """The loss or its gradient is no number any more."""
@@ -86,6 +86,8 @@ class Run:
     system: System
     ema: System
     optimizer: torch.optim.AdamW
+    world: World
+    samples: int  # per step, of all processes
     best: float = float("inf")  # validation loss
 
 
@@ -93,8 +95,9 @@ def train(cfg: TrainConfig, source: Source, held_out: Source | None = None) -> l
     """The losses of the steps that this call made, those before a resumed one not included."""
     run = build(cfg)
     step = restore(cfg, run, source)
-    batches = stream(source, Share(cfg.batch), cfg.seed, step * cfg.samples, cfg.data.workers)
-    log = Log(cfg.run_dir, step, cfg.log_every, device_of(run.system))
+    share = Share(cfg.batch, run.world.replica, run.world.replicas)
+    batches = stream(source, share, cfg.seed, step * run.samples, cfg.data.workers)
+    log = Log(cfg.run_dir, step, cfg.log_every, run.world)
     losses = []
     while step < cfg.steps:
         values = one_step(run, batches, cfg, step)
@@ -102,13 +105,13 @@ def train(cfg: TrainConfig, source: Source, held_out: Source | None = None) -> l
         losses.append(values["loss"])
         log.step(step, cfg.steps, values)
         if step % cfg.save_every == 0 or step == cfg.steps:
-            loss = validation_loss(run.ema, held_out, cfg)
+            loss = validation_loss(run.ema, held_out, cfg, run.world)
             if loss is not None:
-                print(f"step {step}/{cfg.steps}  validation loss {loss:.4f}", flush=True)
+                log.say(f"step {step}/{cfg.steps}  validation loss {loss:.4f}")
                 log.add(step, {"validation_loss": loss})
             save(cfg, step, run, source, loss)
         if step == cfg.steps or (cfg.sample_every and step % cfg.sample_every == 0):
-            show(cfg, step, run.ema, source[0])
+            show(cfg, step, run, source[0])
         log.pause()
     log.close()
     return losses
@@ -127,10 +130,14 @@ def one_step(run: Run, batches: Iterator[Batch], cfg: TrainConfig, step: int) ->
         values["flops"] += work["flops"]
         start = time.perf_counter()
     norm = torch.nn.utils.clip_grad_norm_(run.system.parameters(), cfg.max_norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    values["loss"] = run.world.mean(values["loss"])
+    values["tokens"] *= run.world.replicas
+    values["flops"] *= run.world.replicas
     if not norm.isfinite() or not np.isfinite(values["loss"]):
         raise Diverged(
             f"step {step + 1}: loss {values['loss']}, gradient norm {norm.item()}; samples "
-            f"{step * cfg.samples} to {(step + 1) * cfg.samples - 1}. The last checkpoint in "
+            f"{step * run.samples} to {(step + 1) * run.samples - 1}. The last checkpoint in "
             f"{cfg.run_dir} is sound: go on from it with a lower lr or another seed"
         )
     values["lr"] = cfg.lr * min(1.0, (step + 1) / max(1, cfg.warmup_steps))
@@ -140,9 +147,8 @@ def one_step(run: Run, batches: Iterator[Batch], cfg: TrainConfig, step: int) ->
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     decay = min(cfg.ema_decay, (1 + step) / (10 + step))
-    averages: list[Tensor] = list(run.ema.parameters())
-    weights: list[Tensor] = list(run.system.parameters())
     with torch.no_grad():
+        averages, weights = local(run.ema.parameters()), local(run.system.parameters())
         torch._foreach_lerp_(averages, weights, 1 - decay)
     return values
 
@@ -183,13 +189,19 @@ def dropped(script: Script, drop_all: float, drop_one: float, rng: torch.Generat
 
 
 @torch.no_grad()
-def validation_loss(system: System, source: Source | None, cfg: TrainConfig) -> float | None:
+def validation_loss(
+    system: System, source: Source | None, cfg: TrainConfig, world: World
+) -> float | None:
     """The objective at fixed times with fixed noise: comparable from step to step. None where there
     are no clips."""
-    if source is None:
+    clips = min(cfg.validation_clips, len(source.clip_ids)) if source else 0
+    if source is None or not clips:
         return None
-    device, losses = device_of(system), []
-    for index in range(min(cfg.validation_clips, len(source.clip_ids))):
+    device, loss_sum = device_of(system), 0.0
+    for turn in range(-(-clips // world.replicas)):
+        # all ranks run the network equally often, for they gather its weights together
+        mine = turn * world.replicas + world.replica
+        index = min(mine, clips - 1)
         clip = source[index]
         predict = partial(system, scripts=[Script.of(clip, system.cfg.mode)])
         latents = system.codec.encode(clip.video[None].to(device))
@@ -198,16 +210,18 @@ def validation_loss(system: System, source: Source | None, cfg: TrainConfig) -> 
             t = torch.tensor([float(int(1000 * (i + 0.5) / VALIDATION_TIMES))])
             with autocast(cfg, device):
                 loss = denoising_loss(predict, latents, noise, t, cfg.diffusion)
-            losses.append(loss.item())
-    return sum(losses) / len(losses) if losses else None
+            loss_sum += loss.item() if mine < clips else 0.0
+    return world.total(loss_sum) / world.sequence / (clips * VALIDATION_TIMES)
 
 
-def show(cfg: TrainConfig, step: int, ema: System, clip: Clip) -> None:
+def show(cfg: TrainConfig, step: int, run: Run, clip: Clip) -> None:
     """Samples a training clip's captions: the mp4, and a picture with the clip's own frames above
     the sample's."""
     script = Script.of(clip, cfg.system.mode)
-    with autocast(cfg, device_of(ema)):
-        video = sample(ema, script, cfg.diffusion, cfg.sample)
+    with autocast(cfg, device_of(run.ema)):
+        video = sample(run.ema, script, cfg.diffusion, cfg.sample)
+    if not run.world.first:
+        return
     base = Path(cfg.run_dir, "samples", f"step-{step:08d}")
     write_mp4(video, base.with_suffix(".mp4"), clip.duration_s)
     times = [(a + b) / 2 / clip.duration_s for a, b in clip.spans]
@@ -221,17 +235,20 @@ def show(cfg: TrainConfig, step: int, ema: System, clip: Clip) -> None:
 
 
 def build(cfg: TrainConfig) -> Run:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    world = join(cfg.sequence_ranks)
     torch.manual_seed(cfg.seed)
-    system = System(cfg.system).to(device)
+    system = System(cfg.system).to(world.device)
     ema = copy.deepcopy(system).requires_grad_(False).eval()
     system.presto.keep(cfg.keep_activations)
     if cfg.compile:
         system.presto.compile_blocks()
+    for one in (system, ema):
+        spread(one.presto, one.text, world, cfg.precision == "bf16")
     optimizer = torch.optim.AdamW(
         system.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay
     )
-    return Run(system, ema, optimizer)
+    samples = cfg.batch * cfg.accumulate * world.replicas
+    return Run(system, ema, optimizer, world, samples)
 
 
 def device_of(system: System) -> torch.device:
@@ -245,16 +262,27 @@ def autocast(cfg: TrainConfig, device: torch.device) -> torch.autocast:
 def save(cfg: TrainConfig, step: int, run: Run, source: Source, loss: float | None) -> None:
     best = loss is not None and loss < run.best
     run.best = loss if best and loss is not None else run.best
-    state = {
+    told = {
         "step": step,
-        "system": run.system.state_dict(),
-        "ema": run.ema.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
+        "samples": run.samples,
         "best": run.best,
         "clips": fingerprint(source),
         "settings": config.as_dict(cfg),
     }
-    checkpoint.save(cfg.run_dir, step, state, cfg.keep_checkpoints, best)
+    checkpoint.save(cfg.run_dir, step, tensors(run), told, cfg.keep_checkpoints, best)
+
+
+def tensors(run: Run) -> dict[str, Tensor]:
+    """All that training changes, under the names it has in a checkpoint."""
+    found = {f"system.{name}": t for name, t in run.system.state_dict().items()}
+    found |= {f"ema.{name}": t for name, t in run.ema.state_dict().items()}
+    for name, weight in run.system.named_parameters():
+        of_weight = run.optimizer.state[weight]
+        if not of_weight:  # before the first step: what AdamW will start from
+            of_weight |= {"step": torch.tensor(0.0)}
+            of_weight |= {key: torch.zeros_like(weight) for key in ("exp_avg", "exp_avg_sq")}
+        found |= {f"optimizer.{name}.{key}": t for key, t in of_weight.items()}
+    return found
 
 
 def restore(cfg: TrainConfig, run: Run, source: Source) -> int:
@@ -262,39 +290,43 @@ def restore(cfg: TrainConfig, run: Run, source: Source) -> int:
     found = checkpoint.saved(cfg.run_dir)
     if not found:
         return 0
-    state = checkpoint.load(found[-1])
-    changed = config.differences(state["settings"], config.as_dict(cfg))
-    fixed = ("system.", "diffusion.", "batch:", "accumulate:", "seed:")
+    told = checkpoint.told(found[-1])
+    changed = config.differences(told["settings"], config.as_dict(cfg))
+    fixed = ("system.", "diffusion.", "seed:")
     refused = [line for line in changed if line.startswith(fixed)]
-    if state["clips"] != fingerprint(source):
+    if told["samples"] != run.samples:
+        refused.append(f"samples a step, of all processes: {told['samples']} -> {run.samples}")
+    if told["clips"] != fingerprint(source):
         refused.append(f"other clips in {cfg.data.dataset}")
     if refused:
         raise ConfigError(
             f"{found[-1]} is of another run ({'; '.join(refused)}); "
             "undo that, or give a new run_dir"
         )
-    run.system.load_state_dict(state["system"])
-    run.ema.load_state_dict(state["ema"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.best = state["best"]
-    print(f"goes on from {found[-1]}", *changed, sep="\n  ", flush=True)
-    return state["step"]
+    checkpoint.load_into(found[-1], tensors(run))
+    run.best = told["best"]
+    if run.world.first:
+        print(f"goes on from {found[-1]}", *changed, sep="\n  ", flush=True)
+    return told["step"]
 
 
 def dry_run(cfg: TrainConfig, source: Source) -> None:
     """One step without a trace on disk."""
     run = build(cfg)
-    batches = stream(source, Share(cfg.batch), cfg.seed, 0, 0)
+    share = Share(cfg.batch, run.world.replica, run.world.replicas)
+    batches = stream(source, share, cfg.seed, 0, 0)
     start = time.perf_counter()
     values = one_step(run, batches, cfg, 0)
     took, device = time.perf_counter() - start, device_of(run.system)
     clips = len(source.clip_ids)
+    if not run.world.first:
+        return
     print(
         f"{sum(p.numel() for p in run.system.parameters()):,} parameters, {clips} clips, "
-        f"{values['tokens'] / cfg.samples:,.0f} tokens a sample\n"
+        f"{values['tokens'] / run.samples:,.0f} tokens a sample\n"
         f"first step: loss {values['loss']:.4f}, {took:.1f} s ({values['wait_s']:.1f} s of it for "
         f"data), peak {peak_memory_gb(device):.1f} GB\n"
-        f"an epoch: {clips / cfg.samples:.1f} steps, about {took * clips / cfg.samples:.0f} s"
+        f"an epoch: {clips / run.samples:.1f} steps, about {took * clips / run.samples:.0f} s"
     )
 
 
@@ -312,9 +344,11 @@ def main(argv: Sequence[str]) -> None:
         else:
             train(cfg, source, Shards(data.dataset, "validation", size, data.memory_mb))
     except (ConfigError, BadData, CheckpointError, Diverged, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+        sys.exit(f"{rank}{type(error).__name__}: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from the last checkpoint")
+    leave()
 
 
 if __name__ == "__main__":
