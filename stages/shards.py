@@ -256,9 +256,13 @@ def _add(tar: tarfile.TarFile, clip: Row, mp4: Path, cut: Cut) -> Row:
         "offset": end - padded,
         "bytes": size,
         "sha256": sha256,
+        "json_sha256": hashlib.sha256(text).hexdigest(),
         "method": cut.method,
         "codec": cut.codec,
         "num_frames": cut.num_frames,
+        "width": cut.width,
+        "height": cut.height,
+        "clip_s": clip["end_s"] - clip["start_s"],
         "start_error_s": cut.start_error_s,
     }
 

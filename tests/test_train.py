@@ -19,6 +19,8 @@ from training.clips import Listed, Size
 from training.codecs import Pixel
 from training.data import Batch, generator
 from training.diffusion import DiffusionConfig
+from training.export import main as export_main
+from training.frozen import T5
 from training.model import ModelConfig
 from training.parallel import World
 from training.sample import SampleConfig, open_system, read_script, sample, write_mp4
@@ -31,11 +33,11 @@ from training.train import (
     batch_loss,
     build,
     dropped,
-    dry_run,
     main,
     train,
     validation_loss,
 )
+from training.weights import BadWeights, export, load
 
 SYSTEM = SystemConfig(
     size=Size(4, 16, 16),
@@ -250,11 +252,56 @@ def test_a_wrong_setting_and_a_missing_dataset_are_said_in_one_line(tmp_path):
 
 
 def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(tmp_path, capsys):
-    dry_run(settings(tmp_path / "run"), CLIPS)
+    folder = dataset(tmp_path / "data", [row(i) for i in range(5)])
+    path = written(tmp_path, settings(tmp_path / "run"))
+    main([path, "--dry-run", f"data.dataset={folder}"])
     said = capsys.readouterr().out
     assert "5 clips, 8 tokens a sample" in said
     assert "an epoch: 1.2 steps" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_draws_what_is_missing_and_says_so(tmp_path, capsys):
+    system = replace(SYSTEM, text=T5("nowhere", 24), codec=Pixel(2, 4))
+    cfg = settings(tmp_path / "run", weights="nowhere", system=system)
+    main([written(tmp_path, cfg), "--dry-run", f"data.dataset={tmp_path}"])
+    said = capsys.readouterr().out
+    assert "one drawn clip" in said
+    assert "random weights (nowhere: no transformer's config.json" in said
+    assert "hf download rhymes-ai/Allegro --include 'transformer/*' --local-dir nowhere" in said
+    huge = ["system.model.attention_head_dim=60000"]
+    with pytest.raises(SystemExit, match=r"parameters take \d+ GB of one cpu process; \d+ GB are"):
+        main([written(tmp_path, cfg), "--dry-run", *huge])
+
+
+def test_the_full_size_configuration_is_the_one_that_allegro_s_weights_fit():
+    cfg = config.load(TrainConfig, "configs/train/presto_2b8.yaml")
+    with torch.device("meta"):
+        system = System(cfg.system)
+    assert sum(p.numel() for p in system.parameters()) == 2_771_907_856
+    assert system.latent_size == (22, 90, 160)
+
+
+def test_a_run_starts_from_weights_and_its_average_goes_out_as_such(tmp_path):
+    torch.manual_seed(3)
+    t5 = T5("nowhere", 24)
+    clips = [replace(c, texts={t: torch.randn(3, 24) for t in ("", c.caption, *c.sub_captions)})
+             for c in CLIPS.clips]  # fmt: skip
+    cfg = settings(tmp_path / "run", system=replace(SYSTEM, text=t5), steps=1, save_every=1)
+    start = build(cfg).system.presto
+    torch.nn.init.normal_(start.proj_out.weight)
+    export(start, tmp_path / "start", torch.float32)
+    tuned = replace(cfg, weights=str(tmp_path / "start"), ema_decay=1.0, warmup_steps=1000)
+    train(tuned, Listed(clips))
+    export_main([str(checkpoint.saved(tmp_path / "run")[-1]), str(tmp_path / "out")])
+    one, two = load(tmp_path / "start"), load(tmp_path / "out")
+    changes = [(a - b).abs().max().item() for a, b in zip(one.parameters(), two.parameters())]  # noqa: B905
+    assert max(changes) < 0.02  # a step at a thousandth of the rate, and bf16
+    assert len(train(replace(tuned, steps=2, weights="gone"), Listed(clips))) == 1
+    with pytest.raises(BadWeights, match="gone: no transformer"):
+        train(replace(tuned, weights="gone", run_dir=str(tmp_path / "new")), Listed(clips))
+    with pytest.raises(ConfigError, match=r"reads T5.*set system\.text\.t5"):
+        train(replace(tuned, system=SYSTEM, run_dir=str(tmp_path / "new")), CLIPS)
 
 
 # ---------------------------------------------------------------- what is learned

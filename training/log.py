@@ -7,6 +7,7 @@ peak is that of a matrix product measured on the same device when the run starts
 from __future__ import annotations
 
 import csv
+import os
 import resource
 import sys
 import time
@@ -40,6 +41,13 @@ def peak_memory_gb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def memory_gb(device: torch.device) -> float:
+    """What is there for this process."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 1e9
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
 
 
 def _finish(device: torch.device) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +29,8 @@ from training import checkpoint
 from training.checkpoint import CheckpointError
 from training.data import generator
 from training.diffusion import DiffusionConfig, Predict, guided, sample_ancestral, sample_flow
-from training.system import Script, System, SystemConfig
+from training.export import averaged
+from training.system import Script, System
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def sample(system: System, script: Script, diffusion: DiffusionConfig, cfg: Samp
     rng = generator(cfg.seed, "sample")
     device = next(system.parameters()).device
     noise = torch.randn((1, system.codec.channels, *system.latent_size), generator=rng).to(device)
-    silent = Script(script.spans, [""] * len(script.captions))
+    silent = replace(script, captions=[""] * len(script.captions))
     predict = guided(_hearing(system, script), _hearing(system, silent), cfg.guidance)
     if diffusion.objective == "flow":
         latents = sample_flow(predict, noise, cfg.steps, diffusion)
@@ -66,7 +67,7 @@ def sample(system: System, script: Script, diffusion: DiffusionConfig, cfg: Samp
 def _hearing(system: System, script: Script) -> Predict:
     """The network with these captions; their keys and values are computed once for all steps."""
     text = system.presto.cache_text(system.read([script]))
-    schedules = system.schedules([script])
+    schedules = system.schedules([script], system.latent_size[0])
     return lambda x, t: system.presto(x, t, text, schedules)
 
 
@@ -88,10 +89,7 @@ def write_mp4(video: Tensor, path: str | Path, duration_s: float) -> None:
 
 def open_system(path: str | Path) -> tuple[System, DiffusionConfig]:
     """The averaged network of a checkpoint, ready to sample from."""
-    known = checkpoint.told(path)["settings"]
-    system = System(config.build(SystemConfig, known["system"], str(path)))
-    averages = checkpoint.load(path, "ema.")
-    system.load_state_dict({name.removeprefix("ema."): t for name, t in averages.items()})
+    known, system = checkpoint.told(path)["settings"], averaged(path)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":  # the GPU's attention takes no fp32
         system = system.to(torch.bfloat16)

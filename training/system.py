@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor, nn
 
 from training import sca
 from training.clips import Clip, Size
 from training.codecs import Pixel
+from training.frozen import T5, Allegro
 from training.model import ModelConfig, Presto, Text, forward_flops
 from training.text import Bytes, BytesConfig
 
@@ -17,8 +19,9 @@ from training.text import Bytes, BytesConfig
 @dataclass(frozen=True)
 class SystemConfig:
     size: Size = field(default_factory=Size)
-    codec: Pixel = field(default_factory=Pixel)
-    text: BytesConfig = field(default_factory=BytesConfig)
+    sizes: tuple[Size, ...] = ()  # others: a clip is brought to the one most like it
+    codec: Pixel | Allegro = field(default_factory=Pixel)
+    text: BytesConfig | T5 = field(default_factory=BytesConfig)
     # channels and text width follow from codec and text, whatever is written here
     model: ModelConfig = field(default_factory=ModelConfig)
     mode: sca.Mode = "overlapped"
@@ -31,12 +34,13 @@ class Script:
 
     spans: Sequence[tuple[float, float]]  # s
     captions: Sequence[str]  # one per span
+    texts: Mapping[str, Tensor] = field(default_factory=dict)  # as in Clip: what is read already
 
     @classmethod
     def of(cls, clip: Clip, mode: sca.Mode) -> Script:
         if mode == "single":
-            return cls([(0.0, clip.duration_s)], [clip.caption])
-        return cls(clip.spans, clip.sub_captions)
+            return cls([(0.0, clip.duration_s)], [clip.caption], clip.texts)
+        return cls(clip.spans, clip.sub_captions, clip.texts)
 
     @property
     def duration_s(self) -> float:
@@ -49,6 +53,8 @@ class System(nn.Module):
     def __init__(self, cfg: SystemConfig):
         super().__init__()
         frames, height, width = self.latent_size = cfg.codec.latent_size(cfg.size)
+        for size in cfg.sizes:
+            cfg.codec.latent_size(size)  # refuses what it can't encode
         model = replace(
             cfg.model,
             in_channels=cfg.codec.channels,
@@ -60,28 +66,34 @@ class System(nn.Module):
             sample_width=width,
         )
         self.cfg, self.codec = cfg, cfg.codec
-        self.text = Bytes(cfg.text)
+        self.text = cfg.text if isinstance(cfg.text, T5) else Bytes(cfg.text)
         self.presto = Presto(model)
         self.presto.reset_parameters()
 
     def forward(self, latents: Tensor, t: Tensor, scripts: Sequence[Script]) -> Tensor:
         """latents: (B, C, T, H, W).  t: (B,) in 0..1000."""
-        return self.presto(latents, t, self.read(scripts), self.schedules(scripts))
+        schedules = self.schedules(scripts, latents.shape[2])
+        return self.presto(latents, t, self.read(scripts), schedules)
 
     def read(self, scripts: Sequence[Script]) -> Text:
-        return self.text([script.captions for script in scripts])
+        if not all(script.texts for script in scripts):
+            return self.text([script.captions for script in scripts])
+        read = [[script.texts[caption] for caption in script.captions] for script in scripts]
+        tokens = torch.cat([one for of_sample in read for one in of_sample])
+        device = self.presto.proj_out.weight.device
+        return Text(tokens.to(device), [[len(one) for one in of_sample] for of_sample in read])
 
-    def schedules(self, scripts: Sequence[Script]) -> list[Tensor]:
-        frames, how = self.latent_size[0], (self.cfg.mode, self.cfg.rounding)
+    def schedules(self, scripts: Sequence[Script], frames: int) -> list[Tensor]:
+        """frames: of the latents."""
+        how = self.cfg.mode, self.cfg.rounding
         return [sca.schedule(script.spans, frames, *how) for script in scripts]
 
-    @property
-    def grid(self) -> tuple[int, int, int]:
+    def grid(self, latents: Tensor) -> tuple[int, int, int]:
         """Tokens along time, height and width."""
-        patch = self.presto.cfg.patch_size
-        return self.latent_size[0], self.latent_size[1] // patch, self.latent_size[2] // patch
+        patch, (frames, height, width) = self.presto.cfg.patch_size, latents.shape[2:]
+        return frames, height // patch, width // patch
 
-    def training_flops(self, text_tokens: float) -> float:
+    def training_flops(self, grid: tuple[int, int, int], text_tokens: float) -> float:
         """Of one sample's step: three times the network's forward, recomputation and text encoder
         not counted. text_tokens: of the captions that an average frame hears."""
-        return 3 * forward_flops(self.presto.cfg, self.grid, text_tokens)
+        return 3 * forward_flops(self.presto.cfg, grid, text_tokens)
