@@ -26,7 +26,7 @@ from training.parallel import World
 from training.sample import SampleConfig, open_system, read_script, sample, write_mp4
 from training.sample import main as sample_main
 from training.system import Script, System, SystemConfig
-from training.text import Bytes, BytesConfig
+from training.text import Bytes, BytesConfig, spelled
 from training.train import (
     Diverged,
     TrainConfig,
@@ -363,6 +363,16 @@ def test_a_caption_s_tokens_do_not_depend_on_the_captions_beside_it():
     assert not torch.allclose(encoder([["ab"]]).tokens[:2], encoder([["ba"]]).tokens[[1, 0]])
 
 
+def test_words_differ_where_their_first_letters_agree_and_case_does_not_count():
+    """What a network sees of a word before it has learned to read letters."""
+    torch.manual_seed(0)
+    encoder = Bytes(BytesConfig(width=12, heads=2, layers=0))
+    first = [encoder([[word]]).tokens[0] for word in ("red", "reed", "red boat")]
+    assert not torch.allclose(first[0], first[1])
+    assert torch.allclose(first[0], first[2])
+    assert spelled("Red", 9)[1:] == spelled("red", 9)[1:]
+
+
 # ---------------------------------------------------------------- sampling
 
 
@@ -392,7 +402,7 @@ def test_a_seed_gives_one_video_and_another_seed_another(tmp_path, whole):
 def test_all_objectives_can_be_sampled_with_any_number_of_captions():
     torch.manual_seed(0)
     system = System(SYSTEM)
-    for objective in ("epsilon", "v", "flow"):
+    for objective in ("epsilon", "v", "flow", "clean"):
         for count in (1, 2, 5):
             script = read_script(["text"] * count, 15.0)
             video = sample(system, script, DiffusionConfig(objective), SampleConfig(steps=2))

@@ -25,12 +25,15 @@ from training.layers import (
     PatchEmbedding,
     TimeEmbedding,
     modulate,
+    place_table,
     rope_table,
     rotate,
 )
 
 Keep = Literal["all", "products", "attention", "nothing"]
 POLICIES = {"attention": save_attention, "products": save_products}
+Positions = Literal["relative", "space", "space_time"]
+AXES = {"relative": (), "space": (1, 2), "space_time": (0, 1, 2)}
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -49,6 +52,8 @@ class ModelConfig:
     interpolation_scale_t: float = 2.2  # positions are divided by these
     interpolation_scale_h: float = 2.0
     interpolation_scale_w: float = 2.0
+    # what tokens are told of their place, beside RoPE's distances; Allegro tells nothing more
+    positions: Positions = "relative"
     sample_frames: int = 22  # latent size it was trained at; for the pipelines that read an export
     sample_height: int = 90
     sample_width: int = 160
@@ -160,6 +165,8 @@ class Presto(nn.Module):
         """latents: (B, C, T, H, W).  t: (B,) in 0..1000.  schedules: per sample (segments, T), see
         sca.schedule."""
         x, grid = self.patchify(latents)
+        if axes := AXES[self.cfg.positions]:
+            x = x + place_table(self.cfg.width, grid, axes, x.device).to(x.dtype)
         if shard is None and self.across:
             shard = self.across(x.shape[1])
         first, last = shard.window if shard else (0, x.shape[1])

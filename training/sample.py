@@ -57,7 +57,7 @@ def sample(system: System, script: Script, diffusion: DiffusionConfig, cfg: Samp
     noise = torch.randn((1, system.codec.channels, *system.latent_size), generator=rng).to(device)
     silent = replace(script, captions=[""] * len(script.captions))
     predict = guided(_hearing(system, script), _hearing(system, silent), cfg.guidance)
-    if diffusion.objective == "flow":
+    if diffusion.flows:
         latents = sample_flow(predict, noise, cfg.steps, diffusion)
     else:
         latents = sample_ancestral(predict, noise, cfg.steps, diffusion, rng)

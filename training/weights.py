@@ -129,6 +129,10 @@ def tensor_files(folder: Path) -> list[Path]:
 def export(model: Presto, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Writes what diffusers' AllegroTransformer3DModel reads, each file whole or not at all."""
     folder = Path(folder)
+    if model.cfg.positions != "relative":
+        raise BadWeights(
+            f"model.positions is {model.cfg.positions}; diffusers' network has relative ones alone"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob("*.index.json")):
         raise BadWeights(f"{folder} holds weights in parts already: export to a folder of its own")
