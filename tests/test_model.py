@@ -9,7 +9,7 @@ from training import sca
 from training.attention import usable_backends
 from training.layers import rope_table, rotate
 from training.model import ModelConfig, Presto, Shard, Text, forward_flops
-from training.torchvision_fix import fix_torchvision
+from curation.torchvision_fix import fix_torchvision
 
 SMALL = ModelConfig(
     num_layers=2,

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from training.model import ModelConfig, Presto
-from training.torchvision_fix import fix_torchvision
+from curation.torchvision_fix import fix_torchvision
 from training.weights import BadWeights, export, load, read_config
 
 SMALL = ModelConfig(
