@@ -1,4 +1,4 @@
-"""Checks that decide whether a model's text may be a caption. Pure: a text in, a reason or None out.
+"""Checks that decide whether a model's text may be a caption. Pure: text in, a reason or None out.
 
 They look for what makes a text useless for training, not for style. Quoted words (read off a sign,
 say) are left out where the language or the meaning is judged.
@@ -67,7 +67,7 @@ def empty(text: str) -> str | None:
 
 _REFUSAL = re.compile(
     r"\b(?:i'?m|i am|we are|we're)\s+(?:very\s+)?(?:sorry|unable|not able|afraid)\b"
-    r"|\b(?:i|we)\s+(?:cannot|can'?t|can not|won'?t|am not able|do not|don'?t|could not|couldn'?t)\b"
+    r"|\b(?:i|we)\s+(?:cannot|can'?t|can not|won'?t|do not|don'?t|could not|couldn'?t)\b"
     r"|\bas an ai\b|\bas a (?:large )?language model\b|\bi apologi[sz]e\b"
     r"|\b(?:cannot|can'?t) (?:assist|help) with\b",
     re.IGNORECASE,
@@ -95,9 +95,9 @@ def obedience(text: str) -> str | None:
 _BOILERPLATE = re.compile(
     r"^\W*(?:sure|certainly|of course|okay|here (?:is|are)|description|answer)\b[^.]{0,40}[:!,]"
     r"|\bthe (?:video|clip|footage|sequence|scene) (?:begins|starts|opens|ends|concludes)\b"
-    r"|\b(?:this|the|these|each|first|last|middle|next|previous|final)\s+(?:key[- ]?)?"
-    r"(?:frames?|images?|pictures?|video|clip|segments?|captions?|screenshots?)\b"
-    r"(?!\s+(?:on|hang|of (?:a|an|the) (?:wall|screen|door|window|bicycle|bike)))"
+    r"|\b(?:this|these|each|first|second|third|fourth|fifth|last|middle|next|previous|final)\s+"
+    r"(?:frames?|images?|pictures?|video|clip|segments?|screenshots?)\b(?!\s+(?:on|hang))"
+    r"|\bthe (?:images?|video|clip|segments?|captions?|screenshots?)\b(?!\s+(?:on|hang))"
     r"|\b(?:key ?frames?|sub-captions?)\b|^\s*(?:[-*#]|\d+[.)])\s|\*\*|```|[{}]",
     re.IGNORECASE,
 )
@@ -108,10 +108,12 @@ def boilerplate(text: str) -> str | None:
     return _named("boilerplate", _BOILERPLATE, unquoted(text))
 
 
-_ENGLISH = frozenset(  # as text: shorter to read
-    "the of and to in is with on at by it its as from for an are that while over into his her "
-    "their this there which through along behind up down out off around across near between "
-    "toward towards now still more then under above beside has been slightly he she they".split()
+_ENGLISH = frozenset(
+    words(
+        "the of and to in is with on at by it its as from for an are that while over into his her "
+        "their this there which through along behind up down out off around across near between "
+        "toward towards now still more then under above beside has been slightly he she they"
+    )
 )
 
 

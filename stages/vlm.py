@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
 from typing import Annotated, Any
 
 from annotated_types import Ge
@@ -197,20 +196,25 @@ class Vlm(Captioner):
 
     def _segments(self, facts: list[Row], frames: list[KeyFrame]) -> list[Segment]:
         """What is shown of a clip: pictures at their size, camera and text in words."""
-        cameras = accumulate(facts, lambda before, row: camera_of(row, before), initial=None)
-        return [
-            Segment(
-                start_s=row["start_s"],
-                end_s=row["end_s"],
-                key=picture(frame.jpeg, frame.name, self.image_side),
-                neighbours=tuple(
-                    picture(still.jpeg, still.name, self.image_side) for still in frame.neighbours
-                ),
-                camera=_camera_words(camera),
-                text=self._read(frame),
+        segments: list[Segment] = []
+        camera: Camera | None = None
+        for row, frame in zip(facts, frames, strict=True):
+            camera = camera_of(row, camera)
+            shown = [
+                picture(still.jpeg, still.name, self.image_side)
+                for still in (frame, *frame.neighbours)
+            ]
+            segments.append(
+                Segment(
+                    start_s=row["start_s"],
+                    end_s=row["end_s"],
+                    key=shown[0],
+                    neighbours=tuple(shown[1:]),
+                    camera="not known" if camera is None else f"the view {view_does(camera)}",
+                    text=self._read(frame),
+                )
             )
-            for row, frame, camera in zip(facts, frames, list(cameras)[1:], strict=True)
-        ]
+        return segments
 
     def _read(self, frame: KeyFrame) -> tuple[str, ...]:
         if not self.read_text:
@@ -236,7 +240,3 @@ class Vlm(Captioner):
                 "and pip install -e '.[train]'"
             ) from None
         return lambda text: len(tokenizer(text).input_ids)
-
-
-def _camera_words(camera: Camera | None) -> str:
-    return "not known" if camera is None else f"the view {view_does(camera)}"

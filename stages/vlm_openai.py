@@ -149,7 +149,8 @@ class OpenAI(Vlm):
     async def say(self, request: Request) -> Said:
         if self._session is None:
             self._open()
-        since_s, tries, structured = time.monotonic(), 0, self._structured
+        since_s = failed_s = time.monotonic()
+        failures, to_blame, structured = 0, 0, self._structured
         while True:
             async with self._room:
                 sent_s = time.monotonic()
@@ -169,17 +170,18 @@ class OpenAI(Vlm):
                 raise Refused(trouble)
             if status in FULL:
                 self._room.full(sent_s)
-            else:
-                tries += 1
-            if tries >= TRIES and self._answered_s > since_s:
-                raise Refused(f"{trouble}, {tries} times, while others are answered")
-            pause_s = self.pause_s * min(2 ** min(tries, 10), LONGEST_PAUSE)
+            elif self._answered_s > failed_s:  # others were answered since: it is not the server
+                to_blame += 1
+            failures, failed_s = failures + 1, time.monotonic()
+            if to_blame >= TRIES:
+                raise Refused(f"{trouble}, {TRIES} times, while others are answered")
+            pause_s = self.pause_s * min(2 ** min(failures, 10), LONGEST_PAUSE)
             pause_s = max(pause_s * random.uniform(0.5, 1), after_s)
-            if time.monotonic() - max(since_s, self._answered_s) + pause_s > self.patience_s:
-                raise Unavailable(
-                    f"{trouble}; no answer to anyone for {self.patience_s:g} s. The same command "
-                    "goes on from here"
-                )
+            if failed_s - max(since_s, self._answered_s) + pause_s > self.patience_s:
+                gone = f"{trouble}; no answer to anyone for {self.patience_s:g} s"
+                if status in (0, *FULL, 502, 504):
+                    raise Unavailable(f"{gone}. The same command goes on from here")
+                raise Refused(gone)  # it is there, and can't do this
             await asyncio.sleep(pause_s)
 
     async def _post(self, body: bytes) -> tuple[int, Any, float]:
