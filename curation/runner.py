@@ -8,6 +8,7 @@ more.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -24,7 +26,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt
 
 from curation.isolate import Isolated, NotStarted
-from curation.stage import BadVideo, InOrder, OutputError, Row, Stage
+from curation.stage import BadVideo, InOrder, OutputError, Row, Stage, Unavailable
 from curation.storage import is_url
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -42,7 +44,8 @@ from ray.exceptions import (
 
 LOST = (ActorDiedError, ActorUnavailableError, ObjectLostError)  # a worker or its node is gone
 
-IN_FLIGHT = 2  # calls per worker: one runs, one waits, so a worker never waits for the driver
+WAITING = 1  # calls per worker beyond those that run, so that it never waits for the driver
+DEATHS = 6  # per place for a worker, with no result between them: then none will live
 QUEUE_ROWS = 64  # rows that may wait before a later group of stages
 LOOK_FOR_NODES_S = 15.0
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -149,18 +152,49 @@ class Worker:
         for number, stage in enumerate(self._stages):
             if row.get("error") is not None:
                 break
-            try:
+            with _its_own_trouble(row, stage):
                 if self._child is not None:
                     row = self._child.twice(number, row, deadline_s=stage.deadline_s(row))
                 else:
                     [row] = stage.process([row])
-            except BadVideo as e:
-                row["error"] = str(e)
-            except (OutputError, NotStarted):
-                raise
-            except Exception as e:  # a row must never cost another one
-                row["error"] = f"{type(stage).__name__}: {type(e).__name__}: {e}"
         return row
+
+
+class AsyncWorker:
+    """One actor: some stages with many rows under way at once, which wait for others' answers."""
+
+    def __init__(self, stages: list[Stage], memory_gib: float) -> None:
+        self._stages = stages
+        for stage in stages:
+            stage.setup()
+
+    async def run(self, row: Row) -> Row:
+        for stage in self._stages:
+            if row.get("error") is not None:
+                break
+            with _its_own_trouble(row, stage):
+                limit_s = stage.deadline_s(row)
+                try:
+                    async with asyncio.timeout(limit_s) as limit:
+                        row = await stage.process_one(row)
+                except TimeoutError:
+                    if not limit.expired():
+                        raise
+                    raise BadVideo(f"no result after {limit_s:g} s") from None
+        return row
+
+
+@contextmanager
+def _its_own_trouble(row: Row, stage: Stage) -> Iterator[None]:
+    """An error becomes the row's: it must never cost another one. What stops the run goes on."""
+    try:
+        yield
+    except BadVideo as e:
+        row["error"] = str(e)
+    except (OutputError, NotStarted, Unavailable):
+        raise
+    except Exception as e:
+        row["error"] = f"{type(stage).__name__}: {type(e).__name__}: {e}"
 
 
 @dataclass
@@ -187,24 +221,29 @@ class _Pool:
     cluster: Cluster
     cpu_share: float  # of a worker's CPUs that Ray reserves for it
     queue: deque[_Job] = field(default_factory=deque)
-    flying: dict[Any, tuple[_Slot, _Job]] = field(default_factory=dict)  # by call
+    flying: dict[Any, tuple[_Slot, Any, _Job]] = field(default_factory=dict)  # by call; the actor
     starting: dict[Any, _Slot] = field(default_factory=dict)  # by call
     fatal: int = 0  # deaths since the last result
     _slots: list[_Slot] = field(default_factory=list)
     _looked_s: float = -LOOK_FOR_NODES_S
 
+    @property
+    def room(self) -> int:
+        """Calls that one worker may have."""
+        return (self.stages[0].needs.at_once or 1) + WAITING
+
     def feed(self) -> bool:
         """Gives the next row to the least loaded worker with room; False where there is none."""
         alone = self.queue[0].deaths > 0
-        free = [s for s in self._slots if s.started and s.load < (1 if alone else IN_FLIGHT)]
+        free = [s for s in self._slots if s.started and s.load < (1 if alone else self.room)]
         slot = min(free, key=lambda s: s.load, default=None)
         if slot is None or slot.load:
             self._start_worker()
         if slot is None:
             return False
         job = self.queue.popleft()
-        slot.load += IN_FLIGHT if alone else 1
-        self.flying[slot.actor.run.remote(job.row)] = (slot, job)
+        slot.load += self.room if alone else 1
+        self.flying[slot.actor.run.remote(job.row)] = (slot, slot.actor, job)
         return True
 
     def _start_worker(self) -> None:
@@ -217,7 +256,12 @@ class _Pool:
         if empty is None or len(self.starting) >= len(self.queue):
             return
         need = self.stages[0].needs
-        actor = ray.remote(Worker).options(num_cpus=need.cpus * self.cpu_share, num_gpus=need.gpus)
+        kind: Any = Worker if need.at_once is None else AsyncWorker
+        actor = ray.remote(kind).options(
+            num_cpus=need.cpus * self.cpu_share,
+            num_gpus=need.gpus,
+            max_concurrency=need.at_once or 1,
+        )
         empty.actor = actor.remote(self.stages, self.cluster.memory_gib)
         self.starting[empty.actor.__ray_ready__.remote()] = empty
 
@@ -230,6 +274,7 @@ class _Pool:
                 f"{type(self.stages[0]).__name__} needs {need.cpus:g} CPUs and {need.gpus:g} GPUs a"
                 f" worker; the cluster has {cpus:g} and {gpus:g}"
             )
+        size = min(size, need.workers or size)
         return size if need.gpus else min(size, self.cluster.workers or size)
 
     def waits(self) -> list[Any]:
@@ -246,20 +291,20 @@ class _Pool:
                 ray.get(call)
                 slot.started = True
             except LOST as e:
-                self._bury(slot, e)
+                self._bury(slot, slot.actor, e)
             return None
-        slot, job = self.flying.pop(call)
-        slot.load -= IN_FLIGHT if job.deaths else 1
+        slot, actor, job = self.flying.pop(call)
+        slot.load -= self.room if job.deaths else 1
         try:
             row = ray.get(call)
         except RayTaskError as e:
             if isinstance(e.cause, OutputError):
                 raise OutputError(str(e.cause)) from None
-            if isinstance(e.cause, NotStarted):
+            if isinstance(e.cause, NotStarted | Unavailable):
                 raise RunError(f"{type(self.stages[0]).__name__}: {e.cause}") from None
             raise
         except LOST as e:
-            self._bury(slot, e)
+            self._bury(slot, actor, e)
             job.deaths += 1
             if job.deaths > 1:  # it was alone with its worker: the row is what kills
                 job.row["error"] = "it killed its worker twice"
@@ -269,13 +314,14 @@ class _Pool:
         self.fatal = 0
         return row
 
-    def _bury(self, slot: _Slot, error: Exception) -> None:
-        """The slot gets another worker when one is needed."""
-        if slot.actor is not None:
-            ray.kill(slot.actor)  # it may live on, out of reach
+    def _bury(self, slot: _Slot, actor: Any, error: Exception) -> None:
+        """The slot gets another worker when one is needed. Each call of a dead one tells of it."""
+        if slot.actor is not actor:
+            return
+        ray.kill(actor)  # it may live on, out of reach
         slot.actor, slot.started = None, False
         self.fatal += 1
-        if self.fatal > 3 * IN_FLIGHT * len(self._slots):
+        if self.fatal > DEATHS * len(self._slots):
             name = type(self.stages[0]).__name__
             raise RunError(f"every worker of {name} dies; see the logs: {error}")
 

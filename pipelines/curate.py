@@ -22,6 +22,7 @@ from pipelines.settings import Settings, main
 
 def run(settings: Settings, out: Folder) -> None:
     select.check(settings, out)  # a policy that can't be answered is refused before the decode
+    settings.caption.chosen.check()  # as is a captioner without its weights or its server
     score.run(settings, out)
     select.run(settings, out)
     caption.run(settings, out)

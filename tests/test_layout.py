@@ -19,7 +19,10 @@ MAY_IMPORT = {
     "curation": {"curation"},
     "stages": {"curation", "stages"},
     "pipelines": {"curation", "stages", "pipelines"},
-    "training": {"curation.config", "curation.records", "curation.measures", "training"},
+    "training": {
+        *("curation.config", "curation.records", "curation.measures", "curation.torchvision_fix"),
+        "training",
+    },
 }
 
 
