@@ -34,6 +34,9 @@ class Needs:
     cpus: float = 1.0
     gpus: float = 0.0
     isolated: bool = False  # runs in a child process with a deadline and a memory limit
+    rows: int = (
+        1  # in one call at most: what waits when the worker is free, it never waits for more
+    )
 
 
 class Stage:

@@ -21,7 +21,9 @@ from pipelines.settings import Settings, main
 
 
 def run(settings: Settings, out: Folder) -> None:
-    select.check(settings, out)  # a policy that can't be answered is refused before the decode
+    select.check(
+        settings, out, will_score=True
+    )  # a policy that can't be answered is refused before the decode
     score.run(settings, out)
     select.run(settings, out)
     caption.run(settings, out)

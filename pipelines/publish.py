@@ -29,9 +29,10 @@ SHARDS = "shards.parquet"
 def made_with(settings: Settings, out: Folder) -> dict[str, Any]:
     """The settings of each phase when it ran, which need not be those of this command."""
     now, ledger, name = config.as_dict(settings), out / "ledger", settings.caption.captioner
+    score = recorded_settings(ledger, "videos") or now["score"]
     recorded = recorded_settings(ledger, f"captions/{name}") or now["caption"][name]
     return {
-        "score": recorded_settings(ledger, "videos") or now["score"],
+        "score": score | {"models": recorded_settings(ledger, "models")},
         "select": recorded_settings(ledger, "selection") or now["select"],
         "caption": {"captioner": name, name: recorded},
         "export": now["export"],

@@ -172,8 +172,8 @@ class Watch(Stage):
             segment: Row = {"start_s": a, "end_s": b}
             segment |= self.motion.segment(start_s, end_s) | self.light.segment(start_s, end_s)
             still = self.stills.nearest((start_s + end_s) / 2, clip["start_s"], clip["end_s"])
-            if still is not None and stored:
-                t_s, jpeg = still
+            if still and stored:
+                t_s, jpeg = still[0]
                 if passed:
                     pictures.append(decode_small(jpeg, COMPARED_WIDTH))
                 else:
@@ -183,6 +183,11 @@ class Watch(Stage):
                 segment["key_frame_s"] = t_s - clip["start_s"]
                 segment["key_frame"] = name
                 segment["key_frame_sha256"] = hashlib.sha256(jpeg).hexdigest()
+                if passed and len(still) > 1:
+                    name = name.replace(".jpg", "_next.jpg")
+                    Folder(self.ledger_url).write(name, still[1][1], durable=False)
+                    segment["next_frame_s"] = still[1][0] - clip["start_s"]
+                    segment["next_frame"] = name
             clip["segments"].append(segment)
         if pictures:
             clip |= _key_scores(pictures)

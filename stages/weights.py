@@ -31,7 +31,9 @@ def located(name: str, what: str, get: str) -> Path:
         raise PlanError(f"{what}: no file {path.absolute()}; get it with\n  {get}")
     found = HUB.fullmatch(name)
     if found is None:
-        raise PlanError(f"{what}: {name} is no file of a hub; expected hf://OWNER/REPO@REVISION/FILE")
+        raise PlanError(
+            f"{what}: {name} is no file of a hub; expected hf://OWNER/REPO@REVISION/FILE"
+        )
     from huggingface_hub import constants, try_to_load_from_cache
 
     repo, revision, file = found["repo"], found["revision"] or "main", found["file"]
@@ -71,5 +73,7 @@ def fill(module: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) ->
         if wanted.get(name) != given.get(name)
     ]
     if wrong:
-        raise PlanError(f"{path}: other weights than expected ({len(wrong)}): {'; '.join(wrong[:3])}")
+        raise PlanError(
+            f"{path}: other weights than expected ({len(wrong)}): {'; '.join(wrong[:3])}"
+        )
     module.load_state_dict(state)

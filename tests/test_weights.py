@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from training.model import ModelConfig, Presto
 from curation.torchvision_fix import fix_torchvision
+from training.model import ModelConfig, Presto
 from training.weights import BadWeights, export, load, read_config
 
 SMALL = ModelConfig(
