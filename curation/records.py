@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -33,6 +34,14 @@ SUB_CAPTION = pa.struct([("start_s", pa.float64()), ("end_s", pa.float64()), ("t
 CAUSES = pa.map_(pa.string(), pa.string())
 VERSIONS = pa.map_(pa.string(), pa.string())
 
+STILL = pa.struct(
+    [
+        ("s", pa.float64()),  # time, relative to the clip
+        ("file", pa.string()),  # JPEG, relative to the output's ledger/
+        ("sha256", pa.string()),
+    ]
+)
+
 # One entry per segment of a clip: what was measured in it, for captioners and for the hint in a prompt.
 SEGMENT = pa.struct(
     [
@@ -46,6 +55,7 @@ SEGMENT = pa.struct(
             pa.float64(),
         ),  # of the frame stored for optical flow, relative to the clip
         ("next_frame", pa.string()),  # its JPEG file; both null where no model of flow is used
+        ("neighbours", pa.list_(STILL)),  # stored stills of the segment beside the key frame
         ("brightness", pa.float32()),  # mean luma, 0..255
         ("motion_dis", pa.float32()),  # mean flow, px/s at 320 wide
         (
@@ -256,7 +266,7 @@ CAPTION = (
     Column(
         "frames_sha256",
         pa.string(),
-        "hash over the key frames' files that the captioner saw, in order",
+        "hash over the stills that the captioner was given: key frames, then their neighbours",
     ),
     Column("provenance", pa.string(), "JSON: model, revision, prompt version, sampling"),
     Column(
@@ -310,6 +320,15 @@ def clip_id(sha256: str, start_s: float, end_s: float) -> str:
 def frames_sha256(hashes: Sequence[str]) -> str:
     """What ties captions to the frames they were made from: over the files' hashes, in order."""
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def still_hashes(segments: Sequence[dict[str, Any]]) -> list[Any]:
+    """Of the files that a captioner of the clip is given: key frames, then their neighbours.
+
+    None stands for a key frame that was not stored.
+    """
+    neighbours = [still for s in segments for still in s.get("neighbours") or []]
+    return [s["key_frame_sha256"] for s in segments] + [still["sha256"] for still in neighbours]
 
 
 def segment_spans(duration_s: float, segments: int) -> list[tuple[float, float]]:

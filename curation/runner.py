@@ -8,6 +8,7 @@ more.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
@@ -24,7 +26,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt
 
 from curation.isolate import Isolated, NotStarted
-from curation.stage import BadVideo, InOrder, OutputError, Row, Stage
+from curation.stage import BadVideo, InOrder, OutputError, Row, Stage, Unavailable
 from curation.storage import is_url
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -42,7 +44,8 @@ from ray.exceptions import (
 
 LOST = (ActorDiedError, ActorUnavailableError, ObjectLostError)  # a worker or its node is gone
 
-IN_FLIGHT = 2  # calls per worker: one runs, one waits, so a worker never waits for the driver
+WAITING = 1  # calls per worker beyond those that run, so that it never waits for the driver
+DEATHS = 6  # per place for a worker, with no result between them: then none will live
 QUEUE_ROWS = 64  # rows that may wait before a later group of stages
 LOOK_FOR_NODES_S = 15.0
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -160,7 +163,7 @@ class Worker:
         if len(rows) > 1:
             try:
                 return self._stages[number].process(rows)
-            except (OutputError, NotStarted):
+            except (OutputError, NotStarted, Unavailable):
                 raise
             except Exception:
                 pass
@@ -168,18 +171,52 @@ class Worker:
 
     def _alone(self, number: int, row: Row) -> Row:
         stage = self._stages[number]
-        try:
+        with _its_own_trouble(row, stage):
             if self._child is not None:
-                return self._child.twice(number, row, deadline_s=stage.deadline_s(row))
-            [done] = stage.process([row])
-            return done
-        except BadVideo as e:
-            row["error"] = str(e)
-        except (OutputError, NotStarted):
-            raise
-        except Exception as e:  # a row must never cost another one
-            row["error"] = f"{type(stage).__name__}: {type(e).__name__}: {e}"
+                row = self._child.twice(number, row, deadline_s=stage.deadline_s(row))
+            else:
+                [row] = stage.process([row])
         return row
+
+
+class AsyncWorker:
+    """One actor: some stages with many rows under way at once, which wait for others' answers."""
+
+    def __init__(self, stages: list[Stage], memory_gib: float) -> None:
+        self._stages = stages
+        for stage in stages:
+            stage.setup()
+
+    async def run(self, rows: list[Row]) -> list[Row]:
+        return [await self._whole_way(row) for row in rows]
+
+    async def _whole_way(self, row: Row) -> Row:
+        for stage in self._stages:
+            if row.get("error") is not None:
+                break
+            with _its_own_trouble(row, stage):
+                limit_s = stage.deadline_s(row)
+                try:
+                    async with asyncio.timeout(limit_s) as limit:
+                        row = await stage.process_one(row)
+                except TimeoutError:
+                    if not limit.expired():
+                        raise
+                    raise BadVideo(f"no result after {limit_s:g} s") from None
+        return row
+
+
+@contextmanager
+def _its_own_trouble(row: Row, stage: Stage) -> Iterator[None]:
+    """An error becomes the row's: it must never cost another one. What stops the run goes on."""
+    try:
+        yield
+    except BadVideo as e:
+        row["error"] = str(e)
+    except (OutputError, NotStarted, Unavailable):
+        raise
+    except Exception as e:
+        row["error"] = f"{type(stage).__name__}: {type(e).__name__}: {e}"
 
 
 @dataclass
@@ -212,10 +249,15 @@ class _Pool:
     _slots: list[_Slot] = field(default_factory=list)
     _looked_s: float = -LOOK_FOR_NODES_S
 
+    @property
+    def room(self) -> int:
+        """Calls that one worker may have."""
+        return (self.stages[0].needs.at_once or 1) + WAITING
+
     def feed(self) -> bool:
         """Gives the next rows to the least loaded worker with room; False where there is none."""
         alone = self.queue[0].deaths > 0
-        free = [s for s in self._slots if s.started and s.load < (1 if alone else IN_FLIGHT)]
+        free = [s for s in self._slots if s.started and s.load < (1 if alone else self.room)]
         slot = min(free, key=lambda s: s.load, default=None)
         if slot is None or slot.load:
             self._start_worker()
@@ -226,7 +268,7 @@ class _Pool:
             if not self.queue or self.queue[0].deaths:
                 break
             jobs.append(self.queue.popleft())
-        slot.load += IN_FLIGHT if alone else 1
+        slot.load += self.room if alone else 1
         self.flying[slot.actor.run.remote([job.row for job in jobs])] = (slot, slot.actor, jobs)
         return True
 
@@ -240,7 +282,12 @@ class _Pool:
         if empty is None or len(self.starting) >= len(self.queue):
             return
         need = self.stages[0].needs
-        actor = ray.remote(Worker).options(num_cpus=need.cpus * self.cpu_share, num_gpus=need.gpus)
+        kind: Any = Worker if need.at_once is None else AsyncWorker
+        actor = ray.remote(kind).options(
+            num_cpus=need.cpus * self.cpu_share,
+            num_gpus=need.gpus,
+            max_concurrency=need.at_once or 1,
+        )
         empty.actor = actor.remote(self.stages, self.cluster.memory_gib)
         self.starting[empty.actor.__ray_ready__.remote()] = (empty, empty.actor)
 
@@ -255,6 +302,7 @@ class _Pool:
                 f" worker; the cluster has {cpus:g} and {gpus:g}\n  fix: add such a node, or let "
                 "the stage do without (gpus=0 in its settings: the CPU)"
             )
+        size = min(size, need.workers or size)
         return size if need.gpus else min(size, self.cluster.workers or size)
 
     def waits(self) -> list[Any]:
@@ -274,13 +322,13 @@ class _Pool:
                 self._bury(slot, actor, e)
             return []
         slot, actor, jobs = self.flying.pop(call)
-        slot.load -= IN_FLIGHT if jobs[0].deaths else 1
+        slot.load -= self.room if jobs[0].deaths else 1
         try:
             rows = ray.get(call)
         except RayTaskError as e:
             if isinstance(e.cause, OutputError):
                 raise OutputError(str(e.cause)) from None
-            if isinstance(e.cause, NotStarted):
+            if isinstance(e.cause, NotStarted | Unavailable):
                 raise RunError(f"{type(self.stages[0]).__name__}: {e.cause}") from None
             raise
         except LOST as e:
@@ -296,13 +344,13 @@ class _Pool:
         return rows
 
     def _bury(self, slot: _Slot, actor: Any, error: Exception) -> None:
-        """The slot gets another worker when one is needed; it may have it since an earlier call."""
+        """The slot gets another worker when one is needed. Each call of a dead one tells of it."""
         if slot.actor is not actor:
             return
         ray.kill(actor)  # it may live on, out of reach
         slot.actor, slot.started = None, False
         self.fatal += 1
-        if self.fatal > 3 * IN_FLIGHT * len(self._slots):
+        if self.fatal > DEATHS * len(self._slots):
             name = type(self.stages[0]).__name__
             raise RunError(f"every worker of {name} dies; see the logs: {error}")
 

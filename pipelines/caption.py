@@ -2,7 +2,8 @@
 
     python -m pipelines.caption [CONFIG] output=OUT [key=value …]
 
-Clips that have captions made from their present key frames are skipped.
+Clips that have captions made from their present stills are skipped. Captions of another model go
+beside those that are there: give caption.name=NAME, here and to select and export.
 """
 
 from __future__ import annotations
@@ -12,26 +13,29 @@ import sys
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation import config
 from curation.ledger import check_settings
 from curation.progress import Progress
-from curation.records import frames_sha256
+from curation.records import frames_sha256, still_hashes
 from curation.stage import Row
 from curation.storage import Folder
 from pipelines.settings import Settings, batches, main
 from pipelines.tables import captions_ledger, matched, read_clips, read_selection
+from stages.vlm import Vlm
 
 HEAVY = ("fingerprint", "overlay_mask")  # no captioner reads them
 
 
 def run(settings: Settings, out: Folder) -> None:
-    name = settings.caption.captioner
-    captioner = settings.caption.build((out / "ledger").url)
+    captioner = settings.caption.chosen
+    captioner.ledger_url, name = (out / "ledger").url, captioner.name
+    limit = settings.select.policy.get("text_similarity_tfidf")
+    if isinstance(captioner, Vlm):
+        captioner.similarity = limit.max if limit else None
     check_settings(
         out / "ledger",
         f"captions/{name}",
-        config.as_dict(captioner),
-        f"take these settings back, or delete ledger/captions/{name} to caption everything anew",
+        captioner.provenance(),
+        "take these settings back, or write captions of another name: caption.name=NAME",
     )
     ledger = captions_ledger(out, name)
     selection = read_selection(out)
@@ -40,6 +44,7 @@ def run(settings: Settings, out: Folder) -> None:
     clips = clips.filter(pc.is_in(clips["clip_id"], value_set=kept.combine_chunks()))
     todo = _todo(clips, ledger.read(["clip_id", "frames_sha256", "error"]), settings.retry_failed)
     if todo:
+        captioner.check()
         settings.cluster.start(out.path("logs"))
     with Progress("caption", clips.num_rows, "clips") as progress:
         progress.update(done=clips.num_rows - len(todo))
@@ -55,7 +60,7 @@ def _todo(clips: pa.Table, done: pa.Table, retry_failed: bool) -> list[Row]:
     said = matched(clips["clip_id"], done, "clip_id")
     todo = []
     for clip, row in zip(clips.drop_columns(HEAVY).to_pylist(), said.to_pylist(), strict=True):
-        hashes = [segment["key_frame_sha256"] for segment in clip["segments"]]
+        hashes = still_hashes(clip["segments"])
         current = None not in hashes and row["frames_sha256"] == frames_sha256(hashes)
         failed = row["error"] is not None
         if not (current or failed) or (failed and retry_failed):

@@ -67,7 +67,7 @@ def run(settings: Settings, out: Folder) -> None:
     selection = select(
         clips, chosen.policy, seed=chosen.seed, validation_share=chosen.validation_share
     )
-    captions = captions_ledger(out, settings.caption.captioner).read()
+    captions = captions_ledger(out, settings.caption.chosen.name).read()
     selection = select_captioned(selection, captions, chosen.policy)
     (out / "ledger").write_table(SELECTION, selection)
     record_settings(out / "ledger", "selection", config.as_dict(chosen))

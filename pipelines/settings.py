@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
+from pydantic import StringConstraints
 
 from curation import config
 from curation.config import ConfigError
@@ -24,6 +25,9 @@ from stages.captioner import Captioner
 from stages.measured import Measured
 from stages.models import Models
 from stages.text import Text
+from stages.vlm_openai import OpenAI
+from stages.vlm_transformers import Transformers
+from stages.vlm_vllm import Vllm
 from stages.watch import Watch
 
 COMMIT_S = 5.0  # results are committed this often
@@ -47,14 +51,23 @@ class SelectSettings:
 
 @dataclass
 class CaptionSettings:
-    captioner: Literal["measured"] = "measured"  # who writes the captions
+    # who writes the captions; null: `openai` where caption.openai.url is given, else `measured`
+    captioner: Literal["measured", "openai", "vllm", "transformers"] | None = None
+    # of this set of captions (ledger/captions/NAME): sets of other models stay beside it
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     measured: Measured = field(default_factory=Measured)
+    openai: OpenAI = field(default_factory=OpenAI)
+    vllm: Vllm = field(default_factory=Vllm)
+    transformers: Transformers = field(default_factory=Transformers)
 
-    def build(self, ledger_url: str) -> Captioner:
+    @property
+    def chosen(self) -> Captioner:
         """The captioner that `captioner` names."""
-        chosen: Captioner = getattr(self, self.captioner)
-        chosen.ledger_url = ledger_url
-        return chosen
+        captioner: Captioner = getattr(
+            self, self.captioner or ("openai" if self.openai.url else "measured")
+        )
+        captioner.set_name = self.name or ""
+        return captioner
 
 
 @dataclass

@@ -45,6 +45,7 @@ class Watch(Stage):
     clip_s: Annotated[float, Gt(0)] = 15.0  # length of a clip; a shorter take gives none
     max_clip_s: Annotated[float, Gt(0)] = 15.0  # larger: fewer, longer clips that use up the take
     segments: Annotated[int, Ge(1)] = 5  # of a clip: each has a key frame and a sub-caption
+    neighbours: Annotated[int, Ge(0)] = 2  # stills stored of a segment beside its key frame
     guard_frames: Annotated[int, Ge(0)] = 2  # taken off at a detected boundary
     gate: Policy = field(default_factory=Policy)
     limits: Limits = field(default_factory=Limits)
@@ -188,9 +189,30 @@ class Watch(Stage):
                     Folder(self.ledger_url).write(name, still[1][1], durable=False)
                     segment["next_frame_s"] = still[1][0] - clip["start_s"]
                     segment["next_frame"] = name
+                if passed:
+                    segment["neighbours"] = self._neighbours(clip, number, (start_s, end_s), t_s)
             clip["segments"].append(segment)
         if pictures:
             clip |= _key_scores(pictures)
+
+    def _neighbours(
+        self, clip: Row, number: int, span: tuple[float, float], key_s: float
+    ) -> list[Row]:
+        """Stores stills of a segment beside its key frame, spread over its time, for captioners."""
+        start_s, end_s = span
+        spread = segment_spans(end_s - start_s, self.neighbours + 1)  # the key frame is one of them
+        found = {key_s: b""}
+        for a, b in spread:
+            for t_s, jpeg in self.stills.nearest(start_s + (a + b) / 2, start_s, end_s)[:1]:
+                found.setdefault(t_s, jpeg)
+        del found[key_s]
+        rows = []
+        for place, (t_s, jpeg) in enumerate(sorted(found.items())[: self.neighbours]):
+            name = f"key_frames/{clip['clip_id'][:2]}/{clip['clip_id']}_{number}_{place}.jpg"
+            Folder(self.ledger_url).write(name, jpeg, durable=False)
+            sha256 = hashlib.sha256(jpeg).hexdigest()
+            rows.append({"s": t_s - clip["start_s"], "file": name, "sha256": sha256})
+        return rows
 
 
 def _cause(column: Column, clip: Row) -> str:

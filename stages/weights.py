@@ -77,3 +77,23 @@ def fill(module: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) ->
             f"{path}: other weights than expected ({len(wrong)}): {'; '.join(wrong[:3])}"
         )
     module.load_state_dict(state)
+
+
+def model_folder(name: str, revision: str | None, what: str) -> Path:
+    """The folder of a whole model (config.json beside its weights): a path, or a hub's OWNER/REPO.
+
+    Raises PlanError with what is missing, where it was looked for and how to get it.
+    """
+    path = Path(name).expanduser()
+    if (path / "config.json").is_file():
+        return path.resolve()
+    places, get = f"no {path.absolute()}/config.json", f"hf download OWNER/REPO --local-dir {name}"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        from huggingface_hub import constants, try_to_load_from_cache
+
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if isinstance(cached, str):
+            return Path(cached).parent
+        places += f", and {name} (revision {revision or 'main'}) is not in {constants.HF_HUB_CACHE}"
+        get = f"hf download {name}" + (f" --revision {revision}" if revision else "")
+    raise PlanError(f"{what}: {places}; get it with\n  {get}")
