@@ -41,6 +41,8 @@ def build(settings: ScoreSettings, ledger_url: str, videos: int) -> list[Stage]:
 def check(settings: ScoreSettings) -> None:
     """Finds the models' weights and what they need of the decode pass. Raises PlanError."""
     settings.models.check()
+    if settings.watch.detector == "transnet":
+        settings.watch.transnet.check()
     gap = settings.watch.stills.pair_gap_s
     if settings.models.raft.weights is not None and gap is None:
         raise PlanError(

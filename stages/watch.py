@@ -9,7 +9,7 @@ import hashlib
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
@@ -31,6 +31,7 @@ from stages.shots import Shots
 from stages.stills import Stills, decode_small, shrink
 from stages.takes import find_takes, place_clips
 from stages.text import Text
+from stages.transnet import TransNet
 
 COMPARED_WIDTH = 320  # px, of key frames that are compared with each other
 THUMB_SIDE = 240  # px, of key frames below the gate: for the report alone
@@ -49,7 +50,9 @@ class Watch(Stage):
     guard_frames: Annotated[int, Ge(0)] = 2  # taken off at a detected boundary
     gate: Policy = field(default_factory=Policy)
     limits: Limits = field(default_factory=Limits)
+    detector: Literal["shots", "transnet"] = "shots"  # who finds where takes end
     shots: Shots = field(default_factory=Shots)
+    transnet: TransNet = field(default_factory=TransNet)
     motion: Motion = field(default_factory=Motion)
     light: Light = field(default_factory=Light)
     freeze: Freeze = field(default_factory=Freeze)
@@ -69,6 +72,18 @@ class Watch(Stage):
     )
     needs = Needs(cpus=1, isolated=True)
 
+    def __post_init__(self) -> None:
+        if self.detector == "transnet":
+            self.needs = Needs(cpus=1, gpus=self.transnet.gpus, isolated=True)  # type: ignore[misc]
+
+    def setup(self) -> None:
+        if self.detector == "transnet":
+            self.transnet.load()
+
+    @property
+    def cuts(self) -> Shots | TransNet:
+        return self.transnet if self.detector == "transnet" else self.shots
+
     def deadline_s(self, row: Row) -> float:
         # By the file's size, since its header may lie: 10 kB of video a second is little.
         return 120.0 + max(row["bytes"], 0) / 1e4
@@ -82,7 +97,7 @@ class Watch(Stage):
             sha256 = sha256_of(path)
             with Reader(path, self.limits) as reader:
                 self._see_all(reader)
-        transitions = self.shots.transitions()
+        transitions = self.cuts.transitions()
         times = reader.times_s
         takes = find_takes(
             transitions.cuts_s, transitions.gradual, times, reader.end_s, self.guard_frames
@@ -111,7 +126,7 @@ class Watch(Stage):
         return facts
 
     def _meters(self) -> list[Meter]:
-        return [self.shots, self.motion, self.light, self.freeze, self.overlay, self.fingerprint]
+        return [self.cuts, self.motion, self.light, self.freeze, self.overlay, self.fingerprint]
 
     def _see_all(self, reader: Reader) -> None:
         self.stills.start()
