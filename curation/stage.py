@@ -39,6 +39,7 @@ class Needs:
     cpus: float = 1.0
     gpus: float = 0.0
     isolated: bool = False  # runs in a child process with a deadline and a memory limit
+    rows: int = 1  # in one call at most: what waits by then, a free worker never waits for more
     at_once: int | None = None  # rows under way together in a worker, by `process_one`
     workers: int | None = None  # at most; None: as many as the cluster has room for
 

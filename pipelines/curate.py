@@ -21,7 +21,8 @@ from pipelines.settings import Settings, main
 
 
 def run(settings: Settings, out: Folder) -> None:
-    select.check(settings, out)  # a policy that can't be answered is refused before the decode
+    # a policy that can't be answered is refused before the decode
+    select.check(settings, out, will_score=True)
     settings.caption.chosen.check()  # as is a captioner without its weights or its server
     score.run(settings, out)
     select.run(settings, out)

@@ -24,6 +24,7 @@ from curation.stage import OutputError, PlanError, Row
 from curation.storage import Folder, InputError
 from stages.captioner import Captioner
 from stages.measured import Measured
+from stages.models import Models
 from stages.text import Text
 from stages.vlm_openai import OpenAI
 from stages.vlm_transformers import Transformers
@@ -40,6 +41,7 @@ STOPPED = (ConfigError, PlanError, InputError, OutputError, RunError)  # said in
 class ScoreSettings:
     watch: Watch = field(default_factory=Watch)
     text: Text = field(default_factory=Text)
+    models: Models = field(default_factory=Models)  # off until they are given weights
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-
 from training.torchvision_fix import fix_torchvision
 
 WIDTH = 16
