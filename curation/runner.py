@@ -26,7 +26,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt
 
 from curation.isolate import Isolated, NotStarted
-from curation.stage import BadVideo, InOrder, OutputError, Row, Stage, Unavailable
+from curation.stage import BadVideo, InOrder, OutputError, Row, Stage, Unavailable, took
 from curation.storage import is_url
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -153,9 +153,12 @@ class Worker:
     def run(self, rows: list[Row]) -> list[Row]:
         for number in range(len(self._stages)):
             whole = [at for at, row in enumerate(rows) if row.get("error") is None]
+            started = time.monotonic()
             done = self._together(number, [rows[at] for at in whole])
+            each_s = (time.monotonic() - started) / max(1, len(whole))
             for at, row in zip(whole, done, strict=True):
-                rows[at] = row
+                isolated = self._child is not None
+                rows[at] = row if isolated else took(row, self._stages[number], each_s)
         return rows
 
     def _together(self, number: int, rows: list[Row]) -> list[Row]:

@@ -51,9 +51,7 @@ def check(settings: ScoreSettings) -> None:
 
 
 def run(settings: Settings, out: Folder) -> None:
-    if settings.input is None:
-        raise InputError("no input; give input=FOLDER, a video, a pattern or a list")
-    listed = _listed(settings.input)
+    listed = listed_videos(settings)
     check(settings.score)
     stages = build(settings.score, (out / "ledger").url, listed.num_rows)
     check_plan(stages, ["video", "bytes", "version"])
@@ -76,7 +74,8 @@ def run(settings: Settings, out: Folder) -> None:
         failed = pc.sum(pc.equal(done["status"], "failed")).as_py() or 0
         progress.update(done=listed.num_rows - todo.num_rows, failed=failed)
         todo, known = _without_twins(settings.cluster, listed, done, todo, ledger, progress)
-        results = settings.cluster.stream(stages, _rows(todo, known))
+        rows = (row | {"sha256": known.get(row["video"])} for row in blank_rows(todo))
+        results = settings.cluster.stream(stages, rows)
         for batch in batches(_finished(results, settings.max_failed_share, progress)):
             _commit(batch, ledger, embeddings)
     if len(unseen):
@@ -134,11 +133,13 @@ def _commit(rows: list[Row], ledger: Ledger, embeddings: Ledger) -> None:
     ledger.append(rows)
 
 
-def _listed(source: str) -> pa.Table:
-    """video, bytes, version of the input's files, each once."""
-    listed = {v.video: v for v in list_videos(source)}
+def listed_videos(settings: Settings) -> pa.Table:
+    """video, bytes, version of the input's files, each once. Raises InputError."""
+    if settings.input is None:
+        raise InputError("no input; give input=FOLDER, a video, a pattern or a list")
+    listed = {v.video: v for v in list_videos(settings.input)}
     if not listed:
-        raise InputError(f"{source}: no video in it")
+        raise InputError(f"{settings.input}: no video in it")
     rows = listed.values()
     return pa.table(
         {
@@ -218,11 +219,10 @@ def _twins(rows: list[Row], sha256: dict[str, str]) -> list[Row]:
     return twins
 
 
-def _rows(todo: pa.Table, sha256: dict[str, str]) -> Iterator[Row]:
+def blank_rows(todo: pa.Table) -> Iterator[Row]:
     """The rows to score. Files that aren't there have their error already."""
     for batch in todo.to_batches(max_chunksize=1000):
-        for listed in batch.to_pylist():
-            yield _blank(listed) | {"sha256": sha256.get(listed["video"])}
+        yield from map(_blank, batch.to_pylist())
 
 
 def _blank(listed: Row) -> Row:

@@ -81,6 +81,11 @@ class ExportSettings:
 
 
 @dataclass
+class PlanSettings:
+    videos: Annotated[int, Ge(1)] = 12  # of the input that the trial scores; more: less spread
+
+
+@dataclass
 class Settings:
     input: str | None = None  # folder, file, pattern, or .txt / .parquet list; s3:// and gs:// too
     output: str = "out/dataset"  # folder of the dataset, local or a URL
@@ -92,6 +97,7 @@ class Settings:
     select: SelectSettings = field(default_factory=SelectSettings)
     caption: CaptionSettings = field(default_factory=CaptionSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
+    plan: PlanSettings = field(default_factory=PlanSettings)
 
 
 def main(doc: str, run: Callable[[Settings, Folder], None], argv: Sequence[str]) -> None:

@@ -208,7 +208,8 @@ def test_a_shift_of_the_picture_has_the_same_speed_at_any_size_and_gap(tmp_path,
     assert shift * to_speed[0, 0] == pytest.approx(6 * 320 / max(size) / 0.125)
 
 
-def test_all_clips_get_all_scores_and_a_broken_picture_costs_one_clip(files, tmp_path):
+def test_all_clips_get_all_scores_and_a_broken_picture_costs_one_clip(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.raft.UPDATES", 1)  # seconds on a CPU otherwise
     models = models_of(
         *(files, tmp_path),
         clip=clip_of(files),
@@ -375,7 +376,7 @@ def test_scoring_with_models_at_once_gives_what_adding_them_gives(cluster, files
     video(source / "b.mp4", scene(3), 1.5, width=160, height=128)
     given = [f"input={source}", f"output={out}", "score.models.gpus=0"]
     given += ["score.watch.stills.pair_gap_s=0.1", f"score.models.clip.weights={files['clip']}"]
-    run = settings(*given, f"score.models.raft.weights={files['raft']}")
+    run = settings(*given)
     score.run(run, Folder(str(out)))
     rows = {c["clip_id"]: c for c in clips_of(out).values()}
     seen = [c for c in rows.values() if c["gate"] is None]
@@ -383,15 +384,10 @@ def test_scoring_with_models_at_once_gives_what_adding_them_gives(cluster, files
     for clip in seen:
         for segment in clip["segments"]:
             assert segment["next_frame_s"] - segment["key_frame_s"] == pytest.approx(0.1)
-    models = models_of(
-        files,
-        out / "ledger",
-        clip=clip_of(files, aesthetics=False),
-        raft=Raft(weights=str(files["raft"])),
-    )
+    models = models_of(files, out / "ledger", clip=clip_of(files, aesthetics=False))
     blank = [{"clips": [{**c, "causes": {}} for c in seen]}]
     for clip in models.process(blank)[0]["clips"]:
-        for name in ("motion_raft", "richness_clip_l14"):
+        for name in ("coherence_clip_l14", "richness_clip_l14"):
             assert rows[clip["clip_id"]][name] == pytest.approx(clip[name], rel=1e-4, abs=1e-5)
     ledger = sorted((out / "ledger/videos").iterdir())
     score.run(run, Folder(str(out)))  # nothing is left to do
