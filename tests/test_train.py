@@ -1,3 +1,4 @@
+import json
 import math
 import pickle
 from dataclasses import replace
@@ -12,8 +13,9 @@ pytest.importorskip("matplotlib")
 
 from curation import config
 from curation.config import ConfigError
+from tests import tiny_allegro
 from tests.drawn_clips import clip, dataset, row
-from training import checkpoint
+from training import checkpoint, frozen
 from training.checkpoint import CheckpointError
 from training.clips import Listed, Size
 from training.codecs import Pixel
@@ -21,7 +23,7 @@ from training.data import Batch, generator
 from training.diffusion import DiffusionConfig
 from training.export import main as export_main
 from training.frozen import T5
-from training.model import ModelConfig
+from training.model import ModelConfig, Presto
 from training.parallel import World
 from training.sample import SampleConfig, open_system, read_script, sample, write_mp4
 from training.sample import main as sample_main
@@ -427,6 +429,46 @@ def test_one_caption_for_the_whole_clip_is_a_mode_of_its_own(tmp_path):
     system, diffusion = open_system(checkpoint.path_of(tmp_path, 1))
     with pytest.raises(ConfigError, match="trained with one for the whole clip"):
         sample(system, read_script(["a", "b"], 15.0), diffusion, SampleConfig(steps=1))
+
+
+def test_prompts_are_sampled_one_by_one_with_frames_in_between(tmp_path, whole):
+    path = tmp_path / "prompts.jsonl"
+    lines = [{"name": "ants", "cap": ["one", "two"]}, {"name": "boy", "cap": ["three"] * 5}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    saved = str(checkpoint.path_of(whole[0], 6))
+    sample_main([saved, str(tmp_path / "out"), str(path), "steps=1", "duration_s=2", "fps=12"])
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["ants.mp4", "boy.mp4"]
+    with av.open(str(tmp_path / "out" / "ants.mp4")) as file:
+        assert len(list(file.decode(video=0))) == 24
+        told = json.loads(file.metadata["comment"])
+        assert file.metadata["title"] == "one"
+        assert file.streams.video[0].codec_context.colorspace == 1
+    assert [part["text"] for part in told["captions"]] == ["one", "two"]
+    assert (told["seed"], told["checkpoint"]) == (0, "step-00000006")
+    for bad in (
+        '{"name": "../a", "cap": ["x"]}',
+        '{"name": "a"}',
+        "nonsense",
+        '{"name": "a", "cap": []}',
+    ):
+        path.write_text(bad)
+        with pytest.raises(SystemExit, match=r"ConfigError: .*line 1"):
+            sample_main([saved, str(tmp_path / "out"), str(path)])
+
+
+def test_published_weights_are_sampled_from_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(frozen, "TILE", (8, 32, 32))
+    monkeypatch.setattr(frozen, "STRIDE", (4, 16, 24))
+    folder = tiny_allegro.folder(tmp_path / "allegro")
+    model = ModelConfig(1, 2, 12, cross_attention_dim=24, caption_channels=tiny_allegro.WIDTH,
+                        sample_frames=2, sample_height=4, sample_width=10)  # fmt: skip
+    export(Presto(model), folder / "transformer")
+    monkeypatch.setattr("training.sample.T5", lambda folder: T5(folder, tiny_allegro.WIDTH))
+    system, diffusion = open_system(folder)
+    assert (diffusion.objective, system.cfg.rounding) == ("epsilon", "floor")
+    video = sample(system, read_script(["a boat", "the sea"], 15.0), diffusion, SampleConfig(2))
+    assert video.shape == (8, 32, 80, 3)
+    assert video.float().std() > 0
 
 
 def test_a_written_video_shows_what_it_was_given(tmp_path):
