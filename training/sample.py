@@ -44,29 +44,39 @@ class CommandConfig(SampleConfig):
     duration_s: Annotated[float, Gt(0)] = 15.0  # of the video, where the captions give no times
 
 
-@torch.no_grad()
 def sample(system: System, script: Script, diffusion: DiffusionConfig, cfg: SampleConfig) -> Tensor:
     """(frames, height, width, 3) uint8, on the CPU."""
-    if system.cfg.mode == "single" and len(script.captions) != 1:
-        raise ConfigError(
-            f"{len(script.captions)} captions; this network was trained with one for the whole clip"
-        )
+    return sample_many(system, [script], diffusion, cfg)[0]
+
+
+@torch.no_grad()
+def sample_many(
+    system: System, scripts: Sequence[Script], diffusion: DiffusionConfig, cfg: SampleConfig
+) -> Tensor:
+    """(scripts, frames, height, width, 3) uint8, on the CPU; each script's noise is its own."""
+    for script in scripts:
+        if system.cfg.mode == "single" and len(script.captions) != 1:
+            raise ConfigError(
+                f"{len(script.captions)} captions; "
+                "this network was trained with one for the whole clip"
+            )
     rng = generator(cfg.seed, "sample")
     device = next(system.parameters()).device
-    noise = torch.randn((1, system.codec.channels, *system.latent_size), generator=rng).to(device)
-    silent = Script(script.spans, [""] * len(script.captions))
-    predict = guided(_hearing(system, script), _hearing(system, silent), cfg.guidance)
+    shape = (len(scripts), system.codec.channels, *system.latent_size)
+    noise = torch.randn(shape, generator=rng).to(device)
+    silent = [Script(script.spans, [""] * len(script.captions)) for script in scripts]
+    predict = guided(_hearing(system, scripts), _hearing(system, silent), cfg.guidance)
     if diffusion.flows:
         latents = sample_flow(predict, noise, cfg.steps, diffusion)
     else:
         latents = sample_ancestral(predict, noise, cfg.steps, diffusion, rng)
-    return system.codec.decode(latents)[0].cpu()
+    return system.codec.decode(latents).cpu()
 
 
-def _hearing(system: System, script: Script) -> Predict:
+def _hearing(system: System, scripts: Sequence[Script]) -> Predict:
     """The network with these captions; their keys and values are computed once for all steps."""
-    text = system.presto.cache_text(system.read([script]))
-    schedules = system.schedules([script])
+    text = system.presto.cache_text(system.read(scripts))
+    schedules = system.schedules(scripts)
     return lambda x, t: system.presto(x, t, text, schedules)
 
 
