@@ -30,7 +30,10 @@ SHAPES = ("disc", "square", "triangle", "cross")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x, y
 TEXTURES = ("plain", "striped", "barred", "chequered")
 TRIES = 10_000
-TURN = (1 / 3, 2 / 3)  # how far colour and shape have turned in the frames before and after a border
+TURN = (
+    1 / 3,
+    2 / 3,
+)  # how far colour and shape have turned in the frames before and after a border
 SECOND_PER_FRAME = 15 / 22
 
 
