@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,7 +88,7 @@ class Videos:
 
     def __init__(self, stage: Stage, arm: Arm, count: int):
         self.stage, self.arm = stage, arm
-        self.clip_ids = [f"act-{i:08d}" for i in range(count)]
+        self.clip_ids: Sequence[str] = [f"act-{i:08d}" for i in range(count)]
 
     def __getitem__(self, index: int, /) -> Clip:
         clip = clip_of(self.stage, play(self.stage, index), self.arm.progressive)
@@ -105,7 +106,7 @@ def told(clip: Clip, arm: Arm) -> Clip:
     if arm.segments == 0:
         return replace(clip, caption=clip.sub_captions[0])
     ends = np.linspace(0, clip.duration_s, arm.segments + 1).tolist()
-    spans = list(zip(ends, ends[1:], strict=False))
+    spans = list(pairwise(ends))
     texts = [
         ", then ".join(
             text
@@ -201,7 +202,7 @@ def held_out_loss(
     clips: Sequence[Clip],
     scripts: Sequence[Script],
 ) -> list[dict[str, float]]:
-    """Training's loss at fixed times on the true videos: frames of one act, and frames that turn."""
+    """Training's loss at fixed times on the true videos: frames of one act, and those that turn."""
     weight = next(system.parameters())
     latents = system.codec.encode(torch.stack([c.video for c in clips]).to(weight.device))
     per_frame = torch.zeros(len(clips), latents.shape[2])
@@ -230,7 +231,8 @@ def truth(cfg: ActsConfig) -> list[dict[str, Any]]:
 
 def run_all(cfg: ActsConfig, command: Sequence[str], arms: Sequence[str], out: Path) -> None:
     """Each arm in a process of its own; one that fails does not stop the others."""
-    waiting, running, failed = list(arms), {}, []
+    waiting, failed = list(arms), []
+    running: dict[str, subprocess.Popen] = {}
     while waiting or running:
         while waiting and len(running) < cfg.together:
             arm = waiting.pop(0)

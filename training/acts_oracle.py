@@ -12,8 +12,17 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from training.acts_videos import COLOURS, DIRECTIONS, SHAPES, TEXTURES, Play, Stage, core
-from training.acts_videos import distance, ground
+from training.acts_videos import (
+    COLOURS,
+    DIRECTIONS,
+    SHAPES,
+    TEXTURES,
+    Play,
+    Stage,
+    core,
+    distance,
+    ground,
+)
 
 COLOURED = 30  # levels between the largest and the smallest channel; the ground is grey
 LEAST_AREA = 0.25  # of the object's; less is no object
@@ -111,7 +120,8 @@ def _direction(stage: Stage, centre: np.ndarray) -> str | None:
 
 def _ground(stage: Stage, smooth: np.ndarray, chroma: np.ndarray) -> str:
     """The texture nearest to the pixels that the object covers in none of the frames."""
-    covered = cv2.dilate((chroma > COLOURED).any(0).astype(np.uint8), np.ones((3, 3))) > 0
+    coloured = np.asarray((chroma > COLOURED).any(0), np.uint8)
+    covered = cv2.dilate(coloured, np.ones((3, 3), np.uint8)) > 0
     free = ~covered if (~covered).any() else ~np.zeros_like(covered)
     grey = smooth.mean((0, 3))[free]
     blurred = {t: cv2.GaussianBlur(ground(t, stage.side), (0, 0), 0.6)[free] for t in TEXTURES}
