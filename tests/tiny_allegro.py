@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+
 from curation.torchvision_fix import fix_torchvision
 
 WIDTH = 16

@@ -6,9 +6,9 @@
 
 CHECKPOINT is one of training.train, or a folder of Allegro's or Presto's weights. CAPTIONS.json is
 a list of texts, which share the time evenly, or of {"start_s", "end_s", "text"}; a clip's own JSON
-(its sub_captions) and what pipelines.split writes do too. PROMPTS.jsonl has {"name", "cap": [texts]} a line, as the test prompts
-of Presto's authors. The same seed gives the same video. fps=24 fills the time between the network's
-frames by motion.
+(its sub_captions) does too. PROMPTS.jsonl has {"name", "cap": [texts]} a line, as the test prompts
+of Presto's authors and what pipelines.split writes. The same seed gives the same video. fps=24
+fills the time between the frames of the network by motion.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,29 +54,39 @@ class CommandConfig(SampleConfig):
     fps: Annotated[float, Ge(0)] = 0.0  # of the mp4: training/interpolate.py; 0: the network's own
 
 
-@torch.no_grad()
 def sample(system: System, script: Script, diffusion: DiffusionConfig, cfg: SampleConfig) -> Tensor:
     """(frames, height, width, 3) uint8, on the CPU."""
-    if system.cfg.mode == "single" and len(script.captions) != 1:
-        raise ConfigError(
-            f"{len(script.captions)} captions; this network was trained with one for the whole clip"
-        )
+    return sample_many(system, [script], diffusion, cfg)[0]
+
+
+@torch.no_grad()
+def sample_many(
+    system: System, scripts: Sequence[Script], diffusion: DiffusionConfig, cfg: SampleConfig
+) -> Tensor:
+    """(scripts, frames, height, width, 3) uint8, on the CPU; each script's noise is its own."""
+    for script in scripts:
+        if system.cfg.mode == "single" and len(script.captions) != 1:
+            raise ConfigError(
+                f"{len(script.captions)} captions; "
+                "this network was trained with one for the whole clip"
+            )
     rng = generator(cfg.seed, "sample")
     device = next(system.parameters()).device
-    noise = torch.randn((1, system.codec.channels, *system.latent_size), generator=rng).to(device)
-    silent = replace(script, captions=[""] * len(script.captions))
-    predict = guided(_hearing(system, script), _hearing(system, silent), cfg.guidance)
+    shape = (len(scripts), system.codec.channels, *system.latent_size)
+    noise = torch.randn(shape, generator=rng).to(device)
+    silent = [Script(script.spans, [""] * len(script.captions)) for script in scripts]
+    predict = guided(_hearing(system, scripts), _hearing(system, silent), cfg.guidance)
     if diffusion.flows:
         latents = sample_flow(predict, noise, cfg.steps, diffusion)
     else:
         latents = sample_ancestral(predict, noise, cfg.steps, diffusion, rng)
-    return system.codec.decode(latents)[0].cpu()
+    return system.codec.decode(latents).cpu()
 
 
-def _hearing(system: System, script: Script) -> Predict:
+def _hearing(system: System, scripts: Sequence[Script]) -> Predict:
     """The network with these captions; their keys and values are computed once for all steps."""
-    text = system.presto.cache_text(system.read([script]))
-    schedules = system.schedules([script], system.latent_size[0])
+    text = system.presto.cache_text(system.read(scripts))
+    schedules = system.schedules(scripts, system.latent_size[0])
     return lambda x, t: system.presto(x, t, text, schedules)
 
 
