@@ -26,7 +26,7 @@ from curation.runner import RunError
 from curation.stage import PlanError, Row
 from curation.storage import Folder
 from pipelines.publish import SHARDS, made_with, publish, tables
-from pipelines.settings import Settings, main
+from pipelines.settings import KEY_FRAMES, Settings, main
 from pipelines.tables import (
     INPUT,
     captions_ledger,
@@ -49,7 +49,6 @@ def run(settings: Settings, out: Folder) -> None:
     plans = plan_shards(
         rows, int(settings.export.shard_mb * 1e6), settings.export.shard_clips, settings.export.seed
     )
-    _sweep(out)
     receipts = _pack(settings, out, plans, {row["clip_id"]: row for row in rows})
     _tidy(out, plans, receipts)
     shards = shards_table(receipts)
@@ -106,15 +105,10 @@ def _pack(
     return receipts
 
 
-def _sweep(out: Folder) -> None:
-    """Takes away what killed runs, and killed workers of this one, left half-written."""
-    for place in ("shards", RECEIPTS, "presto", "presto/videos"):
-        (out / place).sweep()
-
-
 def _tidy(out: Folder, plans: list[ShardPlan], receipts: list[Receipt]) -> None:
-    """Takes away what an earlier selection left: shards, receipts and mp4s of no present clip."""
-    _sweep(out)
+    """Takes away what an earlier selection left: shards, receipts and mp4s of no present clip; and
+    what killed workers of this run left half-written."""
+    out.sweep(skip=KEY_FRAMES)
     wanted = {plan.name for plan in plans}
     packed = {row["clip_id"] for receipt in receipts for row in receipt.also if "path" in row}
     stale = [f"shards/{n}" for n in out.names("shards") if n not in wanted]

@@ -15,7 +15,7 @@ from typing import Any
 
 from curation.isolate import Isolated
 from curation.stage import BadVideo, Needs, Row, Stage
-from curation.storage import GONE, Folder, InputError, fetched, look_at
+from curation.storage import WRONG, Folder, fetched, look_at
 from stages.cut import Cut, cut
 from stages.identify import sha256_of
 from stages.presto import make_presto
@@ -81,14 +81,11 @@ class Pack(Stage):
 
 def _check_unchanged(clip: Row) -> None:
     """Raises BadVideo where the video isn't the one that was scored: its captions tell of that."""
-    try:
-        now = look_at(clip["video"])
-    except (OSError, InputError) as e:
-        raise BadVideo(f"can't be reached: {e}") from None
+    now = look_at(clip["video"])
     if (now.bytes, now.version) == (clip["bytes"], clip["version"]):
         return
-    if now.bytes == GONE:
-        raise BadVideo("no such file")
+    if now.bytes in WRONG:
+        raise BadVideo(WRONG[now.bytes])
     with fetched(clip["video"]) as path:
         if sha256_of(path) != clip["sha256"]:
             raise BadVideo("the video changed after it was scored; run pipelines.score again")
