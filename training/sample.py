@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,7 +74,7 @@ def sample_many(
     device = next(system.parameters()).device
     shape = (len(scripts), system.codec.channels, *system.latent_size)
     noise = torch.randn(shape, generator=rng).to(device)
-    silent = [Script(script.spans, [""] * len(script.captions)) for script in scripts]
+    silent = [replace(script, captions=[""] * len(script.captions)) for script in scripts]
     predict = guided(_hearing(system, scripts), _hearing(system, silent), cfg.guidance)
     if diffusion.flows:
         latents = sample_flow(predict, noise, cfg.steps, diffusion)
