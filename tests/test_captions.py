@@ -100,9 +100,9 @@ def test_captions_of_another_model_stand_beside_the_first_and_the_export_names_i
         caption.run(run, Folder(str(out)))
         assert len(server.asked) == asked == 6 * 4  # nothing is asked again
     assert pq.read_table(out / "ledger/captions/measured").equals(measured)
-    for run, name in ((run, "other-model"), (settings(out, server, *plain()), "measured")):
-        select.run(run, Folder(str(out)))
-        export.run(run, Folder(str(out)))
+    for chosen, name in ((run, "other-model"), (settings(out, server, *plain()), "measured")):
+        select.run(chosen, Folder(str(out)))
+        export.run(chosen, Folder(str(out)))
         manifest = json.loads((out / "manifest.json").read_text())
         clips = pq.read_table(out / "clips.parquet").to_pylist()
         assert manifest["captioner"] == manifest["config"]["caption"]["name"] == name
