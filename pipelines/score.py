@@ -21,13 +21,12 @@ from curation.progress import Progress
 from curation.runner import Cluster, RunError
 from curation.stage import PlanError, Row, Stage, check_plan
 from curation.storage import GONE, NO_FILE, Folder, InputError, list_videos
-from pipelines.settings import ScoreSettings, Settings, batches, main
+from pipelines.settings import ScoreSettings, Settings, batches, main, stop_where_most_fail
 from pipelines.tables import INPUT, embeddings_ledger, matched, videos_ledger
 from stages.identify import Identify
 from stages.models import Models
 
 SHOW_MANY = 5000  # clips below the gate that have pictures for the report, about
-ENOUGH_TO_JUDGE = 100  # videos; below, failures are the videos' own
 
 
 def build(settings: ScoreSettings, ledger_url: str, videos: int) -> list[Stage]:
@@ -242,13 +241,7 @@ def _finished(rows: Iterable[Row], max_failed_share: float, progress: Progress) 
             progress.say(f"failed: {row['video']}: {row['error']}")
         progress.update(done=1, failed=int(row["error"] is not None))
         yield row
-        if done >= ENOUGH_TO_JUDGE and failed.total() > max_failed_share * done:
-            worst = "; ".join(f"{error} ({n})" for error, n in failed.most_common(3))
-            raise RunError(
-                f"{failed.total()} of {done} videos failed, more than {max_failed_share:.0%}: "
-                f"{worst}\n  fix: mend the cause and run again with retry_failed=true, or go on "
-                "with max_failed_share=1"
-            )
+        stop_where_most_fail(failed, done, max_failed_share, "videos")
 
 
 if __name__ == "__main__":

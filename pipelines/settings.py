@@ -6,6 +6,7 @@ import dataclasses
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from stages.vlm_vllm import Vllm
 from stages.watch import Watch
 
 COMMIT_S = 5.0  # results are committed this often
+ENOUGH_TO_JUDGE = 100  # rows; below, failures are the rows' own
 DEFAULT_CONFIG = str(Path(__file__).parent.parent / "configs/local.yaml")
 STOPPED = (ConfigError, PlanError, InputError, OutputError, RunError)  # said in one line, exit 1
 
@@ -87,8 +89,9 @@ class PlanSettings:
 class Settings:
     input: str | None = None  # folder, file, pattern, or .txt / .parquet list; s3:// and gs:// too
     output: str = "out/dataset"  # folder of the dataset, local or a URL
-    retry_failed: bool = False  # score the videos that failed in an earlier run once more
-    max_failed_share: Annotated[float, Gt(0), Le(1)] = 0.2  # of the videos; above it the run stops
+    retry_failed: bool = False  # do what failed in an earlier run once more: videos, captions
+    # of the videos, and of the clips to caption; above it the run stops
+    max_failed_share: Annotated[float, Gt(0), Le(1)] = 0.2
     cluster: Cluster = field(default_factory=Cluster)
     score: ScoreSettings = field(default_factory=ScoreSettings)
     select: SelectSettings = field(default_factory=SelectSettings)
@@ -169,3 +172,13 @@ def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
         raise
     yield batch
+
+
+def stop_where_most_fail(failed: Counter[str], done: int, max_share: float, unit: str) -> None:
+    """Raises RunError where too many fail to be their own fault. failed: by error."""
+    if done >= ENOUGH_TO_JUDGE and failed.total() > max_share * done:
+        worst = "; ".join(f"{error} ({n})" for error, n in failed.most_common(3))
+        raise RunError(
+            f"{failed.total()} of {done} {unit} failed, more than {max_share:.0%}: {worst}\n  fix: "
+            "mend the cause and run again with retry_failed=true, or go on with max_failed_share=1"
+        )

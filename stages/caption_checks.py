@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -49,6 +50,7 @@ def failed(
     """
     return (
         empty(text)
+        or garbled(text)
         or refusal(text)
         or obedience(text)
         or boilerplate(text)
@@ -63,6 +65,12 @@ def failed(
 
 def empty(text: str) -> str | None:
     return None if words(text) else "empty"
+
+
+def garbled(text: str) -> str | None:
+    """Characters that no text has: control codes, unassigned ones, half of a letter."""
+    odd = [c for c in text if unicodedata.category(c)[0] == "C" or c == "\N{REPLACEMENT CHARACTER}"]
+    return f"garbled: {len(odd)} characters" if odd else None
 
 
 _REFUSAL = re.compile(

@@ -39,6 +39,8 @@ def test_a_good_text_passes():
     [
         ("", "empty"),
         (" … ", "empty"),
+        ("A woman walks along the wet\x1b[2J street and stops.", "garbled"),
+        ("A woman walks along the wet str\ufffdt and stops.", "garbled"),
         ("I'm sorry, but I can't help with describing the people in it.", "refusal"),
         ("As an AI language model I see a street with a dog and a cat in it.", "refusal"),
         ("The video begins with a view of the street, and a woman walks along it.", "boilerplate"),

@@ -302,9 +302,9 @@ def test_a_missing_server_is_said_before_anything_starts_with_what_to_do():
 
 def test_a_model_that_the_server_has_not_is_said_with_those_it_has():
     with ChatServer(Witness(1), models=("a", "b")) as server:
-        with pytest.raises(ConfigError, match="model is c; .* serves a, b"):
+        with pytest.raises(ConfigError, match=r"model is c; .* serves a, b"):
             OpenAI(url=server.url, model="c").check()
-        with pytest.raises(ConfigError, match="model is not given; .* serves a, b"):
+        with pytest.raises(ConfigError, match=r"model is not given; .* serves a, b"):
             OpenAI(url=server.url).check()
 
 

@@ -4,7 +4,8 @@
     python -m training.sample CHECKPOINT OUT.mp4 "first part" "second part" …
 
 CAPTIONS.json is a list of texts, which share the time evenly, or of {"start_s", "end_s", "text"}; a
-clip's own JSON (its sub_captions) does too. The same seed gives the same video.
+clip's own JSON (its sub_captions) and what pipelines.split writes do too. The same seed gives the
+same video.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def read_script(texts: Sequence[str], duration_s: float) -> Script:
             raise ConfigError(f"{texts[0]}: no such file; expected captions as JSON") from None
         except ValueError as error:
             raise ConfigError(f"{texts[0]}: not valid JSON: {error}") from None
-        parts = parts.get("sub_captions") if isinstance(parts, dict) else parts
+        parts = parts.get("sub_captions", parts.get("cap")) if isinstance(parts, dict) else parts
     if isinstance(parts, list) and parts and all(isinstance(p, str) for p in parts):
         return Script(segment_spans(duration_s, len(parts)), parts)
     try:
