@@ -32,6 +32,7 @@ def schema(columns: tuple[Column, ...]) -> pa.Schema:
 SPAN = pa.struct([("start_s", pa.float64()), ("end_s", pa.float64())])
 SUB_CAPTION = pa.struct([("start_s", pa.float64()), ("end_s", pa.float64()), ("text", pa.string())])
 CAUSES = pa.map_(pa.string(), pa.string())
+VERSIONS = pa.map_(pa.string(), pa.string())
 
 STILL = pa.struct(
     [
@@ -49,6 +50,11 @@ SEGMENT = pa.struct(
         ("key_frame_s", pa.float64()),  # time of the stored key frame, relative to the clip
         ("key_frame", pa.string()),  # its JPEG file, relative to the output's ledger/
         ("key_frame_sha256", pa.string()),
+        (
+            "next_frame_s",
+            pa.float64(),
+        ),  # of the frame stored for optical flow, relative to the clip
+        ("next_frame", pa.string()),  # its JPEG file; both null where no model of flow is used
         ("neighbours", pa.list_(STILL)),  # stored stills of the segment beside the key frame
         ("brightness", pa.float32()),  # mean luma, 0..255
         ("motion_dis", pa.float32()),  # mean flow, px/s at 320 wide
@@ -133,19 +139,37 @@ SCORES = (
         "aesthetic_laion_l14",
         pa.float32(),
         "LAION aesthetics, mean over key frames, about 1..10",
-        model="LAION's aesthetics head on CLIP ViT-L/14",
+        model="LAION's aesthetics head on CLIP ViT-L/14: score.models.clip.aesthetics",
+    ),
+    Column(
+        "aesthetic_laion_l14_min",
+        pa.float32(),
+        "LAION aesthetics of the worst key frame, about 1..10",
+        model="LAION's aesthetics head on CLIP ViT-L/14: score.models.clip.aesthetics",
+    ),
+    Column(
+        "richness_clip_l14",
+        pa.float32(),
+        "1 - cosine of neighbouring key frames' CLIP ViT-L/14 embeddings, mean over pairs, 0..2",
+        model="CLIP ViT-L/14: score.models.clip.weights",
+    ),
+    Column(
+        "coherence_clip_l14",
+        pa.float32(),
+        "smallest cosine of any two key frames' CLIP ViT-L/14 embeddings, -1..1",
+        model="CLIP ViT-L/14: score.models.clip.weights",
     ),
     Column(
         "motion_raft",
         pa.float32(),
-        "mean RAFT optical flow, px per second at 320 px wide",
-        model="RAFT optical flow",
+        "mean length of RAFT's flow (raft_large, 12 updates, 512 px long side) over the key frames and the frame stills.pair_gap_s (0.1 s) after each, px per second at 320 px wide",
+        model="RAFT optical flow: score.models.raft.weights",
     ),
     Column(
         "key_lpips",
         pa.float32(),
-        "LPIPS between neighbouring key frames, mean over pairs",
-        model="LPIPS",
+        "LPIPS 0.1 (AlexNet) between neighbouring key frames at 320 px wide, mean over pairs",
+        model="LPIPS: score.models.lpips.weights",
     ),
     Column(
         "text_similarity_tfidf",
@@ -216,6 +240,7 @@ VIDEO = (
     Column("gradual", pa.list_(SPAN), "gradual transitions"),
     Column("takes", pa.list_(SPAN), "takes, guard frames taken off"),
     Column("cpu_s", pa.float64(), "CPU time of scoring this video, s"),
+    Column("weights", VERSIONS, "score of its clips that takes a model -> which weights made it"),
     Column("clips", pa.list_(pa.struct([(c.name, c.type) for c in CLIP])), "its clips, nested"),
 )
 
@@ -248,6 +273,16 @@ CAPTION = (
         "text_similarity_tfidf",
         pa.float32(),
         "largest TF-IDF cosine between neighbouring sub-captions, 0..1",
+    ),
+)
+
+EMBEDDING = (
+    Column("clip_id", pa.string(), ""),
+    Column("model", pa.string(), "which weights made it, as in the videos' `weights`"),
+    Column(
+        "key_frames",
+        pa.list_(pa.list_(pa.float16())),
+        "CLIP embedding of each key frame, in order, of length 1",
     ),
 )
 

@@ -19,14 +19,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
 
 from curation.isolate import Isolated, NotStarted
-from curation.stage import BadVideo, InOrder, OutputError, Row, Stage, Unavailable
+from curation.stage import BadVideo, InOrder, OutputError, Row, Stage, Unavailable, took
 from curation.storage import is_url
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -105,6 +105,8 @@ class Cluster:
         groups = [list(group) for _, group in groupby(stages, lambda s: s.needs)]
         # Groups take turns on the CPUs; if each reserved its own, the second could wait for ever.
         pools = [_Pool(group, self, 1 / len(groups)) for group in groups]
+        for pool in pools:
+            pool.size()
         source = iter(rows)
         try:
             while _feed(pools, source):
@@ -136,7 +138,7 @@ def _keep_talk_in(folder: str) -> None:
 
 
 class Worker:
-    """One actor: some stages, one row at a time."""
+    """One actor: some stages, as many rows at a time as they like."""
 
     def __init__(self, stages: list[Stage], memory_gib: float) -> None:
         self._stages = stages
@@ -148,15 +150,35 @@ class Worker:
             for stage in stages:
                 stage.setup()
 
-    def run(self, row: Row) -> Row:
-        for number, stage in enumerate(self._stages):
-            if row.get("error") is not None:
-                break
-            with _its_own_trouble(row, stage):
-                if self._child is not None:
-                    row = self._child.twice(number, row, deadline_s=stage.deadline_s(row))
-                else:
-                    [row] = stage.process([row])
+    def run(self, rows: list[Row]) -> list[Row]:
+        for number in range(len(self._stages)):
+            whole = [at for at, row in enumerate(rows) if row.get("error") is None]
+            started = time.monotonic()
+            done = self._together(number, [rows[at] for at in whole])
+            each_s = (time.monotonic() - started) / max(1, len(whole))
+            for at, row in zip(whole, done, strict=True):
+                isolated = self._child is not None
+                rows[at] = row if isolated else took(row, self._stages[number], each_s)
+        return rows
+
+    def _together(self, number: int, rows: list[Row]) -> list[Row]:
+        """The stage on all rows at once; where one of them fails, on each for itself."""
+        if len(rows) > 1:
+            try:
+                return self._stages[number].process(rows)
+            except (OutputError, NotStarted, Unavailable):
+                raise
+            except Exception:
+                pass
+        return [self._alone(number, row) for row in rows]
+
+    def _alone(self, number: int, row: Row) -> Row:
+        stage = self._stages[number]
+        with _its_own_trouble(row, stage):
+            if self._child is not None:
+                row = self._child.twice(number, row, deadline_s=stage.deadline_s(row))
+            else:
+                [row] = stage.process([row])
         return row
 
 
@@ -168,7 +190,10 @@ class AsyncWorker:
         for stage in stages:
             stage.setup()
 
-    async def run(self, row: Row) -> Row:
+    async def run(self, rows: list[Row]) -> list[Row]:
+        return [await self._whole_way(row) for row in rows]
+
+    async def _whole_way(self, row: Row) -> Row:
         for stage in self._stages:
             if row.get("error") is not None:
                 break
@@ -221,8 +246,8 @@ class _Pool:
     cluster: Cluster
     cpu_share: float  # of a worker's CPUs that Ray reserves for it
     queue: deque[_Job] = field(default_factory=deque)
-    flying: dict[Any, tuple[_Slot, Any, _Job]] = field(default_factory=dict)  # by call; the actor
-    starting: dict[Any, _Slot] = field(default_factory=dict)  # by call
+    flying: dict[Any, tuple[_Slot, Any, list[_Job]]] = field(default_factory=dict)  # by call
+    starting: dict[Any, tuple[_Slot, Any]] = field(default_factory=dict)  # by call; its worker
     fatal: int = 0  # deaths since the last result
     _slots: list[_Slot] = field(default_factory=list)
     _looked_s: float = -LOOK_FOR_NODES_S
@@ -233,7 +258,7 @@ class _Pool:
         return (self.stages[0].needs.at_once or 1) + WAITING
 
     def feed(self) -> bool:
-        """Gives the next row to the least loaded worker with room; False where there is none."""
+        """Gives the next rows to the least loaded worker with room; False where there is none."""
         alone = self.queue[0].deaths > 0
         free = [s for s in self._slots if s.started and s.load < (1 if alone else self.room)]
         slot = min(free, key=lambda s: s.load, default=None)
@@ -241,16 +266,20 @@ class _Pool:
             self._start_worker()
         if slot is None:
             return False
-        job = self.queue.popleft()
+        jobs = [self.queue.popleft()]
+        while len(jobs) < self.stages[0].needs.rows and not alone:
+            if not self.queue or self.queue[0].deaths:
+                break
+            jobs.append(self.queue.popleft())
         slot.load += self.room if alone else 1
-        self.flying[slot.actor.run.remote(job.row)] = (slot, slot.actor, job)
+        self.flying[slot.actor.run.remote([job.row for job in jobs])] = (slot, slot.actor, jobs)
         return True
 
     def _start_worker(self) -> None:
         """One more, where the cluster has room and rows wait for it. The pool grows with it."""
         if time.monotonic() - self._looked_s > LOOK_FOR_NODES_S:
             self._looked_s = time.monotonic()
-            more = self._size() - len(self._slots)
+            more = self.size() - len(self._slots)
             self._slots += [_Slot() for _ in range(more)]
         empty = next((s for s in self._slots if s.actor is None), None)
         if empty is None or len(self.starting) >= len(self.queue):
@@ -263,16 +292,18 @@ class _Pool:
             max_concurrency=need.at_once or 1,
         )
         empty.actor = actor.remote(self.stages, self.cluster.memory_gib)
-        self.starting[empty.actor.__ray_ready__.remote()] = empty
+        self.starting[empty.actor.__ray_ready__.remote()] = (empty, empty.actor)
 
-    def _size(self) -> int:
+    def size(self) -> int:
+        """Workers that the cluster has room for. Raises RunError where there is none for one."""
         have, need = ray.cluster_resources(), self.stages[0].needs
         cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
         size = int(gpus / need.gpus) if need.gpus else int(cpus / need.cpus)
         if size < 1 and not self._slots:
             raise RunError(
                 f"{type(self.stages[0]).__name__} needs {need.cpus:g} CPUs and {need.gpus:g} GPUs a"
-                f" worker; the cluster has {cpus:g} and {gpus:g}"
+                f" worker; the cluster has {cpus:g} and {gpus:g}\n  fix: add such a node, or let "
+                "the stage do without (gpus=0 in its settings: the CPU)"
             )
         size = min(size, need.workers or size)
         return size if need.gpus else min(size, self.cluster.workers or size)
@@ -280,23 +311,23 @@ class _Pool:
     def waits(self) -> list[Any]:
         return [*self.flying, *self.starting]
 
-    def result(self, call: Any) -> Row | None:
-        """The row that came back; None: a worker has started, or died and its row goes once more.
+    def result(self, call: Any) -> list[Row]:
+        """The rows that came back; none where a worker has started, or died: they go once more.
 
         Raises OutputError, RunError.
         """
         if call in self.starting:
-            slot = self.starting.pop(call)
+            slot, actor = self.starting.pop(call)
             try:
                 ray.get(call)
-                slot.started = True
+                slot.started = slot.actor is actor
             except LOST as e:
-                self._bury(slot, slot.actor, e)
-            return None
-        slot, actor, job = self.flying.pop(call)
-        slot.load -= self.room if job.deaths else 1
+                self._bury(slot, actor, e)
+            return []
+        slot, actor, jobs = self.flying.pop(call)
+        slot.load -= self.room if jobs[0].deaths else 1
         try:
-            row = ray.get(call)
+            rows = ray.get(call)
         except RayTaskError as e:
             if isinstance(e.cause, OutputError):
                 raise OutputError(str(e.cause)) from None
@@ -305,14 +336,15 @@ class _Pool:
             raise
         except LOST as e:
             self._bury(slot, actor, e)
-            job.deaths += 1
-            if job.deaths > 1:  # it was alone with its worker: the row is what kills
-                job.row["error"] = "it killed its worker twice"
-                return job.row
-            self.queue.appendleft(job)
-            return None
+            for job in jobs:
+                job.deaths += 1
+            if jobs[0].deaths > 1:  # it was alone with its worker: the row is what kills
+                jobs[0].row["error"] = "it killed its worker twice"
+                return [jobs[0].row]
+            self.queue.extendleft(reversed(jobs))
+            return []
         self.fatal = 0
-        return row
+        return rows
 
     def _bury(self, slot: _Slot, actor: Any, error: Exception) -> None:
         """The slot gets another worker when one is needed. Each call of a dead one tells of it."""
@@ -343,8 +375,8 @@ def _feed(pools: list[_Pool], source: Iterator[Row]) -> bool:
     for number, pool in reversed(list(enumerate(pools))):
         waiting = len(pools[number + 1].queue) if number + 1 < len(pools) else 0
         while waiting < QUEUE_ROWS:
-            if not pool.queue and number == 0 and (row := next(source, None)) is not None:
-                pool.queue.append(_Job(row))
+            if not pool.queue and number == 0:
+                pool.queue += map(_Job, islice(source, pool.stages[0].needs.rows))
             if not pool.queue:
                 break
             if not pool.feed():
@@ -363,10 +395,8 @@ def _collect(pools: list[_Pool]) -> Iterator[Row]:
     ready, _ = ray.wait(list(owner), num_returns=len(owner), timeout=0)
     for call in ready:
         number = owner[call]
-        row = pools[number].result(call)
-        if row is None:
-            continue
-        if row.get("error") is None and number + 1 < len(pools):
-            pools[number + 1].queue.append(_Job(row))
-        else:
-            yield row
+        for row in pools[number].result(call):
+            if row.get("error") is None and number + 1 < len(pools):
+                pools[number + 1].queue.append(_Job(row))
+            else:
+                yield row

@@ -6,6 +6,7 @@ makes: it sees every frame once and answers for any span of time afterwards.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -39,6 +40,7 @@ class Needs:
     cpus: float = 1.0
     gpus: float = 0.0
     isolated: bool = False  # runs in a child process with a deadline and a memory limit
+    rows: int = 1  # in one call at most: what waits by then, a free worker never waits for more
     at_once: int | None = None  # rows under way together in a worker, by `process_one`
     workers: int | None = None  # at most; None: as many as the cluster has room for
 
@@ -67,6 +69,12 @@ class Stage:
         raise NotImplementedError
 
 
+def took(row: Row, stage: Stage, seconds: float) -> Row:
+    """Notes what a stage took for a row: CPU seconds where it is isolated, else wall seconds."""
+    row["took_s"] = {**row.get("took_s", {}), type(stage).__name__: seconds}
+    return row
+
+
 @dataclass
 class InOrder:
     """Some stages, as the one thing that an isolated child process holds."""
@@ -78,8 +86,9 @@ class InOrder:
             stage.setup()
 
     def run(self, number: int, row: Row) -> Row:
+        started = time.process_time()
         [row] = self.stages[number].process([row])
-        return row
+        return took(row, self.stages[number], time.process_time() - started)
 
 
 @dataclass(frozen=True)

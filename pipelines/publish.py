@@ -29,9 +29,10 @@ SHARDS = "shards.parquet"
 def made_with(settings: Settings, out: Folder) -> dict[str, Any]:
     """The settings of each phase when it ran, which need not be those of this command."""
     now, ledger, captioner = config.as_dict(settings), out / "ledger", settings.caption.chosen
+    score = recorded_settings(ledger, "videos") or now["score"]
     captions = recorded_settings(ledger, f"captions/{captioner.name}") or captioner.provenance()
     return {
-        "score": recorded_settings(ledger, "videos") or now["score"],
+        "score": score | {"models": recorded_settings(ledger, "models")},
         "select": recorded_settings(ledger, "selection") or now["select"],
         "caption": {"name": captioner.name, **captions},
         "export": now["export"],

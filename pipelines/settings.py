@@ -24,6 +24,7 @@ from curation.stage import OutputError, PlanError, Row
 from curation.storage import Folder, InputError
 from stages.captioner import Captioner
 from stages.measured import Measured
+from stages.models import Models
 from stages.text import Text
 from stages.vlm_openai import OpenAI
 from stages.vlm_transformers import Transformers
@@ -40,6 +41,7 @@ STOPPED = (ConfigError, PlanError, InputError, OutputError, RunError)  # said in
 class ScoreSettings:
     watch: Watch = field(default_factory=Watch)
     text: Text = field(default_factory=Text)
+    models: Models = field(default_factory=Models)  # off until they are given weights
 
 
 @dataclass
@@ -79,6 +81,11 @@ class ExportSettings:
 
 
 @dataclass
+class PlanSettings:
+    videos: Annotated[int, Ge(1)] = 12  # of the input that the trial scores; more: less spread
+
+
+@dataclass
 class Settings:
     input: str | None = None  # folder, file, pattern, or .txt / .parquet list; s3:// and gs:// too
     output: str = "out/dataset"  # folder of the dataset, local or a URL
@@ -90,6 +97,7 @@ class Settings:
     select: SelectSettings = field(default_factory=SelectSettings)
     caption: CaptionSettings = field(default_factory=CaptionSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
+    plan: PlanSettings = field(default_factory=PlanSettings)
 
 
 def main(doc: str, run: Callable[[Settings, Folder], None], argv: Sequence[str]) -> None:

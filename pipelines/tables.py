@@ -26,6 +26,10 @@ def videos_ledger(out: Folder) -> Ledger:
     return Ledger(out / "ledger", "videos", records.schema(records.VIDEO), "video")
 
 
+def embeddings_ledger(out: Folder) -> Ledger:
+    return Ledger(out / "ledger", "embeddings", records.schema(records.EMBEDDING), "clip_id")
+
+
 def captions_ledger(out: Folder, captioner: str) -> Ledger:
     schema = records.schema(records.CAPTION)
     return Ledger(out / "ledger", f"captions/{captioner}", schema, "clip_id")

@@ -9,7 +9,7 @@ import hashlib
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
@@ -31,6 +31,7 @@ from stages.shots import Shots
 from stages.stills import Stills, decode_small, shrink
 from stages.takes import find_takes, place_clips
 from stages.text import Text
+from stages.transnet import TransNet
 
 COMPARED_WIDTH = 320  # px, of key frames that are compared with each other
 THUMB_SIDE = 240  # px, of key frames below the gate: for the report alone
@@ -49,7 +50,9 @@ class Watch(Stage):
     guard_frames: Annotated[int, Ge(0)] = 2  # taken off at a detected boundary
     gate: Policy = field(default_factory=Policy)
     limits: Limits = field(default_factory=Limits)
+    detector: Literal["shots", "transnet"] = "shots"  # who finds where takes end
     shots: Shots = field(default_factory=Shots)
+    transnet: TransNet = field(default_factory=TransNet)
     motion: Motion = field(default_factory=Motion)
     light: Light = field(default_factory=Light)
     freeze: Freeze = field(default_factory=Freeze)
@@ -69,6 +72,18 @@ class Watch(Stage):
     )
     needs = Needs(cpus=1, isolated=True)
 
+    def __post_init__(self) -> None:
+        if self.detector == "transnet":
+            self.needs = Needs(cpus=1, gpus=self.transnet.gpus, isolated=True)  # type: ignore[misc]
+
+    def setup(self) -> None:
+        if self.detector == "transnet":
+            self.transnet.load()
+
+    @property
+    def cuts(self) -> Shots | TransNet:
+        return self.transnet if self.detector == "transnet" else self.shots
+
     def deadline_s(self, row: Row) -> float:
         # By the file's size, since its header may lie: 10 kB of video a second is little.
         return 120.0 + max(row["bytes"], 0) / 1e4
@@ -82,7 +97,7 @@ class Watch(Stage):
             sha256 = sha256_of(path)
             with Reader(path, self.limits) as reader:
                 self._see_all(reader)
-        transitions = self.shots.transitions()
+        transitions = self.cuts.transitions()
         times = reader.times_s
         takes = find_takes(
             transitions.cuts_s, transitions.gradual, times, reader.end_s, self.guard_frames
@@ -111,7 +126,7 @@ class Watch(Stage):
         return facts
 
     def _meters(self) -> list[Meter]:
-        return [self.shots, self.motion, self.light, self.freeze, self.overlay, self.fingerprint]
+        return [self.cuts, self.motion, self.light, self.freeze, self.overlay, self.fingerprint]
 
     def _see_all(self, reader: Reader) -> None:
         self.stills.start()
@@ -173,8 +188,8 @@ class Watch(Stage):
             segment: Row = {"start_s": a, "end_s": b}
             segment |= self.motion.segment(start_s, end_s) | self.light.segment(start_s, end_s)
             still = self.stills.nearest((start_s + end_s) / 2, clip["start_s"], clip["end_s"])
-            if still is not None and stored:
-                t_s, jpeg = still
+            if still and stored:
+                t_s, jpeg = still[0]
                 if passed:
                     pictures.append(decode_small(jpeg, COMPARED_WIDTH))
                 else:
@@ -184,6 +199,11 @@ class Watch(Stage):
                 segment["key_frame_s"] = t_s - clip["start_s"]
                 segment["key_frame"] = name
                 segment["key_frame_sha256"] = hashlib.sha256(jpeg).hexdigest()
+                if passed and len(still) > 1:
+                    name = name.replace(".jpg", "_next.jpg")
+                    Folder(self.ledger_url).write(name, still[1][1], durable=False)
+                    segment["next_frame_s"] = still[1][0] - clip["start_s"]
+                    segment["next_frame"] = name
                 if passed:
                     segment["neighbours"] = self._neighbours(clip, number, (start_s, end_s), t_s)
             clip["segments"].append(segment)
@@ -198,9 +218,8 @@ class Watch(Stage):
         spread = segment_spans(end_s - start_s, self.neighbours + 1)  # the key frame is one of them
         found = {key_s: b""}
         for a, b in spread:
-            still = self.stills.nearest(start_s + (a + b) / 2, start_s, end_s)
-            if still is not None:
-                found.setdefault(*still)
+            for t_s, jpeg in self.stills.nearest(start_s + (a + b) / 2, start_s, end_s)[:1]:
+                found.setdefault(t_s, jpeg)
         del found[key_s]
         rows = []
         for place, (t_s, jpeg) in enumerate(sorted(found.items())[: self.neighbours]):
