@@ -7,15 +7,15 @@ import pytest
 
 pytest.importorskip("transformers")
 
+import torch
+from transformers import BertConfig, BertModel
+
 from curation.stage import PlanError
 from stages.sentences import Sentences
 from stages.vlm_openai import OpenAI
 from tests.chat_server import ChatServer
 from tests.drawn_stills import Witness, drawn_clip
 from tests.tiny_vlm import tokenizer
-
-import torch
-from transformers import BertConfig, BertModel
 
 TEXTS = ["A dog runs to the left.", "the camera pans", "A dog, and a dog again, runs and runs."]
 
@@ -69,5 +69,7 @@ def test_neighbours_are_compared_by_it_under_a_column_of_its_own(folder, tmp_pat
 
 
 def test_missing_weights_are_told_with_the_command(tmp_path):
-    with pytest.raises(PlanError, match=r"caption\.openai\.minilm: no .*/config\.json(.|\n)*get it"):
+    with pytest.raises(
+        PlanError, match=r"caption\.openai\.minilm: no .*/config\.json(.|\n)*get it"
+    ):
         OpenAI(url="http://127.0.0.1:9/v1", minilm=str(tmp_path / "none"))._minilm()
