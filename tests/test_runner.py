@@ -140,6 +140,38 @@ def test_a_stage_that_cannot_be_set_up_stops_the_run_and_fails_no_row(cluster):
 
 
 @dataclass
+class Together(Trouble):
+    """Takes rows in lists, and says how many came with each."""
+
+    needs = Needs(rows=4)
+
+    def process(self, rows):
+        return [row | {"together": len(rows)} for row in super().process(rows)]
+
+
+def test_rows_come_in_lists_where_a_stage_wants_them_and_a_bad_one_costs_no_other(cluster):
+    trouble = {"row3": {"trouble": "bad"}, "row9": {"trouble": "bug"}}
+    done = {r["n"]: r for r in cluster.stream([Double(), Together()], rows(20, **trouble))}
+    assert sorted(done) == list(range(20))
+    assert all(r["doubled"] == 2 * n for n, r in done.items())
+    assert {n: r["error"] for n, r in done.items() if r["error"]} == {
+        3: "no moov",
+        9: "Together: KeyError: 'x'",
+    }
+    first = {r["n"]: r for r in cluster.stream([Together()], rows(20))}
+    assert max(r["together"] for r in first.values()) == 4
+
+
+def test_a_row_of_a_list_that_kills_its_worker_is_named_alone(cluster):
+    done = {
+        r["n"]: r["error"] for r in cluster.stream([Together()], rows(8, row5={"trouble": "crash"}))
+    }
+    assert done.pop(5) == "it killed its worker twice"
+    assert set(done.values()) == {None}
+    assert len(done) == 7
+
+
+@dataclass
 class Waiting(Trouble):
     """Waits for something that is there only when `together` rows are under way at once."""
 
@@ -193,35 +225,3 @@ def test_a_worker_that_dies_with_many_rows_under_way_loses_none_of_them(cluster,
 def test_what_a_stage_needs_and_is_gone_stops_the_run(cluster):
     with pytest.raises(RunError, match="Waiting: the server is gone"):
         list(cluster.stream([Waiting(1)], rows(6, row2={"trouble": "gone"})))
-
-
-@dataclass
-class Together(Trouble):
-    """Takes rows in lists, and says how many came with each."""
-
-    needs = Needs(rows=4)
-
-    def process(self, rows):
-        return [row | {"together": len(rows)} for row in super().process(rows)]
-
-
-def test_rows_come_in_lists_where_a_stage_wants_them_and_a_bad_one_costs_no_other(cluster):
-    trouble = {"row3": {"trouble": "bad"}, "row9": {"trouble": "bug"}}
-    done = {r["n"]: r for r in cluster.stream([Double(), Together()], rows(20, **trouble))}
-    assert sorted(done) == list(range(20))
-    assert all(r["doubled"] == 2 * n for n, r in done.items())
-    assert {n: r["error"] for n, r in done.items() if r["error"]} == {
-        3: "no moov",
-        9: "Together: KeyError: 'x'",
-    }
-    first = {r["n"]: r for r in cluster.stream([Together()], rows(20))}
-    assert max(r["together"] for r in first.values()) == 4
-
-
-def test_a_row_of_a_list_that_kills_its_worker_is_named_alone(cluster):
-    done = {
-        r["n"]: r["error"] for r in cluster.stream([Together()], rows(8, row5={"trouble": "crash"}))
-    }
-    assert done.pop(5) == "it killed its worker twice"
-    assert set(done.values()) == {None}
-    assert len(done) == 7
