@@ -77,7 +77,7 @@ ORDER = (
 class ActsConfig:
     stage: Stage = field(default_factory=Stage)
     train: TrainConfig = field(default_factory=TrainConfig)  # its size, mode and seed are the arm's
-    videos: Annotated[int, Ge(1)] = 100_000  # of training, drawn as they are needed
+    videos: Annotated[int, Ge(1)] = 100_000  # of training, drawn as needed
     parts: Annotated[int, Ge(1)] = 4  # training stops so often to be tested
     tests: Annotated[int, Ge(1)] = 256  # scripts
     together: Annotated[int, Ge(1)] = 4  # arms at a time
