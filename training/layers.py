@@ -130,17 +130,23 @@ def rope_table(
 
 def place_table(width: int, grid: tuple[int, int, int], axes: Sequence[int], device) -> Tensor:
     """(tokens, width) fp32: sinusoids of each token's index on these axes (0 t, 1 h, 2 w), an equal
-    share of the width each; periods from 2 pi to 200 pi tokens."""
-    waves = width // (2 * len(axes))
-    speed = 100 ** -(torch.arange(waves, device=device) / waves)
-    parts = []
+    share of the width each."""
+    share, parts = width // (2 * len(axes)) * 2, []
     for axis in axes:
-        shape = [1, 1, 1, 2 * waves]
+        shape = [1, 1, 1, share]
         shape[axis] = grid[axis]
-        angle = torch.outer(torch.arange(grid[axis], device=device).float(), speed)
-        parts.append(torch.cat([angle.sin(), angle.cos()], -1).view(shape).expand(*grid, -1))
+        places = torch.arange(grid[axis], device=device)
+        parts.append(sinusoids(places, share).view(shape).expand(*grid, -1))
     table = torch.cat(parts, -1).flatten(0, 2)
     return F.pad(table, (0, width - table.shape[1]))
+
+
+def sinusoids(places: Tensor, width: int) -> Tensor:
+    """(N,) -> (N, width) fp32: sines, then cosines, with periods from 2 pi to 200 pi."""
+    waves = width // 2
+    speed = 100 ** -(torch.arange(waves, device=places.device) / waves)
+    angle = torch.outer(places.float(), speed)
+    return F.pad(torch.cat([angle.sin(), angle.cos()], -1), (0, width % 2))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

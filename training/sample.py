@@ -56,7 +56,6 @@ class CommandConfig(SampleConfig):
     fps: Annotated[float, Ge(0)] = 0.0  # of the mp4: training/interpolate.py; 0: the network's own
 
 
-@torch.no_grad()
 def sample(
     system: System,
     script: Script,
@@ -65,28 +64,42 @@ def sample(
     size: Size | None = None,
 ) -> Tensor:
     """(frames, height, width, 3) uint8, on the CPU. size: the system's own where none is given."""
-    if system.cfg.mode == "single" and len(script.captions) != 1:
-        raise ConfigError(
-            f"{len(script.captions)} captions; this network was trained with one for the whole clip"
-        )
+    return sample_many(system, [script], diffusion, cfg, size)[0]
+
+
+@torch.no_grad()
+def sample_many(
+    system: System,
+    scripts: Sequence[Script],
+    diffusion: DiffusionConfig,
+    cfg: SampleConfig,
+    size: Size | None = None,
+) -> Tensor:
+    """(scripts, frames, height, width, 3) uint8, on the CPU; each script's noise is its own."""
+    for script in scripts:
+        if system.cfg.mode == "single" and len(script.captions) != 1:
+            raise ConfigError(
+                f"{len(script.captions)} captions; "
+                "this network was trained with one for the whole clip"
+            )
     rng = generator(cfg.seed, "sample")
     device = next(system.parameters()).device
     shape = system.codec.latent_size(size or system.cfg.size)
-    noise = torch.randn((1, system.codec.channels, *shape), generator=rng).to(device)
-    silent = replace(script, captions=[""] * len(script.captions))
-    hearing, deaf = (_hearing(system, one, shape[0]) for one in (script, silent))
+    noise = torch.randn((len(scripts), system.codec.channels, *shape), generator=rng).to(device)
+    silent = [replace(script, captions=[""] * len(script.captions)) for script in scripts]
+    hearing, deaf = (_hearing(system, these, shape[0]) for these in (scripts, silent))
     predict = guided(hearing, deaf, cfg.guidance)
     if diffusion.flows:
         latents = sample_flow(predict, noise, cfg.steps, diffusion)
     else:
         latents = sample_ancestral(predict, noise, cfg.steps, diffusion, rng)
-    return system.codec.decode(latents)[0].cpu()
+    return system.codec.decode(latents).cpu()
 
 
-def _hearing(system: System, script: Script, frames: int) -> Predict:
+def _hearing(system: System, scripts: Sequence[Script], frames: int) -> Predict:
     """The network with these captions; their keys and values are computed once for all steps."""
-    text = system.presto.cache_text(system.read([script]))
-    schedules = system.schedules([script], frames)
+    text = system.presto.cache_text(system.read(scripts))
+    schedules = system.schedules(scripts, frames)
     return lambda x, t: system.presto(x, t, text, schedules)
 
 

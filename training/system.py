@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from training import sca
 from training.clips import Clip, Size
 from training.codecs import Pixel
 from training.frozen import T5, Allegro
+from training.layers import sinusoids
 from training.model import ModelConfig, Presto, Text, forward_flops
 from training.text import Bytes, BytesConfig
 
@@ -24,7 +27,9 @@ class SystemConfig:
     text: BytesConfig | T5 = field(default_factory=BytesConfig)
     # channels and text width follow from codec and text, whatever is written here
     model: ModelConfig = field(default_factory=ModelConfig)
-    mode: sca.Mode = "overlapped"
+    # timed: every frame hears all captions at once, and both are told their time
+    mode: sca.Mode | Literal["timed"] = "overlapped"
+    widen_frames: Annotated[int, Ge(0)] = 1  # overlapped: each segment, on both sides
     rounding: sca.Rounding = "nearest"
 
 
@@ -37,7 +42,7 @@ class Script:
     texts: Mapping[str, Tensor] = field(default_factory=dict)  # as in Clip: what is read already
 
     @classmethod
-    def of(cls, clip: Clip, mode: sca.Mode) -> Script:
+    def of(cls, clip: Clip, mode: str) -> Script:
         if mode == "single":
             return cls([(0.0, clip.duration_s)], [clip.caption], clip.texts)
         return cls(clip.spans, clip.sub_captions, clip.texts)
@@ -64,6 +69,7 @@ class System(nn.Module):
             sample_frames=frames,
             sample_height=height,
             sample_width=width,
+            positions="space_time" if cfg.mode == "timed" else cfg.model.positions,
         )
         self.cfg, self.codec = cfg, cfg.codec
         self.text = cfg.text if isinstance(cfg.text, T5) else Bytes(cfg.text)
@@ -76,6 +82,16 @@ class System(nn.Module):
         return self.presto(latents, t, self.read(scripts), schedules)
 
     def read(self, scripts: Sequence[Script]) -> Text:
+        text = self._tokens(scripts)
+        if self.cfg.mode != "timed":
+            return text
+        centres = [c for script in scripts for c in self._centres(script)]
+        codes = sinusoids(torch.tensor(centres), text.tokens.shape[1]).to(text.tokens)
+        each = torch.tensor([n for of_sample in text.lengths for n in of_sample])
+        tokens = text.tokens + codes.repeat_interleave(each.to(codes.device), 0)
+        return Text(tokens, [[sum(of_sample)] for of_sample in text.lengths])
+
+    def _tokens(self, scripts: Sequence[Script]) -> Text:
         if not all(script.texts for script in scripts):
             return self.text([script.captions for script in scripts])
         read = [[script.texts[caption] for caption in script.captions] for script in scripts]
@@ -83,9 +99,17 @@ class System(nn.Module):
         device = self.presto.proj_out.weight.device
         return Text(tokens.to(device), [[len(one) for one in of_sample] for of_sample in read])
 
+    def _centres(self, script: Script) -> list[float]:
+        """Of each segment, in latent frames."""
+        start, scale = script.spans[0][0], self.latent_size[0] / script.duration_s
+        return [((a + b) / 2 - start) * scale - 0.5 for a, b in script.spans]
+
     def schedules(self, scripts: Sequence[Script], frames: int) -> list[Tensor]:
         """frames: of the latents."""
-        how = self.cfg.mode, self.cfg.rounding
+        cfg = self.cfg
+        if cfg.mode == "timed":
+            return [torch.ones(1, frames, dtype=torch.float64) for _ in scripts]
+        how = (cfg.mode, cfg.rounding, cfg.widen_frames)
         return [sca.schedule(script.spans, frames, *how) for script in scripts]
 
     def grid(self, latents: Tensor) -> tuple[int, int, int]:
