@@ -401,6 +401,14 @@ def test_a_seed_gives_one_video_and_another_seed_another(tmp_path, whole):
     assert videos[0] == videos[1] != videos[2]
 
 
+def test_several_videos_of_a_prompt_have_seeds_and_names_of_their_own(tmp_path, whole):
+    path = str(checkpoint.path_of(whole[0], 6))
+    sample_main([path, str(tmp_path / "a dog.mp4"), "one", "videos=2", "steps=1", "seed=3"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a dog-0.mp4", "a dog-1.mp4"]
+    sample_main([path, str(tmp_path / "four.mp4"), "one", "steps=1", "seed=4"])
+    assert (tmp_path / "a dog-1.mp4").read_bytes() == (tmp_path / "four.mp4").read_bytes()
+
+
 def test_all_objectives_can_be_sampled_with_any_number_of_captions():
     torch.manual_seed(0)
     system = System(SYSTEM)

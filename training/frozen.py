@@ -140,6 +140,14 @@ def _t5(folder: str, device: torch.device) -> tuple[Any, Any]:
     return tokenizer, encoder.to(device).eval().requires_grad_(False)
 
 
+def release() -> None:
+    """Gives the memory of codec and text encoder back; they load again when they are asked."""
+    _vae.cache_clear()
+    _t5.cache_clear()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _opened(kind: Any, folder: str, part: str, **how: Any) -> Any:
     try:
         return kind.from_pretrained(Path(folder, part), local_files_only=True, **how)

@@ -43,9 +43,9 @@ def along_flow(first: np.ndarray, second: np.ndarray, moments: list[float]) -> I
     for t in moments:
         to_first = -(1 - t) * t * there + t * t * back
         to_second = (1 - t) ** 2 * there - t * (1 - t) * back
-        one, two = _warped(first, to_first), _warped(second, to_second)
-        trust_one = (1 - t) * np.exp(-_warped(off_there, to_first))
-        trust_two = t * np.exp(-_warped(off_back, to_second))
+        one, two = warped(first, to_first), warped(second, to_second)
+        trust_one = (1 - t) * np.exp(-warped(off_there, to_first))
+        trust_two = t * np.exp(-warped(off_back, to_second))
         share = (trust_one / (trust_one + trust_two + 1e-6))[..., None]
         yield np.rint(share * one + (1 - share) * two).clip(0, 255).astype(np.uint8)
 
@@ -57,7 +57,7 @@ def flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return dis.calc(grey[0], grey[1], None)  # type: ignore[call-overload]
 
 
-def _warped(picture: np.ndarray, by: np.ndarray) -> np.ndarray:
+def warped(picture: np.ndarray, by: np.ndarray) -> np.ndarray:
     """The picture as seen from pixels that look `by` away, fp32."""
     rows, columns = np.indices(by.shape[:2], np.float32)
     return cv2.remap(
@@ -71,4 +71,4 @@ def _warped(picture: np.ndarray, by: np.ndarray) -> np.ndarray:
 
 def _disagreement(there: np.ndarray, back: np.ndarray) -> np.ndarray:
     """(H, W) px: how far from where it began a pixel ends that goes there and back."""
-    return np.linalg.norm(there + _warped(back, there), axis=-1)
+    return np.linalg.norm(there + warped(back, there), axis=-1)

@@ -10,6 +10,7 @@ Without torchrun there is one process, and nothing here does anything.
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -131,6 +132,8 @@ def spread(presto: Presto, text: nn.Module | None, world: World, bf16: bool) -> 
     for block in presto.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
         register_fsdp_forward_method(block, "keys_values")
+    # it warns of changing the network's output in place, which nobody does
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     fully_shard(presto, mesh=mesh, mp_policy=policy)
     register_fsdp_forward_method(presto, "cache_text")
     if text is not None:

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,17 +52,28 @@ class SampleConfig:
 @dataclass(frozen=True)
 class CommandConfig(SampleConfig):
     duration_s: Annotated[float, Gt(0)] = 15.0  # of the video, where the captions give no times
+    videos: Annotated[int, Ge(1)] = 1  # of each prompt; more are NAME-0.mp4 …, as VBench names them
     fps: Annotated[float, Ge(0)] = 0.0  # of the mp4: training/interpolate.py; 0: the network's own
 
 
-def sample(system: System, script: Script, diffusion: DiffusionConfig, cfg: SampleConfig) -> Tensor:
-    """(frames, height, width, 3) uint8, on the CPU."""
-    return sample_many(system, [script], diffusion, cfg)[0]
+def sample(
+    system: System,
+    script: Script,
+    diffusion: DiffusionConfig,
+    cfg: SampleConfig,
+    size: Size | None = None,
+) -> Tensor:
+    """(frames, height, width, 3) uint8, on the CPU. size: the system's own where none is given."""
+    return sample_many(system, [script], diffusion, cfg, size)[0]
 
 
 @torch.no_grad()
 def sample_many(
-    system: System, scripts: Sequence[Script], diffusion: DiffusionConfig, cfg: SampleConfig
+    system: System,
+    scripts: Sequence[Script],
+    diffusion: DiffusionConfig,
+    cfg: SampleConfig,
+    size: Size | None = None,
 ) -> Tensor:
     """(scripts, frames, height, width, 3) uint8, on the CPU; each script's noise is its own."""
     for script in scripts:
@@ -72,10 +84,11 @@ def sample_many(
             )
     rng = generator(cfg.seed, "sample")
     device = next(system.parameters()).device
-    shape = (len(scripts), system.codec.channels, *system.latent_size)
-    noise = torch.randn(shape, generator=rng).to(device)
+    shape = system.codec.latent_size(size or system.cfg.size)
+    noise = torch.randn((len(scripts), system.codec.channels, *shape), generator=rng).to(device)
     silent = [replace(script, captions=[""] * len(script.captions)) for script in scripts]
-    predict = guided(_hearing(system, scripts), _hearing(system, silent), cfg.guidance)
+    hearing, deaf = (_hearing(system, these, shape[0]) for these in (scripts, silent))
+    predict = guided(hearing, deaf, cfg.guidance)
     if diffusion.flows:
         latents = sample_flow(predict, noise, cfg.steps, diffusion)
     else:
@@ -83,10 +96,10 @@ def sample_many(
     return system.codec.decode(latents).cpu()
 
 
-def _hearing(system: System, scripts: Sequence[Script]) -> Predict:
+def _hearing(system: System, scripts: Sequence[Script], frames: int) -> Predict:
     """The network with these captions; their keys and values are computed once for all steps."""
     text = system.presto.cache_text(system.read(scripts))
-    schedules = system.schedules(scripts, system.latent_size[0])
+    schedules = system.schedules(scripts, frames)
     return lambda x, t: system.presto(x, t, text, schedules)
 
 
@@ -200,13 +213,15 @@ def main(argv: Sequence[str]) -> None:
         else:
             scripts = {rest[1]: read_script(rest[2:], cfg.duration_s)}
         system, diffusion = open_system(rest[0])
-        for path, script in scripts.items():
-            video = sample(system, script, diffusion, cfg)
+        for (path, script), i in product(scripts.items(), range(cfg.videos)):
+            one = replace(cfg, seed=cfg.seed + i)
+            video = sample(system, script, diffusion, one)
             if cfg.fps:
                 frames = resampled(video.numpy(), round(script.duration_s * cfg.fps))
                 video = torch.from_numpy(frames)
-            write_mp4(video, path, script.duration_s, about(script, rest[0], cfg))
-            print(path, flush=True)
+            to = path if cfg.videos == 1 else f"{path.removesuffix('.mp4')}-{i}.mp4"
+            write_mp4(video, to, script.duration_s, about(script, rest[0], one))
+            print(to, flush=True)
     except (ConfigError, CheckpointError, BadWeights, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

@@ -82,13 +82,7 @@ class System(nn.Module):
         return self.presto(latents, t, self.read(scripts), schedules)
 
     def read(self, scripts: Sequence[Script]) -> Text:
-        if all(script.texts for script in scripts):  # read ahead of time
-            read = [[script.texts[caption] for caption in script.captions] for script in scripts]
-            tokens = torch.cat([one for of_sample in read for one in of_sample])
-            device = self.presto.proj_out.weight.device
-            text = Text(tokens.to(device), [[len(one) for one in of_sample] for of_sample in read])
-        else:
-            text = self.text([script.captions for script in scripts])
+        text = self._tokens(scripts)
         if self.cfg.mode != "timed":
             return text
         centres = [c for script in scripts for c in self._centres(script)]
@@ -96,6 +90,14 @@ class System(nn.Module):
         each = torch.tensor([n for of_sample in text.lengths for n in of_sample])
         tokens = text.tokens + codes.repeat_interleave(each.to(codes.device), 0)
         return Text(tokens, [[sum(of_sample)] for of_sample in text.lengths])
+
+    def _tokens(self, scripts: Sequence[Script]) -> Text:
+        if not all(script.texts for script in scripts):
+            return self.text([script.captions for script in scripts])
+        read = [[script.texts[caption] for caption in script.captions] for script in scripts]
+        tokens = torch.cat([one for of_sample in read for one in of_sample])
+        device = self.presto.proj_out.weight.device
+        return Text(tokens.to(device), [[len(one) for one in of_sample] for of_sample in read])
 
     def _centres(self, script: Script) -> list[float]:
         """Of each segment, in latent frames."""

@@ -33,11 +33,11 @@ from curation import config
 from curation.config import ConfigError
 from training import checkpoint
 from training.checkpoint import CheckpointError
-from training.clips import BadData, Clip, Listed, Shards, Source
+from training.clips import BadData, Clip, Listed, Shards, Size, Source
 from training.codecs import drawn
 from training.data import Batch, DataConfig, Share, fingerprint, generator, stream
 from training.diffusion import DiffusionConfig, denoising_loss, draw_noise, draw_t
-from training.frozen import T5, Allegro
+from training.frozen import T5, Allegro, release
 from training.log import Log, draw_curve, memory_gb, peak_memory_gb
 from training.model import Keep
 from training.parallel import World, join, leave, local, spread
@@ -70,6 +70,7 @@ class TrainConfig:
     precision: Literal["bf16", "fp32"] = "bf16"  # of the products; weights are fp32
     keep_activations: Keep = "all"  # see Presto.keep
     compile: bool = False
+    deterministic: bool = False  # on a GPU: resuming gives equal losses to the last bit, slower
     save_every: Annotated[int, Ge(1)] = 500  # steps; a validation goes before each
     keep_checkpoints: Annotated[int, Ge(1)] = 2
     validation_clips: Annotated[int, Ge(0)] = 16  # at most
@@ -233,17 +234,18 @@ def validation_loss(
 def show(cfg: TrainConfig, step: int, run: Run, clip: Clip) -> None:
     """Samples a training clip's captions: the mp4, and a picture with the clip's own frames above
     the sample's."""
-    script = Script.of(clip, cfg.system.mode)
+    script, own = Script.of(clip, cfg.system.mode), clip.video
+    if clip.latents is not None:  # what the codec leaves of it is what a sample can reach at best
+        encoded = clip.latents[None].to(run.world.device)
+        own = run.ema.codec.decode(drawn(encoded, None))[0].cpu()
     with autocast(cfg, device_of(run.ema)):
-        video = sample(run.ema, script, cfg.diffusion, cfg.sample)
+        video = sample(run.ema, script, cfg.diffusion, cfg.sample, Size(*own.shape[:3]))
+    if clip.latents is not None:  # the codec is not needed until the next sample
+        release()
     if not run.world.first:
         return
     base = Path(cfg.run_dir, "samples", f"step-{step:08d}")
     write_mp4(video, base.with_suffix(".mp4"), clip.duration_s)
-    own = clip.video
-    if clip.latents is not None:  # what the codec leaves of it is what a sample can reach at best
-        encoded = clip.latents[None].to(run.world.device)
-        own = run.ema.codec.decode(drawn(encoded, None))[0].cpu()
     times = [(a + b) / 2 / clip.duration_s for a, b in clip.spans]
     rows = [[v[int(t * len(v))].numpy() for t in times] for v in (own, video)]
     sheet = np.vstack([np.hstack(row) for row in rows])
@@ -255,6 +257,9 @@ def show(cfg: TrainConfig, step: int, run: Run, clip: Clip) -> None:
 
 
 def build(cfg: TrainConfig) -> Run:
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     world = join(cfg.sequence_ranks)
     torch.manual_seed(cfg.seed)
     system = initial(cfg, world.device)
@@ -275,7 +280,8 @@ def build(cfg: TrainConfig) -> Run:
 def initial(cfg: TrainConfig, device: torch.device) -> System:
     """Random, or with the weights that the run starts from (or, later, goes on from)."""
     if not cfg.weights:
-        return System(cfg.system).to(device)
+        with device:
+            return System(cfg.system)
     with torch.device("meta"):
         system = System(cfg.system)
     if isinstance(system.text, nn.Module):
@@ -421,7 +427,15 @@ def main(argv: Sequence[str]) -> None:
             dry_run(cfg)
         else:
             train(cfg, open_source(cfg, "train"), open_source(cfg, "validation"))
-    except (ConfigError, BadData, BadWeights, CheckpointError, Diverged, ValueError) as error:
+    except (
+        ConfigError,
+        BadData,
+        BadWeights,
+        CheckpointError,
+        Diverged,
+        OSError,
+        ValueError,
+    ) as error:
         rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
         sys.exit(f"{rank}{type(error).__name__}: {error}")
     except KeyboardInterrupt:
