@@ -25,10 +25,13 @@ class Stills:
     every_s: float = 1.0
     side: int = 768  # long side, px; never larger than the picture
 
+    _side: int = field(init=False, repr=False, default=0)
     _times: list[float] = field(init=False, repr=False, default_factory=list)
     _kept: Scratch | None = field(init=False, repr=False, default=None)
 
-    def start(self) -> None:
+    def start(self, side: int) -> None:
+        """Forgets the last video. side: what its stills' long side is at most, px."""
+        self._side = min(side, self.side)
         self._times = []
         if self._kept is not None:
             self._kept.close()
@@ -38,7 +41,7 @@ class Stills:
         if self._times and t_s < self._times[-1] + self.every_s - 1e-6:
             return
         assert self._kept is not None
-        self._kept.add(encode(colour(frame, self.side)))
+        self._kept.add(encode(colour(frame, self._side)))
         self._times.append(t_s)
 
     def nearest(self, t_s: float, start_s: float, end_s: float) -> tuple[float, bytes] | None:
