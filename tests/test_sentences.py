@@ -1,4 +1,4 @@
-"""A tiny random model of the real class: what it finds alike means nothing, how it is asked does."""
+"""A tiny random model of the real class: how it is asked counts, what it finds alike doesn't."""
 
 import json
 
