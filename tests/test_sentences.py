@@ -1,4 +1,4 @@
-"""A tiny random model of the real class: what it finds alike means nothing, how it is asked does."""
+"""A tiny random model of the real class: what it finds alike means nothing."""
 
 import json
 
