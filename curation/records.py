@@ -176,6 +176,12 @@ SCORES = (
         pa.float32(),
         "largest TF-IDF cosine between neighbouring sub-captions, 0..1",
     ),
+    Column(
+        "text_similarity_minilm",
+        pa.float32(),
+        "largest cosine between neighbouring sub-captions' MiniLM embeddings, -1..1",
+        model="a MiniLM sentence model",
+    ),
 )
 SCORE_NAMES = tuple(c.name for c in SCORES)
 
@@ -273,6 +279,12 @@ CAPTION = (
         "text_similarity_tfidf",
         pa.float32(),
         "largest TF-IDF cosine between neighbouring sub-captions, 0..1",
+    ),
+    Column(
+        "text_similarity_minilm",
+        pa.float32(),
+        "largest cosine between neighbouring sub-captions' MiniLM embeddings, -1..1",
+        model="a MiniLM sentence model",
     ),
 )
 

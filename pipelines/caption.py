@@ -30,8 +30,8 @@ HEAVY = ("fingerprint", "overlay_mask")  # no captioner reads them
 def run(settings: Settings, out: Folder) -> None:
     captioner = settings.caption.chosen
     captioner.ledger_url, name = (out / "ledger").url, captioner.name
-    limit = settings.select.policy.get("text_similarity_tfidf")
     if isinstance(captioner, Vlm):
+        limit = settings.select.policy.get(captioner.compared_by)
         captioner.similarity = limit.max if limit else None
     check_settings(
         out / "ledger",

@@ -43,7 +43,8 @@ def check(settings: Settings, out: Folder, will_score: bool = False) -> None:
 
     will_score: `score` runs first, so what its settings measure counts as well.
     """
-    check_columns(settings.select.policy, {*MEASURED, *_by_models(settings, out, will_score)})
+    known = {*MEASURED, *_by_models(settings, out, will_score), *settings.caption.chosen.scores}
+    check_columns(settings.select.policy, known)
     recorded = recorded_settings(out / "ledger", "videos")
     if recorded is not None:
         gate = recorded_policy(recorded["watch"]["gate"])

@@ -52,6 +52,7 @@ class Captions:
     caption: str  # of the whole clip
     rejected: str | None = None  # the check that they failed for good; the texts stay to be seen
     provenance: dict[str, Any] = field(default_factory=dict)  # of this clip: attempts, tokens, ...
+    scores: dict[str, float | None] = field(default_factory=dict)  # of the texts, by models
 
 
 @dataclass
@@ -70,8 +71,14 @@ class Captioner(Stage):
         """What every row that it writes says under `captioner`."""
         return self.set_name or self.captioner
 
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The columns that models fill as it is set: a policy may name these."""
+        return ()
+
     def check(self) -> None:
-        """Raises ConfigError where weights or a server are missing; before any worker starts."""
+        """Raises ConfigError or PlanError where weights or a server are missing. Called before any
+        worker starts."""
 
     def provenance(self) -> dict[str, Any]:
         """What the captions depend on beside the frames: model, revision, prompt version, ..."""
@@ -128,6 +135,7 @@ class Captioner(Stage):
             "frames_sha256": frames_sha256(still_hashes(segments)),
             "provenance": json.dumps(made | said.provenance, sort_keys=True),
             "text_similarity_tfidf": neighbour_similarity(said.sub_captions),
+            **said.scores,
         }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from annotated_types import Ge
 
 from curation.config import ConfigError
 from curation.stage import Row
+from curation.texts import largest_neighbour
 from stages.caption_checks import Limits, Tokens, failed, t5_tokens_at_most
 from stages.captioner import Captioner, Captions, KeyFrame
 from stages.conversation import (
@@ -36,6 +37,7 @@ from stages.conversation import (
 from stages.levels import Camera, camera_of
 from stages.measured import quoted
 from stages.motion_words import view_does
+from stages.sentences import Sentences
 from stages.text import Ocr
 
 CLIP_S = 3600.0  # given to one clip; a server that restarts takes minutes of it
@@ -73,19 +75,34 @@ class Vlm(Captioner):
     read_text: bool = False  # tell the model what OCR reads in the key frames (1 CPU-s a frame)
     t5_tokenizer: str | None = None  # folder of T5's; null: an estimate that errs upwards
 
-    # of neighbouring sub-captions by TF-IDF, at most: what the policy says
+    # a MiniLM sentence model, by which neighbours are compared; null: by TF-IDF alone
+    minilm: str | None = None
+
+    # of neighbouring sub-captions, at most: what the policy says of `compared_by`
     similarity: float | None = field(init=False, default=None)
+
+    @property
+    def compared_by(self) -> str:
+        """The column by which neighbours may be too similar."""
+        return "text_similarity_minilm" if self.minilm else "text_similarity_tfidf"
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        return ("text_similarity_minilm",) if self.minilm else ()
 
     def setup(self) -> None:
         self._limits = Limits(self.min_words, self._t5(), self.similarity)
+        self._sentences = self._minilm()
+        if self._sentences is not None:
+            self._limits = replace(self._limits, similar=self._sentences.similarity)
         if self.read_text:
             self._ocr = Ocr()
 
     def check(self) -> None:
         if not self.model:
             raise ConfigError(f"caption.{self.captioner}.model: which model shall write captions?")
-        if self.t5_tokenizer is not None:
-            self._t5()
+        self._t5()
+        self._minilm()
 
     def deadline_s(self, row: Row) -> float:
         return CLIP_S
@@ -98,6 +115,7 @@ class Vlm(Captioner):
             "revision": self.revision,
             "prompts": prompts_version(),
             "read_text": self.read_text,
+            "minilm": self.minilm,
             **{name: getattr(self, name) for name in sampling},
         }
 
@@ -127,7 +145,7 @@ class Vlm(Captioner):
             else:
                 overall = error.text
             return Captions(texts, overall, f"caption: {error}", self._cost(spent))
-        return Captions(texts, overall, provenance=self._cost(spent))
+        return Captions(texts, overall, None, self._cost(spent), self._compared(texts))
 
     async def split(self, prompt: str, count: int, duration_s: float) -> list[str]:
         """One idea of a clip as `count` progressive sub-captions. Raises Unusable."""
@@ -222,6 +240,15 @@ class Vlm(Captioner):
         bgr = frame.bgr
         return tuple(text for text, _ in quoted(self._ocr.read_text(bgr), *bgr.shape[:2]))
 
+    def _compared(self, texts: list[str]) -> dict[str, float | None]:
+        if self._sentences is None:
+            return {}
+        return {"text_similarity_minilm": largest_neighbour(self._sentences.similarity(texts))}
+
+    def _minilm(self) -> Sentences | None:
+        setting = f"caption.{self.captioner}.minilm"
+        return Sentences(self.minilm, setting) if self.minilm else None
+
     def _cost(self, spent: Counter[str]) -> dict[str, Any]:
         return dict(spent) | {"similarity_limit": self.similarity}
 
@@ -229,6 +256,9 @@ class Vlm(Captioner):
         if self.t5_tokenizer is None:
             return t5_tokens_at_most
         try:
+            from curation.torchvision_fix import fix_torchvision
+
+            fix_torchvision()
             from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(self.t5_tokenizer, local_files_only=True)

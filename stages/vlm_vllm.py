@@ -61,25 +61,29 @@ class Vllm(Vlm):
             os._exit(1)
 
     async def _generate(self, request: Request) -> Said:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-
-        sampling = SamplingParams(
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            seed=request.seed,
-            structured_outputs=StructuredOutputsParams(json=request.schema),
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        chat = request.as_chat(template_image)
-        pictures = request.pictures
+        chat, pictures = request.as_chat(template_image), request.pictures
         prompt: Any = {
             "prompt": self._processor.apply_chat_template(chat, add_generation_prompt=True)
         }
         if pictures:
             prompt["multi_modal_data"] = {"image": [picture.pil for picture in pictures]}
             prompt["multi_modal_uuids"] = {"image": [picture.sha256 for picture in pictures]}
-        answers = self._engine.generate(prompt, sampling, uuid.uuid4().hex)
+        renderer = self._engine.renderer  # works in a thread: other requests go on meanwhile
+        params = renderer.default_chat_tok_params  # the template has written the special tokens
+        [inputs] = await renderer.render_cmpl_async([prompt], params)
+        answers = self._engine.generate(inputs, self._sampling(request), uuid.uuid4().hex)
         [final] = [answer async for answer in answers]
         [output] = final.outputs
         return Said(output.text, len(final.prompt_token_ids or ()), len(output.token_ids))
+
+    def _sampling(self, request: Request) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        return SamplingParams(
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            seed=request.seed,
+            structured_outputs=StructuredOutputsParams(json=request.schema),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )

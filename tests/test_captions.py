@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -100,9 +101,9 @@ def test_captions_of_another_model_stand_beside_the_first_and_the_export_names_i
         caption.run(run, Folder(str(out)))
         assert len(server.asked) == asked == 6 * 4  # nothing is asked again
     assert pq.read_table(out / "ledger/captions/measured").equals(measured)
-    for run, name in ((run, "other-model"), (settings(out, server, *plain()), "measured")):
-        select.run(run, Folder(str(out)))
-        export.run(run, Folder(str(out)))
+    for chosen, name in ((run, "other-model"), (settings(out, server, *plain()), "measured")):
+        select.run(chosen, Folder(str(out)))
+        export.run(chosen, Folder(str(out)))
         manifest = json.loads((out / "manifest.json").read_text())
         clips = pq.read_table(out / "clips.parquet").to_pylist()
         assert manifest["captioner"] == manifest["config"]["caption"]["name"] == name
@@ -129,6 +130,23 @@ def test_a_missing_server_is_told_before_anything_is_scored(dataset, tmp_path):
     with pytest.raises(ConfigError, match="no caption server at"):
         curate.run(run, Folder(run.output))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", sorted(Path(DEFAULT_CONFIG).parent.glob("*.yaml")), ids=str)
+def test_the_configurations_that_ship_name_a_captioner_that_can_be_built(path):
+    chosen = config.load(Settings, path).caption.chosen
+    assert chosen.name == ("vllm" if path.name == "cluster.yaml" else "measured")
+    with_server = config.load(
+        Settings, path, ["caption.captioner=null", "caption.openai.url=http://x"]
+    )
+    assert with_server.caption.chosen.name == "openai"
+    assert with_server.caption.chosen.provenance()["captioner"] == "openai"
+
+
+@pytest.mark.parametrize("name", ["../other", ".hidden", "a/b", ""])
+def test_a_set_of_captions_cannot_lie_elsewhere_than_in_its_place(name):
+    with pytest.raises(ConfigError, match=r"caption\.name"):
+        config.load(Settings, None, [f"caption.name='{name}'"])
 
 
 @pytest.mark.slow
