@@ -256,6 +256,9 @@ class Vlm(Captioner):
         if self.t5_tokenizer is None:
             return t5_tokens_at_most
         try:
+            from curation.torchvision_fix import fix_torchvision
+
+            fix_torchvision()
             from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(self.t5_tokenizer, local_files_only=True)

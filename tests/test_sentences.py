@@ -1,4 +1,4 @@
-"""A tiny random model of the real class: how it is asked counts, what it finds alike doesn't."""
+"""A tiny random model of the real class: what it finds alike means nothing."""
 
 import json
 

@@ -16,11 +16,13 @@ pytest.importorskip("transformers")
 from curation.config import ConfigError
 from curation.stage import PlanError
 from pipelines.settings import CaptionSettings
+from stages.caption_checks import failed
 from stages.conversation import Message, Picture, Request
+from stages.vlm_openai import OpenAI
 from stages.vlm_transformers import Transformers
 from stages.vlm_vllm import Vllm
 from tests.drawn_stills import drawn_clip, jpeg
-from tests.tiny_vlm import save_tiny
+from tests.tiny_vlm import save_tiny, tokenizer
 
 KINDS = ("qwen2_5_vl", "qwen3_vl", "smolvlm")
 
@@ -85,3 +87,16 @@ def test_vllm_that_is_not_installed_is_told_with_the_command(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(PlanError, match=r"caption.vllm: the package is not there; pip install"):
         Vllm(model=str(tmp_path)).check()
+
+
+def test_the_length_of_a_text_is_counted_by_t5s_tokenizer_where_it_is_given(tmp_path):
+    words = tokenizer(("<|endoftext|>", "</s>"), "</s>")
+    words.save_pretrained(tmp_path / "t5")
+    stage = OpenAI(url="http://127.0.0.1:9/v1", t5_tokenizer=str(tmp_path / "t5"))
+    stage.setup()
+    text = "the camera pans to the right " * 90
+    assert stage._limits.tokens(text) == len(words(text).input_ids) > 512
+    assert failed(text, stage._limits).startswith(f"too long: {len(words(text).input_ids)} T5")
+    stage.t5_tokenizer = str(tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"t5_tokenizer: no tokenizer in .*none(.|\n)*hf"):
+        stage.setup()
