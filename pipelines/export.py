@@ -43,7 +43,7 @@ PACKAGES = ("av", "numpy", "onnxruntime", "opencv-python-headless", "pyarrow", "
 
 def run(settings: Settings, out: Folder) -> None:
     clips, selection = read_clips(out), read_selection(out)
-    captions = captions_ledger(out, settings.caption.captioner).read()
+    captions = captions_ledger(out, settings.caption.chosen.name).read()
     made = made_with(settings, out)
     rows = _ready(clips, selection, captions)
     plans = plan_shards(
@@ -174,7 +174,7 @@ def _manifest(
         "shards": _shard_counts(shards),
         "presto_left_out": left_out,
         "hours_kept": _hours_kept(clips),
-        "captioner": made["caption"]["captioner"],
+        "captioner": made["caption"]["name"],
     }
 
 

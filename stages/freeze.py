@@ -52,7 +52,7 @@ class Freeze(Meter):
         change, share = _change(self._last, frame.y)
         self._change.append(change)
         self._share.append(share)
-        self._last = frame.y.copy()
+        self._last = frame.y
 
     def score(self, start_s: float, end_s: float) -> dict[str, float | None]:
         times = np.frombuffer(self._times)

@@ -25,6 +25,7 @@ from curation.records import (
     SHARD,
     frames_sha256,
     schema,
+    still_hashes,
 )
 from curation.stage import BadVideo, OutputError, Row
 from curation.storage import TEMPORARY
@@ -158,10 +159,12 @@ def _no_nan(value: Any) -> Any:
 
 
 def check_caption(clip: Row) -> None:
-    """Raises BadVideo where the captions were not made from this clip's key frames."""
-    seen = frames_sha256([segment["key_frame_sha256"] for segment in clip["segments"]])
-    if seen != clip["frames_sha256"]:
+    """Raises BadVideo where the captions were not made from this clip's stills and span."""
+    if frames_sha256(still_hashes(clip["segments"])) != clip["frames_sha256"]:
         raise BadVideo("the caption was made from other frames; caption the clip again")
+    span_s = json.loads(clip["provenance"] or "{}").get("span_s")
+    if span_s is not None and span_s != [clip["start_s"], clip["end_s"]]:
+        raise BadVideo("the caption was made for another span; caption the clip again")
 
 
 def pack_shard(
@@ -263,9 +266,13 @@ def _add(tar: tarfile.TarFile, clip: Row, mp4: Path, cut: Cut) -> Row:
         "offset": end - padded,
         "bytes": size,
         "sha256": sha256,
+        "json_sha256": hashlib.sha256(text).hexdigest(),
         "method": cut.method,
         "codec": cut.codec,
         "num_frames": cut.num_frames,
+        "width": cut.width,
+        "height": cut.height,
+        "clip_s": clip["end_s"] - clip["start_s"],
         "start_error_s": cut.start_error_s,
     }
 
