@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -102,12 +102,16 @@ class Cluster:
 
         Raises OutputError, RunError; rows under way then are lost, and done again on resume.
         """
+        source = iter(rows)
+        first = next(source, None)
+        if first is None:  # nothing to do: Ray need not be there
+            return
         groups = [list(group) for _, group in groupby(stages, lambda s: s.needs)]
         # Groups take turns on the CPUs; if each reserved its own, the second could wait for ever.
         pools = [_Pool(group, self, 1 / len(groups)) for group in groups]
         for pool in pools:
             pool.size()
-        source = iter(rows)
+        source = chain([first], source)
         try:
             while _feed(pools, source):
                 yield from _collect(pools)

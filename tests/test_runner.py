@@ -1,13 +1,15 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from curation.runner import RunError
+from curation.runner import REPOSITORY, RunError
 from curation.stage import (
     BadVideo,
     Needs,
@@ -225,3 +227,12 @@ def test_a_worker_that_dies_with_many_rows_under_way_loses_none_of_them(cluster,
 def test_what_a_stage_needs_and_is_gone_stops_the_run(cluster):
     with pytest.raises(RunError, match="Waiting: the server is gone"):
         list(cluster.stream([Waiting(1)], rows(6, row2={"trouble": "gone"})))
+
+
+def test_without_rows_ray_need_not_be_there():
+    code = (
+        "from curation.runner import Cluster; from curation.stage import Stage; "
+        "import ray; assert list(Cluster().stream([Stage()], [])) == []; "
+        "assert not ray.is_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
