@@ -31,6 +31,7 @@ from stages.vlm import Vlm
 
 DRAWS = 1000  # of videos out of the trial, with replacement, for the ranges
 RANGE = (10, 90)  # percentiles
+NONE_SEEN = 2.3  # events expected, at which 1 trial in 10 sees none
 PATCH = 28  # px: side of what one image token shows to Qwen2.5-VL
 EMBEDDING_BYTES = 768 * 2
 
@@ -105,21 +106,27 @@ def report(settings: Settings, out: Folder) -> str:
             shutil.rmtree(local_path(trial.url), ignore_errors=True)
     sizes = np.array([max(row["bytes"], 1) for row in rows], float)
     total = float(np.maximum(listed["bytes"].to_numpy(), 1).sum())
+    failed = np.array([row["error"] is not None for row in rows], float)
     clips = [[c for c in row["clips"] if c["clip_id"] in kept] for row in rows]
 
     def of(amounts: list[float]) -> Estimate:
         return scaled(np.array(amounts, float), sizes, total)
 
+    def count_of(counts: list[float]) -> Estimate:
+        found = of(counts)  # none seen in the trial: there may be some for all that
+        unseen = NONE_SEEN / sizes.sum() * total if count < listed.num_rows else 0.0
+        return Estimate(0.0, 0.0, unseen) if not any(counts) else found
+
     models = settings.score.models
     gpu_share = {"Models": models.gpus, "Watch": settings.score.watch.needs.gpus}
-    kept_clips = of([len(c) for c in clips])
+    kept_clips = count_of([len(c) for c in clips])
     disk = of(
         [a + sum(c["packet_bytes"] or 0 for c in b) for a, b in zip(stored, clips, strict=True)]
     )
     lines = [
         f"trial: {count} of {listed.num_rows} videos, {sizes.sum() / 1e9:.3g} of "
         f"{total / 1e9:.3g} GB; in brackets the range of 8 such trials in 10",
-        f"videos that fail     {of([row['error'] is not None for row in rows])}",
+        f"videos that fail     {scaled(failed, np.ones(count), listed.num_rows)}",
         f"hours of video       {of([(row.get('duration_s') or 0) / 3600 for row in rows])}",
         f"takes                {of([len(row.get('takes') or []) for row in rows])}",
         f"clips                {of([len(row['clips']) for row in rows])}",

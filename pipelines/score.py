@@ -103,20 +103,28 @@ def _look(settings: Settings, videos: pa.Array, ledger: Ledger, embeddings: Ledg
     with Progress("score", len(videos), "videos, by the models alone") as progress:
         results = settings.cluster.stream([settings.score.models], _scored(ledger, videos))
         failed = Counter[str]()
-        for batch in batches(results):
-            good = [row for row in batch if row["error"] is None]
-            for row in batch:
-                if row["error"] is not None:
-                    failed[row["error"]] += 1
-                    progress.say(f"failed: {row['video']}: {row['error']}")
-            _commit(good, ledger, embeddings)
-            progress.update(done=len(batch), failed=len(batch) - len(good))
+        for batch in batches(_good(results, failed, settings.max_failed_share, progress)):
+            _commit(batch, ledger, embeddings)
     if failed:
         (worst, n), *_ = failed.most_common(1)
         raise RunError(
             f"the models failed on {failed.total()} of {len(videos)} videos: {worst} ({n})\n"
             "  fix: mend the cause and run again; what is scored stays"
         )
+
+
+def _good(
+    rows: Iterable[Row], failed: Counter[str], max_failed_share: float, progress: Progress
+) -> Iterator[Row]:
+    """The rows without an error; the others are told of and counted in `failed`."""
+    for done, row in enumerate(rows, 1):
+        progress.update(done=1, failed=int(row["error"] is not None))
+        if row["error"] is None:
+            yield row
+            continue
+        failed[row["error"]] += 1
+        progress.say(f"failed: {row['video']}: {row['error']}")
+        stop_where_most_fail(failed, done, max_failed_share, "videos")
 
 
 def _scored(ledger: Ledger, videos: pa.Array) -> Iterator[Row]:
