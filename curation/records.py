@@ -305,9 +305,13 @@ SHARD = (
     Column("offset", pa.int64(), "of the mp4's first byte in the tar"),
     Column("bytes", pa.int64(), "size of the mp4"),
     Column("sha256", pa.string(), "of the mp4"),
+    Column("json_sha256", pa.string(), "of the JSON beside it, captions included"),
     Column("method", pa.string(), "copy | encode"),
     Column("codec", pa.string(), "of the mp4"),
     Column("num_frames", pa.int32(), "frames that the mp4 shows"),
+    Column("width", pa.int32(), "px, as shown"),
+    Column("height", pa.int32(), "px, as shown"),
+    Column("clip_s", pa.float64(), "length of the clip, s"),
     Column("start_error_s", pa.float64(), "from the span's start to the mp4's first frame, s"),
     Column("error", pa.string(), "why it is not in the shard, or null"),
 )

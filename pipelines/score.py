@@ -20,7 +20,7 @@ from curation.ledger import Ledger, check_settings, record_settings
 from curation.progress import Progress
 from curation.runner import Cluster, RunError
 from curation.stage import PlanError, Row, Stage, check_plan
-from curation.storage import GONE, NO_FILE, Folder, InputError, list_videos
+from curation.storage import WRONG, Folder, InputError, list_videos
 from pipelines.settings import ScoreSettings, Settings, batches, main, stop_where_most_fail
 from pipelines.tables import INPUT, embeddings_ledger, matched, videos_ledger
 from stages.identify import Identify
@@ -234,7 +234,7 @@ def blank_rows(todo: pa.Table) -> Iterator[Row]:
 
 
 def _blank(listed: Row) -> Row:
-    error = {GONE: "no such file", NO_FILE: "not a file"}.get(listed["bytes"])
+    error = WRONG.get(listed["bytes"])
     return {name: listed[name] for name in ("video", "bytes", "version")} | {"error": error}
 
 

@@ -34,6 +34,7 @@ from stages.watch import Watch
 COMMIT_S = 5.0  # results are committed this often
 ENOUGH_TO_JUDGE = 100  # rows; below, failures are the rows' own
 DEFAULT_CONFIG = str(Path(__file__).parent.parent / "configs/local.yaml")
+KEY_FRAMES = "key_frames"  # a million small files that are never written beside and renamed
 STOPPED = (ConfigError, PlanError, InputError, OutputError, RunError)  # said in one line, exit 1
 
 
@@ -116,8 +117,7 @@ def main(doc: str, run: Callable[[Settings, Folder], None], argv: Sequence[str])
         settings = config.load(Settings, path, overrides)
         out = Folder(settings.output)
         with (out / "ledger").locked():
-            (out / "ledger").sweep()
-            out.sweep()
+            out.sweep(skip=KEY_FRAMES)
             run(settings, out)
     except STOPPED as e:
         lines = [shown(line, 1000) for line in str(e).splitlines()]

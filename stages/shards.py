@@ -228,14 +228,21 @@ def sign(plan: ShardPlan, clips: Mapping[str, Row], settings: str = "") -> str:
     return hashlib.sha256(to_json([settings, plan.name, members])).hexdigest()
 
 
+def sign_clip(clip: Row, settings: str = "") -> str:
+    """Of all that decides what is made of a clip."""
+    return hashlib.sha256(to_json([settings, _known(clip)])).hexdigest()
+
+
 def read_receipt(receipts: Path, name: str) -> Receipt | None:
     path = receipts / f"{name}.json"
-    if not path.exists():
-        return None
+    return parse_receipt(path.read_bytes(), str(path)) if path.exists() else None
+
+
+def parse_receipt(text: bytes, place: str) -> Receipt:
     try:
-        return Receipt(**json.loads(path.read_bytes()))
+        return Receipt(**json.loads(text))
     except (ValueError, TypeError) as error:
-        raise OutputError(f"{path} is damaged ({error}); delete it and run again") from error
+        raise OutputError(f"{place} is damaged ({error}); delete it and run again") from error
 
 
 def shards_table(receipts: Iterable[Receipt]) -> pa.Table:
@@ -259,9 +266,13 @@ def _add(tar: tarfile.TarFile, clip: Row, mp4: Path, cut: Cut) -> Row:
         "offset": end - padded,
         "bytes": size,
         "sha256": sha256,
+        "json_sha256": hashlib.sha256(text).hexdigest(),
         "method": cut.method,
         "codec": cut.codec,
         "num_frames": cut.num_frames,
+        "width": cut.width,
+        "height": cut.height,
+        "clip_s": clip["end_s"] - clip["start_s"],
         "start_error_s": cut.start_error_s,
     }
 

@@ -31,13 +31,16 @@ class Stills:
     # also the frame so much after each still, for optical flow by a model; null: none
     pair_gap_s: Annotated[float, Gt(0)] | None = None
 
+    _side: int = field(init=False, repr=False, default=0)
     _times: list[float] = field(init=False, repr=False, default_factory=list)
     _places: list[int] = field(init=False, repr=False, default_factory=list)  # among the kept
     _next_s: float = field(init=False, repr=False, default=inf)  # when the next is due
     _next: dict[int, tuple[float, int]] = field(init=False, repr=False, default_factory=dict)
     _kept: Scratch | None = field(init=False, repr=False, default=None)
 
-    def start(self) -> None:
+    def start(self, side: int) -> None:
+        """Forgets the last video. side: what its stills' long side is at most, px."""
+        self._side = min(side, self.side)
         self._times, self._places, self._next = [], [], {}
         if self._kept is not None:
             self._kept.close()
@@ -55,7 +58,7 @@ class Stills:
 
     def _keep(self, frame: Planes) -> int:
         assert self._kept is not None
-        self._kept.add(encode(colour(frame, self.side)))
+        self._kept.add(encode(colour(frame, self._side)))
         return len(self._kept) - 1
 
     def nearest(self, t_s: float, start_s: float, end_s: float) -> list[tuple[float, bytes]]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Annotated, Any, Literal
 
 import cv2
@@ -18,9 +19,9 @@ from annotated_types import Ge, Gt
 from curation import measures
 from curation.policy import Policy, decide
 from curation.records import CAPTION, SCORE_NAMES, SCORES, Column, clip_id, segment_spans
-from curation.stage import Meter, Needs, Row, Stage
+from curation.stage import Meter, Needs, Planes, Row, Stage
 from curation.storage import Folder, fetched
-from curation.video import Limits, Reader
+from curation.video import Limits, Reader, VideoHead
 from stages.fingerprint import Fingerprint
 from stages.freeze import Freeze
 from stages.identify import sha256_of
@@ -33,6 +34,7 @@ from stages.takes import find_takes, place_clips
 from stages.text import Text
 from stages.transnet import TransNet
 
+BATCH = 16  # frames shown to one meter after the other: its code and data stay in the CPU's caches
 COMPARED_WIDTH = 320  # px, of key frames that are compared with each other
 THUMB_SIDE = 240  # px, of key frames below the gate: for the report alone
 KEY_SCORES = ("key_psnr", "key_ssim", "colourfulness")
@@ -129,14 +131,28 @@ class Watch(Stage):
         return [self.cuts, self.motion, self.light, self.freeze, self.overlay, self.fingerprint]
 
     def _see_all(self, reader: Reader) -> None:
-        self.stills.start()
+        self.stills.start(self._still_side(reader.head))
         meters = self._meters()
         for meter in meters:
             meter.start(reader.head.facts())
-        see = [meter.see for meter in meters] + [self.stills.see]
+        frames = self._planes(reader)
+        while batch := list(islice(frames, BATCH)):
+            for meter in meters:
+                for t_s, planes in batch:
+                    meter.see(t_s, planes)
+
+    def _still_side(self, head: VideoHead) -> int:
+        """Of a video too small for the gate, key frames are for the report alone."""
+        size = {"width": head.width, "height": head.height}
+        gate = Policy({name: rule for name, rule in self.gate.items() if name in size})
+        return THUMB_SIDE if decide(size, gate) else self.stills.side
+
+    def _planes(self, reader: Reader) -> Iterator[tuple[float, Planes]]:
+        """The frames once the stills saw them, with the decoder's picture where it is looked at."""
+        in_colour = self.cuts is self.transnet
         for t_s, frame in reader.frames():
-            for each in see:
-                each(t_s, frame)
+            self.stills.see(t_s, frame)
+            yield t_s, frame if in_colour else Planes(frame.y)
 
     def _spans(self, take: tuple[float, float], reader: Reader) -> list[tuple[float, float]]:
         """The clips of a take; of one too short for any, the take itself."""

@@ -119,6 +119,12 @@ def test_a_torn_or_missing_file_is_named(folder, tmp_path):
         load(folder / "nowhere")
 
 
+def test_what_diffusers_network_can_not_do_is_not_exported(tmp_path):
+    with pytest.raises(BadWeights, match=r"model\.positions is space; diffusers"):
+        export(Presto(replace(SMALL, positions="space")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_export_does_not_hide_behind_older_parts(folder):
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
     with pytest.raises(BadWeights, match="holds weights in parts already"):
