@@ -86,8 +86,10 @@ def measure(model: Presto, case: list[str], steps: int) -> dict:
     step(model, inputs)
     torch.cuda.synchronize()
     first_s = time.perf_counter() - start  # with compilation
-    torch.cuda.reset_peak_memory_stats()
-    step_s = milliseconds(lambda: step(model, inputs), steps, warm=0) / 1e3
+    step_s = first_s
+    if steps:
+        torch.cuda.reset_peak_memory_stats()
+        step_s = milliseconds(lambda: step(model, inputs), steps, warm=0) / 1e3
     heard = CAPTION_TOKENS * float((inputs[3][0] > 0).sum()) / frames
     return row(backend, keep, model.cfg, frames, captions, heard, step_s, first_s)
 
@@ -174,7 +176,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--case", nargs=4, action="append")
     parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2, help="0: the first one alone, for memory")
     parser.add_argument("--eager", action="store_true", help="no torch.compile")
     parser.add_argument("--diffusers", action="store_true")
     parser.add_argument("--profile", help="file for the kernels of one more step of the last case")

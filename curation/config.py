@@ -57,8 +57,9 @@ def _value(kind: Any, dotted: str, text: str) -> Any:
     A path may look like YAML: `*.mp4` is a reference there, `2024-01-01` a date, `no` is false.
     """
     for part in dotted.split("."):
-        known = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
-        kind = known.get(part)
+        kinds = typing.get_args(kind) or (kind,)
+        known = [typing.get_type_hints(k) for k in kinds if dataclasses.is_dataclass(k)]
+        kind = next((hints[part] for hints in known if part in hints), None)
     is_optional = typing.get_origin(kind) in (typing.Union, types.UnionType)
     is_null = text in ("", "null") and (kind is not str or text == "null")
     if (kind is str or (is_optional and str in typing.get_args(kind))) and not is_null:
@@ -91,7 +92,7 @@ def build(kind: type[T], data: dict[str, Any], where: str, prefix: str = "") -> 
             if not known:
                 hint = f"{prefix.rstrip('.')} has none"
             raise ConfigError(f"{where}: {prefix}{name} is not a setting; {hint}")
-        full, hint = f"{prefix}{name}", hints[name]
+        full, hint = f"{prefix}{name}", _meant(hints[name], value)
         if not dataclasses.is_dataclass(hint):
             values[name] = _checked(hint, value, where, full)
         elif isinstance(value, dict):
@@ -99,6 +100,16 @@ def build(kind: type[T], data: dict[str, Any], where: str, prefix: str = "") -> 
         else:
             raise ConfigError(f"{where}: {full} is {value!r:.60}; expected settings below it")
     return kind(**values)
+
+
+def _meant(hint: Any, value: Any) -> Any:
+    """Of several dataclasses that a setting may be, the one with most of these names; the first of
+    them where that decides nothing."""
+    kinds = typing.get_args(hint)
+    if not kinds or not all(map(dataclasses.is_dataclass, kinds)) or not isinstance(value, dict):
+        return hint
+    names = [{f.name for f in dataclasses.fields(kind)} for kind in kinds]
+    return max(zip(kinds, names, strict=True), key=lambda pair: len(value.keys() & pair[1]))[0]
 
 
 def _checked(hint: Any, value: Any, where: str, name: str) -> Any:

@@ -38,7 +38,7 @@ def test_noisy_latents_and_targets_are_those_of_diffusers_scheduler(objective, t
     assert torch.allclose(target, want, atol=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["epsilon", "v", "flow"])
+@pytest.mark.parametrize("objective", ["epsilon", "v", "flow", "clean"])
 def test_a_network_that_knows_the_noise_has_no_loss(objective):
     cfg = DiffusionConfig(objective)
     x, noise, t = drawn(0, *SHAPE).double(), drawn(1, *SHAPE), torch.tensor([10.0, 800.0])
@@ -84,7 +84,7 @@ def gaussian_truth(cfg: DiffusionConfig, mean: float, spread: float):
     target, exactly."""
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
-        if cfg.objective == "flow":
+        if cfg.flows:
             keep, add = 1 - t[0] / 1000, t[0] / 1000
         else:
             lower = t.floor().long()
@@ -93,6 +93,8 @@ def gaussian_truth(cfg: DiffusionConfig, mean: float, spread: float):
             keep, add = a.sqrt(), (1 - a).sqrt()
         clean = mean + (x - keep * mean) * keep * spread**2 / (keep**2 * spread**2 + add**2)
         noise = (x - keep * clean) / add if add > 0 else torch.zeros_like(x)
+        if cfg.objective == "clean":
+            return clean
         if cfg.objective == "flow":
             return noise - clean
         return noise if cfg.objective == "epsilon" else keep * noise - add * clean
@@ -100,11 +102,11 @@ def gaussian_truth(cfg: DiffusionConfig, mean: float, spread: float):
     return predict
 
 
-@pytest.mark.parametrize("objective", ["epsilon", "v", "flow"])
+@pytest.mark.parametrize("objective", ["epsilon", "v", "flow", "clean"])
 def test_with_a_perfect_network_samples_have_the_data_s_mean_and_spread(objective):
     cfg = DiffusionConfig(objective)
     predict, noise = gaussian_truth(cfg, 0.7, 0.4), drawn(0, 1, 1, 4, 50, 50)
-    if objective == "flow":
+    if cfg.flows:
         out = sample_flow(predict, noise, 100, cfg)
     else:
         out = sample_ancestral(predict, noise, 1000, cfg, torch.Generator().manual_seed(1))
@@ -132,6 +134,23 @@ def test_the_ancestral_sampler_is_the_released_one(objective, theirs):
     ours = sample_ancestral(predict, noise, 7, cfg, torch.Generator().manual_seed(5))
     assert seen == theirs_t
     assert torch.allclose(ours, x, rtol=1e-3, atol=1e-3)
+
+
+def test_clean_has_flow_s_loss_and_flow_s_samples():
+    """The same network, told once as the latents and once as the velocity that leads to them."""
+    flow, clean = DiffusionConfig("flow"), DiffusionConfig("clean")
+    x, noise, t = drawn(0, *SHAPE), drawn(1, *SHAPE), torch.tensor([60.0, 999.0])
+
+    def guess(noisy: Tensor, t: Tensor) -> Tensor:
+        return torch.sin(noisy)
+
+    def velocity(noisy: Tensor, t: Tensor) -> Tensor:
+        return (noisy - guess(noisy, t)) / (t / 1000).view(-1, 1, 1, 1, 1)
+
+    losses = denoising_loss(guess, x, noise, t, clean)
+    assert torch.allclose(losses, denoising_loss(velocity, x, noise, t, flow), rtol=1e-4)
+    samples = sample_flow(guess, noise, 7, clean)
+    assert torch.allclose(samples, sample_flow(velocity, noise, 7, flow), atol=1e-5)
 
 
 def test_guidance_of_one_asks_the_text_alone_and_more_goes_beyond_it():

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from curation.torchvision_fix import fix_torchvision
 from training import sca
 from training.attention import usable_backends
-from training.layers import rope_table, rotate
+from training.layers import place_table, rope_table, rotate
 from training.model import ModelConfig, Presto, Shard, Text, forward_flops
-from training.torchvision_fix import fix_torchvision
 
 SMALL = ModelConfig(
     num_layers=2,
@@ -263,6 +263,32 @@ def test_positions_turn_each_third_of_a_head_by_its_own_axis():
     for third, angle in enumerate((2.0, 1 / 2, 1 / 4)):
         assert turned[4 * third].item() == pytest.approx(math.cos(angle))
         assert turned[4 * third + 2].item() == pytest.approx(math.sin(angle))
+
+
+@pytest.mark.parametrize(
+    ("positions", "told"), [("relative", set()), ("space", {1, 2}), ("space_time", {0, 1, 2})]
+)
+def test_a_token_knows_its_place_on_the_axes_that_it_is_told_of(positions, told):
+    """Everywhere the same latents: nothing but its place can tell one token from another. RoPE
+    can't: a mean of equal values is that value, however it is weighted. (Once values differ, RoPE
+    lets the other axes' edges through.)"""
+    model = built(replace(SMALL, positions=positions))
+    latents, t, text, schedules = drawn([[7]])
+    out = model(torch.ones_like(latents), t, text, schedules)[0]
+    out = out.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))  # c t h ph w pw
+    differ = {axis for axis, dim in enumerate((1, 2, 4)) if out.diff(dim=dim).abs().max() > 1e-6}
+    assert told <= differ
+    assert told or not differ
+
+
+def test_a_table_of_places_holds_equal_shares_and_differs_everywhere():
+    table = place_table(26, (3, 4, 5), (1, 2), CPU).view(3, 4, 5, 26)
+    assert torch.equal(table, table[:1].expand_as(table))
+    assert torch.equal(table[..., :12], table[:, :, :1, :12].expand(-1, -1, 5, -1))
+    assert torch.equal(table[..., 12:24], table[:, :1, :, 12:24].expand(-1, 4, -1, -1))
+    assert table[..., 24:].abs().max() == 0
+    far = torch.cdist(table[0].flatten(0, 1), table[0].flatten(0, 1)) + 9 * torch.eye(20)
+    assert far.min() > 0.5
 
 
 def test_bf16_angles_are_off_by_as_much_as_allegro_s_own():

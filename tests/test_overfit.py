@@ -49,9 +49,15 @@ def learned(tmp_path_factory):
         ema_decay=0.98,
         save_every=STEPS,
         log_every=100,
-        diffusion=DiffusionConfig("flow"),
+        diffusion=DiffusionConfig("clean"),
     )
-    model = replace(cfg.system.model, num_attention_heads=4, attention_head_dim=24, patch_size=1)
+    model = replace(
+        cfg.system.model,
+        num_attention_heads=4,
+        attention_head_dim=24,
+        patch_size=1,
+        positions="space",
+    )
     text = replace(cfg.system.text, width=48)
     losses = train(replace(cfg, system=replace(cfg.system, model=model, text=text)), Listed(clips))
     return clips, losses, folder
@@ -64,7 +70,6 @@ def test_learning_four_clips_by_heart_drives_the_loss_down(learned):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the loss falls, the samples are not yet the clips: docs/training.md")
 def test_four_clips_learned_by_heart_come_back_on_their_own_captions(learned):
     clips, _, folder = learned
     system, diffusion = open_system(checkpoint.path_of(folder, STEPS))
@@ -72,7 +77,9 @@ def test_four_clips_learned_by_heart_come_back_on_their_own_captions(learned):
         script = Script.of(clip, "overlapped")
         video = sample(system, script, diffusion, SampleConfig(steps=20, guidance=2.0)).float()
         errors = [(video - other.video.float()).square().mean().item() for other in clips]
-        assert int(np.argmin(errors)) == own
+        nearest, next_best = np.argsort(errors)[:2]
+        assert nearest == own
+        assert errors[own] < 0.7 * errors[next_best]
 
 
-STEPS = 400
+STEPS = 600

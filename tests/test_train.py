@@ -1,4 +1,6 @@
+import json
 import math
+import pickle
 from dataclasses import replace
 
 import av
@@ -11,29 +13,33 @@ pytest.importorskip("matplotlib")
 
 from curation import config
 from curation.config import ConfigError
+from tests import tiny_allegro
 from tests.drawn_clips import clip, dataset, row
-from training import checkpoint
+from training import checkpoint, frozen
 from training.checkpoint import CheckpointError
 from training.clips import Listed, Size
 from training.codecs import Pixel
 from training.data import Batch, generator
 from training.diffusion import DiffusionConfig
-from training.model import ModelConfig
+from training.export import main as export_main
+from training.frozen import T5
+from training.model import ModelConfig, Presto
+from training.parallel import World
 from training.sample import SampleConfig, open_system, read_script, sample, write_mp4
 from training.sample import main as sample_main
 from training.system import Script, System, SystemConfig
-from training.text import Bytes, BytesConfig
+from training.text import Bytes, BytesConfig, spelled
 from training.train import (
     Diverged,
     TrainConfig,
     batch_loss,
     build,
     dropped,
-    dry_run,
     main,
     train,
     validation_loss,
 )
+from training.weights import BadWeights, export, load
 
 SYSTEM = SystemConfig(
     size=Size(4, 16, 16),
@@ -50,6 +56,7 @@ SYSTEM = SystemConfig(
 )
 torch.set_num_threads(1)  # threads that wait for each other take longest where cores are busy
 CLIPS = Listed([clip(i) for i in range(5)])
+ALONE = World(torch.device("cpu"))
 HELD_OUT = Listed([clip(i) for i in range(10, 12)])
 
 
@@ -70,18 +77,11 @@ def settings(folder, **changes) -> TrainConfig:
     return replace(base, data=replace(base.data, workers=0), **changes)
 
 
-def state(folder, step=6) -> dict:
-    return checkpoint.load(checkpoint.path_of(folder, step))
-
-
-def equal(one, two) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, two)
-    if isinstance(one, dict):
-        return one.keys() == two.keys() and all(equal(one[k], two[k]) for k in one)
-    if isinstance(one, list):
-        return len(one) == len(two) and all(map(equal, one, two))
-    return one == two
+def state(folder, step=6) -> tuple[dict, dict]:
+    """What is no tensor, without the settings; and the tensors, as numbers."""
+    path = checkpoint.path_of(folder, step)
+    told = {k: v for k, v in checkpoint.told(path).items() if k != "settings"}
+    return told, {name: t.tolist() for name, t in checkpoint.load(path).items()}
 
 
 # ---------------------------------------------------------------- going on
@@ -100,9 +100,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, whole, firs
     after = train(settings(tmp_path), CLIPS, HELD_OUT)
     assert len(before) == first
     assert before + after == losses
-    one, two = state(folder), state(tmp_path)
-    for part in ("system", "ema", "optimizer", "best", "step"):
-        assert equal(one[part], two[part]), part
+    assert state(folder) == state(tmp_path)
 
 
 def test_a_run_that_was_killed_between_checkpoints_goes_on_from_the_last(tmp_path, whole):
@@ -145,7 +143,7 @@ def test_a_finished_run_does_nothing_more(whole):
     ("change", "said"),
     [
         ({"seed": 1}, r"seed: 0 -> 1"),
-        ({"batch": 4}, r"batch: 2 -> 4"),
+        ({"batch": 4}, r"samples a step, of all processes: 4 -> 8"),
         ({"system": replace(SYSTEM, mode="isolated")}, r"system.mode: 'overlapped' -> 'isolated'"),
         ({"diffusion": DiffusionConfig("v")}, r"diffusion.objective: 'epsilon' -> 'v'"),
     ],
@@ -163,47 +161,61 @@ def test_a_run_can_t_go_on_with_other_clips(whole):
 # ---------------------------------------------------------------- checkpoints
 
 
+def save(folder, step, keep=1, best=False):
+    tensors = {"x": torch.arange(1000.0) + step}
+    return checkpoint.save(folder, step, tensors, {"step": step}, keep, best)
+
+
 def test_the_last_checkpoints_and_the_best_one_are_kept(tmp_path):
-    for step, best in ((1, True), (2, True), (3, False), (4, False)):
-        checkpoint.save(tmp_path, step, {"step": step}, keep=2, best=best)
+    for step, best in ((1, True), (2, True), (3, False), (4, False), (5, False)):
+        save(tmp_path, step, 2, best)
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-    assert names == ["best.pt", "step-00000003.pt", "step-00000004.pt"]
-    assert checkpoint.load(tmp_path / "checkpoints" / "best.pt")["step"] == 2
+    assert names == ["best", "step-00000002", "step-00000004", "step-00000005"]
+    assert checkpoint.told(tmp_path / "checkpoints" / "best")["step"] == 2
+    assert torch.equal(
+        checkpoint.load(tmp_path / "checkpoints" / "best")["x"], torch.arange(1000.0) + 2
+    )
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, 1, {"step": 1}, keep=1)
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):
+    import resource
 
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("training.checkpoint.os.fsync", full)
-    with pytest.raises(CheckpointError, match=r"No space left.*last good checkpoint: .*01.pt"):
-        checkpoint.save(tmp_path, 2, {"step": 2}, keep=1)
-    monkeypatch.undo()
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001.pt"]
-    assert checkpoint.load(checkpoint.saved(tmp_path)[-1])["step"] == 1
+    save(tmp_path, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # a file can grow no further than this: writing fails as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"large.*last good checkpoint: .*01"):
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    assert torch.equal(
+        checkpoint.load(checkpoint.saved(tmp_path)[-1])["x"][:2], torch.tensor([1.0, 2])
+    )
 
 
 def test_a_damaged_checkpoint_is_named_and_code_in_it_does_not_run(tmp_path):
-    path = checkpoint.save(tmp_path, 1, {"x": torch.ones(1000)}, keep=1)
-    path.write_bytes(path.read_bytes()[:900])
-    with pytest.raises(CheckpointError, match=r"01.pt: not a whole checkpoint"):
+    path = save(tmp_path, 1)
+    (data,) = path.glob("*.distcp")
+    data.write_bytes(data.read_bytes()[:900])
+    with pytest.raises(CheckpointError, match=r"01: not a whole checkpoint"):
         checkpoint.load(path)
 
     class Harm:
         def __reduce__(self):
             return (tmp_path.joinpath("harm").touch, ())
 
-    torch.save({"format": 1, "x": Harm()}, path)
-    with pytest.raises(CheckpointError, match=r"not a whole checkpoint"):
+    (path / ".metadata").write_bytes(pickle.dumps(Harm()))
+    with pytest.raises(CheckpointError, match=r"not a whole checkpoint \(it names "):
         checkpoint.load(path)
     assert not (tmp_path / "harm").exists()
-    torch.save([1], path)
-    with pytest.raises(CheckpointError, match=r"not a checkpoint of training\.train"):
-        checkpoint.load(path)
-    with pytest.raises(CheckpointError, match="no such file"):
-        checkpoint.load(tmp_path / "none.pt")
+    for text, said in (("{", "not a whole checkpoint"), ("[1]", "not a checkpoint of training")):
+        (path / "state.json").write_text(text)
+        with pytest.raises(CheckpointError, match=said):
+            checkpoint.told(path)
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        checkpoint.told(tmp_path / "none")
 
 
 # ---------------------------------------------------------------- stopping
@@ -212,8 +224,7 @@ def test_a_damaged_checkpoint_is_named_and_code_in_it_does_not_run(tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run_and_leaves_its_checkpoint(tmp_path):
     with pytest.raises(Diverged, match=r"step \d+: loss .*go on from it with a lower lr"):
         train(settings(tmp_path, lr=1e30, warmup_steps=0, save_every=1), CLIPS)
-    last = checkpoint.load(checkpoint.saved(tmp_path)[-1])
-    assert last["step"] >= 1
+    assert checkpoint.told(checkpoint.saved(tmp_path)[-1])["step"] >= 1
 
 
 def test_a_bad_sample_stops_the_run_with_its_name(tmp_path):
@@ -243,11 +254,56 @@ def test_a_wrong_setting_and_a_missing_dataset_are_said_in_one_line(tmp_path):
 
 
 def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(tmp_path, capsys):
-    dry_run(settings(tmp_path / "run"), CLIPS)
+    folder = dataset(tmp_path / "data", [row(i) for i in range(5)])
+    path = written(tmp_path, settings(tmp_path / "run"))
+    main([path, "--dry-run", f"data.dataset={folder}"])
     said = capsys.readouterr().out
     assert "5 clips, 8 tokens a sample" in said
     assert "an epoch: 1.2 steps" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_draws_what_is_missing_and_says_so(tmp_path, capsys):
+    system = replace(SYSTEM, text=T5("nowhere", 24), codec=Pixel(2, 4))
+    cfg = settings(tmp_path / "run", weights="nowhere", system=system)
+    main([written(tmp_path, cfg), "--dry-run", f"data.dataset={tmp_path}"])
+    said = capsys.readouterr().out
+    assert "one drawn clip" in said
+    assert "random weights (nowhere: no transformer's config.json" in said
+    assert "hf download rhymes-ai/Allegro --include 'transformer/*' --local-dir nowhere" in said
+    huge = ["system.model.attention_head_dim=60000"]
+    with pytest.raises(SystemExit, match=r"parameters take \d+ GB of one cpu process; \d+ GB are"):
+        main([written(tmp_path, cfg), "--dry-run", *huge])
+
+
+def test_the_full_size_configuration_is_the_one_that_allegro_s_weights_fit():
+    cfg = config.load(TrainConfig, "configs/train/presto_2b8.yaml")
+    with torch.device("meta"):
+        system = System(cfg.system)
+    assert sum(p.numel() for p in system.parameters()) == 2_771_907_856
+    assert system.latent_size == (22, 90, 160)
+
+
+def test_a_run_starts_from_weights_and_its_average_goes_out_as_such(tmp_path):
+    torch.manual_seed(3)
+    t5 = T5("nowhere", 24)
+    clips = [replace(c, texts={t: torch.randn(3, 24) for t in ("", c.caption, *c.sub_captions)})
+             for c in CLIPS.clips]  # fmt: skip
+    cfg = settings(tmp_path / "run", system=replace(SYSTEM, text=t5), steps=1, save_every=1)
+    start = build(cfg).system.presto
+    torch.nn.init.normal_(start.proj_out.weight)
+    export(start, tmp_path / "start", torch.float32)
+    tuned = replace(cfg, weights=str(tmp_path / "start"), ema_decay=1.0, warmup_steps=1000)
+    train(tuned, Listed(clips))
+    export_main([str(checkpoint.saved(tmp_path / "run")[-1]), str(tmp_path / "out")])
+    one, two = load(tmp_path / "start"), load(tmp_path / "out")
+    changes = [(a - b).abs().max().item() for a, b in zip(one.parameters(), two.parameters())]  # noqa: B905
+    assert max(changes) < 0.02  # a step at a thousandth of the rate, and bf16
+    assert len(train(replace(tuned, steps=2, weights="gone"), Listed(clips))) == 1
+    with pytest.raises(BadWeights, match="gone: no transformer"):
+        train(replace(tuned, weights="gone", run_dir=str(tmp_path / "new")), Listed(clips))
+    with pytest.raises(ConfigError, match=r"reads T5.*set system\.text\.t5"):
+        train(replace(tuned, system=SYSTEM, run_dir=str(tmp_path / "new")), CLIPS)
 
 
 # ---------------------------------------------------------------- what is learned
@@ -279,12 +335,12 @@ def test_a_sample_s_loss_does_not_depend_on_its_neighbours():
 def test_validation_repeats_to_the_bit_and_needs_clips():
     cfg = settings("unused")
     system = build(cfg).system
-    first = validation_loss(system, HELD_OUT, cfg)
+    first = validation_loss(system, HELD_OUT, cfg, ALONE)
     assert first is not None
     assert math.isfinite(first)
-    assert validation_loss(system, HELD_OUT, cfg) == first
-    assert validation_loss(system, None, cfg) is None
-    assert validation_loss(system, Listed([]), cfg) is None
+    assert validation_loss(system, HELD_OUT, cfg, ALONE) == first
+    assert validation_loss(system, None, cfg, ALONE) is None
+    assert validation_loss(system, Listed([]), cfg, ALONE) is None
 
 
 def test_patches_of_pixels_come_back_to_the_bit():
@@ -309,6 +365,16 @@ def test_a_caption_s_tokens_do_not_depend_on_the_captions_beside_it():
     assert not torch.allclose(encoder([["ab"]]).tokens[:2], encoder([["ba"]]).tokens[[1, 0]])
 
 
+def test_words_differ_where_their_first_letters_agree_and_case_does_not_count():
+    """What a network sees of a word before it has learned to read letters."""
+    torch.manual_seed(0)
+    encoder = Bytes(BytesConfig(width=12, heads=2, layers=0))
+    first = [encoder([[word]]).tokens[0] for word in ("red", "reed", "red boat")]
+    assert not torch.allclose(first[0], first[1])
+    assert torch.allclose(first[0], first[2])
+    assert spelled("Red", 9)[1:] == spelled("red", 9)[1:]
+
+
 # ---------------------------------------------------------------- sampling
 
 
@@ -322,7 +388,7 @@ def test_a_run_ends_with_a_video_a_picture_and_a_curve(whole):
         assert float(file.streams.video[0].average_rate) == 2  # four frames over two seconds
     assert (folder / "loss.png").read_bytes()[:4] == b"\x89PNG"
     assert list((folder / "tensorboard").iterdir())
-    assert (folder / "checkpoints" / "best.pt").exists()
+    assert (folder / "checkpoints" / "best").exists()
 
 
 def test_a_seed_gives_one_video_and_another_seed_another(tmp_path, whole):
@@ -335,10 +401,18 @@ def test_a_seed_gives_one_video_and_another_seed_another(tmp_path, whole):
     assert videos[0] == videos[1] != videos[2]
 
 
+def test_several_videos_of_a_prompt_have_seeds_and_names_of_their_own(tmp_path, whole):
+    path = str(checkpoint.path_of(whole[0], 6))
+    sample_main([path, str(tmp_path / "a dog.mp4"), "one", "videos=2", "steps=1", "seed=3"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a dog-0.mp4", "a dog-1.mp4"]
+    sample_main([path, str(tmp_path / "four.mp4"), "one", "steps=1", "seed=4"])
+    assert (tmp_path / "a dog-1.mp4").read_bytes() == (tmp_path / "four.mp4").read_bytes()
+
+
 def test_all_objectives_can_be_sampled_with_any_number_of_captions():
     torch.manual_seed(0)
     system = System(SYSTEM)
-    for objective in ("epsilon", "v", "flow"):
+    for objective in ("epsilon", "v", "flow", "clean"):
         for count in (1, 2, 5):
             script = read_script(["text"] * count, 15.0)
             video = sample(system, script, DiffusionConfig(objective), SampleConfig(steps=2))
@@ -363,6 +437,46 @@ def test_one_caption_for_the_whole_clip_is_a_mode_of_its_own(tmp_path):
     system, diffusion = open_system(checkpoint.path_of(tmp_path, 1))
     with pytest.raises(ConfigError, match="trained with one for the whole clip"):
         sample(system, read_script(["a", "b"], 15.0), diffusion, SampleConfig(steps=1))
+
+
+def test_prompts_are_sampled_one_by_one_with_frames_in_between(tmp_path, whole):
+    path = tmp_path / "prompts.jsonl"
+    lines = [{"name": "ants", "cap": ["one", "two"]}, {"name": "boy", "cap": ["three"] * 5}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    saved = str(checkpoint.path_of(whole[0], 6))
+    sample_main([saved, str(tmp_path / "out"), str(path), "steps=1", "duration_s=2", "fps=12"])
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["ants.mp4", "boy.mp4"]
+    with av.open(str(tmp_path / "out" / "ants.mp4")) as file:
+        assert len(list(file.decode(video=0))) == 24
+        told = json.loads(file.metadata["comment"])
+        assert file.metadata["title"] == "one"
+        assert file.streams.video[0].codec_context.colorspace == 1
+    assert [part["text"] for part in told["captions"]] == ["one", "two"]
+    assert (told["seed"], told["checkpoint"]) == (0, "step-00000006")
+    for bad in (
+        '{"name": "../a", "cap": ["x"]}',
+        '{"name": "a"}',
+        "nonsense",
+        '{"name": "a", "cap": []}',
+    ):
+        path.write_text(bad)
+        with pytest.raises(SystemExit, match=r"ConfigError: .*line 1"):
+            sample_main([saved, str(tmp_path / "out"), str(path)])
+
+
+def test_published_weights_are_sampled_from_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(frozen, "TILE", (8, 32, 32))
+    monkeypatch.setattr(frozen, "STRIDE", (4, 16, 24))
+    folder = tiny_allegro.folder(tmp_path / "allegro")
+    model = ModelConfig(1, 2, 12, cross_attention_dim=24, caption_channels=tiny_allegro.WIDTH,
+                        sample_frames=2, sample_height=4, sample_width=10)  # fmt: skip
+    export(Presto(model), folder / "transformer")
+    monkeypatch.setattr("training.sample.T5", lambda folder: T5(folder, tiny_allegro.WIDTH))
+    system, diffusion = open_system(folder)
+    assert (diffusion.objective, system.cfg.rounding) == ("epsilon", "floor")
+    video = sample(system, read_script(["a boat", "the sea"], 15.0), diffusion, SampleConfig(2))
+    assert video.shape == (8, 32, 80, 3)
+    assert video.float().std() > 0
 
 
 def test_a_written_video_shows_what_it_was_given(tmp_path):

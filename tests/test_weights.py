@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from curation.torchvision_fix import fix_torchvision
 from training.model import ModelConfig, Presto
-from training.torchvision_fix import fix_torchvision
 from training.weights import BadWeights, export, load, read_config
 
 SMALL = ModelConfig(
@@ -117,6 +117,12 @@ def test_a_torn_or_missing_file_is_named(folder, tmp_path):
         load(folder)
     with pytest.raises(BadWeights, match=r"no transformer's config\.json"):
         load(folder / "nowhere")
+
+
+def test_what_diffusers_network_can_not_do_is_not_exported(tmp_path):
+    with pytest.raises(BadWeights, match=r"model\.positions is space; diffusers"):
+        export(Presto(replace(SMALL, positions="space")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_export_does_not_hide_behind_older_parts(folder):

@@ -30,7 +30,8 @@ def usable_backends(device: torch.device) -> list[str]:
     """Back ends that can run on this device, the fastest first."""
     if device.type != "cuda":
         return ["cpu"]
-    found = ["cudnn", "flash"] if torch.backends.cudnn.is_available() else ["flash"]
+    exact = torch.are_deterministic_algorithms_enabled()  # which cuDNN's backward is not
+    found = ["cudnn", "flash"] if torch.backends.cudnn.is_available() and not exact else ["flash"]
     has_flash4 = torch.cuda.get_device_capability(device) >= (9, 0) and _installed(
         "flash_attn.cute.interface"
     )

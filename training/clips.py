@@ -10,8 +10,8 @@ import hashlib
 import json
 import math
 import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -45,14 +45,34 @@ class Size:
 @dataclass(frozen=True)
 class Clip:
     clip_id: str
-    video: Tensor  # (frames, height, width, 3) uint8 RGB
+    video: Tensor  # (frames, height, width, 3) uint8 RGB; of one computed ahead, no frames
     duration_s: float
     spans: list[tuple[float, float]]  # start and end of each segment, s from the clip's start
     sub_captions: list[str]  # one per segment
     caption: str  # of the whole clip
+    # computed ahead (training/precompute.py):
+    latents: Tensor | None = None  # what the codec's `encode` gave
+    texts: Mapping[str, Tensor] = field(default_factory=dict)  # caption -> (tokens, width); '' too
+
+
+USUAL_S = 15.0  # how long a clip is that has the frames of the first size
+
+
+def nearest(sizes: Sequence[Size], width: int, height: int, clip_s: float) -> int:
+    """Which size a clip of this shape (px) and length is brought to: of the most like aspect those,
+    of them the one whose frames come nearest to the first size's rate."""
+
+    def far(size: Size) -> tuple[float, float]:
+        aspect = math.log(size.width / size.height) - math.log(width / height)
+        length = math.log(size.frames / sizes[0].frames) - math.log(clip_s / USUAL_S)
+        return round(abs(aspect), 3), abs(length)
+
+    return min(range(len(sizes)), key=lambda i: far(sizes[i]))
 
 
 class Source(Protocol):
+    """May have `groups`, a number per clip: clips of one group are of one size."""
+
     clip_ids: Sequence[str]
 
     def __getitem__(self, index: int, /) -> Clip: ...
@@ -63,21 +83,20 @@ class Listed:
 
     def __init__(self, clips: Sequence[Clip]):
         self.clips = clips
-        self.clip_ids = [clip.clip_id for clip in clips]
+        self.clip_ids: Sequence[str] = [clip.clip_id for clip in clips]
 
     def __getitem__(self, index: int, /) -> Clip:
         return self.clips[index]
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a clip's two files, JSON and mp4, lie in its shard."""
+class Place:
+    """Where a clip's two files, JSON and mp4 (or what was made of it), lie in its shard."""
 
     shard: str
     start: int
     end: int
-    sha256: str  # of the mp4
-    num_frames: int
+    row: dict[str, Any]  # of shards.parquet
 
 
 class Shards:
@@ -87,30 +106,36 @@ class Shards:
     few clips often.
     """
 
-    def __init__(self, dataset: str | Path, split: str, size: Size, memory_mb: float = 0.0):
-        self.dataset, self.split, self.size = Path(dataset), split, size
-        self._places = _places(self.dataset, split)
-        self.clip_ids: Sequence[str] = list(self._places)
+    def __init__(
+        self,
+        dataset: str | Path,
+        split: str,
+        size: Size,
+        memory_mb: float = 0.0,
+        sizes: Sequence[Size] = (),  # others, for clips that they suit better
+    ):
+        self.dataset, self.split, self.sizes = Path(dataset), split, (size, *sizes)
+        self.places = places(self.dataset, split)
+        self.clip_ids: Sequence[str] = list(self.places)
+        self.groups = groups(self.places, self.sizes)
         self._kept: dict[int, Clip] = {}
         self._room = memory_mb * 1e6
 
     def __getitem__(self, index: int, /) -> Clip:
         if index in self._kept:
             return self._kept[index]
-        clip = self._read(self.clip_ids[index])
+        clip = self._read(self.clip_ids[index], self.sizes[self.groups[index]])
         if clip.video.nbytes <= self._room:
             self._room -= clip.video.nbytes
             self._kept[index] = clip
         return clip
 
-    def _read(self, clip_id: str) -> Clip:
-        place = self._places[clip_id]
+    def _read(self, clip_id: str, size: Size) -> Clip:
+        place = self.places[clip_id]
         where = self.dataset / "shards" / place.shard
         try:
-            told, mp4 = _members(where, place, clip_id)
-            if hashlib.sha256(mp4).hexdigest() != place.sha256:
-                raise BadData("its mp4 is not the one that shards.parquet describes")
-            return parse(clip_id, told, even_frames(mp4, told, place.num_frames, self.size))
+            told, mp4 = members(where, place, ".mp4")
+            return parse(clip_id, told, even_frames(mp4, told, place.row["num_frames"], size))
         except (BadData, OSError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
             raise BadData(
                 f"clip {clip_id} in {where}: {error or type(error).__name__}; "
@@ -118,7 +143,7 @@ class Shards:
             ) from error
 
 
-def _places(dataset: Path, split: str) -> dict[str, _Place]:
+def places(dataset: Path, split: str) -> dict[str, Place]:
     """clip_id -> place, in order of shard and of place in it."""
     table = dataset / "shards.parquet"
     if not table.is_file():
@@ -133,12 +158,26 @@ def _places(dataset: Path, split: str) -> dict[str, _Place]:
         start = before[1] if before[0] == shard else 0
         before = (shard, end)
         if row["split"] == split:
-            found[row["clip_id"]] = _Place(shard, start, end, row["sha256"], row["num_frames"])
+            found[row["clip_id"]] = Place(shard, start, end, row)
     return found
 
 
-def _members(shard: Path, place: _Place, clip_id: str) -> tuple[dict[str, Any], bytes]:
-    """The clip's JSON and mp4."""
+def groups(places: Mapping[str, Place], sizes: Sequence[Size]) -> list[int]:
+    """Which of the sizes each clip is brought to."""
+    if len(sizes) == 1:
+        return [0] * len(places)
+    rows = [place.row for place in places.values()]
+    if any(row.get(name) is None for row in rows for name in ("width", "height", "clip_s")):
+        raise BadData(
+            "shards.parquet does not say how large the clips are, which several sizes need; "
+            "pack the dataset again: python -m pipelines.export"
+        )
+    return [nearest(sizes, row["width"], row["height"], row["clip_s"]) for row in rows]
+
+
+def members(shard: Path, place: Place, suffix: str) -> tuple[dict[str, Any], bytes]:
+    """The clip's JSON and the file beside it, which is checked against the table's hash."""
+    clip_id = place.row["clip_id"]
     with shard.open("rb") as file:
         file.seek(place.start)
         data = file.read(place.end - place.start)
@@ -147,10 +186,12 @@ def _members(shard: Path, place: _Place, clip_id: str) -> tuple[dict[str, Any], 
         for member in tar:
             opened = tar.extractfile(member)
             files[member.name] = opened.read() if opened else b""
-    missing = {f"{clip_id}.json", f"{clip_id}.mp4"} - files.keys()
+    missing = {f"{clip_id}.json", clip_id + suffix} - files.keys()
     if missing:
         raise BadData(f"{' and '.join(sorted(missing))} not at byte {place.start}")
-    return json.loads(files[f"{clip_id}.json"]), files[f"{clip_id}.mp4"]
+    if hashlib.sha256(files[clip_id + suffix]).hexdigest() != place.row["sha256"]:
+        raise BadData(f"its {suffix[1:]} is not the one that shards.parquet describes")
+    return json.loads(files[f"{clip_id}.json"]), files[clip_id + suffix]
 
 
 def parse(clip_id: str, told: dict[str, Any], video: Tensor) -> Clip:

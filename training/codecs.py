@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -10,6 +11,21 @@ from annotated_types import Ge
 from torch import Tensor
 
 from training.clips import Size
+
+
+def drawn(encoded: Tensor, rngs: Sequence[torch.Generator] | None) -> Tensor:
+    """Latents (B, C, t, h, w) from what a codec's `encode` gives: they themselves, or mean and
+    log-variance (B, 2, C, t, h, w), from which each sample draws with its own generator. Without
+    generators: the mean."""
+    if encoded.ndim == 5:
+        return encoded
+    mean, log_variance = encoded.float().unbind(1)
+    if rngs is None:
+        return mean
+    noise = torch.stack(
+        [torch.randn(x.shape, generator=r) for x, r in zip(mean, rngs, strict=True)]
+    )
+    return mean + (log_variance / 2).exp() * noise.to(mean)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,10 @@
 Every sample of a run has a number, from 0. Sample `n` is place `n % clips` of epoch `n // clips`,
 and an epoch is a shuffle of all clips: each comes exactly once. Which worker decodes it, how many
 ranks there are and where a run was interrupted change nothing: to resume is to go on at a number.
+
+Where clips are of several sizes, those that are worked on at the same time, the samples of a batch
+on all ranks, are of one size. Each size's last batch of an epoch is then filled up with clips of
+this size that came already.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ class DataConfig:
     dataset: str = "out/samples-dataset"  # what `make curate` wrote
     workers: Annotated[int, Ge(0)] = 2  # processes that decode ahead; 0: in the training process
     memory_mb: Annotated[float, Ge(0)] = 0.0  # of decoded clips that a worker keeps
+    cache: str = ""  # folder of what `python -m training.precompute` computes ahead; "": nothing
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,12 @@ class Batch:
         """(B, frames, height, width, 3) uint8."""
         return torch.stack([clip.video for clip in self.clips])
 
+    @property
+    def latents(self) -> Tensor | None:
+        """What the codec gave ahead of time, one row per clip."""
+        ahead = [clip.latents for clip in self.clips if clip.latents is not None]
+        return torch.stack(ahead) if ahead else None
+
 
 @dataclass(frozen=True)
 class Share:
@@ -49,15 +60,34 @@ class Share:
     ranks: int = 1
 
 
-def place(number: int, clips: int, seed: int) -> int:
-    """The index of the clip that is sample `number` of a run."""
-    epoch, at = divmod(number, clips)
-    return int(_shuffle(clips, seed, epoch)[at])
+class Order:
+    """The clips of a source in the order in which a run sees them, without end."""
 
+    def __init__(self, source: Source, seed: int, together: int):
+        """together: samples that are worked on at the same time."""
+        clips = len(source.clip_ids)
+        self.groups = np.asarray(getattr(source, "groups", np.zeros(clips)))
+        self.seed, self.together = seed, together if len(set(self.groups)) > 1 else 1
+        counts = np.unique(self.groups, return_counts=True)[1]
+        self.epoch = int((-(-counts // self.together) * self.together).sum())  # samples
+        self._shuffled = lru_cache(maxsize=2)(self._shuffle)
 
-@lru_cache(maxsize=2)
-def _shuffle(clips: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(clips)
+    def __getitem__(self, number: int, /) -> int:
+        """The index of the clip that is sample `number` of a run."""
+        epoch, at = divmod(number, self.epoch)
+        return int(self._shuffled(epoch)[at])
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+        shuffled = rng.permutation(len(self.groups))
+        if self.together == 1:
+            return shuffled
+        rows = []
+        for group in np.unique(self.groups):
+            of_group = shuffled[self.groups[shuffled] == group]
+            whole = -(-len(of_group) // self.together) * self.together
+            rows.append(np.resize(of_group, whole).reshape(-1, self.together))
+        return rng.permutation(np.concatenate(rows)).ravel()
 
 
 def generator(*key: object) -> torch.Generator:
@@ -86,11 +116,11 @@ class _Numbers(Sampler[int]):
 
 
 class _Samples(Dataset[tuple[int, Clip]]):
-    def __init__(self, source: Source, seed: int):
-        self.source, self.seed = source, seed
+    def __init__(self, source: Source, order: Order):
+        self.source, self.order = source, order
 
     def __getitem__(self, number: int) -> tuple[int, Clip]:
-        return number, self.source[place(number, len(self.source.clip_ids), self.seed)]
+        return number, self.source[self.order[number]]
 
 
 def _together(samples: list[tuple[int, Clip]]) -> Batch:
@@ -105,7 +135,7 @@ def stream(
     if not len(source.clip_ids):
         raise BadData("there is no clip to train on; see the report of `make curate` for why")
     loader = DataLoader(
-        _Samples(source, seed),
+        _Samples(source, Order(source, seed, share.batch * share.ranks)),
         batch_size=share.batch,
         sampler=_Numbers(first, share),
         num_workers=workers,

@@ -5,10 +5,13 @@
 | epsilon | sqrt(a) x + sqrt(1 - a) e | e | 0..999, whole |
 | v | the same | sqrt(a) e - sqrt(1 - a) x | 0..999, whole |
 | flow | (1 - s) x + s e | e - x | 1000 s |
+| clean | the same | x; the error over s is flow's | 1000 s |
 
 x: latents, e: Gaussian noise, a: `signal` at t. Allegro and Presto use epsilon with betas from 1e-4
 to 0.02 in 1000 steps (DDPM, arXiv 2006.11239); v: arXiv 2202.00512; flow matching: arXiv
-2210.02747, 2403.03206.
+2210.02747, 2403.03206; clean: arXiv 2511.13720. The first three ask the network to give back the
+noise, so each token's numbers have to pass through its width. Pixels in large patches are more
+numbers than that, though what they show is few: such latents need `clean`.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ import torch
 from torch import Tensor
 
 STEPS = 1000
-Objective = Literal["epsilon", "v", "flow"]
+Objective = Literal["epsilon", "v", "flow", "clean"]
+LEAST_S = 0.05  # clean: the loss divides by no less (as in arXiv 2511.13720)
 Predict = Callable[[Tensor, Tensor], Tensor]  # (latents, t of shape (B,)) -> prediction
 
 
@@ -33,6 +37,11 @@ class DiffusionConfig:
     min_snr_gamma: float | None = 5.0  # epsilon and v; None: every t weighs the same
     noise_offset: float = 0.0  # Presto: 0.02; a constant per sample and channel, added to the noise
     flow_shift: float = 1.0  # above 1: more steps at high noise, for longer or larger videos
+
+    @property
+    def flows(self) -> bool:
+        """The path from noise to latents is straight."""
+        return self.objective in ("flow", "clean")
 
 
 def signal(device: torch.device | str = "cpu") -> Tensor:
@@ -54,7 +63,7 @@ def draw_noise(latents: Tensor, cfg: DiffusionConfig, rng: torch.Generator) -> T
 def draw_t(count: int, cfg: DiffusionConfig, rng: torch.Generator) -> Tensor:
     """(count,) fp32 on the generator's device. Whole steps, all alike; flow: 1000 s, s
     logit-normal, then shifted."""
-    if cfg.objective != "flow":
+    if not cfg.flows:
         return torch.randint(STEPS, (count,), generator=rng, device=rng.device).float()
     s = torch.randn(count, generator=rng, device=rng.device).sigmoid()
     return STEPS * shifted(s, cfg.flow_shift)
@@ -71,9 +80,9 @@ def noisy_and_target(
     """x, noise: (B, ...).  t: (B,). In fp32 (or wider), of the latents' shape."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     noise, t = noise.to(x), t.to(x.device)
-    if cfg.objective == "flow":
+    if cfg.flows:
         s = _over(t / STEPS, x)
-        return (1 - s) * x + s * noise, noise - x
+        return (1 - s) * x + s * noise, (noise - x if cfg.objective == "flow" else x)
     a = signal(x.device)[t.long()]
     keep, add = _over(a.sqrt(), x), _over((1 - a).sqrt(), x)
     noisy = keep * x + add * noise
@@ -82,7 +91,9 @@ def noisy_and_target(
 
 def loss_weight(t: Tensor, cfg: DiffusionConfig) -> Tensor:
     """(B,) fp32. Min-SNR (arXiv 2303.09556): min(snr, gamma) / snr for epsilon, / (snr + 1) for
-    v."""
+    v. clean: 1 / s², which makes it flow's loss."""
+    if cfg.objective == "clean":
+        return (t / STEPS).clamp(min=LEAST_S).pow(-2).float()
     if cfg.objective == "flow" or cfg.min_snr_gamma is None:
         return torch.ones_like(t, dtype=torch.float32)
     a = signal(t.device)[t.long()]
@@ -123,7 +134,7 @@ def sample_ancestral(
     2206.00364, with the ancestral split of k-diffusion: sigma_up² = to² (from² - to²) / from²,
     sigma_down² = to² - sigma_up².
     """
-    if cfg.objective == "flow":
+    if cfg.flows:
         raise ValueError("Euler-ancestral samples epsilon and v; use sample_flow for flow matching")
     a = signal().numpy()
     times = np.linspace(0, STEPS - 1, steps, dtype=np.float32)[::-1]
@@ -148,15 +159,17 @@ def sample_ancestral(
 def sample_flow(predict: Predict, noise: Tensor, steps: int, cfg: DiffusionConfig) -> Tensor:
     """Euler steps along the flow from noise (s = 1) to latents (s = 0); more of them at high noise
     if shifted."""
-    if cfg.objective != "flow":
+    if not cfg.flows:
         raise ValueError(
             f"sample_flow samples flow matching; {cfg.objective} needs sample_ancestral"
         )
     s = shifted(torch.linspace(1, 0, steps + 1), cfg.flow_shift).tolist()
     x = noise.float()
     for now, to in itertools.pairwise(s):
-        out = predict(x.to(noise.dtype), torch.full((len(x),), STEPS * now, device=x.device))
-        x = x + (to - now) * out.float()
+        out = predict(
+            x.to(noise.dtype), torch.full((len(x),), STEPS * now, device=x.device)
+        ).float()
+        x = x + (to - now) * (out if cfg.objective == "flow" else (x - out) / now)
     return x
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -125,6 +126,27 @@ def rope_table(
     table = torch.stack(angles, 3).flatten(0, 2)
     cos, sin = table.cos(), table.sin()
     return torch.stack([cos, cos], 2), torch.stack([-sin, sin], 2)
+
+
+def place_table(width: int, grid: tuple[int, int, int], axes: Sequence[int], device) -> Tensor:
+    """(tokens, width) fp32: sinusoids of each token's index on these axes (0 t, 1 h, 2 w), an equal
+    share of the width each."""
+    share, parts = width // (2 * len(axes)) * 2, []
+    for axis in axes:
+        shape = [1, 1, 1, share]
+        shape[axis] = grid[axis]
+        places = torch.arange(grid[axis], device=device)
+        parts.append(sinusoids(places, share).view(shape).expand(*grid, -1))
+    table = torch.cat(parts, -1).flatten(0, 2)
+    return F.pad(table, (0, width - table.shape[1]))
+
+
+def sinusoids(places: Tensor, width: int) -> Tensor:
+    """(N,) -> (N, width) fp32: sines, then cosines, with periods from 2 pi to 200 pi."""
+    waves = width // 2
+    speed = 100 ** -(torch.arange(waves, device=places.device) / waves)
+    angle = torch.outer(places.float(), speed)
+    return F.pad(torch.cat([angle.sin(), angle.cos()], -1), (0, width % 2))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """What a run says of itself: a line on the terminal, metrics.csv, TensorBoard, a curve to look at.
 
 MFU is 3 x the network's forward FLOPs x samples / time / peak; recomputation is not counted. The
-peak is that of a matrix product measured on the same device when the run starts.
+peak is that of a matrix product measured on the same device when the run starts, times the devices.
 """
 
 from __future__ import annotations
 
 import csv
+import os
 import resource
 import sys
 import time
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
+
+from training.parallel import World
 
 
 def peak_flops(device: torch.device) -> float:
@@ -40,26 +43,36 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
+def memory_gb(device: torch.device) -> float:
+    """What is there for this process."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 1e9
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+
+
 def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class Log:
-    """metrics.csv and TensorBoard in the run's folder, a line on the terminal now and then.
+    """metrics.csv and TensorBoard in the run's folder, a line on the terminal now and then; of
+    several processes the first one's alone.
 
     A run that goes on from a checkpoint forgets what it had logged after it.
     """
 
-    def __init__(self, run_dir: str | Path, step: int, every: int, device: torch.device):
+    def __init__(self, run_dir: str | Path, step: int, every: int, world: World):
         folder = Path(run_dir)
+        self.path, self.every, self.device = folder / "metrics.csv", every, world.device
+        self.first, self._peak = world.first, peak_flops(world.device) * world.size
+        self._begin()
+        if not self.first:
+            return
         folder.mkdir(parents=True, exist_ok=True)
-        self.path, self.every, self.device = folder / "metrics.csv", every, device
         kept = [row for row in read_metrics(self.path) if int(row["step"]) <= step]
         self._write(kept)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-        self._peak = peak_flops(device)
-        self._begin()
 
     def _begin(self) -> None:
         self._since, self._steps = time.perf_counter(), 0
@@ -74,12 +87,11 @@ class Log:
         if step % self.every == 0 or step == steps:
             _finish(self.device)
             shown |= self._rates()
-            print(
+            self.say(
                 f"step {step}/{steps}  loss {self._sums['loss'] / self._steps:.4f}"
                 f"  {shown['step_s']:.2f} s/step  {shown['tokens_per_s']:,.0f} tokens/s"
                 f"  MFU {shown['mfu']:.0%}  data wait {shown['data_wait']:.0%}"
-                f"  peak {shown['memory_gb']:.1f} GB",
-                flush=True,
+                f"  peak {shown['memory_gb']:.1f} GB"
             )
             self._begin()
         self.add(step, shown)
@@ -94,7 +106,13 @@ class Log:
             "memory_gb": peak_memory_gb(self.device),
         }
 
+    def say(self, line: str) -> None:
+        if self.first:
+            print(line, flush=True)
+
     def add(self, step: int, values: dict[str, float]) -> None:
+        if not self.first:
+            return
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         with self.path.open("a", newline="") as file:
@@ -106,7 +124,8 @@ class Log:
             self._since = time.perf_counter()
 
     def close(self) -> None:
-        self._board.close()
+        if self.first:
+            self._board.close()
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         part = self.path.with_suffix(".part")

@@ -25,12 +25,15 @@ from training.layers import (
     PatchEmbedding,
     TimeEmbedding,
     modulate,
+    place_table,
     rope_table,
     rotate,
 )
 
 Keep = Literal["all", "products", "attention", "nothing"]
 POLICIES = {"attention": save_attention, "products": save_products}
+Positions = Literal["relative", "space", "space_time"]
+AXES = {"relative": (), "space": (1, 2), "space_time": (0, 1, 2)}
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -49,6 +52,8 @@ class ModelConfig:
     interpolation_scale_t: float = 2.2  # positions are divided by these
     interpolation_scale_h: float = 2.0
     interpolation_scale_w: float = 2.0
+    # what tokens are told of their place, beside RoPE's distances; Allegro tells nothing more
+    positions: Positions = "relative"
     sample_frames: int = 22  # latent size it was trained at; for the pipelines that read an export
     sample_height: int = 90
     sample_width: int = 160
@@ -108,6 +113,9 @@ class Block(nn.Module):
             self.compute, *args, use_reentrant=False, preserve_rng_state=False, **extra
         )
 
+    def keys_values(self, captions: Tensor) -> tuple[Tensor, Tensor]:
+        return self.attn2.keys_values(captions)
+
     def compute(self, x, temb, rope, text, how, attend, backend):
         table = (self.scale_shift_table + temb.unflatten(-1, (6, -1))).unsqueeze(2)  # (B, 6, 1, D)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = table.unbind(1)
@@ -136,6 +144,8 @@ class Presto(nn.Module):
             )
         self.cfg = cfg
         self.attention = "auto"  # back end: see training/attention.py
+        # with sequence parallelism: a sample's number of tokens -> this rank's share of them
+        self.across: Callable[[int], Shard] | None = None
         self.rope_dtype = torch.float32  # bfloat16 rounds angles as Allegro's own code does
         self.pos_embed = PatchEmbedding(cfg.in_channels, cfg.width, cfg.patch_size)
         self.adaln_single = TimeEmbedding(cfg.width)
@@ -155,6 +165,10 @@ class Presto(nn.Module):
         """latents: (B, C, T, H, W).  t: (B,) in 0..1000.  schedules: per sample (segments, T), see
         sca.schedule."""
         x, grid = self.patchify(latents)
+        if axes := AXES[self.cfg.positions]:
+            x = x + place_table(self.cfg.width, grid, axes, x.device).to(x.dtype)
+        if shard is None and self.across:
+            shard = self.across(x.shape[1])
         first, last = shard.window if shard else (0, x.shape[1])
         x = x[:, first:last]
         backend = choose_backend(self.attention, x.device, _compute_dtype(x))
@@ -211,7 +225,7 @@ class Presto(nn.Module):
     def cache_text(self, text: Text) -> Text:
         """K and V of every block, for sampling: text does not depend on t."""
         captions = self.caption_projection(text.tokens)
-        return replace(text, kv=tuple(b.attn2.keys_values(captions) for b in self.blocks))
+        return replace(text, kv=tuple(b.keys_values(captions) for b in self.blocks))
 
     def keep(self, what: Keep) -> None:
         """What backward finds ready in each block; it computes the rest again.
@@ -224,9 +238,10 @@ class Presto(nn.Module):
             block.keep = what
 
     def compile_blocks(self) -> None:
-        """One compiled block serves all: seconds, not minutes. Checkpointing lies inside it."""
+        """One compiled block serves all: seconds, not minutes. Checkpointing lies inside it, the
+        hooks that gather sharded parameters outside."""
         for block in self.blocks:
-            block.compile()
+            block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
 
     def reset_parameters(self) -> None:
         """PixArt's start: blocks nearly the identity, cross-attention and the output silent."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from training.attention import packed_attention
 
-Mode = Literal["overlapped", "isolated", "sequential", "single"]
+Mode = Literal["overlapped", "isolated", "sequential", "single", "tent"]
 Rounding = Literal["nearest", "floor"]
 
 
@@ -73,11 +73,16 @@ def schedule(
     without giving its
         rule; this reading of it is ours, for ablations.
     single: one caption for the whole clip; `spans` then holds one.
+    tent: between the centres of two segments a frame hears both, the nearer one more (linear).
     """
     if mode == "single" and len(spans) != 1:
         raise ValueError(f"mode single takes one caption for the whole clip, got {len(spans)}")
     cuts = cut_points(spans, frames, rounding)
     t = np.arange(frames)
+    if mode == "tent":
+        centres = [(a + b - 1) / 2 for a, b in pairwise(cuts)]
+        rows = [np.interp(t, centres, row) for row in np.eye(len(centres))]
+        return torch.from_numpy(np.stack(rows))
     windows = list(pairwise(cuts))
     if mode == "overlapped":
         windows = [(a - widen_frames, b + widen_frames) for a, b in windows]

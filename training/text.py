@@ -3,8 +3,11 @@ weights."""
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate, chain
 from typing import Annotated, cast
 
@@ -17,6 +20,7 @@ from training.attention import choose_backend, packed_attention
 from training.model import Text
 
 END = 256  # after the last byte; all that an empty caption consists of
+WORDS = 4096  # rows that words share
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,11 @@ class BytesConfig:
 
 
 class Bytes(nn.Module):
-    """A caption's UTF-8 bytes through a small transformer: as many tokens as bytes, and an end."""
+    """A caption's UTF-8 bytes through a small transformer: as many tokens as bytes, and an end.
+
+    Each byte also carries its whole word (a hash of it picks a row): a network that has to learn to
+    read first takes several times as long to tell captions apart.
+    """
 
     def __init__(self, cfg: BytesConfig):
         super().__init__()
@@ -36,26 +44,35 @@ class Bytes(nn.Module):
             raise ValueError(f"text.width {cfg.width}: expected a multiple of {cfg.heads} heads")
         self.cfg = cfg
         self.byte = nn.Embedding(END + 1, cfg.width)
+        self.word = nn.Embedding(WORDS, cfg.width)
         self.position = nn.Embedding(cfg.max_bytes + 1, cfg.width)
         self.layers = nn.ModuleList(_Layer(cfg) for _ in range(cfg.layers))
         self.norm = nn.LayerNorm(cfg.width)
 
     def forward(self, captions: Sequence[Sequence[str]]) -> Text:
         """Of each sample, of each segment."""
-        most = self.cfg.max_bytes
-        read = [
-            [[*text.encode("utf-8", "replace")[:most], END] for text in texts] for texts in captions
-        ]
+        read = [[spelled(text, self.cfg.max_bytes) for text in texts] for texts in captions]
         lengths = [[len(one) for one in sample] for sample in read]
         flat = [n for sample in lengths for n in sample]
         device = self.byte.weight.device
-        values = torch.tensor([b for sample in read for one in sample for b in one], device=device)
+        tokens = [pair for sample in read for one in sample for pair in one]
+        values, words = torch.tensor(tokens, device=device).T
         places = torch.tensor([*chain.from_iterable(range(n) for n in flat)], device=device)
         starts = torch.tensor([0, *accumulate(flat)], dtype=torch.int32, device=device)
-        x = self.byte(values) + self.position(places)
+        x = self.byte(values) + self.word(words) + self.position(places)
         for layer in self.layers:
             x = layer(x, starts, max(flat))
         return Text(self.norm(x), lengths)
+
+
+@lru_cache(maxsize=4096)
+def spelled(text: str, most: int) -> tuple[tuple[int, int], ...]:
+    """Each byte and the row of its word, at most `most` of them, and the end."""
+    found: list[tuple[int, int]] = []
+    for word in re.findall(r"\w+|\W", text):
+        row = zlib.crc32(word.lower().encode("utf-8", "replace")) % WORDS
+        found += [(byte, row) for byte in word.encode("utf-8", "replace")]
+    return (*found[:most], (END, 0))
 
 
 class _Layer(nn.Module):

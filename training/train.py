@@ -1,19 +1,22 @@
 """Train Presto on the clips of a dataset.
 
     python -m training.train CONFIG [--dry-run] [key=value …]
+    torchrun --nproc-per-node N -m training.train CONFIG …   # several GPUs: training/parallel.py
 
 Interrupted anywhere, the same command goes on from the last checkpoint, and every loss is the one
-that an uninterrupted run would have had. --dry-run builds everything, runs one step, prints memory
-and time, and writes nothing.
+that an uninterrupted run would have had. --dry-run builds everything, runs two steps, prints memory
+and time, and writes nothing; where weights or data are missing it draws some.
 """
 
 from __future__ import annotations
 
 import copy
+import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,19 +26,25 @@ import cv2
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from curation import config
 from curation.config import ConfigError
 from training import checkpoint
 from training.checkpoint import CheckpointError
-from training.clips import BadData, Clip, Shards, Source
+from training.clips import BadData, Clip, Listed, Shards, Size, Source
+from training.codecs import drawn
 from training.data import Batch, DataConfig, Share, fingerprint, generator, stream
 from training.diffusion import DiffusionConfig, denoising_loss, draw_noise, draw_t
-from training.log import Log, draw_curve, peak_memory_gb
+from training.frozen import T5, Allegro, release
+from training.log import Log, draw_curve, memory_gb, peak_memory_gb
 from training.model import Keep
+from training.parallel import World, join, leave, local, spread
+from training.precompute import Ahead
 from training.sample import SampleConfig, sample, write_mp4
 from training.system import Script, System, SystemConfig
+from training.weights import BadWeights, load_into
 
 Share01 = Annotated[float, Ge(0), Le(1)]
 VALIDATION_TIMES = 8  # fixed: (i + 0.5) / 8 of the way from clean to noise
@@ -44,9 +53,11 @@ VALIDATION_TIMES = 8  # fixed: (i + 0.5) / 8 of the way from clean to noise
 @dataclass(frozen=True)
 class TrainConfig:
     run_dir: str = "out/train"
+    weights: str = ""  # folder of Allegro's, Presto's or an export's, to start from; "": random
     steps: Annotated[int, Ge(1)] = 1000
-    batch: Annotated[int, Ge(1)] = 1  # samples at a time
+    batch: Annotated[int, Ge(1)] = 1  # samples at a time, of each process (or its group)
     accumulate: Annotated[int, Ge(1)] = 1  # batches per step
+    sequence_ranks: Annotated[int, Ge(1)] = 1  # processes that share the tokens of one sample
     seed: int = 0
     lr: Annotated[float, Gt(0)] = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
@@ -59,6 +70,7 @@ class TrainConfig:
     precision: Literal["bf16", "fp32"] = "bf16"  # of the products; weights are fp32
     keep_activations: Keep = "all"  # see Presto.keep
     compile: bool = False
+    deterministic: bool = False  # on a GPU: resuming gives equal losses to the last bit, slower
     save_every: Annotated[int, Ge(1)] = 500  # steps; a validation goes before each
     keep_checkpoints: Annotated[int, Ge(1)] = 2
     validation_clips: Annotated[int, Ge(0)] = 16  # at most
@@ -68,11 +80,6 @@ class TrainConfig:
     system: SystemConfig = field(default_factory=SystemConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
-
-    @property
-    def samples(self) -> int:
-        """Per step."""
-        return self.batch * self.accumulate
 
 
 class Diverged(Exception):
@@ -86,6 +93,8 @@ class Run:
     system: System
     ema: System
     optimizer: torch.optim.AdamW
+    world: World
+    samples: int  # per step, of all processes
     best: float = float("inf")  # validation loss
 
 
@@ -93,8 +102,9 @@ def train(cfg: TrainConfig, source: Source, held_out: Source | None = None) -> l
     """The losses of the steps that this call made, those before a resumed one not included."""
     run = build(cfg)
     step = restore(cfg, run, source)
-    batches = stream(source, Share(cfg.batch), cfg.seed, step * cfg.samples, cfg.data.workers)
-    log = Log(cfg.run_dir, step, cfg.log_every, device_of(run.system))
+    share = Share(cfg.batch, run.world.replica, run.world.replicas)
+    batches = stream(source, share, cfg.seed, step * run.samples, cfg.data.workers)
+    log = Log(cfg.run_dir, step, cfg.log_every, run.world)
     losses = []
     while step < cfg.steps:
         values = one_step(run, batches, cfg, step)
@@ -102,13 +112,13 @@ def train(cfg: TrainConfig, source: Source, held_out: Source | None = None) -> l
         losses.append(values["loss"])
         log.step(step, cfg.steps, values)
         if step % cfg.save_every == 0 or step == cfg.steps:
-            loss = validation_loss(run.ema, held_out, cfg)
+            loss = validation_loss(run.ema, held_out, cfg, run.world)
             if loss is not None:
-                print(f"step {step}/{cfg.steps}  validation loss {loss:.4f}", flush=True)
+                log.say(f"step {step}/{cfg.steps}  validation loss {loss:.4f}")
                 log.add(step, {"validation_loss": loss})
             save(cfg, step, run, source, loss)
         if step == cfg.steps or (cfg.sample_every and step % cfg.sample_every == 0):
-            show(cfg, step, run.ema, source[0])
+            show(cfg, step, run, source[0])
         log.pause()
     log.close()
     return losses
@@ -127,10 +137,14 @@ def one_step(run: Run, batches: Iterator[Batch], cfg: TrainConfig, step: int) ->
         values["flops"] += work["flops"]
         start = time.perf_counter()
     norm = torch.nn.utils.clip_grad_norm_(run.system.parameters(), cfg.max_norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    values["loss"] = run.world.mean(values["loss"])
+    values["tokens"] *= run.world.replicas
+    values["flops"] *= run.world.replicas
     if not norm.isfinite() or not np.isfinite(values["loss"]):
         raise Diverged(
             f"step {step + 1}: loss {values['loss']}, gradient norm {norm.item()}; samples "
-            f"{step * cfg.samples} to {(step + 1) * cfg.samples - 1}. The last checkpoint in "
+            f"{step * run.samples} to {(step + 1) * run.samples - 1}. The last checkpoint in "
             f"{cfg.run_dir} is sound: go on from it with a lower lr or another seed"
         )
     values["lr"] = cfg.lr * min(1.0, (step + 1) / max(1, cfg.warmup_steps))
@@ -140,16 +154,15 @@ def one_step(run: Run, batches: Iterator[Batch], cfg: TrainConfig, step: int) ->
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     decay = min(cfg.ema_decay, (1 + step) / (10 + step))
-    averages: list[Tensor] = list(run.ema.parameters())
-    weights: list[Tensor] = list(run.system.parameters())
     with torch.no_grad():
+        averages, weights = local(run.ema.parameters()), local(run.system.parameters())
         torch._foreach_lerp_(averages, weights, 1 - decay)
     return values
 
 
 def batch_loss(system: System, batch: Batch, cfg: TrainConfig) -> tuple[Tensor, dict[str, float]]:
     """Mean loss of a batch, and its tokens and FLOPs. All chance hangs on the samples' numbers."""
-    latents = system.codec.encode(batch.video.to(device_of(system)))
+    latents = latents_of(system, batch, cfg.seed)
     rngs = [generator(cfg.seed, "sample", number) for number in batch.numbers]
     t = torch.cat([draw_t(1, cfg.diffusion, rng) for rng in rngs])
     each = zip(latents.split(1), rngs, strict=True)
@@ -161,7 +174,7 @@ def batch_loss(system: System, batch: Batch, cfg: TrainConfig) -> tuple[Tensor, 
     text_tokens = []
 
     def predict(noisy: Tensor, t: Tensor) -> Tensor:
-        text, schedules = system.read(scripts), system.schedules(scripts)
+        text, schedules = system.read(scripts), system.schedules(scripts, latents.shape[2])
         for weights, lengths in zip(schedules, text.lengths, strict=True):
             heard = (weights > 0).double().T @ torch.tensor(lengths, dtype=torch.float64)
             text_tokens.append(heard.mean().item())
@@ -169,9 +182,19 @@ def batch_loss(system: System, batch: Batch, cfg: TrainConfig) -> tuple[Tensor, 
 
     with autocast(cfg, latents.device):
         loss = denoising_loss(predict, latents, noise, t, cfg.diffusion).mean()
-    frames, rows, columns = system.grid
-    flops = sum(map(system.training_flops, text_tokens))
-    return loss, {"tokens": len(t) * frames * rows * columns, "flops": flops}
+    grid = system.grid(latents)
+    flops = sum(system.training_flops(grid, n) for n in text_tokens)
+    return loss, {"tokens": len(t) * math.prod(grid), "flops": flops}
+
+
+def latents_of(system: System, batch: Batch, seed: int | None) -> Tensor:
+    """(B, C, t, h, w): from the codec, or computed ahead. seed: of the draw from its posterior;
+    None takes the mean."""
+    encoded = batch.latents
+    if encoded is None:
+        encoded = system.codec.encode(batch.video.to(device_of(system)))
+    rngs = None if seed is None else [generator(seed, "posterior", n) for n in batch.numbers]
+    return drawn(encoded.to(device_of(system)), rngs)
 
 
 def dropped(script: Script, drop_all: float, drop_one: float, rng: torch.Generator) -> Script:
@@ -179,39 +202,52 @@ def dropped(script: Script, drop_all: float, drop_one: float, rng: torch.Generat
     chances = torch.rand(1 + len(script.captions), generator=rng).tolist()
     silent = [chances[0] < drop_all or chance < drop_one for chance in chances[1:]]
     texts = ["" if s else text for s, text in zip(silent, script.captions, strict=True)]
-    return Script(script.spans, texts)
+    return replace(script, captions=texts)
 
 
 @torch.no_grad()
-def validation_loss(system: System, source: Source | None, cfg: TrainConfig) -> float | None:
+def validation_loss(
+    system: System, source: Source | None, cfg: TrainConfig, world: World
+) -> float | None:
     """The objective at fixed times with fixed noise: comparable from step to step. None where there
     are no clips."""
-    if source is None:
+    clips = min(cfg.validation_clips, len(source.clip_ids)) if source else 0
+    if source is None or not clips:
         return None
-    device, losses = device_of(system), []
-    for index in range(min(cfg.validation_clips, len(source.clip_ids))):
+    device, loss_sum = device_of(system), 0.0
+    for turn in range(-(-clips // world.replicas)):
+        # all ranks run the network equally often, for they gather its weights together
+        mine = turn * world.replicas + world.replica
+        index = min(mine, clips - 1)
         clip = source[index]
         predict = partial(system, scripts=[Script.of(clip, system.cfg.mode)])
-        latents = system.codec.encode(clip.video[None].to(device))
+        latents = latents_of(system, Batch([index], [clip]), None)
         for i in range(VALIDATION_TIMES):
             noise = draw_noise(latents, cfg.diffusion, generator(cfg.seed, "validation", index, i))
             t = torch.tensor([float(int(1000 * (i + 0.5) / VALIDATION_TIMES))])
             with autocast(cfg, device):
                 loss = denoising_loss(predict, latents, noise, t, cfg.diffusion)
-            losses.append(loss.item())
-    return sum(losses) / len(losses) if losses else None
+            loss_sum += loss.item() if mine < clips else 0.0
+    return world.total(loss_sum) / world.sequence / (clips * VALIDATION_TIMES)
 
 
-def show(cfg: TrainConfig, step: int, ema: System, clip: Clip) -> None:
+def show(cfg: TrainConfig, step: int, run: Run, clip: Clip) -> None:
     """Samples a training clip's captions: the mp4, and a picture with the clip's own frames above
     the sample's."""
-    script = Script.of(clip, cfg.system.mode)
-    with autocast(cfg, device_of(ema)):
-        video = sample(ema, script, cfg.diffusion, cfg.sample)
+    script, own = Script.of(clip, cfg.system.mode), clip.video
+    if clip.latents is not None:  # what the codec leaves of it is what a sample can reach at best
+        encoded = clip.latents[None].to(run.world.device)
+        own = run.ema.codec.decode(drawn(encoded, None))[0].cpu()
+    with autocast(cfg, device_of(run.ema)):
+        video = sample(run.ema, script, cfg.diffusion, cfg.sample, Size(*own.shape[:3]))
+    if clip.latents is not None:  # the codec is not needed until the next sample
+        release()
+    if not run.world.first:
+        return
     base = Path(cfg.run_dir, "samples", f"step-{step:08d}")
     write_mp4(video, base.with_suffix(".mp4"), clip.duration_s)
     times = [(a + b) / 2 / clip.duration_s for a, b in clip.spans]
-    rows = [[v[int(t * len(v))].numpy() for t in times] for v in (clip.video, video)]
+    rows = [[v[int(t * len(v))].numpy() for t in times] for v in (own, video)]
     sheet = np.vstack([np.hstack(row) for row in rows])
     cv2.imwrite(str(base.with_suffix(".png")), sheet[..., ::-1])
     print(f"{draw_curve(cfg.run_dir)}  {base}.mp4  {base}.png", flush=True)
@@ -221,17 +257,41 @@ def show(cfg: TrainConfig, step: int, ema: System, clip: Clip) -> None:
 
 
 def build(cfg: TrainConfig) -> Run:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    world = join(cfg.sequence_ranks)
     torch.manual_seed(cfg.seed)
-    system = System(cfg.system).to(device)
+    system = initial(cfg, world.device)
     ema = copy.deepcopy(system).requires_grad_(False).eval()
     system.presto.keep(cfg.keep_activations)
     if cfg.compile:
         system.presto.compile_blocks()
+    for one in (system, ema):
+        text = one.text if isinstance(one.text, nn.Module) else None
+        spread(one.presto, text, world, cfg.precision == "bf16")
     optimizer = torch.optim.AdamW(
         system.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay
     )
-    return Run(system, ema, optimizer)
+    samples = cfg.batch * cfg.accumulate * world.replicas
+    return Run(system, ema, optimizer, world, samples)
+
+
+def initial(cfg: TrainConfig, device: torch.device) -> System:
+    """Random, or with the weights that the run starts from (or, later, goes on from)."""
+    if not cfg.weights:
+        with device:
+            return System(cfg.system)
+    with torch.device("meta"):
+        system = System(cfg.system)
+    if isinstance(system.text, nn.Module):
+        raise ConfigError(
+            "weights: such a network reads T5, but system.text is trained along; set system.text.t5"
+        )
+    system.to_empty(device=device)
+    if not checkpoint.saved(cfg.run_dir):
+        load_into(system.presto, cfg.weights)
+    return system
 
 
 def device_of(system: System) -> torch.device:
@@ -245,16 +305,27 @@ def autocast(cfg: TrainConfig, device: torch.device) -> torch.autocast:
 def save(cfg: TrainConfig, step: int, run: Run, source: Source, loss: float | None) -> None:
     best = loss is not None and loss < run.best
     run.best = loss if best and loss is not None else run.best
-    state = {
+    told = {
         "step": step,
-        "system": run.system.state_dict(),
-        "ema": run.ema.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
+        "samples": run.samples,
         "best": run.best,
         "clips": fingerprint(source),
         "settings": config.as_dict(cfg),
     }
-    checkpoint.save(cfg.run_dir, step, state, cfg.keep_checkpoints, best)
+    checkpoint.save(cfg.run_dir, step, tensors(run), told, cfg.keep_checkpoints, best)
+
+
+def tensors(run: Run) -> dict[str, Tensor]:
+    """All that training changes, under the names it has in a checkpoint."""
+    found = {f"system.{name}": t for name, t in run.system.state_dict().items()}
+    found |= {f"ema.{name}": t for name, t in run.ema.state_dict().items()}
+    for name, weight in run.system.named_parameters():
+        of_weight = run.optimizer.state[weight]
+        if not of_weight:  # before the first step: what AdamW will start from
+            of_weight |= {"step": torch.tensor(0.0)}
+            of_weight |= {key: torch.zeros_like(weight) for key in ("exp_avg", "exp_avg_sq")}
+        found |= {f"optimizer.{name}.{key}": t for key, t in of_weight.items()}
+    return found
 
 
 def restore(cfg: TrainConfig, run: Run, source: Source) -> int:
@@ -262,40 +333,87 @@ def restore(cfg: TrainConfig, run: Run, source: Source) -> int:
     found = checkpoint.saved(cfg.run_dir)
     if not found:
         return 0
-    state = checkpoint.load(found[-1])
-    changed = config.differences(state["settings"], config.as_dict(cfg))
-    fixed = ("system.", "diffusion.", "batch:", "accumulate:", "seed:")
+    told = checkpoint.told(found[-1])
+    changed = config.differences(told["settings"], config.as_dict(cfg))
+    fixed = ("system.", "diffusion.", "seed:")
     refused = [line for line in changed if line.startswith(fixed)]
-    if state["clips"] != fingerprint(source):
+    if told["samples"] != run.samples:
+        refused.append(f"samples a step, of all processes: {told['samples']} -> {run.samples}")
+    if told["clips"] != fingerprint(source):
         refused.append(f"other clips in {cfg.data.dataset}")
     if refused:
         raise ConfigError(
             f"{found[-1]} is of another run ({'; '.join(refused)}); "
             "undo that, or give a new run_dir"
         )
-    run.system.load_state_dict(state["system"])
-    run.ema.load_state_dict(state["ema"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.best = state["best"]
-    print(f"goes on from {found[-1]}", *changed, sep="\n  ", flush=True)
-    return state["step"]
+    checkpoint.load_into(found[-1], tensors(run))
+    run.best = told["best"]
+    if run.world.first:
+        print(f"goes on from {found[-1]}", *changed, sep="\n  ", flush=True)
+    return told["step"]
 
 
-def dry_run(cfg: TrainConfig, source: Source) -> None:
-    """One step without a trace on disk."""
-    run = build(cfg)
-    batches = stream(source, Share(cfg.batch), cfg.seed, 0, 0)
-    start = time.perf_counter()
-    values = one_step(run, batches, cfg, 0)
-    took, device = time.perf_counter() - start, device_of(run.system)
+def dry_run(cfg: TrainConfig) -> None:
+    """Two steps without a trace on disk. What is missing, weights or data, is drawn: neither time
+    nor memory hangs on values."""
+    device = join(cfg.sequence_ranks).device
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in System(cfg.system).parameters())
+    room = memory_gb(device)
+    if 20e-9 * parameters > room:  # masters, gradients, two moments, average: fp32
+        raise ConfigError(
+            f"{parameters:,} parameters take {20e-9 * parameters:.0f} GB of one {device.type} "
+            f"process; {room:.0f} GB are there"
+        )
+    try:
+        source: Source = open_source(cfg, "train")
+        epoch = f"{len(source.clip_ids)} clips"
+    except BadData as error:
+        source, epoch = Listed([made_up(cfg.system)]), f"one drawn clip ({error})"
+    try:
+        run = build(cfg)
+    except BadWeights as error:
+        run = build(replace(cfg, weights=""))
+        epoch += f", random weights ({error})"
+    share = Share(cfg.batch, run.world.replica, run.world.replicas)
+    batches = stream(source, share, cfg.seed, 0, 0)
+    took, values = [], {}
+    for step in range(2):  # compilers work in the first
+        start = time.perf_counter()
+        values = one_step(run, batches, cfg, step)
+        took.append(time.perf_counter() - start)
     clips = len(source.clip_ids)
+    if not run.world.first:
+        return
     print(
-        f"{sum(p.numel() for p in run.system.parameters()):,} parameters, {clips} clips, "
-        f"{values['tokens'] / cfg.samples:,.0f} tokens a sample\n"
-        f"first step: loss {values['loss']:.4f}, {took:.1f} s ({values['wait_s']:.1f} s of it for "
-        f"data), peak {peak_memory_gb(device):.1f} GB\n"
-        f"an epoch: {clips / cfg.samples:.1f} steps, about {took * clips / cfg.samples:.0f} s"
+        f"{parameters:,} parameters, {epoch}, {values['tokens'] / run.samples:,.0f} tokens a "
+        f"sample, {run.samples} samples a step on {run.world.size} processes\n"
+        f"first step {took[0]:.1f} s, second {took[1]:.1f} s ({values['wait_s']:.1f} s of it for "
+        f"data), loss {values['loss']:.4f}, peak {peak_memory_gb(device):.1f} GB\n"
+        f"an epoch: {clips / run.samples:.1f} steps, about {took[1] * clips / run.samples:.0f} s"
     )
+
+
+def made_up(cfg: SystemConfig) -> Clip:
+    """A clip of the right size: noise, and five captions of 100 tokens."""
+    spans = [(3.0 * i, 3.0 * (i + 1)) for i in range(5)]
+    captions = [f"part {i}" for i in range(5)]
+    clip = Clip("0" * 24, torch.empty(0), 15.0, spans, captions, "all")
+    if isinstance(cfg.text, T5):
+        texts = {text: torch.randn(100, cfg.text.width) for text in ("", "all", *captions)}
+        clip = replace(clip, texts=texts)
+    if isinstance(cfg.codec, Allegro):
+        return replace(clip, latents=torch.randn(4, *cfg.codec.latent_size(cfg.size)))
+    shape = (cfg.size.frames, cfg.size.height, cfg.size.width, 3)
+    return replace(clip, video=torch.randint(0, 256, shape, dtype=torch.uint8))
+
+
+def open_source(cfg: TrainConfig, split: str) -> Source:
+    """Clips computed ahead where `data.cache` is given, else straight from the shards."""
+    system, data = cfg.system, cfg.data
+    if data.cache:
+        return Ahead(system, data, split)
+    return Shards(data.dataset, split, system.size, data.memory_mb, system.sizes)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -305,16 +423,24 @@ def main(argv: Sequence[str]) -> None:
     overrides = [a for a in argv if a not in (*names, "--dry-run")]
     try:
         cfg = config.load(TrainConfig, names[0], overrides)
-        size, data = cfg.system.size, cfg.data
-        source = Shards(data.dataset, "train", size, data.memory_mb)
         if "--dry-run" in argv:
-            dry_run(cfg, source)
+            dry_run(cfg)
         else:
-            train(cfg, source, Shards(data.dataset, "validation", size, data.memory_mb))
-    except (ConfigError, BadData, CheckpointError, Diverged, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+            train(cfg, open_source(cfg, "train"), open_source(cfg, "validation"))
+    except (
+        ConfigError,
+        BadData,
+        BadWeights,
+        CheckpointError,
+        Diverged,
+        OSError,
+        ValueError,
+    ) as error:
+        rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+        sys.exit(f"{rank}{type(error).__name__}: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from the last checkpoint")
+    leave()
 
 
 if __name__ == "__main__":

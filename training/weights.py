@@ -49,8 +49,9 @@ def transformer_folder(path: str | Path) -> Path:
             if "num_layers" in known:
                 return folder
     raise BadWeights(
-        f"{path}: no transformer's config.json here or in transformer/; "
-        "expected a folder of Allegro, Presto or diffusers"
+        f"{path}: no transformer's config.json here or in transformer/; expected a folder of "
+        f"Allegro, Presto or diffusers; get it: hf download rhymes-ai/Allegro --include "
+        f"'transformer/*' --local-dir {path}"
     )
 
 
@@ -75,18 +76,41 @@ def read_config(folder: str | Path) -> ModelConfig:
 def load(folder: str | Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Presto:
     """The network with its weights, on the CPU. changes: fields of ModelConfig (the interpolation
     scales, say)."""
-    folder = transformer_folder(folder)
-    cfg = replace(read_config(folder), **changes)
     with torch.device("meta"):
-        model = Presto(cfg)
-    state = {name: tensor.to(dtype) for name, tensor in read_tensors(folder).items()}
-    _check(folder, state, model.state_dict())
-    model.load_state_dict(state, assign=True)
+        model = Presto(replace(read_config(folder), **changes)).to(dtype)
+    load_into(model.to_empty(device="cpu"), folder)
     return model
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the folder's safetensors files; parts are found through their index."""
+@torch.no_grad()
+def load_into(model: Presto, folder: str | Path) -> None:
+    """Fills a network that is there, one tensor at a time."""
+    found = read_config(folder)
+    folder = transformer_folder(folder)
+    for name in ("num_attention_heads", "attention_head_dim", "patch_size"):
+        theirs, ours = getattr(found, name), getattr(model.cfg, name)
+        if theirs != ours:
+            raise BadWeights(f"{folder}: its {name} is {theirs}, the network's is {ours}")
+    state, files = model.state_dict(), tensor_files(folder)
+    try:
+        shapes: dict[str, tuple[int, ...]] = {}
+        for file in files:
+            with safe_open(file, "pt") as opened:
+                names = list(opened.keys())
+                shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+        _check(folder, shapes, state)
+        for file in files:
+            with safe_open(file, "pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (no dict)
+                    state[name].copy_(opened.get_tensor(name))
+    except BadWeights:
+        raise
+    except Exception as error:  # safetensors has an error of its own for a torn file
+        raise BadWeights(f"{file}: {error}; download it again") from error
+
+
+def tensor_files(folder: Path) -> list[Path]:
+    """The folder's safetensors file, or its parts, found through their index."""
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if indexes:
         names = set(json.loads(indexes[0].read_text())["weight_map"].values())
@@ -99,19 +123,16 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             raise BadWeights(f"{folder}: {len(files)} safetensors files and no index: keep one")
     if not files:
         raise BadWeights(f"{folder}: no .safetensors file")
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            with safe_open(file, "pt") as opened:
-                tensors.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118 (no dict)
-        except Exception as error:  # safetensors has an error of its own for a torn file
-            raise BadWeights(f"{file}: {error}; download it again") from error
-    return tensors
+    return files
 
 
 def export(model: Presto, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Writes what diffusers' AllegroTransformer3DModel reads, each file whole or not at all."""
     folder = Path(folder)
+    if model.cfg.positions != "relative":
+        raise BadWeights(
+            f"model.positions is {model.cfg.positions}; diffusers' network has relative ones alone"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob("*.index.json")):
         raise BadWeights(f"{folder} holds weights in parts already: export to a folder of its own")
@@ -130,13 +151,13 @@ def export(model: Presto, folder: str | Path, dtype: torch.dtype = torch.bfloat1
     os.replace(part, folder / "config.json")
 
 
-def _check(folder: Path, state: dict[str, Tensor], want: dict[str, Tensor]) -> None:
-    problems = [f"missing {name}" for name in want if name not in state]
-    problems += [f"unknown {name}" for name in state if name not in want]
+def _check(folder: Path, shapes: dict[str, tuple[int, ...]], want: dict[str, Tensor]) -> None:
+    problems = [f"missing {name}" for name in want if name not in shapes]
+    problems += [f"unknown {name}" for name in shapes if name not in want]
     problems += [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(t.shape)}"
+        f"{name} is {shapes[name]}, expected {tuple(t.shape)}"
         for name, t in want.items()
-        if name in state and state[name].shape != t.shape
+        if name in shapes and shapes[name] != t.shape
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""

@@ -1,0 +1,187 @@
+"""How many samples a second reach the trainer: decoded from shards, or computed ahead.
+
+    python benchmarks/loader.py [--clips 8] [--workers 0 2] [--encode]
+
+Draws clips of 15 s at 1280 x 720, 30 fps, H.264 as export writes them, packs them as `make
+curate` does, and reads them as the trainer does: 88 frames at 720 x 1280. The cache holds latents
+and texts of Allegro's shapes (captions of 100 tokens) with drawn values. --encode (a GPU,
+diffusers): what Allegro's codec takes for a clip, with random weights, which is what a step would
+wait for without a cache. decord, where it is installed, reads the same 88 frames from the same file
+beside PyAV.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import torch
+from safetensors.torch import save as tensor_bytes
+
+from stages.cut import Cut
+from tests import drawn_clips
+from training import precompute
+from training.clips import Shards, Size
+from training.data import Batch, DataConfig, Share, stream
+from training.frozen import T5, Allegro
+from training.system import SystemConfig
+
+FRAMES, FPS, WIDTH, HEIGHT = 450, 30, 1280, 720
+SIZE = Size(88, 720, 1280)
+
+
+def draw(_clip: dict, target: Path) -> Cut:
+    target.write_bytes(scene())
+    size = target.stat().st_size
+    return Cut("encode", "h264", FRAMES, 0, WIDTH, HEIGHT, float(FPS), size, 0.0)
+
+
+@lru_cache
+def scene() -> bytes:
+    """A pan over smooth noise with grain: about as hard to decode as a filmed scene."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(20, 236, (90, 240, 3), np.uint8)
+    wide = cv2.resize(small, (WIDTH + 2 * FRAMES, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    grain = rng.integers(0, 20, (8, HEIGHT, WIDTH, 3), np.uint8)
+    file = BytesIO()
+    with av.open(file, "w", format="mp4") as out:
+        stream = out.add_stream("libx264", rate=FPS, options={"crf": "18", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for i in range(FRAMES):
+            picture = cv2.add(wide[:, 2 * i : 2 * i + WIDTH], grain[i % 8])
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode())
+    return file.getvalue()
+
+
+def rows(count: int) -> list[dict]:
+    def one(i: int) -> dict:
+        parts = [{"start_s": 3.0 * s, "end_s": 3.0 * s + 3, "text": f"{i} {s}"} for s in range(5)]
+        long = {"start_s": 0.0, "end_s": 15.0, "num_frames": FRAMES, "sub_captions": parts}
+        return drawn_clips.row(i) | long
+
+    return [one(i) for i in range(count)]
+
+
+def cached(cfg: SystemConfig, data: DataConfig) -> None:
+    """A cache of the real shapes, with drawn values."""
+    source = Shards(data.dataset, "train", cfg.size)
+    cache = Path(data.cache)
+    (cache / "shards").mkdir(parents=True)
+    precompute.claim(cache, precompute.key_of(cfg))
+    by_shard: dict[str, list] = {}
+    for place in source.places.values():
+        by_shard.setdefault(place.shard, []).append(place)
+    for name, places in by_shard.items():
+        files = []
+        for place in places:
+            captions = [f"{place.row['clip_id']} {s}" for s in range(5)]
+            spans = [(3.0 * s, 3.0 * s + 3) for s in range(5)]
+            told = {
+                "duration_s": 15.0,
+                "caption": "all",
+                "sub_captions": [
+                    {"start_s": a, "end_s": b, "text": c}
+                    for (a, b), c in zip(spans, captions, strict=True)
+                ],
+            }
+            tensors = {"latents": torch.randn(2, 4, 22, 90, 160).half()}
+            tensors |= {f"text.{i}": torch.randn(100, 4096).bfloat16() for i in range(7)}
+            files.append(cache / place.row["clip_id"])
+            files[-1].write_bytes(tensor_bytes(tensors, {"told": json.dumps(told)}))
+        precompute.pack(cache, name, places, files)
+    precompute.precompute(cfg, data)  # finds all done, and writes the table
+
+
+def rate(batches: Iterator[Batch], count: int) -> tuple[float, float]:
+    """Samples a second, and CPU seconds of this process a sample, after the first two."""
+    list(islice(batches, 2))
+    start, cpu = time.perf_counter(), time.process_time()
+    list(islice(batches, count))
+    return count / (time.perf_counter() - start), (time.process_time() - cpu) / count
+
+
+def decord_seconds(path: Path) -> float | None:
+    """CPU seconds for 88 frames of the file."""
+    try:
+        import decord
+    except ImportError:
+        return None
+    start = time.process_time()
+    reader = decord.VideoReader(str(path), num_threads=1)
+    at = ((np.arange(SIZE.frames) + 0.5) * len(reader) / SIZE.frames).astype(int)
+    reader.get_batch(at).asnumpy()
+    return time.process_time() - start
+
+
+def pyav_seconds(path: Path) -> float:
+    from training.clips import even_frames
+
+    start = time.process_time()
+    even_frames(path.read_bytes(), {"duration_s": 15.0}, FRAMES, SIZE)
+    return time.process_time() - start
+
+
+def encode_seconds() -> float:
+    """Of Allegro's codec for one clip, weights random."""
+    with tempfile.TemporaryDirectory() as folder:
+        from diffusers import AutoencoderKLAllegro
+
+        AutoencoderKLAllegro().save_pretrained(Path(folder, "vae"))
+        video = torch.randint(0, 256, (1, *vars(SIZE).values(), 3), dtype=torch.uint8).cuda()
+        codec = Allegro(folder)
+        codec.encode(video[:, :24, :320, :320])
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        codec.encode(video)
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clips", type=int, default=8)
+    parser.add_argument("--workers", type=int, nargs="*", default=[0, 2])
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--encode", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = drawn_clips.dataset(Path(folder, "data"), rows(args.clips), 4, draw)
+        cfg = SystemConfig(SIZE, (), Allegro("-"), T5("-"))
+        data = DataConfig(str(dataset), cache=str(Path(folder, "cache")))
+        cached(cfg, data)
+        shards, ahead = Shards(dataset, "train", SIZE), precompute.Ahead(cfg, data, "train")
+        sizes = [sum(f.stat().st_size for f in Path(d, "shards").glob("*.tar")) for d in
+                 (dataset, data.cache)]  # fmt: skip
+        print(f"a clip: {sizes[0] / args.clips / 1e6:.1f} MB of mp4, "
+              f"{sizes[1] / args.clips / 1e6:.1f} MB ahead")  # fmt: skip
+        print("| source | workers | samples/s | CPU s a sample, in the trainer's process |")
+        for name, source in (("shards", shards), ("ahead", ahead)):
+            for workers in args.workers:
+                batches = stream(source, Share(1), 0, 0, workers)
+                per_s, cpu = rate(batches, args.samples)
+                print(f"| {name} | {workers} | {per_s:.2f} | {cpu:.3f} |", flush=True)
+        mp4 = Path(folder, "one.mp4")
+        mp4.write_bytes(scene())
+        times = [(pyav_seconds(mp4), decord_seconds(mp4)) for _ in range(3)]
+        best = [min(t) if None not in t else None for t in zip(*times, strict=True)]
+        said = "not installed" if best[1] is None else f"{best[1]:.2f}"
+        print(f"88 frames of one file, CPU s (best of 3): PyAV {best[0]:.2f}, decord {said}")
+    if args.encode:
+        print(f"Allegro's codec, one clip of 88 x 720 x 1280: {encode_seconds():.1f} s")
+
+
+if __name__ == "__main__":
+    main()

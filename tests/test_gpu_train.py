@@ -1,0 +1,61 @@
+"""What only a GPU can show of training."""
+
+from dataclasses import replace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tensorboard")
+
+from tests.ranks import on_ranks
+from tests.test_train import CLIPS, HELD_OUT, SYSTEM, settings
+from training import checkpoint
+from training.train import build, show, train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+# a head of 96 numbers, as Allegro's: the GPU's kernels take no smaller parts
+GPU = replace(SYSTEM, model=replace(SYSTEM.model, attention_head_dim=96), text=replace(SYSTEM.text, width=64, heads=1))  # fmt: skip  # noqa: E501
+
+
+def trained(folder, steps, **changes):
+    cfg = settings(folder, system=GPU, precision="bf16", steps=steps, **changes)
+    return train(cfg, CLIPS, HELD_OUT)
+
+
+def exact(folder):
+    whole = trained(folder / "whole", 6, deterministic=True)
+    parts = [trained(folder / "parts", n, deterministic=True) for n in (2, 6)]
+    return whole, parts[0] + parts[1]
+
+
+def test_a_deterministic_run_goes_on_to_the_bit(tmp_path):
+    (found,) = on_ranks(1, exact, tmp_path)  # the setting stays in its own process
+    assert found[0] == found[1]
+
+
+def several_ways(folder):
+    ways = {"keep_activations": "attention", "compile": True}
+    return [trained(folder / "plain", 3), trained(folder / "compiled", 3, **ways)]
+
+
+def test_sharded_and_compiled_steps_are_those_of_autocast_up_to_bf16(tmp_path):
+    alone = trained(tmp_path / "alone", 3)
+    (found,) = on_ranks(1, several_ways, tmp_path)
+    for losses in found:
+        assert losses == pytest.approx(alone, rel=0.03)
+
+
+def test_sampling_leaves_no_memory_behind(tmp_path):
+    cfg = settings(tmp_path, system=GPU, precision="bf16")
+    run = build(cfg)
+    show(cfg, 1, run, CLIPS[0])
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    for step in range(2, 5):
+        show(cfg, step, run, CLIPS[0])
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() <= before
+    assert not checkpoint.saved(tmp_path)

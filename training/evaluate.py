@@ -1,0 +1,395 @@
+"""Measures sampled videos: how much moves, how well captions are met, how smooth borders are.
+
+    python -m training.evaluate VIDEOS OUT [reference=FOLDER] [clip=FOLDER] [raft=FILE]
+
+VIDEOS is a folder of mp4 files that training.sample wrote: their captions and times are read from
+the files themselves. OUT gets evaluation.parquet, a row per video, and evaluation.html to look at.
+
+| column | meaning |
+|---|---|
+| dynamic_dis, dynamic_raft | VBench's dynamic degree, the formula for one video: is_dynamic |
+| flow_top_dis, flow_top_raft | what it looks at: flow of the fastest 5 % of pixels, px a pair |
+| motion_px_s | mean flow, px a second at 320 wide |
+| border_steps | per border between captions: its largest change that no motion explains, by usual |
+| clip_similarity | per segment: cosine of its caption and its frames by CLIP, mean over frames |
+| sharpness | variance of the Laplacian, mean over frames |
+| psnr, ssim | to the video of the same name in `reference`, at the same share of its time |
+
+VBench counts by RAFT; by DIS the same formula has another name, for the numbers don't compare. What
+needs weights or a reference that are not there is null.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from curation import config, measures
+from curation.config import ConfigError
+from training.interpolate import flow, warped
+from training.torchvision_fix import fix_torchvision
+from training.weights import BadWeights
+
+SMALL = 320  # px wide: motion and what it leaves unexplained
+NEAR_S = 0.5  # around a border
+FRAMES = 8  # of a segment, shown to CLIP; VBench shows its models as many
+MOTION_BINS = ((2, "still"), (10, "slow"), (40, "medium"), (float("inf"), "fast"))  # px/s
+QUALITY = ["dynamic_degree", "motion_smoothness", "subject_consistency", "imaging_quality"]
+Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two RGB pictures -> (H, W, 2) px
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    reference: str = ""  # folder of real videos with the same names
+    clip: str = ""  # folder of a CLIP model as transformers saves it
+    raft: str = ""  # file with the weights of torchvision's raft_large
+
+
+@dataclass(frozen=True)
+class Video:
+    path: Path
+    fps: float
+    frames: np.ndarray  # (T, H, W, 3) uint8 RGB
+    spans: list[tuple[float, float]]  # s
+    captions: list[str]
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.frames) / self.fps
+
+
+class BadSample(Exception):
+    """A video can't be measured: which, why."""
+
+
+def read_video(path: Path) -> Video:
+    try:
+        with av.open(str(path)) as file:
+            stream = file.streams.video[0]
+            told = json.loads(file.metadata.get("comment") or "{}")
+            frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(stream)]
+            fps = float(stream.average_rate or 0)
+        parts = told.get("captions", [])
+        spans = [(float(part["start_s"]), float(part["end_s"])) for part in parts]
+        captions = [str(part["text"]) for part in parts]
+    except (av.FFmpegError, IndexError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadSample(f"{path}: {error}; expected an mp4 of training.sample") from error
+    if len(frames) < 2 or fps <= 0:
+        raise BadSample(f"{path}: {len(frames)} frames; expected two or more")
+    return Video(path, fps, np.stack(frames), spans, captions)
+
+
+# ---- measures
+
+
+def is_dynamic(frames: np.ndarray, fps: float, flow: Flow) -> tuple[bool, float]:
+    """VBench's dynamic degree of one video, and the mean of what it compares.
+
+    Every max(1, round(fps / 8))-th frame is kept. A pair moves where the mean of its largest 5 % of
+    flow magnitudes exceeds 6 * min(height, width) / 256 px; the video is dynamic where at least
+    round(4 * kept / 16) pairs move (vbench/dynamic_degree.py; rounds as Python does).
+    """
+    kept = frames[:: max(1, round(fps / 8))]
+    threshold = 6.0 * min(kept.shape[1:3]) / 256
+    tops = []
+    for one, two in pairwise(kept):
+        magnitudes = np.sort(np.linalg.norm(flow(one, two), axis=-1), axis=None)
+        tops.append(float(magnitudes[-int(len(magnitudes) * 0.05) :].mean()))
+    moving = sum(top > threshold for top in tops)
+    return moving >= round(4 * len(kept) / 16), statistics.fmean(tops) if tops else 0.0
+
+
+def motion_and_steps(video: Video) -> tuple[float, list[float]]:
+    """Mean flow, px/s at 320 wide, and a number per border between captions: the largest change
+    between neighbouring frames near it that motion does not explain, over the usual one. 1: nothing
+    to see; a cut is far above."""
+    height = round(video.frames.shape[1] * SMALL / video.frames.shape[2])
+    small = [cv2.resize(f, (SMALL, height), interpolation=cv2.INTER_AREA) for f in video.frames]
+    moved, unexplained = [], []
+    for one, two in pairwise(small):
+        by = flow(two, one)
+        moved.append(float(np.linalg.norm(by, axis=-1).mean()))
+        unexplained.append(float(np.abs(two - warped(one, by)).mean()))
+    at = (np.arange(len(unexplained)) + 1) / video.fps  # of the moment between two frames
+    change = np.array(unexplained)
+    usual = float(np.median(change)) + 0.5  # grey levels: of a still video any step would be huge
+    steps = []
+    for start, _ in video.spans[1:]:
+        near = np.abs(at - start) <= max(NEAR_S, 1.5 / video.fps)
+        steps.append(float(change[near].max() / usual) if near.any() else float("nan"))
+    return statistics.fmean(moved) * video.fps, steps
+
+
+def fidelity(video: Video, real: Video) -> tuple[float, float]:
+    """PSNR (dB) and SSIM to a real video, frame for frame at the same share of the time; the real
+    one is brought to the sampled one's size."""
+    psnrs, ssims = [], []
+    height, width = video.frames.shape[1:3]
+    for i, frame in enumerate(video.frames):
+        other = real.frames[int((i + 0.5) * len(real.frames) / len(video.frames))]
+        other = cv2.resize(other, (width, height), interpolation=cv2.INTER_AREA)
+        psnrs.append(min(100.0, measures.psnr(frame, other)))
+        ssims.append(measures.ssim(_grey(frame), _grey(other)))
+    return statistics.fmean(psnrs), statistics.fmean(ssims)
+
+
+def _grey(picture: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+
+
+class Clip:
+    """CLIP's likeness of a text and pictures (arXiv 2103.00020)."""
+
+    def __init__(self, folder: str):
+        fix_torchvision()
+        from transformers import AutoTokenizer, CLIPModel
+
+        try:
+            self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # whatever the library raises on a missing or damaged file
+            raise BadWeights(
+                f"{folder}: no CLIP model can be read there ({str(error).splitlines()[0]:.150}); "
+                f"get one: hf download openai/clip-vit-large-patch14 --local-dir {folder}"
+            ) from error
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(self.device)
+
+    @torch.no_grad()
+    def similarity(self, frames: np.ndarray, caption: str) -> float:
+        """Mean cosine. frames: (N, H, W, 3) uint8."""
+        side = self.model.config.vision_config.image_size
+        x = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device).movedim(-1, 1) / 255
+        scale = side / min(x.shape[2:])
+        size = [max(side, round(n * scale)) for n in x.shape[2:]]
+        x = F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 1)
+        top, left = (size[0] - side) // 2, (size[1] - side) // 2
+        x = x[:, :, top : top + side, left : left + side]
+        mean = torch.tensor([0.48145466, 0.4578275, 0.40821073], device=self.device)
+        deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711], device=self.device)
+        pixels = (x - mean[:, None, None]) / deviation[:, None, None]
+        longest = self.model.config.text_config.max_position_embeddings
+        read = self.tokenizer(caption, truncation=True, max_length=longest, return_tensors="pt")
+        out = self.model(pixel_values=pixels, **read.to(self.device))
+        return F.cosine_similarity(out.image_embeds, out.text_embeds).mean().item()
+
+
+def raft(path: str) -> Flow:
+    """torchvision's raft_large with the weights in a file; 20 updates, as VBench."""
+    fix_torchvision()
+    try:
+        from torchvision.models.optical_flow import raft_large
+
+        network: Any = raft_large()
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise BadWeights(
+            f"{path}: RAFT can't be loaded from there ({str(error).splitlines()[0]:.150}); "
+            "expected torchvision, and its file raft_large_C_T_SKHT_V2-ff5fadd5.pth"
+        ) from error
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network.to(device).eval()
+
+    def tensor(picture: np.ndarray) -> Tensor:
+        x = torch.from_numpy(picture).to(device).movedim(-1, 0)[None].float() / 127.5 - 1
+        down, right = (-n % 8 for n in x.shape[2:])
+        return F.pad(x, (0, right, 0, down), mode="replicate")
+
+    @torch.no_grad()
+    def calc(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+        by = network(tensor(one), tensor(two), num_flow_updates=20)[-1][0]
+        return by.movedim(0, -1)[: one.shape[0], : one.shape[1]].cpu().numpy()
+
+    return calc
+
+
+# ---- a folder
+
+
+def evaluate(video: Video, real: Video | None, clip: Clip | None, by_raft: Flow | None) -> Row:
+    height, width = video.frames.shape[1:3]
+    motion, steps = motion_and_steps(video)
+    dynamic, top = is_dynamic(video.frames, video.fps, flow)
+    row: Row = {
+        "video": video.path.name,
+        "width": width,
+        "height": height,
+        "duration_s": video.duration_s,
+        "fps": video.fps,
+        "motion_px_s": motion,
+        "dynamic_dis": dynamic,
+        "flow_top_dis": top,
+        "dynamic_raft": None,
+        "flow_top_raft": None,
+        "border_steps": steps,
+        "clip_similarity": None,
+        "sharpness": statistics.fmean(measures.sharpness(_grey(f)) for f in video.frames),
+        "psnr": None,
+        "ssim": None,
+    }
+    if by_raft:
+        row["dynamic_raft"], row["flow_top_raft"] = is_dynamic(video.frames, video.fps, by_raft)
+    if clip:
+        row["clip_similarity"] = [
+            clip.similarity(segment(video, *span), caption)
+            for span, caption in zip(video.spans, video.captions, strict=True)
+        ]
+    if real:
+        row["psnr"], row["ssim"] = fidelity(video, real)
+    return row
+
+
+def segment(video: Video, start_s: float, end_s: float) -> np.ndarray:
+    """Frames evenly over a segment."""
+    at = (start_s + (np.arange(FRAMES) + 0.5) / FRAMES * (end_s - start_s)) * video.fps
+    return video.frames[np.clip(at.astype(int), 0, len(video.frames) - 1)]
+
+
+def groups(row: Row) -> Iterator[str]:
+    """Which lines of the summary a video counts in."""
+    yield "all"
+    limit = next(i for i, (below, _) in enumerate(MOTION_BINS) if row["motion_px_s"] < below)
+    yield f"motion: {MOTION_BINS[limit][1]}"
+    shares = {
+        1.0: "1:1",
+        4 / 3: "4:3",
+        16 / 9: "16:9",
+        3 / 4: "3:4",
+        9 / 16: "9:16",
+        21 / 9: "21:9",
+    }
+    shape = row["width"] / row["height"]
+    yield f"aspect: {shares[min(shares, key=lambda s: abs(np.log(s / shape)))]}"
+    yield f"length: {5 * round(row['duration_s'] / 5)} s"
+
+
+MEANS = [
+    "dynamic_dis",
+    "dynamic_raft",
+    "flow_top_dis",
+    "flow_top_raft",
+    "motion_px_s",
+    "border_steps",
+    "clip_similarity",
+    "sharpness",
+    "psnr",
+    "ssim",
+]
+
+
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """Means over groups of videos; null where nothing was measured."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        for group in groups(row):
+            found.setdefault(group, []).append(row)
+    table = []
+    for group in sorted(found):
+        line: Row = {"group": group, "videos": len(found[group])}
+        for name in MEANS:
+            values = [row[name] for row in found[group] if row[name] is not None]
+            flat = [x for v in values for x in (v if isinstance(v, list) else [v]) if x == x]
+            line[name] = statistics.fmean(flat) if flat else None
+        table.append(line)
+    return table
+
+
+def page(rows: Sequence[Row], strips: dict[str, bytes], videos: Path) -> str:
+    """evaluation.html: nothing in it but what is in this file."""
+    folder = html.escape(str(videos))
+    lines = [
+        "<!doctype html><meta charset=utf-8><title>Evaluation</title>",
+        "<style>body{font:14px sans-serif;margin:2em}td,th{padding:2px 10px;text-align:right}",
+        "img{max-width:100%}tr:nth-child(even){background:#f4f4f4}</style>",
+        f"<h1>{len(rows)} videos</h1>{_table(summary(rows))}",
+        "<p>Columns: see <code>training/evaluate.py</code>. VBench's own numbers, with its weights:"
+        f"<pre>vbench evaluate --mode custom_input --videos_path {folder} "
+        f"--dimension {' '.join(QUALITY)}</pre>"
+        "and its semantic score, of videos of its own prompts named PROMPT-0.mp4 to PROMPT-4.mp4:"
+        f"<pre>vbench evaluate --videos_path {folder} --dimension overall_consistency</pre>",
+    ]
+    for row in rows:
+        picture = base64.b64encode(strips[row["video"]]).decode()
+        lines.append(f"<h3>{html.escape(row['video'])}</h3>{_table([row])}")
+        lines.append(f'<img src="data:image/jpeg;base64,{picture}">')
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[Row]) -> str:
+    def cell(value: Any) -> str:
+        if isinstance(value, list):
+            return ", ".join(cell(v) for v in value)
+        if isinstance(value, float):
+            return f"{value:.3g}"
+        return "" if value is None else html.escape(str(value))
+
+    head = "".join(f"<th>{name}" for name in rows[0])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{cell(v)}" for v in row.values()) + "</tr>" for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def strip(video: Video) -> bytes:
+    """A JPEG: one frame of each segment, side by side, 240 px high at most."""
+    spans = video.spans or [(0.0, video.duration_s)]
+    middle = [min(len(video.frames) - 1, int((a + b) / 2 * video.fps)) for a, b in spans]
+    row = np.hstack([video.frames[i] for i in middle])
+    scale = min(1.0, 240 / row.shape[0])
+    row = cv2.resize(row, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return cv2.imencode(".jpg", row[..., ::-1])[1].tobytes()
+
+
+def run(videos: Path, out: Path, cfg: EvaluateConfig) -> list[Row]:
+    paths = sorted(videos.glob("*.mp4"))
+    if not paths:
+        raise BadSample(f"{videos}: no .mp4 in it; expected videos of training.sample")
+    clip = Clip(cfg.clip) if cfg.clip else None
+    by_raft = raft(cfg.raft) if cfg.raft else None
+    rows, strips = [], {}
+    for path in paths:
+        video, real = read_video(path), None
+        if cfg.reference and Path(cfg.reference, path.name).exists():
+            real = read_video(Path(cfg.reference, path.name))
+        rows.append(evaluate(video, real, clip, by_raft))
+        strips[path.name] = strip(video)
+        print(path, flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), out / "evaluation.parquet")
+    (out / "evaluation.html").write_text(page(rows, strips, videos))
+    return rows
+
+
+def main(argv: Sequence[str]) -> None:
+    paths = [a for a in argv if "=" not in a]
+    if len(paths) != 2 or set(argv) & {"-h", "--help"}:
+        sys.exit((__doc__ or "").strip())
+    try:
+        cfg = config.load(EvaluateConfig, None, [a for a in argv if a not in paths])
+        rows = run(Path(paths[0]), Path(paths[1]), cfg)
+    except (ConfigError, BadSample, BadWeights, OSError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    dynamic = sum(row["dynamic_dis"] for row in rows) / len(rows)
+    print(f"{len(rows)} videos, dynamic by DIS {dynamic:.0%}: {paths[1]}/evaluation.html")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
