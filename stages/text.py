@@ -19,9 +19,9 @@ from annotated_types import Ge
 from curation.stage import Needs, Row, Stage
 from curation.storage import Folder
 
-# Areas a frame is reduced to for detection, px. Lines of 4 % of the height show at a glance; where
-# there are any, those of 3 % are looked for too.
-GLANCE_PX, DETECT_PX = 115_000, 200_000
+# Area a frame is reduced to for detection, px: lines of 3 % of the height show. A look at fewer to
+# decide whether to look at all would miss whole screens of small text.
+DETECT_PX = 200_000
 READ_PX = 520_000  # the same where text shall be read, px: 960 x 540
 TALL_LINE = 0.10  # of the shorter side: a box taller than this must be readable to count
 MAX_LINES = 8  # read per frame, largest first: .03 CPU-s each
@@ -52,7 +52,7 @@ class Ocr:
 
     def find_text(self, bgr: np.ndarray) -> list[np.ndarray]:
         """Boxes of text, (4, 2) px of `bgr`, clockwise from the top left; textures taken out."""
-        boxes = self._detect(bgr, GLANCE_PX) and self._detect(bgr, DETECT_PX)
+        boxes = self._detect(bgr, DETECT_PX)
         tall_px = TALL_LINE * min(bgr.shape[:2])
         tall = sorted((b for b in boxes if _size(b)[1] > tall_px), key=_area, reverse=True)
         read = [b for b in tall[:MAX_TALL] if self._readable(bgr, b)]
