@@ -419,6 +419,14 @@ def test_all_objectives_can_be_sampled_with_any_number_of_captions():
             assert video.shape == (4, 16, 16, 3)
 
 
+def test_weights_in_bf16_as_on_a_gpu_give_much_the_same_video(whole):
+    system, diffusion = open_system(checkpoint.path_of(whole[0], 6))
+    script, cfg = read_script(["one", "two"], 2.0), SampleConfig(steps=4)
+    exact = sample(system, script, diffusion, cfg).float()
+    rough = sample(system.to(torch.bfloat16), script, diffusion, cfg).float()
+    assert (exact - rough).abs().mean() < 0.05 * exact.std()
+
+
 def test_captions_are_read_as_texts_or_with_their_times(tmp_path):
     path = tmp_path / "captions.json"
     for text in ('{"sub_captions": [%s]}', "[%s]"):
