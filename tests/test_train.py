@@ -259,7 +259,7 @@ def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(tmp_path, capsys):
     main([path, "--dry-run", f"data.dataset={folder}"])
     said = capsys.readouterr().out
     assert "5 clips, 8 tokens a sample" in said
-    assert "an epoch: 1.2 steps" in said
+    assert "an epoch: 2.5 such batches" in said
     assert not (tmp_path / "run").exists()
 
 
