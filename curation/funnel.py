@@ -37,6 +37,7 @@ WORDS = {
     "width <": "small",
     "height <": "small",
     "text_similarity_tfidf >": "repetitive captions",
+    "text_similarity_minilm >": "repetitive captions",
 }
 
 _LIMIT = re.compile(r"([A-Za-z_]\w*) \S+ ([<>]=?) (.*)", re.S)  # still_share 0.90 > 0.5

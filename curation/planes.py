@@ -59,13 +59,13 @@ def reduce_frame(frame: av.VideoFrame, by: int, rotation: int) -> Planes:
     """One frame's planes divided by `by`, 8 bit, full range, turned upright."""
     source = Source(frame, rotation)
     layout = layout_of(frame.format.name)
-    if layout is None or any(plane.line_size <= 0 for plane in frame.planes):
+    if layout is None or frame.planes[0].line_size <= 0:
         frame = convert(frame, frame.width, frame.height, "yuvj420p")
         layout = layout_of("yuvj420p")
         assert layout is not None
     y = _eight_bit(shrink(_array(frame.planes[0], frame.width, frame.height, layout), by), layout)
-    if not _is_full(frame, layout):
-        y = cv2.LUT(y, _to_full_range())
+    if not _is_full(frame, layout):  # luma 16..235 to 0..255 (BT.601, BT.709)
+        y = cv2.addWeighted(y, 255 / 219, y, 0, -16 * 255 / 219)
     return Planes(_turn(y, rotation) if rotation else y, source)
 
 
@@ -123,13 +123,6 @@ def _is_full(frame: av.VideoFrame, layout: Layout) -> bool:
     if layout.full_range is not None:
         return layout.full_range
     return frame.color_range == FULL or (frame.color_range != LIMITED and layout.grey)
-
-
-@cache
-def _to_full_range() -> np.ndarray:
-    """(256,) uint8: luma 16..235 to 0..255 (BT.601, BT.709)."""
-    codes = (np.arange(256, dtype=np.float64) - 16) * 255 / 219
-    return np.clip(np.rint(codes), 0, 255).astype(np.uint8)
 
 
 def _array(plane: Any, width: int, height: int, layout: Layout) -> np.ndarray:

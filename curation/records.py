@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -31,6 +32,15 @@ def schema(columns: tuple[Column, ...]) -> pa.Schema:
 SPAN = pa.struct([("start_s", pa.float64()), ("end_s", pa.float64())])
 SUB_CAPTION = pa.struct([("start_s", pa.float64()), ("end_s", pa.float64()), ("text", pa.string())])
 CAUSES = pa.map_(pa.string(), pa.string())
+VERSIONS = pa.map_(pa.string(), pa.string())
+
+STILL = pa.struct(
+    [
+        ("s", pa.float64()),  # time, relative to the clip
+        ("file", pa.string()),  # JPEG, relative to the output's ledger/
+        ("sha256", pa.string()),
+    ]
+)
 
 # One entry per segment of a clip: what was measured in it, for captioners and for the hint in a prompt.
 SEGMENT = pa.struct(
@@ -40,6 +50,12 @@ SEGMENT = pa.struct(
         ("key_frame_s", pa.float64()),  # time of the stored key frame, relative to the clip
         ("key_frame", pa.string()),  # its JPEG file, relative to the output's ledger/
         ("key_frame_sha256", pa.string()),
+        (
+            "next_frame_s",
+            pa.float64(),
+        ),  # of the frame stored for optical flow, relative to the clip
+        ("next_frame", pa.string()),  # its JPEG file; both null where no model of flow is used
+        ("neighbours", pa.list_(STILL)),  # stored stills of the segment beside the key frame
         ("brightness", pa.float32()),  # mean luma, 0..255
         ("motion_dis", pa.float32()),  # mean flow, px/s at 320 wide
         (
@@ -123,24 +139,48 @@ SCORES = (
         "aesthetic_laion_l14",
         pa.float32(),
         "LAION aesthetics, mean over key frames, about 1..10",
-        model="LAION's aesthetics head on CLIP ViT-L/14",
+        model="LAION's aesthetics head on CLIP ViT-L/14: score.models.clip.aesthetics",
+    ),
+    Column(
+        "aesthetic_laion_l14_min",
+        pa.float32(),
+        "LAION aesthetics of the worst key frame, about 1..10",
+        model="LAION's aesthetics head on CLIP ViT-L/14: score.models.clip.aesthetics",
+    ),
+    Column(
+        "richness_clip_l14",
+        pa.float32(),
+        "1 - cosine of neighbouring key frames' CLIP ViT-L/14 embeddings, mean over pairs, 0..2",
+        model="CLIP ViT-L/14: score.models.clip.weights",
+    ),
+    Column(
+        "coherence_clip_l14",
+        pa.float32(),
+        "smallest cosine of any two key frames' CLIP ViT-L/14 embeddings, -1..1",
+        model="CLIP ViT-L/14: score.models.clip.weights",
     ),
     Column(
         "motion_raft",
         pa.float32(),
-        "mean RAFT optical flow, px per second at 320 px wide",
-        model="RAFT optical flow",
+        "mean length of RAFT's flow (raft_large, 12 updates, 512 px long side) over the key frames and the frame stills.pair_gap_s (0.1 s) after each, px per second at 320 px wide",
+        model="RAFT optical flow: score.models.raft.weights",
     ),
     Column(
         "key_lpips",
         pa.float32(),
-        "LPIPS between neighbouring key frames, mean over pairs",
-        model="LPIPS",
+        "LPIPS 0.1 (AlexNet) between neighbouring key frames at 320 px wide, mean over pairs",
+        model="LPIPS: score.models.lpips.weights",
     ),
     Column(
         "text_similarity_tfidf",
         pa.float32(),
         "largest TF-IDF cosine between neighbouring sub-captions, 0..1",
+    ),
+    Column(
+        "text_similarity_minilm",
+        pa.float32(),
+        "largest cosine between neighbouring sub-captions' MiniLM embeddings, -1..1",
+        model="a MiniLM sentence model",
     ),
 )
 SCORE_NAMES = tuple(c.name for c in SCORES)
@@ -206,6 +246,7 @@ VIDEO = (
     Column("gradual", pa.list_(SPAN), "gradual transitions"),
     Column("takes", pa.list_(SPAN), "takes, guard frames taken off"),
     Column("cpu_s", pa.float64(), "CPU time of scoring this video, s"),
+    Column("weights", VERSIONS, "score of its clips that takes a model -> which weights made it"),
     Column("clips", pa.list_(pa.struct([(c.name, c.type) for c in CLIP])), "its clips, nested"),
 )
 
@@ -231,13 +272,29 @@ CAPTION = (
     Column(
         "frames_sha256",
         pa.string(),
-        "hash over the key frames' files that the captioner saw, in order",
+        "hash over the stills that the captioner was given: key frames, then their neighbours",
     ),
     Column("provenance", pa.string(), "JSON: model, revision, prompt version, sampling"),
     Column(
         "text_similarity_tfidf",
         pa.float32(),
         "largest TF-IDF cosine between neighbouring sub-captions, 0..1",
+    ),
+    Column(
+        "text_similarity_minilm",
+        pa.float32(),
+        "largest cosine between neighbouring sub-captions' MiniLM embeddings, -1..1",
+        model="a MiniLM sentence model",
+    ),
+)
+
+EMBEDDING = (
+    Column("clip_id", pa.string(), ""),
+    Column("model", pa.string(), "which weights made it, as in the videos' `weights`"),
+    Column(
+        "key_frames",
+        pa.list_(pa.list_(pa.float16())),
+        "CLIP embedding of each key frame, in order, of length 1",
     ),
 )
 
@@ -279,6 +336,15 @@ def clip_id(sha256: str, start_s: float, end_s: float) -> str:
 def frames_sha256(hashes: Sequence[str]) -> str:
     """What ties captions to the frames they were made from: over the files' hashes, in order."""
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def still_hashes(segments: Sequence[dict[str, Any]]) -> list[Any]:
+    """Of the files that a captioner of the clip is given: key frames, then their neighbours.
+
+    None stands for a key frame that was not stored.
+    """
+    neighbours = [still for s in segments for still in s.get("neighbours") or []]
+    return [s["key_frame_sha256"] for s in segments] + [still["sha256"] for still in neighbours]
 
 
 def segment_spans(duration_s: float, segments: int) -> list[tuple[float, float]]:

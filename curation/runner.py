@@ -8,6 +8,7 @@ more.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -16,15 +17,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
 
 from curation.isolate import Isolated, NotStarted
-from curation.stage import BadVideo, InOrder, OutputError, Row, Stage
+from curation.stage import BadVideo, InOrder, OutputError, Row, Stage, Unavailable, took
 from curation.storage import is_url
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -42,7 +44,8 @@ from ray.exceptions import (
 
 LOST = (ActorDiedError, ActorUnavailableError, ObjectLostError)  # a worker or its node is gone
 
-IN_FLIGHT = 2  # calls per worker: one runs, one waits, so a worker never waits for the driver
+WAITING = 1  # calls per worker beyond those that run, so that it never waits for the driver
+DEATHS = 6  # per place for a worker, with no result between them: then none will live
 QUEUE_ROWS = 64  # rows that may wait before a later group of stages
 LOOK_FOR_NODES_S = 15.0
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -102,6 +105,8 @@ class Cluster:
         groups = [list(group) for _, group in groupby(stages, lambda s: s.needs)]
         # Groups take turns on the CPUs; if each reserved its own, the second could wait for ever.
         pools = [_Pool(group, self, 1 / len(groups)) for group in groups]
+        for pool in pools:
+            pool.size()
         source = iter(rows)
         try:
             while _feed(pools, source):
@@ -133,7 +138,7 @@ def _keep_talk_in(folder: str) -> None:
 
 
 class Worker:
-    """One actor: some stages, one row at a time."""
+    """One actor: some stages, as many rows at a time as they like."""
 
     def __init__(self, stages: list[Stage], memory_gib: float) -> None:
         self._stages = stages
@@ -145,22 +150,76 @@ class Worker:
             for stage in stages:
                 stage.setup()
 
-    def run(self, row: Row) -> Row:
-        for number, stage in enumerate(self._stages):
+    def run(self, rows: list[Row]) -> list[Row]:
+        for number in range(len(self._stages)):
+            whole = [at for at, row in enumerate(rows) if row.get("error") is None]
+            started = time.monotonic()
+            done = self._together(number, [rows[at] for at in whole])
+            each_s = (time.monotonic() - started) / max(1, len(whole))
+            for at, row in zip(whole, done, strict=True):
+                isolated = self._child is not None
+                rows[at] = row if isolated else took(row, self._stages[number], each_s)
+        return rows
+
+    def _together(self, number: int, rows: list[Row]) -> list[Row]:
+        """The stage on all rows at once; where one of them fails, on each for itself."""
+        if len(rows) > 1:
+            try:
+                return self._stages[number].process(rows)
+            except (OutputError, NotStarted, Unavailable):
+                raise
+            except Exception:
+                pass
+        return [self._alone(number, row) for row in rows]
+
+    def _alone(self, number: int, row: Row) -> Row:
+        stage = self._stages[number]
+        with _its_own_trouble(row, stage):
+            if self._child is not None:
+                row = self._child.twice(number, row, deadline_s=stage.deadline_s(row))
+            else:
+                [row] = stage.process([row])
+        return row
+
+
+class AsyncWorker:
+    """One actor: some stages with many rows under way at once, which wait for others' answers."""
+
+    def __init__(self, stages: list[Stage], memory_gib: float) -> None:
+        self._stages = stages
+        for stage in stages:
+            stage.setup()
+
+    async def run(self, rows: list[Row]) -> list[Row]:
+        return [await self._whole_way(row) for row in rows]
+
+    async def _whole_way(self, row: Row) -> Row:
+        for stage in self._stages:
             if row.get("error") is not None:
                 break
-            try:
-                if self._child is not None:
-                    row = self._child.twice(number, row, deadline_s=stage.deadline_s(row))
-                else:
-                    [row] = stage.process([row])
-            except BadVideo as e:
-                row["error"] = str(e)
-            except (OutputError, NotStarted):
-                raise
-            except Exception as e:  # a row must never cost another one
-                row["error"] = f"{type(stage).__name__}: {type(e).__name__}: {e}"
+            with _its_own_trouble(row, stage):
+                limit_s = stage.deadline_s(row)
+                try:
+                    async with asyncio.timeout(limit_s) as limit:
+                        row = await stage.process_one(row)
+                except TimeoutError:
+                    if not limit.expired():
+                        raise
+                    raise BadVideo(f"no result after {limit_s:g} s") from None
         return row
+
+
+@contextmanager
+def _its_own_trouble(row: Row, stage: Stage) -> Iterator[None]:
+    """An error becomes the row's: it must never cost another one. What stops the run goes on."""
+    try:
+        yield
+    except BadVideo as e:
+        row["error"] = str(e)
+    except (OutputError, NotStarted, Unavailable):
+        raise
+    except Exception as e:
+        row["error"] = f"{type(stage).__name__}: {type(e).__name__}: {e}"
 
 
 @dataclass
@@ -187,95 +246,114 @@ class _Pool:
     cluster: Cluster
     cpu_share: float  # of a worker's CPUs that Ray reserves for it
     queue: deque[_Job] = field(default_factory=deque)
-    flying: dict[Any, tuple[_Slot, _Job]] = field(default_factory=dict)  # by call
-    starting: dict[Any, _Slot] = field(default_factory=dict)  # by call
+    flying: dict[Any, tuple[_Slot, Any, list[_Job]]] = field(default_factory=dict)  # by call
+    starting: dict[Any, tuple[_Slot, Any]] = field(default_factory=dict)  # by call; its worker
     fatal: int = 0  # deaths since the last result
     _slots: list[_Slot] = field(default_factory=list)
     _looked_s: float = -LOOK_FOR_NODES_S
 
+    @property
+    def room(self) -> int:
+        """Calls that one worker may have."""
+        return (self.stages[0].needs.at_once or 1) + WAITING
+
     def feed(self) -> bool:
-        """Gives the next row to the least loaded worker with room; False where there is none."""
+        """Gives the next rows to the least loaded worker with room; False where there is none."""
         alone = self.queue[0].deaths > 0
-        free = [s for s in self._slots if s.started and s.load < (1 if alone else IN_FLIGHT)]
+        free = [s for s in self._slots if s.started and s.load < (1 if alone else self.room)]
         slot = min(free, key=lambda s: s.load, default=None)
         if slot is None or slot.load:
             self._start_worker()
         if slot is None:
             return False
-        job = self.queue.popleft()
-        slot.load += IN_FLIGHT if alone else 1
-        self.flying[slot.actor.run.remote(job.row)] = (slot, job)
+        jobs = [self.queue.popleft()]
+        while len(jobs) < self.stages[0].needs.rows and not alone:
+            if not self.queue or self.queue[0].deaths:
+                break
+            jobs.append(self.queue.popleft())
+        slot.load += self.room if alone else 1
+        self.flying[slot.actor.run.remote([job.row for job in jobs])] = (slot, slot.actor, jobs)
         return True
 
     def _start_worker(self) -> None:
         """One more, where the cluster has room and rows wait for it. The pool grows with it."""
         if time.monotonic() - self._looked_s > LOOK_FOR_NODES_S:
             self._looked_s = time.monotonic()
-            more = self._size() - len(self._slots)
+            more = self.size() - len(self._slots)
             self._slots += [_Slot() for _ in range(more)]
         empty = next((s for s in self._slots if s.actor is None), None)
         if empty is None or len(self.starting) >= len(self.queue):
             return
         need = self.stages[0].needs
-        actor = ray.remote(Worker).options(num_cpus=need.cpus * self.cpu_share, num_gpus=need.gpus)
+        kind: Any = Worker if need.at_once is None else AsyncWorker
+        actor = ray.remote(kind).options(
+            num_cpus=need.cpus * self.cpu_share,
+            num_gpus=need.gpus,
+            max_concurrency=need.at_once or 1,
+        )
         empty.actor = actor.remote(self.stages, self.cluster.memory_gib)
-        self.starting[empty.actor.__ray_ready__.remote()] = empty
+        self.starting[empty.actor.__ray_ready__.remote()] = (empty, empty.actor)
 
-    def _size(self) -> int:
+    def size(self) -> int:
+        """Workers that the cluster has room for. Raises RunError where there is none for one."""
         have, need = ray.cluster_resources(), self.stages[0].needs
         cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
         size = int(gpus / need.gpus) if need.gpus else int(cpus / need.cpus)
         if size < 1 and not self._slots:
             raise RunError(
                 f"{type(self.stages[0]).__name__} needs {need.cpus:g} CPUs and {need.gpus:g} GPUs a"
-                f" worker; the cluster has {cpus:g} and {gpus:g}"
+                f" worker; the cluster has {cpus:g} and {gpus:g}\n  fix: add such a node, or let "
+                "the stage do without (gpus=0 in its settings: the CPU)"
             )
+        size = min(size, need.workers or size)
         return size if need.gpus else min(size, self.cluster.workers or size)
 
     def waits(self) -> list[Any]:
         return [*self.flying, *self.starting]
 
-    def result(self, call: Any) -> Row | None:
-        """The row that came back; None: a worker has started, or died and its row goes once more.
+    def result(self, call: Any) -> list[Row]:
+        """The rows that came back; none where a worker has started, or died: they go once more.
 
         Raises OutputError, RunError.
         """
         if call in self.starting:
-            slot = self.starting.pop(call)
+            slot, actor = self.starting.pop(call)
             try:
                 ray.get(call)
-                slot.started = True
+                slot.started = slot.actor is actor
             except LOST as e:
-                self._bury(slot, e)
-            return None
-        slot, job = self.flying.pop(call)
-        slot.load -= IN_FLIGHT if job.deaths else 1
+                self._bury(slot, actor, e)
+            return []
+        slot, actor, jobs = self.flying.pop(call)
+        slot.load -= self.room if jobs[0].deaths else 1
         try:
-            row = ray.get(call)
+            rows = ray.get(call)
         except RayTaskError as e:
             if isinstance(e.cause, OutputError):
                 raise OutputError(str(e.cause)) from None
-            if isinstance(e.cause, NotStarted):
+            if isinstance(e.cause, NotStarted | Unavailable):
                 raise RunError(f"{type(self.stages[0]).__name__}: {e.cause}") from None
             raise
         except LOST as e:
-            self._bury(slot, e)
-            job.deaths += 1
-            if job.deaths > 1:  # it was alone with its worker: the row is what kills
-                job.row["error"] = "it killed its worker twice"
-                return job.row
-            self.queue.appendleft(job)
-            return None
+            self._bury(slot, actor, e)
+            for job in jobs:
+                job.deaths += 1
+            if jobs[0].deaths > 1:  # it was alone with its worker: the row is what kills
+                jobs[0].row["error"] = "it killed its worker twice"
+                return [jobs[0].row]
+            self.queue.extendleft(reversed(jobs))
+            return []
         self.fatal = 0
-        return row
+        return rows
 
-    def _bury(self, slot: _Slot, error: Exception) -> None:
-        """The slot gets another worker when one is needed."""
-        if slot.actor is not None:
-            ray.kill(slot.actor)  # it may live on, out of reach
+    def _bury(self, slot: _Slot, actor: Any, error: Exception) -> None:
+        """The slot gets another worker when one is needed. Each call of a dead one tells of it."""
+        if slot.actor is not actor:
+            return
+        ray.kill(actor)  # it may live on, out of reach
         slot.actor, slot.started = None, False
         self.fatal += 1
-        if self.fatal > 3 * IN_FLIGHT * len(self._slots):
+        if self.fatal > DEATHS * len(self._slots):
             name = type(self.stages[0]).__name__
             raise RunError(f"every worker of {name} dies; see the logs: {error}")
 
@@ -297,8 +375,8 @@ def _feed(pools: list[_Pool], source: Iterator[Row]) -> bool:
     for number, pool in reversed(list(enumerate(pools))):
         waiting = len(pools[number + 1].queue) if number + 1 < len(pools) else 0
         while waiting < QUEUE_ROWS:
-            if not pool.queue and number == 0 and (row := next(source, None)) is not None:
-                pool.queue.append(_Job(row))
+            if not pool.queue and number == 0:
+                pool.queue += map(_Job, islice(source, pool.stages[0].needs.rows))
             if not pool.queue:
                 break
             if not pool.feed():
@@ -317,10 +395,8 @@ def _collect(pools: list[_Pool]) -> Iterator[Row]:
     ready, _ = ray.wait(list(owner), num_returns=len(owner), timeout=0)
     for call in ready:
         number = owner[call]
-        row = pools[number].result(call)
-        if row is None:
-            continue
-        if row.get("error") is None and number + 1 < len(pools):
-            pools[number + 1].queue.append(_Job(row))
-        else:
-            yield row
+        for row in pools[number].result(call):
+            if row.get("error") is None and number + 1 < len(pools):
+                pools[number + 1].queue.append(_Job(row))
+            else:
+                yield row

@@ -6,6 +6,7 @@ makes: it sees every frame once and answers for any span of time afterwards.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,6 +24,11 @@ class OutputError(Exception):
     """The output can't be written (disk full, storage gone). Stops the run, ready to go on."""
 
 
+class Unavailable(RuntimeError):
+    """What a stage needs is gone (a server, its key): no input's fault. Stops the run, ready to go
+    on."""
+
+
 class PlanError(Exception):
     """The list of stages can't work; said before any worker starts."""
 
@@ -34,6 +40,9 @@ class Needs:
     cpus: float = 1.0
     gpus: float = 0.0
     isolated: bool = False  # runs in a child process with a deadline and a memory limit
+    rows: int = 1  # in one call at most: what waits by then, a free worker never waits for more
+    at_once: int | None = None  # rows under way together in a worker, by `process_one`
+    workers: int | None = None  # at most; None: as many as the cluster has room for
 
 
 class Stage:
@@ -41,18 +50,29 @@ class Stage:
 
     reads: ClassVar[tuple[str, ...]] = ()  # columns it needs
     writes: ClassVar[tuple[str, ...]] = ()  # columns it adds
-    needs: ClassVar[Needs] = Needs()
+    needs: Needs = Needs()
 
     def setup(self) -> None:
         """Loads models: once per worker, on the worker, never in __init__."""
 
     def deadline_s(self, row: Row) -> float:
-        """How long one row may take before an isolated worker gives it up."""
+        """How long one row may take before an isolated worker, or one with many rows under way,
+        gives it up."""
         return 120.0
 
     def process(self, rows: list[Row]) -> list[Row]:
         """The same rows, in order, with more columns. Raises BadVideo for a broken input."""
         raise NotImplementedError
+
+    async def process_one(self, row: Row) -> Row:
+        """The same for one row, of a stage with `needs.at_once`: others wait meanwhile as well."""
+        raise NotImplementedError
+
+
+def took(row: Row, stage: Stage, seconds: float) -> Row:
+    """Notes what a stage took for a row: CPU seconds where it is isolated, else wall seconds."""
+    row["took_s"] = {**row.get("took_s", {}), type(stage).__name__: seconds}
+    return row
 
 
 @dataclass
@@ -66,8 +86,9 @@ class InOrder:
             stage.setup()
 
     def run(self, number: int, row: Row) -> Row:
+        started = time.process_time()
         [row] = self.stages[number].process([row])
-        return row
+        return took(row, self.stages[number], time.process_time() - started)
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,13 @@ def tfidf_cosine(texts: Sequence[str]) -> np.ndarray:
 
 def neighbour_similarity(texts: Sequence[str]) -> float | None:
     """Largest TF-IDF cosine between neighbouring texts, 0..1; None of fewer than two."""
-    if len(texts) < 2:
-        return None
-    return float(np.max(np.diagonal(tfidf_cosine(texts), offset=1)))
+    return largest_neighbour(tfidf_cosine(texts))
+
+
+def largest_neighbour(similarity: np.ndarray) -> float | None:
+    """Of the (N, N) similarity of N texts in order, the largest between neighbours."""
+    beside = np.diagonal(similarity, offset=1)
+    return float(np.max(beside)) if len(beside) else None
 
 
 def joined(items: Sequence[str]) -> str:

@@ -2,65 +2,83 @@
 
     python -m pipelines.caption [CONFIG] output=OUT [key=value …]
 
-Clips that have captions made from their present key frames are skipped.
+Clips that have captions made from their present stills are skipped. Captions of another model go
+beside those that are there: give caption.name=NAME, here and to select and export.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation import config
 from curation.ledger import check_settings
 from curation.progress import Progress
-from curation.records import frames_sha256
+from curation.records import frames_sha256, still_hashes
 from curation.stage import Row
 from curation.storage import Folder
-from pipelines.settings import Settings, batches, main
+from pipelines.settings import Settings, batches, main, stop_where_most_fail
 from pipelines.tables import captions_ledger, matched, read_clips, read_selection
+from stages.vlm import Vlm
 
 HEAVY = ("fingerprint", "overlay_mask")  # no captioner reads them
 
 
 def run(settings: Settings, out: Folder) -> None:
-    name = settings.caption.captioner
-    captioner = settings.caption.build((out / "ledger").url)
+    captioner = settings.caption.chosen
+    captioner.ledger_url, name = (out / "ledger").url, captioner.name
+    if isinstance(captioner, Vlm):
+        limit = settings.select.policy.get(captioner.compared_by)
+        captioner.similarity = limit.max if limit else None
     check_settings(
         out / "ledger",
         f"captions/{name}",
-        config.as_dict(captioner),
-        f"take these settings back, or delete ledger/captions/{name} to caption everything anew",
+        captioner.provenance(),
+        "take these settings back, or write captions of another name: caption.name=NAME",
     )
     ledger = captions_ledger(out, name)
     selection = read_selection(out)
     kept = selection.filter(pc.equal(selection["status"], "kept"))["clip_id"]
     clips = read_clips(out)
     clips = clips.filter(pc.is_in(clips["clip_id"], value_set=kept.combine_chunks()))
-    todo = _todo(clips, ledger.read(["clip_id", "frames_sha256", "error"]), settings.retry_failed)
+    done = ledger.read(["clip_id", "frames_sha256", "error"])
+    todo = _todo(clips, done, settings.retry_failed, name)
     if todo:
+        captioner.check()
         settings.cluster.start(out.path("logs"))
     with Progress("caption", clips.num_rows, "clips") as progress:
         progress.update(done=clips.num_rows - len(todo))
-        for batch in batches(settings.cluster.stream([captioner], todo)):
+        rows = settings.cluster.stream([captioner], todo)
+        for batch in batches(_finished(rows, settings.max_failed_share, progress)):
             ledger.append(batch)
-            failed = sum(row["error"] is not None for row in batch)
-            rejected = sum(row["rejected"] is not None for row in batch)
-            progress.update(done=len(batch), failed=failed, rejected=rejected)
     ledger.compact()
 
 
-def _todo(clips: pa.Table, done: pa.Table, retry_failed: bool) -> list[Row]:
+def _todo(clips: pa.Table, done: pa.Table, retry_failed: bool, name: str) -> list[Row]:
     said = matched(clips["clip_id"], done, "clip_id")
     todo = []
     for clip, row in zip(clips.drop_columns(HEAVY).to_pylist(), said.to_pylist(), strict=True):
-        hashes = [segment["key_frame_sha256"] for segment in clip["segments"]]
+        hashes = still_hashes(clip["segments"])
         current = None not in hashes and row["frames_sha256"] == frames_sha256(hashes)
         failed = row["error"] is not None
         if not (current or failed) or (failed and retry_failed):
-            todo.append(clip | {"error": None})
+            todo.append(clip | {"error": None, "captioner": name})
     return todo
+
+
+def _finished(rows: Iterable[Row], max_failed_share: float, progress: Progress) -> Iterator[Row]:
+    """The rows as they come, counted. Raises RunError where too many fail."""
+    failed = Counter[str]()
+    for done, row in enumerate(rows, 1):
+        failed.update([row["error"]] if row["error"] is not None else [])
+        progress.update(
+            done=1, failed=int(row["error"] is not None), rejected=int(bool(row.get("rejected")))
+        )
+        yield row
+        stop_where_most_fail(failed, done, max_failed_share, "clips")
 
 
 if __name__ == "__main__":

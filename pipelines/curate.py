@@ -21,7 +21,10 @@ from pipelines.settings import Settings, main
 
 
 def run(settings: Settings, out: Folder) -> None:
-    select.check(settings, out)  # a policy that can't be answered is refused before the decode
+    # What can't be answered, or lacks its weights or its server, is refused before the decode.
+    select.check(settings, out, will_score=True)
+    score.check(settings.score)
+    settings.caption.chosen.check()
     score.run(settings, out)
     select.run(settings, out)
     caption.run(settings, out)

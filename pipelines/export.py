@@ -26,7 +26,7 @@ from curation.runner import RunError
 from curation.stage import PlanError, Row
 from curation.storage import Folder
 from pipelines.publish import SHARDS, made_with, publish, tables
-from pipelines.settings import Settings, main
+from pipelines.settings import KEY_FRAMES, Settings, main
 from pipelines.tables import (
     INPUT,
     captions_ledger,
@@ -34,7 +34,7 @@ from pipelines.tables import (
     read_clips,
     read_selection,
 )
-from stages.pack import RECEIPTS, Pack
+from stages.pack import CUTS, RECEIPTS, CutClip, Pack, standing
 from stages.presto import write_meta
 from stages.shards import Receipt, ShardPlan, plan_shards, shards_table
 
@@ -43,13 +43,12 @@ PACKAGES = ("av", "numpy", "onnxruntime", "opencv-python-headless", "pyarrow", "
 
 def run(settings: Settings, out: Folder) -> None:
     clips, selection = read_clips(out), read_selection(out)
-    captions = captions_ledger(out, settings.caption.captioner).read()
+    captions = captions_ledger(out, settings.caption.chosen.name).read()
     made = made_with(settings, out)
     rows = _ready(clips, selection, captions)
     plans = plan_shards(
         rows, int(settings.export.shard_mb * 1e6), settings.export.shard_clips, settings.export.seed
     )
-    _sweep(out)
     receipts = _pack(settings, out, plans, {row["clip_id"]: row for row in rows})
     _tidy(out, plans, receipts)
     shards = shards_table(receipts)
@@ -86,38 +85,42 @@ def _ready(clips: pa.Table, selection: pa.Table, captions: pa.Table) -> list[Row
 def _pack(
     settings: Settings, out: Folder, plans: list[ShardPlan], clips: dict[str, Row]
 ) -> list[Receipt]:
-    if plans:
-        settings.cluster.start(out.path("logs"))
-    stage = Pack(
-        out.url, settings.export.presto, settings.retry_failed, settings.cluster.memory_gib
-    )
-    work = (
-        {"plan": asdict(plan), "clips": {i: clips[i] for i in plan.clip_ids}, "error": None}
-        for plan in plans
-    )
-    receipts = []
+    presto, cluster = settings.export.presto, settings.cluster
+    found = [(plan, standing(out, plan, clips, presto, settings.retry_failed)) for plan in plans]
+    receipts = [receipt for _, receipt in found if receipt]
+    todo = [plan for plan, receipt in found if not receipt]
+    if todo:
+        cluster.start(out.path("logs"))
     with Progress("export", len(clips), "clips") as progress:
-        for row in settings.cluster.stream([stage], work):
+        for receipt in receipts:
+            progress.update(done=len(receipt.rows), failed=receipt.failed)
+        cuts: dict[str, Any] = {}
+        work = ({"clip": clips[i], "error": None} for plan in todo for i in plan.clip_ids)
+        for row in cluster.stream([CutClip(out.url, presto, cluster.memory_gib)], work):
+            cuts[row["clip"]["clip_id"]] = row["error"] or row["made"]
+            progress.update(done=1, failed=int(row["error"] is not None))
+        for row in cluster.stream([Pack(out.url, presto)], (_shard(p, clips, cuts) for p in todo)):
             if row["error"] is not None:
                 raise RunError(f"{row['plan']['name']} can't be packed: {row['error']}")
-            receipt = Receipt(**row["receipt"])
-            receipts.append(receipt)
-            progress.update(done=len(receipt.rows), failed=receipt.failed)
+            receipts.append(Receipt(**row["receipt"]))
     return receipts
 
 
-def _sweep(out: Folder) -> None:
-    """Takes away what killed runs, and killed workers of this one, left half-written."""
-    for place in ("shards", RECEIPTS, "presto", "presto/videos"):
-        (out / place).sweep()
+def _shard(plan: ShardPlan, clips: dict[str, Row], cuts: dict[str, Any]) -> Row:
+    """The row of a shard to pack."""
+    members = {i: clips[i] for i in plan.clip_ids}
+    made = {i: cuts[i] for i in members}
+    return {"plan": asdict(plan), "clips": members, "cuts": made, "error": None}
 
 
 def _tidy(out: Folder, plans: list[ShardPlan], receipts: list[Receipt]) -> None:
-    """Takes away what an earlier selection left: shards, receipts and mp4s of no present clip."""
-    _sweep(out)
+    """Takes away what an earlier selection left: shards, receipts and mp4s of no present clip; and
+    what killed workers of this run left half-written."""
+    out.sweep(skip=KEY_FRAMES)
     wanted = {plan.name for plan in plans}
+    stale = [f"{CUTS}/{n}" for n in out.names(CUTS)]
     packed = {row["clip_id"] for receipt in receipts for row in receipt.also if "path" in row}
-    stale = [f"shards/{n}" for n in out.names("shards") if n not in wanted]
+    stale += [f"shards/{n}" for n in out.names("shards") if n not in wanted]
     stale += [
         f"{RECEIPTS}/{n}" for n in out.names(RECEIPTS) if n.removesuffix(".json") not in wanted
     ]
@@ -171,7 +174,7 @@ def _manifest(
         "shards": _shard_counts(shards),
         "presto_left_out": left_out,
         "hours_kept": _hours_kept(clips),
-        "captioner": made["caption"]["captioner"],
+        "captioner": made["caption"]["name"],
     }
 
 

@@ -2,7 +2,8 @@
 
     python -m pipelines.score [CONFIG] input=VIDEOS output=OUT [key=value …]
 
-What an earlier run has done is skipped; a file that changed is scored again.
+What an earlier run has done is skipped; a file that changed is scored again. A model that is
+switched on later (score.models) looks at the stored key frames: no video is decoded for it.
 """
 
 from __future__ import annotations
@@ -15,59 +16,138 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import config
-from curation.ledger import Ledger, check_settings
+from curation.ledger import Ledger, check_settings, record_settings
 from curation.progress import Progress
 from curation.runner import Cluster, RunError
-from curation.stage import Row, Stage, check_plan
-from curation.storage import GONE, NO_FILE, Folder, InputError, list_videos
-from pipelines.settings import ScoreSettings, Settings, batches, main
-from pipelines.tables import INPUT, matched, videos_ledger
+from curation.stage import PlanError, Row, Stage, check_plan
+from curation.storage import WRONG, Folder, InputError, list_videos
+from pipelines.settings import ScoreSettings, Settings, batches, main, stop_where_most_fail
+from pipelines.tables import INPUT, embeddings_ledger, matched, videos_ledger
 from stages.identify import Identify
+from stages.models import Models
 
 SHOW_MANY = 5000  # clips below the gate that have pictures for the report, about
-ENOUGH_TO_JUDGE = 100  # videos; below, failures are the videos' own
 
 
 def build(settings: ScoreSettings, ledger_url: str, videos: int) -> list[Stage]:
     """The list is the architecture."""
-    settings.watch.ledger_url = settings.text.ledger_url = ledger_url
-    settings.watch.thumb_share = min(1.0, SHOW_MANY / max(1, videos))
-    return [settings.watch, settings.text]
+    watch, text, models = settings.watch, settings.text, settings.models
+    watch.ledger_url = text.ledger_url = models.ledger_url = ledger_url
+    watch.thumb_share = min(1.0, SHOW_MANY / max(1, videos))
+    return [watch, text, *([models] if models.on() else [])]
+
+
+def check(settings: ScoreSettings) -> None:
+    """Finds the models' weights and what they need of the decode pass. Raises PlanError."""
+    settings.models.check()
+    if settings.watch.detector == "transnet":
+        settings.watch.transnet.check()
+    gap = settings.watch.stills.pair_gap_s
+    if settings.models.raft.weights is not None and gap is None:
+        raise PlanError(
+            "score.models.raft looks at pairs of frames, and the decode pass stores none\n"
+            "  fix: set score.watch.stills.pair_gap_s=0.1 (in a new output: it takes a decode)"
+        )
 
 
 def run(settings: Settings, out: Folder) -> None:
-    if settings.input is None:
-        raise InputError("no input; give input=FOLDER, a video, a pattern or a list")
-    listed = _listed(settings.input)
+    listed = listed_videos(settings)
+    check(settings.score)
     stages = build(settings.score, (out / "ledger").url, listed.num_rows)
     check_plan(stages, ["video", "bytes", "version"])
     check_settings(
         out / "ledger",
         "videos",
-        config.as_dict(settings.score),
+        decode_settings(settings.score),
         "take these settings back, or give another output",
     )
+    if settings.score.models.on():
+        record_settings(out / "ledger", "models", config.as_dict(settings.score.models))
     (out / "ledger").write_table(INPUT, listed)
-    ledger = videos_ledger(out)
+    ledger, embeddings = videos_ledger(out), embeddings_ledger(out)
     done = _done(listed, ledger, settings.retry_failed)
     todo = listed.filter(pc.is_null(done["status"]))
-    if todo.num_rows:
+    unseen = _unseen(done, ledger, settings.score.models)
+    if todo.num_rows or len(unseen):
         settings.cluster.start(out.path("logs"))
     with Progress("score", listed.num_rows, "videos") as progress:
         failed = pc.sum(pc.equal(done["status"], "failed")).as_py() or 0
         progress.update(done=listed.num_rows - todo.num_rows, failed=failed)
         todo, known = _without_twins(settings.cluster, listed, done, todo, ledger, progress)
-        results = settings.cluster.stream(stages, _rows(todo, known))
+        rows = (row | {"sha256": known.get(row["video"])} for row in blank_rows(todo))
+        results = settings.cluster.stream(stages, rows)
         for batch in batches(_finished(results, settings.max_failed_share, progress)):
-            ledger.append(batch)
+            _commit(batch, ledger, embeddings)
+    if len(unseen):
+        _look(settings, unseen, ledger, embeddings)
     ledger.compact()
+    embeddings.compact()
 
 
-def _listed(source: str) -> pa.Table:
-    """video, bytes, version of the input's files, each once."""
-    listed = {v.video: v for v in list_videos(source)}
+def decode_settings(settings: ScoreSettings) -> Row:
+    """The settings that a row hangs on for good. Models may come and go: a row names its own."""
+    return {name: of for name, of in config.as_dict(settings).items() if name != "models"}
+
+
+def _unseen(done: pa.Table, ledger: Ledger, models: Models) -> pa.Array:
+    """The scored videos whose clips some model has not looked at yet."""
+    if not models.on():
+        return pa.array([], pa.string())
+    known = matched(done["video"], ledger.read(["weights"]), "video")["weights"].to_pylist()
+    lacks = [bool(models.lacks({"weights": weights})) for weights in known]
+    return done["video"].filter(pc.and_(pc.equal(done["status"], "ok"), pa.array(lacks)))
+
+
+def _look(settings: Settings, videos: pa.Array, ledger: Ledger, embeddings: Ledger) -> None:
+    """The models alone, over clips that are scored already; a row that fails stays as it was."""
+    with Progress("score", len(videos), "videos, by the models alone") as progress:
+        results = settings.cluster.stream([settings.score.models], _scored(ledger, videos))
+        failed = Counter[str]()
+        for batch in batches(_good(results, failed, settings.max_failed_share, progress)):
+            _commit(batch, ledger, embeddings)
+    if failed:
+        (worst, n), *_ = failed.most_common(1)
+        raise RunError(
+            f"the models failed on {failed.total()} of {len(videos)} videos: {worst} ({n})\n"
+            "  fix: mend the cause and run again; what is scored stays"
+        )
+
+
+def _good(
+    rows: Iterable[Row], failed: Counter[str], max_failed_share: float, progress: Progress
+) -> Iterator[Row]:
+    """The rows without an error; the others are told of and counted in `failed`."""
+    for done, row in enumerate(rows, 1):
+        progress.update(done=1, failed=int(row["error"] is not None))
+        if row["error"] is None:
+            yield row
+            continue
+        failed[row["error"]] += 1
+        progress.say(f"failed: {row['video']}: {row['error']}")
+        stop_where_most_fail(failed, done, max_failed_share, "videos")
+
+
+def _scored(ledger: Ledger, videos: pa.Array) -> Iterator[Row]:
+    """Whole rows of the ledger, a few at a time."""
+    table = ledger.read()
+    table = table.filter(pc.is_in(table["video"], value_set=videos))
+    for batch in table.to_batches(max_chunksize=100):
+        yield from batch.to_pylist()
+
+
+def _commit(rows: list[Row], ledger: Ledger, embeddings: Ledger) -> None:
+    """Embeddings first: a row that stands has them."""
+    embeddings.append([made for row in rows for made in row.pop("embeddings", [])])
+    ledger.append(rows)
+
+
+def listed_videos(settings: Settings) -> pa.Table:
+    """video, bytes, version of the input's files, each once. Raises InputError."""
+    if settings.input is None:
+        raise InputError("no input; give input=FOLDER, a video, a pattern or a list")
+    listed = {v.video: v for v in list_videos(settings.input)}
     if not listed:
-        raise InputError(f"{source}: no video in it")
+        raise InputError(f"{settings.input}: no video in it")
     rows = listed.values()
     return pa.table(
         {
@@ -79,7 +159,7 @@ def _listed(source: str) -> pa.Table:
 
 
 def _done(listed: pa.Table, ledger: Ledger, retry_failed: bool) -> pa.Table:
-    """For each listed file: status and sha256 of its row where that stands, else nulls."""
+    """For each listed file: video; status and sha256 of its row where that stands, else nulls."""
     known = ledger.read(["bytes", "version", "status", "sha256"])
     known = matched(listed["video"], known, "video")
     stands = pc.and_(
@@ -95,9 +175,8 @@ def _done(listed: pa.Table, ledger: Ledger, retry_failed: bool) -> pa.Table:
         pc.or_(pc.invert(is_copy), pc.is_in(known["sha256"], value_set=originals.combine_chunks())),
     )
     nothing = pa.scalar(None, pa.string())
-    return pa.table(
-        {name: pc.if_else(stands, known[name], nothing) for name in ("status", "sha256")}
-    )
+    facts = {name: pc.if_else(stands, known[name], nothing) for name in ("status", "sha256")}
+    return pa.table({"video": listed["video"], **facts})
 
 
 def _without_twins(
@@ -148,15 +227,14 @@ def _twins(rows: list[Row], sha256: dict[str, str]) -> list[Row]:
     return twins
 
 
-def _rows(todo: pa.Table, sha256: dict[str, str]) -> Iterator[Row]:
+def blank_rows(todo: pa.Table) -> Iterator[Row]:
     """The rows to score. Files that aren't there have their error already."""
     for batch in todo.to_batches(max_chunksize=1000):
-        for listed in batch.to_pylist():
-            yield _blank(listed) | {"sha256": sha256.get(listed["video"])}
+        yield from map(_blank, batch.to_pylist())
 
 
 def _blank(listed: Row) -> Row:
-    error = {GONE: "no such file", NO_FILE: "not a file"}.get(listed["bytes"])
+    error = WRONG.get(listed["bytes"])
     return {name: listed[name] for name in ("video", "bytes", "version")} | {"error": error}
 
 
@@ -171,13 +249,7 @@ def _finished(rows: Iterable[Row], max_failed_share: float, progress: Progress) 
             progress.say(f"failed: {row['video']}: {row['error']}")
         progress.update(done=1, failed=int(row["error"] is not None))
         yield row
-        if done >= ENOUGH_TO_JUDGE and failed.total() > max_failed_share * done:
-            worst = "; ".join(f"{error} ({n})" for error, n in failed.most_common(3))
-            raise RunError(
-                f"{failed.total()} of {done} videos failed, more than {max_failed_share:.0%}: "
-                f"{worst}\n  fix: mend the cause and run again with retry_failed=true, or go on "
-                "with max_failed_share=1"
-            )
+        stop_where_most_fail(failed, done, max_failed_share, "videos")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,13 @@ from curation.policy import check_columns, check_gate
 from curation.storage import Folder
 from pipelines.publish import made_with, publish, tables
 from pipelines.settings import Settings, main
-from pipelines.tables import SELECTION, captions_ledger, read_clips, recorded_policy
+from pipelines.tables import (
+    SELECTION,
+    captions_ledger,
+    read_clips,
+    recorded_policy,
+    videos_ledger,
+)
 from stages.selection import select, select_captioned
 
 MEASURED = tuple(c.name for c in records.SCORES if not c.model)
@@ -28,18 +34,31 @@ COSTLY = {
     "key_psnr": "Watch, on key frames",
     "key_ssim": "Watch, on key frames",
     "colourfulness": "Watch, on key frames",
+    **{c.name: "Models" for c in records.SCORES if c.model},
 }
 
 
-def check(settings: Settings, out: Folder) -> None:
-    """Refuses a policy that the ledger can't answer, before anything starts."""
-    check_columns(settings.select.policy, MEASURED)
+def check(settings: Settings, out: Folder, will_score: bool = False) -> None:
+    """Refuses a policy that the ledger can't answer, before anything starts.
+
+    will_score: `score` runs first, so what its settings measure counts as well.
+    """
+    known = {*MEASURED, *_by_models(settings, out, will_score), *settings.caption.chosen.scores}
+    check_columns(settings.select.policy, known)
     recorded = recorded_settings(out / "ledger", "videos")
     if recorded is not None:
         gate = recorded_policy(recorded["watch"]["gate"])
     else:
         gate = settings.score.watch.gate
     check_gate(settings.select.policy, gate, COSTLY)
+
+
+def _by_models(settings: Settings, out: Folder, will_score: bool) -> set[str]:
+    """The scores that models are to give, or gave, to the clips of this output."""
+    scorers = settings.score.models.on().values() if will_score else ()
+    asked = {column for scorer in scorers for column in scorer.writes}
+    given = videos_ledger(out).read(["weights"])["weights"].combine_chunks()
+    return {*asked, *pc.unique(given.keys).to_pylist()}
 
 
 def run(settings: Settings, out: Folder) -> None:
@@ -49,7 +68,7 @@ def run(settings: Settings, out: Folder) -> None:
     selection = select(
         clips, chosen.policy, seed=chosen.seed, validation_share=chosen.validation_share
     )
-    captions = captions_ledger(out, settings.caption.captioner).read()
+    captions = captions_ledger(out, settings.caption.chosen.name).read()
     selection = select_captioned(selection, captions, chosen.policy)
     (out / "ledger").write_table(SELECTION, selection)
     record_settings(out / "ledger", "selection", config.as_dict(chosen))

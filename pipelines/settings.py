@@ -6,12 +6,14 @@ import dataclasses
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
+from pydantic import StringConstraints
 
 from curation import config
 from curation.config import ConfigError
@@ -22,11 +24,17 @@ from curation.stage import OutputError, PlanError, Row
 from curation.storage import Folder, InputError
 from stages.captioner import Captioner
 from stages.measured import Measured
+from stages.models import Models
 from stages.text import Text
+from stages.vlm_openai import OpenAI
+from stages.vlm_transformers import Transformers
+from stages.vlm_vllm import Vllm
 from stages.watch import Watch
 
 COMMIT_S = 5.0  # results are committed this often
+ENOUGH_TO_JUDGE = 100  # rows; below, failures are the rows' own
 DEFAULT_CONFIG = str(Path(__file__).parent.parent / "configs/local.yaml")
+KEY_FRAMES = "key_frames"  # a million small files that are never written beside and renamed
 STOPPED = (ConfigError, PlanError, InputError, OutputError, RunError)  # said in one line, exit 1
 
 
@@ -34,6 +42,7 @@ STOPPED = (ConfigError, PlanError, InputError, OutputError, RunError)  # said in
 class ScoreSettings:
     watch: Watch = field(default_factory=Watch)
     text: Text = field(default_factory=Text)
+    models: Models = field(default_factory=Models)  # off until they are given weights
 
 
 @dataclass
@@ -45,14 +54,23 @@ class SelectSettings:
 
 @dataclass
 class CaptionSettings:
-    captioner: Literal["measured"] = "measured"  # who writes the captions
+    # who writes the captions; null: `openai` where caption.openai.url is given, else `measured`
+    captioner: Literal["measured", "openai", "vllm", "transformers"] | None = None
+    # of this set of captions (ledger/captions/NAME): sets of other models stay beside it
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     measured: Measured = field(default_factory=Measured)
+    openai: OpenAI = field(default_factory=OpenAI)
+    vllm: Vllm = field(default_factory=Vllm)
+    transformers: Transformers = field(default_factory=Transformers)
 
-    def build(self, ledger_url: str) -> Captioner:
+    @property
+    def chosen(self) -> Captioner:
         """The captioner that `captioner` names."""
-        chosen: Captioner = getattr(self, self.captioner)
-        chosen.ledger_url = ledger_url
-        return chosen
+        captioner: Captioner = getattr(
+            self, self.captioner or ("openai" if self.openai.url else "measured")
+        )
+        captioner.set_name = self.name or ""
+        return captioner
 
 
 @dataclass
@@ -64,16 +82,23 @@ class ExportSettings:
 
 
 @dataclass
+class PlanSettings:
+    videos: Annotated[int, Ge(1)] = 12  # of the input that the trial scores; more: less spread
+
+
+@dataclass
 class Settings:
     input: str | None = None  # folder, file, pattern, or .txt / .parquet list; s3:// and gs:// too
     output: str = "out/dataset"  # folder of the dataset, local or a URL
-    retry_failed: bool = False  # score the videos that failed in an earlier run once more
-    max_failed_share: Annotated[float, Gt(0), Le(1)] = 0.2  # of the videos; above it the run stops
+    retry_failed: bool = False  # do what failed in an earlier run once more: videos, captions
+    # of the videos, and of the clips to caption; above it the run stops
+    max_failed_share: Annotated[float, Gt(0), Le(1)] = 0.2
     cluster: Cluster = field(default_factory=Cluster)
     score: ScoreSettings = field(default_factory=ScoreSettings)
     select: SelectSettings = field(default_factory=SelectSettings)
     caption: CaptionSettings = field(default_factory=CaptionSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
+    plan: PlanSettings = field(default_factory=PlanSettings)
 
 
 def main(doc: str, run: Callable[[Settings, Folder], None], argv: Sequence[str]) -> None:
@@ -92,8 +117,7 @@ def main(doc: str, run: Callable[[Settings, Folder], None], argv: Sequence[str])
         settings = config.load(Settings, path, overrides)
         out = Folder(settings.output)
         with (out / "ledger").locked():
-            (out / "ledger").sweep()
-            out.sweep()
+            out.sweep(skip=KEY_FRAMES)
             run(settings, out)
     except STOPPED as e:
         lines = [shown(line, 1000) for line in str(e).splitlines()]
@@ -148,3 +172,13 @@ def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
         raise
     yield batch
+
+
+def stop_where_most_fail(failed: Counter[str], done: int, max_share: float, unit: str) -> None:
+    """Raises RunError where too many fail to be their own fault. failed: by error."""
+    if done >= ENOUGH_TO_JUDGE and failed.total() > max_share * done:
+        worst = "; ".join(f"{error} ({n})" for error, n in failed.most_common(3))
+        raise RunError(
+            f"{failed.total()} of {done} {unit} failed, more than {max_share:.0%}: {worst}\n  fix: "
+            "mend the cause and run again with retry_failed=true, or go on with max_failed_share=1"
+        )

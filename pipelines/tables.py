@@ -12,6 +12,7 @@ from curation.ledger import OF_THE_VIDEO, Ledger, flatten_clips
 from curation.policy import Policy, Range
 from curation.stage import PlanError
 from curation.storage import Folder
+from stages.selection import CAPTION_SCORES
 
 INPUT = "input.parquet"  # what the last `score` was given
 SELECTION = "selection.parquet"
@@ -24,6 +25,10 @@ def recorded_policy(rules: dict[str, Any]) -> Policy:
 
 def videos_ledger(out: Folder) -> Ledger:
     return Ledger(out / "ledger", "videos", records.schema(records.VIDEO), "video")
+
+
+def embeddings_ledger(out: Folder) -> Ledger:
+    return Ledger(out / "ledger", "embeddings", records.schema(records.EMBEDDING), "clip_id")
 
 
 def captions_ledger(out: Folder, captioner: str) -> Ledger:
@@ -87,7 +92,8 @@ def joined(clips: pa.Table, selection: pa.Table, captions: pa.Table, shards: pa.
     }
     for name in records.SCORE_NAMES:
         columns[name] = clips[name]
-    columns["text_similarity_tfidf"] = said["text_similarity_tfidf"]
+    for name in CAPTION_SCORES:
+        columns[name] = said[name]
     for name in ("caption", "sub_captions", "captioner"):
         columns[name] = said[name]
     columns["split"] = pc.if_else(kept, chosen["split"], None)

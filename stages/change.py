@@ -50,6 +50,11 @@ class Thumb:
         return block_means(cv2.absdiff(self.luma, cv2.blur(self.luma, (9, 9))))
 
     @cached_property
+    def least_contrast(self) -> np.ndarray:
+        """(h/4, w/4) float32: what `contrast` of a pair has at least, a block's motion away."""
+        return cv2.erode(self.contrast, np.ones((3, 3), np.uint8)) / 2 + NOISE
+
+    @cached_property
     def borderless(self) -> bool:
         """Whether the outermost blocks of all four sides are lit."""
         bright = self.means > DARK
@@ -85,20 +90,21 @@ def block_means(picture: np.ndarray) -> np.ndarray:
     return cv2.resize(picture.astype(np.float32, copy=False), size, interpolation=cv2.INTER_AREA)
 
 
-def may_differ(before: Thumb, after: Thumb, amount: float) -> bool:
+def may_differ(before: Thumb, after: Thumb, amount: float, like: Thumb) -> bool:
     """A cheap look at a pair: whether its change can be that large an amount at all.
 
     No motion is taken out here. Taking it out can only lessen the change, but for where the flow
-    goes astray.
+    goes astray.  like: a frame before the pair that looks much like `before`: whatever comes after
+    it, the pair has half its contrast, and most pairs end there.
     """
     residual = cv2.absdiff(before.luma, after.luma)
     size = residual.shape[1] // BLOCK, residual.shape[0] // BLOCK
     blocks = cv2.resize(residual, size, interpolation=cv2.INTER_AREA)
-    # what the amount would be if no block had any contrast and a quarter of the picture were lit
-    above = cv2.subtract(blocks, np.full_like(blocks, int(MATCHED * NOISE)))
-    if 4 * cv2.mean(above)[0] < amount * RANGE * NOISE:
+    # black borders count for nothing: a quarter of the picture at least lies inside
+    lit_share = 1.0 if like.borderless else 0.25
+    if _amount(blocks / like.least_contrast) < amount * lit_share:
         return False
-    return _amount(_relative(blocks, before, after)) >= amount
+    return _amount(_inside(_relative(blocks, before, after), before, after)) >= amount
 
 
 class Compare:
@@ -109,10 +115,10 @@ class Compare:
 
     def __call__(self, before: Thumb, after: Thumb) -> Change:
         blocks = block_means(cv2.absdiff(before.luma, after.luma))
-        relative = _relative(blocks, before, after)
+        relative = _inside(_relative(blocks, before, after), before, after)
         if _amount(relative) >= STILL:
             blocks = block_means(cv2.absdiff(self._moved(before, after), after.luma))
-            relative = _relative(blocks, before, after)
+            relative = _inside(_relative(blocks, before, after), before, after)
         changed = np.count_nonzero(relative > 1) / relative.size
         rest = float(np.median(_inside(blocks, before, after)))
         return Change(_amount(relative), changed, rest)
@@ -130,7 +136,8 @@ class Compare:
             (cv2.blur(new, wide) + NOISE) / (cv2.blur(moved, wide) + NOISE),
         )
         left = [block_means(np.abs(moved * light - new)) for light in lights]
-        return min(_amount(_relative(blocks, before, after)) for blocks in left)
+        relative = (_inside(_relative(blocks, before, after), before, after) for blocks in left)
+        return min(map(_amount, relative))
 
     def changed(self, before: Thumb, after: Thumb) -> np.ndarray:
         """(h/4, w/4) bool: blocks that changed by more than their contrast."""
@@ -189,8 +196,8 @@ def lit(before: np.ndarray, after: np.ndarray) -> tuple[slice, slice]:
 
 
 def _relative(blocks: np.ndarray, before: Thumb, after: Thumb) -> np.ndarray:
-    """(h/4, w/4) residual of each block -> the same in units of contrast, borders left out."""
-    return _inside(blocks / ((before.contrast + after.contrast) / 2 + NOISE), before, after)
+    """(h/4, w/4) residual of each block -> the same in units of contrast."""
+    return blocks / ((before.contrast + after.contrast) / 2 + NOISE)
 
 
 def _inside(blocks: np.ndarray, before: Thumb, after: Thumb) -> np.ndarray:
@@ -200,8 +207,8 @@ def _inside(blocks: np.ndarray, before: Thumb, after: Thumb) -> np.ndarray:
 
 
 def _amount(relative: np.ndarray) -> float:
-    above = np.minimum(np.maximum(relative - MATCHED, 0), RANGE)
-    return float(above.mean()) / RANGE
+    counted = np.minimum(np.maximum(relative, MATCHED), MATCHED + RANGE)
+    return (cv2.mean(counted)[0] - MATCHED) / RANGE
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:

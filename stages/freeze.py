@@ -17,7 +17,7 @@ from stages.align import cells
 SAME_SHARE = 1e-4  # of the pixels may differ in a repeat (5 of 57,600)
 # Out of full motion the encoder still refines the held picture for a second: a trickle, where the
 # frames around pour.
-TRICKLE_SHARE = 0.02
+TRICKLE_SHARE = 0.1
 POUR_SHARE = 0.3
 POP_LEVELS = 6.0  # what coding the same picture anew, in a key frame, changes in a cell of 8 x 8 px
 SETTLE_S = 0.25  # after a freeze begins, the encoder refines the picture for a few frames
@@ -52,7 +52,7 @@ class Freeze(Meter):
         change, share = _change(self._last, frame.y)
         self._change.append(change)
         self._share.append(share)
-        self._last = frame.y.copy()
+        self._last = frame.y
 
     def score(self, start_s: float, end_s: float) -> dict[str, float | None]:
         times = np.frombuffer(self._times)

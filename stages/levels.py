@@ -92,7 +92,7 @@ def look(
         light=None if light is None else level(light, LIGHT, before.light if before else None),
         brightness=light,
         colours=colours,
-        camera=_camera(segment, before.camera if before else None),
+        camera=camera_of(segment, before.camera if before else None),
         subject=_subject(segment, before.subject if before else None),
         **text,
     )
@@ -136,7 +136,8 @@ def _place(x: float, y: float) -> str:
     return f"at the {where}" if where else "in the middle"
 
 
-def _camera(segment: dict[str, Any], before: Camera | None) -> Camera | None:
+def camera_of(segment: dict[str, Any], before: Camera | None) -> Camera | None:
+    """A records.SEGMENT's camera in steps; None: not measured."""
     names = ("camera_x", "camera_y", "camera_zoom", "camera_roll", "camera_shake")
     values: list[Any] = [segment.get(name) for name in names]
     if None in values:

@@ -72,7 +72,7 @@ def graphics(looks: Sequence[np.ndarray]) -> np.ndarray | None:
     usual = _median(looks)
     usual_gradient = _gradient(usual)
     gradients = [_gradient(look) for look in looks]
-    moving = _camera_moves(gradients, usual_gradient)
+    moving = _camera_moves(looks, usual, 2) | _camera_moves(looks, usual, 4)
     # Changed since the look before, too: a camera that stopped elsewhere has one view, not many.
     before = [looks[1], *looks[:-1]]
     changed = [
@@ -120,14 +120,15 @@ def _changed(look: np.ndarray, usual: np.ndarray) -> np.ndarray:
     return cv2.min(np.abs(difference), 1.5 * local)
 
 
-def _camera_moves(gradients: list[np.ndarray], usual: np.ndarray) -> np.ndarray:
+def _camera_moves(looks: Sequence[np.ndarray], usual: np.ndarray, by: int) -> np.ndarray:
     """(looks,) bool: most edges in most blocks are new, to the usual picture and the look before.
 
-    Blocks, not pixels: a graphic has many strong edges, but in few places. Every other pixel is
-    enough to count.
+    Blocks, not pixels: a graphic has many strong edges, but in few places. by: how much smaller the
+    pictures are made for it. Small ones show the soft edges of clouds and of what is out of focus.
     """
-    thin = [np.ascontiguousarray(g[:, ::2, ::2]) for g in (usual, *gradients)]
-    height, width = thin[0].shape[1:]
+    height, width = (side // by for side in usual.shape)
+    small = [cv2.resize(p, (width, height), interpolation=cv2.INTER_AREA) for p in (usual, *looks)]
+    thin = [_gradient(p) for p in small]
     size = (max(1, width // 8), max(1, height // 8))
     moves = []
     for number, gradient in enumerate(thin[1:]):

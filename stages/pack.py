@@ -1,11 +1,14 @@
-"""Pack: cuts the clips of one planned shard and writes it, with what Presto's trainer reads.
+"""Export's two stages: each clip is cut, with what Presto's trainer reads; then shards are packed.
 
 Cutting decodes the source again, so it runs in a child process like the decode pass: a clip that
-crashes a decoder is one row with an error.
+crashes a decoder is one row with an error. A cut waits in `cuts/` until its shard is packed; a run
+that is interrupted in between finds it there.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,80 +18,149 @@ from typing import Any
 
 from curation.isolate import Isolated
 from curation.stage import BadVideo, Needs, Row, Stage
-from curation.storage import GONE, Folder, InputError, fetched, look_at
+from curation.storage import TEMPORARY, WRONG, Folder, fetched, look_at
 from stages.cut import Cut, cut
 from stages.identify import sha256_of
 from stages.presto import make_presto
-from stages.shards import ShardPlan, pack_shard, read_receipt, sign
+from stages.shards import (
+    Receipt,
+    ShardPlan,
+    check_caption,
+    pack_shard,
+    parse_receipt,
+    sign,
+    sign_clip,
+    to_json,
+)
 
-RECEIPTS = "ledger/shards"
+CUTS, RECEIPTS = "cuts", "ledger/shards"
 
 
 @dataclass
-class Pack(Stage):
+class CutClip(Stage):
+    """A clip's mp4 and, beside it, a note of what it is; also its mp4 for Presto's trainer."""
+
     out_url: str
     presto: bool
-    retry_failed: bool
     memory_gib: float = 4.0
 
     _child: Isolated | None = field(init=False, default=None, repr=False)
 
-    reads = ("plan", "clips")
-    writes = ("receipt",)
+    reads = ("clip",)
+    writes = ("made",)
     needs = Needs(cpus=1)
 
     def setup(self) -> None:
         self._child = Isolated(_run, memory_gib=self.memory_gib)
 
     def process(self, rows: list[Row]) -> list[Row]:
+        return [row | {"made": self._made(row["clip"])} for row in rows]
+
+    def _made(self, clip: Row) -> dict[str, Any]:
+        assert self._child is not None
+        out, note = Folder(self.out_url), f"{CUTS}/{clip['clip_id']}.json"
+        signature = sign_clip(clip, settings_text(self.presto))
+        if out.exists(note) and (made := json.loads(out.read(note)))["signature"] == signature:
+            return made
+        check_caption(clip)
+        _check_unchanged(clip)
+        deadline_s = _deadline_s(clip)
+        with _workplace(out, last=note) as place:
+            mp4 = str(place / _cut_name(clip["clip_id"]))
+            with fetched(clip["video"]) as source:
+                args: tuple[Any, ...] = (source, clip["start_s"], clip["end_s"], mp4)
+                done = self._child.twice("cut", (*args, clip["num_frames"]), deadline_s=deadline_s)
+            made = {"signature": signature, "cut": done, "presto": {}}
+            if self.presto:
+                known = ("clip_id", "split", "start_s", "end_s", "sub_captions")
+                args = ({key: clip[key] for key in known}, mp4, done, str(place / "presto"))
+                made["presto"] = self._child.twice("presto", args, deadline_s=deadline_s)
+            Folder(str(place)).write(note, to_json(made))
+        return made
+
+
+@dataclass
+class Pack(Stage):
+    """One shard of cuts."""
+
+    out_url: str
+    presto: bool
+
+    reads = ("plan", "clips", "cuts")  # cuts: per clip what CutClip made, or why there is none
+    writes = ("receipt",)
+    needs = Needs(cpus=1)
+
+    def process(self, rows: list[Row]) -> list[Row]:
         return [
-            row | {"receipt": self._pack(ShardPlan(**row["plan"]), row["clips"])} for row in rows
+            row | {"receipt": asdict(self._packed(ShardPlan(**row["plan"]), row))} for row in rows
         ]
 
-    def _pack(self, plan: ShardPlan, clips: dict[str, Row]) -> dict[str, Any]:
-        settings = f"presto={self.presto}"
-        out, signature = Folder(self.out_url), sign(plan, clips, settings)
-        with _workplace(out, plan, signature, self.retry_failed) as place:
+    def _packed(self, plan: ShardPlan, row: Row) -> Receipt:
+        out, cuts = Folder(self.out_url), row["cuts"]
 
-            def presto(clip: Row, mp4: Path, made: Cut) -> Row:
-                return self._presto(clip, mp4, made, place / "presto")
+        def make(clip: Row, mp4: Path) -> Cut:
+            made = cuts[clip["clip_id"]]
+            if isinstance(made, str):
+                raise BadVideo(made)
+            if out.is_local:
+                os.link(out.path(_cut_name(clip["clip_id"])), mp4)
+            else:
+                mp4.write_bytes(out.read(_cut_name(clip["clip_id"])))
+            return Cut(**made["cut"])
 
+        def also(clip: Row, mp4: Path, cut: Cut) -> Row:
+            return cuts[clip["clip_id"]]["presto"]
+
+        with _workplace(out, last=f"{RECEIPTS}/{plan.name}.json") as place:
             receipt = pack_shard(
                 plan,
-                clips,
+                row["clips"],
                 place / "shards",
                 place / RECEIPTS,
-                self._cut,
-                presto if self.presto else None,
-                settings,
-                self.retry_failed,
+                make,
+                also if self.presto else None,
+                settings_text(self.presto),
             )
-        return asdict(receipt)
+        for clip_id in plan.clip_ids:
+            out.delete(f"{CUTS}/{clip_id}.json")
+            out.delete(_cut_name(clip_id))
+        return receipt
 
-    def _cut(self, clip: Row, mp4: Path) -> Cut:
-        assert self._child is not None
-        _check_unchanged(clip)
-        with fetched(clip["video"]) as source:
-            args = (source, clip["start_s"], clip["end_s"], str(mp4), clip["num_frames"])
-            return Cut(**self._child.twice("cut", args, deadline_s=_deadline_s(clip)))
 
-    def _presto(self, clip: Row, mp4: Path, made: Cut, folder: Path) -> Row:
-        assert self._child is not None
-        known = {key: clip[key] for key in ("clip_id", "split", "start_s", "end_s", "sub_captions")}
-        args = (known, str(mp4), asdict(made), str(folder))
-        return self._child.twice("presto", args, deadline_s=_deadline_s(clip))
+def settings_text(presto: bool) -> str:
+    """What a cut and a shard depend on beside the clips."""
+    return f"presto={presto}"
+
+
+def standing(
+    out: Folder, plan: ShardPlan, clips: dict[str, Row], presto: bool, retry_failed: bool
+) -> Receipt | None:
+    """The receipt of a shard that is packed from these very clips.
+
+    retry_failed: one that lacks a clip doesn't stand.
+    """
+    name = f"{RECEIPTS}/{plan.name}.json"
+    if not out.exists(name):
+        return None
+    receipt = parse_receipt(out.read(name), out.path(name))
+    if receipt.signature != sign(plan, clips, settings_text(presto)):
+        return None
+    if retry_failed and receipt.failed:
+        return None
+    return receipt if out.size(f"shards/{plan.name}") == receipt.bytes else None
+
+
+def _cut_name(clip_id: str) -> str:
+    return f"{CUTS}/{clip_id}.mp4"
 
 
 def _check_unchanged(clip: Row) -> None:
     """Raises BadVideo where the video isn't the one that was scored: its captions tell of that."""
-    try:
-        now = look_at(clip["video"])
-    except (OSError, InputError) as e:
-        raise BadVideo(f"can't be reached: {e}") from None
+    now = look_at(clip["video"])
     if (now.bytes, now.version) == (clip["bytes"], clip["version"]):
         return
-    if now.bytes == GONE:
-        raise BadVideo("no such file")
+    if now.bytes in WRONG:
+        raise BadVideo(WRONG[now.bytes])
     with fetched(clip["video"]) as path:
         if sha256_of(path) != clip["sha256"]:
             raise BadVideo("the video changed after it was scored; run pipelines.score again")
@@ -109,31 +181,17 @@ def _run(what: str, args: tuple[Any, ...]) -> dict[str, Any]:
 
 
 @contextmanager
-def _workplace(out: Folder, plan: ShardPlan, signature: str, again: bool) -> Iterator[Path]:
-    """Where a shard is written: the output itself, or scratch that is then copied there.
+def _workplace(out: Folder, last: str) -> Iterator[Path]:
+    """Where files are made: the output itself, or scratch that is then copied there.
 
-    again: whether a shard that stands may be packed once more.
+    last: the name of the file that is copied last; with it, the others are whole.
     """
     if out.is_local:
         yield Path(out.url)
         return
-    with tempfile.TemporaryDirectory(prefix="shard-") as scratch:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as scratch:
         place = Path(scratch)
-        receipt = f"{RECEIPTS}/{plan.name}.json"
-        if out.exists(receipt) and not again:
-            (place / RECEIPTS).mkdir(parents=True)
-            (place / receipt).write_bytes(out.read(receipt))
-            known = read_receipt(place / RECEIPTS, plan.name)
-            size = out.size(f"shards/{plan.name}")
-            if known is not None and known.signature == signature and size == known.bytes:
-                # The shard stands: a file of its size, without its bytes, says so to pack_shard.
-                (place / "shards").mkdir()
-                with open(place / "shards" / plan.name, "wb") as sparse:
-                    sparse.truncate(size)
-                yield place
-                return
         yield place
-        for file in sorted(place.rglob("*")):
-            if file.is_file() and not str(file.relative_to(place)).startswith("ledger/"):
-                out.put(str(file.relative_to(place)), file)
-        out.put(receipt, place / receipt)  # last: with it, the shard is whole
+        names = [str(f.relative_to(place)) for f in place.rglob("*") if f.is_file()]
+        for name in sorted(names, key=lambda name: (name == last, name)):
+            out.put(name, place / name)

@@ -25,6 +25,7 @@ from curation.records import (
     SHARD,
     frames_sha256,
     schema,
+    still_hashes,
 )
 from curation.stage import BadVideo, OutputError, Row
 from curation.storage import TEMPORARY
@@ -158,10 +159,12 @@ def _no_nan(value: Any) -> Any:
 
 
 def check_caption(clip: Row) -> None:
-    """Raises BadVideo where the captions were not made from this clip's key frames."""
-    seen = frames_sha256([segment["key_frame_sha256"] for segment in clip["segments"]])
-    if seen != clip["frames_sha256"]:
+    """Raises BadVideo where the captions were not made from this clip's stills and span."""
+    if frames_sha256(still_hashes(clip["segments"])) != clip["frames_sha256"]:
         raise BadVideo("the caption was made from other frames; caption the clip again")
+    span_s = json.loads(clip["provenance"] or "{}").get("span_s")
+    if span_s is not None and span_s != [clip["start_s"], clip["end_s"]]:
+        raise BadVideo("the caption was made for another span; caption the clip again")
 
 
 def pack_shard(
@@ -225,14 +228,21 @@ def sign(plan: ShardPlan, clips: Mapping[str, Row], settings: str = "") -> str:
     return hashlib.sha256(to_json([settings, plan.name, members])).hexdigest()
 
 
+def sign_clip(clip: Row, settings: str = "") -> str:
+    """Of all that decides what is made of a clip."""
+    return hashlib.sha256(to_json([settings, _known(clip)])).hexdigest()
+
+
 def read_receipt(receipts: Path, name: str) -> Receipt | None:
     path = receipts / f"{name}.json"
-    if not path.exists():
-        return None
+    return parse_receipt(path.read_bytes(), str(path)) if path.exists() else None
+
+
+def parse_receipt(text: bytes, place: str) -> Receipt:
     try:
-        return Receipt(**json.loads(path.read_bytes()))
+        return Receipt(**json.loads(text))
     except (ValueError, TypeError) as error:
-        raise OutputError(f"{path} is damaged ({error}); delete it and run again") from error
+        raise OutputError(f"{place} is damaged ({error}); delete it and run again") from error
 
 
 def shards_table(receipts: Iterable[Receipt]) -> pa.Table:

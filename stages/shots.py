@@ -21,6 +21,7 @@ from stages.transitions import Blends
 WINDOW_S = 0.5  # "nearby": a flash, a passing hand or a whip pan is over
 WINDOW_FRAMES = 6  # "nearby" at low frame rates
 NEAREST = 2  # pairs on either side in which fast motion shows
+LIKE_S = 0.25  # a picture whose changes are that small looks much like itself so long
 SPIKE = 2.0  # times the largest amount nearby ...
 MIN_AMOUNT = 0.02  # ... and this much more: an object of two percent of the picture, gone
 # Where the median block changes out of the ordinary too (another moment has other noise, other
@@ -53,6 +54,7 @@ class Shots(Meter):
         self._frames: list[Thumb] = []  # the last second or so
         self._changes: list[Change | None] = []  # of each of them to the one before it, if known
         self._next = 1  # the next one to judge
+        self._like: Thumb | None = None  # a frame just before the next one
         self._cuts_s: list[float] = []
 
     def see(self, t_s: float, frame: Planes) -> None:
@@ -108,8 +110,11 @@ class Shots(Meter):
 
     def _is_cut(self, at: int) -> bool:
         before, after = self._frames[at - 1], self._frames[at]
-        if not may_differ(before, after, BACKED_AMOUNT):
+        if self._like is None or before.t_s - self._like.t_s > LIKE_S:
+            self._like = before
+        if not may_differ(before, after, BACKED_AMOUNT, self._like):
             return False  # most pairs end here: no motion is worked out
+        self._like = after
         left, right = self._nearby(at)
         here = self._change(at)
         if not is_spike(here, *(Side(self._change, places) for places in (left, right))):

@@ -2,16 +2,20 @@
 
 Where a clip lies is known only when its take has ended, so a still is kept once a second, as JPEG
 in one scratch file; the one nearest to the centre of a segment becomes its key frame. That spares
-a second decode.
+a second decode. A model of optical flow needs pairs of frames that lie much closer: for these
+another picture is kept shortly after each still.
 """
 
 from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass, field
+from math import inf
+from typing import Annotated
 
 import cv2
 import numpy as np
+from annotated_types import Gt
 
 from curation.stage import Planes
 from curation.video import colour
@@ -24,32 +28,54 @@ JPEG_QUALITY = 90
 class Stills:
     every_s: float = 1.0
     side: int = 768  # long side, px; never larger than the picture
+    # also the frame so much after each still, for optical flow by a model; null: none
+    pair_gap_s: Annotated[float, Gt(0)] | None = None
 
+    _side: int = field(init=False, repr=False, default=0)
     _times: list[float] = field(init=False, repr=False, default_factory=list)
+    _places: list[int] = field(init=False, repr=False, default_factory=list)  # among the kept
+    _next_s: float = field(init=False, repr=False, default=inf)  # when the next is due
+    _next: dict[int, tuple[float, int]] = field(init=False, repr=False, default_factory=dict)
     _kept: Scratch | None = field(init=False, repr=False, default=None)
 
-    def start(self) -> None:
-        self._times = []
+    def start(self, side: int) -> None:
+        """Forgets the last video. side: what its stills' long side is at most, px."""
+        self._side = min(side, self.side)
+        self._times, self._places, self._next = [], [], {}
         if self._kept is not None:
             self._kept.close()
         self._kept = Scratch()
 
     def see(self, t_s: float, frame: Planes) -> None:
-        if self._times and t_s < self._times[-1] + self.every_s - 1e-6:
-            return
-        assert self._kept is not None
-        self._kept.add(encode(colour(frame, self.side)))
-        self._times.append(t_s)
+        last = len(self._times) - 1
+        if last < 0 or t_s >= self._times[last] + self.every_s - 1e-6:
+            self._places.append(self._keep(frame))
+            self._times.append(t_s)
+            # A hair's tolerance, or a frame at 0.0999 s would make every gap one frame longer.
+            self._next_s = inf if self.pair_gap_s is None else t_s + self.pair_gap_s - 0.002
+        elif t_s >= self._next_s:
+            self._next[last], self._next_s = (t_s, self._keep(frame)), inf
 
-    def nearest(self, t_s: float, start_s: float, end_s: float) -> tuple[float, bytes] | None:
-        """Time and JPEG of the still nearest to t_s in [start_s, end_s); None: there is none."""
+    def _keep(self, frame: Planes) -> int:
+        assert self._kept is not None
+        self._kept.add(encode(colour(frame, self._side)))
+        return len(self._kept) - 1
+
+    def nearest(self, t_s: float, start_s: float, end_s: float) -> list[tuple[float, bytes]]:
+        """The still nearest to t_s in [start_s, end_s), and the frame kept after it: time, JPEG.
+
+        Empty where there is no still; the still alone where no other is kept inside.
+        """
         first = bisect.bisect_left(self._times, start_s - 1e-6)
         last = bisect.bisect_left(self._times, end_s - 1e-6)
         if first == last:
-            return None
+            return []
         assert self._kept is not None
         best = min(range(first, last), key=lambda i: abs(self._times[i] - t_s))
-        return self._times[best], self._kept[best]
+        found = [(self._times[best], self._places[best])]
+        if best in self._next and self._next[best][0] < end_s - 1e-6:
+            found.append(self._next[best])
+        return [(seen_s, self._kept[place]) for seen_s, place in found]
 
 
 def encode(bgr: np.ndarray) -> bytes:

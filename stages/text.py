@@ -19,7 +19,9 @@ from annotated_types import Ge
 from curation.stage import Needs, Row, Stage
 from curation.storage import Folder
 
-DETECT_PX = 200_000  # area a frame is reduced to for detection, px: lines of 3 % of the height show
+# Areas a frame is reduced to for detection, px. Lines of 4 % of the height show at a glance; where
+# there are any, those of 3 % are looked for too.
+GLANCE_PX, DETECT_PX = 115_000, 200_000
 READ_PX = 520_000  # the same where text shall be read, px: 960 x 540
 TALL_LINE = 0.10  # of the shorter side: a box taller than this must be readable to count
 MAX_LINES = 8  # read per frame, largest first: .03 CPU-s each
@@ -50,11 +52,7 @@ class Ocr:
 
     def find_text(self, bgr: np.ndarray) -> list[np.ndarray]:
         """Boxes of text, (4, 2) px of `bgr`, clockwise from the top left; textures taken out."""
-        small, scale = reduced(bgr, DETECT_PX)
-        found = self._engine(small, use_det=True, use_cls=False, use_rec=False)
-        boxes = (
-            [] if found.boxes is None else [np.asarray(b, np.float32) / scale for b in found.boxes]
-        )
+        boxes = self._detect(bgr, GLANCE_PX) and self._detect(bgr, DETECT_PX)
         tall_px = TALL_LINE * min(bgr.shape[:2])
         tall = sorted((b for b in boxes if _size(b)[1] > tall_px), key=_area, reverse=True)
         read = [b for b in tall[:MAX_TALL] if self._readable(bgr, b)]
@@ -62,13 +60,16 @@ class Ocr:
 
     def read_text(self, bgr: np.ndarray) -> list[TextLine]:
         """What the picture says in its MAX_LINES largest lines, in reading order."""
-        frame, scale = reduced(bgr, READ_PX)
-        found = self._engine(frame, use_det=True, use_cls=False, use_rec=False)
-        boxes = (
-            [] if found.boxes is None else [np.asarray(b, np.float32) / scale for b in found.boxes]
-        )
+        boxes = self._detect(bgr, READ_PX)
         largest = sorted(range(len(boxes)), key=lambda i: -_size(boxes[i])[1])[:MAX_LINES]
         return [(*self._read(bgr, boxes[i]), boxes[i]) for i in sorted(largest)]
+
+    def _detect(self, bgr: np.ndarray, area_px: int) -> list[np.ndarray]:
+        small, scale = reduced(bgr, area_px)
+        found = self._engine(small, use_det=True, use_cls=False, use_rec=False)
+        return (
+            [] if found.boxes is None else [np.asarray(b, np.float32) / scale for b in found.boxes]
+        )
 
     def _read(self, bgr: np.ndarray, box: np.ndarray) -> tuple[str, float]:
         """Text and confidence of one line; nothing and 0 where there is none."""

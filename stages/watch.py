@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Annotated, Any
+from itertools import islice, pairwise
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
@@ -18,9 +19,9 @@ from annotated_types import Ge, Gt
 from curation import measures
 from curation.policy import Policy, decide
 from curation.records import CAPTION, SCORE_NAMES, SCORES, Column, clip_id, segment_spans
-from curation.stage import Meter, Needs, Row, Stage
+from curation.stage import Meter, Needs, Planes, Row, Stage
 from curation.storage import Folder, fetched
-from curation.video import Limits, Reader
+from curation.video import Limits, Reader, VideoHead
 from stages.fingerprint import Fingerprint
 from stages.freeze import Freeze
 from stages.identify import sha256_of
@@ -31,7 +32,9 @@ from stages.shots import Shots
 from stages.stills import Stills, decode_small, shrink
 from stages.takes import find_takes, place_clips
 from stages.text import Text
+from stages.transnet import TransNet
 
+BATCH = 16  # frames shown to one meter after the other: its code and data stay in the CPU's caches
 COMPARED_WIDTH = 320  # px, of key frames that are compared with each other
 THUMB_SIDE = 240  # px, of key frames below the gate: for the report alone
 KEY_SCORES = ("key_psnr", "key_ssim", "colourfulness")
@@ -45,10 +48,13 @@ class Watch(Stage):
     clip_s: Annotated[float, Gt(0)] = 15.0  # length of a clip; a shorter take gives none
     max_clip_s: Annotated[float, Gt(0)] = 15.0  # larger: fewer, longer clips that use up the take
     segments: Annotated[int, Ge(1)] = 5  # of a clip: each has a key frame and a sub-caption
+    neighbours: Annotated[int, Ge(0)] = 2  # stills stored of a segment beside its key frame
     guard_frames: Annotated[int, Ge(0)] = 2  # taken off at a detected boundary
     gate: Policy = field(default_factory=Policy)
     limits: Limits = field(default_factory=Limits)
+    detector: Literal["shots", "transnet"] = "shots"  # who finds where takes end
     shots: Shots = field(default_factory=Shots)
+    transnet: TransNet = field(default_factory=TransNet)
     motion: Motion = field(default_factory=Motion)
     light: Light = field(default_factory=Light)
     freeze: Freeze = field(default_factory=Freeze)
@@ -68,6 +74,18 @@ class Watch(Stage):
     )
     needs = Needs(cpus=1, isolated=True)
 
+    def __post_init__(self) -> None:
+        if self.detector == "transnet":
+            self.needs = Needs(cpus=1, gpus=self.transnet.gpus, isolated=True)  # type: ignore[misc]
+
+    def setup(self) -> None:
+        if self.detector == "transnet":
+            self.transnet.load()
+
+    @property
+    def cuts(self) -> Shots | TransNet:
+        return self.transnet if self.detector == "transnet" else self.shots
+
     def deadline_s(self, row: Row) -> float:
         # By the file's size, since its header may lie: 10 kB of video a second is little.
         return 120.0 + max(row["bytes"], 0) / 1e4
@@ -81,7 +99,7 @@ class Watch(Stage):
             sha256 = sha256_of(path)
             with Reader(path, self.limits) as reader:
                 self._see_all(reader)
-        transitions = self.shots.transitions()
+        transitions = self.cuts.transitions()
         times = reader.times_s
         takes = find_takes(
             transitions.cuts_s, transitions.gradual, times, reader.end_s, self.guard_frames
@@ -110,17 +128,31 @@ class Watch(Stage):
         return facts
 
     def _meters(self) -> list[Meter]:
-        return [self.shots, self.motion, self.light, self.freeze, self.overlay, self.fingerprint]
+        return [self.cuts, self.motion, self.light, self.freeze, self.overlay, self.fingerprint]
 
     def _see_all(self, reader: Reader) -> None:
-        self.stills.start()
+        self.stills.start(self._still_side(reader.head))
         meters = self._meters()
         for meter in meters:
             meter.start(reader.head.facts())
-        see = [meter.see for meter in meters] + [self.stills.see]
+        frames = self._planes(reader)
+        while batch := list(islice(frames, BATCH)):
+            for meter in meters:
+                for t_s, planes in batch:
+                    meter.see(t_s, planes)
+
+    def _still_side(self, head: VideoHead) -> int:
+        """Of a video too small for the gate, key frames are for the report alone."""
+        size = {"width": head.width, "height": head.height}
+        gate = Policy({name: rule for name, rule in self.gate.items() if name in size})
+        return THUMB_SIDE if decide(size, gate) else self.stills.side
+
+    def _planes(self, reader: Reader) -> Iterator[tuple[float, Planes]]:
+        """The frames, once the stills saw them, with the decoder's picture where it is looked at."""
+        in_colour = self.cuts is self.transnet
         for t_s, frame in reader.frames():
-            for each in see:
-                each(t_s, frame)
+            self.stills.see(t_s, frame)
+            yield t_s, frame if in_colour else Planes(frame.y)
 
     def _spans(self, take: tuple[float, float], reader: Reader) -> list[tuple[float, float]]:
         """The clips of a take; of one too short for any, the take itself."""
@@ -172,8 +204,8 @@ class Watch(Stage):
             segment: Row = {"start_s": a, "end_s": b}
             segment |= self.motion.segment(start_s, end_s) | self.light.segment(start_s, end_s)
             still = self.stills.nearest((start_s + end_s) / 2, clip["start_s"], clip["end_s"])
-            if still is not None and stored:
-                t_s, jpeg = still
+            if still and stored:
+                t_s, jpeg = still[0]
                 if passed:
                     pictures.append(decode_small(jpeg, COMPARED_WIDTH))
                 else:
@@ -183,9 +215,35 @@ class Watch(Stage):
                 segment["key_frame_s"] = t_s - clip["start_s"]
                 segment["key_frame"] = name
                 segment["key_frame_sha256"] = hashlib.sha256(jpeg).hexdigest()
+                if passed and len(still) > 1:
+                    name = name.replace(".jpg", "_next.jpg")
+                    Folder(self.ledger_url).write(name, still[1][1], durable=False)
+                    segment["next_frame_s"] = still[1][0] - clip["start_s"]
+                    segment["next_frame"] = name
+                if passed:
+                    segment["neighbours"] = self._neighbours(clip, number, (start_s, end_s), t_s)
             clip["segments"].append(segment)
         if pictures:
             clip |= _key_scores(pictures)
+
+    def _neighbours(
+        self, clip: Row, number: int, span: tuple[float, float], key_s: float
+    ) -> list[Row]:
+        """Stores stills of a segment beside its key frame, spread over its time, for captioners."""
+        start_s, end_s = span
+        spread = segment_spans(end_s - start_s, self.neighbours + 1)  # the key frame is one of them
+        found = {key_s: b""}
+        for a, b in spread:
+            for t_s, jpeg in self.stills.nearest(start_s + (a + b) / 2, start_s, end_s)[:1]:
+                found.setdefault(t_s, jpeg)
+        del found[key_s]
+        rows = []
+        for place, (t_s, jpeg) in enumerate(sorted(found.items())[: self.neighbours]):
+            name = f"key_frames/{clip['clip_id'][:2]}/{clip['clip_id']}_{number}_{place}.jpg"
+            Folder(self.ledger_url).write(name, jpeg, durable=False)
+            sha256 = hashlib.sha256(jpeg).hexdigest()
+            rows.append({"s": t_s - clip["start_s"], "file": name, "sha256": sha256})
+        return rows
 
 
 def _cause(column: Column, clip: Row) -> str:

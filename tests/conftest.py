@@ -7,6 +7,11 @@ import pytest
 from tests.small_input import draw_small_input
 from tests.whole_run import Ended, curate, ended
 
+# The tests' own S3 server takes any key; Ray's workers know what is set before they start.
+os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")
+os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
+os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
+
 VIDEOS = Path(os.environ.get("LONGTAKE_VIDEOS", Path(__file__).parent.parent / "../shared/videos"))
 
 

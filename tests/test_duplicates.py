@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from curation.stage import Planes, VideoFacts
 from stages.duplicates import better_of, duplicates, groups, pairs, prints
 from stages.fingerprint import CODE, SIDE, Fingerprint, codes
+from tests import drawn
 
 TICKS = 60  # 15 s
 
@@ -263,6 +264,43 @@ def test_real_copies_are_paired_and_retimed_footage_of_the_same_road_is_not(tmp_
     hits, truth, false = check_real(names, tmp_path, list(COPIES)[1:3])
     assert truth >= 6
     assert (hits, false) == (truth, 0)
+
+
+def drawn_take(seed: int):
+    """16 s of a picture under a hand's camera, with things that pass: (seconds, luma)."""
+    still, tremor = drawn.picture(seed), drawn.shake(seed, 20)
+    things = [drawn.cutout(10 * seed + i, 60) for i in range(3)]
+    rng = np.random.default_rng(seed)
+    path, pace = rng.uniform(0, 6.28, (3, 2)), rng.uniform(0.3, 1.2, (3, 2))
+    for t in drawn.times(16, 12):
+        dx, dy = tremor(t)
+        frame = drawn.view(still, (500 + 15 * t + dx, 400 + dy, 1, 0), (320, 180))
+        for thing, phase, rate in zip(things, path, pace, strict=True):
+            x, y = np.sin(phase + rate * t)
+            drawn.paste(frame, thing, 160 + 130 * x, 90 + 60 * y)
+        yield t, np.clip(frame, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.slow
+def test_drawn_copies_are_found_with_precision_and_recall_of_95_percent(tmp_path):
+    column, takes = [], []
+    for seed in range(20):
+        frames = list(drawn_take(seed))
+        for number, how in enumerate(("low quality", "half the size, trimmed", None)):
+            path = tmp_path / f"{seed}-{number}.mp4"
+            if how:
+                encoded(frames, str(path), *COPIES[how])
+            version = decoded(str(path)) if how else frames
+            meter = Fingerprint()
+            meter.start(VideoFacts(640, 360, 12, 320, 180))
+            for t, luma in version:
+                meter.see(t, Planes(luma))
+            column.append(meter.bytes_of(0, 13))
+            takes.append(seed)
+    found = pairs(prints(pa.chunked_array([pa.array(column)])), np.arange(len(column)))
+    right = sum(takes[i] == takes[j] for i, j in found.tolist())
+    assert right >= 0.95 * 20 * 3
+    assert len(found) - right <= 0.05 * right
 
 
 @real

@@ -8,11 +8,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from training.torchvision_fix import fix_torchvision
+
 from training import evaluate
 from training.evaluate import BadSample, Video, is_dynamic, main, motion_and_steps, summary
 from training.sample import SampleConfig, about, write_mp4
 from training.system import Script
-from training.torchvision_fix import fix_torchvision
 from training.weights import BadWeights
 
 rng = np.random.default_rng(1)

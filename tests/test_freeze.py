@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 
 from stages.freeze import Freeze, frozen_stretches
-from tests.drawn import decoded, encoded, noisy, picture, planes, times, view, watch
+from tests.drawn import (
+    cutout,
+    decoded,
+    encoded,
+    noisy,
+    paste,
+    picture,
+    planes,
+    shake,
+    times,
+    view,
+    watch,
+)
 
 
 def moving(seed: int, seconds: float, fps: float = 25.0):
@@ -76,3 +88,43 @@ def test_a_span_without_frames_has_no_score():
     meter = Freeze()
     watch([meter], planes(noisy(moving(7, 1), 1.0)))
     assert meter.score(5.0, 6.0) == {"frozen_share": None, "frozen_longest_s": None}
+
+
+def drawn_take(seed: int):
+    """4 s with noise: a pan, a hand, a tripod before which a thing moves, or before a still scene;
+    with pulldown, or at 10 frames a second.
+    """
+    rng, still, thing = np.random.default_rng(seed), picture(seed + 50), cutout(seed, 130)
+    kind, tremor, speed = ("pan", "hand", "thing", "still")[seed % 4], shake(seed, 4), 30 + seed
+    fps = (25, 25, 10, 30)[seed // 4 % 4]
+    frames = []
+    for t in times(4, fps):
+        dx, dy = tremor(t) if kind == "hand" else (speed * (t - 2) * (kind == "pan"), 0)
+        frame = view(still, (800 + dx, 500 + dy, 1.1, 0))
+        if kind == "thing":
+            paste(frame, thing, 100 + speed * t, 180)
+        frames.append(frame)
+    frames = list(noisy(frames, rng.uniform(1, 4), seed))
+    if fps == 30:  # 24 a second shown at 30: every fifth twice
+        frames = [frames[i - (i % 5 == 4)] for i in range(len(frames))]
+    return frames, fps, 18 + 3 * (seed % 6)
+
+
+@pytest.mark.slow
+def test_freezes_have_precision_and_recall_of_95_percent_on_drawn_takes():
+    """A hold before a tripod is in the picture what a thing that pauses is: not asked for here."""
+    missed, false = [], []
+    for seed in range(40):
+        frames, fps, crf = drawn_take(seed)
+        if score(frames, fps, crf)["frozen_share"]:
+            false.append(seed)
+        if seed % 4 > 1:
+            continue
+        rng = np.random.default_rng(seed)
+        first, held = int(rng.uniform(0.6, 1.4) * fps), int(rng.uniform(0.7, 2.4) * fps)
+        frames[first : first + held] = [frames[first]] * held
+        found = score(frames, fps, crf)["frozen_longest_s"]
+        if abs(found - held / fps) > 0.3:
+            missed.append((seed, round(held / fps, 2), round(found, 2)))
+    assert len(missed) <= 1, missed  # of 20
+    assert len(false) <= 1, false  # of 40

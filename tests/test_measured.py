@@ -45,7 +45,13 @@ def clip_of(folder, frames: list[np.ndarray], clip_id: str = "c0", **measured) -
             | facts
             | given
         )
-    return {"clip_id": clip_id, "video": "v.mp4", "segments": segments}
+    return {
+        "clip_id": clip_id,
+        "video": "v.mp4",
+        "start_s": 2.0,
+        "end_s": 17.0,
+        "segments": segments,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +191,11 @@ def test_a_captioner_must_say_something_of_every_segment_and_of_the_whole(tmp_pa
 def test_texts_that_failed_a_check_for_good_stay_to_be_seen(tmp_path):
     row = parroted(tmp_path, Captions(["a", "b"], "c", "too alike", {"attempts": 3}))
     assert (row["rejected"], row["error"], row["caption"]) == ("too alike", None, "c")
-    assert json.loads(row["provenance"]) == {"model": "parrot-1", "attempts": 3}
+    assert json.loads(row["provenance"]) == {
+        "model": "parrot-1",
+        "attempts": 3,
+        "span_s": [2.0, 17.0],
+    }
 
 
 def test_what_a_captioner_raises_is_the_rows_error(tmp_path):

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from curation.torchvision_fix import fix_torchvision
 from training import sca
 from training.attention import usable_backends
 from training.layers import place_table, rope_table, rotate
 from training.model import ModelConfig, Presto, Shard, Text, forward_flops
-from training.torchvision_fix import fix_torchvision
 
 SMALL = ModelConfig(
     num_layers=2,

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -226,12 +227,22 @@ def test_a_policy_looser_than_the_gate_is_refused(dataset, capsys):
     assert "looser than the gate" in text
 
 
-def test_the_papers_table_is_refused_before_the_start_with_its_columns(capsys, tmp_path):
-    table = "configs/longtake_hd_pretrain.yaml"
-    path = os.path.join(os.path.dirname(os.path.dirname(__file__)), table)
-    code, text = said(capsys, "curate", path, "input=/nowhere", f"output={tmp_path}/out")
+@pytest.mark.parametrize("name", ["longtake_hd_pretrain", "longtake_hd_finetune", "cluster"])
+def test_configurations_with_models_are_refused_before_the_start_with_how_to_get_them(
+    capsys, tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)  # weights/ is looked for here
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    zoo.draw(tmp_path / "a.mp4", frames=3)
+    path = str(Path(__file__).parent.parent / "configs" / f"{name}.yaml")
+    code, text = said(capsys, "curate", path, "input=a.mp4", f"output={tmp_path}/out")
     assert code == 1
-    assert "aesthetic_laion_l14, motion_raft, key_lpips" in text
+    assert "score.models.clip.weights: open_clip_model.safetensors of timm/vit_large" in text
+    assert "hf download timm/vit_large_patch14_clip_224.openai open_clip_model.safet" in text
+    off = "score.models.clip.weights=null"
+    code, text = said(capsys, "curate", path, "input=a.mp4", f"output={tmp_path}/out", off)
+    assert "aesthetic_laion_l14" in text
+    assert "score.models.clip.aesthetics" in text
 
 
 @pytest.mark.parametrize(

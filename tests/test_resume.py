@@ -62,7 +62,7 @@ def test_a_driver_killed_while_scoring_and_while_exporting_loses_nothing(dataset
     process = curate(dataset.source, out)
     assert kill_when(process, files(out, "ledger/key_frames/*/*_2.jpg"))
     process = curate(dataset.source, out)
-    assert kill_when(process, files(out, "shards/.tmp-*/*.mp4"))
+    assert kill_when(process, files(out, "cuts/.tmp-*"))
     assert leftovers(out)
     last = ended(curate(dataset.source, out))
     assert last.code == 0, last.err
@@ -81,6 +81,8 @@ def test_a_driver_killed_while_scoring_and_while_exporting_loses_nothing(dataset
         "ledger/selection.parquet",
         "ledger/captions/measured",
         "ledger/captions/measured/part-*",
+        "cuts/*.mp4",
+        "cuts/*.json",
         "shards/*",
         "shards/*.tar",
         "presto/videos/*.mp4",
@@ -102,7 +104,7 @@ def test_a_driver_killed_anywhere_loses_nothing(dataset, tmp_path, pattern):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["ray::Worker", "curation.isolate"])
-@pytest.mark.parametrize("pattern", ["ledger/key_frames/*/*", "shards/.tmp-*/*.mp4"])
+@pytest.mark.parametrize("pattern", ["ledger/key_frames/*/*", "cuts/.tmp-*"])
 def test_a_worker_or_its_child_killed_costs_nothing(dataset, tmp_path, victim, pattern):
     out = tmp_path / "out"
     process = curate(dataset.source, out)
@@ -195,10 +197,11 @@ def test_a_failed_video_is_tried_again_only_when_asked(tmp_path, cluster):
     run = settings(listed, out)
     score.run(run, Folder(run.output))
     assert videos(out)["late.mp4"] == ("failed", "no such file")
+    parts = set((out / "ledger/videos").iterdir())
     score.run(run, Folder(run.output))
-    assert len(list((out / "ledger/videos").iterdir())) == 1  # nothing was done
+    assert set((out / "ledger/videos").iterdir()) == parts  # nothing was done
     score.run(settings(listed, out, "retry_failed=true"), Folder(run.output))
-    assert len(list((out / "ledger/videos").iterdir())) == 2
+    assert len(list((out / "ledger/videos").iterdir())) == len(parts) + 1
     video(source / "late.mp4", scene(2))  # it changed by coming: no need to ask
     score.run(run, Folder(run.output))
     assert videos(out)["late.mp4"] == ("ok", None)

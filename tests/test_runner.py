@@ -1,3 +1,4 @@
+import asyncio
 import os
 import signal
 import time
@@ -7,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from curation.runner import RunError
-from curation.stage import BadVideo, Needs, OutputError, PlanError, Stage, check_plan
+from curation.stage import (
+    BadVideo,
+    Needs,
+    OutputError,
+    PlanError,
+    Stage,
+    Unavailable,
+    check_plan,
+)
 
 
 @dataclass
@@ -17,6 +26,11 @@ class Double(Stage):
 
     def process(self, rows):
         return [row | {"doubled": 2 * row["n"]} for row in rows]
+
+
+def kill(number):
+    os.kill(os.getpid(), number)
+    time.sleep(5)  # another thread may be the one that gets it
 
 
 @dataclass
@@ -35,13 +49,13 @@ class Trouble(Stage):
                 case "full":
                     raise OutputError("disk full")
                 case "crash":
-                    os.kill(os.getpid(), signal.SIGSEGV)
+                    kill(signal.SIGSEGV)
                 case "hang":
                     time.sleep(60)
                 case "once":  # kills the first worker that it meets
                     if not Path(row["mark"]).exists():
                         Path(row["mark"]).touch()
-                        os.kill(os.getpid(), signal.SIGKILL)
+                        kill(signal.SIGKILL)
         return rows
 
 
@@ -123,3 +137,91 @@ class NeverReady(Stage):
 def test_a_stage_that_cannot_be_set_up_stops_the_run_and_fails_no_row(cluster):
     with pytest.raises(RunError, match=r"NeverReady: the isolated worker did not start: .*weights"):
         list(cluster.stream([NeverReady()], rows(3)))
+
+
+@dataclass
+class Together(Trouble):
+    """Takes rows in lists, and says how many came with each."""
+
+    needs = Needs(rows=4)
+
+    def process(self, rows):
+        return [row | {"together": len(rows)} for row in super().process(rows)]
+
+
+def test_rows_come_in_lists_where_a_stage_wants_them_and_a_bad_one_costs_no_other(cluster):
+    trouble = {"row3": {"trouble": "bad"}, "row9": {"trouble": "bug"}}
+    done = {r["n"]: r for r in cluster.stream([Double(), Together()], rows(20, **trouble))}
+    assert sorted(done) == list(range(20))
+    assert all(r["doubled"] == 2 * n for n, r in done.items())
+    assert {n: r["error"] for n, r in done.items() if r["error"]} == {
+        3: "no moov",
+        9: "Together: KeyError: 'x'",
+    }
+    first = {r["n"]: r for r in cluster.stream([Together()], rows(20))}
+    assert max(r["together"] for r in first.values()) == 4
+
+
+def test_a_row_of_a_list_that_kills_its_worker_is_named_alone(cluster):
+    done = {
+        r["n"]: r["error"] for r in cluster.stream([Together()], rows(8, row5={"trouble": "crash"}))
+    }
+    assert done.pop(5) == "it killed its worker twice"
+    assert set(done.values()) == {None}
+    assert len(done) == 7
+
+
+@dataclass
+class Waiting(Trouble):
+    """Waits for something that is there only when `together` rows are under way at once."""
+
+    together: int = 8
+    needs = Needs(at_once=8, workers=1)
+
+    def setup(self):
+        self.under_way, self.enough = 0, asyncio.Event()
+
+    def deadline_s(self, row):
+        return 3.0
+
+    async def process_one(self, row):
+        self.under_way += 1
+        if self.under_way >= self.together:
+            self.enough.set()
+        await self.enough.wait()
+        if row.get("trouble") == "gone":
+            raise Unavailable("the server is gone")
+        if row.get("trouble") == "hang":
+            await asyncio.sleep(60)
+        self.process([row])
+        return row | {"worker": os.getpid()}
+
+
+def test_rows_that_wait_are_under_way_together_in_as_many_workers_as_the_stage_says(cluster):
+    done = list(cluster.stream([Double(), Waiting()], rows(30)))
+    assert sorted(r["n"] for r in done) == list(range(30))
+    assert all(r["error"] is None and r["doubled"] == 2 * r["n"] for r in done)
+    assert len({r["worker"] for r in done}) == 1
+
+
+def test_a_bug_a_bad_input_and_a_hang_among_waiting_rows_cost_one_row_each(cluster):
+    trouble = {f"row{i}": {"trouble": t} for i, t in enumerate(["bug", "hang", "bad"])}
+    done = {r["n"]: r["error"] for r in cluster.stream([Waiting(4)], rows(12, **trouble))}
+    assert "KeyError" in done[0]
+    assert done[1] == "no result after 3 s"
+    assert done[2] == "no moov"
+    assert [done[n] for n in range(3, 12)] == [None] * 9
+
+
+@pytest.mark.parametrize("trouble", ["crash", "once"])
+def test_a_worker_that_dies_with_many_rows_under_way_loses_none_of_them(cluster, tmp_path, trouble):
+    row = {"trouble": trouble, "mark": str(tmp_path / "mark")}
+    done = {r["n"]: r["error"] for r in cluster.stream([Waiting(1)], rows(20, row5=row))}
+    assert done.pop(5) == ("it killed its worker twice" if trouble == "crash" else None)
+    assert sorted(done) == [n for n in range(20) if n != 5]
+    assert set(done.values()) == {None}
+
+
+def test_what_a_stage_needs_and_is_gone_stops_the_run(cluster):
+    with pytest.raises(RunError, match="Waiting: the server is gone"):
+        list(cluster.stream([Waiting(1)], rows(6, row2={"trouble": "gone"})))

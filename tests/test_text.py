@@ -204,4 +204,5 @@ def test_looking_for_text_costs_little(ocr):
     started = time.process_time()
     for _ in range(5):
         ocr.find_text(bgr)
-    assert (time.process_time() - started) / 5 < 0.2  # CPU-s; .08 on the machine it was built on
+    # CPU-s, on a machine however busy; the detector left to scale frames up takes 15 times as much
+    assert (time.process_time() - started) / 5 < 0.6

@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from curation.torchvision_fix import fix_torchvision
 from training.model import ModelConfig, Presto
-from training.torchvision_fix import fix_torchvision
 from training.weights import BadWeights, export, load, read_config
 
 SMALL = ModelConfig(

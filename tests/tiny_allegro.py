@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from training.torchvision_fix import fix_torchvision
+from curation.torchvision_fix import fix_torchvision
 
 WIDTH = 16
 

@@ -42,8 +42,8 @@ def start(module: str, *args: str, **env: str) -> subprocess.Popen[str]:
     )
 
 
-def ended(process: subprocess.Popen[str]) -> Ended:
-    out, err = process.communicate(timeout=240)
+def ended(process: subprocess.Popen[str], within_s: float = 240) -> Ended:
+    out, err = process.communicate(timeout=within_s)
     return Ended(process.returncode, out, err)
 
 

@@ -18,9 +18,9 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from curation.torchvision_fix import fix_torchvision
 from training.clips import Size
 from training.model import Text
-from training.torchvision_fix import fix_torchvision
 from training.weights import BadWeights
 
 # the codec works on tiles that overlap: frames, rows, columns, and from one tile to the next

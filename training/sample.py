@@ -7,8 +7,8 @@
 CHECKPOINT is one of training.train, or a folder of Allegro's or Presto's weights. CAPTIONS.json is
 a list of texts, which share the time evenly, or of {"start_s", "end_s", "text"}; a clip's own JSON
 (its sub_captions) does too. PROMPTS.jsonl has {"name", "cap": [texts]} a line, as the test prompts
-of Presto's authors. The same seed gives the same video. fps=24 fills the time between the network's
-frames by motion.
+of Presto's authors and what pipelines.split writes. The same seed gives the same video. fps=24
+fills the time between the frames of the network by motion.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def read_script(texts: Sequence[str], duration_s: float) -> Script:
             raise ConfigError(f"{texts[0]}: no such file; expected captions as JSON") from None
         except ValueError as error:
             raise ConfigError(f"{texts[0]}: not valid JSON: {error}") from None
-        parts = parts.get("sub_captions") if isinstance(parts, dict) else parts
+        parts = parts.get("sub_captions", parts.get("cap")) if isinstance(parts, dict) else parts
     if isinstance(parts, list) and parts and all(isinstance(p, str) for p in parts):
         return Script(segment_spans(duration_s, len(parts)), parts)
     try:

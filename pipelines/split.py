@@ -1,0 +1,101 @@
+"""Split: an idea of a clip becomes five progressive sub-captions, by the model that captions.
+
+    python -m pipelines.split OUT.json "PROMPT" [CONFIG] [key=value …]
+    python -m pipelines.split OUT.jsonl PROMPTS.txt [CONFIG] [key=value …]
+
+Gives a line of JSON per prompt, {"name", "prompt", "cap": [five texts]}, as training.sample and the
+trainer that Presto's authors released read it. PROMPTS.txt has a prompt per line. The model is the
+one under `caption:`, for example caption.openai.url=http://HOST:8000/v1 caption.openai.model=NAME.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from curation import config
+from curation.config import ConfigError
+from curation.progress import shown
+from curation.stage import Unavailable
+from curation.storage import Folder, InputError
+from pipelines.settings import DEFAULT_CONFIG, STOPPED, Settings
+from stages.vlm import Unusable, Vlm
+
+AT_ONCE = 64  # prompts
+
+
+def split(settings: Settings, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    """A row per prompt; one that no answer was fit for has `error` instead of `cap`."""
+    writer = settings.caption.chosen
+    if not isinstance(writer, Vlm):
+        raise ConfigError(
+            f"the captioner `{writer.captioner}` can't write of what it doesn't see; give a model: "
+            "caption.openai.url=http://HOST:8000/v1 caption.openai.model=NAME"
+        )
+    writer.check()
+    writer.setup()
+    return asyncio.run(_split_all(writer, settings, prompts))
+
+
+async def _split_all(writer: Vlm, settings: Settings, prompts: Sequence[str]) -> list[Any]:
+    watch, room = settings.score.watch, asyncio.Semaphore(AT_ONCE)
+
+    async def one(prompt: str) -> dict[str, Any]:
+        name = hashlib.sha256(prompt.encode()).hexdigest()[:12]
+        async with room:
+            try:
+                parts = await writer.split(prompt, watch.segments, watch.clip_s)
+            except Unavailable:
+                raise
+            except Exception as error:  # one prompt's trouble
+                kind = "" if isinstance(error, Unusable) else f"{type(error).__name__}: "
+                return {"name": name, "prompt": prompt, "error": f"{kind}{error}"}
+        return {"name": name, "prompt": prompt, "cap": parts}
+
+    try:
+        return list(await asyncio.gather(*(one(prompt) for prompt in prompts)))
+    finally:
+        await writer.close()
+
+
+def read_prompts(given: str) -> list[str]:
+    """A prompt, or those in the lines of a .txt file."""
+    if not given.endswith(".txt"):
+        return [given] if given.strip() else []
+    try:
+        return [line for line in Path(given).read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{given}: can't be read as prompts, one per line: {error}") from None
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) < 2 or "-h" in argv or "--help" in argv:
+        sys.exit((__doc__ or "").strip())
+    target, given, *rest = argv
+    own_config = bool(rest) and "=" not in rest[0]
+    path, overrides = (rest[0], rest[1:]) if own_config else (DEFAULT_CONFIG, rest)
+    try:
+        prompts = read_prompts(given)
+        if not prompts:
+            raise InputError("no prompt given")
+        rows = split(config.load(Settings, path, overrides), prompts)
+        done = [row for row in rows if "cap" in row]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done)
+        if done:
+            Folder(str(Path(target).parent)).write(Path(target).name, lines.encode())
+    except (*STOPPED, Unavailable) as error:
+        sys.exit(f"{type(error).__name__}: {shown(error, 1000)}")
+    for row in rows:
+        if "error" in row:
+            print(f"failed: {shown(row['prompt'], 60)}: {shown(row['error'])}", file=sys.stderr)
+    print(f"{len(done)} of {len(rows)} prompts split" + (f" -> {target}" if done else ""))
+    sys.exit(0 if len(done) == len(rows) else 1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,183 @@
+"""Tiny random vision-language models of the real classes, made on the spot: they talk nonsense."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from curation.torchvision_fix import fix_torchvision
+
+fix_torchvision()
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+QWEN_TOKENS += ("<|image_pad|>", "<|video_pad|>")
+SMOL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>")
+SMOL_TOKENS += ("<image>", "<global-img>", "<row_1_col_1>")
+QWEN_CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% else %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SMOL_CHAT = QWEN_CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>")
+
+
+def tokenizer(special: tuple[str, ...], end: str) -> PreTrainedTokenizerFast:
+    """Bytes and a few pieces; every text can be written with it."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=list(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    bpe.train_from_iterator(["the camera pans to the right and a dog runs to the left"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=end, pad_token="<|endoftext|>")
+
+
+def save_tiny(kind: str, folder: Path) -> Path:
+    """A folder as `save_pretrained` leaves it. kind: qwen2_5_vl | qwen3_vl | smolvlm."""
+    torch.manual_seed(0)
+    model, processor = {"qwen2_5_vl": _qwen2_5, "qwen3_vl": _qwen3, "smolvlm": _smol}[kind]()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= 4 if weight.ndim > 1 else 1  # as drawn, pictures would hardly be felt
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def _qwen_ids(words: PreTrainedTokenizerFast) -> dict[str, int]:
+    ids = {name: words.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
+    return {
+        "image_token_id": ids["image_pad"],
+        "video_token_id": ids["video_pad"],
+        "vision_start_token_id": words.convert_tokens_to_ids("<|vision_start|>"),
+        "vision_end_token_id": words.convert_tokens_to_ids("<|vision_end|>"),
+    }
+
+
+TEXT: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 8192,
+    "bos_token_id": None,
+    "eos_token_id": 2,
+}
+
+
+def _qwen2_5() -> tuple[Any, Any]:
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    words = tokenizer(QWEN_TOKENS, "<|im_end|>")
+    config = Qwen2_5_VLConfig(
+        text_config=TEXT
+        | {
+            "vocab_size": len(words),
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "fullatt_block_indexes": [1],
+        },
+        **_qwen_ids(words),
+    )
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=SMALL),
+        tokenizer=words,
+        video_processor=Qwen2VLVideoProcessor(size=SMALL),
+        chat_template=QWEN_CHAT,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+SMALL = {"shortest_edge": 28 * 28, "longest_edge": 4 * 28 * 28}  # areas, px
+
+
+def _qwen3() -> tuple[Any, Any]:
+    from transformers import (
+        Qwen2VLImageProcessor,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    words = tokenizer(QWEN_TOKENS, "<|im_end|>")
+    config = Qwen3VLConfig(
+        text_config=TEXT
+        | {
+            "vocab_size": len(words),
+            "head_dim": 16,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "deepstack_visual_indexes": [0],
+            "num_position_embeddings": 64,
+        },
+        **_qwen_ids(words),
+    )
+    processor = Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=SMALL, patch_size=16),
+        tokenizer=words,
+        video_processor=Qwen3VLVideoProcessor(size=SMALL),
+        chat_template=QWEN_CHAT,
+    )
+    return Qwen3VLForConditionalGeneration(config), processor
+
+
+def _smol() -> tuple[Any, Any]:
+    from transformers import (
+        SmolVLMConfig,
+        SmolVLMForConditionalGeneration,
+        SmolVLMImageProcessor,
+        SmolVLMProcessor,
+        SmolVLMVideoProcessor,
+    )
+
+    words = tokenizer(SMOL_TOKENS, "<end_of_utterance>")
+    config = SmolVLMConfig(
+        text_config=TEXT | {"model_type": "llama", "vocab_size": len(words)},
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 64,
+            "patch_size": 16,
+        },
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+    )
+    small = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 64}}
+    processor = SmolVLMProcessor(
+        image_processor=SmolVLMImageProcessor(do_image_splitting=False, **small),
+        tokenizer=words,
+        video_processor=SmolVLMVideoProcessor(**small),
+        image_seq_len=4,
+        chat_template=SMOL_CHAT,
+    )
+    return SmolVLMForConditionalGeneration(config), processor
