@@ -393,7 +393,8 @@ def dry_run(cfg: TrainConfig) -> None:
         f"sample, {run.samples} at a time on {run.world.size} processes\n"
         f"first batch {took[0]:.1f} s, second {took[1]:.1f} s ({values['wait_s']:.1f} s of it for "
         f"data), loss {values['loss']:.4f}, peak {peak_memory_gb(device):.1f} GB\n"
-        f"an epoch: {clips / run.samples:.1f} such batches, about {took[1] * clips / run.samples:.0f} s"
+        f"an epoch: {clips / run.samples:.1f} such batches, "
+        f"about {took[1] * clips / run.samples:.0f} s"
     )
 
 
