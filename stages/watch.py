@@ -148,7 +148,7 @@ class Watch(Stage):
         return THUMB_SIDE if decide(size, gate) else self.stills.side
 
     def _planes(self, reader: Reader) -> Iterator[tuple[float, Planes]]:
-        """The frames, once the stills saw them, with the decoder's picture where it is looked at."""
+        """The frames once the stills saw them, with the decoder's picture where it is looked at."""
         in_colour = self.cuts is self.transnet
         for t_s, frame in reader.frames():
             self.stills.see(t_s, frame)
