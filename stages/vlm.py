@@ -144,7 +144,7 @@ class Vlm(Captioner):
                 texts = [*texts, error.text]
             else:
                 overall = error.text
-            return Captions(texts, overall, f"caption: {error}", self._cost(spent))
+            return Captions(texts, overall, f"caption {error}", self._cost(spent))
         return Captions(texts, overall, None, self._cost(spent), self._compared(texts))
 
     async def split(self, prompt: str, count: int, duration_s: float) -> list[str]:
@@ -180,7 +180,10 @@ class Vlm(Captioner):
         try:
             return await self._answer((clip_id, what), spent, asked, CAPTION_SCHEMA, checked, 1)
         except Unusable as error:
-            raise Unusable(f"{what} {error}", error.text) from None
+            check, _, found = str(error).partition(":")
+            raise Unusable(
+                f"{check}: {what}" + (f",{found}" if found else ""), error.text
+            ) from None
 
     async def _answer(
         self,

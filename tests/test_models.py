@@ -370,6 +370,7 @@ def test_a_model_switched_on_later_adds_its_scores_without_a_decode(
         select.run(settings(f"output={dataset.out}", rule), Folder(str(dataset.out)))
 
 
+@pytest.mark.slow
 def test_scoring_with_models_at_once_gives_what_adding_them_gives(cluster, files, tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
     video(source / "a.mp4", scene(2), width=160, height=128)

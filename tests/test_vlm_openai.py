@@ -246,7 +246,7 @@ def test_a_text_that_fails_is_asked_for_anew_with_the_reason_and_another_seed(tm
 def test_a_text_that_fails_for_good_rejects_the_clip_and_stays_to_be_seen(tmp_path):
     with ChatServer(lambda asked: '{"caption": "I cannot describe these people."}') as server:
         [row] = captioner(server, tmp_path, attempts=2).process([drawn_clip(tmp_path, 0)])
-    assert row["rejected"] == "caption: sub-caption 1 refusal: “I cannot”"
+    assert row["rejected"] == "caption refusal: sub-caption 1, “I cannot”"
     assert row["error"] is row["caption"] is None
     assert [part["text"] for part in row["sub_captions"]] == ["I cannot describe these people."]
     assert len(server.asked) == 2
@@ -258,7 +258,7 @@ def test_a_neighbour_that_is_too_similar_is_refused_by_the_policys_limit(tmp_pat
         stage.similarity = 0.05
         stage.setup()
         [row] = stage.process([drawn_clip(tmp_path, 0)])
-    assert row["rejected"].startswith("caption: sub-caption 2 too similar to the one before")
+    assert row["rejected"].startswith("caption too similar to the one before: sub-caption 2, 0.")
 
 
 def test_each_sub_caption_can_be_rewritten_with_the_whole_in_mind(tmp_path):
