@@ -1,6 +1,6 @@
 """The trainer's own step on one and two GPUs of a host: FSDP2 and Ulysses.
 
-    python benchmarks/scaling.py [--layers 8] [--frames 88] [--gpus 2]
+    python benchmarks/scaling.py [--layers 8] [--size 88 720 1280] [--gpus 2]
 
 Each row is a process group of its own (torchrun) that runs training.train's `one_step` (forward,
 backward, AdamW, average) on drawn latents and texts of 88 x 720 x 1280 px: `alone` without torchrun
@@ -27,29 +27,27 @@ ROOT = Path(__file__).parent.parent
 
 def one_case(args: argparse.Namespace) -> None:
     """In each process of a group."""
-    import torch
-
     from curation import config
-    from training.clips import Listed
+    from training.clips import Listed, Size
     from training.data import Share, stream
-    from training.log import peak_memory_gb
+    from training.log import finish, peak_memory_gb
     from training.parallel import leave
     from training.train import TrainConfig, build, made_up, one_step
 
     cfg = config.load(TrainConfig, ROOT / "configs/train/presto_2b8.yaml")
     model = replace(cfg.system.model, num_layers=args.layers)
-    size = replace(cfg.system.size, frames=args.frames)
-    system = replace(cfg.system, model=model, size=size)
+    system = replace(cfg.system, model=model, size=Size(*args.size))
     cfg = replace(cfg, weights="", accumulate=1, system=system, sequence_ranks=args.sequence)
+    cfg = replace(cfg, compile=not args.eager)
     run = build(cfg)
     share = Share(1, run.world.replica, run.world.replicas)
     batches = stream(Listed([made_up(system)]), share, 0)
     times = []
     for step in range(1 + args.steps):
-        torch.cuda.synchronize()
+        finish(run.world.device)
         start = time.perf_counter()
         one_step(run, batches, cfg, step)
-        torch.cuda.synchronize()
+        finish(run.world.device)
         times.append(time.perf_counter() - start)
     if run.world.first:
         row = {
@@ -67,7 +65,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--frames", type=int, default=88)
+    parser.add_argument("--size", type=int, nargs=3, default=[88, 720, 1280])
+    parser.add_argument("--eager", action="store_true", help="no torch.compile")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--sequence", type=int, default=1, help=argparse.SUPPRESS)
@@ -78,7 +77,7 @@ def main() -> None:
         return
     all_ = args.gpus
     cases = [("alone", 0, 1), ("FSDP2", 1, 1), ("FSDP2", all_, 1), ("Ulysses", all_, all_)]
-    print(f"{args.layers} layers, {args.frames} frames of 720 x 1280")
+    print(f"{args.layers} layers, {args.size[0]} frames of {args.size[1]} x {args.size[2]}")
     print("| | GPUs | step, s | samples a step | efficiency | peak, GB | first step, s |")
     base = None
     for name, ranks, sequence in cases:
@@ -88,7 +87,8 @@ def main() -> None:
             if ranks:
                 launch += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
                 launch += [str(ranks)]
-            same = ["--layers", args.layers, "--frames", args.frames, "--steps", args.steps]
+            same = ["--layers", args.layers, "--size", *args.size, "--steps", args.steps]
+            same += ["--eager"] if args.eager else []
             command = [*launch, __file__, *same, "--sequence", sequence, "--out", out]
             path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
             done = subprocess.run([str(c) for c in command], env=os.environ | {"PYTHONPATH": path})

@@ -165,7 +165,7 @@ def test_timed_words_are_told_their_segment_s_time_and_heard_by_every_frame():
     text = system.read([script])
     assert text.lengths == [[10]]
     assert not torch.allclose(text.tokens[:5], text.tokens[5:])
-    assert [w.tolist() for w in system.schedules([script])] == [[[1.0, 1.0]]]
+    assert [w.tolist() for w in system.schedules([script], 2)] == [[[1.0, 1.0]]]
     untimed = System(replace(SYSTEM, mode="isolated"))
     untimed.load_state_dict(system.state_dict())
     tokens = untimed.read([script]).tokens

@@ -4,7 +4,7 @@ from typing import Annotated
 import pytest
 from annotated_types import Gt
 
-from curation.config import ConfigError, as_dict, differences, load
+from curation.config import ConfigError, as_dict, build, differences, load
 
 
 @dataclass
@@ -59,3 +59,35 @@ def test_what_is_no_settings_file_is_refused(tmp_path):
 def test_differences_name_each_setting_that_changed():
     old, new = as_dict(Settings()), as_dict(Settings(Motion(0.5), name="x"))
     assert differences(old, new) == ["motion.gap_s: 0.25 -> 0.5", "name: None -> 'x'"]
+
+
+@dataclass(frozen=True)
+class Round:
+    radius: float = 1.0
+    colour: str = "red"
+
+
+@dataclass(frozen=True)
+class Square:
+    side: float
+    colour: str = "red"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    shape: Round | Square = field(default_factory=Round)
+
+
+def test_a_setting_of_several_kinds_is_the_one_whose_names_are_given(tmp_path):
+    path = tmp_path / "drawing.yaml"
+    path.write_text("shape: {side: 2, colour: blue}")
+    assert load(Drawing, path) == Drawing(Square(2.0, "blue"))
+    assert load(Drawing, path, ["shape.side=3"]) == Drawing(Square(3.0, "blue"))
+    assert load(Drawing, path, ["shape.colour=no"]) == Drawing(Square(2.0, "no"))
+    assert load(Drawing, None, ["shape.colour=no"]) == Drawing(Round(1.0, "no"))
+    assert load(Drawing, None) == Drawing(Round())
+    found = Drawing(Square(4.0))
+    assert build(Drawing, as_dict(found), "saved") == found
+    path.write_text("shape: {side: 2, colou: blue}")
+    with pytest.raises(ConfigError, match=r"shape\.colou is not a setting; did you mean shape\.co"):
+        load(Drawing, path)

@@ -8,8 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training.torchvision_fix import fix_torchvision
-
+from curation.torchvision_fix import fix_torchvision
 from training import evaluate
 from training.evaluate import BadSample, Video, is_dynamic, main, motion_and_steps, summary
 from training.sample import SampleConfig, about, write_mp4

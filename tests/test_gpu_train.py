@@ -10,6 +10,7 @@ pytest.importorskip("tensorboard")
 from tests.ranks import on_ranks
 from tests.test_train import CLIPS, HELD_OUT, SYSTEM, settings
 from training import checkpoint
+from training.sample import main
 from training.train import build, show, train
 
 pytestmark = [
@@ -46,6 +47,13 @@ def test_sharded_and_compiled_steps_are_those_of_autocast_up_to_bf16(tmp_path):
     (found,) = on_ranks(1, several_ways, tmp_path)
     for losses in found:
         assert losses == pytest.approx(alone, rel=0.03)
+
+
+def test_a_checkpoint_is_sampled_from_by_command(tmp_path):
+    trained(tmp_path / "run", 1)
+    path = str(checkpoint.saved(tmp_path / "run")[-1])
+    main([path, str(tmp_path / "out.mp4"), "one", "two", "steps=2"])
+    assert (tmp_path / "out.mp4").stat().st_size > 0
 
 
 def test_sampling_leaves_no_memory_behind(tmp_path):

@@ -259,7 +259,7 @@ def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(tmp_path, capsys):
     main([path, "--dry-run", f"data.dataset={folder}"])
     said = capsys.readouterr().out
     assert "5 clips, 8 tokens a sample" in said
-    assert "an epoch: 1.2 steps" in said
+    assert "an epoch: 2.5 such batches" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -417,6 +417,14 @@ def test_all_objectives_can_be_sampled_with_any_number_of_captions():
             script = read_script(["text"] * count, 15.0)
             video = sample(system, script, DiffusionConfig(objective), SampleConfig(steps=2))
             assert video.shape == (4, 16, 16, 3)
+
+
+def test_weights_in_bf16_as_on_a_gpu_give_much_the_same_video(whole):
+    system, diffusion = open_system(checkpoint.path_of(whole[0], 6))
+    script, cfg = read_script(["one", "two"], 2.0), SampleConfig(steps=4)
+    exact = sample(system, script, diffusion, cfg).float()
+    rough = sample(system.to(torch.bfloat16), script, diffusion, cfg).float()
+    assert (exact - rough).abs().mean() < 0.05 * exact.std()
 
 
 def test_captions_are_read_as_texts_or_with_their_times(tmp_path):

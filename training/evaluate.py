@@ -43,8 +43,8 @@ from torch import Tensor
 
 from curation import config, measures
 from curation.config import ConfigError
+from curation.torchvision_fix import fix_torchvision
 from training.interpolate import flow, warped
-from training.torchvision_fix import fix_torchvision
 from training.weights import BadWeights
 
 SMALL = 320  # px wide: motion and what it leaves unexplained

@@ -27,10 +27,10 @@ def peak_flops(device: torch.device) -> float:
     a = torch.ones(n, n, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(repeats):
-        _finish(device)
+        finish(device)
         start = time.perf_counter()
         a @ a
-        _finish(device)
+        finish(device)
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
 
@@ -50,7 +50,7 @@ def memory_gb(device: torch.device) -> float:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
 
 
-def _finish(device: torch.device) -> None:
+def finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -85,7 +85,7 @@ class Log:
             self._sums[name] += values[name]
         shown = {name: values[name] for name in ("loss", "norm", "lr")}
         if step % self.every == 0 or step == steps:
-            _finish(self.device)
+            finish(self.device)
             shown |= self._rates()
             self.say(
                 f"step {step}/{steps}  loss {self._sums['loss'] / self._steps:.4f}"

@@ -170,7 +170,7 @@ class Presto(nn.Module):
         if shard is None and self.across:
             shard = self.across(x.shape[1])
         first, last = shard.window if shard else (0, x.shape[1])
-        x = x[:, first:last]
+        x = x[:, first:last].contiguous()  # a slice's strides would be compiled for by themselves
         backend = choose_backend(self.attention, x.device, _compute_dtype(x))
         if any(w.shape[1] != grid[0] for w in schedules):
             found = next(w.shape[1] for w in schedules if w.shape[1] != grid[0])

@@ -159,23 +159,26 @@ def _shard(world: World, tokens: int) -> Shard:
         return _Gather.apply(x, sizes, place, world.group)
 
     window = (cuts[place], cuts[place + 1])
-    return Shard(window, partial(_attend, sizes, place, world.group), gather)
+
+    def attend(inner: Attend) -> Attend:
+        # no function of its own: the compiler would take each for a new one
+        return partial(_attend, inner, sizes, place, world.group)
+
+    return Shard(window, attend, gather)
 
 
-def _attend(sizes: list[int], place: int, group: Any, inner: Attend) -> Attend:
+def _attend(
+    inner: Attend, sizes: list[int], place: int, group: Any, q: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
+    """q, k, v: (B, tokens here, H, D) -> the same; all tokens and H / ranks heads in between."""
     ranks, mine = len(sizes), [sizes[place]] * len(sizes)
-
-    def across(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, tokens here, H, D) each -> the same: all tokens and H / ranks heads in between."""
-        x = torch.stack([q, k, v]).unflatten(3, (ranks, -1))  # 3 b n ranks h d
-        x = x.permute(3, 2, 0, 1, 4, 5).flatten(0, 1).contiguous()
-        x = collectives.all_to_all_single_autograd(x, sizes, mine, group)  # tokens 3 b h d
-        x = inner(*(part.transpose(0, 1).contiguous() for part in x.unbind(1)))
-        x = x.transpose(0, 1).contiguous()
-        x = collectives.all_to_all_single_autograd(x, mine, sizes, group)
-        return x.unflatten(0, (ranks, -1)).permute(2, 1, 0, 3, 4).flatten(2, 3)
-
-    return across
+    x = torch.stack([q, k, v]).unflatten(3, (ranks, -1))  # 3 b n ranks h d
+    x = x.permute(3, 2, 0, 1, 4, 5).flatten(0, 1).contiguous()
+    x = collectives.all_to_all_single_autograd(x, sizes, mine, group)  # tokens 3 b h d
+    x = inner(*(part.transpose(0, 1).contiguous() for part in x.unbind(1)))
+    x = x.transpose(0, 1).contiguous()
+    x = collectives.all_to_all_single_autograd(x, mine, sizes, group)
+    return x.unflatten(0, (ranks, -1)).permute(2, 1, 0, 3, 4).flatten(2, 3)
 
 
 class _Gather(torch.autograd.Function):

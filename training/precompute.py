@@ -78,7 +78,7 @@ def precompute(cfg: SystemConfig, data: DataConfig, rank: int = 0, ranks: int = 
     names = sorted(by_shard)
     for name in names[rank::ranks]:
         source, indices = by_shard[name]
-        if receipt(cache, name, [source.places[source.clip_ids[i]] for i in indices]) is None:
+        if receipt(cache, name, _places(source, indices)) is None:
             start = time.perf_counter()
             make_shard(cfg, cache, name, source, indices, data.workers)
             took = (time.perf_counter() - start) / len(indices)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from itertools import product
@@ -87,12 +88,14 @@ def sample_many(
     shape = system.codec.latent_size(size or system.cfg.size)
     noise = torch.randn((len(scripts), system.codec.channels, *shape), generator=rng).to(device)
     silent = [replace(script, captions=[""] * len(script.captions)) for script in scripts]
-    hearing, deaf = (_hearing(system, these, shape[0]) for these in (scripts, silent))
-    predict = guided(hearing, deaf, cfg.guidance)
-    if diffusion.flows:
-        latents = sample_flow(predict, noise, cfg.steps, diffusion)
-    else:
-        latents = sample_ancestral(predict, noise, cfg.steps, diffusion, rng)
+    dtype = system.presto.proj_out.weight.dtype
+    with torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else nullcontext():
+        hearing, deaf = (_hearing(system, these, shape[0]) for these in (scripts, silent))
+        predict = guided(hearing, deaf, cfg.guidance)
+        if diffusion.flows:
+            latents = sample_flow(predict, noise, cfg.steps, diffusion)
+        else:
+            latents = sample_ancestral(predict, noise, cfg.steps, diffusion, rng)
     return system.codec.decode(latents).cpu()
 
 

@@ -100,7 +100,7 @@ class Run:
 
 def train(cfg: TrainConfig, source: Source, held_out: Source | None = None) -> list[float]:
     """The losses of the steps that this call made, those before a resumed one not included."""
-    run = build(cfg)
+    run = build(cfg, resumed=bool(checkpoint.saved(cfg.run_dir)))
     step = restore(cfg, run, source)
     share = Share(cfg.batch, run.world.replica, run.world.replicas)
     batches = stream(source, share, cfg.seed, step * run.samples, cfg.data.workers)
@@ -256,13 +256,14 @@ def show(cfg: TrainConfig, step: int, run: Run, clip: Clip) -> None:
 # ---- starting, going on, stopping
 
 
-def build(cfg: TrainConfig) -> Run:
+def build(cfg: TrainConfig, resumed: bool = False) -> Run:
+    """resumed: weights come from a checkpoint."""
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     world = join(cfg.sequence_ranks)
     torch.manual_seed(cfg.seed)
-    system = initial(cfg, world.device)
+    system = initial(cfg, world.device, resumed)
     ema = copy.deepcopy(system).requires_grad_(False).eval()
     system.presto.keep(cfg.keep_activations)
     if cfg.compile:
@@ -277,8 +278,8 @@ def build(cfg: TrainConfig) -> Run:
     return Run(system, ema, optimizer, world, samples)
 
 
-def initial(cfg: TrainConfig, device: torch.device) -> System:
-    """Random, or with the weights that the run starts from (or, later, goes on from)."""
+def initial(cfg: TrainConfig, device: torch.device, resumed: bool) -> System:
+    """Random, or with the weights that the run starts from; what is resumed needs none of them."""
     if not cfg.weights:
         with device:
             return System(cfg.system)
@@ -289,7 +290,7 @@ def initial(cfg: TrainConfig, device: torch.device) -> System:
             "weights: such a network reads T5, but system.text is trained along; set system.text.t5"
         )
     system.to_empty(device=device)
-    if not checkpoint.saved(cfg.run_dir):
+    if not resumed:
         load_into(system.presto, cfg.weights)
     return system
 
@@ -354,16 +355,18 @@ def restore(cfg: TrainConfig, run: Run, source: Source) -> int:
 
 
 def dry_run(cfg: TrainConfig) -> None:
-    """Two steps without a trace on disk. What is missing, weights or data, is drawn: neither time
-    nor memory hangs on values."""
-    device = join(cfg.sequence_ranks).device
+    """Two steps of a batch each, without a trace on disk. What is missing, weights or data, is
+    drawn: neither time nor memory hangs on values."""
+    world = join(cfg.sequence_ranks)
+    device, cfg = world.device, replace(cfg, accumulate=1)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in System(cfg.system).parameters())
-    room = memory_gb(device)
-    if 20e-9 * parameters > room:  # masters, gradients, two moments, average: fp32
+    # masters, gradients, two moments, average: fp32; weights and average are whole at the start
+    need, room = 1e-9 * parameters * max(20 / world.size, 8), memory_gb(device)
+    if need > room:
         raise ConfigError(
-            f"{parameters:,} parameters take {20e-9 * parameters:.0f} GB of one {device.type} "
-            f"process; {room:.0f} GB are there"
+            f"{parameters:,} parameters take {need:.0f} GB of one {device.type} process; "
+            f"{room:.0f} GB are there"
         )
     try:
         source: Source = open_source(cfg, "train")
@@ -387,10 +390,11 @@ def dry_run(cfg: TrainConfig) -> None:
         return
     print(
         f"{parameters:,} parameters, {epoch}, {values['tokens'] / run.samples:,.0f} tokens a "
-        f"sample, {run.samples} samples a step on {run.world.size} processes\n"
-        f"first step {took[0]:.1f} s, second {took[1]:.1f} s ({values['wait_s']:.1f} s of it for "
+        f"sample, {run.samples} at a time on {run.world.size} processes\n"
+        f"first batch {took[0]:.1f} s, second {took[1]:.1f} s ({values['wait_s']:.1f} s of it for "
         f"data), loss {values['loss']:.4f}, peak {peak_memory_gb(device):.1f} GB\n"
-        f"an epoch: {clips / run.samples:.1f} steps, about {took[1] * clips / run.samples:.0f} s"
+        f"an epoch: {clips / run.samples:.1f} such batches, "
+        f"about {took[1] * clips / run.samples:.0f} s"
     )
 
 
