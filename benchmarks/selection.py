@@ -1,6 +1,6 @@
 """Selects from a synthetic ledger: CPU seconds, peak memory, share of planted duplicates found.
 
-    python benchmarks/selection.py [number of clips, default 1,000,000]
+    python benchmarks/selection.py [number of clips, default 1,000,000; embeddings of a twentieth]
 
 A tenth of the clips are from a thousand unmoved cameras (one picture each, other things move; the
 busiest has a tenth of them); two in a hundred are copies of another clip: shifted by 0 to 10 s, 8 %
@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from curation.policy import Policy, Range, decide_table
-from stages import duplicates
+from stages import duplicates, semantic
 from stages.fingerprint import CODE, SIGNS
 from stages.selection import select
 
@@ -96,6 +96,22 @@ def ledger(rng: np.random.Generator, n: int) -> tuple[pa.Table, np.ndarray]:
     return pa.table(columns), copies.T
 
 
+def semantically(rng: np.random.Generator, n: int) -> None:
+    """Clips that show the same among n drawn embeddings of CLIP's size, one in a hundred planted."""
+    v = rng.standard_normal((n, 768), np.float32)
+    copies = rng.permutation(n)[: n // 100 * 2].reshape(2, -1)
+    v[copies[1]] = v[copies[0]] + 0.1 * v[copies[1]]
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    start = time.process_time()
+    twin, _ = semantic.alike(v, np.arange(n), 0.95)
+    spent = time.process_time() - start
+    print(
+        f"clips that show the same, of {n}: {spent:.0f} CPU-s, {(twin >= 0).sum()} of "
+        f"{copies.shape[1]} planted found; as the square grows, of a million: "
+        f"{spent * (1e6 / n) ** 2 / 3600:.1f} CPU-h"
+    )
+
+
 def main(n: int) -> None:
     rng = np.random.default_rng(0)
     clips, planted = ledger(rng, n)
@@ -123,6 +139,7 @@ def main(n: int) -> None:
     print(
         f"select, whole: {time.process_time() - start:.0f} CPU-s, {kept} kept, {n - kept} rejected"
     )
+    semantically(rng, n // 20)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"peak memory: {peak:.1f} GiB ({made:.1f} GiB of it reached in drawing the ledger)")
 
