@@ -97,7 +97,7 @@ def ledger(rng: np.random.Generator, n: int) -> tuple[pa.Table, np.ndarray]:
 
 
 def semantically(rng: np.random.Generator, n: int) -> None:
-    """Clips that show the same among n drawn embeddings of CLIP's size, one in a hundred planted."""
+    """Clips that show the same among n drawn embeddings of CLIP's size, 0.5 % of them planted."""
     v = rng.standard_normal((n, 768), np.float32)
     copies = rng.permutation(n)[: n // 100 * 2].reshape(2, -1)
     v[copies[1]] = v[copies[0]] + 0.1 * v[copies[1]]
