@@ -18,6 +18,7 @@ from curation.stage import Row
 from curation.storage import Folder
 
 COMPACT_ABOVE = 64  # parts
+COMPACT_BYTES = 1 << 30  # of a merged part in memory, about: a list column's offsets end at 2**31
 OF_THE_VIDEO = ("codec", "version", "bytes", "sha256", "video")  # what a clip's row has of it
 
 
@@ -49,12 +50,29 @@ class Ledger:
             yield self._folder.read_table(part, columns)
 
     def compact(self) -> None:
-        """Many small parts into one; safe to be interrupted: a row found twice is the same row."""
+        """Many small parts into few; safe to be interrupted: a row found twice is the same row."""
         old = self._folder.names()
         if len(old) <= COMPACT_ABOVE:
             return
-        self._write(self.read())
+        group: dict[str, pa.Table] = {}
+        size = 0
         for part in old:
+            group[part] = self._folder.read_table(part)
+            size += group[part].nbytes
+            if size > COMPACT_BYTES:
+                self._merge(group)
+                group, size = {}, 0
+        self._merge(group)
+
+    def _merge(self, group: dict[str, pa.Table]) -> None:
+        """Parts that follow each other into one, in the place of the last: it overtakes no other."""
+        if len(group) < 2:
+            return
+        *others, last = group
+        tables = [self._schema.empty_table(), *group.values()]
+        table = pa.concat_tables(tables, promote_options="default")
+        self._folder.write_table(last, _last_by_key(table, self._key))
+        for part in others:
             self._folder.delete(part)
 
     def _write(self, table: pa.Table) -> None:

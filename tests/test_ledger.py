@@ -36,6 +36,34 @@ def test_compacting_leaves_one_part_and_the_same_rows(tmp_path):
     assert parts.read() == before
 
 
+def test_what_is_large_is_compacted_into_some_parts_and_an_interruption_changes_nothing(
+    tmp_path, monkeypatch
+):
+    parts, folder = ledger(tmp_path), Folder(str(tmp_path))
+    for n in range(COMPACT_ABOVE + 20):
+        parts.append([{"video": str(n % 7), "n": n}, {"video": f"only {n}", "n": n}])
+    before, first = parts.read(), folder.read_table("videos/part-00000000.parquet")
+    monkeypatch.setattr("curation.ledger.COMPACT_BYTES", 10 * first.nbytes)
+    delete, calls = Folder.delete, []
+
+    def stop_at_the_20th(self, name):
+        calls.append(name)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        delete(self, name)
+
+    monkeypatch.setattr(Folder, "delete", stop_at_the_20th)
+    with pytest.raises(KeyboardInterrupt):
+        parts.compact()
+    monkeypatch.setattr(Folder, "delete", delete)
+    assert parts.read() == before
+    ledger(tmp_path).append([{"video": "3", "n": -1}])
+    newest = ledger(tmp_path).read()
+    ledger(tmp_path).compact()
+    assert 4 < len(folder.names("videos")) < 20
+    assert ledger(tmp_path).read() == newest != before
+
+
 def test_clips_come_out_of_their_videos_with_the_videos_name():
     clips = pa.array([[{"clip_id": "1"}, {"clip_id": "2"}], [], None, [{"clip_id": "3"}]])
     names = pa.array(["a", "b", "c", "d"])
