@@ -65,7 +65,7 @@ class Ledger:
         self._merge(group)
 
     def _merge(self, group: dict[str, pa.Table]) -> None:
-        """Parts that follow each other into one, in the place of the last: it overtakes no other."""
+        """Parts that follow each other into one, in the place of the last, so none overtakes."""
         if len(group) < 2:
             return
         *others, last = group

@@ -11,8 +11,10 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _library: torch.library.Library | None = None  # the definitions live as long as this reference
 
@@ -24,6 +26,8 @@ def fix_torchvision() -> None:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return
+    import torch  # not before it is called for: curation without models is installed without torch
+
     try:
         for operators in Path(spec.origin).parent.glob("_C*.so"):
             torch.ops.load_library(operators)

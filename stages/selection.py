@@ -53,11 +53,11 @@ def select(
     kept = np.flatnonzero(twin < 0)
     if semantic_similarity is not None:
         assert vectors is not None
-        theirs = vectors[order.to_numpy()[passed[kept]]]
-        seen = ~np.isnan(theirs[:, 0])
+        rows = order.to_numpy()[passed[kept]]
+        seen = ~np.isnan(vectors[rows, 0])
         unseen, kept = passed[kept[~seen]], kept[seen]
         reasons = _and(reasons, unseen, np.full(len(unseen), "embeddings not measured"))
-        same, links = semantic.alike(theirs[seen], rank[kept], semantic_similarity)
+        same, links = semantic.alike(vectors[rows[seen]], rank[kept], semantic_similarity)
         texts = _named("shows the same as", passing.take(pa.array(kept)), same)
         reasons = _and(reasons, passed[kept[same >= 0]], texts)
         edges = np.concatenate([edges, kept[links]])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -61,6 +64,17 @@ def test_only_the_runner_knows_ray():
         for path in sources(folder):
             if path.name != "runner.py":
                 assert "ray" not in {name.split(".")[0] for name in imported(path)}, path
+
+
+def test_curation_starts_without_any_of_the_extras():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [line for name in ("models", "train", "captions") for line in extras[name]]
+    names = {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in wanted}
+    hidden = f"import sys; sys.modules.update(dict.fromkeys({sorted(names)!r}))"
+    command = [sys.executable, "-c", f"{hidden}; import pipelines.curate, pipelines.samples"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_score_is_written_by_exactly_one_part_or_needs_a_model():

@@ -129,9 +129,10 @@ def _acts(stage: Stage, rng: np.random.Generator) -> tuple[Act, ...]:
     """Neighbours differ in everything."""
 
     def row(values: Sequence[str]) -> list[str]:
-        found = [str(rng.choice(values))]
+        found = [values[int(rng.integers(len(values)))]]
         while len(found) < stage.acts:
-            found.append(str(rng.choice([v for v in values if v != found[-1]])))
+            others = [v for v in values if v != found[-1]]
+            found.append(others[int(rng.integers(len(others)))])
         return found
 
     columns = list(COLOURS)[: stage.colours], SHAPES[: stage.shapes], list(DIRECTIONS)
@@ -182,9 +183,13 @@ def draw(stage: Stage, script: Play) -> np.ndarray:
         on = weight > 0
         edge[on] += weight[on, None, None] * distance(act.shape, x[on], y[on], stage.radius)
         colour += weight[:, None] * np.array(COLOURS[act.colour])
-    cover = np.clip(0.5 - edge, 0, 1)[..., None]
-    back = ground(script.texture, stage.side)[None, ..., None]
-    return np.rint(back * (1 - cover) + colour[:, None, None] * cover).astype(np.uint8)
+    back = ground(script.texture, stage.side)
+    video = np.empty((*x.shape, 3), np.uint8)
+    video[:] = back[..., None]
+    frame, *place = inside = np.nonzero(edge < 0.5)  # most of the picture is ground
+    cover = np.minimum(0.5 - edge[inside], 1)[:, None]
+    video[inside] = np.rint(back[*place, None] * (1 - cover) + colour[frame] * cover)
+    return video
 
 
 @lru_cache(maxsize=8)

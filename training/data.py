@@ -12,8 +12,8 @@ this size that came already.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated
 
@@ -36,19 +36,19 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Batch:
+    """Made by the worker: each tensor that comes from another process costs the training one."""
+
     numbers: list[int]  # of its samples in the run
-    clips: list[Clip]
+    clips: list[Clip]  # their frames and latents are below, not here
+    video: Tensor  # (B, frames, height, width, 3) uint8
+    latents: Tensor | None  # what the codec gave ahead of time, one row per clip
 
-    @property
-    def video(self) -> Tensor:
-        """(B, frames, height, width, 3) uint8."""
-        return torch.stack([clip.video for clip in self.clips])
-
-    @property
-    def latents(self) -> Tensor | None:
-        """What the codec gave ahead of time, one row per clip."""
-        ahead = [clip.latents for clip in self.clips if clip.latents is not None]
-        return torch.stack(ahead) if ahead else None
+    @classmethod
+    def of(cls, numbers: Sequence[int], clips: Sequence[Clip]) -> Batch:
+        video = torch.stack([clip.video for clip in clips])
+        ahead = [clip.latents for clip in clips if clip.latents is not None]
+        told = [replace(clip, video=torch.empty(0), latents=None) for clip in clips]
+        return cls(list(numbers), told, video, torch.stack(ahead) if ahead else None)
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,11 @@ class Order:
         return rng.permutation(np.concatenate(rows)).ravel()
 
 
-def generator(*key: object) -> torch.Generator:
-    """Random numbers that hang on the key alone: a sample's noise, say, on the seed and its
-    number."""
+def generator(*key: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """Random numbers that hang on the key (and the kind of device) alone: a sample's noise, say, on
+    the seed and its number."""
     value = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(value) >> 1)
+    return torch.Generator(device).manual_seed(int.from_bytes(value) >> 1)
 
 
 def fingerprint(source: Source) -> str:
@@ -125,7 +125,7 @@ class _Samples(Dataset[tuple[int, Clip]]):
 
 def _together(samples: list[tuple[int, Clip]]) -> Batch:
     numbers, clips = zip(*samples, strict=True)
-    return Batch(list(numbers), list(clips))
+    return Batch.of(numbers, clips)
 
 
 def stream(

@@ -131,23 +131,21 @@ def plan(
     past the last frame lies padding, which hears what the last frame hears).  dtype: of the
     average, fp32 or wider.
     """
-    _check(schedules, lengths)
-    frames = schedules[0].shape[1]
+    weights = _checked(schedules, lengths)
+    frames = weights.shape[2]
     first, last = window or (0, frames * tokens_per_frame)
     frame_of = np.minimum(np.arange(first, last) // tokens_per_frame, frames - 1)
-    depth = max(int((s > 0).sum(0).max()) for s in schedules)
-    ranked = [_rank(s.numpy(), depth) for s in schedules]
-    offsets = np.cumsum([0, *(len(s) for s in schedules)])
+    depth = int((weights > 0).sum(1).max())
+    # (samples, depth, frames): the segments that a frame hears, first ones first, and their weights
+    order = np.argsort(weights <= 0, axis=1, kind="stable")[:, :depth]
+    share = np.take_along_axis(weights, order, 1)
+    offsets = np.cumsum([0, *(len(s) for s in schedules[:-1])])[:, None, None]
     # (depth, all tokens here): each token's captions in order and their weights; -1 where there is
     # none
-    caption = np.concatenate(
-        [
-            np.where(who < 0, who, who + o)[:, frame_of]
-            for (who, _), o in zip(ranked, offsets[:-1], strict=True)
-        ],
-        1,
+    caption, weight = (
+        x[:, :, frame_of].swapaxes(0, 1).reshape(depth, -1)
+        for x in (np.where(share > 0, order + offsets, -1), share)
     )
-    weight = np.concatenate([share[:, frame_of] for _, share in ranked], 1)
     text = np.array([n for of_sample in lengths for n in of_sample])
     shared = np.flatnonzero(caption[1] >= 0) if depth > 1 else np.array([], dtype=np.int64)
     passes = [
@@ -163,25 +161,15 @@ def plan(
     return Plan(tuple(passes), torch.from_numpy(shared).to(device))
 
 
-def _rank(weights: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """weights: (segments, frames) -> (depth, frames): the segments that a frame hears, first ones
-    first and -1 for none, and their weights."""
-    order = np.argsort(weights <= 0, axis=0, kind="stable")[:depth]
-    share = np.take_along_axis(weights, order, 0)
-    missing = ((0, depth - len(order)), (0, 0))
-    return (
-        np.pad(np.where(share > 0, order, -1), missing, constant_values=-1),
-        np.pad(share, missing),
-    )
-
-
 def _one_pass(caption, weight, shared, text, device, dtype) -> Pass:
     """caption, weight: per token, -1 for none.  text: the length of each caption."""
     heard = np.flatnonzero(caption >= 0)
     rows = heard[np.argsort(caption[heard], kind="stable")]
     used, counts = np.unique(caption[rows], return_counts=True)
     starts = np.concatenate([[0], np.cumsum(text)])
-    keys = np.concatenate([np.arange(starts[c], starts[c + 1]) for c in used])
+    sizes = text[used]
+    # from each caption's start on
+    keys = np.arange(sizes.sum()) + np.repeat(starts[used] - np.cumsum(sizes) + sizes, sizes)
 
     def put(array: np.ndarray, kind: torch.dtype = torch.int64) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device, kind)
@@ -194,37 +182,42 @@ def _one_pass(caption, weight, shared, text, device, dtype) -> Pass:
         rows=None if in_order else put(rows),
         keys=None if len(keys) == starts[-1] else put(keys),
         cu_q=ends(counts),
-        cu_k=ends(text[used]),
+        cu_k=ends(sizes),
         max_q=int(counts.max()),
-        max_k=int(text[used].max()),
+        max_k=int(sizes.max()),
         weight=put(weight[rows], dtype)[:, None, None],
         slots=None if np.array_equal(rows, shared) else put(np.searchsorted(shared, rows)),
     )
 
 
-def _check(schedules: Sequence[Tensor], lengths: Sequence[Sequence[int]]) -> None:
+def _checked(schedules: Sequence[Tensor], lengths: Sequence[Sequence[int]]) -> np.ndarray:
+    """(samples, most segments, frames): all of them, zeros for the segments that a sample lacks."""
     if len(schedules) != len(lengths):
         raise ValueError(f"{len(schedules)} schedules for the captions of {len(lengths)} samples")
+    frames = schedules[0].shape[1]
+    together = np.zeros((len(schedules), max(map(len, schedules)), frames))
     for number, (weights, of_sample) in enumerate(zip(schedules, lengths, strict=True)):
-        segments, frames = weights.shape
+        segments = len(weights)
         if segments != len(of_sample):
             raise ValueError(
                 f"sample {number}: {len(of_sample)} captions for a schedule of {segments} segments"
             )
-        if frames != schedules[0].shape[1]:
+        if weights.shape[1] != frames:
             raise ValueError(
-                f"sample {number} has {frames} latent frames, sample 0 {schedules[0].shape[1]}"
+                f"sample {number} has {weights.shape[1]} latent frames, sample 0 {frames}"
             )
         if min(of_sample) < 1:
             raise ValueError(
                 f"sample {number}: caption {list(of_sample).index(min(of_sample))} has no tokens; "
                 "an empty caption is what the encoder makes of '' (T5: its end mark)"
             )
-        sums = weights.sum(0)
-        if not (weights >= 0).all() or not torch.allclose(sums, torch.ones_like(sums), atol=1e-6):
-            raise ValueError(
-                f"sample {number}: each frame's weights must be 0 or more and sum to 1"
-            )
+        together[number, :segments] = weights.numpy()
+    right = (together >= 0).all((1, 2)) & (abs(together.sum(1) - 1) <= 1e-5).all(1)
+    if not right.all():
+        raise ValueError(
+            f"sample {right.argmin()}: each frame's weights must be 0 or more and sum to 1"
+        )
+    return together
 
 
 def segmented_attention(q: Tensor, k: Tensor, v: Tensor, how: Plan, backend: str) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import torch
@@ -17,6 +18,8 @@ from training.frozen import T5, Allegro
 from training.layers import sinusoids
 from training.model import ModelConfig, Presto, Text, forward_flops
 from training.text import Bytes, BytesConfig
+
+_schedule = lru_cache(maxsize=1024)(sca.schedule)  # most clips of a dataset are cut alike
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class System(nn.Module):
         if cfg.mode == "timed":
             return [torch.ones(1, frames, dtype=torch.float64) for _ in scripts]
         how = (cfg.mode, cfg.rounding, cfg.widen_frames)
-        return [sca.schedule(script.spans, frames, *how) for script in scripts]
+        return [_schedule(tuple(script.spans), frames, *how) for script in scripts]
 
     def grid(self, latents: Tensor) -> tuple[int, int, int]:
         """Tokens along time, height and width."""

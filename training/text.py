@@ -8,9 +8,10 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Annotated, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge
@@ -52,27 +53,27 @@ class Bytes(nn.Module):
     def forward(self, captions: Sequence[Sequence[str]]) -> Text:
         """Of each sample, of each segment."""
         read = [[spelled(text, self.cfg.max_bytes) for text in texts] for texts in captions]
-        lengths = [[len(one) for one in sample] for sample in read]
-        flat = [n for sample in lengths for n in sample]
-        device = self.byte.weight.device
-        tokens = [pair for sample in read for one in sample for pair in one]
-        values, words = torch.tensor(tokens, device=device).T
-        places = torch.tensor([*chain.from_iterable(range(n) for n in flat)], device=device)
-        starts = torch.tensor([0, *accumulate(flat)], dtype=torch.int32, device=device)
+        lengths = [[one.shape[1] for one in sample] for sample in read]
+        tokens = np.concatenate([one for sample in read for one in sample], 1)
+        values, words, places = torch.from_numpy(tokens).to(self.byte.weight.device)
+        ends = np.cumsum([0, *chain.from_iterable(lengths)], dtype=np.int32)
+        starts, longest = torch.from_numpy(ends).to(values.device), int(np.diff(ends).max())
         x = self.byte(values) + self.word(words) + self.position(places)
         for layer in self.layers:
-            x = layer(x, starts, max(flat))
+            x = layer(x, starts, longest)
         return Text(self.norm(x), lengths)
 
 
 @lru_cache(maxsize=4096)
-def spelled(text: str, most: int) -> tuple[tuple[int, int], ...]:
-    """Each byte and the row of its word, at most `most` of them, and the end."""
+def spelled(text: str, most: int) -> np.ndarray:
+    """(3, bytes + 1): each byte, the row of its word, and its place; at most `most` bytes, and the
+    end."""
     found: list[tuple[int, int]] = []
     for word in re.findall(r"\w+|\W", text):
         row = zlib.crc32(word.lower().encode("utf-8", "replace")) % WORDS
         found += [(byte, row) for byte in word.encode("utf-8", "replace")]
-    return (*found[:most], (END, 0))
+    found = [*found[:most], (END, 0)]
+    return np.array([*zip(*found, strict=True), range(len(found))])
 
 
 class _Layer(nn.Module):

@@ -165,8 +165,12 @@ def batch_loss(system: System, batch: Batch, cfg: TrainConfig) -> tuple[Tensor, 
     latents = latents_of(system, batch, cfg.seed)
     rngs = [generator(cfg.seed, "sample", number) for number in batch.numbers]
     t = torch.cat([draw_t(1, cfg.diffusion, rng) for rng in rngs])
-    each = zip(latents.split(1), rngs, strict=True)
-    noise = torch.cat([draw_noise(x, cfg.diffusion, rng) for x, rng in each])
+    noise = torch.cat(
+        [
+            draw_noise(x, cfg.diffusion, generator(cfg.seed, "noise", n, device=x.device))
+            for x, n in zip(latents.split(1), batch.numbers, strict=True)
+        ]
+    )
     scripts = [
         dropped(Script.of(clip, system.cfg.mode), cfg.drop_all, cfg.drop_one, rng)
         for clip, rng in zip(batch.clips, rngs, strict=True)
@@ -176,8 +180,7 @@ def batch_loss(system: System, batch: Batch, cfg: TrainConfig) -> tuple[Tensor, 
     def predict(noisy: Tensor, t: Tensor) -> Tensor:
         text, schedules = system.read(scripts), system.schedules(scripts, latents.shape[2])
         for weights, lengths in zip(schedules, text.lengths, strict=True):
-            heard = (weights > 0).double().T @ torch.tensor(lengths, dtype=torch.float64)
-            text_tokens.append(heard.mean().item())
+            text_tokens.append(float((weights.numpy() > 0).mean(1) @ lengths))
         return system.presto(noisy, t, text, schedules)
 
     with autocast(cfg, latents.device):
@@ -221,7 +224,7 @@ def validation_loss(
         index = min(mine, clips - 1)
         clip = source[index]
         predict = partial(system, scripts=[Script.of(clip, system.cfg.mode)])
-        latents = latents_of(system, Batch([index], [clip]), None)
+        latents = latents_of(system, Batch.of([index], [clip]), None)
         for i in range(VALIDATION_TIMES):
             noise = draw_noise(latents, cfg.diffusion, generator(cfg.seed, "validation", index, i))
             t = torch.tensor([float(int(1000 * (i + 0.5) / VALIDATION_TIMES))])
