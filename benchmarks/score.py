@@ -44,7 +44,7 @@ from stages.watch import Watch  # noqa: E402
 CONFIG = str(ROOT / DEFAULT_CONFIG)
 PADDING_STEP = 16  # bytes
 # What differs between files of the same pictures: names, ids, clocks.
-OWN = {"video", "bytes", "version", "sha256", "cpu_s", "clip_id", "key_frame"}
+OWN = {"video", "bytes", "version", "sha256", "cpu_s", "clip_id", "key_frame", "file"}
 METERS = ("shots", "motion", "light", "freeze", "overlay", "fingerprint", "stills")
 
 
@@ -74,14 +74,10 @@ def lay_out(videos: Sequence[Path], folder: Path, copies: int) -> Path:
 
 
 def score(folder: Path, output: Path) -> Spent:
-    """`score` in the default configuration, as its users start it, with all that it starts.
-
-    Ray's workers give way to everything else (niceness 15), and while they wait for the CPU its
-    daemons go on using some: on a machine that others use too, that would count their load.
-    """
+    """`score` in the default configuration, as its users start it, with all that it starts."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "pipelines.score", CONFIG]
-    env = os.environ | {"PYTHONPATH": path, "RAY_worker_niceness": "0"}
+    env = os.environ | {"PYTHONPATH": path}
     return spent([*command, f"input={folder}", f"output={output}"], env)
 
 

@@ -72,7 +72,7 @@ class Funnel:
 
 def rule(reason: str) -> str:
     """`still_share 0.9 > 0.5` is `still_share > 0.5`; an error's names and numbers become dots."""
-    for start in ("duplicate of", "same bytes as"):
+    for start in ("duplicate of", "shows the same as", "same bytes as"):
         if reason.startswith(start):
             return f"{start} another"
     if match := _LIMIT.fullmatch(reason):

@@ -7,6 +7,7 @@ at all; a row that stands in two parts (a retry, a changed file) counts as its l
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -41,6 +42,11 @@ class Ledger:
         )
         table = pa.concat_tables([schema.empty_table(), *parts], promote_options="default")
         return _last_by_key(table, self._key)
+
+    def parts(self, columns: list[str]) -> Iterator[pa.Table]:
+        """What is too large for `read`, a part at a time: a later row of a key counts."""
+        for part in self._folder.names():
+            yield self._folder.read_table(part, columns)
 
     def compact(self) -> None:
         """Many small parts into one; safe to be interrupted: a row found twice is the same row."""

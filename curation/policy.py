@@ -185,12 +185,15 @@ def check_columns(policy: Policy, have: Iterable[str]) -> None:
     )
 
 
-def check_gate(policy: Policy, gate: Policy, costly: Mapping[str, str]) -> None:
+def check_gate(
+    policy: Policy, gate: Policy, costly: Mapping[str, str], also: Collection[str] = ()
+) -> None:
     """Refuses a policy under the recorded gate: clips that it would keep lack the costly scores.
 
-    costly: score -> the scorer that was spared under the gate.
+    costly: score -> the scorer that was spared under the gate.  also: what is needed besides the
+    policy's scores.
     """
-    needed = {name: costly[name] for name in policy if name in costly}
+    needed = {name: costly[name] for name in (*policy, *also) if name in costly}
     looser = [name for name in gate if name not in policy or not policy[name].within(gate[name])]
     if not needed or not looser:
         return

@@ -26,7 +26,7 @@ from curation.stage import PlanError, Row, check_plan
 from curation.storage import Folder, is_url, local_path
 from pipelines import score, select
 from pipelines.settings import Settings, main
-from stages import selection
+from stages import selection, semantic
 from stages.vlm import Vlm
 
 DRAWS = 1000  # of videos out of the trial, with replacement, for the ranges
@@ -163,7 +163,15 @@ def _select(settings: Settings, rows: list[Row]) -> set[str]:
     whole = {row["sha256"]: row for row in rows if row["error"] is None}
     videos = pa.Table.from_pylist(list(whole.values()), records.schema(records.VIDEO))
     clips = flatten_clips(videos)
-    chosen = selection.select(clips, settings.select.policy, seed=settings.select.seed)
+    made = [embedding for row in rows for embedding in row.get("embeddings", [])]
+    embeddings = pa.Table.from_pylist(made, records.schema(records.EMBEDDING))
+    chosen = selection.select(
+        clips,
+        settings.select.policy,
+        semantic_similarity=settings.select.semantic_similarity,
+        vectors=semantic.vectors([embeddings], clips["clip_id"]),
+        seed=settings.select.seed,
+    )
     for row in rows:
         if row["error"] is None and whole[row["sha256"]] is not row:
             row["clips"] = []

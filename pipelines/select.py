@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from curation import config, records
 from curation.ledger import record_settings, recorded_settings
 from curation.policy import check_columns, check_gate
+from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines.publish import made_with, publish, tables
 from pipelines.settings import Settings, main
@@ -22,6 +23,7 @@ from pipelines.tables import (
     SELECTION,
     captions_ledger,
     read_clips,
+    read_vectors,
     recorded_policy,
     videos_ledger,
 )
@@ -35,6 +37,7 @@ COSTLY = {
     "key_ssim": "Watch, on key frames",
     "colourfulness": "Watch, on key frames",
     **{c.name: "Models" for c in records.SCORES if c.model},
+    "semantic_similarity": "Models",
 }
 
 
@@ -43,14 +46,22 @@ def check(settings: Settings, out: Folder, will_score: bool = False) -> None:
 
     will_score: `score` runs first, so what its settings measure counts as well.
     """
-    known = {*MEASURED, *_by_models(settings, out, will_score), *settings.caption.chosen.scores}
+    by_models = _by_models(settings, out, will_score)
+    known = {*MEASURED, *by_models, *settings.caption.chosen.scores}
     check_columns(settings.select.policy, known)
+    also = () if settings.select.semantic_similarity is None else ("semantic_similarity",)
+    if also and "richness_clip_l14" not in by_models:  # made of the embeddings, in the same look
+        raise PlanError(
+            f"select.semantic_similarity needs the clips' embeddings, and {out.url} has none\n"
+            "  fix: run pipelines.score with score.models.clip.weights (docs/models.md; it takes "
+            "no decode), or set select.semantic_similarity=null"
+        )
     recorded = recorded_settings(out / "ledger", "videos")
     if recorded is not None:
         gate = recorded_policy(recorded["watch"]["gate"])
     else:
         gate = settings.score.watch.gate
-    check_gate(settings.select.policy, gate, COSTLY)
+    check_gate(settings.select.policy, gate, COSTLY, also)
 
 
 def _by_models(settings: Settings, out: Folder, will_score: bool) -> set[str]:
@@ -65,8 +76,14 @@ def run(settings: Settings, out: Folder) -> None:
     check(settings, out)
     chosen = settings.select
     clips = read_clips(out)
+    compared = chosen.semantic_similarity is not None
     selection = select(
-        clips, chosen.policy, seed=chosen.seed, validation_share=chosen.validation_share
+        clips,
+        chosen.policy,
+        semantic_similarity=chosen.semantic_similarity,
+        vectors=read_vectors(out, clips["clip_id"]) if compared else None,
+        seed=chosen.seed,
+        validation_share=chosen.validation_share,
     )
     captions = captions_ledger(out, settings.caption.chosen.name).read()
     selection = select_captioned(selection, captions, chosen.policy)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import StringConstraints
 
 from curation import config
@@ -48,6 +48,8 @@ class ScoreSettings:
 @dataclass
 class SelectSettings:
     policy: Policy = field(default_factory=Policy)
+    # of clips whose embeddings' cosine is above it, one is kept; null: whatever they show
+    semantic_similarity: Annotated[float, Gt(0), Lt(1)] | None = None
     validation_share: Annotated[float, Ge(0), Le(0.5)] = 0.05  # of the source videos
     seed: int = 0  # of the split
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -12,6 +13,7 @@ from curation.ledger import OF_THE_VIDEO, Ledger, flatten_clips
 from curation.policy import Policy, Range
 from curation.stage import PlanError
 from curation.storage import Folder
+from stages import semantic
 from stages.selection import CAPTION_SCORES
 
 INPUT = "input.parquet"  # what the last `score` was given
@@ -50,6 +52,22 @@ def read_clips(out: Folder) -> pa.Table:
     """All clips of these videos, in order of clip_id."""
     videos = read_videos(out, [*OF_THE_VIDEO, "clips"])
     return flatten_clips(videos).sort_by("clip_id")
+
+
+def read_vectors(out: Folder, clip_id: pa.ChunkedArray) -> np.ndarray:
+    """(n, D) `semantic.vectors` of these clips. Raises PlanError where weights differ."""
+    ledger = embeddings_ledger(out)
+    models = pc.unique(matched(clip_id, ledger.read(["model"]), "clip_id")["model"]).drop_null()
+    if len(models) > 1:
+        raise PlanError(
+            f"{out.url}: the clips' embeddings are of {len(models)} models: "
+            f"{', '.join(sorted(models.to_pylist()))}; select.semantic_similarity needs one\n"
+            "  fix: run pipelines.score with score.models.clip.weights, which brings all to those "
+            "weights, or set select.semantic_similarity=null"
+        )
+    parts = ledger.parts(["clip_id", "model", "key_frames"])
+    of_it = (part.filter(pc.is_in(part["model"], value_set=models)) for part in parts)
+    return semantic.vectors(of_it, clip_id)
 
 
 def read_selection(out: Folder) -> pa.Table:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from curation import records
 from curation.policy import Policy, by_row, decide_table
-from stages import duplicates
+from stages import duplicates, semantic
 
 CAPTION_SCORES = tuple(c.name for c in records.CAPTION if c.name in records.SCORE_NAMES)
 SCHEMA = records.schema(records.SELECTION)
@@ -21,14 +21,22 @@ RANKED = ("clip_id", "width", "height", "duration_s", "sharpness", "packet_bytes
 
 
 def select(
-    clips: pa.Table, policy: Policy, *, seed: int = 0, validation_share: float = 0.05
+    clips: pa.Table,
+    policy: Policy,
+    *,
+    semantic_similarity: float | None = None,
+    vectors: np.ndarray | None = None,
+    seed: int = 0,
+    validation_share: float = 0.05,
 ) -> pa.Table:
     """A row of records.SELECTION per clip, whatever the order of the clips.
 
     clips: records.CLIP with `sha256` of its source (`ledger.flatten_clips`). Rules about captions
     wait for `select_captioned`. Of near-duplicates among the clips that pass the policy, the best
-    is kept: see `ranks`. The split goes by source: `validation_share` of the groups of
-    sources that are linked by a pair of duplicates; at least one on each side where there are two.
+    is kept: see `ranks`. With a `semantic_similarity`, of those left that show the same by their
+    vectors (`semantic.vectors`, a row per clip as given) too; one without a vector is rejected. The
+    split goes by source: `validation_share` of the groups of sources that are linked by a pair of
+    duplicates, or of clips that show the same; at least one on each side where there are two.
     """
     needed = [*RANKED, "sha256", "causes", *policy]
     order = pc.sort_indices(clips["clip_id"])
@@ -39,16 +47,23 @@ def select(
     passing = clips.take(pa.array(passed))
     source = _numbers(passing["sha256"])
     of_passing = duplicates.prints(prints.take(order.take(pa.array(passed))))
-    twin, edges = duplicates.duplicates(of_passing, source, ranks(passing))
-
-    texts = np.full(len(passed), None, object)
-    out = np.flatnonzero(twin >= 0)
-    twins = passing["clip_id"].take(pa.array(twin[out])).to_pylist()
-    texts[out] = [f"duplicate of {clip_id}" for clip_id in twins]
-    reasons = _and(reasons, passed[out], texts[out])
+    rank = ranks(passing)
+    twin, edges = duplicates.duplicates(of_passing, source, rank)
+    reasons = _and(reasons, passed[twin >= 0], _named("duplicate of", passing, twin))
+    kept = np.flatnonzero(twin < 0)
+    if semantic_similarity is not None:
+        assert vectors is not None
+        theirs = vectors[order.to_numpy()[passed[kept]]]
+        seen = ~np.isnan(theirs[:, 0])
+        unseen, kept = passed[kept[~seen]], kept[seen]
+        reasons = _and(reasons, unseen, np.full(len(unseen), "embeddings not measured"))
+        same, links = semantic.alike(theirs[seen], rank[kept], semantic_similarity)
+        texts = _named("shows the same as", passing.take(pa.array(kept)), same)
+        reasons = _and(reasons, passed[kept[same >= 0]], texts)
+        edges = np.concatenate([edges, kept[links]])
+        kept = kept[same < 0]
 
     split = np.full(clips.num_rows, None, object)
-    kept = np.flatnonzero(twin < 0)
     held_out = _held_out(passing["sha256"], source, edges, kept, seed, validation_share)
     split[passed[kept]] = np.where(held_out[kept], "validation", "train")
     assert len(pc.unique(clips["clip_id"])) == clips.num_rows, "a clip stands in the table twice"
@@ -137,6 +152,12 @@ def _mean_of(group: np.ndarray, values: np.ndarray) -> np.ndarray:
     """(n,) the mean of the values in each one's group. Rounded: a sum hangs on its order."""
     total, count = np.bincount(group, values), np.bincount(group)
     return np.round(total / np.maximum(count, 1), 6)[group]
+
+
+def _named(what: str, clips: pa.Table, twin: np.ndarray) -> np.ndarray:
+    """The reason of each clip that has a twin (not -1)."""
+    names = clips["clip_id"].take(pa.array(twin[twin >= 0])).to_pylist()
+    return np.array([f"{what} {name}" for name in names], object)
 
 
 def _and(reasons: pa.ListArray, rows: np.ndarray, texts: np.ndarray) -> pa.ListArray:

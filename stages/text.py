@@ -19,9 +19,9 @@ from annotated_types import Ge
 from curation.stage import Needs, Row, Stage
 from curation.storage import Folder
 
-# Area a frame is reduced to for detection, px: lines of 3 % of the height show. A look at fewer to
+# Area a frame is reduced to for detection, px: lines of 4 % of the height show. A look at fewer to
 # decide whether to look at all would miss whole screens of small text.
-DETECT_PX = 200_000
+DETECT_PX = 512 * 288
 READ_PX = 520_000  # the same where text shall be read, px: 960 x 540
 TALL_LINE = 0.10  # of the shorter side: a box taller than this must be readable to count
 MAX_LINES = 8  # read per frame, largest first: .03 CPU-s each

@@ -23,7 +23,7 @@ from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines import score, select
 from pipelines.settings import DEFAULT_CONFIG, Settings
-from pipelines.tables import read_clips, videos_ledger
+from pipelines.tables import embeddings_ledger, read_clips, read_selection, videos_ledger
 from stages.clip import Clip, aesthetics_head, judge, square, vision_tower
 from stages.lpips import AFTER, SCALE, SHIFT, Lpips, distance
 from stages.models import Models
@@ -368,6 +368,23 @@ def test_a_model_switched_on_later_adds_its_scores_without_a_decode(
     select.run(settings(f"output={out}", rule), Folder(str(out)))
     with pytest.raises(PlanError, match="coherence_clip_l14"):
         select.run(settings(f"output={dataset.out}", rule), Folder(str(dataset.out)))
+    # The embeddings tell which clips show the same; all five do, to a limit this low.
+    alike = "select.semantic_similarity=0.01"
+    select.run(settings(f"output={out}", alike), Folder(str(out)))
+    chosen = read_selection(Folder(str(out))).to_pylist()
+    [best] = [row["clip_id"] for row in chosen if row["status"] == "kept"]
+    lost = [row["reason"] for row in chosen if (row["reason"] or "").startswith("shows the same")]
+    assert lost == [f"shows the same as {best}"] * len(lost) != []
+    with pytest.raises(
+        PlanError, match=r"needs the clips' embeddings, and .* has none\n  fix: run"
+    ):
+        select.run(settings(f"output={dataset.out}", alike), Folder(str(dataset.out)))
+    gate = [alike, "select.policy.width=null", "select.policy.duration_s=null"]
+    with pytest.raises(PlanError, match="semantic_similarity, which clips under the gate were"):
+        select.run(settings(f"output={out}", *gate), Folder(str(out)))
+    embeddings_ledger(Folder(str(out))).append([kept[0] | {"model": "another"}])
+    with pytest.raises(PlanError, match=r"of 2 models: .*another.*\n  fix: run pipelines.score"):
+        select.run(settings(f"output={out}", alike), Folder(str(out)))
 
 
 @pytest.mark.slow

@@ -129,10 +129,10 @@ def _acts(stage: Stage, rng: np.random.Generator) -> tuple[Act, ...]:
     """Neighbours differ in everything."""
 
     def row(values: Sequence[str]) -> list[str]:
-        found = [values[rng.integers(len(values))]]
+        found = [values[int(rng.integers(len(values)))]]
         while len(found) < stage.acts:
             others = [v for v in values if v != found[-1]]
-            found.append(others[rng.integers(len(others))])
+            found.append(others[int(rng.integers(len(others)))])
         return found
 
     columns = list(COLOURS)[: stage.colours], SHAPES[: stage.shapes], list(DIRECTIONS)
