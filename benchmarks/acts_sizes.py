@@ -1,48 +1,60 @@
 """At which size does the overlapped arm of the acts experiment learn its captions within minutes?
 
-    python benchmarks/acts_sizes.py OUT [minutes=8]
+    python benchmarks/acts_sizes.py OUT [minutes=8] [SIZE …]
 
-All sizes at once on one GPU, a process each; stops them after the minutes. Each prints its
-accuracies after every quarter of its steps; the log of each is OUT/SIZE.log.
+All sizes at once, a process each, on all GPUs in turn; stops them after the minutes. Each prints
+its accuracies after each part of its steps; the log of each is OUT/SIZE.log.
 """
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-MODEL = "train.system.model."
+import torch
+
 SIZES = {
-    "patch8": [],
-    "patch8_lr5e-4": ["train.lr=5e-4"],
-    "patch4": ["train.system.codec={frames: 1, side: 4}", "train.steps=1600"],
-    "narrow": [MODEL + "num_attention_heads=2", "train.steps=3600", "train.batch=64"],
+    "as_is": [],
+    "object": ["stage.radius=7", "stage.speed=1.35"],
+    "shift1": ["train.diffusion.flow_shift=1"],
+    "shift6": ["train.diffusion.flow_shift=6"],
+    "patch8": ["train.system.codec={frames: 1, side: 8}", "train.steps=3200"],
+    "batch32": ["train.batch=32", "train.steps=3200"],
+    "large": ["train.system.model.num_layers=8", "train.system.model.num_attention_heads=6"],
+    "lr2e-3": ["train.lr=2e-3"],
+    "anywhere": ["stage.astray=100"],
+    "eager": ["train.compile=false"],
 }
 
 
-def main(out: Path, minutes: float) -> None:
-    running = {}
-    for size, changes in SIZES.items():
-        folder = out / size
+def main(out: Path, minutes: float, names: list[str]) -> None:
+    running, gpus = {}, max(1, torch.cuda.device_count())
+    for number, name in enumerate(names):
+        folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-u", "-m", "training.acts", "configs/train/acts.yaml"]
-        with (out / f"{size}.log").open("w") as log:
-            running[size] = subprocess.Popen(
-                [*command, str(folder), "overlapped:0", *changes], stdout=log, stderr=log
+        with (out / f"{name}.log").open("w") as log:
+            running[name] = subprocess.Popen(
+                [*command, str(folder), "overlapped:0", *SIZES[name]],
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"CUDA_VISIBLE_DEVICES": str(number % gpus)},
             )
     end = time.monotonic() + 60 * minutes
     while time.monotonic() < end and any(p.poll() is None for p in running.values()):
         time.sleep(1)
-    for size, process in running.items():
+    for name, process in running.items():
         process.terminate()
         process.wait()
-        lines = (out / f"{size}.log").read_text().splitlines()
+        lines = (out / f"{name}.log").read_text().splitlines()
         told = [line for line in lines if line.startswith(("overlapped", "step"))]
-        print(size, process.returncode, *(told[-12:] or lines[-5:]), sep="\n  ", flush=True)
+        print(name, process.returncode, *(told[-12:] or lines[-5:]), sep="\n  ", flush=True)
 
 
 if __name__ == "__main__":
-    settings = dict(a.split("=") for a in sys.argv[2:])
-    if len(sys.argv) < 2 or set(settings) - {"minutes"}:
+    minutes = [float(a.removeprefix("minutes=")) for a in sys.argv[2:] if a.startswith("minutes=")]
+    names = [a for a in sys.argv[2:] if not a.startswith("minutes=")]
+    if len(sys.argv) < 2 or set(names) - set(SIZES):
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), float(settings.get("minutes", 8)))
+    main(Path(sys.argv[1]), *(minutes or [8.0]), names or list(SIZES))

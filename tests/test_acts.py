@@ -17,7 +17,7 @@ from tests.test_train import SYSTEM
 from training import acts_figures, sca
 from training.acts import ARMS, ORDER, ActsConfig, Videos, name_and_seed, run_arm, told, truth
 from training.acts_oracle import bleed, compare, see
-from training.acts_videos import Stage, clip_of, core, draw, play, shares, unseen
+from training.acts_videos import DIRECTIONS, Stage, clip_of, core, draw, play, shares, unseen
 from training.system import Script, System
 
 STAGE = Stage()
@@ -117,8 +117,10 @@ def test_neighbouring_acts_differ_in_everything_and_the_object_stays_in_the_pict
             assert a.shape != b.shape
             assert a.direction != b.direction
         assert script.centres.min() >= STAGE.radius
-        assert script.centres.max() <= STAGE.side - STAGE.radius
+        assert script.centres.max() <= STAGE.width - STAGE.radius
         assert np.abs(np.diff(script.centres, axis=0)).sum(1).max() < STAGE.speed + 1e-6
+        start = script.centres[0] - np.array(DIRECTIONS[script.acts[0].direction]) * STAGE.speed
+        assert np.abs(start - STAGE.width / 2).max() <= STAGE.astray + 1e-6
 
 
 def test_training_never_shows_the_acts_that_are_held_out_and_the_test_does():
@@ -162,13 +164,18 @@ def test_timed_words_are_told_their_segment_s_time_and_heard_by_every_frame():
     system = System(replace(SYSTEM, mode="timed"))
     assert system.presto.cfg.positions == "space_time"
     script = Script([(0.0, 1.0), (1.0, 2.0)], ["same", "same"])
-    text = system.read([script])
+    text = system.read([script], 2)
     assert text.lengths == [[10]]
     assert not torch.allclose(text.tokens[:5], text.tokens[5:])
     assert [w.tolist() for w in system.schedules([script], 2)] == [[[1.0, 1.0]]]
+    # a caption's time is told in the video's own frames: the first of four lies where the first of
+    # two lies in half as long a video
+    four = Script([(i, i + 1.0) for i in range(4)], ["same"] * 4)
+    assert torch.allclose(system.read([four], 4).tokens[:10], text.tokens)
+    assert not torch.allclose(system.read([four], 8).tokens[:10], text.tokens)
     untimed = System(replace(SYSTEM, mode="isolated"))
     untimed.load_state_dict(system.state_dict())
-    tokens = untimed.read([script]).tokens
+    tokens = untimed.read([script], 2).tokens
     assert torch.allclose(tokens[:5], tokens[5:])
 
 
@@ -194,19 +201,29 @@ def test_names_of_arms_are_checked():
 
 
 def test_an_arm_is_trained_tested_and_drawn_and_not_done_twice(tmp_path, capsys):
-    cfg = replace(SMALL, tests=5, train=replace(SMALL.train, steps=4, batch=2, warmup_steps=1))
-    for arm in ("isolated", "timed"):
+    small = replace(SMALL.train, steps=4, batch=2, warmup_steps=1)
+    cfg = replace(SMALL, tests=5, longer=(3,), train=small)
+    for arm in ("isolated", "timed", "two"):
         run_arm(cfg, arm, 0, tmp_path)
     first = capsys.readouterr().out
     run_arm(cfg, "isolated", 0, tmp_path)
-    assert "isolated 0 4 colour" in first
+    for told in (
+        "isolated 0 2 own",
+        "isolated 0 4 own",
+        "timed 0 4 3 acts",
+        "timed 0 4 24 px wide",
+    ):
+        assert told in first
+    assert "two 0 4 3 acts" not in first
     assert not capsys.readouterr().out
     acts_figures.draw_all(tmp_path, truth(cfg))
     names = {p.name for p in tmp_path.iterdir() if p.is_file()}
-    assert names >= {"acts.csv", "accuracy.png", "borders.png", "bleed.png", "strips-0.png"}
+    assert names >= {"acts.csv", "accuracy.png", "borders.png", "bleed.png", "elsewhere.png"}
+    longer = cv2.imread(str(tmp_path / "strips-3_acts-0.png"))
+    assert longer.shape == (2 * 16 * 2, 12 * 16 * 2, 3)  # two arms, twelve frames, doubled
     table = (tmp_path / "acts.csv").read_text().splitlines()
-    assert any(line.startswith("truth,4,1,5,joint,1.0") for line in table)
-    assert any(line.startswith("timed,2,1,1,loss_core,") for line in table)
+    assert any(line.startswith("truth,own,4,1,5,joint,1.0") for line in table)
+    assert any(line.startswith("timed,own,2,1,1,loss_core,") for line in table)
 
 
 @pytest.mark.slow
@@ -216,8 +233,9 @@ def test_with_captions_of_its_own_each_act_shows_its_colour_and_with_one_it_does
     cfg = replace(SMALL, parts=1, train=replace(SMALL.train, steps=200))
     for arm in ("isolated", "single"):
         run_arm(cfg, arm, 0, tmp_path)
+    rows = [r for r in acts_figures.read(tmp_path) if r["test"] == acts_figures.OWN]
     found = {
-        arm: np.mean([r["colour"] for r in acts_figures.read(tmp_path) if r["arm"] == arm])
+        arm: np.mean([r["colour"] for r in rows if r["arm"] == arm])
         for arm in ("isolated", "single")
     }
     assert found["isolated"] > 0.9

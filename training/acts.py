@@ -11,12 +11,15 @@ asked, predicted and found: docs/does-sca-work.md.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from pathlib import Path
+from queue import Queue
 from typing import Annotated, Any
 
 import numpy as np
@@ -28,7 +31,7 @@ from annotated_types import Ge
 from curation import config
 from curation.config import ConfigError
 from training import checkpoint
-from training.acts_figures import draw_all
+from training.acts_figures import OWN, draw_all
 from training.acts_oracle import bleed, compare, see
 from training.acts_videos import Play, Stage, clip_of, core, draw, play, unseen
 from training.clips import Clip, Size
@@ -48,6 +51,7 @@ class Arm:
     widen_frames: int = 1
     progressive: bool = False
     shuffled: float = 0.0  # share of training's videos whose captions are in a wrong order
+    speed: float | None = None  # px per frame, where it is not the stage's
 
 
 ARMS = {
@@ -64,13 +68,18 @@ ARMS = {
     "wide3": Arm("overlapped", widen_frames=3),
     "tent": Arm("tent"),
     "mixed": Arm("overlapped", shuffled=0.5),
+    "slow": Arm("overlapped", speed=0.85),
+    "fast": Arm("overlapped", speed=2.55),
 }
 ORDER = (
     *("joined:0", "timed:0", "isolated:0", "overlapped:0"),
     *(f"{arm}:{seed}" for seed in (1, 2) for arm in ("joined", "timed", "isolated", "overlapped")),
     *("single:0", "two:0", "three:0", "progressive:0"),
-    *("sequential:0", "tent:0", "wide2:0", "wide3:0", "mixed:0"),
+    *("sequential:0", "tent:0", "wide2:0", "wide3:0", "mixed:0", "slow:0", "fast:0"),
 )
+SHOWN, TOGETHER = 4, 64  # samples kept of each test; scripts sampled at a time
+TOLD = ("colour", "shape", "direction", "joint")
+ELSEWHERE = ("joined", "timed", "isolated", "overlapped")  # also asked for other lengths, sizes
 
 
 @dataclass(frozen=True)
@@ -78,9 +87,11 @@ class ActsConfig:
     stage: Stage = field(default_factory=Stage)
     train: TrainConfig = field(default_factory=TrainConfig)  # its size, mode and seed are the arm's
     videos: Annotated[int, Ge(1)] = 100_000  # of training, drawn as needed
-    parts: Annotated[int, Ge(1)] = 4  # training stops so often to be tested
-    tests: Annotated[int, Ge(1)] = 256  # scripts
-    together: Annotated[int, Ge(1)] = 4  # arms at a time
+    parts: Annotated[int, Ge(1)] = 4  # of training; what each ends with is tested
+    tests: Annotated[int, Ge(1)] = 256  # scripts; a quarter of them before the end and elsewhere
+    longer: tuple[int, ...] = (6, 8, 10)  # acts that a trained network is asked for as well
+    wider_px: Annotated[int, Ge(0)] = 48  # the same in a picture so wide; 0: not asked
+    together: Annotated[int, Ge(1)] = 4  # arms at a time, on all GPUs in turn
 
 
 class Videos:
@@ -118,60 +129,102 @@ def told(clip: Clip, arm: Arm) -> Clip:
     return replace(clip, spans=spans, sub_captions=texts, caption=", then ".join(texts))
 
 
+def stage_of(cfg: ActsConfig, arm: Arm) -> Stage:
+    return replace(cfg.stage, speed=arm.speed) if arm.speed else cfg.stage
+
+
 def settings(cfg: ActsConfig, name: str, seed: int, out: Path) -> TrainConfig:
-    arm, stage = ARMS[name], cfg.stage
+    arm = ARMS[name]
     system = replace(
         cfg.train.system,
-        size=Size(stage.frames, stage.side, stage.side),
+        size=size_of(cfg.stage),
         mode=arm.mode,  # type: ignore[arg-type]  # checked by its type's owner when it is used
         widen_frames=arm.widen_frames,
     )
-    folder = str(out / f"{name}-{seed}")
-    return replace(cfg.train, run_dir=folder, seed=seed, system=system)
+    return replace(
+        cfg.train,
+        run_dir=str(out / f"{name}-{seed}"),
+        seed=seed,
+        system=system,
+        save_every=-(-cfg.train.steps // cfg.parts),
+        keep_checkpoints=cfg.parts,
+    )
+
+
+def size_of(stage: Stage) -> Size:
+    return Size(stage.frames, stage.height, stage.width)
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What a trained network is asked for."""
+
+    test: str  # OWN, or what it never saw in training
+    stage: Stage
+    step: int  # of training
+    scripts: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.step:08d}-{self.test.replace(' ', '_')}"
+
+    @property
+    def table(self) -> str:
+        return f"scripts-{self.name}.parquet"
+
+
+def exams(cfg: ActsConfig, name: str, how: TrainConfig) -> list[Exam]:
+    """After each part of training; at its end also with more acts, so longer, and wider."""
+    stage = stage_of(cfg, ARMS[name])
+    few = max(1, cfg.tests // 4)
+    steps = range(how.save_every, how.steps, how.save_every)
+    found = [Exam(OWN, stage, step, few) for step in steps]
+    found.append(Exam(OWN, stage, how.steps, cfg.tests))
+    if name in ELSEWHERE:
+        for acts in cfg.longer:
+            frames = round(stage.frames / stage.acts * acts)
+            longer = replace(stage, acts=acts, frames=frames)
+            found.append(Exam(f"{acts} acts", longer, how.steps, few))
+        if cfg.wider_px:
+            wider = replace(stage, width=cfg.wider_px)
+            found.append(Exam(f"{cfg.wider_px} px wide", wider, how.steps, few))
+    return found
 
 
 def run_arm(cfg: ActsConfig, name: str, seed: int, out: Path) -> None:
-    """Trains in parts and tests after each; what was done already is not done again."""
+    """Trains, then tests; what was done already is not done again."""
     how = settings(cfg, name, seed, out)
-    source = Videos(cfg.stage, ARMS[name], cfg.videos)
-    for part in range(1, cfg.parts + 1):
-        step = how.steps * part // cfg.parts
-        table = Path(how.run_dir, f"scripts-{step:08d}.parquet")
-        if table.exists():
-            continue
-        train(replace(how, steps=step, save_every=step), source)
-        tests = cfg.tests if part == cfg.parts else max(1, cfg.tests // 4)
-        rows = list(evaluate(cfg, name, seed, how, step, tests))
-        pq.write_table(pa.Table.from_pylist(rows), table)
-        means = {k: np.mean([r[k] for r in rows]) for k in ("colour", "shape", "direction")}
-        joint = np.mean([r["joint"] for r in rows])
-        print(name, seed, step, *(f"{k} {v:.3f}" for k, v in means.items()), f"joint {joint:.3f}")
+    folder = Path(how.run_dir)
+    waiting = [e for e in exams(cfg, name, how) if not (folder / e.table).exists()]
+    if waiting:
+        train(how, Videos(stage_of(cfg, ARMS[name]), ARMS[name], cfg.videos))
+    for exam in waiting:
+        rows, videos = examine(ARMS[name], how, exam)
+        whose = {"arm": name, "seed": seed, "step": exam.step, "test": exam.test}
+        np.save(folder / f"videos-{exam.name}.npy", videos[:SHOWN])
+        pq.write_table(pa.Table.from_pylist([whose | r for r in rows]), folder / exam.table)
+        means = (f"{m} {np.mean([r[m] for r in rows]):.3f}" for m in TOLD)
+        print(name, seed, exam.step, exam.test, *means, flush=True)
 
 
-def evaluate(
-    cfg: ActsConfig, name: str, seed: int, how: TrainConfig, step: int, tests: int
-) -> Iterator[dict[str, Any]]:
-    """One row per test script: what its sample shows, and the loss on its true video."""
-    system, diffusion = open_system(checkpoint.path_of(how.run_dir, step))
-    stage, arm = cfg.stage, ARMS[name]
-    kept = []
-    for first in range(0, tests, 64):
-        plays = [play(stage, i, test=True) for i in range(first, min(tests, first + 64))]
+def examine(arm: Arm, how: TrainConfig, exam: Exam) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """One row per script: what its sample shows, and the loss on its true video.  The samples:
+    (scripts, frames, height, width, 3) uint8."""
+    system, diffusion = open_system(checkpoint.path_of(how.run_dir, exam.step))
+    stage, rows, sampled = exam.stage, [], []
+    for first in range(0, exam.scripts, TOGETHER):
+        numbers = range(first, min(exam.scripts, first + TOGETHER))
+        plays = [play(stage, i, test=True) for i in numbers]
         clips = [told(clip_of(stage, p, arm.progressive), arm) for p in plays]
         scripts = [Script.of(clip, system.cfg.mode) for clip in clips]
         sampling = replace(how.sample, seed=how.sample.seed + first)
-        videos = sample_many(system, scripts, diffusion, sampling).numpy()
-        kept.append(videos[:4])
+        videos = sample_many(system, scripts, diffusion, sampling, size_of(stage)).numpy()
         losses = held_out_loss(system, diffusion, stage, clips, scripts)
-        for script, video, loss in zip(plays, videos, losses, strict=True):
-            yield {
-                "arm": name,
-                "seed": seed,
-                "step": step,
-                **row(stage, script, video),
-                **loss,
-            }
-    np.save(Path(how.run_dir, f"videos-{step:08d}.npy"), kept[0])
+        sampled.append(videos)
+        rows += [
+            row(stage, *shown) | loss for *shown, loss in zip(plays, videos, losses, strict=True)
+        ]
+    return rows, np.concatenate(sampled)
 
 
 def row(stage: Stage, script: Play, video: np.ndarray) -> dict[str, Any]:
@@ -224,32 +277,41 @@ def held_out_loss(
 
 def truth(cfg: ActsConfig) -> list[dict[str, Any]]:
     """What the oracle says of the true videos: the line that no arm can pass."""
-    plays = [play(cfg.stage, i, test=True) for i in range(cfg.tests)]
-    rows = [row(cfg.stage, p, draw(cfg.stage, p)) for p in plays]
-    return [{"arm": "truth", "seed": 0, "step": cfg.train.steps, **r} for r in rows]
+    first = ELSEWHERE[0]  # asked for everything
+    last = {e.test: e for e in exams(cfg, first, settings(cfg, first, 0, Path()))}
+    rows = []
+    for exam in last.values():
+        whose = {"arm": "truth", "seed": 0, "step": exam.step, "test": exam.test}
+        for number in range(exam.scripts):
+            script = play(exam.stage, number, test=True)
+            rows.append(whose | row(exam.stage, script, draw(exam.stage, script)))
+    return rows
 
 
 def run_all(cfg: ActsConfig, command: Sequence[str], arms: Sequence[str], out: Path) -> None:
     """Each arm in a process of its own; one that fails does not stop the others."""
-    waiting, failed = list(arms), []
-    running: dict[str, subprocess.Popen] = {}
-    while waiting or running:
-        while waiting and len(running) < cfg.together:
-            arm = waiting.pop(0)
-            log = (out / f"{arm.replace(':', '-')}.log").open("w")
-            args = [sys.executable, "-m", "training.acts", *command, arm]
-            running[arm] = subprocess.Popen(args, stdout=log, stderr=subprocess.STDOUT)
-        arm, process = next(iter(running.items()))
-        try:
-            code = process.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            running[arm] = running.pop(arm)  # look at the next one
-            continue
-        del running[arm]
-        print(f"{arm}: {'done' if code == 0 else f'failed, see {out}'}", flush=True)
-        failed += [arm] * (code != 0)
-    if failed:
-        raise ConfigError(f"{', '.join(failed)} failed; the same command goes on with them")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
+        map(str, range(torch.cuda.device_count()))
+    )
+    gpus: Queue[str] = Queue()
+    for gpu in islice(cycle(visible.split(",")), cfg.together):
+        gpus.put(gpu)
+
+    def run(arm: str) -> bool:
+        gpu = gpus.get()
+        args = [sys.executable, "-m", "training.acts", *command, arm]
+        env = os.environ | {"CUDA_VISIBLE_DEVICES": gpu}
+        with (out / f"{arm.replace(':', '-')}.log").open("w") as log:
+            done = subprocess.run(args, stdout=log, stderr=subprocess.STDOUT, env=env)
+        gpus.put(gpu)
+        print(f"{arm}: {'failed, see ' + log.name if done.returncode else 'done'}", flush=True)
+        return done.returncode == 0
+
+    with ThreadPoolExecutor(cfg.together) as pool:
+        well = list(pool.map(run, arms))
+    if not all(well):
+        failed = ", ".join(arm for arm, ok in zip(arms, well, strict=True) if not ok)
+        raise ConfigError(f"{failed} failed; the same command goes on with them")
 
 
 def name_and_seed(text: str) -> tuple[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ MEASURES = (
     *("abruptness", "lost", "teleports", "path_px", "loss_core", "loss_border"),
 )
 RESAMPLES = 1000
+OWN = "own"  # the test whose videos are like training's
 Rows = list[dict[str, Any]]
 
 
@@ -62,22 +63,26 @@ def draw_all(out: Path, truth: Rows) -> None:
     rows = read(out)
     if rows:
         write_table(out / "acts.csv", [*truth, *rows])
-        accuracy(out / "accuracy.png", rows)
-        bars(out / "borders.png", last(rows), truth)
-        bleeding(out / "bleed.png", last(rows))
+        own = [r for r in rows if r["test"] == OWN]
+        accuracy(out / "accuracy.png", own)
+        bars(out / "borders.png", last(own), [r for r in truth if r["test"] == OWN])
+        bleeding(out / "bleed.png", last(own))
+        elsewhere(out / "elsewhere.png", last(rows))
         strips(out)
 
 
 def write_table(path: Path, rows: Rows) -> None:
     with path.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(("arm", "step", "seeds", "scripts", "measure", "mean", "low", "high"))
-        for (arm, step), some in groups(rows, lambda r: (r["arm"], r["step"])).items():
+        head = ("arm", "test", "step", "seeds", "scripts", "measure", "mean", "low", "high")
+        table.writerow(head)
+        by = groups(rows, lambda r: (r["arm"], r["test"], r["step"]))
+        for (arm, test, step), some in by.items():
             seeds, scripts = len({r["seed"] for r in some}), len({r["script"] for r in some})
             for measure in MEASURES:
                 if found := interval(some, measure):
                     numbers = [f"{v:.4f}" for v in found]
-                    table.writerow((arm, step, seeds, scripts, measure, *numbers))
+                    table.writerow((arm, test, step, seeds, scripts, measure, *numbers))
 
 
 def _axes(width: float, height: float, columns: int = 1):
@@ -133,15 +138,38 @@ def bleeding(path: Path, rows: Rows) -> None:
     figure.savefig(path, dpi=110)
 
 
-def strips(out: Path, scripts: Sequence[int] = (0, 1, 2, 3), scale: int = 2) -> None:
-    """strips-N.png: script N's sample by every arm, in the arms' alphabetic order."""
-    folders = sorted(p for p in out.iterdir() if p.is_dir())
-    videos = {
-        p.name: np.load(found[-1]) for p in folders if (found := sorted(p.glob("videos-*.npy")))
-    }
-    for script in scripts:
-        lines = [np.hstack(list(v[script])) for v in videos.values() if len(v) > script]
-        if lines:
-            sheet = np.vstack(lines)[..., ::-1].repeat(scale, 0).repeat(scale, 1)
-            cv2.imwrite(str(out / f"strips-{script}.png"), sheet)
-    (out / "strips.txt").write_text("\n".join(videos) + "\n")
+def elsewhere(path: Path, rows: Rows) -> None:
+    """Joint accuracy where more acts or wider pictures are asked for than training showed."""
+    arms = groups(rows, lambda r: r["arm"])
+    tests = list(groups([r for r in rows if r["test"] != OWN], lambda r: r["test"]))
+    if not tests:
+        return
+    figure, (axes,) = _axes(7, 4)
+    for arm, some in arms.items():
+        found = [
+            interval([r for r in some if r["test"] == test], "joint") for test in (OWN, *tests)
+        ]
+        if all(found):
+            mean, low, high = np.array(found, float).T
+            axes.errorbar(range(len(found)), mean, (mean - low, high - mean), fmt="o-", label=arm)
+    axes.set_xticks(range(1 + len(tests)), ["as trained", *tests])
+    axes.set(ylabel="acts right in colour, shape and direction", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def strips(out: Path, scale: int = 2) -> None:
+    """strips-TEST-N.png: script N's sample by every arm, in the order that strips.txt names."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for path in sorted(out.glob("*/videos-*.npy")):
+        test = path.stem.split("-")[2]
+        found.setdefault(test, {})[path.parent.name] = np.load(path)  # the last step's stays
+    for test, videos in found.items():
+        for script in range(4 if test == OWN else 1):
+            lines = [np.hstack(list(v[script])) for v in videos.values() if len(v) > script]
+            if lines:
+                sheet = np.vstack(lines)[..., ::-1].repeat(scale, 0).repeat(scale, 1)
+                cv2.imwrite(str(out / f"strips-{test}-{script}.png"), sheet)
+    names = "".join(f"{test}: {', '.join(videos)}\n" for test, videos in found.items())
+    (out / "strips.txt").write_text(names)

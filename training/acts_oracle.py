@@ -1,6 +1,6 @@
 """What a video of acts_videos.py shows: measured by its colours and edges, judged by no network.
 
-All functions take (frames, side, side, 3) uint8 RGB. Frames are blurred slightly first: noise of
+All functions take (frames, height, width, 3) uint8 RGB. Frames are blurred slightly first: noise of
 a few levels then changes no answer.
 """
 
@@ -66,7 +66,7 @@ def _track(stage: Stage, smooth: np.ndarray, chroma: np.ndarray) -> tuple[np.nda
     there = (chroma > COLOURED).sum((1, 2)) > LEAST_AREA * np.pi * stage.radius**2
     weight[~there] = np.nan
     total = weight.sum((1, 2))
-    y, x = np.mgrid[: stage.side, : stage.side] + 0.5
+    y, x = np.mgrid[: stage.height, : stage.width] + 0.5
     # the colour by its strongest pixels, or the edge's mixture with the ground would count
     strong = np.where(chroma >= np.quantile(chroma, 0.97, axis=(1, 2), keepdims=True), 1.0, 0.0)
     colour = (smooth * strong[..., None]).sum((1, 2)) / strong.sum((1, 2))[:, None]
@@ -94,7 +94,7 @@ def _shape(stage: Stage, chroma: np.ndarray, centre: np.ndarray) -> str | None:
     """The shape whose drawing at the object's place overlaps most with it."""
     if np.isnan(centre).any():
         return None
-    y, x = np.mgrid[: stage.side, : stage.side] + 0.5
+    y, x = np.mgrid[: stage.height, : stage.width] + 0.5
     scores = dict.fromkeys(SHAPES[: stage.shapes], 0.0)
     for picture, (cx, cy) in zip(chroma, centre, strict=True):
         found = np.clip(picture / np.quantile(picture, 0.97), 0, 1)
@@ -124,7 +124,7 @@ def _ground(stage: Stage, smooth: np.ndarray, chroma: np.ndarray) -> str:
     covered = cv2.dilate(coloured, np.ones((3, 3), np.uint8)) > 0
     free = ~covered if (~covered).any() else ~np.zeros_like(covered)
     grey = smooth.mean((0, 3))[free]
-    blurred = {t: cv2.GaussianBlur(ground(t, stage.side), (0, 0), 0.6)[free] for t in TEXTURES}
+    blurred = {t: cv2.GaussianBlur(ground(t, stage), (0, 0), 0.6)[free] for t in TEXTURES}
     return min(blurred, key=lambda t: float(np.square(grey - blurred[t]).mean()))
 
 

@@ -42,9 +42,11 @@ class Stage:
     """What all videos of an experiment share."""
 
     frames: int = 22
-    side: int = 32  # px, of the square picture
+    height: int = 32  # px
+    width: int = 32
     radius: float = 5.5  # px, of the object
     speed: float = 1.7  # px per frame
+    astray: float = 1.0  # px: the object starts so far from the middle at most, on both axes
     acts: int = 5
     colours: int = 6
     shapes: int = 4
@@ -112,15 +114,17 @@ def play(stage: Stage, number: int, test: bool = False) -> Play:
     """Script `number` of training, or of the test: other chance, and acts that training lacks."""
     rng = np.random.Generator(np.random.PCG64([number, test]))
     reach = 1.4 * stage.radius  # of the widest shape
-    room = stage.side - 2 * reach
+    size = np.array([stage.width, stage.height])
+    room, middle = size - 2 * reach, size / 2
     for _ in range(TRIES):
         acts = _acts(stage, rng)
         if not test and unseen(stage).intersection(acts):
             continue
         path = _path(stage, acts)
-        low, high = path.min(0), path.max(0)
-        if (high - low <= room).all():
-            start = reach - low + rng.random(2) * (room - (high - low))
+        low = np.maximum(reach - path.min(0), middle - stage.astray)
+        high = np.minimum(reach + room - path.max(0), middle + stage.astray)
+        if (low <= high).all():
+            start = low + rng.random(2) * (high - low)
             return Play(number, acts, str(rng.choice(TEXTURES)), path + start)
     raise ValueError(f"{stage}: the object finds no room for its ways; make it slower or smaller")
 
@@ -164,17 +168,17 @@ def distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndar
     return np.maximum((ax * (tip + base) - (y + tip) * half) / slope, y - base)
 
 
-def ground(texture: str, side: int) -> np.ndarray:
-    """(side, side) grey levels."""
-    y, x = np.mgrid[:side, :side]
+def ground(texture: str, stage: Stage) -> np.ndarray:
+    """(height, width) grey levels."""
+    y, x = np.mgrid[: stage.height, : stage.width]
     wave = {"plain": 0 * x, "striped": y // 4 % 2, "barred": x // 4 % 2}
     level = wave.get(texture, (x // 4 + y // 4) % 2)
     return 90.0 + 50 * level
 
 
 def draw(stage: Stage, script: Play) -> np.ndarray:
-    """(frames, side, side, 3) uint8 RGB."""
-    y, x = np.mgrid[: stage.side, : stage.side] + 0.5
+    """(frames, height, width, 3) uint8 RGB."""
+    y, x = np.mgrid[: stage.height, : stage.width] + 0.5
     x = x - script.centres[:, 0, None, None]
     y = y - script.centres[:, 1, None, None]
     share = shares(stage)
@@ -183,7 +187,7 @@ def draw(stage: Stage, script: Play) -> np.ndarray:
         on = weight > 0
         edge[on] += weight[on, None, None] * distance(act.shape, x[on], y[on], stage.radius)
         colour += weight[:, None] * np.array(COLOURS[act.colour])
-    back = ground(script.texture, stage.side)
+    back = ground(script.texture, stage)
     video = np.empty((*x.shape, 3), np.uint8)
     video[:] = back[..., None]
     frame, *place = inside = np.nonzero(edge < 0.5)  # most of the picture is ground

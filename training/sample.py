@@ -101,7 +101,7 @@ def sample_many(
 
 def _hearing(system: System, scripts: Sequence[Script], frames: int) -> Predict:
     """The network with these captions; their keys and values are computed once for all steps."""
-    text = system.presto.cache_text(system.read(scripts))
+    text = system.presto.cache_text(system.read(scripts, frames))
     schedules = system.schedules(scripts, frames)
     return lambda x, t: system.presto(x, t, text, schedules)
 

@@ -81,14 +81,16 @@ class System(nn.Module):
 
     def forward(self, latents: Tensor, t: Tensor, scripts: Sequence[Script]) -> Tensor:
         """latents: (B, C, T, H, W).  t: (B,) in 0..1000."""
-        schedules = self.schedules(scripts, latents.shape[2])
-        return self.presto(latents, t, self.read(scripts), schedules)
+        frames = latents.shape[2]
+        schedules = self.schedules(scripts, frames)
+        return self.presto(latents, t, self.read(scripts, frames), schedules)
 
-    def read(self, scripts: Sequence[Script]) -> Text:
+    def read(self, scripts: Sequence[Script], frames: int) -> Text:
+        """frames: of the latents."""
         text = self._tokens(scripts)
         if self.cfg.mode != "timed":
             return text
-        centres = [c for script in scripts for c in self._centres(script)]
+        centres = [c for script in scripts for c in _centres(script, frames)]
         codes = sinusoids(torch.tensor(centres), text.tokens.shape[1]).to(text.tokens)
         each = torch.tensor([n for of_sample in text.lengths for n in of_sample])
         tokens = text.tokens + codes.repeat_interleave(each.to(codes.device), 0)
@@ -101,11 +103,6 @@ class System(nn.Module):
         tokens = torch.cat([one for of_sample in read for one in of_sample])
         device = self.presto.proj_out.weight.device
         return Text(tokens.to(device), [[len(one) for one in of_sample] for of_sample in read])
-
-    def _centres(self, script: Script) -> list[float]:
-        """Of each segment, in latent frames."""
-        start, scale = script.spans[0][0], self.latent_size[0] / script.duration_s
-        return [((a + b) / 2 - start) * scale - 0.5 for a, b in script.spans]
 
     def schedules(self, scripts: Sequence[Script], frames: int) -> list[Tensor]:
         """frames: of the latents."""
@@ -124,3 +121,9 @@ class System(nn.Module):
         """Of one sample's step: three times the network's forward, recomputation and text encoder
         not counted. text_tokens: of the captions that an average frame hears."""
         return 3 * forward_flops(self.presto.cfg, grid, text_tokens)
+
+
+def _centres(script: Script, frames: int) -> list[float]:
+    """Of each segment, in latent frames."""
+    start, scale = script.spans[0][0], frames / script.duration_s
+    return [((a + b) / 2 - start) * scale - 0.5 for a, b in script.spans]

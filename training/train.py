@@ -178,7 +178,8 @@ def batch_loss(system: System, batch: Batch, cfg: TrainConfig) -> tuple[Tensor, 
     text_tokens = []
 
     def predict(noisy: Tensor, t: Tensor) -> Tensor:
-        text, schedules = system.read(scripts), system.schedules(scripts, latents.shape[2])
+        frames = latents.shape[2]
+        text, schedules = system.read(scripts, frames), system.schedules(scripts, frames)
         for weights, lengths in zip(schedules, text.lengths, strict=True):
             text_tokens.append(float((weights.numpy() > 0).mean(1) @ lengths))
         return system.presto(noisy, t, text, schedules)
