@@ -207,13 +207,13 @@ def test_an_arm_is_trained_tested_and_drawn_and_not_done_twice(tmp_path, capsys)
         run_arm(cfg, arm, 0, tmp_path)
     first = capsys.readouterr().out
     run_arm(cfg, "isolated", 0, tmp_path)
-    for told in (
+    for line in (
         "isolated 0 2 own",
         "isolated 0 4 own",
         "timed 0 4 3 acts",
         "timed 0 4 24 px wide",
     ):
-        assert told in first
+        assert line in first
     assert "two 0 4 3 acts" not in first
     assert not capsys.readouterr().out
     acts_figures.draw_all(tmp_path, truth(cfg))
