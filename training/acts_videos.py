@@ -44,8 +44,8 @@ class Stage:
     frames: int = 22
     height: int = 32  # px
     width: int = 32
-    radius: float = 5.5  # px, of the object
-    speed: float = 1.7  # px per frame
+    radius: float = 7.0  # px, of the object
+    speed: float = 1.35  # px per frame
     astray: float = 1.0  # px: the object starts so far from the middle at most, on both axes
     acts: int = 5
     colours: int = 6
