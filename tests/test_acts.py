@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -15,7 +16,7 @@ from curation import config
 from curation.config import ConfigError
 from tests.test_train import SYSTEM
 from training import acts_figures, sca
-from training.acts import ARMS, ORDER, ActsConfig, Videos, name_and_seed, run_arm, told, truth
+from training.acts import ARMS, ORDER, ActsConfig, Videos, gather, name_and_seed, run_arm, told
 from training.acts_oracle import bleed, compare, see
 from training.acts_videos import DIRECTIONS, Stage, clip_of, core, draw, play, shares, unseen
 from training.system import Script, System
@@ -216,11 +217,14 @@ def test_an_arm_is_trained_tested_and_drawn_and_not_done_twice(tmp_path, capsys)
         assert line in first
     assert "two 0 4 3 acts" not in first
     assert not capsys.readouterr().out
-    acts_figures.draw_all(tmp_path, truth(cfg))
+    gather(cfg, tmp_path)
+    acts_figures.draw_all(tmp_path)
     names = {p.name for p in tmp_path.iterdir() if p.is_file()}
     assert names >= {"acts.csv", "accuracy.png", "borders.png", "bleed.png", "elsewhere.png"}
-    longer = cv2.imread(str(tmp_path / "strips-3_acts-0.png"))
-    assert longer.shape == (2 * 16 * 2, 12 * 16 * 2, 3)  # two arms, twelve frames, doubled
+    assert names >= {"strips-own-0.png", "strips-3_acts-0.png", "strips-24_px_wide-0.png"}
+    with np.load(tmp_path / "strips.npz") as strips:
+        assert strips["3 acts/truth"].shape == strips["3 acts/timed"].shape == (1, 12, 16, 16, 3)
+        assert "3 acts/two" not in strips
     table = (tmp_path / "acts.csv").read_text().splitlines()
     assert any(line.startswith("truth,own,4,1,5,joint,1.0") for line in table)
     assert any(line.startswith("timed,own,2,1,1,loss_core,") for line in table)
@@ -233,9 +237,10 @@ def test_with_captions_of_its_own_each_act_shows_its_colour_and_with_one_it_does
     cfg = replace(SMALL, parts=1, train=replace(SMALL.train, steps=200))
     for arm in ("isolated", "single"):
         run_arm(cfg, arm, 0, tmp_path)
-    rows = [r for r in acts_figures.read(tmp_path) if r["test"] == acts_figures.OWN]
+    gather(cfg, tmp_path)
+    rows = pq.read_table(tmp_path / "acts.parquet").to_pylist()
     found = {
-        arm: np.mean([r["colour"] for r in rows if r["arm"] == arm])
+        arm: np.mean([r["colour"] for r in rows if (r["arm"], r["test"]) == (arm, "own")])
         for arm in ("isolated", "single")
     }
     assert found["isolated"] > 0.9

@@ -12,12 +12,13 @@ asked, predicted and found: docs/does-sca-work.md.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import cycle, islice, pairwise
+from itertools import cycle, islice, pairwise, product
 from pathlib import Path
 from queue import Queue
 from typing import Annotated, Any
@@ -31,7 +32,7 @@ from annotated_types import Ge
 from curation import config
 from curation.config import ConfigError
 from training import checkpoint
-from training.acts_figures import OWN, draw_all
+from training.acts_figures import OWN, TRUTH, draw_all
 from training.acts_oracle import bleed, compare, see
 from training.acts_videos import Play, Stage, clip_of, core, draw, play, unseen
 from training.clips import Clip, Size
@@ -76,7 +77,8 @@ ORDER = (
     *("single:0", "two:0", "three:0", "progressive:0"),
     *("sequential:0", "tent:0", "wide2:0", "wide3:0", "mixed:0", "slow:0"),
 )
-SHOWN, TOGETHER = 4, 64  # samples kept of each test; scripts sampled at a time
+SHOWN, TOGETHER = 2, 64  # samples kept of each test; scripts sampled at a time
+SEEDS = 10  # looked for when the arms are gathered
 TOLD = ("colour", "shape", "direction", "joint")
 ELSEWHERE = ("joined", "timed", "isolated", "overlapped")  # also asked for other lengths, sizes
 
@@ -164,12 +166,12 @@ class Exam:
     scripts: int
 
     @property
-    def name(self) -> str:
-        return f"{self.step:08d}-{self.test.replace(' ', '_')}"
+    def table(self) -> str:
+        return f"scripts-{self.step:08d}-{self.test.replace(' ', '_')}.parquet"
 
     @property
-    def table(self) -> str:
-        return f"scripts-{self.name}.parquet"
+    def samples(self) -> str:
+        return f"{self.table}.npy"
 
 
 def exams(cfg: ActsConfig, name: str, how: TrainConfig) -> list[Exam]:
@@ -200,10 +202,12 @@ def run_arm(cfg: ActsConfig, name: str, seed: int, out: Path) -> None:
     for exam in waiting:
         rows, videos = examine(ARMS[name], how, exam)
         whose = {"arm": name, "seed": seed, "step": exam.step, "test": exam.test}
-        np.save(folder / f"videos-{exam.name}.npy", videos[:SHOWN])
+        np.save(folder / exam.samples, videos[:SHOWN])
         pq.write_table(pa.Table.from_pylist([whose | r for r in rows]), folder / exam.table)
         means = (f"{m} {np.mean([r[m] for r in rows]):.3f}" for m in TOLD)
         print(name, seed, exam.step, exam.test, *means, flush=True)
+    for done in checkpoint.saved(folder)[:-1]:
+        shutil.rmtree(done)
 
 
 def examine(arm: Arm, how: TrainConfig, exam: Exam) -> tuple[list[dict[str, Any]], np.ndarray]:
@@ -274,17 +278,27 @@ def held_out_loss(
     ]
 
 
-def truth(cfg: ActsConfig) -> list[dict[str, Any]]:
-    """What the oracle says of the true videos: the line that no arm can pass."""
+def gather(cfg: ActsConfig, out: Path) -> None:
+    """acts.parquet and strips.npz: all that the arms in `out` have shown, and beside it the true
+    videos with what the oracle says of them: the line that no arm can pass."""
     first = ELSEWHERE[0]  # asked for everything
-    last = {e.test: e for e in exams(cfg, first, settings(cfg, first, 0, Path()))}
-    rows = []
+    last = {e.test: e for e in exams(cfg, first, settings(cfg, first, 0, out))}
+    rows, strips = [], {}
     for exam in last.values():
-        whose = {"arm": "truth", "seed": 0, "step": exam.step, "test": exam.test}
-        for number in range(exam.scripts):
-            script = play(exam.stage, number, test=True)
-            rows.append(whose | row(exam.stage, script, draw(exam.stage, script)))
-    return rows
+        plays = [play(exam.stage, i, test=True) for i in range(exam.scripts)]
+        videos = [draw(exam.stage, script) for script in plays]
+        whose = {"arm": TRUTH, "seed": 0, "step": exam.step, "test": exam.test}
+        rows += [whose | row(exam.stage, *shown) for shown in zip(plays, videos, strict=True)]
+        strips[f"{exam.test}/{TRUTH}"] = np.stack(videos[:SHOWN])
+    for arm, seed in product(ARMS, range(SEEDS)):
+        for exam in exams(cfg, arm, settings(cfg, arm, seed, out)):
+            folder = out / f"{arm}-{seed}"
+            if (folder / exam.table).exists():
+                rows += pq.read_table(folder / exam.table).to_pylist()
+                if seed == 0 and exam.step == cfg.train.steps:
+                    strips[f"{exam.test}/{arm}"] = np.load(folder / exam.samples)
+    pq.write_table(pa.Table.from_pylist(rows), out / "acts.parquet")
+    np.savez_compressed(out / "strips.npz", **strips)  # type: ignore[arg-type]  # its stub
 
 
 def run_all(cfg: ActsConfig, command: Sequence[str], arms: Sequence[str], out: Path) -> None:
@@ -334,7 +348,8 @@ def main(argv: Sequence[str]) -> None:
             run_arm(cfg, *pairs[0], out)
         else:
             run_all(cfg, [*names[:2], *changes], arms, out)
-            draw_all(out, truth(cfg))
+            gather(cfg, out)
+            draw_all(out)
     except (ConfigError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

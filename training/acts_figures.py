@@ -1,13 +1,19 @@
-"""The acts experiment's table and figures, from what its arms left in their folders."""
+"""The acts experiment's table and figures.
+
+    python -m training.acts_figures FOLDER   # draws them again from its acts.parquet and strips.npz
+
+acts.parquet has a row for every test script of every arm, seed and step, and for the true videos
+(arm `truth`); strips.npz the first samples.
+"""
 
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow.parquet as pq
 
@@ -17,14 +23,8 @@ MEASURES = (
 )
 RESAMPLES = 1000
 OWN = "own"  # the test whose videos are like training's
+TRUTH = "truth"
 Rows = list[dict[str, Any]]
-
-
-def read(out: Path) -> Rows:
-    """Every test script of every arm, seed and step."""
-    return [
-        r for p in sorted(out.glob("*/scripts-*.parquet")) for r in pq.read_table(p).to_pylist()
-    ]
 
 
 def interval(rows: Rows, measure: str) -> tuple[float, float, float] | None:
@@ -59,16 +59,19 @@ def last(rows: Rows) -> Rows:
     ]
 
 
-def draw_all(out: Path, truth: Rows) -> None:
-    rows = read(out)
-    if rows:
-        write_table(out / "acts.csv", [*truth, *rows])
-        own = [r for r in rows if r["test"] == OWN]
-        accuracy(out / "accuracy.png", own)
-        bars(out / "borders.png", last(own), [r for r in truth if r["test"] == OWN])
-        bleeding(out / "bleed.png", last(own))
-        elsewhere(out / "elsewhere.png", last(rows))
-        strips(out)
+def draw_all(out: Path) -> None:
+    rows = pq.read_table(out / "acts.parquet").to_pylist()
+    write_table(out / "acts.csv", rows)
+    truth = [r for r in rows if (r["arm"], r["test"]) == (TRUTH, OWN)]
+    rows = [r for r in rows if r["arm"] != TRUTH]
+    own = [r for r in rows if r["test"] == OWN]
+    accuracy(out / "accuracy.png", own)
+    bars(out / "borders.png", last(own), truth)
+    bleeding(out / "bleed.png", last(own))
+    elsewhere(out / "elsewhere.png", last(rows))
+    with np.load(out / "strips.npz") as videos:
+        for test in groups(rows, lambda r: r["test"]):
+            strips(out, test, {n.split("/")[1]: videos[n] for n in videos if n.startswith(test)})
 
 
 def write_table(path: Path, rows: Rows) -> None:
@@ -85,13 +88,13 @@ def write_table(path: Path, rows: Rows) -> None:
                     table.writerow((arm, test, step, seeds, scripts, measure, *numbers))
 
 
-def _axes(width: float, height: float, columns: int = 1):
+def _axes(width: float, height: float, columns: int = 1, rows: int = 1):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
+    return figure, figure.subplots(rows, columns, squeeze=False).ravel()
 
 
 def accuracy(path: Path, rows: Rows) -> None:
@@ -159,17 +162,19 @@ def elsewhere(path: Path, rows: Rows) -> None:
     figure.savefig(path, dpi=110)
 
 
-def strips(out: Path, scale: int = 2) -> None:
-    """strips-TEST-N.png: script N's sample by every arm, in the order that strips.txt names."""
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for path in sorted(out.glob("*/videos-*.npy")):
-        test = path.stem.split("-")[2]
-        found.setdefault(test, {})[path.parent.name] = np.load(path)  # the last step's stays
-    for test, videos in found.items():
-        for script in range(4 if test == OWN else 1):
-            lines = [np.hstack(list(v[script])) for v in videos.values() if len(v) > script]
-            if lines:
-                sheet = np.vstack(lines)[..., ::-1].repeat(scale, 0).repeat(scale, 1)
-                cv2.imwrite(str(out / f"strips-{test}-{script}.png"), sheet)
-    names = "".join(f"{test}: {', '.join(videos)}\n" for test, videos in found.items())
-    (out / "strips.txt").write_text(names)
+def strips(out: Path, test: str, videos: dict[str, np.ndarray]) -> None:
+    """strips-TEST-N.png: every frame of script N, the true video first, then each arm's sample."""
+    for script in range(len(next(iter(videos.values())))):
+        frames = next(iter(videos.values())).shape[1]
+        figure, lines = _axes(0.5 * frames + 1, 0.56 * len(videos), rows=len(videos))
+        for axes, (arm, samples) in zip(lines, videos.items(), strict=True):
+            axes.imshow(np.hstack(list(samples[script])), interpolation="nearest", aspect="equal")
+            axes.set_ylabel(arm, rotation=0, ha="right", va="center", fontsize=9)
+            axes.set(xticks=[], yticks=[])
+        figure.savefig(out / f"strips-{test.replace(' ', '_')}-{script}.png", dpi=72)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or not Path(sys.argv[1], "acts.parquet").exists():
+        sys.exit(__doc__)
+    draw_all(Path(sys.argv[1]))
