@@ -283,12 +283,12 @@ def gather(cfg: ActsConfig, out: Path) -> None:
     videos with what the oracle says of them: the line that no arm can pass."""
     first = ELSEWHERE[0]  # asked for everything
     last = {e.test: e for e in exams(cfg, first, settings(cfg, first, 0, out))}
-    rows, strips = [], {}
+    true_rows, rows, strips = [], [], {}
     for exam in last.values():
         plays = [play(exam.stage, i, test=True) for i in range(exam.scripts)]
         videos = [draw(exam.stage, script) for script in plays]
         whose = {"arm": TRUTH, "seed": 0, "step": exam.step, "test": exam.test}
-        rows += [whose | row(exam.stage, *shown) for shown in zip(plays, videos, strict=True)]
+        true_rows += [whose | row(exam.stage, *shown) for shown in zip(plays, videos, strict=True)]
         strips[f"{exam.test}/{TRUTH}"] = np.stack(videos[:SHOWN])
     for arm, seed in product(ARMS, range(SEEDS)):
         for exam in exams(cfg, arm, settings(cfg, arm, seed, out)):
@@ -297,7 +297,8 @@ def gather(cfg: ActsConfig, out: Path) -> None:
                 rows += pq.read_table(folder / exam.table).to_pylist()
                 if seed == 0 and exam.step == cfg.train.steps:
                     strips[f"{exam.test}/{arm}"] = np.load(folder / exam.samples)
-    pq.write_table(pa.Table.from_pylist(rows), out / "acts.parquet")
+    # the first row names the columns: true videos have no loss
+    pq.write_table(pa.Table.from_pylist(rows + true_rows), out / "acts.parquet")
     np.savez_compressed(out / "strips.npz", **strips)  # type: ignore[arg-type]  # its stub
 
 
