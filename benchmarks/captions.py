@@ -1,12 +1,20 @@
 """Captions of a Qwen2.5-VL-7B-sized model by vLLM on one GPU: clips per GPU-hour.
 
-    python benchmarks/captions.py [--graphs] [--in-flight 128] [--seconds 70] [--limit 500]
+    python benchmarks/captions.py [--graphs] [--in-flight 256] [--seconds 60] [--limit 550]
 
 One engine serves all measurements, each begun with empty caches:
-  in-process   our captioner `vllm`: six requests a clip, in order, many clips under way
-  engine       the same requests, all known beforehand and given to the engine at once
-  http         our captioner `openai` in another process, over the engine's own HTTP server
-  uncached     as in-process, no request reading what another one of its clip computed
+  engine         the requests, all known beforehand, six of a clip at once: it takes --in-flight of
+                 them at a time (max_num_seqs), and five times as many wait: what it can do
+  http           our captioner `openai` in another process, over the engine's own HTTP server
+  in-process     our captioner `vllm`: six requests a clip, in order
+  engine, again  so that a drift shows
+  uncached       as in-process, no request reading what another one of its clip computed
+
+Counted is what is answered in a window of --seconds in which --in-flight clips are under way at
+every moment, in all measurements alike: it opens when as many requests have been answered as there
+are clips under way, and at its end the run is cut off. So neither filling nor draining counts, as
+in a run of hours. Each place begins at another of the six requests of its first clip: at every
+moment all six are asked about equally often.
 
 The weights are random (load_format=dummy), configuration and tokenizer are made on the spot. So
 every answer runs to its limit of OUTPUT tokens (chance seldom ends a JSON string), its checks
@@ -19,12 +27,15 @@ import argparse
 import asyncio
 import json
 import os
+import pickle
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +56,7 @@ OUTPUT = 100  # tokens of every answer
 STILL = (768, 432)  # px, as `score` stores stills of 16:9; sent with a long side of SIDE
 SIDE, SEGMENTS, NEIGHBOURS = 640, 5, 2
 REQUESTS = SEGMENTS + 1  # of a clip
+DRAWING = 8  # processes that draw the clips
 TEXTS = (  # about as long as real sub-captions, and unlike each other
     "A woman in a green raincoat walks along a wet cobbled street at dusk, past the lit windows of "
     "small shops. She holds a folded umbrella in her left hand and looks up at the signs above the "
@@ -190,7 +202,7 @@ def make_model(folder: Path) -> None:
 # ---------------------------------------------------------------- clips, as `score` leaves them
 
 
-def make_clips(ledger: Path, count: int) -> list[Row]:
+def make_clips(ledger: Path, numbers: Iterable[int]) -> list[Row]:
     """Rows of clips, and their stills: textures like no other's."""
     import hashlib
 
@@ -214,56 +226,65 @@ def make_clips(ledger: Path, count: int) -> list[Row]:
         span = {"start_s": 0.0, "end_s": 15.0, "error": None}
         return {"clip_id": f"clip{number}", "segments": segments} | span
 
-    return [clip(number) for number in range(count)]
+    return [clip(number) for number in numbers]
 
 
 # ---------------------------------------------------------------- what is measured
 
+first_asked: ContextVar[int] = ContextVar("first_asked", default=0)  # requests before it are not
+
 
 @dataclass
 class Taken:
-    """One measurement."""
+    """What was answered in one window."""
 
-    clips: int
     seconds: float
-    prompt_tokens: int = 0
-    output_tokens: int = 0
+    ramp_s: float  # before it
+    said: list[Said]
+    cpu_s: float  # of this process and its threads
     failed_checks: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
 
+    @property
+    def requests_per_s(self) -> float:
+        return len(self.said) / self.seconds
+
     def as_row(self) -> dict[str, Any]:
-        requests = self.clips * REQUESTS
+        count = max(1, len(self.said))
         return {
-            "clips": self.clips,
+            "requests": len(self.said),
             "seconds": round(self.seconds, 2),
-            "clips_per_gpu_hour": round(3600 * self.clips / self.seconds),
-            "requests_per_s": round(requests / self.seconds, 2),
-            "prompt_tokens_per_request": round(self.prompt_tokens / requests, 1),
-            "output_tokens_per_request": round(self.output_tokens / requests, 1),
+            "ramp_s": round(self.ramp_s, 1),
+            "clips_per_gpu_hour": round(3600 * self.requests_per_s / REQUESTS),
+            "requests_per_s": round(self.requests_per_s, 2),
+            "prompt_tokens_per_request": round(sum(s.prompt_tokens for s in self.said) / count, 1),
+            "output_tokens_per_request": round(sum(s.output_tokens for s in self.said) / count, 1),
+            "cpu_ms_per_request": round(1000 * self.cpu_s / count, 1),
             "answers_that_fail_a_check": dict(self.failed_checks),
             "errors": self.errors[:3],
         }
 
 
-class Fixed:
+class Fixed(Vlm):
     """Mixed into a captioner: answers of OUTPUT tokens, whose checks are counted alone."""
 
-    def note(self) -> None:
-        self.asked: list[Request] = []
-        self.spent: Counter[str] = Counter()
+    def forget(self) -> None:
+        self.said: list[Said] = []
         self.failed: Counter[str] = Counter()
         self._checks = Limits(8, t5_tokens_at_most)
 
     async def say(self, request: Request) -> Said:
-        request = replace(request, max_tokens=OUTPUT)
-        self.asked.append(request)
-        said = await super().say(request)  # type: ignore[misc]
-        self.spent.update(prompt=said.prompt_tokens, output=said.output_tokens)
-        reason = failed(caption_of(said.text), self._checks)
-        self.failed[(reason or "none").partition(":")[0]] += 1
-        question = request.messages[-1].parts[-1]
-        number = int(question[5]) - 1 if str(question).startswith("Part ") else SEGMENTS
-        return replace(said, text=json.dumps({"caption": TEXTS[number]}))
+        question = str(request.messages[-1].parts[-1])
+        number = int(question[5]) - 1 if question.startswith("Part ") else SEGMENTS
+        if number >= first_asked.get():
+            said = await self.asked(request)
+            self.said.append(said)
+            reason = failed(caption_of(said.text), self._checks)
+            self.failed[(reason or "none").partition(":")[0]] += 1
+        return Said(json.dumps({"caption": TEXTS[number]}))
+
+    async def asked(self, request: Request) -> Said:
+        return await super().say(replace(request, max_tokens=OUTPUT))
 
 
 class FixedVllm(Fixed, Vllm):
@@ -279,94 +300,176 @@ class FixedOpenAI(Fixed, OpenAI):
     pass
 
 
-async def captioned(stage: Any, clips: list[Row], in_flight: int) -> Taken:
-    """All clips, at most `in_flight` under way, as the runner keeps them."""
-    stage.note()
-    room = asyncio.Semaphore(in_flight)
+class Unasked(Fixed):
+    """Asks nobody: it keeps the requests, as our captioners make them."""
 
-    async def one(clip: Row) -> Row:
-        async with room:
-            return await stage.process_one(dict(clip))
+    captioner = "unasked"
+
+    async def asked(self, request: Request) -> Said:
+        self.made.append(request)
+        return Said("")
+
+    def requests(self, clip: Row) -> list[Request]:
+        self.made: list[Request] = []
+        _check(asyncio.run(self.process_one(dict(clip))))
+        return self.made
+
+
+def draw(scratch: Path, first: int, step: int, count: int) -> None:
+    """Clips and their requests, by one of `step` processes."""
+    stage = Unasked(image_side=SIDE)
+    _prepare(stage, scratch)
+    stage.setup()
+    stage.forget()
+    clips = make_clips(scratch, range(first, count, step))
+    known = [stage.requests(clip) for clip in clips]
+    (scratch / f"{first}.pickle").write_bytes(pickle.dumps((clips, known)))
+
+
+def _check(row: Row) -> None:
+    if row["error"] or row["rejected"]:
+        raise RuntimeError(row["error"] or row["rejected"])
+
+
+async def steady(
+    stage: Any,
+    clips: Iterable[Any],
+    caption: Callable[[Any], Awaitable[None]],
+    in_flight: int,
+    seconds: float,
+) -> Taken:
+    """What `stage` is answered in `seconds` with `in_flight` clips under way, then cut off."""
+    stage.forget()
+    waiting, errors = iter(clips), list[str]()
+
+    async def place(number: int) -> None:
+        first_asked.set(number % REQUESTS)
+        for clip in waiting:
+            try:
+                await caption(clip)
+            except Exception as error:
+                errors.append(f"{type(error).__name__}: {error}")
+            first_asked.set(0)
+        raise RuntimeError("too few clips: not all places are taken to the end")
 
     begun = time.perf_counter()
-    rows = await asyncio.gather(*(one(clip) for clip in clips))
-    seconds = time.perf_counter() - begun
-    errors = [row["error"] or row["rejected"] for row in rows if row["error"] or row["rejected"]]
-    spent = stage.spent
-    return Taken(len(clips), seconds, spent["prompt"], spent["output"], stage.failed, errors)
+    places = [asyncio.create_task(place(number)) for number in range(in_flight)]
+
+    async def until(full: Callable[[], bool]) -> tuple[float, int, float]:
+        while not full():
+            await asyncio.sleep(0.05)
+            for ended in filter(asyncio.Task.done, places):
+                ended.result()
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return time.perf_counter(), len(stage.said), used.ru_utime + used.ru_stime
+
+    try:
+        start_s, before, cpu_s = await until(lambda: len(stage.said) >= in_flight)
+        stage.failed.clear()
+        end_s, after, cpu_end_s = await until(lambda: time.perf_counter() - start_s >= seconds)
+        said, failed_checks = stage.said[before:after], Counter(stage.failed)
+    finally:
+        for one in places:
+            one.cancel()
+        await asyncio.gather(*places, return_exceptions=True)
+    took_s = end_s - start_s
+    return Taken(took_s, start_s - begun, said, cpu_end_s - cpu_s, failed_checks, errors)
 
 
-async def engine_alone(stage: FixedVllm, asked: list[Request]) -> Taken:
-    """The requests that the captioner made, all given to the engine at once."""
-    begun = time.perf_counter()
-    said = await asyncio.gather(*(stage._generate(request) for request in asked))
-    seconds = time.perf_counter() - begun
-    prompt = sum(one.prompt_tokens for one in said)
-    output = sum(one.output_tokens for one in said)
-    return Taken(len(asked) // REQUESTS, seconds, prompt, output)
+async def captioned(stage: Any, clips: list[Row], in_flight: int, seconds: float) -> Taken:
+    """Our captioner, its clips under way as the runner keeps them."""
+
+    async def caption(clip: Row) -> None:
+        _check(await stage.process_one(dict(clip)))
+
+    return await steady(stage, clips, caption, in_flight, seconds)
+
+
+async def engine_alone(
+    stage: FixedVllm, known: list[list[Request]], in_flight: int, seconds: float
+) -> Taken:
+    """All requests of a clip at once: six times as many under way as a captioner has."""
+
+    async def all_at_once(requests: list[Request]) -> None:
+        await asyncio.gather(*(stage.say(request) for request in requests))
+
+    return await steady(stage, known, all_at_once, in_flight, seconds)
 
 
 async def emptied(stage: FixedVllm) -> None:
     engine = stage._engine
     await engine.reset_mm_cache()
     await engine.reset_encoder_cache()
-    for _ in range(50):  # blocks of requests that just ended are freed a moment later
+    for _ in range(300):  # blocks of requests that just ended are freed a moment later
         if await engine.reset_prefix_cache():
             return
         await asyncio.sleep(0.1)
     raise RuntimeError("the prefix cache can't be emptied")
 
 
-async def over_http(stage: FixedVllm, model: Path, ledger: Path, count: int, in_flight: int) -> Any:
+async def over_http(stage: FixedVllm, args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """The captioner `openai` as a process of its own, the server in this one."""
     from vllm.entrypoints.openai.api_server import build_and_serve, create_server_socket
     from vllm.entrypoints.openai.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    words = ["--model", str(model), "--served-model-name", "bench", "--disable-uvicorn-access-log"]
+    words = ["--model", stage.model, "--served-model-name", "bench", "--disable-uvicorn-access-log"]
     words += ["--uvicorn-log-level", "warning", "--port", "8123", "--host", "127.0.0.1"]
     words += ["--chat-template-content-format", "openai"]
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args(words)
+    served = make_arg_parser(FlexibleArgumentParser()).parse_args(words)
     listening = create_server_socket(("127.0.0.1", 8123), reuse_port=False)
     address = "http://127.0.0.1:8123"
-    server = asyncio.create_task(build_and_serve(stage._engine, address, listening, args))
+    server = asyncio.create_task(build_and_serve(stage._engine, address, listening, served))
     await asyncio.sleep(2)
     if server.done():
         server.result()
-    command = [sys.executable, __file__, "--client", f"{address}/v1", "--ledger", str(ledger)]
-    command += ["--clips", str(count), "--in-flight", str(in_flight)]
+    command = [sys.executable, __file__, "--client", f"{address}/v1", "--scratch", str(scratch)]
+    command += ["--in-flight", str(args.in_flight), "--seconds", str(args.seconds)]
+    before = resource.getrusage(resource.RUSAGE_SELF)
     client = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
     told, _ = await client.communicate()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    await asyncio.sleep(1)  # the server notices that nobody waits for the rest
     server.cancel()
     await asyncio.gather(server, return_exceptions=True)
-    return json.loads(told.decode().splitlines()[-1])
+    row, answered = json.loads(told.decode().splitlines()[-1])
+    used_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {**row, "server_cpu_ms_per_request": round(1000 * used_s / answered, 1)}
 
 
-def client(url: str, ledger: Path, count: int, in_flight: int) -> None:
-    """The other process of `over_http`: prints its measurement."""
-    stage = FixedOpenAI(url=url, model="bench", clips_in_flight=in_flight, image_side=SIDE)
-    _prepare(stage, ledger)
+def client(url: str, args: argparse.Namespace) -> None:
+    """The other process of `over_http`: prints its measurement, and all that it was answered."""
+    stage = FixedOpenAI(url=url, model="bench", clips_in_flight=args.in_flight, image_side=SIDE)
+    clips = json.loads((args.scratch / "clips.json").read_text())
+    _prepare(stage, args.scratch)
     stage.check()
     stage.setup()
 
     async def run() -> Taken:
         try:
-            return await captioned(stage, make_clips(ledger, count), in_flight)
+            return await captioned(stage, clips, args.in_flight, args.seconds)
         finally:
             await stage.close()
 
-    print(json.dumps(asyncio.run(run()).as_row()))
+    row = asyncio.run(run()).as_row()
+    print(json.dumps([row, len(stage.said)]))
 
 
 def _prepare(stage: Vlm, ledger: Path) -> None:
     stage.ledger_url, stage.similarity = str(ledger), None
 
 
-async def measure(args: argparse.Namespace, say: Callable[..., None]) -> dict[str, Any]:
+async def measure(args: argparse.Namespace, say: Callable[[dict[str, Any]], None]) -> None:
     started = time.perf_counter()
     scratch = Path(tempfile.mkdtemp(prefix="longtake-captions-"))
-    model, ledger = scratch / "model", scratch / "ledger"
+    model = scratch / "model"
     model.mkdir()
+    count = 2 * args.in_flight + round(4 * args.seconds)  # enough at 24 requests a second
+    command = [sys.executable, __file__, "--scratch", str(scratch), "--draw"]
+    drawing = [  # while the engine starts
+        subprocess.Popen([*command, str(first), str(DRAWING), str(count)])
+        for first in range(DRAWING)
+    ]
     make_model(model)
     engine: dict[str, Any] = {
         "load_format": "dummy",
@@ -374,62 +477,62 @@ async def measure(args: argparse.Namespace, say: Callable[..., None]) -> dict[st
         "max_model_len": 8192,
         "gpu_memory_utilization": 0.9,
         "limit_mm_per_prompt": {"image": SEGMENTS + NEIGHBOURS, "video": 0},
+        "max_num_seqs": args.in_flight,
+        "mm_processor_cache_gb": 8,  # 2.8 MB a picture, seven of each clip under way
     }
     engine |= graphs() if args.graphs else {"enforce_eager": True}
     stage = FixedVllm(
         model=str(model), image_side=SIDE, clips_in_flight=args.in_flight, engine=engine
     )
-    _prepare(stage, ledger)
+    _prepare(stage, scratch)
     stage.setup()
+    clips: list[Row] = []
+    known: list[list[Request]] = []  # of each clip
+    for first, process in enumerate(drawing):
+        if process.wait():
+            raise RuntimeError("the clips could not be drawn")
+        drawn, asked = pickle.loads((scratch / f"{first}.pickle").read_bytes())
+        clips, known = clips + drawn, known + asked
+    (scratch / "clips.json").write_text(json.dumps(clips))
+    settings = {"graphs": args.graphs, "in_flight": args.in_flight, "clips": count}
+    say({"ready_s": round(time.perf_counter() - started, 1), **settings})
 
-    def left() -> float:
-        return args.limit - (time.perf_counter() - started)
+    async def in_process() -> dict[str, Any]:
+        return (await captioned(stage, clips, args.in_flight, args.seconds)).as_row()
 
-    found: dict[str, Any] = {"graphs": args.graphs, "in_flight": args.in_flight}
-    found["engine_up_s"] = round(time.perf_counter() - started, 1)
-    say(found)
+    async def alone() -> dict[str, Any]:
+        return (await engine_alone(stage, known, args.in_flight, args.seconds)).as_row()
+
+    async def http() -> dict[str, Any]:
+        return await over_http(stage, args, scratch)
+
+    async def uncached() -> dict[str, Any]:
+        stage.read_prefix = False
+        return await in_process()
+
+    steps = {"engine": alone, "http": http, "in-process": in_process}
+    steps |= {"engine, again": alone, "uncached": uncached}
+    took_s = 0.0
     try:
-        warm = make_clips(ledger / "warm", 2 * 16)
-        stage.ledger_url = str(ledger / "warm")
-        await captioned(stage, warm[:16], 16)
-        await emptied(stage)
-        rate = 32 / (await captioned(stage, warm, 32)).seconds
-        count = max(16, min(512, round(rate * args.seconds)))
-        say({"warm clips/s": round(rate, 2), "clips": count})
-        clips = make_clips(ledger, count)
-        stage.ledger_url = str(ledger)
-
-        await emptied(stage)
-        own = await captioned(stage, clips, args.in_flight)
-        asked = stage.asked
-        found["in-process"] = own.as_row()
-        say({"in-process": found["in-process"]})
-        await emptied(stage)
-        alone = await engine_alone(stage, asked)
-        found["engine"] = alone.as_row()
-        found["in-process/engine"] = round(alone.seconds / own.seconds, 3)
-        say({"engine": found["engine"], "in-process/engine": found["in-process/engine"]})
-        if left() > 1.5 * own.seconds:
+        await captioned(stage, clips[-64:], 32, 2)  # kernels are built
+        for name, step in steps.items():
+            begun = time.perf_counter()
+            if begun - started + took_s > args.limit:
+                say({name: "left out: no time"})
+                continue
             await emptied(stage)
-            http = await over_http(stage, model, ledger, count, args.in_flight)
-            found["http"] = http
-            found["http/engine"] = round(alone.seconds / http["seconds"], 3)
-            say({"http": http, "http/engine": found["http/engine"]})
-        half = max(8, count // 3)
-        if left() > 1.5 * own.seconds:
-            await emptied(stage)
-            stage.read_prefix = False
-            bare = await captioned(stage, clips[:half], args.in_flight)
-            await emptied(stage)
-            stage.read_prefix = True
-            again = await captioned(stage, clips[:half], args.in_flight)
-            found["uncached"] = bare.as_row()
-            found["cached, as many clips"] = again.as_row()
-            found["prefix caching"] = round(bare.seconds / again.seconds, 2)
-            say({name: found[name] for name in ("uncached", "prefix caching")})
+            say({name: await step()})
+            took_s = time.perf_counter() - begun
     finally:
         stage._engine.shutdown()
-    return found
+
+
+def ratios(found: dict[str, Any]) -> dict[str, float]:
+    """Of each measurement's rate to the engine's own, the mean of its measurements."""
+    rates = {name: row["requests_per_s"] for name, row in found.items() if isinstance(row, dict)}
+    own = [rate for name, rate in rates.items() if name.startswith("engine")]
+    others = {name: rate for name, rate in rates.items() if not name.startswith("engine")}
+    return {f"{name}/engine": round(r * len(own) / sum(own), 3) for name, r in others.items()}
 
 
 def graphs() -> dict[str, Any]:
@@ -447,27 +550,32 @@ def graphs() -> dict[str, Any]:
 def main(words: Iterable[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--graphs", action="store_true", help="CUDA graphs of decoding")
-    parser.add_argument("--in-flight", type=int, default=128, help="clips")
-    parser.add_argument("--seconds", type=float, default=70, help="of one measurement, about")
-    parser.add_argument("--limit", type=float, default=500, help="s for all; the rest is left out")
-    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser.add_argument("--in-flight", type=int, default=256, help="clips")
+    parser.add_argument("--seconds", type=float, default=60, help="of one window")
+    parser.add_argument("--limit", type=float, default=550, help="s for all; the rest is left out")
+    parser.add_argument("--out", help="JSON file for the results, written anew with each of them")
     parser.add_argument("--client", help=argparse.SUPPRESS)
-    parser.add_argument("--ledger", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--clips", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--draw", type=int, nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(list(words))
     if args.client:
-        client(args.client, args.ledger, args.clips, args.in_flight)
+        client(args.client, args)
+        return
+    if args.draw:
+        draw(args.scratch, *args.draw)
         return
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    found: dict[str, Any] = {}
 
     def say(told: dict[str, Any]) -> None:
-        print(json.dumps(told), flush=True)
+        found.update(told)
+        found.update(of := ratios(found))
+        print(json.dumps(told | of), flush=True)
+        if args.out:
+            Path(args.out).write_text(json.dumps(found, indent=1))
 
-    found = asyncio.run(measure(args, say))
-    if args.out:
-        args.out.write_text(json.dumps(found, indent=1))
-    say(found)
+    asyncio.run(measure(args, say))
 
 
 if __name__ == "__main__":

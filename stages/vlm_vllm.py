@@ -44,12 +44,16 @@ class Vllm(Vlm):
         super().setup()
         from transformers import AutoProcessor
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         folder = str(model_folder(self.model, self.revision, "caption.vllm.model"))
         self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
         args = {"model": folder, "tensor_parallel_size": self.gpus, "enable_prefix_caching": True}
-        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**args | self.engine))
+        self._engine = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(**args | self.engine),
+            usage_context=UsageContext.OPENAI_API_SERVER,  # batches as large as `vllm serve` makes
+        )
 
     async def say(self, request: Request) -> Said:
         from vllm.v1.engine.exceptions import EngineDeadError

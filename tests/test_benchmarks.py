@@ -1,5 +1,6 @@
 """What could be wrong in silence: which time is counted, and that copies are copies."""
 
+import asyncio
 import hashlib
 import io
 import sys
@@ -11,8 +12,11 @@ import av
 import numpy as np
 import pytest
 
+from benchmarks.captions import REQUESTS, Fixed, ratios, steady
 from benchmarks.cpu_time import Seen, spent, total_s
 from benchmarks.score import Clocked, lay_out, padded, unlike
+from stages.conversation import Message, Request
+from stages.vlm import Said
 from tests.drawn import picture, times, view
 
 BURN = "import time\nwhile time.process_time() < {0}: pass\n"
@@ -132,3 +136,46 @@ def test_a_clocked_object_works_as_before_and_its_time_is_counted():
     assert clocked.size == 3
     assert clocked.work(500_000) == 500_000 * 499_999 // 2
     assert 0.001 < clock["busy"] < 5
+
+
+class Counting(Fixed):
+    """Answers after a while; it knows how many ask at once."""
+
+    captioner = "counting"
+    now, seen = 0, ()
+
+    async def asked(self, request: Request) -> Said:
+        self.now += 1
+        self.seen = (*self.seen, self.now)
+        await asyncio.sleep(0.05)
+        self.now -= 1
+        return Said("", 1, 1)
+
+
+QUESTIONS = [
+    Request((Message("user", (f"Part {n} of 5",)),), {}, n, 9, 0.0) for n in range(1, REQUESTS + 1)
+]
+
+
+async def one_after_the_other(stage: Counting) -> None:
+    for question in QUESTIONS:
+        await stage.say(question)
+
+
+def test_a_window_counts_what_is_answered_with_all_places_taken():
+    stage = Counting()
+    taken = asyncio.run(steady(stage, [stage] * 1000, one_after_the_other, 12, 1.0))
+    assert set(stage.seen[12:]) <= {11, 12}  # one answers while another asks
+    assert len(taken.said) == pytest.approx(taken.seconds * 12 / 0.05, rel=0.25)
+    assert taken.as_row()["clips_per_gpu_hour"] == round(600 * taken.requests_per_s)
+
+
+def test_a_window_with_empty_places_is_refused():
+    stage = Counting()
+    with pytest.raises(RuntimeError, match="too few clips"):
+        asyncio.run(steady(stage, [stage] * 13, one_after_the_other, 12, 30.0))
+
+
+def test_a_rate_is_compared_with_the_mean_of_the_engines():
+    found = {"engine": {"requests_per_s": 10.0}, "engine, again": {"requests_per_s": 12.0}}
+    assert ratios(found | {"ready_s": 3, "http": {"requests_per_s": 9.9}}) == {"http/engine": 0.9}

@@ -1,0 +1,181 @@
+"""Calibrate: the threshold of one score that decides as a known rule on another. Reads alone.
+
+    python -m pipelines.calibrate OUT 'motion_dis: {min: 13}' motion_raft
+    python -m pipelines.calibrate OUT semantic_similarity
+
+OUT is scored. The first gives the rule on the second score that as many of its clips pass, and on
+how many clips both rules decide alike. The second compares the clips' embeddings: limits of
+select.semantic_similarity lie above what clips of different videos reach, and below what copies of
+the same footage (known by their fingerprints) reach. Ranges in brackets: 19 of 20 inputs like this
+one, by drawing its videos anew.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from curation.config import ConfigError
+from curation.policy import Policy, Range
+from curation.progress import shown
+from curation.stage import PlanError
+from curation.storage import Folder
+from pipelines.settings import STOPPED
+from pipelines.tables import read_clips, read_vectors
+from stages import duplicates, selection, semantic
+
+DRAWS = 200
+RANGE = (2.5, 97.5)  # percentiles
+MOST = 2000  # clips whose embeddings are compared, all with all
+UNRELATED = 0.9999  # of the pairs of different videos lie below the lower bound
+COPIES = 0.05  # of the copies lie below the upper bound
+LIMITS = (0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
+
+
+def spread(of: Callable[[np.ndarray], float], video: np.ndarray) -> tuple[float, float]:
+    """The range of a statistic where the videos are drawn anew; of: rows -> the statistic.
+
+    video: (n,) int. A video's clips are alike, so they are drawn together.
+    """
+    order, rng = np.argsort(video, kind="stable"), np.random.default_rng(0)
+    rows_of = np.split(order, np.flatnonzero(np.diff(video[order])) + 1)
+    drawn = rng.integers(0, len(rows_of), (DRAWS, len(rows_of)))
+    found = [of(np.concatenate([rows_of[v] for v in draw])) for draw in drawn]
+    low, high = np.nanpercentile(found, RANGE)
+    return float(low), float(high)
+
+
+def threshold(known: np.ndarray, other: np.ndarray, at: float, *, lowest: bool) -> float:
+    """Where to cut `other` so that as many pass as do where `known` is cut `at`.
+
+    lowest: a floor, else a ceiling. Halfway between the two values that it comes between.
+    """
+    under = int((known < at).sum() if lowest else (known <= at).sum())
+    values = np.sort(other)
+    return float(values[[max(under - 1, 0), min(under, len(values) - 1)]].mean())
+
+
+def matched_rule(name: str, rule: Range, other: str, clips: pa.Table) -> list[str]:
+    clips = clips.filter(pc.and_(pc.is_valid(clips[name]), pc.is_valid(clips[other])))
+    known, its = (clips[column].to_numpy().astype(float) for column in (name, other))
+    video = pc.rank(clips["sha256"], tiebreaker="min").to_numpy().astype(int)
+    if not clips.num_rows:
+        raise PlanError(f"no clip has both {name} and {other}; score OUT with what measures both")
+    ends, lines = {}, []
+    for end, at in (("min", rule.min), ("max", rule.max)):
+        if at is None:
+            continue
+        lowest = end == "min"
+        passes = known >= at if lowest else known <= at
+        if passes.all() or not passes.any():
+            raise PlanError(
+                f"{passes.sum()} of {len(passes)} clips pass {name} {end} {at:g}: there is nothing "
+                f"to match; its values are {known.min():.4g} to {known.max():.4g}"
+            )
+
+        def matching(rows: np.ndarray, at: float = at, lowest: bool = lowest) -> float:
+            return threshold(known[rows], its[rows], at, lowest=lowest)
+
+        found = ends[end] = matching(np.arange(len(its)))
+        low, high = spread(matching, video)
+        alike = np.mean(passes == (its >= found if lowest else its <= found))
+        lines.append(
+            f"{end}: {found:.4g} ({low:.4g} to {high:.4g}) passes {passes.mean():.1%} as "
+            f"{name} {end} {at:g} does; both decide alike on {alike:.1%} of the clips"
+        )
+    ranks = [pc.rank(clips[column]).to_numpy() for column in (name, other)]
+    correlation = np.asarray(np.corrcoef(ranks))[0, 1]
+    about = f"{clips.num_rows} clips of {len(np.unique(video))} videos"
+    rule_text = ", ".join(f"{end}: {value:.4g}" for end, value in ends.items())
+    return [
+        f"{about}; rank correlation {correlation:.3f}",
+        *lines,
+        f"select.policy.{other}='{{{rule_text}}}'",
+    ]
+
+
+def similarity(clips: pa.Table, v: np.ndarray) -> list[str]:
+    """v: (n, D) `semantic.vectors` of the clips, NaN where one has none."""
+    rows = np.flatnonzero(~np.isnan(v[:, 0]))
+    if len(rows) < 2:
+        raise PlanError("no clips with embeddings; score OUT with score.models.clip.weights")
+    total = len(rows)
+    rows = np.sort(np.random.default_rng(0).permutation(rows)[:MOST])
+    clips, v = clips.take(pa.array(rows)), v[rows]
+    cosine, rank = v @ v.T, selection.ranks(clips)
+    video = pc.rank(clips["sha256"], tiebreaker="min").to_numpy().astype(int)
+    copies = np.zeros(cosine.shape, bool)
+    edges = duplicates.pairs(duplicates.prints(clips["fingerprint"]), video)
+    copies[edges[:, 0], edges[:, 1]] = True
+    _, number = np.unique(video, return_inverse=True)
+    linked = duplicates.groups(number[edges], int(number.max()) + 1)[number]
+    pairs = {
+        "copies of the same footage": copies,
+        "clips of one video": np.triu(video[:, None] == video, 1),
+        "clips of different videos": np.triu(linked[:, None] != linked, 1),
+    }
+    lines = [
+        f"{len(rows)} of {total} clips with embeddings, of {len(np.unique(video))} videos; "
+        + ", ".join(f"{mask.sum()} pairs of {what}" for what, mask in pairs.items())
+    ]
+    for what, share, words in (
+        ("clips of different videos", UNRELATED, f"{UNRELATED:.2%} below"),
+        ("copies of the same footage", COPIES, f"{1 - COPIES:.0%} above"),
+    ):
+        mask = pairs[what]
+        if not mask.any():
+            lines.append(f"{what}: none here")
+            continue
+
+        def quantile(some: np.ndarray, mask: np.ndarray = mask, share: float = share) -> float:
+            values = cosine[np.ix_(some, some)][mask[np.ix_(some, some)]]
+            return float(np.quantile(values, share)) if len(values) else np.nan
+
+        low, high = spread(quantile, video)
+        value = quantile(np.arange(len(rows)))
+        lines.append(f"{what}: {words} {value:.4f} ({low:.4f} to {high:.4f})")
+    lines.append("limit   " + "   ".join(pairs) + "   clips that go")
+    for limit in LIMITS:
+        shares = [f"{np.mean(cosine[m] > limit):.2%}" if m.any() else "-" for m in pairs.values()]
+        gone = (semantic.alike(v, rank, limit)[0] >= 0).mean()
+        cells = [s.rjust(len(w)) for s, w in zip(shares, pairs, strict=True)]
+        lines.append(f"{limit:<8g}" + "   ".join(cells) + f"   {gone:13.1%}")
+    return lines
+
+
+def rule_of(text: str) -> tuple[str, Range]:
+    """'motion_dis: {min: 13}' -> its name and range."""
+    try:
+        [(name, ends)] = yaml.safe_load(text).items()
+        rule = Range(**ends)
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError):
+        raise ConfigError(f"{shown(text)}: expected a rule, 'motion_dis: {{min: 13}}'") from None
+    Policy({name: rule})  # a score of that name
+    return name, rule
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) not in (2, 3) or "-h" in argv or "--help" in argv:
+        sys.exit(__doc__.strip() if __doc__ else 2)
+    try:
+        out = Folder(argv[0])
+        clips = read_clips(out)
+        if len(argv) == 2:
+            if argv[1] != "semantic_similarity":
+                raise ConfigError(f"{shown(argv[1])}: expected semantic_similarity, or two scores")
+            print("\n".join(similarity(clips, read_vectors(out, clips["clip_id"]))))
+            return
+        name, rule = rule_of(argv[1])
+        Policy({argv[2]: rule})  # a score of that name
+        print("\n".join(matched_rule(name, rule, argv[2], clips)))
+    except STOPPED as error:
+        sys.exit(f"{type(error).__name__}: {shown(error, 1000)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
