@@ -130,7 +130,7 @@ def cross_attention(backend: str, captions: int, frames: int = 22) -> float:
     return milliseconds(work, 10, warm=3) * cfg.num_layers
 
 
-def diffusers_step() -> dict:
+def diffusers_step(steps: int) -> dict:
     from diffusers import AllegroTransformer3DModel
     from diffusers.models.embeddings import get_3d_rotary_pos_embed_allegro
 
@@ -156,7 +156,7 @@ def diffusers_step() -> dict:
 
     one()
     torch.cuda.reset_peak_memory_stats()
-    step_s = milliseconds(one, 1, warm=0) / 1e3
+    step_s = milliseconds(one, max(1, steps), warm=0) / 1e3
     return row("diffusers", "nothing", ModelConfig(), 22, 1, 512, step_s, 0)
 
 
@@ -202,12 +202,16 @@ def main() -> None:
         "| peak, GB | first step, s |"
     )
     rows: list[dict] = []
-    model = build(args.layers, args.eager)
-    for case in cases:
-        rows.append(measure(model, case, args.steps))
-        show(rows[-1], peak)
+
+    def add(one: dict) -> None:
+        rows.append(one)
+        show(one, peak)
         if args.out:
             Path(args.out).write_text(json.dumps({"peak": peak, "rows": rows}, indent=1))
+
+    model = build(args.layers, args.eager)
+    for case in cases:
+        add(measure(model, case, args.steps))
     if args.profile:
         inputs = batch(int(cases[-1][1]), int(cases[-1][2]))
         with torch.profiler.profile() as profile:
@@ -226,7 +230,7 @@ def main() -> None:
         f"1 caption {one:.0f} ms, 5 captions {five:.0f} ms a step"
     )
     if args.diffusers:
-        show(diffusers_step(), peak)
+        add(diffusers_step(args.steps))
 
 
 if __name__ == "__main__":

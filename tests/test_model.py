@@ -172,7 +172,7 @@ def test_text_cached_for_sampling_gives_the_same():
     model = built()
     latents, t, text, schedules = drawn([[3, 5, 2, 4, 6]])
     cached = model.cache_text(text)
-    other = replace(cached, tokens=torch.full_like(text.tokens, math.nan))  # not looked at any more
+    other = cached._replace(tokens=torch.full_like(text.tokens, math.nan))  # not looked at any more
     assert torch.equal(model(latents, t, other, schedules), model(latents, t, text, schedules))
 
 
@@ -331,7 +331,7 @@ def test_a_fresh_network_starts_near_the_identity():
     model.reset_parameters()
     latents, t, text, schedules = drawn([[3, 2]], dtype=torch.float32)
     assert model(latents, t, text, schedules).abs().max() == 0
-    other = replace(text, tokens=text.tokens + 1)
+    other = text._replace(tokens=text.tokens + 1)
     with torch.no_grad():
         model.proj_out.weight.normal_()
     out = model(latents, t, text, schedules)
@@ -377,7 +377,7 @@ def test_on_a_gpu_in_bf16_it_follows_float64_forward_and_gradients(backend, how)
         torch._dynamo.reset()
         model.compile_blocks()
     latents, t, text, schedules = inputs
-    text = replace(text, tokens=text.tokens.to("cuda", torch.bfloat16))
+    text = text._replace(tokens=text.tokens.to("cuda", torch.bfloat16))
     out = model(latents.to("cuda", torch.bfloat16), t.cuda(), text, schedules)
     (out.double() * target.cuda()).sum().backward()
     assert ((out.double().cpu() - want).norm() / want.norm()) < 0.03
@@ -393,7 +393,7 @@ def test_on_a_gpu_one_caption_everywhere_is_one_caption_to_the_bit():
     model = built(cfg).to("cuda", torch.bfloat16)
     latents, t, text, _ = drawn([[70]], 22, size=(16, 16))
     latents, t = latents.to("cuda", torch.bfloat16), t.cuda()
-    text = replace(text, tokens=text.tokens.to("cuda", torch.bfloat16))
+    text = text._replace(tokens=text.tokens.to("cuda", torch.bfloat16))
     with torch.no_grad():
         text = model.cache_text(text)
         one = model(latents, t, text, [sca.schedule([(0, 15)], 22, "single")])
@@ -407,7 +407,7 @@ def test_on_a_gpu_autocast_over_fp32_masters_works():
     model = built(cfg, torch.float32).cuda()
     model.keep("attention")
     latents, t, text, schedules = drawn([[30, 50]], dtype=torch.float32)
-    text = replace(text, tokens=text.tokens.cuda())
+    text = text._replace(tokens=text.tokens.cuda())
     with torch.autocast("cuda", torch.bfloat16):
         out = model(latents.cuda(), t.cuda(), text, schedules)
     out.float().square().sum().backward()

@@ -12,6 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("tensorboard")
 
+from torch.utils._pytree import tree_leaves
+
 from curation.config import ConfigError
 from tests.drawn_clips import clip
 from tests.ranks import on_ranks
@@ -107,6 +109,11 @@ def test_a_run_on_several_ranks_goes_on_to_the_bit_and_on_one_process_too(tmp_pa
     assert trained(tmp_path / "parts", 4, 1) == pytest.approx(after, rel=1e-4)
     names = {p.name for p in (tmp_path / "whole").iterdir()}
     assert names == {"checkpoints", "samples", "loss.png", "metrics.csv", "tensorboard"}
+
+
+def test_what_a_sharded_text_encoder_gives_is_where_fsdp_looks_for_gradients():
+    text = System(SYSTEM).text([["a red boat"]])
+    assert any(leaf is text.tokens for leaf in tree_leaves(text))  # as torch 2.11 does, not 2.13
 
 
 def test_numbers_of_ranks_that_do_not_fit_are_said(monkeypatch):

@@ -248,6 +248,7 @@ def fitted(frame: av.VideoFrame, aspect: Fraction, size: Size) -> np.ndarray:
     shown = float(frame.width * (aspect if aspect > 0 else 1))
     scale = max(wide / shown, high / frame.height)
     w, h = max(wide, round(shown * scale)), max(high, round(frame.height * scale))
-    whole = frame.reformat(w, h, "rgb24", interpolation="AREA").to_ndarray()
+    # one thread: workers share the machine, and in a forked one PyAV 19 waits for its pool for ever
+    whole = frame.reformat(w, h, "rgb24", interpolation="AREA", threads=1).to_ndarray()
     left, top = (w - wide) // 2, (h - high) // 2
     return np.ascontiguousarray(np.rot90(whole[top : top + high, left : left + wide], turns))

@@ -8,9 +8,9 @@ load without conversion. Order of tokens: frame, row, column. Formulas are those
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,10 +67,9 @@ class ModelConfig:
         return self.interpolation_scale_t, self.interpolation_scale_h, self.interpolation_scale_w
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """Captions of a batch without padding, all laid end to end: sample by sample, segment by
-    segment."""
+    segment. A tuple, for FSDP (torch 2.11) finds gradients in nothing else that a module gives."""
 
     tokens: Tensor  # (L, caption_channels)
     lengths: Sequence[Sequence[int]]  # per sample, per segment: tokens
@@ -225,7 +224,7 @@ class Presto(nn.Module):
     def cache_text(self, text: Text) -> Text:
         """K and V of every block, for sampling: text does not depend on t."""
         captions = self.caption_projection(text.tokens)
-        return replace(text, kv=tuple(b.keys_values(captions) for b in self.blocks))
+        return text._replace(kv=tuple(b.keys_values(captions) for b in self.blocks))
 
     def keep(self, what: Keep) -> None:
         """What backward finds ready in each block; it computes the rest again.
