@@ -211,7 +211,7 @@ def _checked(schedules: Sequence[Tensor], lengths: Sequence[Sequence[int]]) -> n
                 f"sample {number}: caption {list(of_sample).index(min(of_sample))} has no tokens; "
                 "an empty caption is what the encoder makes of '' (T5: its end mark)"
             )
-        together[number, :segments] = weights.numpy()
+        together[number, :segments] = weights.cpu().numpy()  # FSDP moves what it is given
     right = (together >= 0).all((1, 2)) & (abs(together.sum(1) - 1) <= 1e-5).all(1)
     if not right.all():
         raise ValueError(
