@@ -100,11 +100,12 @@ def _axes(width: float, height: float, columns: int = 1, rows: int = 1):
 def accuracy(path: Path, rows: Rows) -> None:
     """Joint accuracy over steps, an arm a line; bands are 95 % over scripts."""
     figure, (axes,) = _axes(7, 4)
-    for arm, some in groups(rows, lambda r: r["arm"]).items():
+    for place, (arm, some) in enumerate(groups(rows, lambda r: r["arm"]).items()):
         steps = sorted({r["step"] for r in some})
         found = [interval([r for r in some if r["step"] == s], "joint") for s in steps]
         mean, low, high = np.array(found, float).T
-        (line,) = axes.plot(steps, mean, "o-", label=arm, markersize=3)
+        style = "o-" if place < 10 else "s--"  # ten colours
+        (line,) = axes.plot(steps, mean, style, label=arm, markersize=3)
         axes.fill_between(steps, low, high, alpha=0.15, color=line.get_color())
     axes.set(xlabel="step", ylabel="acts right in colour, shape and direction", ylim=(0, 1))
     axes.grid(alpha=0.3)
