@@ -172,8 +172,9 @@ def is_mix(first: np.ndarray, quarters: list[np.ndarray], last: np.ndarray) -> b
     count = np.count_nonzero(changed[area])
     if count < CHANGED_SHARE * changed[area].size:
         return False
-    in_pace_here = np.count_nonzero(in_pace[area])
-    return in_pace_here >= IN_PACE_SHARE * count and not alike(first[area], last[area])
+    if np.count_nonzero(in_pace[area]) < IN_PACE_SHARE * count:
+        return False
+    return not alike(first[area], last[area])
 
 
 def alike(first: np.ndarray, last: np.ndarray) -> bool:
