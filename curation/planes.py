@@ -59,11 +59,12 @@ def reduce_frame(frame: av.VideoFrame, by: int, rotation: int) -> Planes:
     """One frame's planes divided by `by`, 8 bit, full range, turned upright."""
     source = Source(frame, rotation)
     layout = layout_of(frame.format.name)
-    if layout is None or frame.planes[0].line_size <= 0:
+    plane = frame.planes[0]
+    if layout is None or plane.line_size <= 0:
         frame = convert(frame, frame.width, frame.height, "yuvj420p")
-        layout = layout_of("yuvj420p")
+        layout, plane = layout_of("yuvj420p"), frame.planes[0]
         assert layout is not None
-    y = _eight_bit(shrink(_array(frame.planes[0], frame.width, frame.height, layout), by), layout)
+    y = _eight_bit(shrink(_array(plane, frame.width, frame.height, layout), by), layout)
     if not _is_full(frame, layout):  # luma 16..235 to 0..255 (BT.601, BT.709)
         y = cv2.addWeighted(y, 255 / 219, y, 0, -16 * 255 / 219)
     return Planes(_turn(y, rotation) if rotation else y, source)

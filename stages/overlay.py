@@ -12,6 +12,7 @@ from curation.stage import Meter, Planes, VideoFacts
 from stages.scratch import Scratch
 from stages.stills import decode
 
+JPEG_QUALITY = 92
 CHANGED = 6.0  # grey levels: what moves differs by more from the usual picture, noise by less
 EDGE = 3.0  # grey levels per px of a graphic's edge, at reduced size
 SURE = 5.0  # standard errors by which a staying edge stands out of what moves behind it
@@ -39,7 +40,7 @@ class Overlay(Meter):
     def start(self, video: VideoFacts) -> None:
         self._next_s = 0.0
         self._times: list[float] = []
-        self._looks = Scratch()  # JPEG files
+        self._looks = Scratch(JPEG_QUALITY)
         self._asked: tuple[float, float] | None = None
         self._found: np.ndarray | None = None
 
@@ -49,7 +50,7 @@ class Overlay(Meter):
         self._next_s = max(self._next_s + 1 / self.looks_per_s, t_s)
         self._asked = None
         self._times.append(t_s)
-        self._looks.add(cv2.imencode(".jpg", frame.y, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
+        self._looks.add(frame.y)
 
     def score(self, start_s: float, end_s: float) -> dict[str, float | None]:
         found = self.mask(start_s, end_s)
