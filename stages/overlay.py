@@ -12,6 +12,7 @@ from curation.stage import Meter, Planes, VideoFacts
 from stages.scratch import Scratch
 from stages.stills import decode
 
+JPEG_QUALITY = 92
 CHANGED = 6.0  # grey levels: what moves differs by more from the usual picture, noise by less
 EDGE = 3.0  # grey levels per px of a graphic's edge, at reduced size
 SURE = 5.0  # standard errors by which a staying edge stands out of what moves behind it
@@ -39,7 +40,7 @@ class Overlay(Meter):
     def start(self, video: VideoFacts) -> None:
         self._next_s = 0.0
         self._times: list[float] = []
-        self._looks = Scratch()  # JPEG files
+        self._looks = Scratch(JPEG_QUALITY)
         self._asked: tuple[float, float] | None = None
         self._found: np.ndarray | None = None
 
@@ -49,7 +50,7 @@ class Overlay(Meter):
         self._next_s = max(self._next_s + 1 / self.looks_per_s, t_s)
         self._asked = None
         self._times.append(t_s)
-        self._looks.add(cv2.imencode(".jpg", frame.y, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
+        self._looks.add(frame.y)
 
     def score(self, start_s: float, end_s: float) -> dict[str, float | None]:
         found = self.mask(start_s, end_s)
@@ -70,26 +71,21 @@ class Overlay(Meter):
 def graphics(looks: Sequence[np.ndarray]) -> np.ndarray | None:
     """looks: luma at different times -> mask (h, w) uint8, 255 where a graphic stays, or None."""
     usual = _median(looks)
-    usual_gradient = _gradient(usual)
-    gradients = [_gradient(look) for look in looks]
     moving = _camera_moves(looks, usual, 2) | _camera_moves(looks, usual, 4)
-    # Changed since the look before, too: a camera that stopped elsewhere has one view, not many.
-    before = [looks[1], *looks[:-1]]
-    changed = [
-        cv2.min(_changed(look, usual), _changed(look, other))
-        for look, other in zip(looks, before, strict=True)
-    ]
+    changed = _changed(looks, usual)
     near = [
-        np.asarray(m | (cv2.blur(c, (15, 15)) > CHANGED), np.float32)
-        for m, c in zip(moving, changed, strict=True)
+        np.ones(usual.shape, np.float32)
+        if moves
+        else (cv2.blur(change, (15, 15)) > CHANGED).astype(np.float32)
+        for moves, change in zip(moving, changed, strict=True)
     ]
     number = np.add.reduce(near)
     if not (number >= LEAST_LOOKS).any():
         return None
-    edges = _staying_edges(gradients, near, number, usual_gradient)
+    edges = _staying_edges(looks, near, number, usual)
     if not edges.any():
         return edges
-    around = np.array([cv2.blur(c, (5, 5)) > CHANGED for c in changed])
+    around = np.array([cv2.blur(change, (5, 5)) > CHANGED for change in changed])
     return _surrounded(edges, around, moving)
 
 
@@ -102,22 +98,40 @@ def _median(looks: Sequence[np.ndarray]) -> np.ndarray:
     return row[len(row) // 2]
 
 
-def _gradient(luma: np.ndarray) -> np.ndarray:
-    """(2, h, w) float32, grey levels per px, lightly smoothed."""
+def _gradient(luma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Right and down, (h, w) float32 each: grey levels per px, lightly smoothed."""
     soft = cv2.GaussianBlur(luma, (3, 3), 0)
-    return np.array(
-        [cv2.Sobel(soft, cv2.CV_32F, *d, ksize=3, scale=0.125) for d in ((1, 0), (0, 1))]
-    )
+    right, down = (cv2.Sobel(soft, cv2.CV_32F, *d, ksize=3, scale=0.125) for d in ((1, 0), (0, 1)))
+    return right, down
 
 
-def _changed(look: np.ndarray, usual: np.ndarray) -> np.ndarray:
-    """(h, w) float32: grey levels that differ both as they are and without slow shading.
+def _changed(looks: Sequence[np.ndarray], usual: np.ndarray) -> list[np.ndarray]:
+    """Per look, (h, w) float32: grey levels that differ from the usual picture, and from the look
+    before: a camera that stopped elsewhere has one view, not many.
 
-    The second keeps a change of exposure, which lifts the whole picture, from reading as motion.
+    They differ both as they are and without slow shading, which keeps a change of exposure, which
+    lifts the whole picture, from reading as motion.
     """
-    difference = cv2.subtract(look, usual, dtype=cv2.CV_32F)
-    local = cv2.absdiff(difference, cv2.blur(difference, (31, 31)))
-    return cv2.min(np.abs(difference), 1.5 * local)
+    flat = [_without_shading(look) for look in looks]
+    flat_usual = _without_shading(usual)
+    changed = []
+    for number, look in enumerate(looks):
+        before = number - 1 if number else 1
+        others = (usual, flat_usual), (looks[before], flat[before])
+        to_usual, to_before = (
+            cv2.min(
+                cv2.absdiff(look, other).astype(np.float32),
+                1.5 * cv2.absdiff(flat[number], other_flat),
+            )
+            for other, other_flat in others
+        )
+        changed.append(cv2.min(to_usual, to_before))
+    return changed
+
+
+def _without_shading(look: np.ndarray) -> np.ndarray:
+    levels = look.astype(np.float32)
+    return cv2.subtract(levels, cv2.blur(levels, (31, 31)))
 
 
 def _camera_moves(looks: Sequence[np.ndarray], usual: np.ndarray, by: int) -> np.ndarray:
@@ -136,7 +150,7 @@ def _camera_moves(looks: Sequence[np.ndarray], usual: np.ndarray, by: int) -> np
         textured = strength > TEXTURE
         new = textured.copy()
         for other in (thin[0], thin[number] if number else thin[2]):
-            new &= cv2.magnitude(*(gradient - other)) > 0.5 * strength
+            new &= cv2.magnitude(*map(cv2.subtract, gradient, other)) > 0.5 * strength
         edges, fresh = (
             cv2.resize(m.astype(np.float32), size, interpolation=cv2.INTER_AREA)
             for m in (textured, new)
@@ -147,24 +161,26 @@ def _camera_moves(looks: Sequence[np.ndarray], usual: np.ndarray, by: int) -> np
 
 
 def _staying_edges(
-    gradients: list[np.ndarray], near: list[np.ndarray], number: np.ndarray, usual: np.ndarray
+    looks: Sequence[np.ndarray], near: list[np.ndarray], number: np.ndarray, usual: np.ndarray
 ) -> np.ndarray:
     """(h, w) uint8: where the gradient is the usual one in all looks with moving surroundings.
 
     A see-through graphic adds its own gradient to the one behind it, which comes and goes: the mean
     stands out of the spread.  near: per look (h, w), 1 where the surroundings moved; number: sum.
     """
-    total, squares = np.zeros_like(gradients[0]), np.zeros_like(number)
-    for gradient, weight in zip(gradients, near, strict=True):
-        weighted = gradient * weight
-        total += weighted
-        squares += (weighted * gradient).sum(0)
-    looks = np.maximum(number, 1)
-    mean = np.hypot(*total) / looks
-    usually = np.hypot(*(total / looks - usual)) < 0.5 * mean
-    spread = np.sqrt(np.maximum(squares / looks - mean**2, 0))
-    stays = (mean > EDGE) & (mean > STEADY * spread) & (mean * np.sqrt(looks) > SURE * spread)
-    return (stays & usually & (number >= LEAST_LOOKS)).astype(np.uint8)
+    right, down, squares = (np.zeros(usual.shape, np.float32) for _ in range(3))
+    for look, weight in zip(looks, near, strict=True):
+        for total, gradient in zip((right, down), _gradient(look), strict=True):
+            weighted = cv2.multiply(gradient, weight)
+            cv2.add(total, weighted, dst=total)
+            cv2.add(squares, cv2.multiply(weighted, gradient), dst=squares)
+    count = np.maximum(number, 1)
+    right, down = right / count, down / count
+    mean = cv2.magnitude(right, down)
+    off = cv2.magnitude(*map(cv2.subtract, (right, down), _gradient(usual)))
+    spread = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    stays = (mean > EDGE) & (mean > STEADY * spread) & (mean * np.sqrt(count) > SURE * spread)
+    return (stays & (off < 0.5 * mean) & (number >= LEAST_LOOKS)).astype(np.uint8)
 
 
 def _surrounded(edges: np.ndarray, around: np.ndarray, moving: np.ndarray) -> np.ndarray:

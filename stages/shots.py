@@ -178,12 +178,14 @@ def is_quiet(side: Iterable[Change], limit: float) -> bool:
 
     That one may be the next cut; nearer, both would be one fast motion.
     """
+    if limit < 0:
+        return False
     loud = 0
     for place, change in enumerate(side):
         loud += change.amount > limit
         if loud > (place >= NEAREST):
             return False
-    return limit >= 0
+    return True
 
 
 def stands_out(rest: float, nearby: float) -> bool:

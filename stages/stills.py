@@ -1,7 +1,7 @@
 """Stills: small colour pictures taken on the way through a video, for its clips' key frames.
 
-Where a clip lies is known only when its take has ended, so a still is kept once a second, as JPEG
-in one scratch file; the one nearest to the centre of a segment becomes its key frame. That spares
+Where a clip lies is known only when its take has ended, so a still is kept once a second, in one
+scratch file; the one nearest to the centre of a segment becomes its key frame. That spares
 a second decode. A model of optical flow needs pairs of frames that lie much closer: for these
 another picture is kept shortly after each still.
 """
@@ -19,7 +19,7 @@ from annotated_types import Gt
 
 from curation.stage import Planes
 from curation.video import colour
-from stages.scratch import Scratch
+from stages.scratch import Scratch, encode
 
 JPEG_QUALITY = 90
 
@@ -44,7 +44,7 @@ class Stills:
         self._times, self._places, self._next = [], [], {}
         if self._kept is not None:
             self._kept.close()
-        self._kept = Scratch()
+        self._kept = Scratch(JPEG_QUALITY)
 
     def see(self, t_s: float, frame: Planes) -> None:
         last = len(self._times) - 1
@@ -58,7 +58,7 @@ class Stills:
 
     def _keep(self, frame: Planes) -> int:
         assert self._kept is not None
-        self._kept.add(encode(colour(frame, self._side)))
+        self._kept.add(colour(frame, self._side))
         return len(self._kept) - 1
 
     def nearest(self, t_s: float, start_s: float, end_s: float) -> list[tuple[float, bytes]]:
@@ -76,12 +76,6 @@ class Stills:
         if best in self._next and self._next[best][0] < end_s - 1e-6:
             found.append(self._next[best])
         return [(seen_s, self._kept[place]) for seen_s, place in found]
-
-
-def encode(bgr: np.ndarray) -> bytes:
-    done, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    assert done
-    return jpeg.tobytes()
 
 
 def decode(jpeg: bytes, how: int = cv2.IMREAD_COLOR) -> np.ndarray:
@@ -106,4 +100,5 @@ def shrink(jpeg: bytes, side: int) -> bytes:
     scale = side / max(bgr.shape[:2])
     if scale >= 1:
         return jpeg
-    return encode(cv2.resize(bgr, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+    small = cv2.resize(bgr, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return encode(small, JPEG_QUALITY)

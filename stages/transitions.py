@@ -157,22 +157,24 @@ def is_mix(first: np.ndarray, quarters: list[np.ndarray], last: np.ndarray) -> b
     block means, (h, w) each.
     """
     step = last - first
-    size = np.abs(step)
+    size = cv2.absdiff(last, first)
     changed = size > CHANGED
-    if np.count_nonzero(changed) < CHANGED_SHARE / 2 * step.size:  # most windows end here
+    count = np.count_nonzero(changed)
+    if count < CHANGED_SHARE / 2 * step.size:  # most windows end here
         return False
-    on = np.abs(first + last - 2 * quarters[1]) < 2 * PACE * size
-    if np.count_nonzero(on & changed) < IN_PACE_SHARE / 2 * np.count_nonzero(changed):
-        return False  # what moves, mostly
-    area = lit(np.maximum(first, last))
-    first, last, step, changed = first[area], last[area], step[area], changed[area]
-    if changed.mean() < CHANGED_SHARE:
+    in_pace = changed
+    for number in (2, 1, 3):
+        expected = cv2.scaleAdd(step, number / 4, first)
+        in_pace = in_pace & (cv2.absdiff(quarters[number - 1], expected) < PACE * size)
+        if np.count_nonzero(in_pace) < IN_PACE_SHARE / 2 * count:
+            return False  # what moves, mostly
+    area = lit(cv2.max(first, last))
+    count = np.count_nonzero(changed[area])
+    if count < CHANGED_SHARE * changed[area].size:
         return False
-    in_pace = np.ones(int(changed.sum()), bool)
-    for number, picture in enumerate(quarters, 1):
-        done = (picture[area] - first)[changed] / step[changed]
-        in_pace &= np.abs(done - number / 4) < PACE
-    return bool(in_pace.mean() >= IN_PACE_SHARE) and not alike(first, last)
+    if np.count_nonzero(in_pace[area]) < IN_PACE_SHARE * count:
+        return False
+    return not alike(first[area], last[area])
 
 
 def alike(first: np.ndarray, last: np.ndarray) -> bool:
@@ -202,9 +204,11 @@ def _detail(means: np.ndarray) -> np.ndarray:
 def lit(means: np.ndarray) -> tuple[slice, slice]:
     """What lies inside black borders, their edge taken off; everything where all is dark."""
     slices = []
+    lights = (means > 24).view(np.uint8)
     for axis in (1, 0):
-        bright = np.flatnonzero((means > 24).mean(axis=axis) > 0.02)
         size = means.shape[1 - axis]
+        number = cv2.reduce(lights, axis, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel()
+        bright = np.flatnonzero(number > 0.02 * means.shape[axis])
         if bright.size < 5:
             slices.append(slice(0, size))
             continue

@@ -238,8 +238,7 @@ def test_shrinking_averages_all_pixels(by):
     mean = plane[: by * 20].reshape(20, by, 30, by).mean((1, 3))
     got = shrink(plane, by)
     assert got.shape == (20, 30)
-    assert np.corrcoef(got.ravel(), mean.ravel())[0, 1] > 0.95
-    assert got.mean() == pytest.approx(mean.mean(), abs=1.0)
+    assert np.abs(got - mean).max() <= 1.5  # each of the three steps rounds
     fine = np.tile(np.array([[0, 255]], np.uint8), (by * 20, by * 15))  # the finest stripes
     if by % 2 == 0:
         assert np.ptp(shrink(fine, by)) <= 1  # no moire
