@@ -35,6 +35,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -431,7 +432,8 @@ async def over_http(stage: FixedVllm, args: argparse.Namespace, scratch: Path) -
     after = resource.getrusage(resource.RUSAGE_SELF)
     await asyncio.sleep(1)  # the server notices that nobody waits for the rest
     server.cancel()
-    await asyncio.gather(server, return_exceptions=True)
+    with suppress(TimeoutError):  # it hands out its own closing, to be awaited
+        await asyncio.wait_for(await server, 20)
     row, answered = json.loads(told.decode().splitlines()[-1])
     used_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {**row, "server_cpu_ms_per_request": round(1000 * used_s / answered, 1)}

@@ -130,7 +130,7 @@ def check_settings(folder: Folder, name: str, settings: dict[str, Any], remedy: 
     changed = config.differences(recorded, json.loads(json.dumps(settings)))
     if changed:
         raise config.ConfigError(
-            f"{folder.url} was made with other settings:\n  "
+            f"{folder.path(name)} was made with other settings:\n  "
             + "\n  ".join(changed)
             + f"\n  fix: {remedy}"
         )

@@ -22,6 +22,7 @@ from curation.stage import Row
 from curation.storage import Folder
 from pipelines.settings import Settings, batches, main, stop_where_most_fail
 from pipelines.tables import captions_ledger, matched, read_clips, read_selection
+from stages.selection import to_caption
 from stages.vlm import Vlm
 
 HEAVY = ("fingerprint", "overlay_mask")  # no captioner reads them
@@ -40,10 +41,8 @@ def run(settings: Settings, out: Folder) -> None:
         "take these settings back, or write captions of another name: caption.name=NAME",
     )
     ledger = captions_ledger(out, name)
-    selection = read_selection(out)
-    kept = selection.filter(pc.equal(selection["status"], "kept"))["clip_id"]
     clips = read_clips(out)
-    clips = clips.filter(pc.is_in(clips["clip_id"], value_set=kept.combine_chunks()))
+    clips = clips.filter(pc.is_in(clips["clip_id"], value_set=to_caption(read_selection(out))))
     done = ledger.read(["clip_id", "frames_sha256", "error"])
     todo = _todo(clips, done, settings.retry_failed, name)
     if todo:

@@ -209,10 +209,12 @@ def _captions(
     side = captioner.image_side
     tokens = round(side / PATCH) * round(side * 9 / 16 / PATCH)  # of one picture of 16:9
     counts = [float(len(c)) for c in clips]
+    beside = settings.score.watch.neighbours * segments  # shown once, key frames in every request
+    shown = calls * segments + beside
     return [
         f"captions: requests   {of([n * calls for n in counts])}",
-        f"  picture tokens     {of([n * calls * segments * tokens for n in counts])}   key frames "
-        f"alone, {tokens} each at {PATCH} px a token; a cached prefix counts once",
+        f"  picture tokens     {of([n * shown * tokens for n in counts])}   {tokens} a picture at "
+        f"{PATCH} px a token; cached prefixes: {segments + beside} of {shown} computed",
         f"  answer tokens      {of([n * calls * captioner.max_tokens for n in counts])}   at most",
     ]
 

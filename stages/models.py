@@ -53,11 +53,16 @@ class Models(Stage):
         return {name: scorer for name, scorer in every.items() if scorer.weights is not None}
 
     def check(self) -> None:
-        """Finds every file of weights. Raises PlanError, with how to get what is missing."""
-        self.versions = {
-            name: "-".join(version(path) for path in find_files(scorer, name).values())
-            for name, scorer in self.on().items()
-        }
+        """Finds every file of weights. Raises PlanError, with how to get each that is missing."""
+        self.versions, missing = {}, []
+        for name, scorer in self.on().items():
+            try:
+                files = find_files(scorer, name).values()
+                self.versions[name] = "-".join(version(path) for path in files)
+            except PlanError as error:
+                missing.append(str(error))
+        if missing:
+            raise PlanError("\n".join(missing))
 
     def lacks(self, row: Row) -> list[str]:
         """The scorers that haven't looked at this video's clips, or had other weights then."""

@@ -78,11 +78,16 @@ class Scorer:
 
 
 def find_files(scorer: Scorer, name: str) -> dict[str, Path]:
-    """The scorer's files on this machine. Raises PlanError for the first that is missing."""
-    found = {}
+    """The scorer's files on this machine. Raises PlanError, with all that are missing."""
+    found, missing = {}, []
     for setting, (value, get) in scorer.files().items():
         what = f"score.models.{name}.{setting}"
-        if value is None:
-            raise PlanError(f"{what} is not set; get the file with\n  {get}")
-        found[setting] = located(value, what, get)
+        try:
+            if value is None:
+                raise PlanError(f"{what} is not set; get the file with\n  {get}")
+            found[setting] = located(value, what, get)
+        except PlanError as error:
+            missing.append(str(error))
+    if missing:
+        raise PlanError("\n".join(missing))
     return found

@@ -90,6 +90,19 @@ def select_captioned(selection: pa.Table, captions: pa.Table, policy: Policy) ->
     return _table(selection["clip_id"], reasons, selection["split"])
 
 
+def to_caption(selection: pa.Table) -> pa.Array:
+    """clip_id of what is kept, or rejected for its captions alone: another set may do better."""
+    reasons = selection["reasons"].combine_chunks()
+    about = rf"^(caption|{'|'.join(CAPTION_SCORES)}) "
+    others = pc.invert(pc.match_substring_regex(pc.list_flatten(reasons), about))
+    out = pc.unique(pc.list_parent_indices(reasons).filter(others))
+    return (
+        selection["clip_id"]
+        .combine_chunks()
+        .filter(pc.invert(pc.is_in(pa.array(np.arange(len(reasons))), value_set=out)))
+    )
+
+
 def ranks(clips: pa.Table) -> np.ndarray:
     """(n,) place of each clip when near-duplicates compete, 0 the best.
 

@@ -273,6 +273,26 @@ def test_weights_that_are_missing_are_said_with_where_and_how_to_get_them(tmp_pa
         located("hf://only", "it", "x")
 
 
+def test_all_weights_that_are_missing_are_said_at_once():
+    every = Models(
+        clip=Clip(weights="/none/clip", aesthetics="/none/head"),
+        lpips=Lpips(weights="/none/alexnet"),
+        raft=Raft(weights="/none/raft"),
+    )
+    with pytest.raises(PlanError) as error:
+        every.check()
+    said = str(error.value)
+    for what in (
+        "clip.weights",
+        "clip.aesthetics",
+        "lpips.weights",
+        "lpips.linear",
+        "raft.weights",
+    ):
+        assert f"score.models.{what}" in said
+    assert said.count("\n  curl") + said.count("\n  hf download") == 5
+
+
 def test_a_file_in_the_hubs_cache_is_found_by_its_revision(tmp_path, monkeypatch):
     from huggingface_hub import constants
 

@@ -1,7 +1,9 @@
-"""Input and output in an object store: a real S3 server on this machine, asked over HTTP."""
+"""Input and output in object stores: S3's and Google's servers on this machine, asked over HTTP."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,12 +24,13 @@ from tests.whole_run import curate, ended, kill_when
 class Bucket:
     """A bucket and the options of its URLs."""
 
+    store: str  # s3://name
     name: str
     options: str
     fs: pafs.FileSystem
 
     def url(self, path: str) -> str:
-        return f"s3://{self.name}/{urllib.parse.quote(path, safe='/*')}?{self.options}"
+        return f"{self.store}/{urllib.parse.quote(path, safe='/*')}?{self.options}"
 
     def put(self, path: str, data: bytes = b"x") -> None:
         with self.fs.open_output_stream(f"{self.name}/{path}") as stream:
@@ -50,26 +53,38 @@ class Bucket:
         return pq.read_table(f"{self.name}/{path}", filesystem=self.fs).to_pylist()
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def server(request) -> Iterator[tuple[str, str]]:
+    """Its scheme, and HOST:PORT."""
+    if request.param == "s3":
+        moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        moto.start()
+        yield "s3", "{}:{}".format(*moto.get_host_and_port())
+        moto.stop()
+        return
+    pytest.importorskip("gcp_storage_emulator")
+    command = [sys.executable, Path(__file__).parent / "gcs_server.py"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield "gs", f"127.0.0.1:{process.stdout.readline().strip()}"
+        process.kill()
 
 
 @pytest.fixture
 def bucket(server, request) -> Bucket:
-    options = "endpoint_override=" + urllib.parse.quote(server, safe="")
+    scheme, at = server
+    options = "endpoint_override=" + urllib.parse.quote(at, safe="") + "&scheme=http"
     name = f"b{abs(hash(request.node.name))}"
-    fs, _ = pafs.FileSystem.from_uri(f"s3://{name}?allow_bucket_creation=true&{options}")
+    store, making = f"s3://{name}", "allow_bucket_creation=true"
+    if scheme == "gs":
+        store, making = f"gs://anonymous@{name}", "project_id=test"
+        options += "&retry_limit_seconds=3"
+    fs, _ = pafs.FileSystem.from_uri(f"{store}?{making}&{options}")
     fs.create_dir(name)
-    return Bucket(name, options, fs)
+    return Bucket(store, name, options, fs)
 
 
 def names(listed, bucket: Bucket) -> list[str]:
-    return [v.video.removeprefix(f"s3://{bucket.name}/").partition("?")[0] for v in listed]
+    return [v.video.removeprefix(f"{bucket.store}/").partition("?")[0] for v in listed]
 
 
 def test_a_prefix_a_file_a_pattern_and_lists_are_listed(bucket):
@@ -108,11 +123,12 @@ def test_what_is_not_there_is_said_in_plain_words(bucket, server):
             list(list_videos(bucket.url(path)))
     with pytest.raises(BadVideo, match="can't be fetched"), fetched(bucket.url("gone.mp4")):
         pass
-    nowhere = bucket.options.replace(server.rpartition(":")[2], "9")
+    nowhere = bucket.options.replace(server[1].rpartition(":")[2], "9")
     with pytest.raises(InputError, match="can't be reached"):
-        list(list_videos(f"s3://{bucket.name}/in?{nowhere}"))
-    with pytest.raises(OutputError, match=r"can't write s3://nobucket/out/a.txt"):
-        Folder(f"s3://nobucket/out?{bucket.options}").write("a.txt", b"data")
+        list(list_videos(f"{bucket.store}/in?{nowhere}"))
+    nobucket = bucket.store.replace(bucket.name, "nobucket")
+    with pytest.raises(OutputError, match=f"can't write {nobucket}/out/a.txt"):
+        Folder(f"{nobucket}/out?{bucket.options}").write("a.txt", b"data")
 
 
 def test_keys_in_a_url_are_refused_and_not_repeated():

@@ -81,3 +81,14 @@ def test_the_range_holds_the_truth_in_about_eight_trials_of_ten():
     assert 65 <= held <= 92
     whole = plan.scaled(amounts.astype(float), sizes, sizes.sum())
     assert whole.low == whole.value == whole.high == amounts.sum()
+
+
+def test_the_pictures_of_all_requests_are_counted():
+    given = ["caption.openai.url=http://x/v1", "score.watch.neighbours=2", "caption.openai.refine="]
+    for refine, requests in (("false", 5 + 1), ("true", 5 + 5 + 1)):
+        chosen = settings(*given[:2], given[2] + refine)
+        lines = plan._captions(chosen, [[{}, {}], [{}]], lambda v: plan.Estimate(*3 * [sum(v)]))
+        pictures = 3 * (5 * requests + 5 * 2)  # key frames each time, two others of each segment
+        assert number("\n".join(lines), "captions: requests")[1] == 3 * requests
+        assert number("\n".join(lines), "picture tokens")[1] == pictures * 23 * 13  # 640 x 360
+        assert f"15 of {pictures // 3} computed" in lines[1]

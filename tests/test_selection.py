@@ -10,7 +10,7 @@ import pytest
 from curation import records
 from curation.policy import Policy, Range
 from stages.fingerprint import CODE
-from stages.selection import SCHEMA, select, select_captioned
+from stages.selection import SCHEMA, select, select_captioned, to_caption
 
 POLICY = Policy(width=Range(min=1280), brightness=Range(min=20, max=235))
 COLUMNS = {c.name: c.type for c in records.CLIP} | {"video": pa.string(), "sha256": pa.string()}
@@ -192,3 +192,23 @@ def test_no_clips_give_an_empty_selection():
     assert empty.schema == SCHEMA
     none = pa.Table.from_pylist([], schema=records.schema(records.CAPTION))
     assert select_captioned(empty, none, POLICY).num_rows == 0
+
+
+def test_clips_that_only_captions_tell_against_are_captioned_by_another_set_too():
+    rows = [clip(name, name) for name in "abcd"] + [clip("small", "small", width=640)]
+    selection = select(table(rows), POLICY)
+    said = {"error": None, "rejected": None, "text_similarity_tfidf": 0.1}
+    captions = [
+        {"clip_id": rows[0]["clip_id"]} | said | {"rejected": "caption refusal: sub-caption 1"},
+        {"clip_id": rows[1]["clip_id"]} | said | {"text_similarity_tfidf": 0.9},
+        {"clip_id": rows[2]["clip_id"]} | said,
+        {"clip_id": rows[3]["clip_id"]} | said | {"error": "no answer"},
+    ]
+    theirs = pa.Table.from_pylist(captions, records.schema(records.CAPTION))
+    policy = Policy({**POLICY, "text_similarity_tfidf": Range(max=0.75)})
+    told = select_captioned(selection, theirs, policy)
+    statuses = {row["clip_id"]: row["status"] for row in told.to_pylist()}
+    assert [statuses[row["clip_id"]] for row in rows] == [
+        *("rejected", "rejected", "kept", "kept", "rejected")
+    ]
+    assert sorted(to_caption(told).to_pylist()) == sorted(row["clip_id"] for row in rows[:4])

@@ -7,6 +7,9 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from curation.torchvision_fix import fix_torchvision
+
+fix_torchvision()
 import torch
 from transformers import BertConfig, BertModel
 
@@ -73,3 +76,13 @@ def test_missing_weights_are_told_with_the_command(tmp_path):
         PlanError, match=r"caption\.openai\.minilm: no .*/config\.json(.|\n)*get it"
     ):
         OpenAI(url="http://127.0.0.1:9/v1", minilm=str(tmp_path / "none"))._minilm()
+
+
+def test_the_published_model_gives_the_numbers_of_its_documentation():
+    try:
+        sentences = Sentences("sentence-transformers/all-MiniLM-L6-v2", "x")
+    except PlanError as missing:
+        pytest.skip(str(missing).splitlines()[0])
+    texts = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
+    expected = [[1, 0.6660, 0.1046], [0.6660, 1, 0.1411], [0.1046, 0.1411, 1]]
+    np.testing.assert_allclose(sentences.similarity(texts), expected, atol=1e-4)
