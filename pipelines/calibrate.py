@@ -160,8 +160,11 @@ def rule_of(text: str) -> tuple[str, Range]:
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) not in (2, 3) or "-h" in argv or "--help" in argv:
-        sys.exit(__doc__.strip() if __doc__ else 2)
+    if "-h" in argv or "--help" in argv:
+        print(__doc__.strip())
+        return
+    if len(argv) not in (2, 3):
+        sys.exit("give OUT and semantic_similarity, or OUT, a rule and a score; --help says more")
     try:
         out = Folder(argv[0])
         clips = read_clips(out)
