@@ -1,7 +1,14 @@
 import json
 import math
+import os
 import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -185,7 +192,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):
     # a file can grow no further than this: writing fails as on a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:
-        with pytest.raises(CheckpointError, match=r"large.*last good checkpoint: .*01"):
+        with pytest.raises(CheckpointError, match=r"large.* GB free there; the last good.*01"):
             save(tmp_path, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -230,8 +237,38 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_its_checkpoint(tmp_pa
 def test_a_bad_sample_stops_the_run_with_its_name(tmp_path):
     folder = dataset(tmp_path / "data", [row(i) for i in range(3)])
     (folder / "shards" / "train-000000.tar").unlink()
-    with pytest.raises(SystemExit, match=r"BadData: .*clip [0-9a-f]{24} in .*pack the dataset"):
-        main([written(tmp_path, settings(tmp_path / "run")), f"data.dataset={folder}"])
+    command = [written(tmp_path, settings(tmp_path / "run")), f"data.dataset={folder}"]
+    for workers in (0, 1):
+        with pytest.raises(
+            SystemExit, match=r"^BadData: clip [0-9a-f]{24} in .*pack the dataset.*$"
+        ):
+            main([*command, f"data.workers={workers}"])
+
+
+def test_a_worker_that_dies_stops_the_run_in_one_line_and_leaves_its_checkpoint(tmp_path):
+    folder = dataset(tmp_path / "data", [row(i) for i in range(3)])
+    path = written(tmp_path, settings(tmp_path / "run", steps=100_000, save_every=2))
+    command = [sys.executable, "-m", "training.train", path, f"data.dataset={folder}"]
+    running = subprocess.Popen([*command, "data.workers=1"], stderr=subprocess.PIPE, text=True)
+    try:
+        while not checkpoint.saved(tmp_path / "run"):
+            assert running.poll() is None
+            time.sleep(0.1)
+        (worker,) = (int(pid) for pid in children(running.pid))
+        os.kill(worker, signal.SIGKILL)
+        _, said = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 1
+    assert "Traceback" not in said
+    # the signal comes between any two lines: in those that save, it is the checkpoint's error
+    assert re.search("goes on from the last checkpoint|the last good checkpoint: .*step-", said)
+    checkpoint.load(checkpoint.saved(tmp_path / "run")[-1])
+
+
+def children(pid):
+    """Of its main thread, as the kernel lists them."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 def written(tmp_path, cfg) -> str:

@@ -82,10 +82,14 @@ def save(
             warnings.simplefilter("ignore", UserWarning)
             dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(part, overwrite=True))
     except (OSError, RuntimeError, CheckpointException) as error:
+        # PyTorch's own words for a full disk don't name it
+        room = [
+            f"{shutil.disk_usage(p).free / 1e9:.2f} GB free there; " for p in (part,) if p.is_dir()
+        ]
         shutil.rmtree(part, ignore_errors=True)
         last = [str(p) for p in saved(run_dir)[-1:]] or ["none yet"]
         raise CheckpointError(
-            f"{path}: {_reason(error)}; the last good checkpoint: {last[0]}"
+            f"{path}: {_reason(error)}; {''.join(room)}the last good checkpoint: {last[0]}"
         ) from error
     if first:
         shutil.rmtree(path, ignore_errors=True)

@@ -12,10 +12,10 @@ this size that came already.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -128,6 +128,15 @@ def _together(samples: list[tuple[int, Clip]]) -> Batch:
     return Batch.of(numbers, clips)
 
 
+def plainly(loaded: Iterable[Any]) -> Iterator[Any]:
+    """What a DataLoader gives; of a clip that a worker can't read, BadData with its own words and
+    without the traceback that PyTorch puts around them."""
+    try:
+        yield from loaded
+    except BadData as error:
+        raise BadData(str(error).strip().rpartition("BadData: ")[2]) from error
+
+
 def stream(
     source: Source, share: Share, seed: int, first: int = 0, workers: int = 0
 ) -> Iterator[Batch]:
@@ -141,4 +150,4 @@ def stream(
         num_workers=workers,
         collate_fn=_together,
     )
-    return iter(loader)
+    return plainly(loader)

@@ -349,12 +349,13 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def strip(video: Video) -> bytes:
-    """A JPEG: one frame of each segment, side by side, 240 px high at most."""
+    """A JPEG: one frame of each segment, side by side, 240 px high."""
     spans = video.spans or [(0.0, video.duration_s)]
     middle = [min(len(video.frames) - 1, int((a + b) / 2 * video.fps)) for a, b in spans]
     row = np.hstack([video.frames[i] for i in middle])
-    scale = min(1.0, 240 / row.shape[0])
-    row = cv2.resize(row, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    scale = 240 / row.shape[0]  # a video of 32 px is to be seen too
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    row = cv2.resize(row, None, fx=scale, fy=scale, interpolation=how)
     return cv2.imencode(".jpg", row[..., ::-1])[1].tobytes()
 
 

@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader
 from curation import config
 from curation.config import ConfigError
 from training.clips import BadData, Clip, Place, Shards, groups, members, parse, places
-from training.data import DataConfig
+from training.data import DataConfig, plainly
 from training.frozen import T5, Allegro
 from training.system import SystemConfig
 from training.weights import BadWeights
@@ -162,7 +162,7 @@ def make_shard(
         num_workers=min(workers, len(todo)),
         collate_fn=_same,
     )
-    for clip, (_, file) in zip(clips, todo, strict=True):
+    for clip, (_, file) in zip(plainly(clips), todo, strict=True):
         part = file.with_suffix(".new")
         part.write_bytes(tensor_bytes(ahead(cfg, clip), {"told": json.dumps(told_of(clip))}))
         part.replace(file)

@@ -253,7 +253,7 @@ def show(cfg: TrainConfig, step: int, run: Run, clip: Clip) -> None:
     times = [(a + b) / 2 / clip.duration_s for a, b in clip.spans]
     rows = [[v[int(t * len(v))].numpy() for t in times] for v in (own, video)]
     sheet = np.vstack([np.hstack(row) for row in rows])
-    cv2.imwrite(str(base.with_suffix(".png")), sheet[..., ::-1])
+    base.with_suffix(".png").write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
     print(f"{draw_curve(cfg.run_dir)}  {base}.mp4  {base}.png", flush=True)
 
 
@@ -446,6 +446,13 @@ def main(argv: Sequence[str]) -> None:
     ) as error:
         rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
         sys.exit(f"{rank}{type(error).__name__}: {error}")
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # PyTorch has no type of its own for it
+            raise
+        sys.exit(
+            f"{error} A process that reads clips died, of too little memory maybe: lower "
+            "data.workers or data.memory_mb. The same command goes on from the last checkpoint"
+        )
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from the last checkpoint")
     leave()
