@@ -16,12 +16,13 @@ import torch
 
 SIZES = {
     "as_is": [],
-    "object": ["stage.radius=7", "stage.speed=1.35"],
+    "small_object": ["stage.radius=5.5", "stage.speed=1.7"],
     "shift1": ["train.diffusion.flow_shift=1"],
     "shift6": ["train.diffusion.flow_shift=6"],
-    "patch8": ["train.system.codec={frames: 1, side: 8}", "train.steps=3200"],
-    "batch32": ["train.batch=32", "train.steps=3200"],
+    "patch8": ["train.system.codec={frames: 1, side: 8}", "train.steps=1920"],
+    "batch32": ["train.batch=32", "train.steps=1920"],
     "large": ["train.system.model.num_layers=8", "train.system.model.num_attention_heads=6"],
+    "beta.999": ["train.lr=1e-3", "train.betas=[0.9, 0.999]", "train.max_norm=1"],
     "lr2e-3": ["train.lr=2e-3"],
     "anywhere": ["stage.astray=100"],
     "eager": ["train.compile=false"],
