@@ -8,10 +8,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tensorboard")
 
 from tests.ranks import on_ranks
-from tests.test_train import CLIPS, HELD_OUT, SYSTEM, settings
+from tests.test_train import CLIPS, HELD_OUT, SYSTEM, settings, written
 from training import checkpoint
+from training.clips import Size
+from training.frozen import T5, Allegro
 from training.sample import main
-from training.train import build, show, train
+from training.train import build, made_up, show, train
+from training.train import main as command
 
 pytestmark = [
     pytest.mark.gpu,
@@ -56,14 +59,42 @@ def test_a_checkpoint_is_sampled_from_by_command(tmp_path):
     assert (tmp_path / "out.mp4").stat().st_size > 0
 
 
-def test_sampling_leaves_no_memory_behind(tmp_path):
-    cfg = settings(tmp_path, system=GPU, precision="bf16")
+@pytest.mark.parametrize("parts", ["trained along", "frozen"])
+def test_sampling_leaves_no_memory_behind(tmp_path, parts):
+    cfg, clip = settings(tmp_path, system=GPU, precision="bf16"), CLIPS[0]
+    if parts == "frozen":  # computed ahead: codec and T5 are loaded for a sample alone
+        for library in ("diffusers", "transformers", "tokenizers"):
+            pytest.importorskip(library)
+        from tests import tiny_allegro
+
+        folder = str(tiny_allegro.folder(tmp_path / "weights"))
+        frozen = {"codec": Allegro(folder), "text": T5(folder, tiny_allegro.WIDTH)}
+        cfg = replace(cfg, system=replace(GPU, size=Size(24, 320, 320), **frozen))
+        clip = made_up(cfg.system)
     run = build(cfg)
-    show(cfg, 1, run, CLIPS[0])
+    show(cfg, 1, run, clip)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     for step in range(2, 5):
-        show(cfg, step, run, CLIPS[0])
+        show(cfg, step, run, clip)
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() <= before
     assert not checkpoint.saved(tmp_path)
+
+
+def too_large(path):
+    """What a run says that needs more than a fiftieth of the GPU."""
+    torch.cuda.set_per_process_memory_fraction(0.02)
+    try:
+        command(
+            [path, "--dry-run", "batch=64", "system.size={frames: 64, height: 256, width: 256}"]
+        )
+    except SystemExit as error:
+        return str(error)
+
+
+def test_a_run_that_a_gpu_cannot_hold_ends_with_what_lowers_its_need(tmp_path):
+    path = written(tmp_path, settings(tmp_path / "run", system=GPU, precision="bf16"))
+    (said,) = on_ranks(1, too_large, path)  # the limit stays in its own process
+    assert said.startswith("rank 0: CUDA out of memory")
+    assert "keep_activations=products" in said

@@ -429,6 +429,7 @@ def main(argv: Sequence[str]) -> None:
     if len(names) != 1 or set(argv) & {"-h", "--help"}:
         sys.exit((__doc__ or "").strip())
     overrides = [a for a in argv if a not in (*names, "--dry-run")]
+    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
     try:
         cfg = config.load(TrainConfig, names[0], overrides)
         if "--dry-run" in argv:
@@ -444,13 +445,18 @@ def main(argv: Sequence[str]) -> None:
         OSError,
         ValueError,
     ) as error:
-        rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
         sys.exit(f"{rank}{type(error).__name__}: {error}")
+    except torch.OutOfMemoryError as error:
+        sys.exit(
+            f"{rank}{error}\nA GPU needs less with keep_activations=products, attention or "
+            "nothing, batch=1, more GPUs, sequence_ranks for long videos, a smaller system.size. "
+            "The same command goes on from the last checkpoint"
+        )
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):  # PyTorch has no type of its own for it
             raise
         sys.exit(
-            f"{error} A process that reads clips died, of too little memory maybe: lower "
+            f"{rank}{error} A process that reads clips died, of too little memory maybe: lower "
             "data.workers or data.memory_mb. The same command goes on from the last checkpoint"
         )
     except KeyboardInterrupt:
