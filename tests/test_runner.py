@@ -224,6 +224,64 @@ def test_a_worker_that_dies_with_many_rows_under_way_loses_none_of_them(cluster,
     assert set(done.values()) == {None}
 
 
+@dataclass
+class Patient(Stage):
+    """Gets its answer once it has been told of that it waits."""
+
+    answer: str = ""  # a file
+    needs = Needs(at_once=3, workers=1)
+    waiting = 0
+
+    def waits_for(self):
+        return f"{self.waiting} wait for an answer" if self.waiting else None
+
+    async def process_one(self, row):
+        self.waiting += 1
+        while not Path(self.answer).exists():
+            await asyncio.sleep(0.01)
+        self.waiting -= 1
+        return row
+
+
+def test_what_workers_wait_for_reaches_the_driver_between_results_and_is_taken_back(
+    cluster, tmp_path
+):
+    notes, answer = [], tmp_path / "answer"
+
+    def note(text):
+        notes.append(text)
+        if text == "3 wait for an answer":
+            answer.touch()
+
+    done = list(cluster.stream([Patient(str(answer))], rows(8), note))
+    assert sorted(r["n"] for r in done) == list(range(8))
+    assert "3 wait for an answer" in notes
+    assert notes[-1] is None
+
+
+@dataclass
+class SlowToStart(Double):
+    until: str = ""  # a file
+
+    def setup(self):
+        while not Path(self.until).exists():
+            time.sleep(0.01)
+
+
+def test_a_worker_that_takes_long_to_start_is_told_of(cluster, tmp_path):
+    notes, until = [], tmp_path / "loaded"
+
+    def note(text):
+        notes.append(text)
+        if text:
+            until.touch()
+
+    assert len(list(cluster.stream([SlowToStart(str(until))], rows(2), note))) == 2
+    told = "the first worker of SlowToStart has been starting for "
+    assert any(text.startswith(told) for text in notes if text)
+    assert notes[-1] is None
+
+
 def test_what_a_stage_needs_and_is_gone_stops_the_run(cluster):
     with pytest.raises(RunError, match="Waiting: the server is gone"):
         list(cluster.stream([Waiting(1)], rows(6, row2={"trouble": "gone"})))
