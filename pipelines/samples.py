@@ -197,15 +197,22 @@ def encode(frames: Frames, path: Path, width: int = WIDTH, crf: int = 20) -> Non
         out.mux(stream.encode(None))
 
 
-def draw(folder: Path) -> None:
-    """All samples; a file that is there already stays."""
-    steady = Scene(1, camera=lambda t: 0.0, light=lambda t: 1.0)
-    dusk = Scene(
+def steady_scene() -> Scene:
+    return Scene(1, camera=lambda t: 0.0, light=lambda t: 1.0)
+
+
+def dusk_scene() -> Scene:
+    return Scene(
         2,
         camera=lambda t: 60 * t if t < 16 else 960 - 45 * (t - 16),
         light=lambda t: 1.05 - 0.02 * t,
         sky=((150, 110, 200), (170, 190, 250)),
     )
+
+
+def draw(folder: Path) -> None:
+    """All samples; a file that is there already stays."""
+    steady, dusk = steady_scene(), dusk_scene()
     winter = Scene(
         3,
         camera=lambda t: 50 * np.sin(t / 3),
