@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -83,8 +84,9 @@ class Cluster:
             settings |= {"address": self.address, "runtime_env": {"py_modules": code}}
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
+            _reach(self.address or "")
             ray.init(configure_logging=False, **settings)
-        except (ConnectionError, RuntimeError, ValueError, RayError) as e:
+        except (OSError, RuntimeError, ValueError, RayError) as e:
             raise RunError(
                 f"no Ray cluster at {self.address or 'this machine'}: {e}\n  fix: check the address"
                 "; where the cluster asks for a token, have it in ~/.ray/auth_token and set "
@@ -128,6 +130,13 @@ class Cluster:
         finally:
             for pool in pools:
                 pool.close()
+
+
+def _reach(address: str) -> None:
+    """Raises OSError or ValueError where nobody listens: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _keep_talk_in(folder: str) -> None:

@@ -19,6 +19,8 @@ import av
 import cv2
 import numpy as np
 
+from curation import config
+
 WIDTH, HEIGHT, FPS = 1280, 720, 24
 
 Frames = Iterator[np.ndarray]  # (HEIGHT, WIDTH, 3) uint8 BGR each
@@ -255,5 +257,8 @@ def _joined(a: Scene, b: Scene) -> Frames:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit(__doc__)
-    draw(Path(sys.argv[1]))
+        config.usage(__doc__, sys.argv)
+    try:
+        draw(Path(sys.argv[1]))
+    except OSError as error:
+        sys.exit(f"can't write the samples to {sys.argv[1]}: {error.strerror or error}")

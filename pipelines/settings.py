@@ -112,6 +112,8 @@ def main(doc: str, run: Callable[[Settings, Folder], None], argv: Sequence[str])
         print(help_text(doc))
         return
     own_config = bool(argv) and "=" not in argv[0]
+    if own_config and argv[0].startswith("-"):
+        sys.exit(f"{argv[0]}: no such option; settings are given as key=value, --help lists them")
     path, overrides = (argv[0], argv[1:]) if own_config else (DEFAULT_CONFIG, argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stop cleanly
     settings = None

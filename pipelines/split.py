@@ -87,7 +87,7 @@ def read_prompts(given: str) -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) < 2 or "-h" in argv or "--help" in argv:
-        sys.exit((__doc__ or "").strip())
+        config.usage(__doc__, argv)
     target, given, *rest = argv
     own_config = bool(rest) and "=" not in rest[0]
     path, overrides = (rest[0], rest[1:]) if own_config else (DEFAULT_CONFIG, rest)

@@ -119,6 +119,25 @@ def test_needs_that_the_cluster_has_not_are_refused(cluster):
         list(cluster.stream([Large()], rows(1)))
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:many"])
+def test_a_cluster_that_is_not_there_is_said_at_once(tmp_path, address):
+    code = (
+        "import sys; from curation.runner import Cluster, RunError\n"
+        "try: Cluster(address=sys.argv[1]).start(sys.argv[2])\n"
+        "except RunError as error: print(error)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, address, str(tmp_path)],
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert told.stdout.startswith(f"no Ray cluster at {address}: ")
+    assert "fix: check the address" in told.stdout
+
+
 def test_a_plan_in_the_wrong_order_is_refused_with_the_mend():
     with pytest.raises(PlanError, match="reads 'n', which no earlier stage writes"):
         check_plan([Double()], ["video"])

@@ -339,7 +339,7 @@ def main(argv: Sequence[str]) -> None:
     changes = [a for a in argv if "=" in a]
     names = [a for a in argv if "=" not in a]
     if len(names) < 2 or set(argv) & {"-h", "--help"}:
-        sys.exit((__doc__ or "").strip())
+        config.usage(__doc__, argv)
     out, arms = Path(names[1]), names[2:] or list(ORDER)
     try:
         cfg = config.load(ActsConfig, names[0], changes)

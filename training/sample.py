@@ -209,7 +209,7 @@ def main(argv: Sequence[str]) -> None:
     settings = [a for a in argv if a.partition("=")[0] in names]
     rest = [a for a in argv if a not in settings]
     if len(rest) < 3 or "-h" in argv or "--help" in argv:
-        sys.exit((__doc__ or "").strip())
+        config.usage(__doc__, argv)
     try:
         cfg = config.load(CommandConfig, None, settings)
         if rest[2].endswith(".jsonl"):
