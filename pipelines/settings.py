@@ -127,6 +127,8 @@ def main(doc: str, run: Callable[[Settings, Folder], None], argv: Sequence[str])
         lines = [shown(line, 1000) for line in str(e).splitlines()]
         sys.exit(f"{type(e).__name__}: " + "\n".join(lines))
     except KeyboardInterrupt:
+        # once more would leave Ray's processes behind: to end them takes a second or two
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)  # what a shell gives for Ctrl-C
     finally:

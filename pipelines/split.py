@@ -102,6 +102,8 @@ def main(argv: Sequence[str]) -> None:
             Folder(str(Path(target).parent)).write(Path(target).name, lines.encode())
     except (*STOPPED, Unavailable) as error:
         sys.exit(f"{type(error).__name__}: {shown(error, 1000)}")
+    except KeyboardInterrupt:
+        sys.exit(f"stopped; {target} was not written")
     for row in rows:
         if "error" in row:
             print(f"failed: {shown(row['prompt'], 60)}: {shown(row['error'])}", file=sys.stderr)

@@ -351,8 +351,10 @@ def main(argv: Sequence[str]) -> None:
             run_all(cfg, [*names[:2], *changes], arms, out)
             gather(cfg, out)
             draw_all(out)
-    except (ConfigError, ValueError) as error:
+    except (ConfigError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -388,6 +388,8 @@ def main(argv: Sequence[str]) -> None:
         rows = run(Path(paths[0]), Path(paths[1]), cfg)
     except (ConfigError, BadSample, BadWeights, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; run it again")
     dynamic = sum(row["dynamic_dis"] for row in rows) / len(rows)
     print(f"{len(rows)} videos, dynamic by DIS {dynamic:.0%}: {paths[1]}/evaluation.html")
 
