@@ -12,11 +12,12 @@ import hashlib
 import inspect
 import json
 import re
+import sys
 import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -37,18 +38,31 @@ def load(kind: type[T], path: str | Path | None, overrides: Sequence[str] = ()) 
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such file; expected a YAML file of settings") from None
         except OSError as e:
-            raise ConfigError(f"{path}: can't be read: {e.strerror}") from None
+            raise ConfigError(
+                f"{path}: can't be read: {e.strerror}; expected a YAML file of settings"
+            ) from None
         except (yaml.YAMLError, UnicodeDecodeError) as e:
             raise ConfigError(f"{path}: not valid YAML: {e}") from None
         if read is not None and not isinstance(read, dict):
             raise ConfigError(f"{path}: expected settings as `name: value`, found {read!r:.60}")
         data = read or {}
+    given = []
     for item in overrides:
         name, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"{item!r}: expected key=value, for example select.seed=1")
         _set(data, name, _value(kind, name, value))
-    return build(kind, data, str(path or "command line"))
+        given.append(name)
+    return build(kind, data, str(path or "command line"), given=given)
+
+
+def usage(doc: str | None, argv: Sequence[str]) -> NoReturn:
+    """Ends with what a command says of itself: exit code 0 where that was asked for, else 1."""
+    text = (doc or "").strip()
+    if set(argv) & {"-h", "--help"}:
+        print(text)
+        sys.exit(0)
+    sys.exit(text)
 
 
 def _value(kind: Any, dotted: str, text: str) -> Any:
@@ -80,12 +94,23 @@ def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
     data[last] = value
 
 
-def build(kind: type[T], data: dict[str, Any], where: str, prefix: str = "") -> T:
-    """A dataclass from plain data, checked field by field; absent fields have their default."""
+def build(
+    kind: type[T],
+    data: dict[str, Any],
+    source: str,
+    prefix: str = "",
+    given: Sequence[str] = (),
+) -> T:
+    """A dataclass from plain data, checked field by field; absent fields have their default.
+
+    source: the file that an error names; `given` are settings of the command line instead.
+    """
     hints = typing.get_type_hints(kind, include_extras=True)
     known = [f.name for f in dataclasses.fields(kind) if f.init]  # type: ignore[arg-type]
     values = {}
     for name, value in data.items():
+        ours = any(f"{item}.".startswith(f"{prefix}{name}.") for item in given)
+        where = "command line" if ours else source
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
@@ -96,7 +121,7 @@ def build(kind: type[T], data: dict[str, Any], where: str, prefix: str = "") -> 
         if not dataclasses.is_dataclass(hint):
             values[name] = _checked(hint, value, where, full)
         elif isinstance(value, dict):
-            values[name] = build(typing.cast(type, hint), value, where, f"{full}.")
+            values[name] = build(typing.cast(type, hint), value, source, f"{full}.", given)
         else:
             raise ConfigError(f"{where}: {full} is {value!r:.60}; expected settings below it")
     return kind(**values)

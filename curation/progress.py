@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -83,6 +83,7 @@ class Progress:
         self.counts = Counts()
         self.out = sys.stderr if out is None else out
         self._marks: deque[tuple[float, int]] = deque()
+        self._note: str | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._live: Live | None = None
@@ -103,6 +104,14 @@ class Progress:
             self._live.console.print(Text(line))
         else:
             self._write(line)
+
+    def note(self, text: str | None) -> None:
+        """What is waited for just now, beside the counts until None takes it back. In plain lines,
+        that it begins and ends is said at once."""
+        began, ended = text and not self._note, self._note and not text
+        self._note = text and shown(text, 400)
+        if self._live is None and (began or ended):
+            self._write(f"{self.phase}  {self._note or 'goes on'}")
 
     def line(self) -> str:
         """`score  12/34 videos · 20 kept · 7 rejected · 1 failed · 3.2/s · 7 s left`"""
@@ -136,7 +145,7 @@ class Progress:
         if self.out.isatty():
             console = Console(file=self.out, highlight=False)
             self._live = Live(
-                get_renderable=self._row,
+                get_renderable=self._rows,
                 console=console,
                 refresh_per_second=4,
                 # Ray and libraries print as they like; they must not be drawn into the live line
@@ -156,6 +165,7 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self._ended.set()
+        self._note = None
         if self._live:
             self._live.stop()
         if self._ticker:
@@ -167,13 +177,17 @@ class Progress:
     def _tick(self) -> None:
         """A line of its own thread: a phase that hangs goes on saying how far it came."""
         while not self._ended.wait(self.every_s):
-            self._write(self.line())
+            self._write(" · ".join(filter(None, (self.line(), self._note))))
 
     def _write(self, line: str) -> None:
         # one write per line, so that lines of other processes on the same pipe can't split it
         encoding = self.out.encoding or "utf-8"
         self.out.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
         self.out.flush()
+
+    def _rows(self) -> Group:
+        """The line, and below it what is waited for."""
+        return Group(self._row(), *([Text(self._note, "yellow")] if self._note else []))
 
     def _row(self) -> Table:
         line = Text(self.line(), no_wrap=True, overflow="ellipsis")

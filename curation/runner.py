@@ -12,12 +12,13 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt
 
 from curation.isolate import Isolated, NotStarted
+from curation.progress import duration
 from curation.stage import BadVideo, InOrder, OutputError, Row, Stage, Unavailable, took
 from curation.storage import is_url
 
@@ -48,6 +50,8 @@ WAITING = 1  # calls per worker beyond those that run, so that it never waits fo
 DEATHS = 6  # per place for a worker, with no result between them: then none will live
 QUEUE_ROWS = 64  # rows that may wait before a later group of stages
 LOOK_FOR_NODES_S = 15.0
+ASK_S = 1.0  # between looks at what workers wait for
+SLOW_START_S = 5.0  # a worker that takes longer to start is told of
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -80,8 +84,9 @@ class Cluster:
             settings |= {"address": self.address, "runtime_env": {"py_modules": code}}
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
+            _reach(self.address or "")
             ray.init(configure_logging=False, **settings)
-        except (ConnectionError, RuntimeError, ValueError, RayError) as e:
+        except (OSError, RuntimeError, ValueError, RayError) as e:
             raise RunError(
                 f"no Ray cluster at {self.address or 'this machine'}: {e}\n  fix: check the address"
                 "; where the cluster asks for a token, have it in ~/.ray/auth_token and set "
@@ -97,9 +102,15 @@ class Cluster:
             ray.shutdown()
             self._started = False
 
-    def stream(self, stages: list[Stage], rows: Iterable[Row]) -> Iterator[Row]:
+    def stream(
+        self,
+        stages: list[Stage],
+        rows: Iterable[Row],
+        note: Callable[[str | None], None] = lambda _: None,
+    ) -> Iterator[Row]:
         """Each row once, finished, as it comes (no order). An `error` in a row ends its way.
 
+        `note` is told every second what the workers wait for, None where they work.
         Raises OutputError, RunError; rows under way then are lost, and done again on resume.
         """
         source = iter(rows)
@@ -114,10 +125,18 @@ class Cluster:
         source = chain([first], source)
         try:
             while _feed(pools, source):
-                yield from _collect(pools)
+                yield from _collect(pools, note)
+            note(None)
         finally:
             for pool in pools:
                 pool.close()
+
+
+def _reach(address: str) -> None:
+    """Raises OSError or ValueError where nobody listens: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _keep_talk_in(folder: str) -> None:
@@ -197,6 +216,10 @@ class AsyncWorker:
     async def run(self, rows: list[Row]) -> list[Row]:
         return [await self._whole_way(row) for row in rows]
 
+    @ray.method(concurrency_group="notes")  # a thread of its own: no row keeps it from answering
+    async def note(self) -> str | None:
+        return next(filter(None, (stage.waits_for() for stage in self._stages)), None)
+
     async def _whole_way(self, row: Row) -> Row:
         for stage in self._stages:
             if row.get("error") is not None:
@@ -240,6 +263,20 @@ class _Slot:
     actor: Any = None
     started: bool = False
     load: int = 0
+    since_s: float = 0.0  # when the actor was made
+    note: str | None = None  # what it waits for, as it said last
+    asked: Any = None  # the call that asks again
+    asked_s: float = 0.0
+
+    def ask(self) -> str | None:
+        """The newest note that has come; never waits for one."""
+        if self.asked is not None and ray.wait([self.asked], timeout=0)[0]:
+            with suppress(RayError):  # that it died, its rows' calls tell
+                self.note = ray.get(self.asked)
+            self.asked = None
+        if self.asked is None and time.monotonic() - self.asked_s > ASK_S:
+            self.asked, self.asked_s = self.actor.note.remote(), time.monotonic()
+        return self.note
 
 
 @dataclass
@@ -289,13 +326,18 @@ class _Pool:
         if empty is None or len(self.starting) >= len(self.queue):
             return
         need = self.stages[0].needs
-        kind: Any = Worker if need.at_once is None else AsyncWorker
-        actor = ray.remote(kind).options(
+        if need.at_once is None:
+            kind: Any = ray.remote(Worker)
+        else:
+            remote: Any = ray.remote  # its types don't know of groups
+            kind = remote(concurrency_groups={"notes": 1})(AsyncWorker)
+        actor = kind.options(
             num_cpus=need.cpus * self.cpu_share,
             num_gpus=need.gpus,
             max_concurrency=need.at_once or 1,
         )
         empty.actor = actor.remote(self.stages, self.cluster.memory_gib)
+        empty.since_s, empty.note, empty.asked = time.monotonic(), None, None
         self.starting[empty.actor.__ray_ready__.remote()] = (empty, empty.actor)
 
     def size(self) -> int:
@@ -314,6 +356,21 @@ class _Pool:
 
     def waits(self) -> list[Any]:
         return [*self.flying, *self.starting]
+
+    def note(self) -> str | None:
+        """What its workers wait for: the first that says so speaks for all."""
+        started = [slot for slot in self._slots if slot.started]
+        if self.starting and not started:
+            since_s = min(slot.since_s for slot, _ in self.starting.values())
+            took_s = time.monotonic() - since_s
+            said = (
+                f"the first worker of {type(self.stages[0]).__name__} has been starting for "
+                f"{duration(took_s)}: it loads what it needs, or waits for a free CPU or GPU"
+            )
+            return said if took_s > SLOW_START_S else None
+        if self.stages[0].needs.at_once is None:
+            return None
+        return next(filter(None, [slot.ask() for slot in started if slot.load]), None)
 
     def result(self, call: Any) -> list[Row]:
         """The rows that came back; none where a worker has started, or died: they go once more.
@@ -388,14 +445,17 @@ def _feed(pools: list[_Pool], source: Iterator[Row]) -> bool:
     return any(pool.waits() for pool in pools)
 
 
-def _collect(pools: list[_Pool]) -> Iterator[Row]:
+def _collect(pools: list[_Pool], note: Callable[[str | None], None]) -> Iterator[Row]:
     """Waits for at least one result; hands rows on to the next group, or out."""
     if not any(pool.flying for pool in pools):
         # All wait for workers to start. With a node gone, one group's may hold all that is left.
         for pool in pools:
             pool.release()
     owner = {call: number for number, pool in enumerate(pools) for call in pool.waits()}
-    ray.wait(list(owner), num_returns=1)
+    while True:
+        note(next(filter(None, [pool.note() for pool in pools]), None))
+        if ray.wait(list(owner), num_returns=1, timeout=ASK_S)[0]:
+            break
     ready, _ = ray.wait(list(owner), num_returns=len(owner), timeout=0)
     for call in ready:
         number = owner[call]

@@ -68,6 +68,11 @@ class Stage:
         """The same for one row, of a stage with `needs.at_once`: others wait meanwhile as well."""
         raise NotImplementedError
 
+    def waits_for(self) -> str | None:
+        """For the display: whose answer a stage with `needs.at_once` has waited for too long. Asked
+        every second, in another thread."""
+        return None
+
 
 def took(row: Row, stage: Stage, seconds: float) -> Row:
     """Notes what a stage took for a row: CPU seconds where it is isolated, else wall seconds."""

@@ -243,6 +243,8 @@ def _url(like: str, inner: str) -> str:
 def _file_system(url: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a URL, and the path in it. Raises InputError."""
     scheme, store, path, options = _parts(url)
+    if not store and scheme != "file":
+        raise InputError(f"{url}: names no bucket; expected {scheme}://BUCKET/FOLDER")
     if ":" in store.rpartition("@")[0] or "secret_key=" in options:
         raise InputError(
             f"{scheme}://…: URLs are written into the dataset, so keys don't belong into them; set "

@@ -50,7 +50,7 @@ def run(settings: Settings, out: Folder) -> None:
         settings.cluster.start(out.path("logs"))
     with Progress("caption", clips.num_rows, "clips") as progress:
         progress.update(done=clips.num_rows - len(todo))
-        rows = settings.cluster.stream([captioner], todo)
+        rows = settings.cluster.stream([captioner], todo, progress.note)
         for batch in batches(_finished(rows, settings.max_failed_share, progress)):
             ledger.append(batch)
     ledger.compact()

@@ -96,10 +96,12 @@ def _pack(
             progress.update(done=len(receipt.rows), failed=receipt.failed)
         cuts: dict[str, Any] = {}
         work = ({"clip": clips[i], "error": None} for plan in todo for i in plan.clip_ids)
-        for row in cluster.stream([CutClip(out.url, presto, cluster.memory_gib)], work):
+        cut = CutClip(out.url, presto, cluster.memory_gib)
+        for row in cluster.stream([cut], work, progress.note):
             cuts[row["clip"]["clip_id"]] = row["error"] or row["made"]
             progress.update(done=1, failed=int(row["error"] is not None))
-        for row in cluster.stream([Pack(out.url, presto)], (_shard(p, clips, cuts) for p in todo)):
+        packing = (_shard(plan, clips, cuts) for plan in todo)
+        for row in cluster.stream([Pack(out.url, presto)], packing, progress.note):
             if row["error"] is not None:
                 raise RunError(f"{row['plan']['name']} can't be packed: {row['error']}")
             receipts.append(Receipt(**row["receipt"]))

@@ -151,7 +151,7 @@ def _score(settings: Settings, chosen: pa.Table, trial: Folder) -> list[Row]:
     settings.cluster.start(trial.path("logs"))
     rows = []
     with Progress("plan", chosen.num_rows, "videos") as progress:
-        for row in settings.cluster.stream(stages, score.blank_rows(chosen)):
+        for row in settings.cluster.stream(stages, score.blank_rows(chosen), progress.note):
             row.setdefault("clips", [])
             rows.append(row)
             progress.update(done=1, failed=int(row["error"] is not None))

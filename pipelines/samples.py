@@ -19,6 +19,8 @@ import av
 import cv2
 import numpy as np
 
+from curation import config
+
 WIDTH, HEIGHT, FPS = 1280, 720, 24
 
 Frames = Iterator[np.ndarray]  # (HEIGHT, WIDTH, 3) uint8 BGR each
@@ -197,15 +199,22 @@ def encode(frames: Frames, path: Path, width: int = WIDTH, crf: int = 20) -> Non
         out.mux(stream.encode(None))
 
 
-def draw(folder: Path) -> None:
-    """All samples; a file that is there already stays."""
-    steady = Scene(1, camera=lambda t: 0.0, light=lambda t: 1.0)
-    dusk = Scene(
+def steady_scene() -> Scene:
+    return Scene(1, camera=lambda t: 0.0, light=lambda t: 1.0)
+
+
+def dusk_scene() -> Scene:
+    return Scene(
         2,
         camera=lambda t: 60 * t if t < 16 else 960 - 45 * (t - 16),
         light=lambda t: 1.05 - 0.02 * t,
         sky=((150, 110, 200), (170, 190, 250)),
     )
+
+
+def draw(folder: Path) -> None:
+    """All samples; a file that is there already stays."""
+    steady, dusk = steady_scene(), dusk_scene()
     winter = Scene(
         3,
         camera=lambda t: 50 * np.sin(t / 3),
@@ -248,5 +257,8 @@ def _joined(a: Scene, b: Scene) -> Frames:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit(__doc__)
-    draw(Path(sys.argv[1]))
+        config.usage(__doc__, sys.argv)
+    try:
+        draw(Path(sys.argv[1]))
+    except OSError as error:
+        sys.exit(f"can't write the samples to {sys.argv[1]}: {error.strerror or error}")

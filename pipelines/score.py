@@ -75,7 +75,7 @@ def run(settings: Settings, out: Folder) -> None:
         progress.update(done=listed.num_rows - todo.num_rows, failed=failed)
         todo, known = _without_twins(settings.cluster, listed, done, todo, ledger, progress)
         rows = (row | {"sha256": known.get(row["video"])} for row in blank_rows(todo))
-        results = settings.cluster.stream(stages, rows)
+        results = settings.cluster.stream(stages, rows, progress.note)
         for batch in batches(_finished(results, settings.max_failed_share, progress)):
             _commit(batch, ledger, embeddings)
     if len(unseen):
@@ -101,7 +101,8 @@ def _unseen(done: pa.Table, ledger: Ledger, models: Models) -> pa.Array:
 def _look(settings: Settings, videos: pa.Array, ledger: Ledger, embeddings: Ledger) -> None:
     """The models alone, over clips that are scored already; a row that fails stays as it was."""
     with Progress("score", len(videos), "videos, by the models alone") as progress:
-        results = settings.cluster.stream([settings.score.models], _scored(ledger, videos))
+        scored = _scored(ledger, videos)
+        results = settings.cluster.stream([settings.score.models], scored, progress.note)
         failed = Counter[str]()
         for batch in batches(_good(results, failed, settings.max_failed_share, progress)):
             _commit(batch, ledger, embeddings)
@@ -202,7 +203,7 @@ def _without_twins(
     rows = group.filter(alike).to_pylist()
     sha256 = {row["video"]: row["sha256"] for row in rows if row["sha256"]}
     unread = (_blank(row) for row in rows if row["video"] not in sha256)
-    for row in cluster.stream([Identify()], unread):
+    for row in cluster.stream([Identify()], unread, progress.note):
         if row["error"] is None:
             sha256[row["video"]] = row["sha256"]
     twins = _twins(rows, sha256)

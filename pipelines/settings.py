@@ -112,6 +112,8 @@ def main(doc: str, run: Callable[[Settings, Folder], None], argv: Sequence[str])
         print(help_text(doc))
         return
     own_config = bool(argv) and "=" not in argv[0]
+    if own_config and argv[0].startswith("-"):
+        sys.exit(f"{argv[0]}: no such option; settings are given as key=value, --help lists them")
     path, overrides = (argv[0], argv[1:]) if own_config else (DEFAULT_CONFIG, argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stop cleanly
     settings = None
@@ -125,6 +127,8 @@ def main(doc: str, run: Callable[[Settings, Folder], None], argv: Sequence[str])
         lines = [shown(line, 1000) for line in str(e).splitlines()]
         sys.exit(f"{type(e).__name__}: " + "\n".join(lines))
     except KeyboardInterrupt:
+        # once more would leave Ray's processes behind: to end them takes a second or two
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)  # what a shell gives for Ctrl-C
     finally:

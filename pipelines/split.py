@@ -20,7 +20,7 @@ from typing import Any
 
 from curation import config
 from curation.config import ConfigError
-from curation.progress import shown
+from curation.progress import Progress, shown
 from curation.stage import Unavailable
 from curation.storage import Folder, InputError
 from pipelines.settings import DEFAULT_CONFIG, STOPPED, Settings
@@ -39,10 +39,13 @@ def split(settings: Settings, prompts: Sequence[str]) -> list[dict[str, Any]]:
         )
     writer.check()
     writer.setup()
-    return asyncio.run(_split_all(writer, settings, prompts))
+    with Progress("split", len(prompts), "prompts") as progress:
+        return asyncio.run(_split_all(writer, settings, prompts, progress))
 
 
-async def _split_all(writer: Vlm, settings: Settings, prompts: Sequence[str]) -> list[Any]:
+async def _split_all(
+    writer: Vlm, settings: Settings, prompts: Sequence[str], progress: Progress
+) -> list[Any]:
     watch, room = settings.score.watch, asyncio.Semaphore(AT_ONCE)
 
     async def one(prompt: str) -> dict[str, Any]:
@@ -53,13 +56,22 @@ async def _split_all(writer: Vlm, settings: Settings, prompts: Sequence[str]) ->
             except Unavailable:
                 raise
             except Exception as error:  # one prompt's trouble
+                progress.update(done=1, failed=1)
                 kind = "" if isinstance(error, Unusable) else f"{type(error).__name__}: "
                 return {"name": name, "prompt": prompt, "error": f"{kind}{error}"}
+        progress.update(done=1)
         return {"name": name, "prompt": prompt, "cap": parts}
 
+    async def tell() -> None:
+        while True:
+            progress.note(writer.waits_for())
+            await asyncio.sleep(1.0)
+
+    telling = asyncio.create_task(tell())
     try:
         return list(await asyncio.gather(*(one(prompt) for prompt in prompts)))
     finally:
+        telling.cancel()
         await writer.close()
 
 
@@ -75,7 +87,7 @@ def read_prompts(given: str) -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) < 2 or "-h" in argv or "--help" in argv:
-        sys.exit((__doc__ or "").strip())
+        config.usage(__doc__, argv)
     target, given, *rest = argv
     own_config = bool(rest) and "=" not in rest[0]
     path, overrides = (rest[0], rest[1:]) if own_config else (DEFAULT_CONFIG, rest)
@@ -90,6 +102,8 @@ def main(argv: Sequence[str]) -> None:
             Folder(str(Path(target).parent)).write(Path(target).name, lines.encode())
     except (*STOPPED, Unavailable) as error:
         sys.exit(f"{type(error).__name__}: {shown(error, 1000)}")
+    except KeyboardInterrupt:
+        sys.exit(f"stopped; {target} was not written")
     for row in rows:
         if "error" in row:
             print(f"failed: {shown(row['prompt'], 60)}: {shown(row['error'])}", file=sys.stderr)

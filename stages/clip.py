@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 GET_HEAD = (
-    "curl -LO https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"
+    "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"
     "sac%2Blogos%2Bava1-l14-linearMSE.pth"
 )
 GET_CLIP = "hf download timm/vit_large_patch14_clip_224.openai open_clip_model.safetensors"

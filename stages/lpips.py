@@ -21,9 +21,8 @@ from stages.weights import fill, load
 if TYPE_CHECKING:
     import torch
 
-GET_ALEXNET = "curl -LO https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+GET_ALEXNET = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 GET_LINEAR = (
-    "curl -L -o lpips-alex.pth "
     "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/alex.pth"
 )
 WIDTH = 320  # px, of the pictures compared: as for key_psnr and key_ssim

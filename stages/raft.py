@@ -21,7 +21,7 @@ from stages.weights import fill, load
 if TYPE_CHECKING:
     import torch
 
-GET_RAFT = "curl -LO https://download.pytorch.org/models/raft_large_C_T_SKHT_V2-ff5fadd5.pth"
+GET_RAFT = "https://download.pytorch.org/models/raft_large_C_T_SKHT_V2-ff5fadd5.pth"
 LONG_SIDE = 512  # px at most, of the pictures that RAFT sees
 UNIT = 320  # px: speeds are told for a picture with this long side, as DIS's are
 UPDATES = 12  # rounds of refinement, as published

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from curation.stage import PlanError
-from stages.weights import located
+from stages.weights import command, located
 
 Pair = tuple[np.ndarray, np.ndarray, float]  # two pictures, the seconds between them
 
@@ -84,7 +84,7 @@ def find_files(scorer: Scorer, name: str) -> dict[str, Path]:
         what = f"score.models.{name}.{setting}"
         try:
             if value is None:
-                raise PlanError(f"{what} is not set; get the file with\n  {get}")
+                raise PlanError(f"{what} is not set; get the file with\n  {command(get, 'FILE')}")
             found[setting] = located(value, what, get)
         except PlanError as error:
             missing.append(str(error))

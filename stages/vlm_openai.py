@@ -15,12 +15,15 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from http.client import HTTPException
 from typing import Annotated, Any, ClassVar
+from urllib.parse import urlsplit
 
 import aiohttp
 from annotated_types import Ge, Gt
 
 from curation.config import ConfigError
+from curation.progress import duration
 from curation.stage import Needs, Unavailable
 from stages.conversation import Picture, Request
 from stages.vlm import Said, Vlm
@@ -31,6 +34,7 @@ CLOSED = (401, 403, 404)  # key, rights, address or model: no clip's fault
 TRIES = 5  # at a request that fails while others are answered
 LONGEST_PAUSE = 60  # times the first
 MAX_ANSWER = 4 << 20  # bytes
+TOLD_S, QUIET_S = 2.0, 10.0  # silence that is told of: after an error, without one
 
 
 class Refused(Exception):
@@ -81,6 +85,9 @@ class OpenAI(Vlm):
     captioner: ClassVar[str] = "openai"
     _key: str | None = field(init=False, default=None, repr=False)
     _session: Any = field(init=False, default=None, repr=False)
+    _under_way: int = field(init=False, default=0, repr=False)  # requests
+    _quiet_since_s: float = field(init=False, default=0.0, repr=False)  # no answer to anyone
+    _trouble: str | None = field(init=False, default=None, repr=False)  # the last, since then
 
     def __post_init__(self) -> None:
         self.needs = Needs(cpus=1, at_once=self.clips_in_flight, workers=self.workers)
@@ -95,6 +102,7 @@ class OpenAI(Vlm):
         if not self.url:
             raise ConfigError("caption.openai.url: expected the server's, http://HOST:8000/v1")
         self.url = self.url.rstrip("/")
+        _check_url(self.url, self.api_key_env)
         served = self._served(self.url)
         if not self.model or (served and self.model not in served):
             raise ConfigError(
@@ -119,8 +127,8 @@ class OpenAI(Vlm):
             return []
         except (ValueError, KeyError, TypeError):
             return []
-        except OSError as error:
-            reason = getattr(error, "reason", error)
+        except (OSError, HTTPException) as error:
+            reason = getattr(error, "reason", error) or type(error).__name__
             name = self.model or "MODEL"
             raise ConfigError(
                 f"no caption server at {url} ({reason}); start one: vllm serve {name} --port 8000, "
@@ -138,7 +146,6 @@ class OpenAI(Vlm):
     def _open(self) -> None:
         """What belongs to the running loop."""
         self._room = Room(self.clips_in_flight)
-        self._answered_s = time.monotonic()
         self._session = aiohttp.ClientSession(
             headers=self._headers(),
             timeout=aiohttp.ClientTimeout(total=self.timeout_s),
@@ -146,9 +153,29 @@ class OpenAI(Vlm):
             connector=aiohttp.TCPConnector(limit=0),
         )
 
+    def waits_for(self) -> str | None:
+        """The server, once its silence is longer than an answer should take."""
+        quiet_s = time.monotonic() - self._quiet_since_s
+        if not self._under_way or quiet_s < (TOLD_S if self._trouble else QUIET_S):
+            return None
+        return (
+            f"{self._trouble or f'{self.url} is asked {self._under_way} things'}; no answer for "
+            f"{duration(quiet_s)}; goes on by itself when one comes, else gives up in about "
+            f"{duration(max(0.0, self.patience_s - quiet_s))}"
+        )
+
     async def say(self, request: Request) -> Said:
         if self._session is None:
             self._open()
+        if not self._under_way:
+            self._quiet_since_s, self._trouble = time.monotonic(), None
+        self._under_way += 1
+        try:
+            return await self._answer_to(request)
+        finally:
+            self._under_way -= 1
+
+    async def _answer_to(self, request: Request) -> Said:
         since_s = failed_s = time.monotonic()
         failures, to_blame, structured = 0, 0, self._structured
         while True:
@@ -157,7 +184,7 @@ class OpenAI(Vlm):
                 status, found, after_s = await self._post(self._body(request, structured))
             if status == 200 and (said := _said(found)) is not None:
                 self._room.took()
-                self._answered_s = time.monotonic()
+                self._quiet_since_s, self._trouble = time.monotonic(), None
                 self._structured = structured
                 return said
             if status == 400 and structured:
@@ -170,14 +197,15 @@ class OpenAI(Vlm):
                 raise Refused(trouble)
             if status in FULL:
                 self._room.full(sent_s)
-            elif self._answered_s > failed_s:  # others were answered since: it is not the server
+            elif self._quiet_since_s > failed_s:  # others were answered since: it is not the server
                 to_blame += 1
+            self._trouble = trouble
             failures, failed_s = failures + 1, time.monotonic()
             if to_blame >= TRIES:
                 raise Refused(f"{trouble}, {TRIES} times, while others are answered")
             pause_s = self.pause_s * min(2 ** min(failures, 10), LONGEST_PAUSE)
             pause_s = max(pause_s * random.uniform(0.5, 1), after_s)
-            if failed_s - max(since_s, self._answered_s) + pause_s > self.patience_s:
+            if failed_s - max(since_s, self._quiet_since_s) + pause_s > self.patience_s:
                 gone = f"{trouble}; no answer to anyone for {self.patience_s:g} s"
                 if status in (0, *FULL, 502, 504):
                     raise Unavailable(f"{gone}. The same command goes on from here")
@@ -214,6 +242,23 @@ class OpenAI(Vlm):
             schema = {"name": "answer", "strict": True, "schema": request.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return json.dumps(body).encode()
+
+
+def _check_url(url: str, api_key_env: str) -> None:
+    """An address and nothing secret: it is shown. Raises ConfigError."""
+    expected = "caption.openai.url: expected the server's, http://HOST:8000/v1"
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        whole = False
+    if "@" in url or "?" in url or "#" in url:
+        raise ConfigError(
+            f"{expected}, without name, password or query; a key is taken from the environment "
+            f"variable {api_key_env} (caption.openai.api_key_env)"
+        )
+    if not whole or not url.isprintable() or " " in url:
+        raise ConfigError(f"{expected}; found {url!r:.80}")
 
 
 def _image_url(picture: Picture) -> dict[str, Any]:

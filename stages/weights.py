@@ -8,6 +8,7 @@ command that gets it.
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,8 @@ HUB = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<fil
 
 
 def located(name: str, what: str, get: str) -> Path:
-    """The file on this machine. what: whose weights; get: the command for a file that is not there.
+    """The file on this machine. what: whose weights; get: the URL of a file that is not there, or
+    the command for it.
 
     Raises PlanError with what is missing, where it was looked for and how to get it.
     """
@@ -28,7 +30,9 @@ def located(name: str, what: str, get: str) -> Path:
         path = Path(name).expanduser()
         if path.is_file():
             return path.resolve()
-        raise PlanError(f"{what}: no file {path.absolute()}; get it with\n  {get}")
+        raise PlanError(
+            f"{what}: no file {path.absolute()}; get it with\n  {command(get, str(path))}"
+        )
     found = HUB.fullmatch(name)
     if found is None:
         raise PlanError(
@@ -44,6 +48,12 @@ def located(name: str, what: str, get: str) -> Path:
         f"{what}: {file} of {repo}, revision {revision}, is not in {constants.HF_HUB_CACHE}; "
         f"get it with\n  hf download {repo} {file} --revision {revision}"
     )
+
+
+def command(get: str, to: str) -> str:
+    """What gets a file. get: its URL, or already a command."""
+    url = get.startswith("https://")
+    return f"curl -L --create-dirs -o {shlex.quote(to)} {get}" if url else get
 
 
 def load(path: Path) -> dict[str, torch.Tensor]:

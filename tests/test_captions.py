@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -17,7 +18,7 @@ from curation.records import frames_sha256, still_hashes
 from curation.storage import Folder
 from pipelines import caption, curate, export, select
 from pipelines.settings import DEFAULT_CONFIG, Settings
-from tests.chat_server import Asked, ChatServer
+from tests.chat_server import Asked, ChatServer, wait_until
 from tests.drawn_stills import said_of
 from tests.small_input import SETTINGS
 from tests.test_resume import worker_of
@@ -141,6 +142,32 @@ def test_the_configurations_that_ship_name_a_captioner_that_can_be_built(path):
     )
     assert with_server.caption.chosen.name == "openai"
     assert with_server.caption.chosen.provenance()["captioner"] == "openai"
+
+
+def test_while_the_server_is_gone_the_user_sees_what_is_waited_for_and_nothing_is_lost(
+    out, cluster, capsys
+):
+    seen = ""
+
+    def shows(text: str) -> bool:
+        nonlocal seen
+        seen += capsys.readouterr().err
+        return text in seen
+
+    with ChatServer(model, lambda _: "slow", slow_s=0.2) as server:
+        chosen = settings(out, server)
+        run = threading.Thread(target=caption.run, args=(chosen, Folder(str(out))))
+        run.start()
+        wait_until(lambda: len(server.asked) >= 3)
+        server.stop()
+        wait_until(lambda: shows(f"caption  {server.url} answers nothing: "))
+        server.start()
+        wait_until(lambda: shows("caption  goes on"))
+        run.join()
+        shows("")
+    assert "else gives up in about 14 min" in seen
+    assert seen.index("caption  goes on") < seen.index("caption  4/4 clips · 0 failed · in")
+    assert_right(out)
 
 
 @pytest.mark.parametrize("name", ["../other", ".hidden", "a/b", ""])

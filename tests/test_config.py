@@ -4,7 +4,7 @@ from typing import Annotated
 import pytest
 from annotated_types import Gt
 
-from curation.config import ConfigError, as_dict, build, differences, load
+from curation.config import ConfigError, as_dict, build, differences, load, usage
 
 
 @dataclass
@@ -91,3 +91,22 @@ def test_a_setting_of_several_kinds_is_the_one_whose_names_are_given(tmp_path):
     path.write_text("shape: {side: 2, colou: blue}")
     with pytest.raises(ConfigError, match=r"shape\.colou is not a setting; did you mean shape\.co"):
         load(Drawing, path)
+
+
+def test_an_error_of_the_command_line_names_it_and_not_the_file(tmp_path):
+    path = tmp_path / "drawing.yaml"
+    path.write_text("shape: {side: 2}")
+    for wrong in ("shap.side=3", "shape.sid=3", "shape.side=wide"):
+        with pytest.raises(ConfigError, match=r"^command line: shap"):
+            load(Drawing, path, [wrong])
+    path.write_text("shape: {side: wide}")
+    with pytest.raises(ConfigError, match=r"drawing\.yaml: shape\.side is 'wide'"):
+        load(Drawing, path, ["shape.colour=blue"])
+
+
+def test_what_a_command_says_of_itself_is_no_error_where_it_was_asked_for(capsys):
+    for argv, code in ((["--help"], 0), (["a", "-h"], 0), (["a"], "Draws.")):
+        with pytest.raises(SystemExit) as end:
+            usage("\nDraws.\n", argv)
+        assert end.value.code == code
+        assert capsys.readouterr().out == ("Draws.\n" if code == 0 else "")

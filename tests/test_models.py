@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -291,6 +292,15 @@ def test_all_weights_that_are_missing_are_said_at_once():
     ):
         assert f"score.models.{what}" in said
     assert said.count("\n  curl") + said.count("\n  hf download") == 5
+
+
+def test_the_command_for_a_missing_file_puts_it_where_it_was_looked_for(tmp_path):
+    name = str(tmp_path / "my weights" / "head.pth")
+    with pytest.raises(PlanError) as error:
+        located(name, "it", "https://host/other%2Bname.pth")
+    command = shlex.split(str(error.value).splitlines()[1])
+    assert command[:4] == ["curl", "-L", "--create-dirs", "-o"]
+    assert command[4:] == [name, "https://host/other%2Bname.pth"]
 
 
 def test_a_file_in_the_hubs_cache_is_found_by_its_revision(tmp_path, monkeypatch):

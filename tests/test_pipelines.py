@@ -255,7 +255,7 @@ def test_configurations_with_models_are_refused_before_the_start_with_how_to_get
         (["select.policy.width={min: 3"], "not valid YAML"),
         (["cluster.workers=0"], "cluster.workers is 0"),
         (["nothere.yaml"], "nothere.yaml: no such file"),
-        (["-x"], "-x: no such file"),
+        (["-x"], "-x: no such option; settings are given as key=value"),
         ([], "no input; give input="),
         (["input=/nowhere/at/all"], "/nowhere/at/all: no such file or folder"),
         (["input=/nowhere/*.mp4"], "no file matches this pattern"),

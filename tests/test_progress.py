@@ -43,6 +43,20 @@ def test_off_a_terminal_a_line_comes_at_intervals_even_if_nothing_happens():
     assert all(line.startswith("caption  0 clips · 0 failed") for line in lines_of(out))
 
 
+def test_off_a_terminal_what_is_waited_for_is_said_at_once_beside_the_counts_and_when_it_ends():
+    out = io.StringIO()
+    with Progress("caption", 9, "clips", out, every_s=0.2) as progress:
+        for _ in range(3):
+            progress.note("the server\n is gone")
+            time.sleep(0.15)
+        progress.note(None)
+        progress.note(None)
+    lines = lines_of(out)
+    assert lines[0] == r"caption  the server\n is gone"
+    assert r"caption  0/9 clips · 0 failed · the server\n is gone" in lines
+    assert lines[-2:] == ["caption  goes on", "caption  0/9 clips · 0 failed · in 0 s"]
+
+
 @pytest.mark.parametrize(
     ("done", "said"), [(50, "5/s · 10 s left"), (2, "12/min · 8 min 10 s left"), (100, "10/s")]
 )
@@ -103,9 +117,10 @@ def test_on_a_terminal_a_live_line_is_redrawn_and_stays_with_the_final_counts():
         open(theirs, "w", encoding="utf-8") as out,
         Progress("score", 3, "videos", out) as progress,
     ):
-        for _ in range(3):
+        for note in (None, "the server is gone", None):
+            progress.note(note)
             progress.update(done=1, kept=1)
-            time.sleep(0.3)
+            time.sleep(0.4)
         progress.say("one \x1b[31m failed [bold]x[/bold]")
     reader.join(10)
     os.close(ours)
@@ -113,7 +128,9 @@ def test_on_a_terminal_a_live_line_is_redrawn_and_stays_with_the_final_counts():
     assert seen.count("score  ") >= 2  # drawn more than once, in place
     assert "\x1b[" in seen
     assert r"one \x1b[31m failed [bold]x[/bold]" in seen  # not our markup either
-    assert "3/3 videos · 3 kept · 0 failed" in seen[seen.rindex("score  ") :]
+    assert "the server is gone" in seen
+    assert "3/3 videos · 3 kept · 0 failed" in (last := seen[seen.rindex("score  ") :])
+    assert "gone" not in last
 
 
 def test_shown_keeps_any_language_and_cuts_long_names_in_the_middle():

@@ -119,6 +119,25 @@ def test_needs_that_the_cluster_has_not_are_refused(cluster):
         list(cluster.stream([Large()], rows(1)))
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:many"])
+def test_a_cluster_that_is_not_there_is_said_at_once(tmp_path, address):
+    code = (
+        "import sys; from curation.runner import Cluster, RunError\n"
+        "try: Cluster(address=sys.argv[1]).start(sys.argv[2])\n"
+        "except RunError as error: print(error)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, address, str(tmp_path)],
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert told.stdout.startswith(f"no Ray cluster at {address}: ")
+    assert "fix: check the address" in told.stdout
+
+
 def test_a_plan_in_the_wrong_order_is_refused_with_the_mend():
     with pytest.raises(PlanError, match="reads 'n', which no earlier stage writes"):
         check_plan([Double()], ["video"])
@@ -222,6 +241,64 @@ def test_a_worker_that_dies_with_many_rows_under_way_loses_none_of_them(cluster,
     assert done.pop(5) == ("it killed its worker twice" if trouble == "crash" else None)
     assert sorted(done) == [n for n in range(20) if n != 5]
     assert set(done.values()) == {None}
+
+
+@dataclass
+class Patient(Stage):
+    """Gets its answer once it has been told of that it waits."""
+
+    answer: str = ""  # a file
+    needs = Needs(at_once=3, workers=1)
+    waiting = 0
+
+    def waits_for(self):
+        return f"{self.waiting} wait for an answer" if self.waiting else None
+
+    async def process_one(self, row):
+        self.waiting += 1
+        while not Path(self.answer).exists():
+            await asyncio.sleep(0.01)
+        self.waiting -= 1
+        return row
+
+
+def test_what_workers_wait_for_reaches_the_driver_between_results_and_is_taken_back(
+    cluster, tmp_path
+):
+    notes, answer = [], tmp_path / "answer"
+
+    def note(text):
+        notes.append(text)
+        if text == "3 wait for an answer":
+            answer.touch()
+
+    done = list(cluster.stream([Patient(str(answer))], rows(8), note))
+    assert sorted(r["n"] for r in done) == list(range(8))
+    assert "3 wait for an answer" in notes
+    assert notes[-1] is None
+
+
+@dataclass
+class SlowToStart(Double):
+    until: str = ""  # a file
+
+    def setup(self):
+        while not Path(self.until).exists():
+            time.sleep(0.01)
+
+
+def test_a_worker_that_takes_long_to_start_is_told_of(cluster, tmp_path):
+    notes, until = [], tmp_path / "loaded"
+
+    def note(text):
+        notes.append(text)
+        if text:
+            until.touch()
+
+    assert len(list(cluster.stream([SlowToStart(str(until))], rows(2), note))) == 2
+    told = "the first worker of SlowToStart has been starting for "
+    assert any(text.startswith(told) for text in notes if text)
+    assert notes[-1] is None
 
 
 def test_what_a_stage_needs_and_is_gone_stops_the_run(cluster):

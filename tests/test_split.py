@@ -37,7 +37,8 @@ def test_a_prompt_becomes_five_texts_that_the_sampler_reads(tmp_path, capsys):
     target = tmp_path / "new" / "captions.json"
     with ChatServer(model) as server:
         out, err, code = run(capsys, str(target), "harbour", *chat(server))
-    assert (out, err, code) == (f"1 of 1 prompts split -> {target}\n", "", 0)
+    assert (out, code) == (f"1 of 1 prompts split -> {target}\n", 0)
+    assert err.startswith("split  1/1 prompts · 0 failed")
     row = json.loads(target.read_text())
     assert row["cap"] == parts("harbour")
     assert row["prompt"] == "harbour"
@@ -71,14 +72,15 @@ def test_a_prompt_that_gives_no_fit_texts_is_told_and_costs_no_other(tmp_path, c
         out, err, code = run(capsys, str(target), str(tmp_path / "prompts.txt"), *chat(server))
     assert code == 1
     assert out.startswith("1 of 2 prompts split")
-    assert err == "failed: meadow: text 2 copy of sub-caption 1: 100% of the words\n"
+    assert err.splitlines()[0].startswith("split  2/2 prompts · 1 failed")
+    assert err.splitlines()[1] == "failed: meadow: text 2 copy of sub-caption 1: 100% of the words"
     assert [json.loads(line)["prompt"] for line in target.read_text().splitlines()] == ["harbour"]
 
 
 def test_another_count_of_texts_than_asked_for_is_refused(tmp_path, capsys):
     with ChatServer(lambda _: json.dumps({"sub_captions": parts("harbour")[:3]})) as server:
         _, err, code = run(capsys, str(tmp_path / "a.json"), "harbour", *chat(server))
-    assert (err, code) == ("failed: harbour: not 5 texts\n", 1)
+    assert (err.splitlines()[1], code) == ("failed: harbour: not 5 texts", 1)
     assert not (tmp_path / "a.json").exists()
 
 

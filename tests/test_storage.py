@@ -87,3 +87,9 @@ def test_a_file_of_the_output_is_whole_or_not_there(tmp_path):
 def test_a_full_disk_is_an_error_of_the_output():
     with pytest.raises(OutputError, match="can't write /dev/full"):
         Folder("/dev/full").write("a.txt", b"data")
+
+
+@pytest.mark.parametrize("url", ["s3://", "gs:///folder"])
+def test_a_url_that_names_no_bucket_is_refused_before_anything_is_written(url):
+    with pytest.raises(OutputError, match=r"names no bucket; expected .*://BUCKET/FOLDER"):
+        Folder(url)

@@ -532,3 +532,25 @@ def test_a_written_video_shows_what_it_was_given(tmp_path):
         assert file.streams.video[0].duration * file.streams.video[0].time_base == 3
         frames = np.stack([f.to_ndarray(format="rgb24") for f in file.decode(video=0)])
     assert np.abs(frames.astype(int) - video.numpy()).mean() < 4
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["a boat", "stesp=2"], "stesp is not a setting; did you mean steps?"),
+        (["captions.yaml"], "not valid JSON"),
+    ],
+)
+def test_a_mistyped_setting_or_a_file_of_another_kind_becomes_no_caption(
+    tmp_path, monkeypatch, given, said
+):
+    monkeypatch.chdir(tmp_path)
+    Path("captions.yaml").write_text("- a boat")
+    with pytest.raises(SystemExit, match=re.escape(said)):
+        sample_main(["checkpoint", "out.mp4", *given])
+
+
+def test_a_run_that_cannot_be_written_names_its_setting(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"^run_dir: can't make .*: Not a directory"):
+        train(settings(tmp_path / "file" / "run"), CLIPS)

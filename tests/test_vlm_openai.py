@@ -1,5 +1,6 @@
 import asyncio
 import json
+import socket
 import threading
 import time
 from email.utils import formatdate
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from curation.config import ConfigError
 from curation.records import frames_sha256, still_hashes
 from curation.stage import Unavailable
+from stages import vlm_openai
 from stages.shards import check_caption
 from stages.vlm_openai import OpenAI, Room, _seconds
-from tests.chat_server import ChatServer
+from tests.chat_server import ChatServer, wait_until
 from tests.drawn_stills import Witness, drawn_clip, said_of
 
 
@@ -174,6 +176,35 @@ def test_a_server_that_restarts_costs_nothing(tmp_path):
     assert all(right(row) for row in done)
 
 
+@pytest.mark.parametrize("gone", ["refused", "503", "hangs"])
+def test_who_is_waited_for_is_said_until_the_server_is_back(tmp_path, monkeypatch, gone):
+    monkeypatch.setattr(vlm_openai, "TOLD_S", 0.1)
+    monkeypatch.setattr(vlm_openai, "QUIET_S", 0.2)
+    trouble = {"refused": "", "503": "503", "hangs": "slow"}[gone]
+    with ChatServer(Witness(1), lambda _: trouble, slow_s=20) as server:
+        stage = captioner(server, tmp_path, patience_s=600.0, timeout_s=30.0)
+        assert stage.waits_for() is None
+        if gone == "refused":
+            server.stop()
+        done: list[dict] = []
+        clip = drawn_clip(tmp_path, 0)
+        thread = threading.Thread(target=lambda: done.extend(stage.process([clip])))
+        thread.start()
+        wait_until(lambda: stage.waits_for() is not None)
+        said = stage.waits_for()
+        if gone != "refused":
+            server.stop()  # a request that hangs is cut
+        server.trouble = lambda _: ""
+        server.start()
+        thread.join()
+    found = {"refused": "answers nothing: ", "503": 'answers 503: {"error"', "hangs": "is asked 1"}
+    assert said.startswith(f"{server.url} {found[gone]}")
+    assert "no answer for 0 s; goes on by itself" in said
+    assert said.endswith("gives up in about 10 min 00 s")
+    assert stage.waits_for() is None
+    assert right(*done)
+
+
 def test_a_server_that_is_gone_stops_the_run_and_fails_no_clip(tmp_path):
     with ChatServer(Witness(1)) as server:
         stage = captioner(server, tmp_path, patience_s=0.3)
@@ -298,6 +329,38 @@ def test_a_missing_server_is_said_before_anything_starts_with_what_to_do():
         stage.check()
     assert "no caption server at http://127.0.0.1:9/v1 (" in str(error.value)
     assert "vllm serve Qwen/Qwen2.5-VL-7B-Instruct --port 8000" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("127.0.0.1:8000/v1", "found '127.0.0.1:8000/v1'"),
+        ("http://", "found 'http:'"),
+        ("http://host:port/v1", "found 'http://host:port/v1'"),
+        ("http://me:hidden@127.0.0.1:8000/v1", "variable OPENAI_API_KEY"),
+        ("http://127.0.0.1:8000/v1?key=hidden", "variable OPENAI_API_KEY"),
+    ],
+)
+def test_an_address_is_a_servers_and_holds_no_secret(url, said):
+    with pytest.raises(ConfigError, match=r"caption\.openai\.url: expected the") as error:
+        OpenAI(url=url, model="tiny").check()
+    assert said in str(error.value)
+    assert "hidden" not in str(error.value)
+
+
+def test_a_server_that_speaks_no_http_is_said_to_be_no_caption_server():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet():
+            client, _ = server.accept()
+            with client:
+                client.recv(1000)
+                client.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+        threading.Thread(target=greet).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        with pytest.raises(ConfigError, match=f"no caption server at {url}"):
+            OpenAI(url=url, model="tiny").check()
 
 
 def test_a_model_that_the_server_has_not_is_said_with_those_it_has():

@@ -339,7 +339,7 @@ def main(argv: Sequence[str]) -> None:
     changes = [a for a in argv if "=" in a]
     names = [a for a in argv if "=" not in a]
     if len(names) < 2 or set(argv) & {"-h", "--help"}:
-        sys.exit((__doc__ or "").strip())
+        config.usage(__doc__, argv)
     out, arms = Path(names[1]), names[2:] or list(ORDER)
     try:
         cfg = config.load(ActsConfig, names[0], changes)
@@ -351,8 +351,10 @@ def main(argv: Sequence[str]) -> None:
             run_all(cfg, [*names[:2], *changes], arms, out)
             gather(cfg, out)
             draw_all(out)
-    except (ConfigError, ValueError) as error:
+    except (ConfigError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":

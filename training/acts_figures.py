@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from curation import config
+
 MEASURES = (
     *("joint", "colour", "shape", "direction", "joint_unseen", "ground_later"),
     *("abruptness", "lost", "teleports", "path_px", "loss_core", "loss_border"),
@@ -177,5 +179,5 @@ def strips(out: Path, test: str, videos: dict[str, np.ndarray]) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or not Path(sys.argv[1], "acts.parquet").exists():
-        sys.exit(__doc__)
+        config.usage(__doc__, sys.argv)
     draw_all(Path(sys.argv[1]))

@@ -382,12 +382,14 @@ def run(videos: Path, out: Path, cfg: EvaluateConfig) -> list[Row]:
 def main(argv: Sequence[str]) -> None:
     paths = [a for a in argv if "=" not in a]
     if len(paths) != 2 or set(argv) & {"-h", "--help"}:
-        sys.exit((__doc__ or "").strip())
+        config.usage(__doc__, argv)
     try:
         cfg = config.load(EvaluateConfig, None, [a for a in argv if a not in paths])
         rows = run(Path(paths[0]), Path(paths[1]), cfg)
     except (ConfigError, BadSample, BadWeights, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; run it again")
     dynamic = sum(row["dynamic_dis"] for row in rows) / len(rows)
     print(f"{len(rows)} videos, dynamic by DIS {dynamic:.0%}: {paths[1]}/evaluation.html")
 

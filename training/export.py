@@ -32,7 +32,7 @@ def averaged(path: str | Path) -> System:
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) != 2:
-        sys.exit((__doc__ or "").strip())
+        config.usage(__doc__, argv)
     try:
         export(averaged(argv[0]).presto, argv[1])
     except (ConfigError, CheckpointError, BadWeights, OSError) as error:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from curation.config import ConfigError
 from training.parallel import World
 
 
@@ -69,7 +70,10 @@ class Log:
         self._begin()
         if not self.first:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"run_dir: can't make {folder}: {error.strerror}") from None
         kept = [row for row in read_metrics(self.path) if int(row["step"]) <= step]
         self._write(kept)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

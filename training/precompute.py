@@ -295,7 +295,7 @@ def main(argv: Sequence[str]) -> None:
     from training.train import TrainConfig
 
     if not argv or set(argv) & {"-h", "--help"}:
-        sys.exit((__doc__ or "").strip())
+        config.usage(__doc__, argv)
     rank, ranks = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

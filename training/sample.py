@@ -14,6 +14,7 @@ fills the time between the frames of the network by motion.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -184,7 +185,7 @@ def read_prompts(path: str, duration_s: float) -> dict[str, Script]:
 def read_script(texts: Sequence[str], duration_s: float) -> Script:
     """From the command line: texts, or one .json file."""
     parts: Any = list(texts)
-    if len(texts) == 1 and texts[0].endswith(".json"):
+    if len(texts) == 1 and (texts[0].endswith(".json") or _is_file(texts[0])):
         try:
             parts = json.loads(Path(texts[0]).read_text())
         except FileNotFoundError:
@@ -204,12 +205,20 @@ def read_script(texts: Sequence[str], duration_s: float) -> Script:
         ) from None
 
 
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # a caption too long for a name
+        return False
+
+
 def main(argv: Sequence[str]) -> None:
     names = {f.name for f in fields(CommandConfig)}
-    settings = [a for a in argv if a.partition("=")[0] in names]
+    # a mistyped setting must not become a caption
+    settings = [a for a in argv if a.partition("=")[0] in names or re.fullmatch(r"\w+=\S*", a)]
     rest = [a for a in argv if a not in settings]
     if len(rest) < 3 or "-h" in argv or "--help" in argv:
-        sys.exit((__doc__ or "").strip())
+        config.usage(__doc__, argv)
     try:
         cfg = config.load(CommandConfig, None, settings)
         if rest[2].endswith(".jsonl"):
@@ -217,6 +226,8 @@ def main(argv: Sequence[str]) -> None:
             scripts = {f"{rest[1]}/{name}.mp4": script for name, script in prompts.items()}
         else:
             scripts = {rest[1]: read_script(rest[2:], cfg.duration_s)}
+        for path in scripts:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
         system, diffusion = open_system(rest[0])
         for (path, script), i in product(scripts.items(), range(cfg.videos)):
             one = replace(cfg, seed=cfg.seed + i)
@@ -229,6 +240,8 @@ def main(argv: Sequence[str]) -> None:
             print(to, flush=True)
     except (ConfigError, CheckpointError, BadWeights, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the videos named above are whole")
 
 
 def about(script: Script, made_with: str, cfg: SampleConfig) -> dict[str, str]:

@@ -427,7 +427,7 @@ def open_source(cfg: TrainConfig, split: str) -> Source:
 def main(argv: Sequence[str]) -> None:
     names = [a for a in argv if not a.startswith("--") and "=" not in a]
     if len(names) != 1 or set(argv) & {"-h", "--help"}:
-        sys.exit((__doc__ or "").strip())
+        config.usage(__doc__, argv)
     overrides = [a for a in argv if a not in (*names, "--dry-run")]
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
     try:
