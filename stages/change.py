@@ -27,6 +27,7 @@ RANGE = 2.0
 STILL = 0.002
 
 LIGHT_SIDE = 49  # px of the thumb: light changes over a third of the picture, things within it
+PATCH_SIDE = 8  # px of the thumb: what a codec gets wrong is the detail within it, not its mean
 DARK = 32  # grey levels: what is darker in both frames over whole rows or columns is a border
 # of the picture, and inside its borders, at one level: drawn, not filmed
 FLAT_SHARE, FLAT_INSIDE = 0.5, 0.3
@@ -159,6 +160,16 @@ class Compare:
             _correlation(_detail(before.luma)[pixels], _detail(after.luma)[pixels]),
             _correlation(_detail(block_means(moved))[blocks], _detail(after.means)[blocks]),
         )
+
+    def step(self, before: Thumb, after: Thumb) -> float:
+        """Grey levels by which the brightness of whole patches changes, in the hundredth of the
+        picture where it changes most; motion and a wide change of light taken out.
+
+        Where a thing went or came it is large; new detail alone leaves a patch's mean as it was.
+        """
+        change = after.luma.astype(np.float32) - self._moved(before, after)
+        patches = cv2.blur(change, (PATCH_SIDE, PATCH_SIDE)) - cv2.blur(change, (LIGHT_SIDE,) * 2)
+        return float(np.percentile(_inside(np.abs(block_means(patches)), before, after), 99))
 
     def _moved(self, before: Thumb, after: Thumb) -> np.ndarray:
         """`before`, each pixel moved to where the flow finds it in `after`: (h, w) uint8."""
