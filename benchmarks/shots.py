@@ -1,6 +1,6 @@
 """How well cuts are found on the labelled videos, per kind, beside other detectors, in one run.
 
-    python benchmarks/shots.py [--transnet] [--synthesise] [--sweep]
+    python benchmarks/shots.py [--transnet] [--synthesise] [--sweep] [--compressed]
 
 Reads the labelled videos at LONGTAKE_VIDEOS (default ../shared/videos). All detectors see the
 same decoded frames, about 320 px wide. CPU is a detector's own seconds over those of decoding. A
@@ -27,6 +27,7 @@ from fractions import Fraction  # noqa: E402
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
+from benchmarks.shots_compressed import ENCODINGS, compressed  # noqa: E402
 from benchmarks.shots_truth import Film, Span, Truth, labelled, synthesised  # noqa: E402
 from curation.stage import BadVideo, Planes, VideoFacts  # noqa: E402
 from curation.video import Reader, colour  # noqa: E402
@@ -221,6 +222,8 @@ SWEPT = [
     "BACKED_AMOUNT",
     "MANY_A_LITTLE",
     "SAME_STRUCTURE",
+    "STEP",
+    "STEP_SPIKE",
     "TEXT_AREA",
     "TEXT_HEIGHT",
     "REDRAWN_AREA",
@@ -243,6 +246,43 @@ def sweep(films: list[Film]) -> None:
         print(f"{name:24s}" + "".join(f"{f1:8.3f}" for f1 in row), flush=True)
 
 
+def with_any_step(film: Film) -> tuple[Found, float]:
+    """Ours as it was before cuts had to change whole patches."""
+    usual, shots.STEP = shots.STEP, 0.0
+    try:
+        return ours(film)
+    finally:
+        shots.STEP = usual
+
+
+def at_low_bit_rates(folder: Path) -> Iterator[str]:
+    """What is found in encoded films, and by how much the look at whole patches changes it."""
+    halves = ("chosen on", "held out")
+    rows: dict[tuple[str, str], tuple[Counter, Counter]] = {
+        (half, name): (Counter(), Counter()) for half in halves for name in (*ENCODINGS, "all")
+    }
+    for name, held_out, film in compressed(folder):
+        for which, detect in enumerate((with_any_step, ours)):
+            found, spent_s = detect(film)
+            for row in (name, "all"):
+                counts = rows[halves[held_out], row][which]
+                count(film.truth, found, counts)
+                counts["s"] += film.times_s[-1]
+                counts["cpu_us"] += round(spent_s * 1e6)
+                counts["frames"] += len(film.planes)
+    head = ("minutes", "false cuts", "false gradual", "jump x1", "jump x2", "place", "us/frame")
+    yield f"{'without -> with, found of true':34s}" + "".join(f"{h:>18s}" for h in head)
+    for (half, name), (before, after) in rows.items():
+        cells = [f"{after['s'] / 60:.1f}"]
+        cells += [f"{before[k]} -> {after[k]}" for k in ("false", ("false", "gradual"))]
+        for kind in ("jump x1", "jump x2", "place"):
+            hits = f"{before['found', kind]} -> {after['found', kind]}"
+            cells.append(f"{hits} of {after['true', kind]}")
+        per_frame = (f"{c['cpu_us'] / max(1, c['frames']):.0f}" for c in (before, after))
+        cells.append(" -> ".join(per_frame))
+        yield f"{half + ': ' + name:34s}" + "".join(f"{cell:>18s}" for cell in cells)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--transnet", action="store_true", help="TransNetV2 too (minutes)")
@@ -250,6 +290,9 @@ def main() -> None:
         "--synthesise", action="store_true", help="films edited from the long takes too"
     )
     options.add_argument("--sweep", action="store_true", help="how F1 hangs on each threshold")
+    options.add_argument(
+        "--compressed", action="store_true", help="takes and cuts at low bit rates (20 minutes)"
+    )
     args = options.parse_args()
     folder = Path(os.environ.get("LONGTAKE_VIDEOS", ROOT.parent / "shared" / "videos"))
     if not (folder / "labels.csv").is_file():
@@ -278,6 +321,8 @@ def main() -> None:
             print(f"  {kind:10s} {counts['found', kind]:4d} of {counts['true', kind]:4d}")
         print(f"  false cuts {counts['false']}, false gradual {counts['false', 'gradual']}")
         print(*(f"  {k}" for k in counts if str(k).startswith("false ")), sep="\n")
+    if args.compressed:
+        print("\nat low bit rates, ours", *at_low_bit_rates(folder), sep="\n")
     if args.sweep:
         cut = [f for path, truth in labelled(folder) if truth.cuts and (f := read(path, truth))]
         sweep(cut + [f for f in synthesised(folder) if f.truth.name.startswith("jumps x2")])

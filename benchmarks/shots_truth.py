@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from curation.planes import convert
 from curation.stage import BadVideo, Planes
 from curation.video import Reader
 
@@ -66,14 +67,19 @@ def gradual_spans(text: str) -> list[Span]:
     return [(float(start), float(end)) for start, end in found]
 
 
-def lumas(path: Path, start_s: float, end_s: float) -> tuple[float, list[np.ndarray]]:
-    """Frames per second, and the span's luma as 320 x 180 whatever it was."""
+def lumas(
+    path: Path, start_s: float, end_s: float, size: tuple[int, int] = (320, 180)
+) -> tuple[float, list[np.ndarray]]:
+    """Frames per second, and the span's luma in one size (width, height) whatever it was."""
     kept, times = [], []
     try:
         with Reader(str(path)) as reader:
             for t_s, planes in reader.frames():
                 if start_s <= t_s < end_s:
-                    kept.append(cv2.resize(planes.y, (320, 180), interpolation=cv2.INTER_AREA))
+                    luma = planes.y
+                    if luma.shape[1] < size[0]:
+                        luma = convert(planes.source.frame, *size, "gray").to_ndarray()
+                    kept.append(cv2.resize(luma, size, interpolation=cv2.INTER_AREA))
                     times.append(t_s)
     except BadVideo:
         return 0.0, []
@@ -94,7 +100,7 @@ def synthesised(folder: Path, seed: int = 0) -> Iterator[Film]:
                 continue
             fps, frames = lumas(path, start_s, end_s)
             for speed in (1, 2, 3):
-                yield _jumps(path.name, frames[::speed], fps, speed, rng)
+                yield jumps(path.name, frames[::speed], fps, speed, rng)
             repeated = [
                 f for i, f in enumerate(frames[:200]) for f in [f] * (2 if i % 4 == 3 else 1)
             ]
@@ -102,7 +108,7 @@ def synthesised(folder: Path, seed: int = 0) -> Iterator[Film]:
             pieces += [frames[a : a + 110] for a in (0, len(frames) // 2)]
     for number in range(3):
         order = [pieces[i] for i in rng.permutation(len(pieces))[:14]]
-        yield _joined(f"places {number}", order, rng)
+        yield joined(f"places {number}", order, rng)
         yield _dissolved(f"dissolves {number}", order, rng)
         yield _faded(f"fades {number}", order, level=(0, 255, 0)[number], rng=rng)
 
@@ -113,7 +119,7 @@ def _film(name: str, frames: list[np.ndarray], fps: float, **truth: object) -> F
     return Film(Truth(name, **truth), times_s, planes)  # type: ignore[arg-type]
 
 
-def _jumps(name: str, frames: list[np.ndarray], fps: float, speed: int, rng) -> Film:
+def jumps(name: str, frames: list[np.ndarray], fps: float, speed: int, rng) -> Film:
     """Three times something is cut out. A cut at which under 2 % of the picture changes by 12
     grey levels is `unseen`.
     """
@@ -131,7 +137,7 @@ def _jumps(name: str, frames: list[np.ndarray], fps: float, speed: int, rng) -> 
     return _film(f"jumps x{speed} {name}", kept, fps, cuts=cuts)
 
 
-def _joined(name: str, pieces: list[list[np.ndarray]], rng) -> Film:
+def joined(name: str, pieces: list[list[np.ndarray]], rng) -> Film:
     frames: list[np.ndarray] = []
     cuts = {}
     for piece in pieces:

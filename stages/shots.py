@@ -3,7 +3,7 @@
 Every frame is compared with the one before it, motion taken out. What moves, pans or shakes is
 explained by motion; what a cut brings is not. A cut is a change that stands out from the pairs of
 frames nearby, does not go back at once (a flash, a glitch), is more than a change of light or
-sharpness, and more than a text or a redrawn slide.
+sharpness, more than detail that the codec renews, and more than a text or a redrawn slide.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ BACKED_SPIKE, BACKED_AMOUNT = 1.4, 0.01
 # blocks changed wholly over the amount: below it many changed a little, the codec's doing
 MANY_A_LITTLE = 0.7
 SAME_STRUCTURE = 0.65  # correlation of the changed blocks: above it only light or sharpness changed
+# by so many grey levels a cut changes whole patches, or by so many times what the median block does
+# beyond what it does nearby: a key frame of a low bit rate renews detail alone, but everywhere
+STEP, STEP_SPIKE = 16.0, 5.0
 TEXT_AREA, TEXT_HEIGHT = 0.12, 0.2  # a line of text or a caption takes no more of the picture
 REDRAWN_AREA = 0.5  # on a flat ground that stays, a smaller change is a redrawn slide
 
@@ -121,12 +124,14 @@ class Shots(Meter):
             return False
         if self._compare.same_structure(before, after) > SAME_STRUCTURE:
             return False
+        nearby = float(np.median([self._change(i).rest for i in (*left, *right)] or [0.0]))
+        if self._compare.step(before, after) < min(STEP, STEP_SPIKE * (here.rest - nearby)):
+            return False
         if here.area < REDRAWN_AREA and is_redrawn(before, after):
             return False
-        if here.area < TEXT_AREA and self._is_line(before, after):
-            nearby = [self._change(i).rest for side in (left, right) for i in side]
-            if not stands_out(here.rest, float(np.median(nearby or [0.0]))):
-                return False
+        is_text = here.area < TEXT_AREA and self._is_line(before, after)
+        if is_text and not stands_out(here.rest, nearby):
+            return False
         return not self._goes_back(at, left, right)
 
     def _is_line(self, before: Thumb, after: Thumb) -> bool:

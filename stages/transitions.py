@@ -74,7 +74,7 @@ class Blends:
         self._count += 1
         self._open = [mix for mix in self._open if self._goes_on(mix)]
         for length in LENGTHS:
-            if len(self._thumbs) > length and self._count % max(1, length // 8) == 0:
+            if len(self._thumbs) > length and self._count % (length // 4) == 0:
                 self._look(length)
 
     def found(self) -> list[tuple[float, float]]:

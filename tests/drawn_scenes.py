@@ -78,15 +78,16 @@ def filmed(frames: Frames, noise: float = 3.0, seed: int = 0) -> list[np.ndarray
     ]
 
 
-def encoded(frames: list[np.ndarray], crf: int = 34) -> list[np.ndarray]:
-    """Through x264 at a low bit rate and back."""
+def encoded(frames: list[np.ndarray], crf: int = 34, key_every: int = 60) -> list[np.ndarray]:
+    """Through x264 at a low bit rate and back; a key frame at least every so many frames."""
     height, width = frames[0].shape
     grey = np.full((height // 2, width), 128, np.uint8)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as output:
         stream = output.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.options = {"crf": str(crf), "preset": "veryfast", "threads": "1", "g": "60"}
+        stream.options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
+        stream.options |= {"g": str(key_every)}
         for luma in frames:
             picture = av.VideoFrame.from_ndarray(np.vstack([luma, grey]), format="yuv420p")
             output.mux(stream.encode(picture))

@@ -132,6 +132,29 @@ def test_a_slow_change_of_light_on_a_moving_camera_is_no_transition(name, camera
     assert watch(filmed([f * LIGHTS[name](i / FPS) for i, f in enumerate(film)])) == NOTHING
 
 
+def pumping(film, light):
+    """At a bit rate at which only key frames hold any detail, and bring the light up to date."""
+    lit = [f * LIGHTS[light](i / FPS) for i, f in enumerate(film)]
+    return encoded(filmed(lit), crf=38, key_every=30)
+
+
+@pytest.mark.parametrize("camera", [sway, wander], ids=["swaying", "in hand"])
+@pytest.mark.parametrize("light", LIGHTS)
+def test_a_key_frame_that_brings_back_lost_detail_is_no_cut(light, camera):
+    film = [0.6 * f + 90 for f in scene(2, 150, camera=camera, thing=busy)]
+    assert watch(pumping(film, light)) == NOTHING
+
+
+@pytest.mark.parametrize("at", [60, 70], ids=["at a key frame of the rhythm", "between them"])
+@pytest.mark.parametrize("light", LIGHTS)
+def test_a_jump_cut_among_such_key_frames_is_found(light, at):
+    def jumping(i):
+        return (60 + i, 30) if i < at else (200 - i / 2, 100)
+
+    film = [0.6 * f + 90 for f in scene(2, 150, camera=sway, thing=jumping)]
+    assert watch(pumping(film, light)) == Transitions([at / FPS], [])
+
+
 @pytest.mark.parametrize("name", ["light that swings", "a sunset, darker on the ground"])
 def test_a_dissolve_in_changing_light_is_found_and_ends_where_it_ends(name):
     film = mixed(scene(3, 120, camera=sway, thing=busy), scene(4, 120, camera=sway), 25)
