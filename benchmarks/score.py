@@ -173,7 +173,9 @@ def one_by_one(videos: Sequence[Path], scratch: Path) -> tuple[Counter[str], Cou
     """
     settings = config.load(Settings, CONFIG, [])
     watch, text = build(settings.score, str(scratch / "ledger"), len(videos))
-    text.setup()  # start-up
+    text.setup()
+    with suppress(BadVideo):  # what is imported at the first use is start-up as well
+        watch.process([{"video": str(videos[0]), "bytes": os.stat(videos[0]).st_size}])
     parts: Counter[str] = Counter()
     for name in METERS:
         setattr(watch, name, Clocked(getattr(watch, name), parts, name))
