@@ -3,9 +3,10 @@
     python benchmarks/score.py [--quick] [--passes]
 
 Reads the labelled videos at LONGTAKE_VIDEOS (default ../shared/videos); --quick takes every fourth.
-Everything is CPU seconds of one run on one machine: compare the ratios, not the seconds. The files
-are scored once and three times over; half the difference is what one pass costs without start-up.
---passes leaves `score` as a whole out (it costs the most) and shows the meters and the other tools.
+CPU seconds wander by a third within minutes on a shared machine, so what is compared is measured in
+turns: all passes over one file, then over the next; and as a whole, decoding before, between and
+after the two runs of `score`. The files are scored once and three times over; half the difference
+is what one pass costs without start-up. --passes leaves `score` as a whole out (it costs the most).
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ import tempfile  # noqa: E402
 import time  # noqa: E402
 from collections import Counter, defaultdict  # noqa: E402
 from collections.abc import Callable, Iterator, Sequence  # noqa: E402
+from concurrent.futures import ProcessPoolExecutor  # noqa: E402
+from contextlib import suppress  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+from statistics import fmean  # noqa: E402
 from typing import Any  # noqa: E402
 
 import av  # noqa: E402
@@ -38,14 +43,16 @@ from curation.video import Reader  # noqa: E402
 from pipelines.score import build  # noqa: E402
 from pipelines.settings import DEFAULT_CONFIG, Settings  # noqa: E402
 from pipelines.tables import videos_ledger  # noqa: E402
-from stages.text import Text  # noqa: E402
-from stages.watch import Watch  # noqa: E402
 
 CONFIG = str(ROOT / DEFAULT_CONFIG)
 PADDING_STEP = 16  # bytes
 # What differs between files of the same pictures: names, ids, clocks.
 OWN = {"video", "bytes", "version", "sha256", "cpu_s", "clip_id", "key_frame", "file"}
 METERS = ("shots", "motion", "light", "freeze", "overlay", "fingerprint", "stills")
+DECODE, READ = "decoding, PyAV, one thread", "decoding and reading"
+SCORE = "the two stages of `score`, in one process"
+FLOW, SAMPLE = "flow pass (OpenCV, DIS)", "frame-sampling pass (OpenCV, seek, JPEG)"
+DETECTORS = {"detect-content": peers.content, "detect-adaptive": peers.adaptive}
 
 
 def padded(video: bytes, suffix: str, number: int) -> bytes:
@@ -114,18 +121,27 @@ def read(video: str) -> Iterator[Any]:
         yield from reader.frames()
 
 
-def go_through(
-    videos: Sequence[Path], frames_of: Callable[[str], Iterator[Any]]
-) -> tuple[float, int]:
-    """CPU seconds and frames; a broken file counts as far as it goes."""
-    began, frames = time.process_time(), 0
-    for video in videos:
-        try:
-            for _ in frames_of(str(video)):
-                frames += 1
-        except (av.FFmpegError, BadVideo, IndexError):  # IndexError: no video in it
-            continue
+def count(frames: Iterator[Any]) -> int:
+    """How many there are; a broken file counts as far as it goes."""
+    number = 0
+    with suppress(av.FFmpegError, BadVideo, IndexError):  # IndexError: no video in it
+        for _ in frames:
+            number += 1
+    return number
+
+
+def decoding(videos: Sequence[Path]) -> tuple[float, int]:
+    """CPU seconds and frames of one pass over all files."""
+    began = time.process_time()
+    frames = sum(count(decode(str(video))) for video in videos)
     return time.process_time() - began, frames
+
+
+def decoding_at_once(videos: Sequence[Path], processes: int) -> tuple[float, int]:
+    """The same, the mean of so many processes that each do it at the same time."""
+    with ProcessPoolExecutor(processes) as pool:
+        found = list(pool.map(decoding, [videos] * processes))
+    return sum(cpu_s for cpu_s, _ in found) / processes, found[0][1]
 
 
 class Clocked:
@@ -150,66 +166,114 @@ class Clocked:
         return clocked
 
 
-def meters(videos: Sequence[Path], ledger: str) -> Counter[str]:
-    """CPU seconds of each part of the two stages, in this process: no Ray, no isolation."""
+def one_by_one(videos: Sequence[Path], scratch: Path) -> tuple[Counter[str], Counter[str]]:
+    """CPU seconds of each pass over the files, taking turns; and of each part of the pass SCORE.
+
+    That is the two stages of `score` in this process: no Ray, no isolation.
+    """
     settings = config.load(Settings, CONFIG, [])
-    watch, text = build(settings.score, ledger, len(videos))
-    assert isinstance(watch, Watch)
-    assert isinstance(text, Text)
-    clock: Counter[str] = Counter()
+    watch, text = build(settings.score, str(scratch / "ledger"), len(videos))
+    text.setup()
+    with suppress(BadVideo):  # what is imported at the first use is start-up as well
+        watch.process([{"video": str(videos[0]), "bytes": os.stat(videos[0]).st_size}])
+    parts: Counter[str] = Counter()
     for name in METERS:
-        setattr(watch, name, Clocked(getattr(watch, name), clock, name))
-    text.setup()  # start-up
-    began = time.process_time()
-    for video in videos:
-        try:
-            [row] = watch.process([{"video": str(video), "bytes": video.stat().st_size}])
-        except BadVideo:
-            continue
-        before = time.process_time()
-        text.process([row])
-        clock["text"] += time.process_time() - before
-    rest = time.process_time() - began - clock.total()
-    clock["reading"], _ = go_through(videos, read)
-    clock["rest"] = rest - clock["reading"]
-    return clock
+        setattr(watch, name, Clocked(getattr(watch, name), parts, name))
+    clocked_text = Clocked(text, parts, "text")
+
+    def score_alone(video: str) -> None:
+        with suppress(BadVideo):
+            clocked_text.process(watch.process([{"video": video, "bytes": os.stat(video).st_size}]))
+
+    passes: dict[str, Callable[[str], object]] = {
+        DECODE: lambda video: count(decode(video)),
+        READ: lambda video: count(read(video)),
+        SCORE: score_alone,
+        **{f"PySceneDetect {name}": detect for name, detect in DETECTORS.items()},
+        FLOW: peers.flow,
+        SAMPLE: lambda video: peers.sample(video, scratch),
+    }
+    spent_s: Counter[str] = Counter()
+    for number, video in enumerate(videos, 1):
+        print(f"each pass over one file: {number} of {len(videos)}", file=sys.stderr)
+        for name, make in passes.items():
+            began = time.process_time()
+            make(str(video))
+            spent_s[name] += time.process_time() - began
+    return spent_s, parts
 
 
-def show(title: str, lines: Sequence[tuple[str, float]], decode_s: float, frames: int) -> None:
-    print(f"\n{title}\n{'':44}{'CPU-s':>9}{'x decode':>10}{'us/frame':>10}")
-    for name, cpu_s in lines:
-        print(f"{name:44}{cpu_s:9.1f}{cpu_s / decode_s:10.2f}{cpu_s / frames * 1e6:10.0f}")
+@dataclass(frozen=True)
+class Whole:
+    """CPU seconds."""
+
+    decode_alone: list[float]  # each pass
+    decode_at_once: list[float]
+    one_pass: float
+    start_up: float
+    unlike: list[str]  # names of files whose copies were not scored alike
 
 
-def whole(videos: Sequence[Path], scratch: Path) -> tuple[float, float, list[str]]:
-    """CPU seconds of one pass and of start-up; names of copies that were not scored alike."""
+def whole(videos: Sequence[Path], scratch: Path, processes: int) -> Whole:
+    decoded: list[tuple[float, float]] = []
+
+    def decode_all() -> None:
+        print("decoding …", file=sys.stderr)
+        decoded.append((decoding(videos)[0], decoding_at_once(videos, processes)[0]))
+
+    decode_all()
     print("scoring once …", file=sys.stderr)
     once = score(lay_out(videos, scratch / "once", 1), scratch / "out-once")
+    decode_all()
     print("scoring three times over …", file=sys.stderr)
     thrice = score(lay_out(videos, scratch / "thrice", 3), scratch / "out-thrice")
+    decode_all()
     rows = videos_ledger(Folder(str(scratch / "out-thrice"))).read().to_pylist()
     if len(rows) != 3 * len(videos) or any(row["status"] == "duplicate" for row in rows):
         raise RuntimeError(f"{len(rows)} rows for {3 * len(videos)} files, or copies not scored")
     one_pass = (thrice.cpu_s - once.cpu_s) / 2
-    return one_pass, once.cpu_s - one_pass, unlike(rows)
+    alone, at_once = map(list, zip(*decoded, strict=True))
+    return Whole(alone, at_once, one_pass, once.cpu_s - one_pass, unlike(rows))
 
 
-def other_tools(videos: Sequence[Path], scratch: Path) -> dict[str, float]:
-    """CPU seconds of each pass that other pipelines make, all threads counted."""
-    passes: dict[str, Callable[[str], object]] = {
-        "PySceneDetect detect-content": peers.content,
-        "PySceneDetect detect-adaptive": peers.adaptive,
-        "flow pass (OpenCV, DIS)": peers.flow,
-        "frame-sampling pass (OpenCV, seek, JPEG)": lambda video: peers.sample(video, scratch),
+def show(title: str, cpu_s: dict[str, float], against: Sequence[str], frames: int) -> None:
+    """A line for each of `cpu_s`; against: which of them the others are divided by."""
+    print(f"\n{title}\n{'':44}{'CPU-s':>9}{'x decoding':>{11 * len(against)}}{'us/frame':>10}")
+    for name, value in cpu_s.items():
+        ratios = "".join(f"{value / cpu_s[one]:11.2f}" for one in against)
+        print(f"{name:44}{value:9.1f}{ratios}{value / frames * 1e6:10.0f}")
+
+
+def report_whole(videos: Sequence[Path], scratch: Path, frames: int) -> None:
+    processes = len(os.sched_getaffinity(0))  # as many workers has `score`
+    found = whole(videos, scratch, processes)
+    alone, at_once = f"{DECODE}, alone", f"the same in {processes} processes at once, each"
+    lines = {
+        alone: fmean(found.decode_alone),
+        at_once: fmean(found.decode_at_once),
+        "score, one pass, everything counted": found.one_pass,
+        "score, start-up": found.start_up,
     }
-    found = {}
-    for name, make in passes.items():
-        print(f"{name} …", file=sys.stderr)
-        began = time.process_time()
-        for video in videos:
-            make(str(video))
-        found[name] = time.process_time() - began
-    return found
+    show("What `score` costs", lines, (alone, at_once), frames)
+    for name, passes in ((alone, found.decode_alone), (at_once, found.decode_at_once)):
+        print(f"{name}, in turn: {', '.join(f'{cpu_s:.1f}' for cpu_s in passes)} CPU-s")
+    alike = len({v.name for v in videos}) - len(found.unlike)
+    print(f"copies scored alike: {alike} of {len(videos)} files, three of each", *found.unlike)
+
+
+def report_passes(videos: Sequence[Path], scratch: Path, frames: int) -> None:
+    spent_s, parts = one_by_one(videos, scratch)
+    rest = "the rest: hashes, key frames' scores, files"
+    lines = {name: spent_s[name] for name in (DECODE, READ)}
+    lines |= {part: parts[part] for part in (*METERS, "text")}
+    lines |= {rest: spent_s[SCORE] - spent_s[READ] - parts.total(), SCORE: spent_s[SCORE]}
+    show("What each part costs", lines, (DECODE,), frames)
+
+    lines = {name: spent_s[name] for name in spent_s if name not in (READ, SCORE)}
+    both = spent_s[FLOW] + spent_s[SAMPLE]
+    for name in DETECTORS:
+        lines[f"{name} + flow + sampling"] = spent_s[f"PySceneDetect {name}"] + both
+    show("Beside other tools", lines, (DECODE,), frames)
 
 
 def main() -> None:
@@ -221,40 +285,12 @@ def main() -> None:
     if not Path(folder).is_dir():
         sys.exit(f"{folder}: no such folder; set LONGTAKE_VIDEOS to a folder of videos")
     videos = sorted(Path(v.video) for v in list_videos(folder))[:: 4 if args.quick else 1]
+    _, frames = decoding(videos)  # and the files are in memory
+    print(f"{len(videos)} videos, {frames} frames")
     with tempfile.TemporaryDirectory() as name:
-        report(videos, Path(name), not args.passes)
-
-
-def report(videos: Sequence[Path], scratch: Path, with_whole: bool) -> None:
-    before_s, frames = go_through(videos, decode)
-    measured = whole(videos, scratch) if with_whole else None
-    clock = meters(videos, str(scratch / "ledger"))
-    tools = other_tools(videos, scratch)
-    after_s, _ = go_through(videos, decode)
-    decode_s = (before_s + after_s) / 2
-    print(
-        f"{len(videos)} videos, {frames} frames; decoding once, first and last in this run: ",
-        end="",
-    )
-    print(f"{before_s:.1f} and {after_s:.1f} CPU-s")
-
-    parts = [("decoding and reading (a pass of its own)", clock["reading"])]
-    parts += [(part, clock[part]) for part in (*METERS, "text")]
-    parts += [("the rest: hashes, key frames' scores, files", clock["rest"])]
-    parts += [("together, in one process", clock.total())]
-    show("What each part costs", parts, decode_s, frames)
-
-    lines = [("decoding, PyAV, one thread", decode_s), *tools.items()]
-    both = tools["flow pass (OpenCV, DIS)"] + tools["frame-sampling pass (OpenCV, seek, JPEG)"]
-    for detector in ("detect-content", "detect-adaptive"):
-        lines += [(f"{detector} + flow + sampling", tools[f"PySceneDetect {detector}"] + both)]
-    if measured:
-        one_pass, start_up, others = measured
-        lines += [("score, one pass, everything counted", one_pass)]
-        lines += [("score, start-up", start_up)]
-        alike = len({v.name for v in videos}) - len(others)
-        print(f"\ncopies scored alike: {alike} of {len(videos)} files, three of each", *others)
-    show("Beside other tools", lines, decode_s, frames)
+        if not args.passes:
+            report_whole(videos, Path(name), frames)
+        report_passes(videos, Path(name), frames)
 
 
 if __name__ == "__main__":

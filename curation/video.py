@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import av
 import cv2
@@ -111,7 +112,7 @@ class Reader:
     def repaired(self) -> int:
         return self._clock.repaired if self._clock else 0
 
-    @property
+    @cached_property
     def packets(self) -> Packets:
         """All packets, once the pass is over."""
         stamps = [stamp for stamp, _, _ in self._packets if stamp is not None]

@@ -21,6 +21,7 @@ from curation.progress import Progress
 from curation.runner import Cluster, RunError
 from curation.stage import PlanError, Row, Stage, check_plan
 from curation.storage import WRONG, Folder, InputError, list_videos
+from pipelines.select import COSTLY
 from pipelines.settings import ScoreSettings, Settings, batches, main, stop_where_most_fail
 from pipelines.tables import INPUT, embeddings_ledger, matched, videos_ledger
 from stages.identify import Identify
@@ -38,7 +39,12 @@ def build(settings: ScoreSettings, ledger_url: str, videos: int) -> list[Stage]:
 
 
 def check(settings: ScoreSettings) -> None:
-    """Finds the models' weights and what they need of the decode pass. Raises PlanError."""
+    """The gate; the models' weights and what they need of the decode pass. Raises PlanError."""
+    if late := [name for name in settings.watch.gate if name in COSTLY]:
+        raise PlanError(
+            f"score.watch.gate asks for {', '.join(late)}, which only clips above the gate get\n"
+            "  fix: have the rule in select.policy, where such scores decide"
+        )
     settings.models.check()
     if settings.watch.detector == "transnet":
         settings.watch.transnet.check()

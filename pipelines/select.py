@@ -31,6 +31,7 @@ from stages.selection import select, select_captioned
 
 MEASURED = tuple(c.name for c in records.SCORES if not c.model)
 COSTLY = {
+    "overlay_share": "Watch, on graphics that stay",
     "text_share": "Text",
     "artifact_share": "Text",
     "key_psnr": "Watch, on key frames",

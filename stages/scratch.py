@@ -42,6 +42,15 @@ class Scratch:
         self._file.seek(start)
         return self._file.read(end - start)
 
+    def picture(self, number: int) -> np.ndarray:
+        """As it was added, or, if it waits no longer, as its file shows it."""
+        place = self._places[number]
+        if isinstance(place, np.ndarray):
+            return place
+        picture = cv2.imdecode(np.frombuffer(self[number], np.uint8), cv2.IMREAD_UNCHANGED)
+        assert picture is not None
+        return picture
+
     def _write(self, number: int) -> tuple[int, int]:
         """Where the picture lies in the file, which it is put into if it waits."""
         place = self._places[number]

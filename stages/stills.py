@@ -66,16 +66,30 @@ class Stills:
 
         Empty where there is no still; the still alone where no other is kept inside.
         """
-        first = bisect.bisect_left(self._times, start_s - 1e-6)
-        last = bisect.bisect_left(self._times, end_s - 1e-6)
-        if first == last:
-            return []
         assert self._kept is not None
-        best = min(range(first, last), key=lambda i: abs(self._times[i] - t_s))
+        best = self._nearest(t_s, start_s, end_s)
+        if best is None:
+            return []
         found = [(self._times[best], self._places[best])]
         if best in self._next and self._next[best][0] < end_s - 1e-6:
             found.append(self._next[best])
         return [(seen_s, self._kept[place]) for seen_s, place in found]
+
+    def thumb(
+        self, t_s: float, start_s: float, end_s: float, side: int
+    ) -> list[tuple[float, bytes]]:
+        """The same still alone, with a long side of `side` px at most."""
+        assert self._kept is not None
+        best = self._nearest(t_s, start_s, end_s)
+        if best is None:
+            return []
+        picture = shrink(self._kept.picture(self._places[best]), side)
+        return [(self._times[best], encode(picture, JPEG_QUALITY))]
+
+    def _nearest(self, t_s: float, start_s: float, end_s: float) -> int | None:
+        first = bisect.bisect_left(self._times, start_s - 1e-6)
+        last = bisect.bisect_left(self._times, end_s - 1e-6)
+        return min(range(first, last), key=lambda i: abs(self._times[i] - t_s), default=None)
 
 
 def decode(jpeg: bytes, how: int = cv2.IMREAD_COLOR) -> np.ndarray:
@@ -94,11 +108,9 @@ def decode_small(jpeg: bytes, width: int) -> np.ndarray:
     return cv2.resize(bgr, size, interpolation=cv2.INTER_AREA)
 
 
-def shrink(jpeg: bytes, side: int) -> bytes:
-    """The same picture with a long side of `side` px at most."""
-    bgr = decode(jpeg)
+def shrink(bgr: np.ndarray, side: int) -> np.ndarray:
+    """The picture with a long side of `side` px at most."""
     scale = side / max(bgr.shape[:2])
     if scale >= 1:
-        return jpeg
-    small = cv2.resize(bgr, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    return encode(small, JPEG_QUALITY)
+        return bgr
+    return cv2.resize(bgr, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

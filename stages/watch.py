@@ -29,7 +29,7 @@ from stages.light import Light
 from stages.motion import Motion
 from stages.overlay import Overlay
 from stages.shots import Shots
-from stages.stills import Stills, decode_small, shrink
+from stages.stills import Stills, decode_small
 from stages.takes import find_takes, place_clips
 from stages.text import Text
 from stages.transnet import TransNet
@@ -179,15 +179,18 @@ class Watch(Stage):
             "fps": float(last - first) / (end_s - start_s),
             "copy_start": bool(packets.is_key[at_start].any()),
             "packet_bytes": int(packets.bytes[inside].sum()),
+            "overlay_mask": None,
             "causes": {},
         }
-        for meter in (self.motion, self.light, self.freeze, self.overlay):
+        for meter in (self.motion, self.light, self.freeze):
             clip |= meter.score(start_s, end_s)
         clip["borders"] = self.light.borders(start_s, end_s)
-        clip["overlay_mask"] = _png(self.overlay.mask(start_s, end_s))
         clip["fingerprint"] = self.fingerprint.bytes_of(start_s, end_s)
         against = decide(clip, self.gate)
         clip["gate"] = against[0] if against else None
+        if not against:
+            clip |= self.overlay.score(start_s, end_s)
+            clip["overlay_mask"] = _png(self.overlay.mask(start_s, end_s))
         self._add_segments(clip)
         for column in SCORES:
             if clip[column.name] is None and column.name not in Text.writes:
@@ -203,13 +206,15 @@ class Watch(Stage):
             start_s, end_s = clip["start_s"] + a, clip["start_s"] + b
             segment: Row = {"start_s": a, "end_s": b}
             segment |= self.motion.segment(start_s, end_s) | self.light.segment(start_s, end_s)
-            still = self.stills.nearest((start_s + end_s) / 2, clip["start_s"], clip["end_s"])
-            if still and stored:
+            where = (start_s + end_s) / 2, clip["start_s"], clip["end_s"]
+            if passed:
+                still = self.stills.nearest(*where)
+            else:
+                still = self.stills.thumb(*where, THUMB_SIDE) if stored else []
+            if still:
                 t_s, jpeg = still[0]
                 if passed:
                     pictures.append(decode_small(jpeg, COMPARED_WIDTH))
-                else:
-                    jpeg = shrink(jpeg, THUMB_SIDE)
                 name = f"key_frames/{clip['clip_id'][:2]}/{clip['clip_id']}_{number}.jpg"
                 Folder(self.ledger_url).write(name, jpeg, durable=False)
                 segment["key_frame_s"] = t_s - clip["start_s"]
@@ -252,7 +257,7 @@ def _cause(column: Column, clip: Row) -> str:
         return "no scorer configured"
     if column.name in CAPTION_SCORES:
         return "only kept clips are captioned"
-    if clip["gate"] is not None and column.name in KEY_SCORES:
+    if clip["gate"] is not None and column.name in (*KEY_SCORES, *Overlay.writes):
         return f"below the gate: {clip['gate']}"
     return "not measurable"
 

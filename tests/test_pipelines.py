@@ -227,6 +227,13 @@ def test_a_policy_looser_than_the_gate_is_refused(dataset, capsys):
     assert "looser than the gate" in text
 
 
+def test_a_gate_on_a_score_that_it_spares_is_refused(dataset, tmp_path, capsys):
+    args = (f"input={dataset.source}", f"output={tmp_path}", *SETTINGS)
+    code, text = said(capsys, "score", *args, "score.watch.gate.overlay_share={max: 0.05}")
+    assert code == 1
+    assert "score.watch.gate asks for overlay_share, which only clips above" in text
+
+
 @pytest.mark.parametrize("name", ["longtake_hd_pretrain", "longtake_hd_finetune", "cluster"])
 def test_configurations_with_models_are_refused_before_the_start_with_how_to_get_them(
     capsys, tmp_path, monkeypatch, name

@@ -2,7 +2,10 @@
 
 import hashlib
 
-from stages.watch import Watch
+import cv2
+
+from curation.policy import Policy, Range
+from stages.watch import THUMB_SIDE, Watch
 from tests.small_input import scene, video
 
 
@@ -24,3 +27,16 @@ def test_a_segment_has_stills_of_its_own_time_on_both_sides_of_its_key_frame(tmp
             files.add(still["sha256"])
         files.add(segment["key_frame_sha256"])
     assert len(files) == 15
+
+
+def test_a_clip_below_the_gate_has_thumbs_for_the_report_and_is_spared_overlays(tmp_path):
+    source = video(tmp_path / "take.mp4", scene(1), 16)
+    watch = Watch(gate=Policy(motion_dis=Range(min=1e6)))
+    watch.ledger_url = str(tmp_path / "ledger")
+    [row] = watch.process([{"video": str(source), "bytes": source.stat().st_size}])
+    [clip] = row["clips"]
+    assert clip["overlay_share"] is None
+    assert clip["causes"]["overlay_share"].startswith("below the gate: motion_dis")
+    for segment in clip["segments"]:
+        thumb = cv2.imread(str(tmp_path / "ledger" / segment["key_frame"]))
+        assert max(thumb.shape) == THUMB_SIDE
