@@ -26,7 +26,6 @@ import tempfile  # noqa: E402
 import time  # noqa: E402
 from collections import Counter, defaultdict  # noqa: E402
 from collections.abc import Callable, Iterator, Sequence  # noqa: E402
-from concurrent.futures import ProcessPoolExecutor  # noqa: E402
 from contextlib import suppress  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from statistics import fmean  # noqa: E402
@@ -137,13 +136,6 @@ def decoding(videos: Sequence[Path]) -> tuple[float, int]:
     return time.process_time() - began, frames
 
 
-def decoding_at_once(videos: Sequence[Path], processes: int) -> tuple[float, int]:
-    """The same, the mean of so many processes that each do it at the same time."""
-    with ProcessPoolExecutor(processes) as pool:
-        found = list(pool.map(decoding, [videos] * processes))
-    return sum(cpu_s for cpu_s, _ in found) / processes, found[0][1]
-
-
 class Clocked:
     """Stands for an object and adds the CPU time of its methods to a clock."""
 
@@ -207,56 +199,43 @@ def one_by_one(videos: Sequence[Path], scratch: Path) -> tuple[Counter[str], Cou
 class Whole:
     """CPU seconds."""
 
-    decode_alone: list[float]  # each pass
-    decode_at_once: list[float]
+    decode: list[float]  # before, between and after
     one_pass: float
     start_up: float
     unlike: list[str]  # names of files whose copies were not scored alike
 
 
-def whole(videos: Sequence[Path], scratch: Path, processes: int) -> Whole:
-    decoded: list[tuple[float, float]] = []
-
-    def decode_all() -> None:
-        print("decoding …", file=sys.stderr)
-        decoded.append((decoding(videos)[0], decoding_at_once(videos, processes)[0]))
-
-    decode_all()
+def whole(videos: Sequence[Path], scratch: Path) -> Whole:
+    decoded = [decoding(videos)[0]]
     print("scoring once …", file=sys.stderr)
     once = score(lay_out(videos, scratch / "once", 1), scratch / "out-once")
-    decode_all()
+    decoded.append(decoding(videos)[0])
     print("scoring three times over …", file=sys.stderr)
     thrice = score(lay_out(videos, scratch / "thrice", 3), scratch / "out-thrice")
-    decode_all()
+    decoded.append(decoding(videos)[0])
     rows = videos_ledger(Folder(str(scratch / "out-thrice"))).read().to_pylist()
     if len(rows) != 3 * len(videos) or any(row["status"] == "duplicate" for row in rows):
         raise RuntimeError(f"{len(rows)} rows for {3 * len(videos)} files, or copies not scored")
     one_pass = (thrice.cpu_s - once.cpu_s) / 2
-    alone, at_once = map(list, zip(*decoded, strict=True))
-    return Whole(alone, at_once, one_pass, once.cpu_s - one_pass, unlike(rows))
+    return Whole(decoded, one_pass, once.cpu_s - one_pass, unlike(rows))
 
 
-def show(title: str, cpu_s: dict[str, float], against: Sequence[str], frames: int) -> None:
-    """A line for each of `cpu_s`; against: which of them the others are divided by."""
-    print(f"\n{title}\n{'':44}{'CPU-s':>9}{'x decoding':>{11 * len(against)}}{'us/frame':>10}")
+def show(title: str, cpu_s: dict[str, float], frames: int) -> None:
+    """A line for each of `cpu_s`, beside decoding."""
+    print(f"\n{title}\n{'':44}{'CPU-s':>9}{'x decode':>10}{'us/frame':>10}")
     for name, value in cpu_s.items():
-        ratios = "".join(f"{value / cpu_s[one]:11.2f}" for one in against)
-        print(f"{name:44}{value:9.1f}{ratios}{value / frames * 1e6:10.0f}")
+        print(f"{name:44}{value:9.1f}{value / cpu_s[DECODE]:10.2f}{value / frames * 1e6:10.0f}")
 
 
 def report_whole(videos: Sequence[Path], scratch: Path, frames: int) -> None:
-    processes = len(os.sched_getaffinity(0))  # as many workers has `score`
-    found = whole(videos, scratch, processes)
-    alone, at_once = f"{DECODE}, alone", f"the same in {processes} processes at once, each"
+    found = whole(videos, scratch)
     lines = {
-        alone: fmean(found.decode_alone),
-        at_once: fmean(found.decode_at_once),
+        DECODE: fmean(found.decode),
         "score, one pass, everything counted": found.one_pass,
         "score, start-up": found.start_up,
     }
-    show("What `score` costs", lines, (alone, at_once), frames)
-    for name, passes in ((alone, found.decode_alone), (at_once, found.decode_at_once)):
-        print(f"{name}, in turn: {', '.join(f'{cpu_s:.1f}' for cpu_s in passes)} CPU-s")
+    show("What `score` costs", lines, frames)
+    print("decoding before, between, after:", *(f"{cpu_s:.1f}" for cpu_s in found.decode))
     alike = len({v.name for v in videos}) - len(found.unlike)
     print(f"copies scored alike: {alike} of {len(videos)} files, three of each", *found.unlike)
 
@@ -267,13 +246,13 @@ def report_passes(videos: Sequence[Path], scratch: Path, frames: int) -> None:
     lines = {name: spent_s[name] for name in (DECODE, READ)}
     lines |= {part: parts[part] for part in (*METERS, "text")}
     lines |= {rest: spent_s[SCORE] - spent_s[READ] - parts.total(), SCORE: spent_s[SCORE]}
-    show("What each part costs", lines, (DECODE,), frames)
+    show("What each part costs", lines, frames)
 
     lines = {name: spent_s[name] for name in spent_s if name not in (READ, SCORE)}
     both = spent_s[FLOW] + spent_s[SAMPLE]
     for name in DETECTORS:
         lines[f"{name} + flow + sampling"] = spent_s[f"PySceneDetect {name}"] + both
-    show("Beside other tools", lines, (DECODE,), frames)
+    show("Beside other tools", lines, frames)
 
 
 def main() -> None:
