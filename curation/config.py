@@ -144,8 +144,21 @@ def _checked(hint: Any, value: Any, where: str, name: str) -> Any:
         first = e.errors()[0]
         # pydantic adds the names of its own functions and of the branches of a union
         own = [str(part) for part in first["loc"] if str(part).isidentifier()]
-        place = ".".join([name, *own])
-        raise ConfigError(f"{where}: {place} is {first['input']!r:.60}: {first['msg']}") from None
+        place, said = ".".join([name, *own]), first["msg"]
+        known = ", ".join(_names_in(hint))
+        if first["type"] == "dataclass_type":
+            said = f"expected settings below it: {known}"
+        elif first["type"] == "unexpected_keyword_argument":
+            said = f"no such setting; known: {known}"
+        raise ConfigError(f"{where}: {place} is {first['input']!r:.60}: {said}") from None
+
+
+def _names_in(kind: Any) -> list[str]:
+    """The settings of the dataclasses in a type, at whatever depth."""
+    if dataclasses.is_dataclass(kind):
+        return [f.name for f in dataclasses.fields(kind) if f.init]
+    parts = (*typing.get_args(kind), *getattr(kind, "__orig_bases__", ()))
+    return [name for part in parts for name in _names_in(part)]
 
 
 def meanings(kind: type) -> dict[str, str]:

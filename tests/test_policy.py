@@ -1,6 +1,7 @@
 """The policy: reasons, their order and their words, and what is refused before the start."""
 
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,17 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from curation import records
-from curation.config import ConfigError
+from curation.config import ConfigError, load
 from curation.policy import Policy, Range, check_columns, check_gate, decide, decide_table
 from curation.stage import PlanError
+
+
+@dataclass
+class Ruled:
+    policy: Policy = field(default_factory=Policy)
 
 
 def test_a_clip_that_stands_still_is_rejected_with_its_number():
@@ -136,8 +142,14 @@ def test_yaml_makes_a_policy_and_null_takes_a_rule_away():
         {"width": {"min": 1280}, "text_share": None, "fps": {"min": 15, "max": 120}}
     )
     assert read == Policy(width=Range(min=1280), fps=Range(min=15, max=120))
-    with pytest.raises(ValidationError, match=r"fps\.maks"):
-        TypeAdapter(Policy).validate_python({"fps": {"min": 15, "maks": 120}})
+
+
+def test_a_rule_that_is_no_range_is_told_what_one_has(tmp_path):
+    (tmp_path / "c.yaml").write_text("policy: {fps: {min: 15, maks: 120}}")
+    with pytest.raises(ConfigError, match=r"policy\.fps\.maks is 120: no such.*known: min, max$"):
+        load(Ruled, tmp_path / "c.yaml")
+    with pytest.raises(ConfigError, match=r"policy\.text_share is 0\.02: expected .*: min, max$"):
+        load(Ruled, None, ["policy.text_share=0.02"])
 
 
 def test_a_policy_that_needs_scores_without_a_scorer_is_refused_by_name():
