@@ -192,7 +192,12 @@ class Worker:
             except (OutputError, NotStarted, Unavailable):
                 raise
             except Exception:
-                pass
+                logging.getLogger(__name__).warning(
+                    "%s failed on %d rows at once; each is tried alone",
+                    type(self._stages[number]).__name__,
+                    len(rows),
+                    exc_info=True,
+                )
         return [self._alone(number, row) for row in rows]
 
     def _alone(self, number: int, row: Row) -> Row:

@@ -24,7 +24,7 @@ def real_videos() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cluster():
+def cluster(tmp_path_factory):
     """One Ray for all tests of this process."""
     # Ray's workers and the children of these import the stages that tests define.
     root = str(Path(__file__).parent.parent)
@@ -32,7 +32,7 @@ def cluster():
     from curation.runner import Cluster
 
     cluster = Cluster(workers=2)
-    cluster.start("/tmp/longtake-test-logs")
+    cluster.start(str(tmp_path_factory.mktemp("logs")))
     yield cluster
     cluster.stop()
 
