@@ -31,6 +31,17 @@ def colourfulness(bgr: np.ndarray) -> float:
     return float(np.hypot(*spread.ravel()) + 0.3 * np.hypot(*mean.ravel()))
 
 
+def median(values: np.ndarray) -> float:
+    """The middle one, or the mean of two; of none 0. What np.median gives, in a fraction of its
+    time for the cells of a small picture."""
+    if not values.size:
+        return 0.0
+    low, high = (values.size - 1) // 2, values.size // 2
+    mixed = values.flatten()
+    mixed.partition((low, high))
+    return (float(mixed[low]) + float(mixed[high])) / 2
+
+
 def psnr(first: np.ndarray, second: np.ndarray) -> float:
     """Peak signal-to-noise ratio of two uint8 pictures of one size, dB; inf for equal ones."""
     _same_size(first, second)

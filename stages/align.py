@@ -17,6 +17,8 @@ from functools import cached_property, lru_cache
 import cv2
 import numpy as np
 
+from curation.measures import median
+
 CELL = 4  # px
 LEAST_SIDE = 16  # px of the shorter side: in less there is nothing to align
 ROUNDING = 0.25  # grey levels squared that differ where nothing but rounding does
@@ -144,7 +146,7 @@ class Match:
     @cached_property
     def noise(self) -> float:
         """Grey levels squared: of the median cell, as most of a picture is explained."""
-        return _median(self.error[self.inside]) + ROUNDING
+        return median(self.error[self.inside]) + ROUNDING
 
     @cached_property
     def alien(self) -> np.ndarray:
@@ -173,7 +175,7 @@ def match(first: Look, second: Look, motion: Affine) -> Match:
         reach = np.abs(first.points + motion.at(first.points)) + CELL / 2
         inside = (reach[..., 0] <= width / 2 + 0.5) & (reach[..., 1] <= height / 2 + 0.5)
     difference = cv2.subtract(back, first.soft)
-    light = _median(cells(difference)[inside])
+    light = median(cells(difference)[inside])
     return Match(first, motion, inside, difference - np.float32(light))
 
 
@@ -202,15 +204,6 @@ def aligned(first: Look, second: Look, start: Affine, rounds: int = 2) -> Match:
     for _ in range(rounds):
         found = refined(found, second)
     return found
-
-
-def _median(values: np.ndarray) -> float:
-    """The middle one, in a tenth of np.median's time for a picture's cells; of none: 0."""
-    if not len(values):
-        return 0.0
-    half, mixed = len(values) // 2, values.copy()
-    mixed.partition(half)
-    return float(mixed[half])
 
 
 def _stacked(*planes: np.ndarray) -> np.ndarray:
@@ -247,10 +240,10 @@ def fit_affine(points: np.ndarray, flow: np.ndarray, weight: np.ndarray) -> Affi
     scale = max(1.0, float(np.abs(xy).max()))
     design = np.column_stack((np.ones(len(xy)), xy / scale))
     solution = np.zeros((3, 2))
-    solution[0] = [_median(along) for along in uv.T]
+    solution[0] = [median(along) for along in uv.T]
     for _ in range(3):
         error = np.hypot(*(uv - design @ solution).T)
-        spread = max(4.685 * 1.4826 * _median(error), 0.2)
+        spread = max(4.685 * 1.4826 * median(error), 0.2)
         robust = base * np.clip(1 - (error / spread) ** 2, 0, None) ** 2
         # The small ridge keeps the matrix at zero where all the weight lies in one spot.
         normal = design.T @ (design * robust[:, None])

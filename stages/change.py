@@ -13,6 +13,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from curation.measures import median
+
 THUMB_SIDE = 160  # px, about
 BLOCK = 4  # px of the thumb
 # grey levels: sensor and codec noise of 8-bit video; keeps flat blocks from dividing by nothing
@@ -123,7 +125,7 @@ class Compare:
             blocks = block_means(cv2.absdiff(self._moved(before, after), after.luma))
             relative = _inside(_relative(blocks, before, after), before, after)
         changed = np.count_nonzero(relative > 1) / relative.size
-        rest = _median(_inside(blocks, before, after))
+        rest = median(_inside(blocks, before, after))
         return Change(_amount(relative), changed, rest)
 
     def relit(self, before: Thumb, after: Thumb) -> float:
@@ -222,12 +224,6 @@ def _inside(blocks: np.ndarray, before: Thumb, after: Thumb) -> np.ndarray:
 @lru_cache(maxsize=1)  # of a pair that is asked for several times, one after the other
 def _lit(before: Thumb, after: Thumb) -> tuple[slice, slice]:
     return lit(before.luma, after.luma)
-
-
-def _median(values: np.ndarray) -> float:
-    """In a fifth of np.median's time for a picture's blocks."""
-    middle = (values.size - 1) // 2, values.size // 2
-    return float(np.partition(values, middle, axis=None)[list(middle)].mean())
 
 
 def _amount(relative: np.ndarray) -> float:

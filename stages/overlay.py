@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 
 from curation.stage import Meter, Planes, VideoFacts
-from stages.scratch import Scratch
-from stages.stills import decode
+from stages.scratch import Scratch, decode
 
 JPEG_QUALITY = 92
 CHANGED = 6.0  # grey levels: what moves differs by more from the usual picture, noise by less

@@ -47,9 +47,7 @@ class Scratch:
         place = self._places[number]
         if isinstance(place, np.ndarray):
             return place
-        picture = cv2.imdecode(np.frombuffer(self[number], np.uint8), cv2.IMREAD_UNCHANGED)
-        assert picture is not None
-        return picture
+        return decode(self[number], cv2.IMREAD_UNCHANGED)
 
     def _write(self, number: int) -> tuple[int, int]:
         """Where the picture lies in the file, which it is put into if it waits."""
@@ -75,3 +73,10 @@ def encode(picture: np.ndarray, quality: int) -> bytes:
     done, jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done
     return jpeg.tobytes()
+
+
+def decode(jpeg: bytes, how: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    """JPEG -> (h, w, 3) BGR, or what `how` asks for."""
+    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), how)
+    assert picture is not None
+    return picture

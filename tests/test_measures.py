@@ -13,6 +13,13 @@ def test_psnr_is_that_of_the_formula():
     assert measures.psnr(grey, grey) == float("inf")
 
 
+@pytest.mark.parametrize("shape", [(1,), (2,), (7, 5), (6, 8)])
+def test_the_median_is_numpy_s(shape):
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    assert measures.median(values) == pytest.approx(np.median(values), rel=1e-6)
+    assert measures.median(values[:0]) == 0.0
+
+
 def test_pictures_of_different_sizes_are_refused_with_both_sizes():
     with pytest.raises(ValueError, match=r"\(20, 30\) and \(20, 31\)"):
         measures.psnr(np.zeros((20, 30), np.uint8), np.zeros((20, 31), np.uint8))
