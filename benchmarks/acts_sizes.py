@@ -34,7 +34,13 @@ def main(out: Path, minutes: float, names: list[str]) -> None:
     for number, name in enumerate(names):
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-u", "-m", "training.acts", "configs/train/acts.yaml"]
+        command = [
+            sys.executable,
+            "-u",
+            "-m",
+            "training.segmentation.experiment",
+            "configs/train/acts.yaml",
+        ]
         with (out / f"{name}.log").open("w") as log:
             running[name] = subprocess.Popen(
                 [*command, str(folder), "overlapped:0", *SIZES[name]],

@@ -46,11 +46,11 @@ import numpy as np
 
 from curation.records import segment_spans
 from curation.stage import Row
-from stages.caption_checks import Limits, failed, t5_tokens_at_most
-from stages.conversation import Request, caption_of
-from stages.vlm import Said, Vlm
-from stages.vlm_openai import OpenAI
-from stages.vlm_vllm import Vllm
+from stages.captioning.checks import Limits, failed, t5_tokens_at_most
+from stages.captioning.conversation import Request, caption_of
+from stages.captioning.openai_server import OpenAI
+from stages.captioning.vllm_engine import Vllm
+from stages.captioning.vlm import Said, Vlm
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OUTPUT = 100  # tokens of every answer

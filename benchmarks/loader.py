@@ -28,13 +28,13 @@ import numpy as np
 import torch
 from safetensors.torch import save as tensor_bytes
 
-from stages.cut import Cut
-from tests import drawn_clips
+from stages.export.cut import Cut
+from tests.support import drawn_clips
 from training import precompute
 from training.clips import Shards, Size
 from training.data import Batch, DataConfig, Share, stream
-from training.frozen import T5, Allegro
-from training.system import SystemConfig
+from training.pretrained import T5, Allegro
+from training.text_to_video import SystemConfig
 
 FRAMES, FPS, WIDTH, HEIGHT = 450, 30, 1280, 720
 SIZE = Size(88, 720, 1280)

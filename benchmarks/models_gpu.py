@@ -33,15 +33,15 @@ from curation.isolate import Isolated  # noqa: E402
 from curation.stage import InOrder, Row  # noqa: E402
 from curation.storage import Folder  # noqa: E402
 from curation.torchvision_fix import fix_torchvision  # noqa: E402
-from stages import clip as clip_stage  # noqa: E402
-from stages import transnet  # noqa: E402
-from stages.clip import Clip  # noqa: E402
-from stages.lpips import CHANNELS, Lpips  # noqa: E402
-from stages.models import ROWS, Models  # noqa: E402
-from stages.raft import Raft  # noqa: E402
-from stages.watch import Watch  # noqa: E402
-from tests import zoo  # noqa: E402
-from tests.small_input import scene  # noqa: E402
+from stages.decode_pass import Watch  # noqa: E402
+from stages.scorers import clip as clip_stage  # noqa: E402
+from stages.scorers.clip import Clip  # noqa: E402
+from stages.scorers.lpips import CHANNELS, Lpips  # noqa: E402
+from stages.scorers.models import ROWS, Models  # noqa: E402
+from stages.scorers.raft import Raft  # noqa: E402
+from stages.shots import transnet  # noqa: E402
+from tests.support import zoo  # noqa: E402
+from tests.support.small_input import scene  # noqa: E402
 
 KEY_FRAMES = 5
 PATIENCE_S = 150  # for the workers

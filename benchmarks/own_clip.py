@@ -10,7 +10,7 @@ import sys
 
 from training.clips import Shards
 from training.sample import SampleConfig, open_system, sample
-from training.system import Script
+from training.text_to_video import Script
 
 
 def main(checkpoint: str, dataset: str) -> None:

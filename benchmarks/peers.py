@@ -13,8 +13,8 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a line per interlaced f
 import cv2
 import scenedetect
 
-from stages.motion import Motion
-from stages.watch import Watch
+from stages.decode_pass import Watch
+from stages.meters.motion import Motion
 
 
 def content(video: str) -> int:

@@ -27,8 +27,8 @@ from multiprocessing import get_context  # noqa: E402
 from benchmarks.cpu_time import Spent, spent  # noqa: E402
 from benchmarks.score import padded  # noqa: E402
 from curation.stage import Row  # noqa: E402
-from stages.watch import Watch  # noqa: E402
-from tests.drawn import encoded, noisy, picture, times, view  # noqa: E402
+from stages.decode_pass import Watch  # noqa: E402
+from tests.support.drawn import encoded, noisy, picture, times, view  # noqa: E402
 
 WORKERS = 2
 SECONDS = 2.0
@@ -61,7 +61,7 @@ def stage(scratch: str) -> Watch:
 
 
 def through_ray(work: list[Row], scratch: str) -> list[Row]:
-    from curation.runner import Cluster  # the pool's side is not to pay for importing ray
+    from curation.runner.cluster import Cluster  # the pool's side is not to pay for importing ray
 
     cluster = Cluster(workers=WORKERS)
     cluster.start(scratch)

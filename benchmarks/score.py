@@ -38,7 +38,7 @@ from benchmarks.cpu_time import Spent, spent  # noqa: E402
 from curation import config  # noqa: E402
 from curation.stage import BadVideo, Row  # noqa: E402
 from curation.storage import Folder, list_videos  # noqa: E402
-from curation.video import Reader  # noqa: E402
+from curation.video.reader import Reader  # noqa: E402
 from pipelines.score import build  # noqa: E402
 from pipelines.settings import DEFAULT_CONFIG, Settings  # noqa: E402
 from pipelines.tables import videos_ledger  # noqa: E402

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 
 from curation.policy import Policy, Range, decide_table
-from stages import duplicates, semantic
-from stages.fingerprint import CODE, SIGNS
-from stages.selection import select
+from stages.meters.fingerprint import CODE, SIGNS
+from stages.selection import duplicates, semantic
+from stages.selection.selection import select
 
 TICKS = 60
 POLICY = Policy(

@@ -30,10 +30,10 @@ import numpy as np  # noqa: E402
 from benchmarks.shots_compressed import ENCODINGS, compressed  # noqa: E402
 from benchmarks.shots_truth import Film, Span, Truth, labelled, synthesised  # noqa: E402
 from curation.stage import BadVideo, Planes, VideoFacts  # noqa: E402
-from curation.video import Reader, colour  # noqa: E402
-from stages import shots  # noqa: E402
-from stages import transnet as transnet_stage  # noqa: E402
-from stages.transnet import TransNet  # noqa: E402
+from curation.video.reader import Reader, colour  # noqa: E402
+from stages.shots import detector as shots  # noqa: E402
+from stages.shots import transnet as transnet_stage  # noqa: E402
+from stages.shots.transnet import TransNet  # noqa: E402
 
 Found = tuple[list[float], list[Span]]  # hard cuts, gradual transitions
 Detector = Callable[[Film], tuple[Found, float]]  # and the CPU seconds it took

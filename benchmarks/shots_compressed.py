@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.shots_truth import Film, Truth, joined, jumps, labelled, lumas
 from curation.stage import Planes
-from curation.video import Reader
+from curation.video.reader import Reader
 
 SIZE = (640, 360)
 SHORTEST_S, LONGEST_S = 9.0, 15.0

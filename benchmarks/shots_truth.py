@@ -11,9 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from curation.planes import convert
 from curation.stage import BadVideo, Planes
-from curation.video import Reader
+from curation.video.planes import convert
+from curation.video.reader import Reader
 
 Span = tuple[float, float]
 

@@ -213,7 +213,7 @@ CLIP = (
     Column(
         "fingerprint",
         pa.binary(),
-        "hashes over time, for near-duplicates: see stages/fingerprint.py",
+        "hashes over time, for near-duplicates: see stages/meters/fingerprint.py",
     ),
     Column(
         "borders",

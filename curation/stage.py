@@ -116,7 +116,7 @@ class Planes:
     """
 
     y: np.ndarray
-    source: Any = None  # the decoder's frame, for `curation.video.colour(planes, long_side)`
+    source: Any = None  # the decoder's frame, for `curation.video.reader.colour(planes, long_side)`
 
 
 class Meter:

@@ -27,7 +27,7 @@ from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines.settings import STOPPED
 from pipelines.tables import read_clips, read_vectors
-from stages import duplicates, selection, semantic
+from stages.selection import duplicates, selection, semantic
 
 DRAWS = 200
 RANGE = (2.5, 97.5)  # percentiles

@@ -22,8 +22,8 @@ from curation.stage import Row
 from curation.storage import Folder
 from pipelines.settings import Settings, batches, main, stop_where_most_fail
 from pipelines.tables import captions_ledger, matched, read_clips, read_selection
-from stages.selection import to_caption
-from stages.vlm import Vlm
+from stages.captioning.vlm import Vlm
+from stages.selection.selection import to_caption
 
 HEAVY = ("fingerprint", "overlay_mask")  # no captioner reads them
 

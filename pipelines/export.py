@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from curation import config
 from curation.progress import Progress
 from curation.records import SCHEMA_VERSION
-from curation.runner import RunError
+from curation.runner.cluster import RunError
 from curation.stage import PlanError, Row
 from curation.storage import Folder
 from pipelines.publish import SHARDS, made_with, publish, tables
@@ -34,9 +34,9 @@ from pipelines.tables import (
     read_clips,
     read_selection,
 )
-from stages.pack import CUTS, RECEIPTS, CutClip, Pack, standing
-from stages.presto import write_meta
-from stages.shards import Receipt, ShardPlan, plan_shards, shards_table
+from stages.export.pack import CUTS, RECEIPTS, CutClip, Pack, standing
+from stages.export.presto import write_meta
+from stages.export.shards import Receipt, ShardPlan, plan_shards, shards_table
 
 PACKAGES = ("av", "numpy", "onnxruntime", "opencv-python-headless", "pyarrow", "rapidocr", "ray")
 

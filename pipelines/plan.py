@@ -21,13 +21,13 @@ import pyarrow as pa
 from curation import config, funnel, records
 from curation.ledger import flatten_clips
 from curation.progress import Progress
-from curation.runner import RunError
+from curation.runner.cluster import RunError
 from curation.stage import PlanError, Row, check_plan
 from curation.storage import Folder, is_url, local_path
 from pipelines import score, select
 from pipelines.settings import Settings, main
-from stages import selection, semantic
-from stages.vlm import Vlm
+from stages.captioning.vlm import Vlm
+from stages.selection import selection, semantic
 
 DRAWS = 1000  # of videos out of the trial, with replacement, for the ranges
 RANGE = (10, 90)  # percentiles

@@ -20,8 +20,8 @@ from pipelines.tables import (
     read_videos,
     recorded_policy,
 )
-from stages.report import report_html
-from stages.stats import stats
+from stages.report.page import report_html
+from stages.report.statistics import stats
 
 SHARDS = "shards.parquet"
 

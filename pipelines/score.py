@@ -18,14 +18,14 @@ import pyarrow.compute as pc
 from curation import config
 from curation.ledger import Ledger, check_settings, record_settings
 from curation.progress import Progress
-from curation.runner import Cluster, RunError
+from curation.runner.cluster import Cluster, RunError
 from curation.stage import PlanError, Row, Stage, check_plan
 from curation.storage import WRONG, Folder, InputError, list_videos
 from pipelines.select import COSTLY
 from pipelines.settings import ScoreSettings, Settings, batches, main, stop_where_most_fail
 from pipelines.tables import INPUT, embeddings_ledger, matched, videos_ledger
-from stages.identify import Identify
-from stages.models import Models
+from stages.file_hash import Identify
+from stages.scorers.models import Models
 
 SHOW_MANY = 5000  # clips below the gate that have pictures for the report, about
 

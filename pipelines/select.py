@@ -27,7 +27,7 @@ from pipelines.tables import (
     recorded_policy,
     videos_ledger,
 )
-from stages.selection import select, select_captioned
+from stages.selection.selection import select, select_captioned
 
 MEASURED = tuple(c.name for c in records.SCORES if not c.model)
 COSTLY = {

@@ -19,17 +19,17 @@ from curation import config
 from curation.config import ConfigError
 from curation.policy import Policy
 from curation.progress import shown
-from curation.runner import Cluster, RunError
+from curation.runner.cluster import Cluster, RunError
 from curation.stage import OutputError, PlanError, Row
 from curation.storage import Folder, InputError
-from stages.captioner import Captioner
-from stages.measured import Measured
-from stages.models import Models
-from stages.text import Text
-from stages.vlm_openai import OpenAI
-from stages.vlm_transformers import Transformers
-from stages.vlm_vllm import Vllm
-from stages.watch import Watch
+from stages.captioning.captioner import Captioner
+from stages.captioning.measured import Measured
+from stages.captioning.openai_server import OpenAI
+from stages.captioning.transformers_model import Transformers
+from stages.captioning.vllm_engine import Vllm
+from stages.decode_pass import Watch
+from stages.scorers.models import Models
+from stages.scorers.ocr import Text
 
 COMMIT_S = 5.0  # results are committed this often
 ENOUGH_TO_JUDGE = 100  # rows; below, failures are the rows' own

@@ -24,7 +24,7 @@ from curation.progress import Progress, shown
 from curation.stage import Unavailable
 from curation.storage import Folder, InputError
 from pipelines.settings import DEFAULT_CONFIG, STOPPED, Settings
-from stages.vlm import Unusable, Vlm
+from stages.captioning.vlm import Unusable, Vlm
 
 AT_ONCE = 64  # prompts
 

@@ -13,8 +13,8 @@ from curation.ledger import OF_THE_VIDEO, Ledger, flatten_clips
 from curation.policy import Policy, Range
 from curation.stage import PlanError
 from curation.storage import Folder
-from stages import semantic
-from stages.selection import CAPTION_SCORES
+from stages.selection import semantic
+from stages.selection.selection import CAPTION_SCORES
 
 INPUT = "input.parquet"  # what the last `score` was given
 SELECTION = "selection.parquet"

@@ -4,15 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_input import draw_small_input
-from tests.whole_run import Ended, curate, ended
+from tests.support.paths import REPOSITORY, VIDEOS
+from tests.support.small_input import draw_small_input
+from tests.support.whole_run import Ended, curate, ended
 
 # The tests' own S3 server takes any key; Ray's workers know what is set before they start.
 os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")
 os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
 os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
-
-VIDEOS = Path(os.environ.get("LONGTAKE_VIDEOS", Path(__file__).parent.parent / "../shared/videos"))
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +26,9 @@ def real_videos() -> Path:
 def cluster(tmp_path_factory):
     """One Ray for all tests of this process."""
     # Ray's workers and the children of these import the stages that tests define.
-    root = str(Path(__file__).parent.parent)
+    root = str(REPOSITORY)
     os.environ["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    from curation.runner import Cluster
+    from curation.runner.cluster import Cluster
 
     cluster = Cluster(workers=2)
     cluster.start(str(tmp_path_factory.mktemp("logs")))
@@ -42,7 +41,7 @@ class Dataset:
     """A whole run on a small drawn input, as its own process."""
 
     source: Path
-    videos: dict[str, Path]  # by what they are, see tests/small_input.py
+    videos: dict[str, Path]  # by what they are, see tests/support/small_input.py
     out: Path
     ended: Ended
     mark: str  # in the environment of all its processes

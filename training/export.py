@@ -15,7 +15,7 @@ from curation import config
 from curation.config import ConfigError
 from training import checkpoint
 from training.checkpoint import CheckpointError
-from training.system import System, SystemConfig
+from training.text_to_video import System, SystemConfig
 from training.weights import BadWeights, export
 
 

@@ -41,8 +41,8 @@ from curation import config
 from curation.config import ConfigError
 from training.clips import BadData, Clip, Place, Shards, groups, members, parse, places
 from training.data import DataConfig, plainly
-from training.frozen import T5, Allegro
-from training.system import SystemConfig
+from training.pretrained import T5, Allegro
+from training.text_to_video import SystemConfig
 from training.weights import BadWeights
 
 SPLITS = ("train", "validation")

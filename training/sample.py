@@ -38,9 +38,9 @@ from training.clips import Size
 from training.data import generator
 from training.diffusion import DiffusionConfig, Predict, guided, sample_ancestral, sample_flow
 from training.export import averaged
-from training.frozen import SHRINKS, T5, Allegro
 from training.interpolate import resampled
-from training.system import Script, System, SystemConfig
+from training.pretrained import SHRINKS, T5, Allegro
+from training.text_to_video import Script, System, SystemConfig
 from training.weights import BadWeights, load, read_config
 
 

@@ -37,13 +37,13 @@ from training.clips import BadData, Clip, Listed, Shards, Size, Source
 from training.codecs import drawn
 from training.data import Batch, DataConfig, Share, fingerprint, generator, stream
 from training.diffusion import DiffusionConfig, denoising_loss, draw_noise, draw_t
-from training.frozen import T5, Allegro, release
 from training.log import Log, draw_curve, memory_gb, peak_memory_gb
 from training.model import Keep
 from training.parallel import World, join, leave, local, spread
 from training.precompute import Ahead
+from training.pretrained import T5, Allegro, release
 from training.sample import SampleConfig, sample, write_mp4
-from training.system import Script, System, SystemConfig
+from training.text_to_video import Script, System, SystemConfig
 from training.weights import BadWeights, load_into
 
 Share01 = Annotated[float, Ge(0), Le(1)]

@@ -1,0 +1,267 @@
+"""Reads a video in one pass: time stamps that are true, planes at reduced size, its packets.
+
+`probe` and `Reader` open hostile files safely (curation/video/container.py) and raise BadVideo,
+no other error, for anything that is wrong with one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import av
+import cv2
+import numpy as np
+
+from curation.stage import BadVideo, Planes
+from curation.video.container import (
+    DEFAULT_LIMITS,
+    Limits,
+    VideoHead,
+    check_boxes,
+    check_end,
+    check_file,
+    check_pixels,
+    choose_stream,
+    open_container,
+    read_head,
+    refuse_without_frames,
+    set_up_decoder,
+)
+from curation.video.planes import colour, convert, reduce_frame
+
+__all__ = ["Limits", "Packets", "Reader", "VideoHead", "colour", "probe"]
+
+cv2.setNumThreads(1)  # one worker is one core; the run decides how many workers there are
+
+
+@dataclass(frozen=True)
+class Packets:
+    """The stream's packets in order of time, for placing spans and for stream copy."""
+
+    times_s: np.ndarray  # (N,) float64, s from the first frame; negative before an edit's start
+    bytes: np.ndarray  # (N,) int64
+    is_key: np.ndarray  # (N,) bool
+
+
+def probe(path: str, limits: Limits = DEFAULT_LIMITS) -> VideoHead:
+    """Opens the file and decodes its first frame. Raises BadVideo in plain words."""
+    with Reader(path, limits) as reader:
+        return reader.head
+
+
+class Reader:
+    """One pass over one video.
+
+        with Reader(path) as reader:
+            for t_s, planes in reader.frames(): ...
+            reader.times_s, reader.end_s, reader.packets, reader.errors
+
+    Times are seconds from the first shown frame and grow strictly. A stamp that stands still or
+    goes back by less than a second is put 1 ms after the one before it; one that jumps back further
+    (a joined recording) starts a new count one frame later, and the rest follows it. `repaired`
+    counts both.
+    """
+
+    def __init__(self, path: str, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.path = path
+        self.limits = limits
+        self.errors = 0  # packets that can't be decoded, frames that the decoder calls corrupt
+        self.corrupt_s: list[float] = []  # when the corrupt frames are shown
+        self.end_s = 0.0  # the last frame's time and its duration
+        self.start_s = 0.0  # the first frame's time in the container's own count
+        self._clock: Clock | None = None
+        self._times: list[float] = []
+        self._packets: list[tuple[int | None, int, bool]] = []
+        self._others_end_s = 0.0
+        size = check_file(path)
+        self._container = open_container(path, limits)
+        try:
+            self._stream = choose_stream(self._container)
+            # AVI stores no times of showing: the pts its demuxer gives are wrong where B-frames are
+            self._only_dts = self._container.format.name == "avi"
+            self._tick_s = float(self._stream.time_base or 0)
+            self._decoder = set_up_decoder(self._stream, limits, to_measure=True)
+            self._pending = self._decode_until_first_frame()
+            self.head = read_head(self._container, self._stream, self._pending[0], size)
+            self._claim = check_boxes(path) if self.head.container == "mov" else None
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._container.close()
+
+    @property
+    def num_frames(self) -> int:
+        return len(self._times)
+
+    @property
+    def times_s(self) -> np.ndarray:
+        """(T,) float64: when each frame is shown."""
+        return np.array(self._times)
+
+    @property
+    def repaired(self) -> int:
+        return self._clock.repaired if self._clock else 0
+
+    @cached_property
+    def packets(self) -> Packets:
+        """All packets, once the pass is over."""
+        stamps = [stamp for stamp, _, _ in self._packets if stamp is not None]
+        if len(stamps) < len(self._packets):  # a bare stream: as many steps as packets
+            times = np.arange(len(self._packets)) / self.head.fps
+        else:  # AVI's are of decoding: there the first packet is the first frame's
+            start_s = stamps[0] * self._tick_s if self._only_dts else self.start_s
+            times = unroll(np.array(stamps, np.float64) * self._tick_s - start_s, 1 / self.head.fps)
+        order = np.argsort(times, kind="stable")
+        return Packets(
+            times[order],
+            np.array([size for _, size, _ in self._packets], np.int64)[order],
+            np.array([key for _, _, key in self._packets], bool)[order],
+        )
+
+    def frames(self) -> Iterator[tuple[float, Planes]]:
+        """Each frame once: its time, and its planes at reduced size."""
+        head = self.head
+        self._clock = clock = Clock(1 / head.fps)
+        by, rotation = head.reduction, head.rotation
+        stored = (head.height, head.width) if rotation in (90, 270) else (head.width, head.height)
+        for frame in self._decoded():
+            t_s = clock.read(self._stamp_s(frame))
+            self._check_limits(t_s, frame)
+            self._times.append(t_s)
+            if frame.is_corrupt:
+                self.errors += 1
+                self.corrupt_s.append(t_s)
+            if (frame.width, frame.height) != stored:
+                frame = _to_size(frame, *stored)
+            yield t_s, reduce_frame(frame, by, rotation)
+            self.end_s = t_s + self._duration_s(frame)
+        self.start_s = clock.start_s or 0.0
+        # a header counts from zero or from the first stamp, or tells the longest stream's end
+        ends_s = (self.end_s, self.start_s + self.end_s, self._others_end_s)
+        if head.header_duration_s is not None:
+            check_end(head.header_duration_s, *ends_s)
+        if self._claim is not None:
+            claimed_s, indexed_s = self._claim
+            check_end(claimed_s, *ends_s, indexed_s)
+
+    def _stamp_s(self, frame: av.VideoFrame) -> float | None:
+        stamp = frame.dts if self._only_dts else frame.pts
+        return None if stamp is None else stamp * self._tick_s
+
+    def _duration_s(self, frame: av.VideoFrame) -> float:
+        """How long the last frame is shown, as far as the container says."""
+        if self._only_dts and len(self._times) > 1:  # AVI tells the clock's tick instead
+            return self._times[-1] - self._times[-2]
+        if frame.duration and frame.pts is not None:
+            return frame.duration * self._tick_s
+        return 1 / self.head.fps
+
+    def _decode_until_first_frame(self) -> list[av.VideoFrame]:
+        self._demuxed = self._demux()
+        for packet in self._demuxed:
+            frames = self._decode(packet)
+            if frames:
+                return frames
+            if len(self._packets) > 1000:  # a decoder holds back a few dozen at most
+                break
+        refuse_without_frames(self.path, self.limits, self.errors)
+
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        yield from self._pending
+        self._pending = []
+        for packet in self._demuxed:
+            yield from self._decode(packet)
+
+    def _demux(self) -> Iterator[av.Packet]:
+        """The video's packets. The other streams' only count for how long the file really is."""
+        knows = self._stream.duration is not None
+        streams = [self._stream] if knows else [s for s in self._container.streams if s.time_base]
+        wanted = self._stream.index
+        try:
+            for packet in self._container.demux(streams):
+                if packet.stream_index != wanted:
+                    if packet.pts is not None:
+                        end = (packet.pts + (packet.duration or 0)) * packet.time_base
+                        self._others_end_s = max(self._others_end_s, float(end))
+                    continue
+                if packet.size:  # the last, empty one flushes the decoder
+                    stamp = packet.dts if packet.pts is None or self._only_dts else packet.pts
+                    self._packets.append((stamp, packet.size, packet.is_keyframe))
+                yield packet
+        except av.FFmpegError:  # the file breaks off: what was read counts, check_end judges
+            self.errors += 1
+        except IndexError:  # PyAV 18 stumbles, at the very end, over streams that came up late
+            pass
+
+    def _decode(self, packet: av.Packet) -> list[av.VideoFrame]:
+        try:
+            return self._decoder.decode(packet if packet.size else None)
+        except av.error.EOFError:
+            return []
+        except (MemoryError, av.error.MemoryError) as error:
+            raise BadVideo("decoding needs more memory than the limit") from error
+        except av.FFmpegError:
+            self.errors += 1
+            return []
+
+    def _check_limits(self, t_s: float, frame: av.VideoFrame) -> None:
+        check_pixels(frame.width, frame.height, self.limits)
+        if t_s > self.limits.max_duration_s:
+            raise BadVideo(f"longer than the limit of {self.limits.max_duration_s:g} s")
+        if len(self._times) >= self.limits.max_frames:
+            raise BadVideo(f"more than {self.limits.max_frames} frames, the limit")
+
+
+SMALL_STEP_S = 0.001
+JUMP_S = 1.0  # a stamp that falls back by more belongs to another count (recordings joined)
+
+
+class Clock:
+    """Turns the container's stamps into times that start at 0 and grow strictly."""
+
+    def __init__(self, step_s: float) -> None:
+        self.step_s = step_s  # nominal, for frames without a stamp
+        self.start_s: float | None = None  # the first stamp
+        self.repaired = 0
+        self._shift_s = 0.0  # what jumps back have added up to
+        self._last_s = 0.0
+
+    def read(self, stamp_s: float | None) -> float:
+        """The time of the next frame, in the order of showing."""
+        if self.start_s is None:
+            self.start_s = stamp_s or 0.0
+            return 0.0
+        next_s = self._last_s + self.step_s
+        t_s = next_s if stamp_s is None else stamp_s - self.start_s + self._shift_s
+        if t_s <= self._last_s:
+            self.repaired += 1
+            if t_s < self._last_s - JUMP_S:
+                self._shift_s += next_s - t_s
+                t_s = next_s
+            else:
+                t_s = self._last_s + SMALL_STEP_S
+        self._last_s = t_s
+        return t_s
+
+
+def unroll(times_s: np.ndarray, step_s: float) -> np.ndarray:
+    """Packets' times in order of decoding; a count that starts anew goes on from the last one."""
+    behind = np.maximum.accumulate(times_s) - times_s
+    for at in np.flatnonzero(np.diff(behind, prepend=0) > JUMP_S):
+        times_s[at:] += times_s[:at].max() + step_s - times_s[at]
+    return times_s
+
+
+def _to_size(frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
+    """A frame whose size changed in the middle of the stream, brought to the first frame's."""
+    return convert(frame, width, height, "yuvj420p")

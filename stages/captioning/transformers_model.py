@@ -1,0 +1,80 @@
+"""Captions from a model of transformers in one process: for small machines and tests.
+
+One request at a time and no prefix cache: a server or `vllm` is many times as fast on a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge
+
+from curation.stage import Needs, PlanError
+from stages.captioning.conversation import Picture, Request
+from stages.captioning.vlm import Said, Vlm
+from stages.scorers.weights import model_folder
+
+
+@dataclass
+class Transformers(Vlm):
+    """AutoModelForImageTextToText on a GPU where it is given one, else on the CPU."""
+
+    gpus: Annotated[float, Ge(0)] = 0.0  # that the process takes; 0: the CPU
+
+    captioner: ClassVar[str] = "transformers"
+
+    def __post_init__(self) -> None:
+        self.needs = Needs(cpus=1, gpus=self.gpus, workers=1)
+
+    def check(self) -> None:
+        super().check()
+        model_folder(self.model, self.revision, "caption.transformers.model")
+        if importlib.util.find_spec("transformers") is None:
+            raise PlanError(
+                "caption.transformers: the package is not there; pip install -e '.[captions]'"
+            )
+
+    def setup(self) -> None:
+        super().setup()
+        import torch
+
+        from curation.torchvision_fix import fix_torchvision
+
+        fix_torchvision()
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        folder = model_folder(self.model, self.revision, "caption.transformers.model")
+        self._device = "cuda" if self.gpus else "cpu"
+        dtype = torch.bfloat16 if self.gpus else torch.float32
+        self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, local_files_only=True
+        )
+        self._model = model.to(self._device).eval()
+
+    async def say(self, request: Request) -> Said:
+        import torch
+
+        chat = request.as_chat(template_image)
+        prompt = self._processor.apply_chat_template(chat, add_generation_prompt=True)
+        images = [picture.pil for picture in request.pictures] or None
+        inputs = self._processor(text=[prompt], images=images, return_tensors="pt")
+        inputs = inputs.to(self._device, self._model.dtype)
+        drawn = (
+            {"do_sample": True, "temperature": request.temperature}
+            if request.temperature
+            else {"do_sample": False}
+        )
+        torch.manual_seed(request.seed)
+        with torch.inference_mode():
+            tokens = self._model.generate(**inputs, max_new_tokens=request.max_tokens, **drawn)
+        start = inputs["input_ids"].shape[1]
+        text = self._processor.decode(tokens[0, start:], skip_special_tokens=True)
+        return Said(text, start, tokens.shape[1] - start)
+
+
+def template_image(_: Picture) -> dict[str, Any]:
+    """An image's part of a message, as chat templates of models take it."""
+    return {"type": "image"}

@@ -1,0 +1,160 @@
+"""Models: the scores that need weights, from the pictures that the decode pass has stored.
+
+One stage for all of them: a picture is read once, whoever looks at it. While the device scores some
+clips, threads read the next. Rows come in lists, so that short videos fill a batch too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
+
+from curation.stage import Needs, OutputError, PlanError, Row, Stage
+from curation.storage import Folder
+from stages.file_hash import sha256_of
+from stages.scorers.clip import Clip
+from stages.scorers.lpips import Lpips
+from stages.scorers.raft import Raft
+from stages.scorers.scorer import Scorer, Seen, find_files
+
+ROWS = 32  # videos in one call
+CLIPS = 64  # scored together; the next as many are read meanwhile
+READERS = 8  # threads at most
+
+
+@dataclass
+class Models(Stage):
+    """Scores every clip above the gate with the scorers that have weights."""
+
+    gpus: Annotated[float, Ge(0), Le(1)] = 0.25  # share of a GPU that a worker takes; 0: the CPU
+    clip: Clip = field(default_factory=Clip)  # aesthetics, richness, coherence, embeddings
+    lpips: Lpips = field(default_factory=Lpips)
+    raft: Raft = field(default_factory=Raft)
+
+    ledger_url: str = field(init=False, default="")  # where the pictures are
+    versions: dict[str, str] = field(init=False, default_factory=dict)  # of the weights, by scorer
+
+    reads = ("clips",)
+    writes = ("weights", "embeddings")
+
+    def __post_init__(self) -> None:
+        self.needs = Needs(cpus=1, gpus=self.gpus, rows=ROWS)  # type: ignore[misc]
+
+    def on(self) -> dict[str, Scorer]:
+        """The scorers that have weights, by name."""
+        every: dict[str, Scorer] = {"clip": self.clip, "lpips": self.lpips, "raft": self.raft}
+        return {name: scorer for name, scorer in every.items() if scorer.weights is not None}
+
+    def check(self) -> None:
+        """Finds every file of weights. Raises PlanError, with how to get each that is missing."""
+        self.versions, missing = {}, []
+        for name, scorer in self.on().items():
+            try:
+                files = find_files(scorer, name).values()
+                self.versions[name] = "-".join(version(path) for path in files)
+            except PlanError as error:
+                missing.append(str(error))
+        if missing:
+            raise PlanError("\n".join(missing))
+
+    def lacks(self, row: Row) -> list[str]:
+        """The scorers that haven't looked at this video's clips, or had other weights then."""
+        known = dict(row.get("weights") or {})
+        return [
+            name
+            for name, scorer in self.on().items()
+            if any(known.get(column) != self.versions[name] for column in scorer.writes)
+        ]
+
+    def setup(self) -> None:
+        device = "cuda" if self.gpus else "cpu"
+        self._scorers = self.on()
+        for name, scorer in self._scorers.items():
+            paths = find_files(scorer, name)
+            found = "-".join(version(path) for path in paths.values())
+            if found != self.versions[name]:
+                raise PlanError(
+                    f"score.models.{name}: other weights on this node than on the first"
+                )
+            scorer.setup(paths, device)
+        self._readers = ThreadPoolExecutor(min(READERS, len(os.sched_getaffinity(0))))
+
+    def process(self, rows: list[Row]) -> list[Row]:
+        done = [row | {"clips": [dict(c) for c in row["clips"]], "embeddings": []} for row in rows]
+        work = [(row, clip, self.lacks(row)) for row in done for clip in row["clips"]]
+        for _, clip, names in work:
+            if clip["gate"] is not None:
+                for name in names:
+                    self._without(clip, name, f"below the gate: {clip['gate']}")
+        work = [item for item in work if item[1]["gate"] is None]
+        for items, inputs in self._prepared(work):
+            for name, scorer in self._scorers.items():
+                self._score(name, scorer, items, [i.get(name) for i in inputs])
+        for row in done:
+            row["weights"] = dict(row.get("weights") or {}) | {
+                column: self.versions[name]
+                for name, scorer in self._scorers.items()
+                for column in scorer.writes
+            }
+        return done
+
+    def _prepared(self, work: list[Any]) -> Iterator[tuple[list[Any], list[dict[str, Any]]]]:
+        """Some clips at a time with their scorers' inputs; threads make the next ones ready."""
+        chunks = [work[at : at + CLIPS] for at in range(0, len(work), CLIPS)]
+        ahead = self._start(chunks[0]) if chunks else []
+        for number, items in enumerate(chunks):
+            ready = ahead
+            ahead = self._start(chunks[number + 1]) if number + 1 < len(chunks) else []
+            yield items, [future.result() for future in ready]
+
+    def _start(self, items: list[Any]) -> list[Future[dict[str, Any]]]:
+        return [self._readers.submit(self._prepare, clip, names) for _, clip, names in items]
+
+    def _prepare(self, clip: Row, names: list[str]) -> dict[str, Any]:
+        """The input of each scorer, or the Exception why there is none."""
+        seen = Seen(clip, Folder(self.ledger_url).read)
+        inputs: dict[str, Any] = {}
+        for name in names:
+            try:
+                inputs[name] = self._scorers[name].prepare(seen)
+            except OutputError:
+                raise
+            except Exception as error:  # a picture that can't be read costs this score alone
+                inputs[name] = error
+        return inputs
+
+    def _score(self, name: str, scorer: Scorer, items: list[Any], inputs: list[Any]) -> None:
+        good = []
+        for (row, clip, names), given in zip(items, inputs, strict=True):
+            if isinstance(given, Exception):
+                self._without(clip, name, f"{type(given).__name__}: {given}")
+            elif name in names:
+                good.append((row, clip, given))
+        scored = scorer.score([given for *_, given in good]) if good else []
+        for (row, clip, _), scores in zip(good, scored, strict=True):
+            found = scores.pop("embeddings", None)
+            if found is not None:
+                made = {"clip_id": clip["clip_id"], "model": self.versions[name]}
+                row["embeddings"].append(made | {"key_frames": list(found)})
+            self._without(clip, name, "not measurable")
+            clip |= scores
+            known = {column for column, value in scores.items() if value is not None}
+            clip["causes"] = {k: v for k, v in clip["causes"].items() if k not in known}
+
+    def _without(self, clip: Row, name: str, cause: str) -> None:
+        columns = self._scorers[name].writes
+        clip |= dict.fromkeys(columns)
+        clip["causes"] = dict(clip.get("causes") or {}) | dict.fromkeys(columns, cause)
+
+
+@cache
+def version(path: Path) -> str:
+    """What tells these weights from others: the first digits of the file's SHA-256."""
+    return sha256_of(str(path))[:12]

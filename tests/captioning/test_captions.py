@@ -1,0 +1,196 @@
+"""Captioning a real ledger by a chat server: sets beside each other, and runs that are killed."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from curation import config
+from curation.config import ConfigError
+from curation.records import frames_sha256, still_hashes
+from curation.storage import Folder
+from pipelines import caption, curate, export, select
+from pipelines.settings import DEFAULT_CONFIG, Settings
+from tests.curation.test_resume import worker_of
+from tests.support.chat_server import Asked, ChatServer, wait_until
+from tests.support.drawn_stills import said_of
+from tests.support.small_input import SETTINGS
+from tests.support.whole_run import ended, kill_when, start, wait_for
+
+
+def number_of(hashes) -> int:
+    return int(hashlib.sha256("".join(hashes).encode()).hexdigest()[:8], 16)
+
+
+def model(asked: Asked) -> str:
+    """Tells of the key frames that it was shown, and of the part that it was asked about."""
+    part = int(asked.question[5]) - 1 if asked.question.startswith("Part ") else None
+    return json.dumps({"caption": said_of(number_of(asked.pictures[:5]), part)})
+
+
+def settings(out, server: ChatServer, *overrides: str) -> Settings:
+    return config.load(Settings, DEFAULT_CONFIG, [*chat(out, server), *overrides])
+
+
+def chat(out, server: ChatServer) -> list[str]:
+    return [
+        *SETTINGS,
+        f"output={out}",
+        f"caption.openai.url={server.url}",
+        "caption.openai.model=tiny",
+        "caption.openai.image_side=1280",  # stills go as they are, and can be known again
+        "caption.openai.pause_s=0.01",
+        "caption.name=other-model",
+    ]
+
+
+@pytest.fixture
+def out(dataset, tmp_path):
+    shutil.copytree(dataset.out, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def clips_of(out) -> dict[str, dict]:
+    videos = pq.read_table(out / "ledger/videos").to_pylist()
+    return {clip["clip_id"]: clip for video in videos for clip in video["clips"]}
+
+
+def assert_right(out) -> None:
+    """Each kept clip has one row of captions, told of its own frames and segments."""
+    clips = clips_of(out)
+    selected = pq.read_table(out / "ledger/selection.parquet")
+    kept = selected.filter(pc.equal(selected["status"], "kept"))["clip_id"].to_pylist()
+    rows = pq.read_table(out / "ledger/captions/other-model").to_pylist()
+    assert sorted(row["clip_id"] for row in rows) == sorted(kept)
+    for row in rows:
+        assert row["error"] is row["rejected"] is None
+        hashes = still_hashes(clips[row["clip_id"]]["segments"])
+        texts = [part["text"] for part in row["sub_captions"]]
+        assert texts == [said_of(number_of(hashes[:5]), part) for part in range(5)]
+        assert row["frames_sha256"] == frames_sha256(hashes)
+
+
+def test_stills_of_a_segment_are_stored_beside_its_key_frame(dataset):
+    seen = 0
+    for clip in clips_of(dataset.out).values():
+        for segment in clip["segments"]:
+            for still in segment["neighbours"] or []:
+                data = (dataset.out / "ledger" / still["file"]).read_bytes()
+                assert hashlib.sha256(data).hexdigest() == still["sha256"]
+                assert segment["start_s"] <= still["s"] < segment["end_s"]
+                assert still["s"] != segment["key_frame_s"]
+                seen += 1
+        assert clip["gate"] is None or all(s["neighbours"] is None for s in clip["segments"])
+
+
+def test_captions_of_another_model_stand_beside_the_first_and_the_export_names_its_own(
+    out, cluster, capsys
+):
+    measured = pq.read_table(out / "ledger/captions/measured")
+    with ChatServer(model) as server:
+        run = settings(out, server)
+        caption.run(run, Folder(str(out)))
+        assert_right(out)
+        asked = len(server.asked)
+        caption.run(run, Folder(str(out)))
+        assert len(server.asked) == asked == 6 * 4  # nothing is asked again
+    assert pq.read_table(out / "ledger/captions/measured").equals(measured)
+    for chosen, name in ((run, "other-model"), (settings(out, server, *plain()), "measured")):
+        select.run(chosen, Folder(str(out)))
+        export.run(chosen, Folder(str(out)))
+        manifest = json.loads((out / "manifest.json").read_text())
+        clips = pq.read_table(out / "clips.parquet").to_pylist()
+        assert manifest["captioner"] == manifest["config"]["caption"]["name"] == name
+        assert {c["captioner"] for c in clips if c["status"] == "kept"} == {name}
+    assert manifest["config"]["caption"]["captioner"] == "measured"
+
+
+def plain() -> list[str]:
+    return ["caption.captioner=measured", "caption.name=null"]
+
+
+def test_a_set_of_captions_has_one_model_and_the_server_may_move(out, cluster):
+    with ChatServer(model, models=("tiny", "large")) as server:
+        caption.run(settings(out, server), Folder(str(out)))
+        with pytest.raises(ConfigError, match=r"model: 'tiny' -> 'large'(.|\n)*caption.name=NAME"):
+            caption.run(settings(out, server, "caption.openai.model=large"), Folder(str(out)))
+        elsewhere = settings(out, server, "caption.openai.url=http://127.0.0.1:9/v1")
+        caption.run(elsewhere, Folder(str(out)))
+
+
+def test_a_missing_server_is_told_before_anything_is_scored(dataset, tmp_path):
+    with ChatServer(model) as server:
+        run = settings(tmp_path / "out", server, f"input={dataset.source}")
+    with pytest.raises(ConfigError, match="no caption server at"):
+        curate.run(run, Folder(run.output))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", sorted(Path(DEFAULT_CONFIG).parent.glob("*.yaml")), ids=str)
+def test_the_configurations_that_ship_name_a_captioner_that_can_be_built(path):
+    chosen = config.load(Settings, path).caption.chosen
+    assert chosen.name == ("vllm" if path.name == "cluster.yaml" else "measured")
+    with_server = config.load(
+        Settings, path, ["caption.captioner=null", "caption.openai.url=http://x"]
+    )
+    assert with_server.caption.chosen.name == "openai"
+    assert with_server.caption.chosen.provenance()["captioner"] == "openai"
+
+
+def test_while_the_server_is_gone_the_user_sees_what_is_waited_for_and_nothing_is_lost(
+    out, cluster, capsys
+):
+    seen = ""
+
+    def shows(text: str) -> bool:
+        nonlocal seen
+        seen += capsys.readouterr().err
+        return text in seen
+
+    with ChatServer(model, lambda _: "slow", slow_s=0.2) as server:
+        chosen = settings(out, server)
+        run = threading.Thread(target=caption.run, args=(chosen, Folder(str(out))))
+        run.start()
+        wait_until(lambda: len(server.asked) >= 3)
+        server.stop()
+        wait_until(lambda: shows(f"caption  {server.url} answers nothing: "))
+        server.start()
+        wait_until(lambda: shows("caption  goes on"))
+        run.join()
+        shows("")
+    assert "else gives up in about 14 min" in seen
+    assert seen.index("caption  goes on") < seen.index("caption  4/4 clips · 0 failed · in")
+    assert_right(out)
+
+
+@pytest.mark.parametrize("name", ["../other", ".hidden", "a/b", ""])
+def test_a_set_of_captions_cannot_lie_elsewhere_than_in_its_place(name):
+    with pytest.raises(ConfigError, match=r"caption\.name"):
+        config.load(Settings, None, [f"caption.name='{name}'"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["driver", "ray::AsyncWorker", "server"])
+def test_whoever_is_killed_while_captioning_nothing_is_lost_or_mixed_up(out, victim):
+    with ChatServer(model, lambda _: "slow", slow_s=0.4) as server:
+        process = start("caption", *chat(out, server))
+        if victim == "driver":
+            assert kill_when(process, lambda: len(server.asked) >= 9)
+            process = start("caption", *chat(out, server))
+        else:
+            assert wait_for(process, lambda: len(server.asked) >= 9)
+            if victim == "server":
+                server.stop()
+                server.start()
+            else:
+                os.kill(worker_of(process, victim), signal.SIGKILL)
+        last = ended(process)
+        assert last.code == 0, last.err
+    assert_right(out)

@@ -1,0 +1,209 @@
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import ClassVar
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from curation.records import CAPTION, frames_sha256, schema, segment_spans
+from curation.stage import OutputError
+from curation.texts import neighbour_similarity
+from stages.captioning.captioner import Captioner, Captions
+from stages.captioning.measured import Measured
+
+BLUE_OVER_GREEN = ((200, 120, 40), (40, 140, 40))  # BGR
+
+
+def drawn(text: str = "", top=BLUE_OVER_GREEN[0], bottom=BLUE_OVER_GREEN[1]) -> np.ndarray:
+    bgr = np.zeros((432, 768, 3), np.uint8)
+    bgr[:216], bgr[216:] = top, bottom
+    cv2.putText(bgr, text, (40, 70), cv2.FONT_HERSHEY_SIMPLEX, 1.4, (255, 255, 255), 3)
+    return bgr
+
+
+def clip_of(folder, frames: list[np.ndarray], clip_id: str = "c0", **measured) -> dict:
+    """A kept clip's row; measured: values for every segment, or a list with one per segment."""
+    facts = {
+        "brightness": 100.0,
+        **dict.fromkeys(("camera_x", "camera_y", "camera_zoom", "camera_roll"), 0.0),
+        "camera_shake": 0.0,
+        "subject_motion": 0.0,
+        "subject_area": 0.0,
+    }
+    segments = []
+    for number, (start_s, end_s) in enumerate(segment_spans(15.0, len(frames))):
+        jpeg = cv2.imencode(".jpg", frames[number], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+        name = f"{clip_id}_{number}.jpg"
+        (folder / name).write_bytes(jpeg)
+        given = {k: v[number] if isinstance(v, list) else v for k, v in measured.items()}
+        segments.append(
+            {"start_s": start_s, "end_s": end_s, "key_frame": name}
+            | {"key_frame_sha256": hashlib.sha256(jpeg).hexdigest()}
+            | facts
+            | given
+        )
+    return {
+        "clip_id": clip_id,
+        "video": "v.mp4",
+        "start_s": 2.0,
+        "end_s": 17.0,
+        "segments": segments,
+    }
+
+
+@pytest.fixture(scope="module")
+def measured() -> Measured:
+    stage = Measured()
+    stage.setup()
+    return stage
+
+
+def captioned(stage: Captioner, folder, *clips: dict) -> list[dict]:
+    stage.ledger_url = str(folder)
+    return stage.process(list(clips))
+
+
+def test_a_clip_gets_five_texts_with_their_spans_and_one_for_the_whole(tmp_path, measured):
+    [row] = captioned(measured, tmp_path, clip_of(tmp_path, [drawn()] * 5, camera_x=30.0))
+    assert [(s["start_s"], s["end_s"]) for s in row["sub_captions"]] == segment_spans(15.0, 5)
+    texts = [s["text"] for s in row["sub_captions"]]
+    assert texts[0] == (
+        "A picture, mostly blue, with green at the bottom. The view pans to the right. "
+        "Hardly anything moves by itself."
+    )
+    assert (
+        texts[1]
+        == "Nothing changes: in the blue and green scene the view keeps panning to the right."
+    )
+    assert "The view pans to the right throughout." in row["caption"]
+    assert row["text_similarity_tfidf"] == neighbour_similarity(texts)
+    assert (row["captioner"], row["error"], row["rejected"]) == ("measured", None, None)
+    assert row["video"] == "v.mp4"
+    assert json.loads(row["provenance"])["version"] >= 1
+
+
+def test_the_columns_are_those_of_the_table(tmp_path, measured):
+    [row] = captioned(measured, tmp_path, clip_of(tmp_path, [drawn()] * 5))
+    table = pa.Table.from_pylist([{c.name: row[c.name] for c in CAPTION}], schema(CAPTION))
+    assert table.num_rows == 1
+
+
+def test_what_is_on_screen_is_quoted_when_it_comes_and_when_it_goes(tmp_path, measured):
+    frames = [drawn(), drawn("Goal 2"), drawn("Goal 2"), drawn("Goal 3"), drawn()]
+    [row] = captioned(measured, tmp_path, clip_of(tmp_path, frames))
+    texts = [s["text"] for s in row["sub_captions"]]
+    assert ['"Goal 2"' in text for text in texts] == [False, True, False, False, False]
+    assert '"Goal 3"' in texts[3]
+    assert 'the text "Goal 3" is gone' in texts[4]
+    assert row["caption"].endswith('It says "Goal 2" and "Goal 3".')
+
+
+def test_text_on_screen_that_looks_like_markup_stays_words(tmp_path, measured):
+    [row] = captioned(measured, tmp_path, clip_of(tmp_path, [drawn("<script> now")] * 5))
+    assert "script" in row["caption"]
+    assert not set(row["caption"]) & set("<>&")
+
+
+def test_a_picture_that_changes_colour_is_told_so(tmp_path, measured):
+    frames = [drawn()] * 2 + [drawn(top=(20, 20, 200))] * 3
+    [row] = captioned(measured, tmp_path, clip_of(tmp_path, frames))
+    assert "red at the top comes in" in row["sub_captions"][2]["text"].lower()
+    assert "blue is gone" in row["sub_captions"][2]["text"]
+    assert row["sub_captions"][3]["text"] == (
+        "Hardly anything moves or changes in the still view of the green and red scene."
+    )
+
+
+def test_the_same_clip_gets_the_same_texts_again(tmp_path, measured):
+    clip = clip_of(tmp_path, [drawn("Goal 2")] * 5, camera_y=20.0)
+    assert captioned(measured, tmp_path, clip) == captioned(measured, tmp_path, clip)
+
+
+def test_a_key_frame_that_is_not_the_one_scored_is_an_error(tmp_path, measured):
+    clips = [clip_of(tmp_path, [drawn()] * 5, name) for name in ("good", "swapped")]
+    (tmp_path / "swapped_3.jpg").write_bytes((tmp_path / "good_0.jpg").read_bytes() + b" ")
+    good, bad = captioned(measured, tmp_path, *clips)
+    assert good["error"] is None
+    assert "swapped_3.jpg is not the key frame that was scored" in bad["error"]
+    assert bad["caption"] is bad["sub_captions"] is bad["frames_sha256"] is None
+    assert (bad["clip_id"], bad["captioner"]) == ("swapped", "measured")
+
+
+def test_the_hash_of_the_frames_tells_their_order(tmp_path, measured):
+    clip = clip_of(tmp_path, [drawn(str(n)) for n in range(5)])
+    [row] = captioned(measured, tmp_path, clip)
+    hashes = [s["key_frame_sha256"] for s in clip["segments"]]
+    assert row["frames_sha256"] == frames_sha256(hashes)
+    assert row["frames_sha256"] != frames_sha256(hashes[::-1])
+
+
+@pytest.mark.parametrize("trouble", ["missing", "broken", "unnamed", "no segments"])
+def test_a_clip_without_its_frames_is_an_error_of_its_own_row(tmp_path, measured, trouble):
+    clip = clip_of(tmp_path, [drawn()] * 5)
+    if trouble == "missing":
+        (tmp_path / "c0_2.jpg").unlink()
+    elif trouble == "broken":
+        (tmp_path / "c0_2.jpg").write_bytes(b"text")
+        clip["segments"][2]["key_frame_sha256"] = hashlib.sha256(b"text").hexdigest()
+    elif trouble == "unnamed":
+        clip["segments"][2]["key_frame"] = None
+    else:
+        clip["segments"] = []
+    [row] = captioned(measured, tmp_path, clip)
+    assert row["error"]
+    assert row["caption"] is row["sub_captions"] is None
+
+
+@dataclass
+class Parrot(Captioner):
+    """Says what it is told to, to see what the base class makes of it."""
+
+    says: Captions | Exception
+
+    captioner: ClassVar[str] = "parrot"
+
+    def provenance(self):
+        return {"model": "parrot-1"}
+
+    async def describe(self, clip, frames):
+        if isinstance(self.says, Exception):
+            raise self.says
+        return self.says
+
+
+def parroted(tmp_path, says) -> dict:
+    [row] = captioned(Parrot(says), tmp_path, clip_of(tmp_path, [drawn()] * 2))
+    return row
+
+
+@pytest.mark.parametrize(
+    "texts", [(["a"], "c"), (["a", "b", "d"], "c"), (["a", " "], "c"), (["a", "b"], "")]
+)
+def test_a_captioner_must_say_something_of_every_segment_and_of_the_whole(tmp_path, texts):
+    row = parroted(tmp_path, Captions(*texts))
+    assert "expected a caption and 2 sub-captions" in row["error"]
+    assert row["caption"] is None
+
+
+def test_texts_that_failed_a_check_for_good_stay_to_be_seen(tmp_path):
+    row = parroted(tmp_path, Captions(["a", "b"], "c", "too alike", {"attempts": 3}))
+    assert (row["rejected"], row["error"], row["caption"]) == ("too alike", None, "c")
+    assert json.loads(row["provenance"]) == {
+        "model": "parrot-1",
+        "attempts": 3,
+        "span_s": [2.0, 17.0],
+    }
+
+
+def test_what_a_captioner_raises_is_the_rows_error(tmp_path):
+    assert parroted(tmp_path, TimeoutError("server is away"))["error"] == (
+        "TimeoutError: server is away"
+    )
+
+
+def test_an_error_of_the_output_stops_the_run(tmp_path):
+    with pytest.raises(OutputError):
+        parroted(tmp_path, OutputError("disk full"))

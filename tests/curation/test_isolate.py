@@ -1,0 +1,236 @@
+"""Crashes, hangs and bombs in the child cost one call; nothing but data comes back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from curation import isolate
+from curation.isolate import Crashed, Isolated, TimedOut, Unexpected
+from curation.stage import BadVideo, OutputError
+from tests.support.paths import REPOSITORY
+
+
+def work(task: str, value: object = None) -> object:
+    """What the child does in these tests."""
+    if task == "echo":
+        return value
+    if task == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if task == "exit":
+        os._exit(7)
+    if task == "hang":
+        time.sleep(3600)
+    if task == "memory":
+        return len(bytearray(8 << 30))
+    if task == "pid":
+        return os.getpid()
+    if task == "bad":
+        raise BadVideo("not a video: text")
+    if task == "full disk":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    if task == "output":
+        raise OutputError("storage is gone")
+    if task == "bug":
+        row: dict[str, object] = {}
+        return row["no such column"]
+    if task == "chatter":
+        os.write(1, b"[h264 @ 0x55] error while decoding MB\n")
+        os.write(2, b"x264 [info]: profile High\n")
+    if task == "big file":
+        Path(str(value)).write_bytes(b"\0" * 4096)
+        with open(str(value), "ab") as file:
+            file.truncate(2 << 30)
+    return None
+
+
+class Counter:
+    """Counts its calls since its set-up."""
+
+    def setup(self) -> None:
+        self.calls = 100
+
+    def count(self) -> int:
+        self.calls += 1
+        return self.calls
+
+
+class NoWeights:
+    def setup(self) -> None:
+        raise FileNotFoundError("weights.pt is missing")
+
+    def call(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def isolated():
+    with Isolated(work, deadline_s=20, memory_gib=0.5) as one:
+        yield one
+
+
+def test_plain_data_comes_back_as_it_was(isolated):
+    value = {
+        "name": "odd \udcff name\n",
+        "fingerprint": bytes(range(256)),
+        "spans": [{"start_s": 0.1, "end_s": 1e-12}, None, True, -5, "\0bytes"],
+        "nan": float("inf"),
+    }
+    assert isolated("echo", value) == value
+
+
+def test_numbers_of_numpy_become_numbers_of_python(isolated):
+    back = isolated("echo", {"a": np.float32(0.5), "b": np.int64(3), "c": np.bool_(True)})
+    assert back == {"a": 0.5, "b": 3, "c": True}
+    assert [type(x) for x in back.values()] == [float, int, bool]
+
+
+def test_a_result_that_is_no_data_is_refused_by_name(isolated):
+    with pytest.raises(Unexpected, match="ndarray can't be returned"):
+        isolated("echo", np.zeros(3))
+
+
+def test_a_crash_costs_one_call(isolated):
+    before = isolated("pid")
+    with pytest.raises(Crashed, match=r"^the decoder crashed: SIGSEGV$"):
+        isolated("crash")
+    assert isolated("echo", 1) == 1
+    assert isolated("pid") != before
+
+
+def test_a_child_that_ends_by_itself_says_its_exit_code(isolated):
+    with pytest.raises(Crashed, match="exit code 7"):
+        isolated("exit")
+
+
+def test_a_hang_ends_at_its_deadline(isolated):
+    began = time.monotonic()
+    with pytest.raises(TimedOut, match=r"^no result after 0\.5 s$"):
+        isolated("hang", deadline_s=0.5)
+    assert time.monotonic() - began < 10
+    assert isolated("echo", 2) == 2
+
+
+def test_a_memory_bomb_is_told_in_plain_words(isolated):
+    with pytest.raises(BadVideo, match=r"needs more memory than the limit of 0\.5 GiB"):
+        isolated("memory")
+    assert isolated("echo", 3) == 3
+
+
+def test_errors_arrive_as_what_they_are(isolated):
+    with pytest.raises(BadVideo, match=r"^not a video: text$"):
+        isolated("bad")
+    with pytest.raises(OutputError, match="storage is gone"):
+        isolated("output")
+    with pytest.raises(OutputError, match="No space left"):
+        isolated("full disk")
+    with pytest.raises(Unexpected, match=r"KeyError: 'no such column' \(test_isolate.py:\d+\)"):
+        isolated("bug")
+
+
+def test_what_the_decoder_prints_goes_to_the_log(tmp_path, capfd):
+    with Isolated(work, log=str(tmp_path / "child.log")) as one:
+        one("chatter")
+    assert "error while decoding" in (tmp_path / "child.log").read_text()
+    assert "x264" in (tmp_path / "child.log").read_text()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_setup_runs_once_per_child_on_the_same_object():
+    counter = Counter()
+    with Isolated(counter.count, counter.setup) as one:
+        assert [one(), one()] == [101, 102]
+        one.close()
+        assert one() == 101
+    assert not hasattr(counter, "calls")  # the parent's own was left alone
+
+
+def test_a_setup_that_fails_says_why_and_fails_no_row():
+    worker = NoWeights()
+    with Isolated(worker.call, worker.setup) as one:
+        with pytest.raises(
+            RuntimeError, match=r"did not start: .*weights\.pt is missing"
+        ) as raised:
+            one()
+        assert not isinstance(raised.value, BadVideo)
+
+
+def test_the_child_cannot_fill_the_disk_with_one_file(isolated, tmp_path):
+    with pytest.raises(Unexpected, match="File too large"):
+        isolated("big file", str(tmp_path / "big"))
+
+
+def test_the_child_dies_with_its_parent_even_while_it_hangs():
+    code = (
+        "import os, signal, threading, time\n"
+        "from curation.isolate import Isolated\n"
+        "from tests.curation.test_isolate import work\n"
+        "one = Isolated(work)\n"
+        "print(one('pid'), flush=True)\n"
+        "one('hang')\n"
+    )
+    root = REPOSITORY
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        time.sleep(0.3)  # it is in its hang by now, or about to be: both must end
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not alive(child)
+
+
+def alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_a_forgotten_child_is_ended():
+    one = Isolated(work)
+    pid = one("pid")
+    del one
+    assert not alive(pid)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\x80\x04cos\nsystem\n(S'true'\ntR.",  # a pickle
+        b"[" * 100_000,
+        b"{",
+        b'"ok"',
+        b'{"ok":{"\\u0000bytes":5}}',
+        b"\xff\xfe",
+    ],
+)
+def test_an_answer_that_is_no_data_counts_as_a_crash(isolated, answer):
+    isolated("echo")  # the child runs
+    ours, theirs = socket.socketpair()
+    isolated._socket.close()
+    isolated._socket = ours
+    isolate._send(theirs, answer)
+    with pytest.raises(Crashed, match="no data"):
+        isolated("echo")
+    theirs.close()
+    assert isolated("echo", 4) == 4
+
+
+def test_an_answer_of_impossible_length_is_not_read():
+    ours, theirs = socket.socketpair()
+    theirs.sendall((1 << 60).to_bytes(8))
+    with pytest.raises(ValueError, match="a message of"):
+        isolate._receive(ours)

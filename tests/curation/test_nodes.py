@@ -1,0 +1,32 @@
+"""More than one machine: the same dataset, whatever node a row went to and whatever node died."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.whole_run import REPOSITORY, differences, leftovers
+
+
+def on_two_nodes(source, out, *more):
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "tests.support.two_nodes", str(source), str(out), *more]
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_two_nodes_give_the_same_dataset_as_one(dataset, tmp_path):
+    on_two_nodes(dataset.source, tmp_path / "out")
+    assert differences(dataset.out, tmp_path / "out") == []
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_on_the_way_changes_nothing(dataset, tmp_path):
+    on_two_nodes(dataset.source, tmp_path / "out", "kill")
+    assert differences(dataset.out, tmp_path / "out") == []
+    assert leftovers(tmp_path / "out") == []

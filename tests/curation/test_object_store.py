@@ -1,0 +1,186 @@
+"""Input and output in object stores: S3's and Google's servers on this machine, asked over HTTP."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import urllib.parse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+from moto.server import ThreadedMotoServer
+
+from curation.stage import BadVideo, OutputError
+from curation.storage import Folder, InputError, fetched, list_videos, look_at
+from tests.curation.test_resume import run_all, settings
+from tests.support.paths import REPOSITORY
+from tests.support.whole_run import curate, ended, kill_when
+
+
+@dataclass
+class Bucket:
+    """A bucket and the options of its URLs."""
+
+    store: str  # s3://name
+    name: str
+    options: str
+    fs: pafs.FileSystem
+
+    def url(self, path: str) -> str:
+        return f"{self.store}/{urllib.parse.quote(path, safe='/*')}?{self.options}"
+
+    def put(self, path: str, data: bytes = b"x") -> None:
+        with self.fs.open_output_stream(f"{self.name}/{path}") as stream:
+            stream.write(data)
+
+    def put_folder(self, path: str, folder: Path) -> None:
+        for file in folder.rglob("*"):
+            if file.is_file():  # no newline: the server's own limit
+                name = str(file.relative_to(folder)).replace("\n", " ")
+                self.put(f"{path}/{name}", file.read_bytes())
+
+    def files(self, path: str) -> dict[str, int]:
+        """Time of last change, by path."""
+        found = self.fs.get_file_info(
+            pafs.FileSelector(f"{self.name}/{path}", recursive=True, allow_not_found=True)
+        )
+        return {f.path: f.mtime_ns for f in found if f.type == pafs.FileType.File}
+
+    def table(self, path: str) -> list[dict]:
+        return pq.read_table(f"{self.name}/{path}", filesystem=self.fs).to_pylist()
+
+
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def server(request) -> Iterator[tuple[str, str]]:
+    """Its scheme, and HOST:PORT."""
+    if request.param == "s3":
+        moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        moto.start()
+        yield "s3", "{}:{}".format(*moto.get_host_and_port())
+        moto.stop()
+        return
+    pytest.importorskip("gcp_storage_emulator")
+    command = [sys.executable, REPOSITORY / "tests/support/gcs_server.py"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield "gs", f"127.0.0.1:{process.stdout.readline().strip()}"
+        process.kill()
+
+
+@pytest.fixture
+def bucket(server, request) -> Bucket:
+    scheme, at = server
+    options = "endpoint_override=" + urllib.parse.quote(at, safe="") + "&scheme=http"
+    name = f"b{abs(hash(request.node.name))}"
+    store, making = f"s3://{name}", "allow_bucket_creation=true"
+    if scheme == "gs":
+        store, making = f"gs://anonymous@{name}", "project_id=test"
+        options += "&retry_limit_seconds=3"
+    fs, _ = pafs.FileSystem.from_uri(f"{store}?{making}&{options}")
+    fs.create_dir(name)
+    return Bucket(store, name, options, fs)
+
+
+def names(listed, bucket: Bucket) -> list[str]:
+    return [v.video.removeprefix(f"{bucket.store}/").partition("?")[0] for v in listed]
+
+
+def test_a_prefix_a_file_a_pattern_and_lists_are_listed(bucket):
+    for name in ("in/a.mp4", "in/sub/b.MKV", "in/sub/deep/c.mp4", "in/notes.txt", "other/d.mp4"):
+        bucket.put(name)
+    assert names(list_videos(bucket.url("in")), bucket) == [
+        *("in/a.mp4", "in/sub/b.MKV", "in/sub/deep/c.mp4")
+    ]
+    assert names(list_videos(bucket.url("in/a.mp4")), bucket) == ["in/a.mp4"]
+    assert names(list_videos(bucket.url("in/*.mp4")), bucket) == ["in/a.mp4"]
+    assert names(list_videos(bucket.url("*/*.mp4")), bucket) == ["in/a.mp4", "other/d.mp4"]
+    assert names(list_videos(bucket.url("in/**/*.mp4")), bucket) == [
+        *("in/a.mp4", "in/sub/deep/c.mp4")
+    ]
+    bucket.put("in/list.txt", f"# two\na.mp4\n{bucket.url('other/d.mp4')}\ngone.mp4\n".encode())
+    listed = list(list_videos(bucket.url("in/list.txt")))
+    assert names(listed, bucket) == ["in/a.mp4", "other/d.mp4", "in/gone.mp4"]
+    assert [v.bytes for v in listed] == [1, 1, -1]
+    assert all(v.video.endswith(bucket.options) for v in listed)
+
+
+def test_odd_names_come_through_and_open_again(bucket):
+    odd = ["with space.mp4", "-dash.mp4", "ünï.mp4", "100%20.mp4", "a+b.mp4", "what?.mp4", "#.mp4"]
+    for name in odd:
+        bucket.put(f"in/{name}", name.encode())
+    for listed in list_videos(bucket.url("in")):
+        with fetched(listed.video) as path:
+            odd.remove(Path(path).read_text())
+        assert look_at(listed.video) == listed
+    assert odd == []
+
+
+def test_what_is_not_there_is_said_in_plain_words(bucket, server):
+    for path in ("none", "none/*.mp4"):
+        with pytest.raises(InputError, match="no such file or folder, and no file matches it"):
+            list(list_videos(bucket.url(path)))
+    with pytest.raises(BadVideo, match="can't be fetched"), fetched(bucket.url("gone.mp4")):
+        pass
+    nowhere = bucket.options.replace(server[1].rpartition(":")[2], "9")
+    with pytest.raises(InputError, match="can't be reached"):
+        list(list_videos(f"{bucket.store}/in?{nowhere}"))
+    nobucket = bucket.store.replace(bucket.name, "nobucket")
+    with pytest.raises(OutputError, match=f"can't write {nobucket}/out/a.txt"):
+        Folder(f"{nobucket}/out?{bucket.options}").write("a.txt", b"data")
+
+
+def test_keys_in_a_url_are_refused_and_not_repeated():
+    for url in ("s3://name:secret@bucket/in", "s3://bucket/in?secret_key=secret"):
+        with pytest.raises(InputError, match="keys don't belong into them") as refused:
+            list(list_videos(url))
+        assert "secret@" not in str(refused.value)
+        assert "=secret" not in str(refused.value)
+
+
+def cuts(shards: list[dict]) -> dict[str, str]:
+    return {row["clip_id"]: row["sha256"] for row in shards}
+
+
+def test_an_input_and_an_output_in_a_store_give_what_local_ones_do(dataset, bucket, cluster):
+    bucket.put("in/a b.mp4", dataset.videos["kept"].read_bytes())
+    bucket.put("in/text.mp4", b"not a video at all\n")
+    run = settings(bucket.url("in"), bucket.url("out"))  # type: ignore[arg-type]
+    run_all(run)
+    rows = {row["video"]: row for row in bucket.table("out/videos.parquet")}
+    assert rows[bucket.url("in/a b.mp4")]["clips"] == 1
+    assert rows[bucket.url("in/text.mp4")]["error"].startswith("not a video")
+    [made] = bucket.table("out/shards.parquet")
+    known = cuts(pq.read_table(dataset.out / "shards.parquet").to_pylist())
+    assert made["sha256"] == known[made["clip_id"]]
+
+    first = bucket.files("out")
+    shard = f"{bucket.name}/out/shards/{made['shard']}"
+    bucket.fs.delete_file(shard)  # as if the run had ended before it
+    run_all(run)
+    again = bucket.files("out")
+    assert again.keys() == first.keys()
+    once = ("/ledger/videos/", "/ledger/key_frames/", "/ledger/captions/measured/", "/shards/")
+    anew = {p for p in again if again[p] != first[p] and any(part in p for part in once)}
+    assert anew == {shard, f"{bucket.name}/out/ledger/shards/{made['shard']}.json"}
+
+
+def there(bucket: Bucket, part: str) -> Callable[[], bool]:
+    return lambda: any(part in path for path in bucket.files("out"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "part", ["ledger/key_frames/", "ledger/videos/part-", "shards/", "presto/"]
+)
+def test_a_driver_killed_on_the_way_loses_nothing(dataset, bucket, part):
+    bucket.put_folder("in", dataset.source)
+    run = (bucket.url("in"), bucket.url("out"))
+    kill_when(curate(*run), there(bucket, part))  # type: ignore[arg-type]
+    last = ended(curate(*run))  # type: ignore[arg-type]
+    assert last.code == 0, last.err
+    known = cuts(pq.read_table(dataset.out / "shards.parquet").to_pylist())
+    assert cuts(bucket.table("out/shards.parquet")) == known
+    assert len(bucket.table("out/clips.parquet")) == 6

@@ -1,0 +1,232 @@
+"""The policy: reasons, their order and their words, and what is refused before the start."""
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from curation import records
+from curation.config import ConfigError, load
+from curation.policy import Policy, Range, check_columns, check_gate, decide, decide_table
+from curation.stage import PlanError
+from tests.support.paths import REPOSITORY
+
+
+@dataclass
+class Ruled:
+    policy: Policy = field(default_factory=Policy)
+
+
+def test_a_clip_that_stands_still_is_rejected_with_its_number():
+    assert decide({"still_share": 0.9}, Policy(still_share=Range(max=0.5))) == [
+        "still_share 0.90 > 0.5"
+    ]
+
+
+def test_a_score_that_was_not_measured_is_no_reason_and_no_pass():
+    policy = Policy(still_share=Range(max=0.5))
+    assert decide({"still_share": None}, policy) == ["still_share not measured"]
+    assert decide({}, policy) == ["still_share not measured"]
+    assert decide({"still_share": float("nan")}, policy) == ["still_share not measured"]
+
+
+def test_a_score_that_was_not_measured_tells_its_cause():
+    row = {"text_share": None, "causes": {"text_share": "below the gate", "motion_dis": "x"}}
+    assert decide(row, Policy(text_share=Range(max=0.1))) == [
+        "text_share not measured: below the gate"
+    ]
+
+
+def test_a_short_take_is_told_in_seconds():
+    policy = Policy(duration_s=Range(min=15))
+    assert decide({"duration_s": 9.31}, policy) == ["9.3 s < 15 s"]
+    assert decide({"duration_s": 14.99}, policy) == ["14.99 s < 15 s"]
+    assert decide({"duration_s": 15.0}, policy) == []
+    assert decide({"duration_s": 40.1 - 25.1}, policy) == []  # 14.999999999999996
+
+
+def test_reasons_follow_the_policy_and_numbers_come_before_gaps():
+    policy = Policy(
+        {
+            "text_share": Range(max=0.1),
+            "width": Range(min=1280),
+            "brightness": Range(min=20, max=180),
+        }
+    )
+    row = {"brightness": 200.0, "width": 640, "text_share": None}
+    assert decide(row, policy) == [
+        "width 640 < 1280",
+        "brightness 200.00 > 180",
+        "text_share not measured",
+    ]
+
+
+def test_a_threshold_belongs_to_what_passes():
+    assert decide({"artifact_share": 0.05}, Policy(artifact_share=Range(max=0.05))) == []
+    assert decide({"brightness": 20.0}, Policy(brightness=Range(min=20, max=180))) == []
+
+
+@given(
+    value=st.floats(-1000, 1000, width=32),
+    low=st.floats(-1000, 1000, width=32),
+    high=st.floats(-1000, 1000, width=32),
+)
+def test_a_reason_is_given_exactly_where_a_value_is_outside_and_never_contradicts_itself(
+    value, low, high
+):
+    low, high = min(low, high), max(low, high)
+    reasons = decide({"brightness": value}, Policy(brightness=Range(min=low, max=high)))
+    assert len(reasons) == (not low <= value <= high)
+    for text in reasons:
+        _, shown, sign, bound = text.split()
+        assert float(shown) < low if sign == "<" else float(shown) > high
+        assert float(bound) == pytest.approx(low if sign == "<" else high, rel=1e-5)
+
+
+def test_a_table_is_judged_as_its_rows_are():
+    rng = np.random.default_rng(0)
+    policy = Policy(
+        duration_s=Range(min=15), fps=Range(min=15, max=120), text_share=Range(max=0.08)
+    )
+    rows = [
+        {
+            "duration_s": float(d),
+            "fps": float(f),
+            "text_share": None if t > 0.15 else float(t),
+            "causes": [("text_share", "no frames")] if t > 0.18 else [],
+        }
+        for d, f, t in zip(
+            rng.uniform(5, 30, 200), rng.uniform(5, 150, 200), rng.uniform(0, 0.2, 200), strict=True
+        )
+    ]
+    kinds = {c.name: c.type for c in records.CLIP}
+    table = pa.Table.from_pylist(rows, schema=pa.schema([(k, kinds[k]) for k in rows[0]]))
+    judged = decide_table(table, policy).to_pylist()
+    assert judged == [decide(row, policy) for row in rows]
+    assert 0 < sum(not reasons for reasons in judged) < 200
+
+
+def test_a_column_that_a_table_lacks_was_not_measured_of_any_clip():
+    assert decide_table(
+        pa.table({"width": [1280, 640]}), Policy(fps=Range(min=15))
+    ).to_pylist() == [
+        ["fps not measured"],
+        ["fps not measured"],
+    ]
+
+
+def test_an_empty_table_and_an_empty_policy_give_no_reasons():
+    assert decide_table(pa.table({"fps": pa.array([], pa.float32())}), Policy()).to_pylist() == []
+    assert decide({"fps": 3.0}, Policy()) == []
+
+
+def test_an_unknown_column_is_refused_with_the_nearest_name():
+    with pytest.raises(ConfigError, match="brightnes is not a score; did you mean brightness"):
+        Policy(brightnes=Range(min=20))
+
+
+@pytest.mark.parametrize("ends", [{}, {"min": 2, "max": 1}, {"min": float("nan")}])
+def test_a_range_that_is_none_is_refused(ends):
+    with pytest.raises(ConfigError, match="expected min, max or both"):
+        Range(**ends)
+
+
+def test_yaml_makes_a_policy_and_null_takes_a_rule_away():
+    read = TypeAdapter(Policy).validate_python(
+        {"width": {"min": 1280}, "text_share": None, "fps": {"min": 15, "max": 120}}
+    )
+    assert read == Policy(width=Range(min=1280), fps=Range(min=15, max=120))
+
+
+def test_a_rule_that_is_no_range_is_told_what_one_has(tmp_path):
+    (tmp_path / "c.yaml").write_text("policy: {fps: {min: 15, maks: 120}}")
+    with pytest.raises(ConfigError, match=r"policy\.fps\.maks is 120: no such.*known: min, max$"):
+        load(Ruled, tmp_path / "c.yaml")
+    with pytest.raises(ConfigError, match=r"policy\.text_share is 0\.02: expected .*: min, max$"):
+        load(Ruled, None, ["policy.text_share=0.02"])
+
+
+def test_a_policy_that_needs_scores_without_a_scorer_is_refused_by_name():
+    policy = Policy(
+        width=Range(min=1280),
+        motion_raft=Range(min=40),
+        motion_dis=Range(min=1),
+        key_lpips=Range(min=0.4),
+    )
+    with pytest.raises(PlanError, match=r"2 scores .*: motion_raft, key_lpips\n") as refused:
+        check_columns(policy, ["motion_dis"])
+    assert "motion_raft: needs RAFT optical flow" in str(refused.value)
+    check_columns(policy, ["motion_dis", "motion_raft", "key_lpips"])
+
+
+CONFIGS = REPOSITORY / "configs"
+
+
+def policy_of(name: str) -> Policy:
+    read = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    return TypeAdapter(Policy).validate_python(read["select"]["policy"])
+
+
+COSTLY = {"text_share": "TextArea"}
+GATE = Policy(brightness=Range(min=20, max=235), motion_dis=Range(min=0.5))
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"brightness": Range(min=10, max=235), "motion_dis": Range(min=1)},
+        {"brightness": Range(min=30), "motion_dis": Range(min=1)},
+        {"motion_dis": Range(min=1)},
+    ],
+)
+def test_a_policy_under_the_gate_is_refused_saying_what_to_run(rules):
+    with pytest.raises(
+        PlanError, match=r"looser than the gate .* in brightness, .*text_share"
+    ) as e:
+        check_gate(Policy(rules, text_share=Range(max=0.1)), GATE, COSTLY)
+    assert "runs TextArea" in str(e.value)
+
+
+def test_a_policy_within_the_gate_or_without_costly_scores_passes():
+    tight = {"brightness": Range(min=20, max=180), "motion_dis": Range(min=0.5)}
+    check_gate(Policy(tight, text_share=Range(max=0.1)), GATE, COSTLY)
+    check_gate(Policy(width=Range(min=10)), GATE, COSTLY)
+    check_gate(Policy(width=Range(min=10), text_share=Range(max=0.1)), Policy(), COSTLY)
+
+
+def test_a_hundred_thousand_clips_are_judged_in_less_than_two_cpu_seconds():
+    rng = np.random.default_rng(0)
+    names = ("brightness", "motion_dis", "still_share", "text_share")
+    table = pa.table({n: rng.uniform(0, 1, 100_000).astype(np.float32) for n in names})
+    start = time.process_time()
+    reasons = decide_table(table, Policy({n: Range(min=0.3) for n in names}))
+    assert time.process_time() - start < 2.0  # it takes 0.1 to 0.2: a loop over rows takes longer
+    assert len(reasons) == 100_000
+
+
+@pytest.mark.parametrize("name", ["longtake_hd_pretrain", "longtake_hd_finetune"])
+def test_table_4_is_refused_naming_the_three_scores_that_need_a_model(name):
+    have = [c.name for c in records.SCORES if not c.model]
+    named = ": aesthetic_laion_l14, motion_raft, key_lpips\n"
+    with pytest.raises(PlanError, match=named):
+        check_columns(policy_of(name), have)
+
+
+def test_the_local_policy_needs_no_model():
+    check_columns(policy_of("local"), [c.name for c in records.SCORES if not c.model])
+
+
+def test_the_default_policy_keeps_a_watching_cameras_take_in_which_hardly_anything_moves():
+    """There no graphic can be told from the scene."""
+    text = (REPOSITORY / "configs/local.yaml").read_text()
+    rules = TypeAdapter(Policy).validate_python(yaml.safe_load(text)["select"]["policy"])
+    row = {"duration_s": 15.0, "width": 1280, "height": 720, "fps": 15.0, "brightness": 90.0}
+    row |= dict.fromkeys(("frozen_share", "fake_motion", "border_share", "text_share"), 0.0)
+    row |= {"still_share": 0.85, "artifact_share": 0.0, "overlay_share": None}
+    assert decide(row, rules) == []

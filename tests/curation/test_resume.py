@@ -1,0 +1,270 @@
+"""Interrupted anywhere and run again: the same dataset, nothing lost, nothing doubled."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from curation import config
+from curation.progress import Progress
+from curation.runner.cluster import RunError
+from curation.stage import OutputError
+from curation.storage import Folder
+from pipelines import caption, export, score, select
+from pipelines.score import _finished
+from pipelines.settings import DEFAULT_CONFIG, Settings, batches
+from tests.support.small_input import SETTINGS, cut, scene, video
+from tests.support.whole_run import (
+    below,
+    curate,
+    differences,
+    ended,
+    kill_when,
+    leftovers,
+    wait_for,
+)
+
+
+def settings(source: Path, out: Path, *overrides: str) -> Settings:
+    given = [*SETTINGS, f"input={source}", f"output={out}", *overrides]
+    return config.load(Settings, DEFAULT_CONFIG, given)
+
+
+def run_all(run: Settings) -> None:
+    """As pipelines.curate does, on the tests' Ray."""
+    out = Folder(run.output)
+    for phase in (score, select, caption, select, export):
+        phase.run(run, out)
+
+
+def videos(out: Path) -> dict[str, tuple[str, str | None]]:
+    rows = pq.read_table(out / "ledger/videos").to_pylist()
+    return {os.path.basename(row["video"]): (row["status"], row["error"]) for row in rows}
+
+
+def files(out: Path, pattern: str) -> Callable[[], bool]:
+    return lambda: any(out.glob(pattern))
+
+
+def worker_of(process: subprocess.Popen[str], name: str) -> int:
+    return next((pid for pid, line in below(process.pid) if name in line), 0)
+
+
+def test_a_driver_killed_while_scoring_and_while_exporting_loses_nothing(dataset, tmp_path):
+    out = tmp_path / "out"
+    process = curate(dataset.source, out)
+    assert kill_when(process, files(out, "ledger/key_frames/*/*_2.jpg"))
+    process = curate(dataset.source, out)
+    assert kill_when(process, files(out, "cuts/*"))
+    (out / "cuts/.tmp-half").write_bytes(b"as a kill in the middle of a write leaves it")
+    last = ended(curate(dataset.source, out))
+    assert last.code == 0, last.err
+    assert differences(dataset.out, out) == []
+    assert leftovers(out) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "ledger/input.parquet",
+        "ledger/.tmp-*",
+        "ledger/videos/part-00000000.parquet",
+        "ledger/videos/part-00000001.parquet",
+        "ledger/selection.parquet",
+        "ledger/captions/measured",
+        "ledger/captions/measured/part-*",
+        "cuts/*.mp4",
+        "cuts/*.json",
+        "shards/*",
+        "shards/*.tar",
+        "presto/videos/*.mp4",
+        "ledger/shards/*.json",
+        "presto/meta.parquet",
+        "clips.parquet",
+        "stats.parquet",
+        ".tmp-*",
+    ],
+)
+def test_a_driver_killed_anywhere_loses_nothing(dataset, tmp_path, pattern):
+    out = tmp_path / "out"
+    kill_when(curate(dataset.source, out), files(out, pattern))
+    last = ended(curate(dataset.source, out))
+    assert last.code == 0, last.err
+    assert differences(dataset.out, out) == []
+    assert leftovers(out) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["ray::Worker", "curation.isolate"])
+@pytest.mark.parametrize("pattern", ["ledger/key_frames/*/*", "cuts/.tmp-*"])
+def test_a_worker_or_its_child_killed_costs_nothing(dataset, tmp_path, victim, pattern):
+    out = tmp_path / "out"
+    process = curate(dataset.source, out)
+    assert wait_for(process, files(out, pattern))
+    os.kill(worker_of(process, victim), signal.SIGKILL)
+    last = ended(process)
+    assert last.code == 0, last.err
+    assert differences(dataset.out, out) == []
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Two videos that differ, of which one is there twice."""
+    video(tmp_path / "in" / "b.mp4", scene(1))
+    shutil.copy(tmp_path / "in" / "b.mp4", tmp_path / "in" / "c.mp4")
+    return tmp_path / "in"
+
+
+def test_files_come_change_and_go_between_runs(source, tmp_path, cluster):
+    out = tmp_path / "out"
+    run = settings(source, out)
+    run_all(run)
+    assert videos(out) == {
+        "b.mp4": ("ok", None),
+        "c.mp4": ("duplicate", f"same bytes as {source}/b.mp4"),
+    }
+    first = pq.read_table(out / "clips.parquet")
+    assert first["video"].to_pylist() == [f"{source}/b.mp4"]
+
+    # The same bytes under a name that is listed first: what is scored stays the original.
+    shutil.copy(source / "b.mp4", source / "a.mp4")
+    run_all(run)
+    assert videos(out)["a.mp4"] == ("duplicate", f"same bytes as {source}/b.mp4")
+    assert pq.read_table(out / "clips.parquet").equals(first)
+
+    # New bytes under the original's name: scored anew, and one of the copies in its place.
+    video(source / "b.mp4", scene(9))
+    run_all(run)
+    assert videos(out)["b.mp4"] == ("ok", None)
+    assert videos(out)["a.mp4"] == ("ok", None)
+    assert videos(out)["c.mp4"] == ("duplicate", f"same bytes as {source}/a.mp4")
+    clips = pq.read_table(out / "clips.parquet")
+    assert sorted(clips["video"].to_pylist()) == [f"{source}/a.mp4", f"{source}/b.mp4"]
+    assert first["clip_id"].to_pylist()[0] in clips["clip_id"].to_pylist()  # the same bytes
+
+    # The original is gone from the input: its copy takes its place, its clip is not lost.
+    (source / "a.mp4").unlink()
+    run_all(run)
+    table = pq.read_table(out / "videos.parquet")
+    assert dict(zip(table["video"].to_pylist(), table["status"].to_pylist(), strict=True)) == {
+        f"{source}/b.mp4": "ok",
+        f"{source}/c.mp4": "ok",
+    }
+    clips = pq.read_table(out / "clips.parquet")
+    assert first["clip_id"].to_pylist()[0] in clips["clip_id"].to_pylist()
+
+
+def test_a_video_that_is_gone_or_changed_at_export_costs_its_clips_alone(tmp_path, cluster):
+    source, out = tmp_path / "in", tmp_path / "out"
+    for name, seed in (("changed", 1), ("gone", 2), ("good", 3), ("touched", 4)):
+        video(source / f"{name}.mp4", scene(seed))
+    run = settings(source, out)
+    for phase in (score, select, caption, select):
+        phase.run(run, Folder(run.output))
+    (source / "gone.mp4").unlink()
+    video(source / "changed.mp4", scene(11))
+    os.utime(source / "touched.mp4", (0, 0))  # another time, the same bytes
+    export.run(run, Folder(run.output))
+    rows = {
+        os.path.basename(row["video"]): (row["status"], row["reason"], row["shard"] is None)
+        for row in pq.read_table(out / "clips.parquet").to_pylist()
+    }
+    assert rows == {
+        "changed.mp4": (
+            "failed",
+            "cut failed: the video changed after it was scored; run pipelines.score again",
+            True,
+        ),
+        "gone.mp4": ("failed", "cut failed: no such file", True),
+        "good.mp4": ("kept", None, False),
+        "touched.mp4": ("kept", None, False),
+    }
+
+
+def test_a_failed_video_is_tried_again_only_when_asked(tmp_path, cluster):
+    source, out = tmp_path / "in", tmp_path / "out"
+    listed = tmp_path / "list.txt"
+    video(source / "good.mp4", scene(1))
+    listed.write_text(f"{source}/good.mp4\n{source}/late.mp4\n")
+    run = settings(listed, out)
+    score.run(run, Folder(run.output))
+    assert videos(out)["late.mp4"] == ("failed", "no such file")
+    parts = set((out / "ledger/videos").iterdir())
+    score.run(run, Folder(run.output))
+    assert set((out / "ledger/videos").iterdir()) == parts  # nothing was done
+    score.run(settings(listed, out, "retry_failed=true"), Folder(run.output))
+    assert len(list((out / "ledger/videos").iterdir())) == len(parts) + 1
+    video(source / "late.mp4", scene(2))  # it changed by coming: no need to ask
+    score.run(run, Folder(run.output))
+    assert videos(out)["late.mp4"] == ("ok", None)
+
+
+def test_more_than_a_fifth_of_failed_videos_stop_the_run_once_there_are_a_hundred():
+    def rows(count, every):
+        return (
+            {"video": str(n), "error": None if n % every else "no moov"} for n in range(1, count)
+        )
+
+    progress = Progress("score", None, "videos", out=open(os.devnull, "w"))  # noqa: SIM115
+    assert len(list(_finished(rows(99, 2), 0.2, progress))) == 98  # too few to judge
+    assert len(list(_finished(rows(300, 6), 0.2, progress))) == 299
+    done = []
+
+    def commit():
+        for batch in batches(_finished(rows(300, 2), 0.2, progress)):
+            done.extend(batch)
+
+    with pytest.raises(RunError, match=r"no moov \(50\)\n  fix: .* retry_failed=true"):
+        commit()
+    assert len(done) == 100  # what was done is not lost
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if os.getuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_run_plainly_and_it_goes_on_with_space(
+    dataset, small_disk, tmp_path, cluster
+):
+    out = small_disk / "out"
+    run = settings(dataset.source, out)
+    (small_disk / "filler").write_bytes(bytes(1_900_000))
+    with pytest.raises(OutputError, match="No space left on device"):
+        run_all(run)
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    (small_disk / "filler").unlink()
+    (small_disk / "filler").write_bytes(bytes(61_000_000))  # room for the scores, not for shards
+    with pytest.raises(OutputError, match="No space left on device"):
+        run_all(run)
+    (small_disk / "filler").unlink()
+    run_all(run)
+    assert differences(dataset.out, out) == []
+
+
+def test_a_video_with_a_cut_gives_the_same_clips_whatever_its_name(tmp_path, cluster):
+    picture = cut(scene(2), scene(3), 40)
+    video(tmp_path / "in" / "a.mp4", picture, 8)
+    run = settings(tmp_path / "in", tmp_path / "out")
+    score.run(run, Folder(run.output))
+    [row] = pq.read_table(tmp_path / "out/ledger/videos").to_pylist()
+    shutil.move(tmp_path / "in" / "a.mp4", tmp_path / "in" / "b c.mp4")
+    score.run(run, Folder(run.output))
+    rows = pq.read_table(tmp_path / "out/ledger/videos").to_pylist()
+    ids = [[clip["clip_id"] for clip in row["clips"]] for row in rows]
+    assert ids == [[clip["clip_id"] for clip in row["clips"]]] * 2

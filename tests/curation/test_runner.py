@@ -1,0 +1,315 @@
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from curation.runner.cluster import REPOSITORY, RunError
+from curation.stage import (
+    BadVideo,
+    Needs,
+    OutputError,
+    PlanError,
+    Stage,
+    Unavailable,
+    check_plan,
+)
+
+
+@dataclass
+class Double(Stage):
+    reads = ("n",)
+    writes = ("doubled",)
+
+    def process(self, rows):
+        return [row | {"doubled": 2 * row["n"]} for row in rows]
+
+
+def kill(number):
+    os.kill(os.getpid(), number)
+    time.sleep(5)  # another thread may be the one that gets it
+
+
+@dataclass
+class Trouble(Stage):
+    """What a row asks for."""
+
+    reads = ("n",)
+
+    def process(self, rows):
+        for row in rows:
+            match row.get("trouble"):
+                case "bad":
+                    raise BadVideo("no moov")
+                case "bug":
+                    raise KeyError("x")
+                case "full":
+                    raise OutputError("disk full")
+                case "crash":
+                    kill(signal.SIGSEGV)
+                case "hang":
+                    time.sleep(60)
+                case "once":  # kills the first worker that it meets
+                    if not Path(row["mark"]).exists():
+                        Path(row["mark"]).touch()
+                        kill(signal.SIGKILL)
+        return rows
+
+
+@dataclass
+class Isolated(Trouble):
+    needs = Needs(isolated=True)
+
+    def deadline_s(self, row):
+        return 3.0
+
+
+def rows(count, **trouble):
+    return [{"n": n, "error": None} | trouble.get(f"row{n}", {}) for n in range(count)]
+
+
+def test_every_row_comes_back_once_through_all_groups_of_stages(cluster):
+    stages = [Double(), Isolated()]
+    done = list(cluster.stream(stages, rows(20, row3={"trouble": "bad"})))
+    assert sorted(r["n"] for r in done) == list(range(20))
+    assert all(r["doubled"] == 2 * r["n"] for r in done)
+    assert [r["error"] for r in done if r["error"]] == ["no moov"]
+
+
+def test_a_crash_a_hang_and_a_bug_cost_one_row_each(cluster):
+    trouble = {f"row{i}": {"trouble": t} for i, t in enumerate(["crash", "hang", "bug"])}
+    done = {r["n"]: r["error"] for r in cluster.stream([Isolated()], rows(8, **trouble))}
+    assert "SIGSEGV" in done[0]
+    assert done[1] == "no result after 3 s"
+    assert "KeyError" in done[2]
+    assert [done[n] for n in range(3, 8)] == [None] * 5
+
+
+def test_a_row_that_kills_its_worker_is_named_and_takes_no_other_with_it(cluster):
+    found = cluster.stream([Trouble()], rows(12, row5={"trouble": "crash"}))
+    done = {r["n"]: r["error"] for r in found}
+    assert done.pop(5) == "it killed its worker twice"
+    assert set(done.values()) == {None}
+    assert len(done) == 11
+
+
+def test_a_worker_that_is_killed_once_loses_nothing(cluster, tmp_path):
+    once = {"trouble": "once", "mark": str(tmp_path / "mark")}
+    done = list(cluster.stream([Trouble()], rows(6, row2=once)))
+    assert sorted(r["n"] for r in done) == list(range(6))
+    assert all(r["error"] is None for r in done)
+
+
+def test_an_error_of_the_output_stops_the_run(cluster):
+    with pytest.raises(OutputError, match="disk full"):
+        list(cluster.stream([Double(), Isolated()], rows(6, row2={"trouble": "full"})))
+
+
+def test_needs_that_the_cluster_has_not_are_refused(cluster):
+    @dataclass
+    class Large(Stage):
+        needs = Needs(gpus=4)
+
+    with pytest.raises(RunError, match="Large needs 1 CPUs and 4 GPUs a worker"):
+        list(cluster.stream([Large()], rows(1)))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:many"])
+def test_a_cluster_that_is_not_there_is_said_at_once(tmp_path, address):
+    code = (
+        "import sys; from curation.runner.cluster import Cluster, RunError\n"
+        "try: Cluster(address=sys.argv[1]).start(sys.argv[2])\n"
+        "except RunError as error: print(error)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, address, str(tmp_path)],
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert told.stdout.startswith(f"no Ray cluster at {address}: ")
+    assert "fix: check the address" in told.stdout
+
+
+def test_a_plan_in_the_wrong_order_is_refused_with_the_mend():
+    with pytest.raises(PlanError, match="reads 'n', which no earlier stage writes"):
+        check_plan([Double()], ["video"])
+    check_plan([Double()], ["n"])
+
+
+@dataclass
+class NeverReady(Stage):
+    needs = Needs(isolated=True)
+
+    def setup(self):
+        raise FileNotFoundError("weights.onnx")
+
+    def process(self, rows):
+        return rows
+
+
+def test_a_stage_that_cannot_be_set_up_stops_the_run_and_fails_no_row(cluster):
+    with pytest.raises(RunError, match=r"NeverReady: the isolated worker did not start: .*weights"):
+        list(cluster.stream([NeverReady()], rows(3)))
+
+
+@dataclass
+class Together(Trouble):
+    """Takes rows in lists, and says how many came with each."""
+
+    needs = Needs(rows=4)
+
+    def process(self, rows):
+        return [row | {"together": len(rows)} for row in super().process(rows)]
+
+
+def test_rows_come_in_lists_where_a_stage_wants_them_and_a_bad_one_costs_no_other(cluster):
+    trouble = {"row3": {"trouble": "bad"}, "row9": {"trouble": "bug"}}
+    done = {r["n"]: r for r in cluster.stream([Double(), Together()], rows(20, **trouble))}
+    assert sorted(done) == list(range(20))
+    assert all(r["doubled"] == 2 * n for n, r in done.items())
+    assert {n: r["error"] for n, r in done.items() if r["error"]} == {
+        3: "no moov",
+        9: "Together: KeyError: 'x'",
+    }
+    first = {r["n"]: r for r in cluster.stream([Together()], rows(20))}
+    assert max(r["together"] for r in first.values()) == 4
+
+
+def test_a_row_of_a_list_that_kills_its_worker_is_named_alone(cluster):
+    done = {
+        r["n"]: r["error"] for r in cluster.stream([Together()], rows(8, row5={"trouble": "crash"}))
+    }
+    assert done.pop(5) == "it killed its worker twice"
+    assert set(done.values()) == {None}
+    assert len(done) == 7
+
+
+@dataclass
+class Waiting(Trouble):
+    """Waits for something that is there only when `together` rows are under way at once."""
+
+    together: int = 8
+    needs = Needs(at_once=8, workers=1)
+
+    def setup(self):
+        self.under_way, self.enough = 0, asyncio.Event()
+
+    def deadline_s(self, row):
+        return 3.0
+
+    async def process_one(self, row):
+        self.under_way += 1
+        if self.under_way >= self.together:
+            self.enough.set()
+        await self.enough.wait()
+        if row.get("trouble") == "gone":
+            raise Unavailable("the server is gone")
+        if row.get("trouble") == "hang":
+            await asyncio.sleep(60)
+        self.process([row])
+        return row | {"worker": os.getpid()}
+
+
+def test_rows_that_wait_are_under_way_together_in_as_many_workers_as_the_stage_says(cluster):
+    done = list(cluster.stream([Double(), Waiting()], rows(30)))
+    assert sorted(r["n"] for r in done) == list(range(30))
+    assert all(r["error"] is None and r["doubled"] == 2 * r["n"] for r in done)
+    assert len({r["worker"] for r in done}) == 1
+
+
+def test_a_bug_a_bad_input_and_a_hang_among_waiting_rows_cost_one_row_each(cluster):
+    trouble = {f"row{i}": {"trouble": t} for i, t in enumerate(["bug", "hang", "bad"])}
+    done = {r["n"]: r["error"] for r in cluster.stream([Waiting(4)], rows(12, **trouble))}
+    assert "KeyError" in done[0]
+    assert done[1] == "no result after 3 s"
+    assert done[2] == "no moov"
+    assert [done[n] for n in range(3, 12)] == [None] * 9
+
+
+@pytest.mark.parametrize("trouble", ["crash", "once"])
+def test_a_worker_that_dies_with_many_rows_under_way_loses_none_of_them(cluster, tmp_path, trouble):
+    row = {"trouble": trouble, "mark": str(tmp_path / "mark")}
+    done = {r["n"]: r["error"] for r in cluster.stream([Waiting(1)], rows(20, row5=row))}
+    assert done.pop(5) == ("it killed its worker twice" if trouble == "crash" else None)
+    assert sorted(done) == [n for n in range(20) if n != 5]
+    assert set(done.values()) == {None}
+
+
+@dataclass
+class Patient(Stage):
+    """Gets its answer once it has been told of that it waits."""
+
+    answer: str = ""  # a file
+    needs = Needs(at_once=3, workers=1)
+    waiting = 0
+
+    def waits_for(self):
+        return f"{self.waiting} wait for an answer" if self.waiting else None
+
+    async def process_one(self, row):
+        self.waiting += 1
+        while not Path(self.answer).exists():
+            await asyncio.sleep(0.01)
+        self.waiting -= 1
+        return row
+
+
+def test_what_workers_wait_for_reaches_the_driver_between_results_and_is_taken_back(
+    cluster, tmp_path
+):
+    notes, answer = [], tmp_path / "answer"
+
+    def note(text):
+        notes.append(text)
+        if text == "3 wait for an answer":
+            answer.touch()
+
+    done = list(cluster.stream([Patient(str(answer))], rows(8), note))
+    assert sorted(r["n"] for r in done) == list(range(8))
+    assert "3 wait for an answer" in notes
+    assert notes[-1] is None
+
+
+@dataclass
+class SlowToStart(Double):
+    until: str = ""  # a file
+
+    def setup(self):
+        while not Path(self.until).exists():
+            time.sleep(0.01)
+
+
+def test_a_worker_that_takes_long_to_start_is_told_of(cluster, tmp_path):
+    notes, until = [], tmp_path / "loaded"
+
+    def note(text):
+        notes.append(text)
+        if text:
+            until.touch()
+
+    assert len(list(cluster.stream([SlowToStart(str(until))], rows(2), note))) == 2
+    told = "the first worker of SlowToStart has been starting for "
+    assert any(text.startswith(told) for text in notes if text)
+    assert notes[-1] is None
+
+
+def test_what_a_stage_needs_and_is_gone_stops_the_run(cluster):
+    with pytest.raises(RunError, match="Waiting: the server is gone"):
+        list(cluster.stream([Waiting(1)], rows(6, row2={"trouble": "gone"})))
+
+
+def test_without_rows_ray_need_not_be_there():
+    code = (
+        "from curation.runner.cluster import Cluster; from curation.stage import Stage; "
+        "import ray; assert list(Cluster().stream([Stage()], [])) == []; "
+        "assert not ray.is_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)

@@ -1,0 +1,171 @@
+"""Motion of drawn cameras and subjects with known speed; virtual cameras against real ones."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from stages.meters.motion import Motion
+from tests.support.drawn import (
+    HEIGHT,
+    WIDTH,
+    cutout,
+    decoded,
+    encoded,
+    noisy,
+    paste,
+    picture,
+    planes,
+    shake,
+    times,
+    turned_view,
+    view,
+    watch,
+)
+from tests.support.paths import VIDEOS
+
+
+def measured(frames, fps: float = 25.0) -> Motion:
+    meter = Motion()
+    watch([meter], planes(frames, fps), fps)
+    return meter
+
+
+@pytest.mark.parametrize("fps", [4, 10, 25, 100])
+def test_a_pan_reads_its_speed_at_any_frame_rate(fps):
+    still = picture(1)
+    frames = (view(still, (700 + 48 * t, 500, 1, 0)) for t in times(2, fps))
+    meter = measured(noisy(frames, 2), fps)
+    segment = meter.segment(0, 2)
+    assert segment["camera_x"] == pytest.approx(
+        24, abs=1
+    )  # the view moves right: 48 px/s of 640 are 24 of 320
+    assert segment["camera_y"] == pytest.approx(0, abs=1)
+    assert meter.score(0, 2)["motion_dis"] == pytest.approx(24, abs=2)
+
+
+def test_a_zoom_in_with_a_clockwise_turn_has_positive_signs():
+    still = picture(2)
+    # The content turns counter-clockwise (OpenCV's positive angle): the view turns clockwise.
+    meter = measured(noisy((view(still, (800, 500, 1.1**t, 6 * t)) for t in times(2)), 1))
+    segment = meter.segment(0, 2)
+    assert segment["camera_zoom"] == pytest.approx(np.log(1.1), abs=0.02)
+    assert segment["camera_roll"] == pytest.approx(6, abs=1)
+
+
+def test_a_tripod_shot_with_sensor_noise_stands_still():
+    still = view(picture(3), (800, 500, 1, 0))
+    score = measured(noisy([still] * 50, 6)).score(0, 2)
+    assert score["motion_dis"] < 0.1
+    assert score["still_share"] == 1
+    assert score["fake_motion"] == 0
+
+
+def test_a_thing_that_crosses_a_still_scene_is_the_subject_and_not_the_camera():
+    still, thing = view(picture(4), (800, 500, 1, 0)), cutout(5, 140)
+
+    def frames():
+        for t in times(2):
+            frame = still.copy()
+            paste(frame, thing, 200 + 80 * t, 120)
+            yield frame
+
+    meter = measured(noisy(frames(), 2))
+    segment = meter.segment(0, 2)
+    assert (
+        20 < segment["subject_x"] < 45
+    )  # cells that it covers in part pull the mean below its 40 px/s
+    assert segment["subject_y"] == pytest.approx(0, abs=5)
+    assert segment["subject_at_x"] == pytest.approx(280 / WIDTH, abs=0.08)
+    assert segment["subject_at_y"] == pytest.approx(120 / HEIGHT, abs=0.08)
+    assert abs(segment["camera_x"]) < 0.5
+    assert meter.score(0, 2)["still_share"] == 0
+
+
+def test_a_span_without_looks_has_no_score():
+    meter = measured([np.zeros((HEIGHT, WIDTH), np.uint8)])
+    assert set(meter.score(0, 1).values()) == {None}
+    assert set(meter.segment(0, 1).values()) == {None}
+
+
+def virtual_camera(seed: int):
+    """A pan, a zoom or both over a still, some with the whole-pixel jitter of ffmpeg's zoompan."""
+    rng, still = np.random.default_rng(seed), picture(seed)
+    pan, zoom = rng.uniform(10, 90) * (seed % 3 != 0), rng.uniform(0.02, 0.07) * (seed % 3 != 1)
+    heading = rng.uniform(0, 6.28)
+    for t in times(5):
+        eased = t if seed % 2 else 2.5 * (1 - np.cos(np.pi * t / 5))
+        x, y = (
+            800 + pan * (eased - 2.5) * np.cos(heading),
+            500 + pan * (eased - 2.5) * np.sin(heading),
+        )
+        if seed % 5 == 1:
+            x, y = round(x), round(y)
+        yield view(still, (x, y, 1.1 * np.exp(zoom * t), 0))
+
+
+def real_camera(seed: int):
+    """A lens of 30 to 70 degrees that turns, in hand or on a tripod; or travels past things."""
+    rng, still = np.random.default_rng(seed), picture(seed + 1000)
+    tremor, speed = shake(seed, rng.uniform(0, 5)), rng.uniform(20, 90)
+    field, things = rng.uniform(30, 70), [cutout(seed * 10 + i, 180) for i in range(4)]
+    for t in times(5):
+        dx, dy = tremor(t)
+        if seed % 2:
+            degrees = field / WIDTH
+            yield turned_view(still, (speed * (t - 2.5) + dx) * degrees, dy * degrees, 0, field)
+        else:
+            frame = view(still, (700 + speed * t + dx, 500 + dy, 1, 0))
+            for i, thing in enumerate(things):
+                near = 1.15 + 0.25 * i
+                paste(
+                    frame,
+                    thing,
+                    80 + 200 * i - near * (speed * t + dx) + 60,
+                    90 + 60 * i - near * dy,
+                )
+            yield frame
+
+
+def fake_share(frames, seed: int) -> float:
+    meter = Motion()
+    file = encoded(noisy(frames, seed % 4, seed), crf=20 + 3 * (seed % 5))
+    watch([meter], decoded(file))
+    return meter.score(0, 5)["fake_motion"]
+
+
+def verdicts(seeds) -> tuple[list[int], list[int]]:
+    """Seeds missed, and seeds falsely found."""
+    return (
+        [s for s in seeds if fake_share(virtual_camera(s), s) < 0.5],
+        [s for s in seeds if fake_share(real_camera(s), s) >= 0.3],
+    )
+
+
+def test_a_still_under_a_virtual_camera_is_told_from_a_real_camera():
+    assert verdicts(range(2)) == ([], [])
+
+
+@pytest.mark.slow
+def test_fake_motion_has_precision_and_recall_of_95_percent_on_forty_drawn_takes_each():
+    missed, false = verdicts(range(40))
+    assert len(missed) <= 2, missed
+    assert len(false) <= 2, false
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not VIDEOS.is_dir(), reason=f"no labelled videos at {VIDEOS}: set LONGTAKE_VIDEOS"
+)
+def test_no_labelled_real_take_is_fake_motion():
+    with open(VIDEOS / "labels.csv", newline="") as file:
+        takes = [
+            row["file"]
+            for row in csv.DictReader(file)
+            if row["file"].startswith(("take_", "portrait_sea"))
+        ]
+    assert takes
+    for name in takes:
+        meter = Motion()
+        end_s = watch([meter], decoded(str(VIDEOS / name)))
+        assert meter.score(0, end_s)["fake_motion"] == 0, name

@@ -1,0 +1,373 @@
+"""Whole runs as a user meets them: the command line, the screen, the tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import webdataset as wds
+
+from curation import config, records
+from curation.storage import Folder
+from pipelines import caption, curate, export, score, select
+from pipelines.settings import Settings, main
+from stages.export.presto import KEYS
+from tests.support import zoo
+from tests.support.paths import REPOSITORY
+from tests.support.small_input import SETTINGS, scene, video
+from tests.support.whole_run import leftovers, with_mark
+
+ALL = {"curate": curate, "score": score, "select": select, "caption": caption, "export": export}
+
+
+def settings(*overrides: str) -> Settings:
+    from pipelines.settings import DEFAULT_CONFIG
+
+    return config.load(Settings, DEFAULT_CONFIG, [*SETTINGS, *overrides])
+
+
+def said(capsys, pipeline: str, *args: str) -> tuple[int, str]:
+    """Exit code and message of a command that ends before anything starts."""
+    with pytest.raises(SystemExit) as e:
+        main(ALL[pipeline].__doc__, ALL[pipeline].run, args)
+    text = capsys.readouterr().err
+    return (1, e.value.code) if isinstance(e.value.code, str) else (e.value.code, text)
+
+
+def test_a_run_with_failed_videos_ends_well_and_its_sums_agree(dataset):
+    assert dataset.ended.code == 0, dataset.ended.err
+    lines = dataset.ended.out.splitlines()
+    assert "6 clips: 4 kept, 2 rejected (short 1, static 1), 0 failed" in lines
+    assert f"look at {dataset.out}/report.html" in lines
+    assert "failed: " in dataset.ended.err
+    assert re.search(r"score  7/7 videos · 1 failed", dataset.ended.err)
+    assert re.search(r"export  4/4 clips · 0 failed", dataset.ended.err)
+
+
+def test_nothing_of_ray_reaches_the_screen_and_nothing_of_it_goes_on_running(dataset):
+    known = r"(score|select|caption|export)  \d|failed: "
+    odd = [line for line in dataset.ended.err.splitlines() if not re.match(known, line)]
+    assert odd == []
+    assert "ray" not in dataset.ended.out.lower()
+    assert (dataset.out / "logs" / "ray.log").exists()
+    until = time.monotonic() + 20
+    while (left := with_mark(dataset.mark)) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert left == []
+    assert leftovers(dataset.out) == []
+
+
+def test_every_input_file_is_one_row_with_its_fate(dataset):
+    rows = pq.read_table(dataset.out / "videos.parquet").to_pylist()
+    by_name = {row["video"]: row for row in rows}
+    fate = {name: by_name.pop(str(path)) for name, path in dataset.videos.items()}
+    assert by_name == {}
+    assert fate["no video"]["status"] == "failed"
+    assert fate["no video"]["error"].startswith("not a video")
+    assert fate["copy"]["status"] == "duplicate"
+    assert fate["copy"]["error"] == f"same bytes as {dataset.videos['kept']}"
+    assert fate["copy"]["clips"] == fate["no video"]["clips"] == 0
+    ok = {name: row for name, row in fate.items() if row["status"] == "ok"}
+    assert {name: row["takes"] for name, row in ok.items()} == {
+        **{"kept": 1, "two takes": 2, "hd": 1, "short": 1, "still": 1}
+    }
+    assert fate["two takes"]["cuts_s"] == [pytest.approx(4.0)]
+    assert (fate["hd"]["width"], fate["hd"]["height"]) == (1280, 720)
+    assert fate["kept"]["duration_s"] == pytest.approx(4.0)
+
+
+def test_the_tables_have_the_columns_that_users_are_told_of(dataset):
+    clips = pq.read_schema(dataset.out / "clips.parquet")
+    start = ["clip_id", "video", "start_s", "end_s", "status", "reason", "reasons"]
+    end = ["caption", "sub_captions", "captioner", "split", "shard"]
+    assert clips.names[: len(start) + len(records.SCORE_NAMES) + len(end)] == [
+        *(*start, *records.SCORE_NAMES, *end)
+    ]
+    assert clips.field("sub_captions").type == pa.list_(records.SUB_CAPTION)
+    assert clips.field("reasons").type == pa.list_(pa.string())
+    assert all(clips.field(c.name).type == c.type for c in records.SCORES)
+    assert clips.field("motion_dis").metadata[b"what"].startswith(b"mean DIS optical flow")
+    videos = pq.read_schema(dataset.out / "videos.parquet")
+    wanted = "video status error duration_s width height fps codec cuts_s gradual takes clips"
+    assert videos.names[:12] == wanted.split()
+    assert videos.field("gradual").type == pa.list_(records.SPAN)
+    assert videos.field("cuts_s").type == pa.list_(pa.float64())
+
+
+def test_kept_clips_have_five_captions_in_time_and_a_shard_and_the_others_none(dataset):
+    rows = pq.read_table(dataset.out / "clips.parquet").to_pylist()
+    for row in rows:
+        if row["status"] != "kept":
+            assert row["reason"] == row["reasons"][0]
+            assert row["caption"] is row["shard"] is row["split"] is None
+            continue
+        assert row["captioner"] == "measured"
+        assert row["reason"] is None
+        spans = [(part["start_s"], part["end_s"]) for part in row["sub_captions"]]
+        assert [a for a, _ in spans] == pytest.approx([0, 0.6, 1.2, 1.8, 2.4])
+        assert [b for _, b in spans] == pytest.approx([0.6, 1.2, 1.8, 2.4, 3.0])
+        assert (dataset.out / "shards" / row["shard"]).exists()
+    for row in rows:  # a null says why
+        null = [name for name in records.SCORE_NAMES if row[name] is None]
+        assert set(null) - set(dict(row["causes"])) == set()
+
+
+def test_pandas_reads_the_clips_with_their_lists_and_maps(dataset):
+    frame = pd.read_parquet(dataset.out / "clips.parquet")
+    assert len(frame) == 6
+    kept = frame[frame.status == "kept"].iloc[0]
+    assert kept.sub_captions[0]["text"]
+    assert dict(kept.causes)["key_lpips"] == "no scorer configured"
+
+
+def test_webdataset_reads_the_shards_and_they_agree_with_the_tables(dataset):
+    table = pq.read_table(dataset.out / "shards.parquet").to_pylist()
+    clips = {
+        row["clip_id"]: row for row in pq.read_table(dataset.out / "clips.parquet").to_pylist()
+    }
+    seen = 0
+    for shard in sorted({row["shard"] for row in table}):
+        path = dataset.out / "shards" / shard
+        for sample in wds.WebDataset(str(path), shardshuffle=False):
+            facts = json.loads(sample["json"])
+            row = next(row for row in table if row["clip_id"] == sample["__key__"])
+            assert row["shard"] == shard == clips[row["clip_id"]]["shard"]
+            assert path.read_bytes()[row["offset"] :][: row["bytes"]] == sample["mp4"]
+            assert facts["caption"] == clips[row["clip_id"]]["caption"]
+            assert facts["split"] == shard.split("-")[0]
+            seen += 1
+    assert seen == len(table) == 4
+
+
+def test_the_presto_folder_holds_the_hd_clip_as_its_trainer_reads_it(dataset):
+    rows = []
+    for name in ("meta", "meta_validation"):
+        rows += pq.read_table(dataset.out / "presto" / f"{name}.parquet").to_pylist()
+    [row] = rows
+    assert (row["num_frames"], row["width"], row["height"]) == (450, 1280, 720)
+    assert list(row["cap"]) == list(KEYS)
+    assert all(row["cap"].values())
+    assert (dataset.out / "presto" / row["path"]).stat().st_size > 0
+    manifest = json.loads((dataset.out / "manifest.json").read_text())
+    assert manifest["presto_left_out"] == {"smaller than 1280x720": 3}
+
+
+def test_train_and_validation_share_no_video(dataset):
+    rows = pq.read_table(dataset.out / "clips.parquet", columns=["video", "split"]).to_pylist()
+    videos = {
+        split: {row["video"] for row in rows if row["split"] == split}
+        for split in ("train", "validation")
+    }
+    assert all(videos.values())  # with more than one video there is something on each side
+    assert not videos["train"] & videos["validation"]
+
+
+def test_the_report_is_one_whole_page_with_the_odd_names_escaped(dataset):
+    page = (dataset.out / "report.html").read_text()
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    assert "</html>" in page
+    assert "ünï HD.mp4" in page
+    assert not re.search(r"""(src|href)=["']?https?:""", page)
+
+
+def test_the_manifest_says_what_was_made_with_what(dataset):
+    manifest = json.loads((dataset.out / "manifest.json").read_text())
+    assert manifest["videos"] == {"all": 7, "ok": 5, "duplicate": 1, "failed": 1}
+    assert manifest["clips"] == {"all": 6, "kept": 4, "rejected": 2}
+    assert sum(manifest["splits"].values()) == manifest["shards"]["clips"] == 4
+    assert manifest["config"]["select"]["policy"]["duration_s"] == {"min": 3.0, "max": None}
+
+
+def test_another_policy_takes_no_decode_and_the_manifest_tells_of_it(dataset, tmp_path, cluster):
+    out = shutil.copytree(dataset.out, tmp_path / "out")
+    before = {p: p.stat().st_mtime_ns for p in (out / "ledger/videos").iterdir()}
+    darker = settings(f"output={out}", "select.policy.height={min: 720}")
+    select.run(darker, Folder(str(out)))
+    assert {p: p.stat().st_mtime_ns for p in (out / "ledger/videos").iterdir()} == before
+    export.run(settings(f"output={out}"), Folder(str(out)))  # without saying the policy again
+    clips = pq.read_table(out / "clips.parquet")
+    assert pc.sum(pc.equal(clips["status"], "kept")).as_py() == 1
+    assert len(pc.unique(pq.read_table(out / "shards.parquet")["shard"])) == 1
+    assert len(list((out / "shards").iterdir())) == 1  # the others were of the old selection
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["config"]["select"]["policy"]["height"]["min"] == 720
+
+
+def test_kept_clips_without_captions_are_not_exported_but_asked_for(dataset, tmp_path):
+    out = shutil.copytree(dataset.out, tmp_path / "out")
+    shutil.rmtree(out / "ledger/captions")
+    with pytest.raises(Exception, match=r"4 kept clips have no captions yet; run pipelines.cap"):
+        export.run(settings(), Folder(str(out)))
+
+
+def test_other_settings_than_the_ledgers_are_refused_by_name(dataset, capsys):
+    args = (f"input={dataset.source}", f"output={dataset.out}", *SETTINGS)
+    code, text = said(capsys, "curate", *args, "score.watch.segments=4")
+    assert code == 1
+    assert "watch.segments: 5 -> 4" in text
+    assert "give another output" in text
+
+
+def test_a_policy_looser_than_the_gate_is_refused(dataset, capsys):
+    code, text = said(
+        *(capsys, "select", f"output={dataset.out}", *SETTINGS),
+        "select.policy.duration_s={min: 1}",
+    )
+    assert code == 1
+    assert "looser than the gate" in text
+
+
+def test_a_gate_on_a_score_that_it_spares_is_refused(dataset, tmp_path, capsys):
+    args = (f"input={dataset.source}", f"output={tmp_path}", *SETTINGS)
+    code, text = said(capsys, "score", *args, "score.watch.gate.overlay_share={max: 0.05}")
+    assert code == 1
+    assert "score.watch.gate asks for overlay_share, which only clips above" in text
+
+
+@pytest.mark.parametrize("name", ["longtake_hd_pretrain", "longtake_hd_finetune", "cluster"])
+def test_configurations_with_models_are_refused_before_the_start_with_how_to_get_them(
+    capsys, tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)  # weights/ is looked for here
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    zoo.draw(tmp_path / "a.mp4", frames=3)
+    path = str(REPOSITORY / "configs" / f"{name}.yaml")
+    code, text = said(capsys, "curate", path, "input=a.mp4", f"output={tmp_path}/out")
+    assert code == 1
+    assert "score.models.clip.weights: open_clip_model.safetensors of timm/vit_large" in text
+    assert "hf download timm/vit_large_patch14_clip_224.openai open_clip_model.safet" in text
+    off = "score.models.clip.weights=null"
+    code, text = said(capsys, "curate", path, "input=a.mp4", f"output={tmp_path}/out", off)
+    assert "aesthetic_laion_l14" in text
+    assert "score.models.clip.aesthetics" in text
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["inptu=a"], "inptu is not a setting; did you mean input?"),
+        (["score.watch.clip=3"], "did you mean score.watch.clip_s?"),
+        (["select.policy.brightnes={min: 3}"], "did you mean brightness?"),
+        (["select.policy.brightnes=null"], "did you mean brightness?"),
+        (["select.policy.width={min: 3"], "not valid YAML"),
+        (["cluster.workers=0"], "cluster.workers is 0"),
+        (["nothere.yaml"], "nothere.yaml: no such file"),
+        (["-x"], "-x: no such option; settings are given as key=value"),
+        ([], "no input; give input="),
+        (["input=/nowhere/at/all"], "/nowhere/at/all: no such file or folder"),
+        (["input=/nowhere/*.mp4"], "no file matches this pattern"),
+    ],
+)
+def test_a_users_mistake_is_one_plain_message(capsys, tmp_path, args, message):
+    code, text = said(capsys, "curate", *args, f"output={tmp_path}/out")
+    assert code == 1
+    assert message in text
+    assert "Traceback" not in text
+
+
+def test_a_folder_without_videos_is_refused(capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    code, text = said(capsys, "curate", f"input={tmp_path}", f"output={tmp_path}/out")
+    assert (code, "no video in it" in text) == (1, True)
+
+
+def test_an_output_that_cannot_be_written_is_refused(capsys, tmp_path):
+    (tmp_path / "out").write_text("a file where the folder should be")
+    code, text = said(capsys, "curate", f"input={tmp_path}", f"output={tmp_path}/out")
+    assert code == 1
+    assert text.startswith(f"OutputError: can't write to {tmp_path}/out/ledger")
+
+
+def test_two_runs_do_not_write_to_one_output(capsys, tmp_path):
+    with Folder(str(tmp_path / "out/ledger")).locked():
+        code, text = said(capsys, "curate", f"input={tmp_path}", f"output={tmp_path}/out")
+    assert code == 1
+    assert "another run is writing to" in text
+
+
+@pytest.mark.parametrize("name", ["caption", "export", "select"])
+def test_a_phase_without_the_one_before_it_says_which_to_run(capsys, tmp_path, name):
+    code, text = said(capsys, name, f"output={tmp_path}/out")
+    assert code == 1
+    assert re.search(r"run pipelines.(score|select) first", text)
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_help_says_what_it_does_and_names_every_setting(capsys, name):
+    main(ALL[name].__doc__, ALL[name].run, ["--help"])
+    text = capsys.readouterr().out
+    assert f"python -m pipelines.{name} [CONFIG]" in text
+    assert "  max_failed_share=0.2 " in text
+    assert "  select.policy.brightness={min: 20, max: 235}" in text
+    for place in ("output=", "cluster.address=", "score.watch.clip_s="):
+        assert re.search(rf"  {re.escape(place)}\S+ +# \w", text), place
+
+
+def test_bad_files_are_a_row_each_and_the_good_one_among_them_is_untouched(tmp_path, cluster):
+    folder = tmp_path / "in"
+    good = video(folder / "good.mp4", scene(1))
+    long = zoo.draw(tmp_path / "long.mp4", frames=100)
+    (folder / "empty.mp4").touch()
+    (folder / "folder.mp4").mkdir()
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "dangling.mp4").symlink_to(folder / "nowhere")
+    (folder / "playlist.mp4").write_text("#EXTM3U\n#EXTINF:4,\ngood.mp4\n")
+    (folder / "concat.mp4").write_text("ffconcat version 1.0\nfile good.mp4\n")
+    zoo.truncated(folder / "no moov.mp4", long, 0.5)
+    zoo.with_unknown_codec(folder / "codec.mp4", long)
+    zoo.audio_only(folder / "audio.mp4")
+    zoo.audio_with_cover(folder / "cover.mp4")
+    png = zoo.draw(tmp_path / "png.mov", codec="png", pix_fmt="rgb24")
+    zoo.picture_bomb(folder / "16k.mov", png, 16384)
+    odd = folder / os.fsdecode(b"bytes \xff\xfe.mp4")
+    shutil.copy(long, odd)
+    run = settings(f"input={folder}", f"output={tmp_path}/out", "max_failed_share=1")
+    score.run(run, Folder(run.output))
+    rows = pq.read_table(tmp_path / "out/ledger/videos").to_pylist()
+    errors = {os.path.basename(row["video"]): row["error"] for row in rows}
+    assert len(rows) == len(errors) == 12  # a folder is no video
+    assert errors.pop("good.mp4") is None
+    assert errors.pop("bytes%20%FF%FE.mp4") is None
+    assert errors["pipe.mp4"] == "not a file"
+    assert errors["dangling.mp4"] == "no such file"
+    assert "folder.mp4" not in errors
+    for name, error in errors.items():
+        assert error, name
+        assert re.match(r"[^\n]{3,200}$", error), error
+        assert "Error" not in error, error
+    [row] = [row for row in rows if row["video"] == str(good)]
+    assert len(row["clips"]) == 1
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITS, str(tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "waits\n"
+    process.terminate()
+    assert process.communicate()[1] == "stopped; the same command goes on from here\n"
+    assert process.returncode == 130
+
+
+WAITS = """
+import sys, time
+from pipelines.settings import main
+def run(settings, out):
+    print("waits", file=sys.stderr, flush=True)
+    time.sleep(60)
+main("", run, ["output=" + sys.argv[1]])
+"""

@@ -1,0 +1,94 @@
+"""What a run would give and cost: exact where all is tried, and honest about its spread."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from curation import config
+from curation.stage import PlanError
+from curation.storage import Folder
+from pipelines import plan
+from pipelines.settings import DEFAULT_CONFIG, Settings
+from tests.support.small_input import SETTINGS
+
+
+def settings(*given: str) -> Settings:
+    return config.load(Settings, DEFAULT_CONFIG, [*SETTINGS, *given])
+
+
+def number(text: str, name: str) -> tuple[float, float, float]:
+    """low, value, high of a line."""
+    value = r"([\d.,e+-]+)"
+    found = re.search(rf"^ *{re.escape(name)} +{value} \({value} to {value}\)", text, re.M)
+    assert found, f"{name} is not in\n{text}"
+    value_, low, high = (float(f.replace(",", "")) for f in found.groups())
+    return low, value_, high
+
+
+def test_a_trial_of_the_whole_input_says_what_the_run_gave(dataset, cluster, tmp_path):
+    out = Folder(str(tmp_path / "out"))
+    text = plan.report(settings(f"input={dataset.source}", f"output={out.url}"), out)
+    assert number(text, "kept") == (4, 4, 4)
+    assert number(text, "clips") == (6, 6, 6)
+    assert number(text, "videos that fail") == (1, 1, 1)
+    assert number(text, "hours of video")[1] == pytest.approx((5 * 4 + 1.5 + 4) / 3600, rel=0.01)
+    assert number(text, "GPU hours to score") == (0, 0, 0)
+    low, cpu, high = number(text, "CPU hours to score")
+    assert low == cpu == high
+    assert 0.05 < cpu * 3600 < 600
+    assert "still_share > 0.9" in text
+    frames = sum(f.stat().st_size for f in (dataset.out / "ledger/key_frames").rglob("*.jpg"))
+    shards = sum(f.stat().st_size for f in (dataset.out / "shards").iterdir())
+    stored = number(text, "GB on disk")[1] * 1e9
+    assert 0.8 * (frames + shards) < stored < 1.2 * (frames + shards)
+    assert not (tmp_path / "out" / "plan").exists()
+    assert not (tmp_path / "out" / "ledger").exists()
+
+
+def test_settings_that_cannot_work_are_all_said_at_once_and_nothing_starts(dataset, tmp_path):
+    given = [f"input={dataset.source}", f"output={tmp_path}/out"]
+    given += ["select.policy.motion_raft={min: 1}", "score.models.lpips.weights=/nowhere/a.pth"]
+    given += ["caption.captioner=transformers"]
+    with pytest.raises(PlanError) as error:
+        plan.run(settings(*given), Folder(f"{tmp_path}/out"))
+    for part in ("motion_raft: needs RAFT", "no file /nowhere/a.pth", "caption.transformers.model"):
+        assert part in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_is_too_small_is_warned_of(dataset, cluster, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
+    given = [f"input={dataset.videos['kept']}", f"output={tmp_path}/out", "plan.videos=1"]
+    text = plan.report(settings(*given), Folder(f"{tmp_path}/out"))
+    assert "WARNING" in text
+    assert number(text, "kept")[1] == 1
+
+
+def test_the_range_holds_the_truth_in_about_eight_trials_of_ten():
+    rng = np.random.default_rng(1)
+    sizes = rng.lognormal(0, 1, 4000)
+    amounts = rng.poisson(3 * sizes) * (rng.uniform(size=4000) < 0.5)
+    held = 0
+    for _ in range(100):
+        tried = rng.choice(4000, 30, replace=False)
+        found = plan.scaled(amounts[tried].astype(float), sizes[tried], sizes.sum())
+        held += found.low <= amounts.sum() <= found.high
+    assert 65 <= held <= 92
+    whole = plan.scaled(amounts.astype(float), sizes, sizes.sum())
+    assert whole.low == whole.value == whole.high == amounts.sum()
+
+
+def test_the_pictures_of_all_requests_are_counted():
+    given = ["caption.openai.url=http://x/v1", "score.watch.neighbours=2", "caption.openai.refine="]
+    for refine, requests in (("false", 5 + 1), ("true", 5 + 5 + 1)):
+        chosen = settings(*given[:2], given[2] + refine)
+        lines = plan._captions(chosen, [[{}, {}], [{}]], lambda v: plan.Estimate(*3 * [sum(v)]))
+        pictures = 3 * (5 * requests + 5 * 2)  # key frames each time, two others of each segment
+        assert number("\n".join(lines), "captions: requests")[1] == 3 * requests
+        assert number("\n".join(lines), "picture tokens")[1] == pictures * 23 * 13  # 640 x 360
+        assert f"15 of {pictures // 3} computed" in lines[1]

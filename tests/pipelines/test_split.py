@@ -1,0 +1,99 @@
+import json
+
+import pytest
+
+from pipelines import split
+from tests.support.chat_server import Asked, ChatServer
+from tests.support.drawn_stills import DEEDS
+
+
+def parts(idea: str) -> list[str]:
+    return [f"In the {idea} of the old town, {deed}." for deed in DEEDS]
+
+
+def model(asked: Asked) -> str:
+    assert asked.pictures == ()
+    assert asked.body["response_format"]["json_schema"]["schema"]["required"] == ["sub_captions"]
+    idea = asked.texts[0].split("<data>")[1].split("</data>")[0]
+    return json.dumps({"sub_captions": parts(idea)})
+
+
+def run(capsys, *args: str) -> tuple[str, str, object]:
+    with pytest.raises(SystemExit) as end:
+        split.main(args)
+    said = capsys.readouterr()
+    return said.out, said.err, end.value.code
+
+
+def chat(server: ChatServer) -> list[str]:
+    settings = {"url": server.url, "model": "tiny", "pause_s": 0.005}
+    return [f"caption.openai.{name}={value}" for name, value in settings.items()]
+
+
+def test_a_prompt_becomes_five_texts_that_the_sampler_reads(tmp_path, capsys):
+    pytest.importorskip("torch")
+    from training.sample import read_script
+
+    target = tmp_path / "new" / "captions.json"
+    with ChatServer(model) as server:
+        out, err, code = run(capsys, str(target), "harbour", *chat(server))
+    assert (out, code) == (f"1 of 1 prompts split -> {target}\n", 0)
+    assert err.startswith("split  1/1 prompts · 0 failed")
+    row = json.loads(target.read_text())
+    assert row["cap"] == parts("harbour")
+    assert row["prompt"] == "harbour"
+    script = read_script([str(target)], 15.0)
+    assert script.captions == parts("harbour")
+    assert script.spans == [(0, 3), (3, 6), (6, 9), (9, 12), (12, 15)]
+
+
+def test_a_list_of_prompts_gives_a_line_each_in_order_whatever_the_server_does(tmp_path, capsys):
+    prompts = [f"harbour {n}" for n in range(7)]
+    (tmp_path / "prompts.txt").write_text("\n".join(["", *prompts, ""]))
+    target = tmp_path / "captions.jsonl"
+    troubles = ["429", "cut", "wrong", "500", "broken off"]
+    with ChatServer(model, lambda n: troubles[n] if n < len(troubles) else "") as server:
+        _, _, code = run(capsys, str(target), str(tmp_path / "prompts.txt"), *chat(server))
+    assert code == 0
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [row["cap"] for row in rows] == [parts(prompt) for prompt in prompts]
+    assert len({row["name"] for row in rows}) == 7
+
+
+def test_a_prompt_that_gives_no_fit_texts_is_told_and_costs_no_other(tmp_path, capsys):
+    def alike(asked: Asked) -> str:
+        if "meadow" in asked.texts[0]:
+            return json.dumps({"sub_captions": parts("meadow")[:1] * 5})
+        return model(asked)
+
+    (tmp_path / "prompts.txt").write_text("meadow\nharbour\n")
+    target = tmp_path / "captions.jsonl"
+    with ChatServer(alike) as server:
+        out, err, code = run(capsys, str(target), str(tmp_path / "prompts.txt"), *chat(server))
+    assert code == 1
+    assert out.startswith("1 of 2 prompts split")
+    assert err.splitlines()[0].startswith("split  2/2 prompts · 1 failed")
+    assert err.splitlines()[1] == "failed: meadow: text 2 copy of sub-caption 1: 100% of the words"
+    assert [json.loads(line)["prompt"] for line in target.read_text().splitlines()] == ["harbour"]
+
+
+def test_another_count_of_texts_than_asked_for_is_refused(tmp_path, capsys):
+    with ChatServer(lambda _: json.dumps({"sub_captions": parts("harbour")[:3]})) as server:
+        _, err, code = run(capsys, str(tmp_path / "a.json"), "harbour", *chat(server))
+    assert (err.splitlines()[1], code) == ("failed: harbour: not 5 texts", 1)
+    assert not (tmp_path / "a.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["a.json", "x"], "the captioner `measured` can't write of what it doesn't see; give a"),
+        (["a.json", " "], "InputError: no prompt given"),
+        (["a.json", "no such.txt"], "InputError: no such.txt: can't be read as prompts"),
+        (["a.json"], "Split: an idea of a clip"),
+        (["a.json", "x", "caption.openai.urk=1"], "did you mean caption.openai.url?"),
+    ],
+)
+def test_a_users_mistake_is_one_plain_message(capsys, args, message):
+    _, _, code = run(capsys, *args)
+    assert message in str(code)

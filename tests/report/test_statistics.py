@@ -1,0 +1,149 @@
+"""How the scores lie, kept and rejected apart."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from curation.records import CAUSES
+from stages.report.statistics import GROUPS, bin_edges, stats
+
+
+def clips_of(status: list[str], causes: list[list[tuple[str, str]]] | None = None, **scores):
+    columns = {name: pa.array(v, pa.float32()) for name, v in scores.items()}
+    causes = causes if causes is not None else [[] for _ in status]
+    return pa.table({"status": status, **columns, "causes": pa.array(causes, CAUSES)})
+
+
+def row(table: pa.Table, score: str, status: str) -> dict:
+    (found,) = [r for r in table.to_pylist() if (r["score"], r["status"]) == (score, status)]
+    return found
+
+
+def test_each_score_has_a_row_for_each_status_and_one_for_all():
+    clips = clips_of(["kept", "rejected"], brightness=[1, 2], sharpness=[3, 4])
+    found = [(r["score"], r["status"]) for r in stats(clips).to_pylist()]
+    assert found == [(s, g) for s in ("brightness", "sharpness") for g in GROUPS]
+
+
+def test_percentiles_and_means_are_those_of_the_status_own_clips():
+    rng = np.random.default_rng(0)
+    kept, rejected = rng.normal(100, 10, 4000), rng.normal(50, 5, 1000)
+    table = stats(
+        clips_of(["kept"] * 4000 + ["rejected"] * 1000, brightness=np.concatenate([kept, rejected]))
+    )
+    for status, values in (("kept", kept), ("rejected", rejected)):
+        found = row(table, "brightness", status)
+        assert found["count"] == len(values)
+        assert found["mean"] == pytest.approx(values.mean(), rel=1e-6)
+        assert found["p50"] == pytest.approx(np.median(values), rel=1e-6)
+        assert found["p01"] == pytest.approx(np.percentile(values, 1), rel=1e-6)
+        assert (found["min"], found["max"]) == pytest.approx((values.min(), values.max()))
+
+
+def test_every_measured_clip_is_in_one_bin_and_all_statuses_share_the_edges():
+    values = [*np.random.default_rng(1).gamma(2, 5, 997), 1e6, -40, 0]
+    status = ["kept", "rejected", "failed", "kept"] * 250
+    table = stats(clips_of(status, motion_dis=values))
+    rows = {g: row(table, "motion_dis", g) for g in GROUPS}
+    assert len({tuple(r["edges"]) for r in rows.values()}) == 1
+    assert {g: sum(r["counts"]) for g, r in rows.items()} == {
+        "kept": 500,
+        "rejected": 250,
+        "failed": 250,
+        "all": 1000,
+    }
+    parts = np.array([rows[g]["counts"] for g in GROUPS])
+    assert (parts[:3].sum(0) == parts[3]).all()
+
+
+def test_nulls_are_counted_by_their_causes_and_the_causes_add_up():
+    clips = clips_of(
+        ["kept", "kept", "rejected", "rejected", "rejected"],
+        causes=[
+            [],
+            [("text_share", "no weights")],
+            [("text_share", "gate"), ("key_psnr", "gate")],
+            [("text_share", "gate")],
+            [],
+        ],
+        text_share=[0.5, None, None, None, None],
+        key_psnr=[1, 2, None, float("inf"), 3],
+    )
+    table = stats(clips)
+    assert dict(row(table, "text_share", "kept")["causes"]) == {"no weights": 1}
+    rejected = row(table, "text_share", "rejected")
+    assert rejected["nulls"] == 3
+    assert dict(rejected["causes"]) == {"gate": 2, "no cause recorded": 1}
+    assert rejected["mean"] is None
+    assert sum(rejected["counts"]) == 0
+    assert dict(row(table, "key_psnr", "all")["causes"]) == {"gate": 1, "not finite": 1}
+
+
+def test_a_cause_beside_a_measured_value_is_not_counted():
+    clips = clips_of(["kept"], causes=[[("fake_motion", "stale")]], fake_motion=[0.1])
+    assert row(stats(clips), "fake_motion", "all")["causes"] == []
+
+
+def test_thousands_of_causes_are_summed_up_and_still_add_up():
+    n = 3000
+    causes = [[("text_share", f"error {i}")] for i in range(n)]
+    found = row(stats(clips_of(["kept"] * n, causes, text_share=[None] * n)), "text_share", "all")
+    assert len(found["causes"]) == 51
+    assert sum(n for _, n in found["causes"]) == n == found["nulls"]
+
+
+def test_no_clips_and_no_values_give_rows_without_a_histogram():
+    for clips in (clips_of([], brightness=[]), clips_of(["kept"], brightness=[None])):
+        found = row(stats(clips), "brightness", "kept")
+        assert (found["edges"], found["counts"], found["p50"]) == ([], [], None)
+
+
+def test_chunks_and_a_trip_through_parquet_change_nothing(tmp_path):
+    clips = clips_of(
+        ["kept", "rejected", "kept"],
+        [[("fps", "x")], [("brightness", "dark")], [("brightness", "dark")]],
+        brightness=[1, None, None],
+    )
+    pieces = pa.concat_tables([clips.slice(i, 1) for i in range(3)])
+    assert stats(pieces).equals(stats(clips))
+    pq.write_table(clips, tmp_path / "clips.parquet")
+    pq.write_table(stats(clips), tmp_path / "stats.parquet")
+    again = pq.read_table(tmp_path / "stats.parquet")
+    assert again.equals(stats(pq.read_table(tmp_path / "clips.parquet")))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.linspace(0, 1, 1000, dtype=np.float32),
+        np.full(9, 0.1, np.float32),
+        np.zeros(5),
+        np.full(5, -3.7),
+        np.array([1e-9, 2e-9]),
+        np.array([1e12, 1e12 + 1]),
+        np.concatenate([np.random.default_rng(2).normal(0, 1, 1000), [1e9, -1e9]]),
+        np.array([0.0] * 999 + [1.0]),
+    ],
+)
+def test_edges_rise_hold_every_value_and_are_few(values):
+    edges = bin_edges(values)
+    assert (np.diff(edges) > 0).all()
+    assert edges[0] <= values.min()
+    assert values.max() <= edges[-1]
+    assert 2 <= len(edges) <= 70
+    assert np.histogram(values, edges)[0].sum() == len(values)
+
+
+def test_edges_lie_on_round_numbers_so_that_thresholds_do_too():
+    edges = bin_edges(np.linspace(0, 1, 5000))
+    assert {0.0, 0.5, 0.05} <= {round(e, 12) for e in edges.tolist()}
+    assert 0.5 in edges  # exactly
+
+
+def test_a_clip_as_long_as_the_least_allowed_is_not_drawn_below_it():
+    """15 s lies in the bin that starts at 15, not in the one that ends there."""
+    values = np.array([3.0, 9.0, 15.0, 15.0])
+    edges = bin_edges(values)
+    counts = np.histogram(values, edges)[0]
+    assert counts[np.searchsorted(edges, 15.0)] == 2

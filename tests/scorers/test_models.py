@@ -1,0 +1,456 @@
+"""The scorers with weights: tiny random ones of the real classes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from curation.torchvision_fix import fix_torchvision
+
+fix_torchvision()
+pytest.importorskip("open_clip")
+import pyarrow.parquet as pq
+from PIL import Image
+
+from curation import config
+from curation.stage import PlanError
+from curation.storage import Folder
+from pipelines import score, select
+from pipelines.settings import DEFAULT_CONFIG, Settings
+from pipelines.tables import embeddings_ledger, read_clips, read_selection, videos_ledger
+from stages.scorers.clip import Clip, aesthetics_head, judge, square, vision_tower
+from stages.scorers.lpips import AFTER, SCALE, SHIFT, Lpips, distance
+from stages.scorers.models import Models
+from stages.scorers.raft import Raft, fit
+from stages.scorers.scorer import Seen
+from stages.scorers.weights import load, located
+from tests.support.small_input import SETTINGS, scene, video
+from tests.support.tiny_models import HEAD, LINEAR, random_lpips, random_raft, tiny_clip, tiny_head
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    clip, clip_file = tiny_clip(folder)
+    alexnet, linear = random_lpips(folder)
+    raft, raft_file = random_raft(folder)
+    head = tiny_head(folder)
+    named = {"clip": clip_file, "head": head, "alexnet": alexnet, "linear": linear}
+    return {**named, "raft": raft_file, "nets": {"clip": clip, "raft": raft}}
+
+
+def picture(seed: int, width: int = 320, height: int = 180) -> np.ndarray:
+    """Coarse and fine texture, RGB."""
+    rng = np.random.default_rng(seed)
+    cells = rng.integers(0, 255, (6, 8, 3), np.uint8)
+    large = cv2.resize(cells, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(large + rng.normal(0, 10, large.shape), 0, 255).astype(np.uint8)
+
+
+def stored(folder: Path, clip_id: str, seeds: list[int], size=(320, 180), pairs=False) -> dict:
+    """A clip with a key frame per seed, as `score` stores it."""
+    ledger = Folder(str(folder))
+    segments = []
+    for number, seed in enumerate(seeds):
+        segment = {"start_s": 3.0 * number, "key_frame_s": 3.0 * number + 1.5}
+        for which, shift in (("key_frame", 0), ("next_frame", 6))[: 1 + pairs]:
+            name = f"key_frames/{clip_id}_{number}_{which}.jpg"
+            shown = np.roll(picture(seed, *size), shift, axis=1)
+            done, jpeg = cv2.imencode(".jpg", shown[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+            assert done
+            ledger.write(name, jpeg.tobytes())
+            segment[which] = name
+        segment["next_frame_s"] = segment["key_frame_s"] + 0.125 if pairs else None
+        segments.append(segment)
+    return {"clip_id": clip_id, "gate": None, "causes": {}, "segments": segments}
+
+
+def models_of(files, folder: Path, **scorers) -> Models:
+    models = Models(gpus=0.0, **scorers)
+    models.ledger_url = str(folder)
+    models.check()
+    models.setup()
+    return models
+
+
+def clip_of(files, aesthetics: bool = True) -> Clip:
+    return Clip(weights=str(files["clip"]), aesthetics=str(files["head"]) if aesthetics else None)
+
+
+def lpips_of(files) -> Lpips:
+    return Lpips(weights=str(files["alexnet"]), linear=str(files["linear"]))
+
+
+def test_the_published_head_has_these_weights_and_loads():
+    assert HEAD["layers.0.weight"] == (1024, 768)
+    assert [name for name in HEAD if name.endswith("weight")] == [
+        *("layers.0.weight", "layers.2.weight", "layers.4.weight"),
+        *("layers.6.weight", "layers.7.weight"),
+    ]
+
+
+def test_the_head_is_linear_all_the_way(files):
+    head, state = aesthetics_head(files["head"]), load(files["head"])
+    x = torch.randn(3, 768, dtype=torch.float64)
+    expected = x
+    for layer in (0, 2, 4, 6, 7):
+        weight, bias = (state[f"layers.{layer}.{part}"].double() for part in ("weight", "bias"))
+        expected = expected @ weight.T + bias
+    torch.testing.assert_close(head(x.float()).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_clips_embeddings_are_open_clips_own(files):
+    from open_clip import image_transform
+
+    frames = [picture(seed, 322, 181) for seed in range(3)]
+    clip = clip_of(files, aesthetics=False)
+    clip.setup({"weights": files["clip"]}, "cpu")
+    prepare = image_transform(56, is_train=False)
+    inputs = torch.stack([prepare(Image.fromarray(f)) for f in frames])
+    with torch.inference_mode():
+        expected = files["nets"]["clip"].encode_image(inputs, normalize=True)
+    [found] = clip.score([np.stack([square(f, 56) for f in frames])])
+    np.testing.assert_allclose(found["embeddings"], expected.numpy(), atol=1e-3)  # kept as float16
+    spread = 1 - float(expected[0] @ expected[1])
+    assert spread > 0.01  # the pictures differ to it
+    with torch.inference_mode():
+        bare = clip._embed(torch.from_numpy(np.stack([square(f, 56) for f in frames])))
+    torch.testing.assert_close(bare, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(320, 180), (180, 320), (56, 56), (1000, 57)])
+def test_the_square_is_the_one_that_clip_was_trained_with(size):
+    from open_clip import image_transform
+
+    frame = picture(1, *size)
+    own = square(frame, 56)
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    theirs = image_transform(56, is_train=False)(Image.fromarray(frame)).numpy()
+    undone = theirs * np.array(std)[:, None, None] + np.array(mean)[:, None, None]
+    np.testing.assert_allclose(own, undone * 255, atol=0.51)
+
+
+def test_richness_and_coherence_are_what_their_columns_say():
+    angles = np.radians([0, 60, 60, 90])
+    embeddings = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    scores = judge(embeddings, np.array([5.0, 4.0, 6.0, 5.0]))
+    assert scores["richness_clip_l14"] == pytest.approx((0.5 + 0 + 1 - np.cos(np.pi / 6)) / 3)
+    assert scores["coherence_clip_l14"] == pytest.approx(0, abs=1e-6)
+    assert scores["aesthetic_laion_l14"] == 5.0
+    assert scores["aesthetic_laion_l14_min"] == 4.0
+    assert judge(embeddings[:1], None) == {"richness_clip_l14": None, "coherence_clip_l14": None}
+
+
+def reference_lpips(a: np.ndarray, b: np.ndarray, alexnet: dict, linear: dict) -> float:
+    """The published formula, layer by layer in float64. a, b: (h, w, 3) uint8."""
+    from torch.nn.functional import conv2d, max_pool2d, relu
+
+    convolutions = ((0, 4, 2), (3, 1, 2), (6, 1, 1), (8, 1, 1), (10, 1, 1))  # name, stride, pad
+    total = 0.0
+    shift, scale = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (SHIFT, SCALE))
+    x = torch.stack([torch.from_numpy(p).double().permute(2, 0, 1) / 127.5 - 1 for p in (a, b)])
+    x = (x - shift) / scale
+    for number, (name, stride, pad) in enumerate(convolutions):
+        weight, bias = (alexnet[f"features.{name}.{p}"].double() for p in ("weight", "bias"))
+        x = relu(conv2d(x, weight, bias, stride, pad))
+        unit = x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
+        counts = linear[f"lin{number}.model.1.weight"].double()
+        total += float(((unit[0] - unit[1]).square() * counts[0]).sum(0).mean())
+        if number in (0, 1):
+            x = max_pool2d(x, 3, 2)
+    return total
+
+
+def test_lpips_is_the_published_formula(files):
+    assert len(AFTER) == 5
+    lpips = lpips_of(files)
+    lpips.setup({"weights": files["alexnet"], "linear": files["linear"]}, "cpu")
+    frames = np.stack([picture(seed) for seed in (1, 2, 3)])
+    other = np.stack([picture(seed, 320, 200) for seed in (4, 4)])
+    found = [s["key_lpips"] for s in lpips.score([frames, other, frames[:1]])]
+    alexnet, linear = load(files["alexnet"]), load(files["linear"])
+    expected = [reference_lpips(*frames[i : i + 2], alexnet, linear) for i in (0, 1)]
+    assert found[0] == pytest.approx(np.mean(expected), rel=1e-4)
+    assert found[0] > 0.01
+    assert found[1] == 0  # the same picture twice
+    assert found[2] is None  # no neighbour
+
+
+def test_raft_is_torchvisions_and_its_speed_is_told_at_320_px(files):
+    raft = Raft(weights=str(files["raft"]))
+    raft.setup({"weights": files["raft"]}, "cpu")
+    a, b = (np.roll(picture(5, 128, 128), shift, axis=1) for shift in (0, 4))
+    x, y = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1 for p in (a, b))
+    with torch.inference_mode():
+        flow = files["nets"]["raft"](x, y, num_flow_updates=12)[-1]
+        mean = float(flow.norm(dim=1).mean())
+    to_speed = np.array([[10.0, 10.0]], np.float32)
+    [found] = raft.score([(np.stack([a, b])[None], to_speed)])
+    assert found["motion_raft"] == pytest.approx(10 * mean, rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [(1280, 720), (1080, 1920), (640, 90)])
+def test_a_shift_of_the_picture_has_the_same_speed_at_any_size_and_gap(tmp_path, size):
+    clip = stored(tmp_path, "a", [1, 2], size, pairs=True)
+    raft = Raft()
+    pictures, to_speed = raft.prepare(Seen(clip, Folder(str(tmp_path)).read))
+    height, width = pictures.shape[2:4]
+    assert height % 8 == width % 8 == 0
+    assert min(height, width) >= 128
+    # the pictures were shifted by 6 of their own px in 0.125 s
+    shift = 6 * width / size[0]
+    assert shift * to_speed[0, 0] == pytest.approx(6 * 320 / max(size) / 0.125)
+
+
+def test_all_clips_get_all_scores_and_a_broken_picture_costs_one_clip(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.scorers.raft.UPDATES", 1)  # seconds on a CPU otherwise
+    models = models_of(
+        *(files, tmp_path),
+        clip=clip_of(files),
+        lpips=lpips_of(files),
+        raft=Raft(weights=str(files["raft"])),
+    )
+    good = stored(tmp_path, "good", [1, 2, 3], (160, 128), pairs=True)
+    good["causes"] = {"aesthetic_laion_l14": "no scorer configured", "text_share": "other"}
+    lonely = stored(tmp_path, "lonely", [4, 5], (160, 128))  # scored before there were pairs
+    broken = stored(tmp_path, "broken", [6, 7], (160, 128), pairs=True)
+    (tmp_path / broken["segments"][1]["key_frame"]).write_bytes(b"no picture")
+    below = {"clip_id": "below", "gate": "9.3 s < 15 s", "causes": {}, "segments": []}
+    rows = [{"clips": [good, below]}, {"clips": [lonely, broken]}, {"clips": []}]
+    done = models.process(rows)
+    [found, not_seen], [alone, unread], [] = (row["clips"] for row in done)
+    names = {"aesthetic_laion_l14", "aesthetic_laion_l14_min", "richness_clip_l14"}
+    names |= {"coherence_clip_l14", "key_lpips", "motion_raft"}
+    assert all(isinstance(found[name], float) for name in names)
+    assert found["causes"] == {"text_share": "other"}
+    assert found["aesthetic_laion_l14_min"] <= found["aesthetic_laion_l14"]
+    assert not_seen["causes"] == dict.fromkeys(names, "below the gate: 9.3 s < 15 s")
+    assert alone["key_lpips"] is not None
+    assert alone["motion_raft"] is None
+    assert "no two frames" in alone["causes"]["motion_raft"]
+    assert set(unread["causes"]) == names
+    assert "no readable picture" in unread["causes"]["key_lpips"]
+    assert all(unread[name] is None for name in names)
+    assert [e["clip_id"] for row in done for e in row["embeddings"]] == ["good", "lonely"]
+    kept = np.stack(done[0]["embeddings"][0]["key_frames"])
+    assert kept.shape == (3, 768)
+    assert kept.dtype == np.float16
+    assert all(not models.lacks(row) for row in done)
+    alone_again = models.process([{"clips": [good]}])[0]["clips"][0]
+    for name in names:  # no clip hangs on those beside it
+        assert alone_again[name] == pytest.approx(found[name], rel=1e-4, abs=1e-5)
+
+
+def test_other_weights_and_a_newly_named_head_ask_for_a_new_look(files, tmp_path):
+    plain = models_of(files, tmp_path, clip=clip_of(files, aesthetics=False))
+    [row] = plain.process([{"clips": []}])
+    assert not plain.lacks(row)
+    assert models_of(files, tmp_path, clip=clip_of(files)).lacks(row) == ["clip"]
+    assert models_of(files, tmp_path, lpips=lpips_of(files)).lacks(row) == ["lpips"]
+    assert Models().lacks(row) == []
+
+
+def test_weights_that_are_missing_are_said_with_where_and_how_to_get_them(tmp_path, monkeypatch):
+    with pytest.raises(
+        PlanError, match=r"clip.weights: no file .*none.bin; get it with\n  hf down"
+    ):
+        Models(clip=Clip(weights=str(tmp_path / "none.bin"))).check()
+    name = "hf://timm/vit_large_patch14_clip_224.openai@abc/open_clip_model.safetensors"
+    with pytest.raises(
+        PlanError, match=r"is not in .*hub; get it with\n  hf download timm/vit_l.* "
+    ):
+        Models(clip=Clip(weights=name)).check()
+    (tmp_path / "a.pth").touch()
+    with pytest.raises(PlanError, match=r"lpips.linear is not set; get the file with\n  curl"):
+        Models(lpips=Lpips(weights=str(tmp_path / "a.pth"))).check()
+    with pytest.raises(PlanError, match="expected hf://OWNER/REPO@REVISION/FILE"):
+        located("hf://only", "it", "x")
+
+
+def test_all_weights_that_are_missing_are_said_at_once():
+    every = Models(
+        clip=Clip(weights="/none/clip", aesthetics="/none/head"),
+        lpips=Lpips(weights="/none/alexnet"),
+        raft=Raft(weights="/none/raft"),
+    )
+    with pytest.raises(PlanError) as error:
+        every.check()
+    said = str(error.value)
+    for what in (
+        "clip.weights",
+        "clip.aesthetics",
+        "lpips.weights",
+        "lpips.linear",
+        "raft.weights",
+    ):
+        assert f"score.models.{what}" in said
+    assert said.count("\n  curl") + said.count("\n  hf download") == 5
+
+
+def test_the_command_for_a_missing_file_puts_it_where_it_was_looked_for(tmp_path):
+    name = str(tmp_path / "my weights" / "head.pth")
+    with pytest.raises(PlanError) as error:
+        located(name, "it", "https://host/other%2Bname.pth")
+    command = shlex.split(str(error.value).splitlines()[1])
+    assert command[:4] == ["curl", "-L", "--create-dirs", "-o"]
+    assert command[4:] == [name, "https://host/other%2Bname.pth"]
+
+
+def test_a_file_in_the_hubs_cache_is_found_by_its_revision(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "w.safetensors").write_bytes(b"x")
+    (tmp_path / "models--a--b" / "refs").mkdir()
+    (tmp_path / "models--a--b" / "refs" / "main").write_text("0123abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for name in ("hf://a/b@main/w.safetensors", "hf://a/b/w.safetensors"):
+        assert located(name, "it", "x") == snapshot / "w.safetensors"
+    with pytest.raises(PlanError, match="revision v2"):
+        located("hf://a/b@v2/w.safetensors", "it", "x")
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+def test_a_file_that_holds_code_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"layers.0.weight": Evil()}, "bad.pth")
+    with pytest.raises(PlanError, match="can't be read as weights"):
+        aesthetics_head(Path("bad.pth"))
+    assert not Path("evil").exists()
+
+
+def test_weights_of_another_network_are_named(files, tmp_path):
+    with pytest.raises(PlanError, match=r"no CLIP in open_clip's layout"):
+        vision_tower(files["head"])
+    with pytest.raises(PlanError, match=r"other weights than expected .*layers.0.bias"):
+        aesthetics_head(files["linear"])
+    assert set(load(files["linear"])) == set(LINEAR)
+    torch.save({"lin0.model.1.weight": torch.zeros(1, 512, 1, 1)}, tmp_path / "vgg.pth")
+    with pytest.raises(PlanError, match=r"lin0"):
+        distance(files["alexnet"], tmp_path / "vgg.pth")
+
+
+def test_sides_fit_raft():
+    assert [fit(s) for s in (288, 100, 511)] == [288, 128, 512]
+
+
+def clips_of(out: Path) -> dict[str, dict]:
+    return {row["clip_id"]: row for row in read_clips(Folder(str(out))).to_pylist()}
+
+
+def test_a_model_switched_on_later_adds_its_scores_without_a_decode(
+    dataset, cluster, files, tmp_path, capsys
+):
+    """In place of every video lies something else of its size and time: none can be decoded."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(dataset.out, out)
+    shutil.copytree(dataset.source, source)
+    before = clips_of(out)
+    rows = videos_ledger(Folder(str(out))).read().to_pylist()
+    given = []
+    for path in dataset.videos.values():
+        copy, was = source / path.relative_to(dataset.source), path.stat()
+        copy.write_bytes(bytes(was.st_size))
+        os.utime(copy, ns=(was.st_atime_ns, was.st_mtime_ns))
+    shutil.move(dataset.source, tmp_path / "aside")
+    try:
+        shutil.move(source, dataset.source)  # its rows name the videos by path
+        given = [f"input={dataset.source}", f"output={out}"]
+        given += ["score.models.gpus=0", f"score.models.clip.weights={files['clip']}"]
+        given += [f"score.models.clip.aesthetics={files['head']}"]
+        score.run(settings(*given), Folder(str(out)))
+    finally:
+        shutil.rmtree(dataset.source)
+        shutil.move(tmp_path / "aside", dataset.source)
+    after = clips_of(out)
+    assert after.keys() == before.keys()
+    names = Clip(aesthetics="x").writes
+    seen = [c for c in after.values() if c["gate"] is None]
+    assert len(seen) == 5
+    assert all(isinstance(c[name], float) for c in seen for name in names)
+    below = [dict(c["causes"]) for c in after.values() if c["gate"] is not None]
+    assert all(causes[name].startswith("below the gate") for causes in below for name in names)
+    for clip_id, clip in after.items():  # all else is as it was
+        rest = [c for c in clip if c not in (*names, "causes")]
+        assert {c: clip[c] for c in rest} == {c: before[clip_id][c] for c in rest}
+        causes = {k: v for k, v in dict(clip["causes"]).items() if k not in names}
+        was = {k: v for k, v in dict(before[clip_id]["causes"]).items() if k not in names}
+        assert causes == was
+    kept = pq.read_table(out / "ledger/embeddings").to_pylist()
+    assert {e["clip_id"] for e in kept} == {c["clip_id"] for c in seen}
+    assert all(len(e["key_frames"]) == 5 and len(e["key_frames"][0]) == 768 for e in kept)
+    again = videos_ledger(Folder(str(out))).read().to_pylist()
+    assert [r["video"] for r in again] == [r["video"] for r in rows]
+    # Now a policy may name the scores, and select needs no model for it.
+    rule = "select.policy.coherence_clip_l14={min: -1}"
+    select.run(settings(f"output={out}", rule), Folder(str(out)))
+    with pytest.raises(PlanError, match="coherence_clip_l14"):
+        select.run(settings(f"output={dataset.out}", rule), Folder(str(dataset.out)))
+    # The embeddings tell which clips show the same; all five do, to a limit this low.
+    alike = "select.semantic_similarity=0.01"
+    select.run(settings(f"output={out}", alike), Folder(str(out)))
+    chosen = read_selection(Folder(str(out))).to_pylist()
+    [best] = [row["clip_id"] for row in chosen if row["status"] == "kept"]
+    lost = [row["reason"] for row in chosen if (row["reason"] or "").startswith("shows the same")]
+    assert lost == [f"shows the same as {best}"] * len(lost) != []
+    with pytest.raises(PlanError, match=r"needs the clips' embeddings, .* has none\n  fix: run"):
+        select.run(settings(f"output={dataset.out}", alike), Folder(str(dataset.out)))
+    gate = [alike, "select.policy.width=null", "select.policy.duration_s=null"]
+    with pytest.raises(PlanError, match="semantic_similarity, which clips under the gate were"):
+        select.run(settings(f"output={out}", *gate), Folder(str(out)))
+    embeddings_ledger(Folder(str(out))).append([kept[0] | {"model": "another"}])
+    with pytest.raises(PlanError, match=r"of 2 models: .*another.*\n  fix: run pipelines.score"):
+        select.run(settings(f"output={out}", alike), Folder(str(out)))
+
+
+@pytest.mark.slow
+def test_scoring_with_models_at_once_gives_what_adding_them_gives(cluster, files, tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    video(source / "a.mp4", scene(2), width=160, height=128)
+    video(source / "b.mp4", scene(3), 1.5, width=160, height=128)
+    given = [f"input={source}", f"output={out}", "score.models.gpus=0"]
+    given += ["score.watch.stills.pair_gap_s=0.1", f"score.models.clip.weights={files['clip']}"]
+    run = settings(*given)
+    score.run(run, Folder(str(out)))
+    rows = {c["clip_id"]: c for c in clips_of(out).values()}
+    seen = [c for c in rows.values() if c["gate"] is None]
+    assert len(seen) == 1
+    for clip in seen:
+        for segment in clip["segments"]:
+            assert segment["next_frame_s"] - segment["key_frame_s"] == pytest.approx(0.1)
+    models = models_of(files, out / "ledger", clip=clip_of(files, aesthetics=False))
+    blank = [{"clips": [{**c, "causes": {}} for c in seen]}]
+    for clip in models.process(blank)[0]["clips"]:
+        for name in ("coherence_clip_l14", "richness_clip_l14"):
+            assert rows[clip["clip_id"]][name] == pytest.approx(clip[name], rel=1e-4, abs=1e-5)
+    ledger = sorted((out / "ledger/videos").iterdir())
+    score.run(run, Folder(str(out)))  # nothing is left to do
+    assert sorted((out / "ledger/videos").iterdir()) == ledger
+
+
+def test_a_run_without_its_weights_or_its_pairs_stops_before_anything_starts(tmp_path):
+    video(tmp_path / "in" / "a.mp4", scene(1))
+    given = [f"input={tmp_path}/in", f"output={tmp_path}/out"]
+    with pytest.raises(PlanError, match="get it with"):
+        score.run(settings(*given, "score.models.clip.weights=/none"), Folder(f"{tmp_path}/out"))
+    (tmp_path / "raft.pth").touch()
+    raft = f"score.models.raft.weights={tmp_path}/raft.pth"
+    with pytest.raises(PlanError, match=r"set score.watch.stills.pair_gap_s=0\.1"):
+        score.run(settings(*given, raft), Folder(f"{tmp_path}/out"))
+    assert not (tmp_path / "out").exists()
+
+
+def settings(*given: str) -> Settings:
+    return config.load(Settings, DEFAULT_CONFIG, [*SETTINGS, *given])

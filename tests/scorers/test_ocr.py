@@ -1,0 +1,206 @@
+import time
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from stages.scorers.ocr import Ocr, Text, area_share, spread
+from tests.support.paths import VIDEOS
+
+
+@pytest.fixture(scope="module")
+def ocr() -> Ocr:
+    return Ocr()
+
+
+def scene(width: int = 1280, height: int = 720) -> np.ndarray:
+    """Soft coloured blobs, no text: (h, w, 3) uint8."""
+    noise = np.random.default_rng(1).integers(0, 256, (9, 16, 3), np.uint8)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC) // 2
+
+
+def write(bgr: np.ndarray, text: str, height_share: float, at: tuple[float, float]) -> np.ndarray:
+    """`text` in white on black outlines; letters about `height_share` of the picture high."""
+    rows, columns = bgr.shape[:2]
+    scale = rows * height_share / 22
+    corner = (int(at[0] * columns), int(at[1] * rows))
+    out = bgr.copy()
+    for colour, extra in (((0, 0, 0), 2), ((255, 255, 255), 0)):
+        thickness = max(1, round(2 * scale)) + extra
+        cv2.putText(out, text, corner, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness)
+    return out
+
+
+def stage(folder: Path, frames: list[np.ndarray], ocr: Ocr, **clip) -> tuple[Text, dict]:
+    """The stage and a video's row with one clip whose key frames lie in `folder`."""
+    segments = []
+    for number, bgr in enumerate(frames):
+        cv2.imwrite(str(folder / f"{number}.jpg"), bgr)
+        segments.append({"start_s": 3.0 * number, "key_frame": f"{number}.jpg"})
+    text = Text()
+    text.ledger_url = str(folder)
+    text._ocr = ocr
+    return text, {"video": "v", "clips": [{"gate": None, "segments": segments, **clip}]}
+
+
+def scored(text: Text, row: dict) -> dict:
+    [clip] = text.process([row])[0]["clips"]
+    return clip
+
+
+def test_a_caption_is_found_and_a_scene_without_text_has_none(tmp_path, ocr):
+    plain = scene()
+    titled = write(plain, "Where are you going?", 0.06, (0.1, 0.9))
+    assert scored(*stage(tmp_path, [plain] * 5, ocr))["text_share"] == 0.0
+    assert 0.01 < scored(*stage(tmp_path, [titled] * 5, ocr))["text_share"] < 0.06
+
+
+@pytest.mark.parametrize("size", [(1280, 720), (1920, 1080), (608, 1080), (1739, 566)])
+def test_a_line_of_four_hundredths_of_the_height_is_found_at_any_size(ocr, size):
+    width, height = size
+    bgr = write(scene(width, height), "breaking news", 0.04, (0.05, 0.5))
+    boxes = ocr.find_text(bgr)
+    assert boxes
+    x, y = np.concatenate(boxes).mean(axis=0) / size
+    assert 0.05 < x < 0.7
+    assert 0.4 < y < 0.55
+
+
+def test_a_tall_title_counts_because_it_can_be_read(ocr):
+    title = write(scene(), "TITLE", 0.25, (0.1, 0.6))
+    assert area_share(ocr.find_text(title), 1280, 720) > 0.1
+
+
+@pytest.mark.parametrize("pitch_px", [6, 14, 40])
+def test_stripes_grids_and_gravel_are_no_text(ocr, pitch_px):
+    y, x = np.mgrid[0:720, 0:1280]
+    stripes = np.where(x // pitch_px % 2, 200, 60)
+    grid = np.where((x % pitch_px < 3) | (y % pitch_px < 3), 220, 90)
+    rng = np.random.default_rng(pitch_px)
+    stones = rng.integers(0, 256, (720 // pitch_px + 1, 1280 // pitch_px + 1), np.uint8)
+    gravel = cv2.resize(stones, (1280, 720), interpolation=cv2.INTER_CUBIC)
+    for texture in (stripes, grid, gravel):
+        bgr = cv2.cvtColor(texture.astype(np.uint8), cv2.COLOR_GRAY2BGR)
+        assert area_share(ocr.find_text(bgr), 1280, 720) < 0.01
+
+
+def test_a_page_full_of_text_reads_high(tmp_path, ocr):
+    page = np.full((720, 1280, 3), 20, np.uint8)
+    for line in range(14):
+        page = write(page, f"line {line} of a page with words", 0.04, (0.05, 0.07 * line + 0.06))
+    assert scored(*stage(tmp_path, [page] * 5, ocr))["text_share"] > 0.1
+
+
+def test_artifacts_are_the_union_of_text_graphics_and_borders(tmp_path, ocr):
+    mask = np.zeros((90, 160), np.uint8)
+    mask[:, :40] = 255  # the left quarter
+    png = cv2.imencode(".png", mask)[1].tobytes()
+    frames = [scene()] * 5
+    whole = scored(*stage(tmp_path, frames, ocr, overlay_mask=png, borders=[0.125, 0, 0.25, 0]))
+    assert whole["artifact_share"] == pytest.approx(0.5, abs=0.01)
+    assert whole["text_share"] == 0.0
+
+
+def test_boxes_that_overlap_count_once():
+    box = np.array([[0, 0], [64, 0], [64, 90], [0, 90]], np.float32)
+    assert area_share([box], 320, 180) == pytest.approx(0.1, abs=0.01)
+    assert area_share([box, box], 320, 180) == area_share([box], 320, 180)
+    assert area_share([box], 320, 180, borders=[0.1, 0, 0, 0]) == pytest.approx(0.15, abs=0.01)
+
+
+def test_a_clip_below_the_gate_is_not_looked_at_and_says_why(ocr):
+    text = Text()
+    text.ledger_url, text._ocr = "/nowhere", ocr
+    clip = scored(text, {"clips": [{"gate": "too dark", "segments": [{}], "causes": {"a": "b"}}]})
+    assert clip["text_share"] is clip["artifact_share"] is None
+    assert clip["causes"]["text_share"] == "below the gate: too dark"
+    assert clip["causes"]["a"] == "b"
+
+
+@pytest.mark.parametrize("broken", [b"", b"no picture"])
+def test_a_key_frame_that_cannot_be_read_leaves_a_null_with_its_cause(tmp_path, ocr, broken):
+    text, row = stage(tmp_path, [scene()] * 5, ocr)
+    (tmp_path / "1.jpg").write_bytes(broken)
+    clip = scored(text, row)
+    assert clip["text_share"] is None
+    assert "1.jpg is no readable picture" in clip["causes"]["artifact_share"]
+
+
+def test_a_missing_key_frame_leaves_a_null_with_its_cause(tmp_path, ocr):
+    text, row = stage(tmp_path, [scene()] * 5, ocr)
+    row["clips"][0]["segments"][3]["key_frame"] = None
+    assert "no key frame was stored" in scored(text, row)["causes"]["text_share"]
+
+
+def test_a_video_without_clips_stays_one():
+    assert Text().process([{"video": "v", "clips": None}]) == [{"video": "v", "clips": []}]
+
+
+def test_frames_are_taken_evenly():
+    assert spread([0, 1, 2, 3, 4], 2) == [1, 3]
+    assert spread([0, 1, 2, 3, 4], 3) == [0, 2, 4]
+    assert spread([0, 1], 5) == [0, 1]
+
+
+def test_reading_gives_text_confidence_and_place(ocr):
+    bgr = write(scene(), "Goal 42", 0.06, (0.6, 0.2))
+    [(text, confidence, box)] = ocr.read_text(bgr)
+    assert text == "Goal 42"
+    assert confidence > 0.9
+    assert 0.6 < box[:, 0].mean() / 1280 < 0.8
+    assert 0.1 < box[:, 1].mean() / 720 < 0.25
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2000, 3), (4, 900)])
+def test_pictures_of_odd_shapes_are_looked_at_like_others(ocr, size):
+    assert ocr.find_text(np.zeros((size[1], size[0], 3), np.uint8)) == []
+
+
+def frames_of(name: str, at_s: tuple[float, ...]) -> list[np.ndarray]:
+    if not (VIDEOS / name).exists():
+        pytest.skip(f"no labelled videos at {VIDEOS} (set LONGTAKE_VIDEOS)")
+    found = []
+    with av.open(str(VIDEOS / name)) as container:
+        stream = container.streams.video[0]
+        for second in at_s:
+            container.seek(int(second / stream.time_base), stream=stream)
+            decoded = (f for f in container.decode(stream) if f.time >= second)
+            frame = next(decoded).to_ndarray(format="bgr24")
+            scale = 768 / max(frame.shape[:2])
+            found.append(cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+    return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "take_robot_dog_park_static_1080p.mp4",
+        "take_highway_traffic_static_720p.mp4",
+        "take_jackal_corridor_handheld_1080p.mp4",
+        "take_robot_arm_fridge_720p.mp4",
+        "take_robot_arm_sink_720p.mp4",
+        "cut_locobot_plaza_2shots_1080p.mp4",
+    ],
+)
+def test_real_long_takes_are_not_taken_for_text(ocr, name):
+    for bgr in frames_of(name, (2, 8, 14)):
+        assert area_share(ocr.find_text(bgr), bgr.shape[1], bgr.shape[0]) < 0.03
+
+
+@pytest.mark.parametrize(
+    "name", ["text_slides_method_animation_1080p.mp4", "text_terminal_recording_566p_vp9.webm"]
+)
+def test_real_slides_and_terminals_are_taken_for_text(ocr, name):
+    for bgr in frames_of(name, (4, 10)):
+        assert area_share(ocr.find_text(bgr), bgr.shape[1], bgr.shape[0]) > 0.1
+
+
+def test_looking_for_text_costs_little(ocr):
+    bgr = write(scene(768, 432), "LIVE", 0.05, (0.1, 0.1))
+    started = time.process_time()
+    for _ in range(5):
+        ocr.find_text(bgr)
+    # CPU-s, on a machine however busy; the detector left to scale frames up takes 15 times as much
+    assert (time.process_time() - started) / 5 < 0.6

@@ -1,0 +1,134 @@
+"""Whole runs for tests: a pipeline as its own process, and what two datasets differ in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from tests.support.paths import REPOSITORY
+from tests.support.small_input import SETTINGS
+
+TABLES = ("clips", "videos", "shards", "stats")
+
+
+@dataclass
+class Ended:
+    code: int
+    out: str
+    err: str
+
+
+def start(module: str, *args: str, **env: str) -> subprocess.Popen[str]:
+    """`python -m pipelines.MODULE ARGS`, in a process group of its own."""
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-m", f"pipelines.{module}", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **env},
+        start_new_session=True,
+    )
+
+
+def ended(process: subprocess.Popen[str], within_s: float = 240) -> Ended:
+    out, err = process.communicate(timeout=within_s)
+    return Ended(process.returncode, out, err)
+
+
+def curate(source: Path, out: Path, *overrides: str, **env: str) -> subprocess.Popen[str]:
+    return start("curate", f"input={source}", f"output={out}", *SETTINGS, *overrides, **env)
+
+
+def wait_for(process: subprocess.Popen[str], seen: Callable[[], bool]) -> bool:
+    """False where the run ended before."""
+    while process.poll() is None:
+        if seen():
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def kill_when(process: subprocess.Popen[str], seen: Callable[[], bool]) -> bool:
+    """kill -9 of the driver as soon as `seen`; False where the run ended before."""
+    if not wait_for(process, seen):
+        return False
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    return True
+
+
+def below(pid: int) -> Iterator[tuple[int, str]]:
+    """Process id and command line of all that descend from a process."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+            parents.setdefault(parent, []).append(int(entry.name))
+    todo = [pid]
+    while todo:
+        for child in parents.get(todo.pop(), []):
+            todo.append(child)
+            try:
+                line = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ")
+            except OSError:
+                continue
+            yield child, os.fsdecode(line)
+
+
+def with_mark(mark: str) -> list[str]:
+    """Command lines of the processes whose environment holds this text."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if mark.encode() in (entry / "environ").read_bytes():
+                    found.append(os.fsdecode((entry / "cmdline").read_bytes()))
+            except OSError:
+                continue
+    return found
+
+
+def leftovers(out: Path) -> list[str]:
+    """Files that are being written, in a dataset that nobody writes."""
+    return [str(path) for path in out.rglob(".tmp-*")]
+
+
+def differences(a: Path, b: Path) -> list[str]:
+    """What two datasets differ in: tables by their rows, all other files by their bytes."""
+    found = []
+    for name in TABLES:
+        if not pq.read_table(a / f"{name}.parquet").equals(pq.read_table(b / f"{name}.parquet")):
+            found.append(f"{name}.parquet")
+    if json.loads((a / "manifest.json").read_text()) != json.loads(
+        (b / "manifest.json").read_text()
+    ):
+        found.append("manifest.json")
+    for folder in ("shards", "presto"):
+        if _hashes(a / folder) != _hashes(b / folder):
+            found.append(folder)
+    if (a / "report.html").read_bytes() != (b / "report.html").read_bytes():
+        found.append("report.html")
+    return found
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }

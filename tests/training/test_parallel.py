@@ -1,0 +1,172 @@
+"""Several processes give what one gives."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tensorboard")
+
+from torch.utils._pytree import tree_leaves
+
+from curation.config import ConfigError
+from tests.support.drawn_clips import clip
+from tests.support.ranks import on_ranks
+from tests.training.test_train import SYSTEM, settings
+from training import checkpoint
+from training.clips import Listed, Size
+from training.data import Share, stream
+from training.parallel import World, join, spread
+from training.text_to_video import System
+from training.train import batch_loss, build, tensors, train, validation_loss
+
+# 2 x 3 x 3 = 18 tokens do not divide by four ranks, and two frames do not either
+MANY = replace(
+    SYSTEM,
+    size=Size(4, 24, 24),
+    model=replace(SYSTEM.model, num_attention_heads=4, attention_head_dim=6),
+)
+CLIPS = Listed([clip(i, 4, 24, 24) for i in range(5)])
+HELD_OUT = Listed([clip(i, 4, 24, 24) for i in range(10, 13)])
+
+
+def cfg(folder, sequence=1, replicas=1, **changes):
+    return settings(
+        folder, system=MANY, sequence_ranks=sequence, batch=4 // replicas, accumulate=1, **changes
+    )
+
+
+def gradients(folder, start, sequence):
+    """Loss, gradients and validation loss of one batch of four, from the weights in `start`."""
+    replicas = int(os.environ.get("WORLD_SIZE", "1")) // sequence
+    one = cfg(folder, sequence, replicas)
+    run = build(one)
+    checkpoint.load_into(start, tensors(run))
+    share = Share(one.batch, run.world.replica, run.world.replicas)
+    loss, _ = batch_loss(run.system, next(stream(CLIPS, share, 0)), one)
+    loss.backward()
+    found = {}
+    for name, weight in run.system.named_parameters():
+        grad = weight.grad
+        assert grad is not None, name
+        found[name] = (grad.full_tensor() if hasattr(grad, "full_tensor") else grad).tolist()
+    validation = validation_loss(run.ema, HELD_OUT, one, run.world)
+    return run.world.mean(loss.item()), found, validation
+
+
+def each_way(folder, start, sequences):
+    return [gradients(folder, start, sequence) for sequence in sequences]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Weights that are silent nowhere, and what one process makes of them."""
+    folder = tmp_path_factory.mktemp("alone")
+    run = build(cfg(folder))
+    torch.manual_seed(1)
+    for weight in [*run.system.parameters(), *run.ema.parameters()]:
+        torch.nn.init.normal_(weight, std=0.2)
+    start = checkpoint.save(folder, 1, tensors(run), {}, 1)
+    return start, gradients(folder, start, 1)
+
+
+@pytest.mark.parametrize(("ranks", "sequences"), [(2, [1, 2]), (4, [1, 2, 4])])
+def test_gradients_of_several_ranks_are_those_of_one_process(tmp_path, alone, ranks, sequences):
+    start, (loss, grads, validation) = alone
+    for ways in on_ranks(ranks, each_way, tmp_path, start, sequences):
+        for sequence, (loss_here, grads_here, validation_here) in zip(sequences, ways, strict=True):
+            assert loss_here == pytest.approx(loss, rel=1e-5)
+            assert validation_here == pytest.approx(validation, rel=1e-5)
+            assert grads_here.keys() == grads.keys()
+            for name, expected in grads.items():
+                one, two = torch.tensor(expected), torch.tensor(grads_here[name])
+                assert torch.allclose(one, two, rtol=1e-3, atol=2e-6 + 1e-4 * one.abs().max()), (
+                    f"{name}, {ranks} ranks, {sequence} of them a sequence"
+                )
+
+
+def trained(folder, steps, sequence):
+    replicas = int(os.environ.get("WORLD_SIZE", "1")) // sequence
+    one = cfg(folder, sequence, replicas, steps=steps, save_every=2, keep_activations="attention")
+    return train(one, CLIPS, HELD_OUT)
+
+
+def whole_and_in_parts(folder):
+    parts = [trained(folder / "parts", steps, 2) for steps in (2, 4)]
+    return trained(folder / "whole", 4, 2), *parts
+
+
+def test_a_run_on_several_ranks_goes_on_to_the_bit_and_on_one_process_too(tmp_path):
+    (whole, before, after), second = on_ranks(2, whole_and_in_parts, tmp_path)
+    assert second == (whole, before, after)
+    assert before + after == whole
+    (tmp_path / "parts" / "checkpoints" / "step-00000004").rename(tmp_path / "last")
+    assert trained(tmp_path / "parts", 4, 1) == pytest.approx(after, rel=1e-4)
+    names = {p.name for p in (tmp_path / "whole").iterdir()}
+    assert names == {"checkpoints", "samples", "loss.png", "metrics.csv", "tensorboard"}
+
+
+def test_what_a_sharded_text_encoder_gives_is_where_fsdp_looks_for_gradients():
+    text = System(SYSTEM).text([["a red boat"]])
+    assert any(leaf is text.tokens for leaf in tree_leaves(text))  # as torch 2.11 does, not 2.13
+
+
+def test_numbers_of_ranks_that_do_not_fit_are_said(monkeypatch):
+    with pytest.raises(ConfigError, match="start with torchrun --nproc-per-node 2"):
+        join(2)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match="torchrun started 4 processes"):
+        join(3)
+    monkeypatch.setattr(World, "sharded", True)
+    system = System(SYSTEM)
+    with pytest.raises(ConfigError, match="a divisor of the network's 2 heads"):
+        spread(system.presto, None, World(torch.device("cpu"), 0, 4, 4), False)
+
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+
+
+@pytest.mark.slow  # torchrun, and two processes that import torch
+def test_a_lost_worker_stops_the_run_and_its_last_checkpoint_is_sound(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys\n"
+        "from tests.training.test_parallel import trained\n"
+        "trained(sys.argv[1], 400, 2)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    command = [*LAUNCH, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    running = subprocess.Popen(
+        [*command, str(script), str(tmp_path / "run")],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: len(checkpoint.saved(tmp_path / "run")) > 1, 120)
+        children = subprocess.run(
+            ["ps", "--ppid", str(running.pid), "-o", "pid="], capture_output=True, text=True
+        ).stdout.split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        _, said = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode != 0
+    assert "exitcode  : -9" in said
+    last = checkpoint.saved(tmp_path / "run")[-1]
+    step = checkpoint.told(last)["step"]
+    assert len(on_ranks(2, trained, tmp_path / "run", step + 2, 2)[0]) == 2
+
+
+def wait_until(true, seconds):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.2)

@@ -1,0 +1,304 @@
+"""Latents and texts computed ahead are what training would have computed."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tensorboard")
+pytest.importorskip("safetensors")
+
+from tests.support import tiny_allegro
+from tests.support.drawn_clips import dataset, row
+from tests.training.test_train import SYSTEM, settings
+from training import precompute
+from training import pretrained as frozen
+from training.clips import BadData, Shards, Size
+from training.codecs import drawn
+from training.data import Order, Share, stream
+from training.precompute import Ahead
+from training.pretrained import T5, Allegro
+from training.train import train
+from training.weights import BadWeights
+
+ROWS = [row(i, "validation" if i > 4 else "train") for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    return dataset(tmp_path_factory.mktemp("dataset"), ROWS, most=2)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return tiny_allegro.folder(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """The true tile takes seconds for a single one."""
+    monkeypatch.setattr(frozen, "TILE", (8, 32, 32))
+    monkeypatch.setattr(frozen, "STRIDE", (4, 16, 24))
+
+
+def configured(folder, packed, system=SYSTEM, **changes):
+    base = settings(folder / "run", system=system, steps=2, **changes)
+    data = replace(base.data, dataset=str(packed), cache=str(folder / "cache"))
+    return replace(base, data=data)
+
+
+def of_allegro(weights, **changes):
+    allegro, t5 = Allegro(str(weights)), T5(str(weights), tiny_allegro.WIDTH, 16)
+    model = replace(SYSTEM.model, patch_size=2)
+    return replace(SYSTEM, size=Size(8, 32, 80), codec=allegro, text=t5, model=model, **changes)
+
+
+def run(cfg, rank=0, ranks=1):
+    precompute.precompute(cfg.system, cfg.data, rank, ranks)
+
+
+def test_training_from_the_cache_is_training_from_the_shards(tmp_path, packed, capsys):
+    """Pixels are latents without chance and the text encoder is trained: equal to the bit."""
+    cfg = configured(tmp_path, packed)
+    run(cfg)
+    assert "6 clips in 4 shards" in capsys.readouterr().out
+    ahead = Ahead(cfg.system, cfg.data, "train"), Ahead(cfg.system, cfg.data, "validation")
+    straight = [Shards(packed, split, SYSTEM.size) for split in ("train", "validation")]
+    assert [list(a.clip_ids) for a in ahead] == [list(s.clip_ids) for s in straight]
+    there = train(replace(cfg, run_dir=str(tmp_path / "straight")), *straight)
+    assert train(cfg, *ahead) == there
+
+
+def test_a_cached_clip_has_the_codec_s_latents_and_its_own_captions_tokens(
+    tmp_path, packed, weights
+):
+    cfg = configured(tmp_path, packed, of_allegro(weights))
+    run(cfg)
+    source = Shards(packed, "train", cfg.system.size)
+    for index, clip in enumerate(source[i] for i in range(3)):
+        cached = Ahead(cfg.system, cfg.data, "train")[index]
+        encoded = cfg.system.codec.encode(clip.video[None])
+        assert cached.latents.shape == (2, 4, 2, 4, 10)
+        assert torch.allclose(cached.latents.float(), encoded[0], atol=2e-3, rtol=1e-3)
+        assert encoded[0, 0].std() > 1e-3
+        assert set(cached.texts) == {"", clip.caption, *clip.sub_captions}
+        for caption, tokens in cached.texts.items():
+            assert torch.allclose(tokens, cfg.system.text([[caption]]).tokens, atol=1e-5)
+        assert (cached.sub_captions, cached.spans) == (clip.sub_captions, clip.spans)
+    # every noise of the posterior is a sample's own
+    twice = torch.stack([encoded[0], encoded[0]])
+    first, second = drawn(twice, [torch.Generator().manual_seed(i) for i in (1, 2)])
+    assert not torch.equal(first, second)
+    assert torch.allclose(first, encoded[0, 0], atol=6 * (encoded[0, 1] / 2).exp().max().item())
+
+
+def test_a_run_needs_no_frozen_weights_once_they_have_done_their_part(
+    tmp_path, packed, weights, monkeypatch
+):
+    cfg = configured(tmp_path, packed, of_allegro(weights), keep_activations="attention")
+    run(cfg)
+    gone = replace(cfg.system, codec=Allegro("gone"), text=replace(cfg.system.text, t5="gone"))
+    cfg = replace(cfg, system=gone)
+    monkeypatch.setattr("training.train.show", lambda *_: None)  # samples need the codec
+    held_out = Ahead(cfg.system, cfg.data, "validation")
+    assert len(train(cfg, Ahead(cfg.system, cfg.data, "train"), held_out)) == 2
+
+
+def test_ranks_take_a_part_each_and_the_last_writes_the_table(tmp_path, packed):
+    cfg = configured(tmp_path, packed)
+    run(cfg, 0, 2)
+    with pytest.raises(BadData, match="not all is computed yet"):
+        Ahead(cfg.system, cfg.data, "train")
+    run(cfg, 1, 2)
+    two = {p.name: p.read_bytes() for p in (tmp_path / "cache" / "shards").iterdir()}
+    run(configured(tmp_path / "one", packed))
+    one = {p.name: p.read_bytes() for p in (tmp_path / "one" / "cache" / "shards").iterdir()}
+    assert one == two
+    assert len(Ahead(cfg.system, cfg.data, "train").clip_ids) == 5
+
+
+def test_an_interrupted_one_goes_on_at_the_clip(tmp_path, packed, monkeypatch):
+    cfg = configured(tmp_path, packed)
+    seen, whole = [], precompute.ahead
+
+    def stops(system, clip):
+        seen.append(clip.clip_id)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return whole(system, clip)
+
+    monkeypatch.setattr(precompute, "ahead", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run(cfg)
+    run(cfg)
+    assert len(seen) == 7  # six clips, and the one that was interrupted
+    before = sorted((tmp_path / "cache").rglob("*"))
+    run(cfg)
+    assert len(seen) == 7
+    assert sorted((tmp_path / "cache").rglob("*")) == before
+
+
+def test_a_cache_of_something_else_is_refused(tmp_path, packed, weights):
+    cfg = configured(tmp_path, packed, of_allegro(weights))
+    run(cfg)
+    for system, said in (
+        (replace(cfg.system, size=Size(12, 32, 80)), r"sizes: .*'frames': 8.*'frames': 12"),
+        (SYSTEM, r"codec.kind: 'Allegro' -> 'Pixel'"),
+        (replace(cfg.system, text=replace(cfg.system.text, max_tokens=8)), r"text.max_tokens"),
+    ):
+        for use in (lambda s: Ahead(s, cfg.data, "train"), lambda s: run(replace(cfg, system=s))):
+            with pytest.raises(BadData, match=said + r".*give another data\.cache"):
+                use(system)
+    other = tiny_allegro.folder(tmp_path / "other", seed=1)
+    with pytest.raises(BadData, match=r"codec\.weights: '\w+' -> '\w+'; text\.weights"):
+        Ahead(of_allegro(other), cfg.data, "train")
+    with pytest.raises(BadData, match="nothing computed ahead there"):
+        Ahead(SYSTEM, replace(cfg.data, cache=str(tmp_path)), "train")
+
+
+def test_a_stale_cache_is_refused_and_made_again_where_it_is_stale(tmp_path, packed):
+    cfg = configured(tmp_path, packed)
+    run(cfg)
+    texts = [part | {"text": f"klip {part['text'][5:]}"} for part in ROWS[0]["sub_captions"]]
+    changed = [ROWS[0] | {"sub_captions": texts}, *ROWS[1:]]  # not a byte longer
+    new = dataset(tmp_path / "new", changed, most=2)
+    cfg = replace(cfg, data=replace(cfg.data, dataset=str(new)))
+    with pytest.raises(BadData, match=rf"1 of 5 clips .* {ROWS[0]['clip_id']} for one; run python"):
+        Ahead(cfg.system, cfg.data, "train")
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache" / "shards").glob("*.tar")}
+    run(cfg)
+    assert sum(p.stat().st_mtime_ns != at for p, at in kept.items()) == 1
+    source = Ahead(cfg.system, cfg.data, "train")
+    index = list(source.clip_ids).index(ROWS[0]["clip_id"])
+    assert source[index].sub_captions[0] == "klip 0, part 0"
+
+
+def test_a_damaged_shard_is_named(tmp_path, packed):
+    cfg = configured(tmp_path, packed)
+    run(cfg)
+    source = Ahead(cfg.system, cfg.data, "train")
+    shard = sorted((tmp_path / "cache" / "shards").glob("train*.tar"))[0]
+    data = bytearray(shard.read_bytes())
+    data[2000] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(BadData, match=r"clip \w+ in .*train-000000.tar: .*delete this shard"):
+        source[0]
+
+
+def test_weights_that_are_missing_are_said_in_one_line(tmp_path, packed, weights):
+    cfg = configured(tmp_path, packed, of_allegro(tmp_path / "none"))
+    with pytest.raises(BadWeights) as error:
+        run(cfg)
+    said = str(error.value)
+    assert "\n" not in said
+    assert f"hf download rhymes-ai/Allegro --include 'vae/*' --local-dir {tmp_path}/none" in said
+    with pytest.raises(BadWeights, match=r"no text_encoder/ and no tokenizer/ in it"):
+        T5(str(tmp_path))([["a"]])
+    with pytest.raises(BadWeights, match=r"is 16 wide, text\.width says 4096"):
+        T5(str(weights))([["a"]])
+    broken = tiny_allegro.folder(tmp_path / "broken")
+    (file,) = Path(broken, "vae").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(BadWeights, match=r"vae can't be read .*hf download"):
+        Allegro(str(broken)).encode(torch.zeros(1, 8, 32, 32, 3, dtype=torch.uint8))
+
+
+def test_sizes_that_the_codec_s_tiles_leave_black_are_refused(monkeypatch):
+    monkeypatch.undo()  # the true tiles
+    codec = Allegro("unused")
+    assert codec.latent_size(Size(88, 720, 1280)) == (22, 90, 160)
+    assert codec.latent_size(Size(40, 520, 800)) == (10, 65, 100)
+    for size, said in (
+        (Size(88, 368, 640), r"height is 368.* nearest are 320 and 520"),
+        (Size(88, 720, 1200), r"width is 1200.* nearest are 1040 and 1280"),
+        (Size(16, 720, 1280), r"frames is 16.* nearest are 24 and 40"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            codec.latent_size(size)
+
+
+def test_a_whole_video_comes_out_of_the_codec_s_tiles(weights):
+    """Latents of tiles that overlap are one picture: no row or column is left at zero."""
+    codec = Allegro(str(weights))
+    video = torch.randint(0, 256, (1, 12, 48, 56, 3), dtype=torch.uint8)
+    encoded = codec.encode(video)
+    assert encoded.shape == (1, 2, 4, 3, 6, 7)
+    assert (encoded[:, 0].abs().amax((0, 1)) > 0).all()
+    decoded = codec.decode(encoded[:, 0])
+    assert decoded.shape == video.shape
+    assert decoded.float().std() > 0
+
+
+def test_captions_are_read_unpadded_and_in_lower_case(weights):
+    t5 = T5(str(weights), tiny_allegro.WIDTH, 6)
+    text = t5([["A red boat", "", "a red boat a red boat a red boat"]])
+    assert text.lengths[0][1] == 1
+    assert text.lengths[0][2] == 6
+    assert len(text.tokens) == sum(text.lengths[0])
+    alone = t5([["a  red BOAT"]])
+    assert torch.allclose(text.tokens[: text.lengths[0][0]], alone.tokens, atol=1e-5)
+
+
+# ---------------------------------------------------------------- several sizes in one run
+
+
+def test_a_clip_goes_to_the_size_most_like_it():
+    from training.clips import nearest
+
+    sizes = [Size(88, 720, 1280), Size(88, 1280, 720), Size(40, 720, 1280), Size(176, 720, 1280)]
+    for width, height, seconds, wanted in (
+        (1920, 1080, 15.0, 0),
+        (1080, 1920, 15.0, 1),
+        (608, 1080, 60.0, 1),
+        (1280, 720, 7.0, 2),
+        (1280, 720, 28.0, 3),
+        (1300, 720, 15.4, 0),
+    ):
+        assert nearest(sizes, width, height, seconds) == wanted
+
+
+class Mixed:
+    def __init__(self, groups):
+        self.groups = groups
+        self.clip_ids = [str(i) for i in range(len(groups))]
+
+
+def test_samples_that_are_worked_on_together_are_of_one_size_and_every_clip_comes():
+    groups = [0] * 7 + [1] * 3 + [2]
+    order = Order(Mixed(groups), seed=3, together=4)
+    assert order.epoch == 8 + 4 + 4
+    for epoch in range(3):
+        seen = [order[epoch * 16 + i] for i in range(16)]
+        assert set(seen) == set(range(11))
+        for at in range(0, 16, 4):
+            assert len({groups[i] for i in seen[at : at + 4]}) == 1
+    assert [order[i] for i in range(16)] != [order[16 + i] for i in range(16)]
+
+
+def test_a_run_of_two_sizes_trains_on_both_and_resumes_to_the_bit(tmp_path):
+    tall = [r | {"clip_id": f"{i:024x}"} for i, r in enumerate(ROWS)]
+    packed = dataset(tmp_path / "data", tall, most=3)
+    table = tmp_path / "data" / "shards.parquet"
+    rows = pq.read_table(table)
+    heights = [400 if i % 2 else 96 for i in range(len(rows))]
+    column = rows.schema.get_field_index("height")
+    pq.write_table(
+        rows.set_column(column, rows.schema.field(column), pa.array(heights, pa.int32())), table
+    )
+    system = replace(SYSTEM, sizes=(Size(4, 32, 16),))
+    cfg = configured(tmp_path, packed, system, batch=2, accumulate=1)
+    run(cfg)
+    source = Ahead(system, cfg.data, "train")
+    assert sorted(set(source.groups)) == [0, 1]
+    shapes = {tuple(source[i].latents.shape[-2:]) for i in range(len(source.clip_ids))}
+    assert shapes == {(4, 4), (8, 4)}
+    batches = stream(source, Share(1, 1, 2), 0)
+    assert {len(next(batches).clips) for _ in range(4)} == {1}
+    whole = train(replace(cfg, steps=4, run_dir=str(tmp_path / "whole")), source)
+    first = train(replace(cfg, steps=1), source)
+    assert first + train(replace(cfg, steps=4), source) == whole
+    assert json.loads((tmp_path / "cache" / "key.json").read_text())["sizes"][1]["height"] == 32
