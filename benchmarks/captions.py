@@ -223,7 +223,7 @@ def make_clips(ledger: Path, numbers: Iterable[int]) -> list[Row]:
             before, key, after = (still(number, 3 * part + place) for place in range(3))
             row = {"start_s": start_s, "end_s": end_s, "key_frame_s": key["s"]}
             row |= {"key_frame": key["file"], "key_frame_sha256": key["sha256"]}
-            segments.append(row | {"neighbours": [before, after][:NEIGHBOURS]})
+            segments.append(row | {"frame_samples": [before, after][:NEIGHBOURS]})
         span = {"start_s": 0.0, "end_s": 15.0, "error": None}
         return {"clip_id": f"clip{number}", "segments": segments} | span
 

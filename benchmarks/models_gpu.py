@@ -6,7 +6,7 @@ Three parts. *On the device alone*: inputs made ready beforehand, so it is what 
 most; the share of its peak is FLOPs over time over a bf16 product 8192^3 of the same run. *Through
 the stage*: `Models` on rows with JPEG key frames (768 x 432) on disk, read and decoded by its
 threads; with 4 workers, four processes on the one GPU as `gpus: 0.25` has it. *TransNetV2*:
-likelihoods beside those of the CPU, and `Watch` with it in its isolated child.
+likelihoods beside those of the CPU, and `DecodePass` with it in its isolated child.
 Pictures are drawn with texture (zeros would run faster); the scores mean nothing.
 """
 
@@ -30,10 +30,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from curation.isolate import Isolated  # noqa: E402
-from curation.stage import InOrder, Row  # noqa: E402
+from curation.stage import Row, StageSequence  # noqa: E402
 from curation.storage import Folder  # noqa: E402
 from curation.torchvision_fix import fix_torchvision  # noqa: E402
-from stages.decode_pass import Watch  # noqa: E402
+from stages.decode_pass import DecodePass  # noqa: E402
 from stages.scorers import clip as clip_stage  # noqa: E402
 from stages.scorers.clip import Clip  # noqa: E402
 from stages.scorers.lpips import CHANNELS, Lpips  # noqa: E402
@@ -139,7 +139,7 @@ def write_rows(folder: Path, clips: int) -> list[Row]:
             )
         if clip % 2 == 0:
             rows.append({"clips": []})
-        made = {"clip_id": str(clip), "gate": None, "causes": {}, "segments": segments}
+        made = {"clip_id": str(clip), "prefilter": None, "null_reasons": {}, "segments": segments}
         rows[-1]["clips"].append(made)
     return rows
 
@@ -296,7 +296,7 @@ def of_transnet(folder: Path, peak: float) -> None:
 
 
 def watched(folder: Path) -> None:
-    """Watch in its child process, under its memory limit, with TransNetV2 on the GPU."""
+    """DecodePass in its child process, under its memory limit, with TransNetV2 on the GPU."""
     places = [picture(200 + n, 1344, 784) for n in range(3)]
 
     def shown(index: int, width: int, height: int) -> np.ndarray:
@@ -307,17 +307,17 @@ def watched(folder: Path) -> None:
         folder / "drawn.mp4", picture=shown, frames=600, width=1280, height=720, fps=25.0
     )
     for detector, gpus in (("shots", 0.05), ("transnet", 0.05)):
-        watch = Watch(detector=detector, transnet=transnet.TransNet(gpus=gpus))  # type: ignore[arg-type]
-        watch.ledger_url = str(folder / "watched")
-        work = InOrder([watch])
-        with Isolated(work.run, work.setup, memory_gib=4.0, deadline_s=120) as child:
+        decode = DecodePass(detector=detector, transnet=transnet.TransNet(gpus=gpus))  # type: ignore[arg-type]
+        decode.ledger_url = str(folder / "watched")
+        work = StageSequence([decode])
+        with Isolated(work.run, work.setup, memory_gib=4.0, timeout_s=120) as child:
             row: Row = {"video": str(path), "bytes": path.stat().st_size}
             child(0, row)
             began = time.perf_counter()
             found = child(0, row)
             spent_s = time.perf_counter() - began
         print(
-            f"Watch, isolated, cuts by {detector:9s} 600 frames of 720p in {spent_s:.2f} s, "
+            f"DecodePass, isolated, cuts by {detector:9s} 600 frames of 720p in {spent_s:.2f} s, "
             f"CPU {found['cpu_s']:.2f} s, cuts {[round(t, 2) for t in found['cuts_s']]}"
         )
 

@@ -13,7 +13,7 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a line per interlaced f
 import cv2
 import scenedetect
 
-from stages.decode_pass import Watch
+from stages.decode_pass import DecodePass
 from stages.meters.motion import Motion
 
 
@@ -63,7 +63,7 @@ def _grey(capture: cv2.VideoCapture):
 
 def sample(video: str, folder: Path) -> int:
     """Number of JPEG files written: the centre of every segment of as many clips as fit."""
-    settings = Watch()
+    settings = DecodePass()
     capture = cv2.VideoCapture(video)
     fps = capture.get(cv2.CAP_PROP_FPS) or 25.0
     seconds = capture.get(cv2.CAP_PROP_FRAME_COUNT) / fps

@@ -2,9 +2,10 @@
 
     python benchmarks/ray_overhead.py [number of videos, default 200]
 
-Draws short videos (2 s of 640 x 360; a few pictures, every file of other bytes) and runs `Watch`
-over them on two workers: as the pipelines do (driver, Ray, a worker each with its isolated child),
-and in a `concurrent.futures` pool of two processes that call the stage directly. Each side runs
+Draws short videos (2 s of 640 x 360; a few pictures, every file of other bytes) and runs
+`DecodePass` over them on two workers: as the pipelines do (driver, Ray, a worker each
+with its isolated child), and in a `concurrent.futures` pool of two processes that call the stage
+directly. Each side runs
 twice, in turns: over all videos, and over one video a worker, which is start-up; the difference is
 the work. CPU seconds count every process; wall time counts for something only on a quiet machine.
 """
@@ -27,7 +28,7 @@ from multiprocessing import get_context  # noqa: E402
 from benchmarks.cpu_time import Spent, spent  # noqa: E402
 from benchmarks.score import padded  # noqa: E402
 from curation.stage import Row  # noqa: E402
-from stages.decode_pass import Watch  # noqa: E402
+from stages.decode_pass import DecodePass  # noqa: E402
 from tests.support.drawn import encoded, noisy, picture, times, view  # noqa: E402
 
 WORKERS = 2
@@ -36,7 +37,7 @@ PICTURES = 8
 ROUNDS = 2  # the cheaper counts: the other was disturbed
 SIDES = ("pool", "ray")
 
-_watch: Watch  # of a pool's process
+_watch: DecodePass  # of a pool's process
 
 
 def draw(folder: Path, count: int) -> None:
@@ -54,10 +55,10 @@ def rows(folder: Path, count: int) -> list[Row]:
     return [{"video": str(v), "bytes": v.stat().st_size, "error": None} for v in found]
 
 
-def stage(scratch: str) -> Watch:
-    watch = Watch()
-    watch.ledger_url = scratch
-    return watch
+def stage(scratch: str) -> DecodePass:
+    decode = DecodePass()
+    decode.ledger_url = scratch
+    return decode
 
 
 def through_ray(work: list[Row], scratch: str) -> list[Row]:

@@ -164,18 +164,20 @@ def one_by_one(videos: Sequence[Path], scratch: Path) -> tuple[Counter[str], Cou
     That is the two stages of `score` in this process: no Ray, no isolation.
     """
     settings = config.load(Settings, CONFIG, [])
-    watch, text = build(settings.score, str(scratch / "ledger"), len(videos))
+    decode, text = build(settings.score, str(scratch / "ledger"), len(videos))
     text.setup()
     with suppress(BadVideo):  # what is imported at the first use is start-up as well
-        watch.process([{"video": str(videos[0]), "bytes": os.stat(videos[0]).st_size}])
+        decode.process([{"video": str(videos[0]), "bytes": os.stat(videos[0]).st_size}])
     parts: Counter[str] = Counter()
     for name in METERS:
-        setattr(watch, name, Clocked(getattr(watch, name), parts, name))
+        setattr(decode, name, Clocked(getattr(decode, name), parts, name))
     clocked_text = Clocked(text, parts, "text")
 
     def score_alone(video: str) -> None:
         with suppress(BadVideo):
-            clocked_text.process(watch.process([{"video": video, "bytes": os.stat(video).st_size}]))
+            clocked_text.process(
+                decode.process([{"video": video, "bytes": os.stat(video).st_size}])
+            )
 
     passes: dict[str, Callable[[str], object]] = {
         DECODE: lambda video: count(decode(video)),

@@ -28,7 +28,7 @@ POLICY = Policy(
     duration_s=Range(min=15),
     width=Range(min=1280),
     brightness=Range(min=20, max=235),
-    still_share=Range(max=0.9),
+    static_share=Range(max=0.9),
     text_share=Range(max=0.1),
 )
 MOVES = SIGNS + np.uint64(1)
@@ -90,7 +90,7 @@ def ledger(rng: np.random.Generator, n: int) -> tuple[pa.Table, np.ndarray]:
         "packet_bytes": rng.integers(10**5, 10**7, n),
         "fingerprint": data,
     }
-    for name, high in (("brightness", 260), ("still_share", 1), ("text_share", 0.12)):
+    for name, high in (("brightness", 260), ("static_share", 1), ("text_share", 0.12)):
         columns[name] = rng.uniform(0, high, n).astype(np.float32)
     columns["sharpness"] = rng.uniform(10, 500, n).astype(np.float32)
     return pa.table(columns), copies.T

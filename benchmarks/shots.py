@@ -29,7 +29,7 @@ import numpy as np  # noqa: E402
 
 from benchmarks.shots_compressed import ENCODINGS, compressed  # noqa: E402
 from benchmarks.shots_truth import Film, Span, Truth, labelled, synthesised  # noqa: E402
-from curation.stage import BadVideo, Planes, VideoFacts  # noqa: E402
+from curation.stage import BadVideo, Planes, VideoInfo  # noqa: E402
 from curation.video.reader import Reader, colour  # noqa: E402
 from stages.shots import detector as shots  # noqa: E402
 from stages.shots import transnet as transnet_stage  # noqa: E402
@@ -63,9 +63,9 @@ def read(path: Path, truth: Truth) -> Film | None:
 def ours(film: Film) -> tuple[Found, float]:
     start = time.process_time()
     meter = shots.Shots()
-    meter.start(VideoFacts(1280, 720, 25.0, 320, 180))
+    meter.start(VideoInfo(1280, 720, 25.0, 320, 180))
     for t_s, frame in zip(film.times_s, film.planes, strict=True):
-        meter.see(float(t_s), frame)
+        meter.process_frame(float(t_s), frame)
     found = meter.transitions()
     return (found.cuts_s, found.gradual), time.process_time() - start
 
@@ -94,7 +94,7 @@ def pyscenedetect(name: str) -> Detector:
 
 
 def transnet(confirm: float | None = None) -> Detector:
-    """TransNetV2 as `score.watch.detector=transnet` runs it, on the CPU.
+    """TransNetV2 as `score.decode.detector=transnet` runs it, on the CPU.
 
     confirm: instead, ours, less the cuts that it holds for less likely than this nearby.
     """
@@ -109,7 +109,7 @@ def transnet(confirm: float | None = None) -> Detector:
         pictures = [cv2.resize(bgr(p), size, interpolation=cv2.INTER_AREA) for p in film.planes]
         start = time.process_time()
         if film.truth.name not in likelihoods:
-            meter.start(VideoFacts(1280, 720, 25.0, 320, 180))
+            meter.start(VideoInfo(1280, 720, 25.0, 320, 180))
             for t_s, picture in zip(film.times_s, pictures, strict=True):
                 meter.take(float(t_s), picture[:, :, ::-1])
             likelihoods[film.truth.name] = meter.likelihood()

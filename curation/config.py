@@ -203,7 +203,7 @@ def digest(settings: dict[str, Any]) -> str:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """What changed, one line a setting: `watch.clip_s: 15.0 -> 20.0`."""
+    """What changed, one line a setting: `decode.clip_s: 15.0 -> 20.0`."""
     lines = []
     for name in sorted(old.keys() | new.keys()):
         a, b = old.get(name), new.get(name)

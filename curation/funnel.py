@@ -18,7 +18,7 @@ MOST_RULES = 20  # per status; errors can be of any number of kinds
 # What the last line calls a rule; any other is called by its column and "low" or "high".
 WORDS = {
     "duration_s <": "short",
-    "still_share >": "static",
+    "static_share >": "static",
     "motion_dis <": "static",
     "motion_dis >": "hectic",
     "sharpness <": "blurry",
@@ -29,7 +29,7 @@ WORDS = {
     "overlay_share >": "overlay",
     "border_share >": "borders",
     "artifact_share >": "artifacts",
-    "fake_motion >": "fake motion",
+    "ken_burns_share >": "fake motion",
     "frozen_share >": "frozen",
     "frozen_longest_s >": "frozen",
     "key_psnr >": "unchanging",
@@ -40,7 +40,7 @@ WORDS = {
     "text_similarity_minilm >": "repetitive captions",
 }
 
-_LIMIT = re.compile(r"([A-Za-z_]\w*) \S+ ([<>]=?) (.*)", re.S)  # still_share 0.90 > 0.5
+_LIMIT = re.compile(r"([A-Za-z_]\w*) \S+ ([<>]=?) (.*)", re.S)  # static_share 0.90 > 0.5
 _LENGTH = re.compile(r"\S+ s ([<>]=?) (.*)", re.S)  # 9.3 s < 15 s
 _UNMEASURED = re.compile(r"([A-Za-z_]\w*) not measured")
 _NAMES_AND_NUMBERS = re.compile(r"(?<!\w)(?:'[^']*'|\"[^\"]*\"|\d+(?:\.\d+)?)")
@@ -71,7 +71,7 @@ class Funnel:
 
 
 def rule(reason: str) -> str:
-    """`still_share 0.9 > 0.5` is `still_share > 0.5`; an error's names and numbers become dots."""
+    """The reason without measured values: `static_share > 0.5`. Names in an error become dots."""
     for start in ("duplicate of", "shows the same as", "same bytes as"):
         if reason.startswith(start):
             return f"{start} another"

@@ -66,20 +66,20 @@ class Isolated:
         call: Callable[..., Any],
         setup: Callable[[], None] | None = None,
         *,
-        deadline_s: float = 60.0,
+        timeout_s: float = 60.0,
         memory_gib: float = 4.0,  # address space on top of what is in use after setup
         log: str | None = None,  # where the child's stdout and stderr go; None: nowhere
     ) -> None:
         self._work = pickle.dumps((call, setup, int(memory_gib * 2**30)))
-        self.deadline_s = deadline_s
+        self.timeout_s = timeout_s
         self.memory_gib = memory_gib
         self.log = log
         self._child: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
 
-    def __call__(self, *args: Any, deadline_s: float | None = None) -> Any:
-        """The result of the call. deadline_s: for this one, s; None: the usual one."""
-        limit_s = self.deadline_s if deadline_s is None else deadline_s
+    def __call__(self, *args: Any, timeout_s: float | None = None) -> Any:
+        """The result of the call. timeout_s: for this one, s; None: the usual one."""
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
         if self._child is None or self._child.poll() is not None:
             self._start()
         try:
@@ -97,16 +97,16 @@ class Isolated:
             raise
         return self._unpack(answer)
 
-    def twice(self, *args: Any, deadline_s: float | None = None) -> Any:
+    def twice(self, *args: Any, timeout_s: float | None = None) -> Any:
         """The call, once more where the child crashed.
 
         The first time it may be the machine's doing (memory short elsewhere, an operator's kill);
         the second time it is the input's.
         """
         try:
-            return self(*args, deadline_s=deadline_s)
+            return self(*args, timeout_s=timeout_s)
         except (Crashed, NotStarted):
-            return self(*args, deadline_s=deadline_s)
+            return self(*args, timeout_s=timeout_s)
 
     def __enter__(self) -> Isolated:
         return self

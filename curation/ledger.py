@@ -19,7 +19,7 @@ from curation.storage import Folder
 
 COMPACT_ABOVE = 64  # parts
 COMPACT_BYTES = 1 << 30  # of a merged part in memory, about: a list column's offsets end at 2**31
-OF_THE_VIDEO = ("codec", "version", "bytes", "sha256", "video")  # what a clip's row has of it
+VIDEO_COLUMNS = ("codec", "version", "bytes", "sha256", "video")  # what a clip's row has of it
 
 
 class Ledger:
@@ -101,7 +101,7 @@ def flatten_clips(videos: pa.Table) -> pa.Table:
     clips = videos["clips"].combine_chunks()
     parents = pc.list_parent_indices(clips)
     flat = pa.Table.from_struct_array(pc.list_flatten(clips))
-    for name in OF_THE_VIDEO:
+    for name in VIDEO_COLUMNS:
         flat = flat.add_column(0, name, videos[name].take(parents))
     return flat
 

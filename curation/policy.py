@@ -82,8 +82,8 @@ class Policy(dict[str, Range]):
 def decide(row: Row, policy: Policy) -> list[str]:
     """The reasons against this clip; none if it stays."""
     columns = {name: pa.array([row.get(name)], TYPES[name]) for name in policy}
-    causes = pa.array([list(dict(row.get("causes") or {}).items())], records.CAUSES)
-    return decide_table(pa.table({**columns, "causes": causes}), policy)[0].as_py()
+    causes = pa.array([list(dict(row.get("null_reasons") or {}).items())], records.NULL_REASONS)
+    return decide_table(pa.table({**columns, "null_reasons": causes}), policy)[0].as_py()
 
 
 def decide_table(clips: pa.Table, policy: Policy) -> pa.ListArray:
@@ -142,7 +142,7 @@ def _texts(name: str, values: np.ndarray, sign: str, bound: float | None) -> lis
 
 
 def reason(name: str, value: float, sign: str, bound: float) -> str:
-    """`still_share 0.90 > 0.5`, `9.3 s < 15 s`: with as many digits as make it true."""
+    """`static_share 0.90 > 0.5`, `9.3 s < 15 s`: with as many digits as make it true."""
     if name == "duration_s":
         return f"{_true(value, sign, bound, 1)} s {sign} {bound:g} s"
     decimals = 0 if TYPES[name] == pa.int32() else 2
@@ -160,9 +160,9 @@ def _true(value: float, sign: str, bound: float, decimals: int) -> str:
 def _not_measured(name: str, values: np.ndarray, clips: pa.Table) -> Found:
     rows = np.flatnonzero(np.isnan(values))
     plain = pa.array([f"{name} not measured"] * len(rows), pa.string())
-    if "causes" not in clips.column_names or not len(rows):
+    if "null_reasons" not in clips.column_names or not len(rows):
         return rows, plain
-    causes = clips["causes"].combine_chunks().take(pa.array(rows))
+    causes = clips["null_reasons"].combine_chunks().take(pa.array(rows))
     cause = pc.map_lookup(causes, pa.scalar(name), "first")
     return rows, pc.coalesce(pc.binary_join_element_wise(plain, cause, ": "), plain)
 
@@ -185,26 +185,32 @@ def check_columns(policy: Policy, have: Iterable[str]) -> None:
     )
 
 
-def check_gate(
-    policy: Policy, gate: Policy, costly: Mapping[str, str], also: Collection[str] = ()
+def check_prefilter(
+    policy: Policy, prefilter: Policy, costly: Mapping[str, str], also: Collection[str] = ()
 ) -> None:
-    """Refuses a policy under the recorded gate: clips that it would keep lack the costly scores.
+    """Raises PlanError where a policy is looser than the recorded prefilter in a way that
+    would keep clips which lack the costly scores.
 
-    costly: score -> the scorer that was spared under the gate.  also: what is needed besides the
-    policy's scores.
+    costly: score -> the scorer that clips below the prefilter were spared.
+    also: scores that are needed in addition to the policy's.
     """
     needed = {name: costly[name] for name in (*policy, *also) if name in costly}
-    looser = [name for name in gate if name not in policy or not policy[name].within(gate[name])]
+    looser = [
+        name for name in prefilter if name not in policy or not policy[name].within(prefilter[name])
+    ]
     if not needed or not looser:
         return
     lines = [
-        f"  {name}: scored for {_span(gate[name])}, the policy asks for {_span(policy.get(name))}"
+        f"  {name}: scored for {_span(prefilter[name])}, "
+        f"the policy asks for {_span(policy.get(name))}"
         for name in looser
     ]
     raise PlanError(
-        f"the policy is looser than the gate of this ledger in {', '.join(looser)}, and needs "
-        f"{', '.join(needed)}, which clips under the gate were spared\n" + "\n".join(lines) + "\n"
-        f"  fix: tighten the policy to the gate, or score again with a lower gate "
+        f"the policy is looser than the prefilter of this ledger in {', '.join(looser)}, and needs "
+        f"{', '.join(needed)}, which clips under the prefilter were spared\n"
+        + "\n".join(lines)
+        + "\n"
+        f"  fix: tighten the policy to the prefilter, or score again with a lower prefilter "
         f"(runs {', '.join(sorted(set(needed.values())))})"
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ def schema(columns: tuple[Column, ...]) -> pa.Schema:
 
 SPAN = pa.struct([("start_s", pa.float64()), ("end_s", pa.float64())])
 SUB_CAPTION = pa.struct([("start_s", pa.float64()), ("end_s", pa.float64()), ("text", pa.string())])
-CAUSES = pa.map_(pa.string(), pa.string())
+NULL_REASONS = pa.map_(pa.string(), pa.string())
 VERSIONS = pa.map_(pa.string(), pa.string())
 
-STILL = pa.struct(
+FRAME_SAMPLE = pa.struct(
     [
         ("s", pa.float64()),  # time, relative to the clip
         ("file", pa.string()),  # JPEG, relative to the output's ledger/
@@ -55,7 +55,10 @@ SEGMENT = pa.struct(
             pa.float64(),
         ),  # of the frame stored for optical flow, relative to the clip
         ("next_frame", pa.string()),  # its JPEG file; both null where no model of flow is used
-        ("neighbours", pa.list_(STILL)),  # stored stills of the segment beside the key frame
+        (
+            "frame_samples",
+            pa.list_(FRAME_SAMPLE),
+        ),  # stored stills of the segment beside the key frame
         ("brightness", pa.float32()),  # mean luma, 0..255
         ("motion_dis", pa.float32()),  # mean flow, px/s at 320 wide
         (
@@ -81,7 +84,7 @@ SEGMENT = pa.struct(
     ]
 )
 
-# Scores: measured numbers that a policy may use. A null has its cause in the row's `causes`.
+# Scores: measured numbers that a policy may use. A null has its cause in the row's `null_reasons`.
 SCORES = (
     Column("brightness", pa.float32(), "mean luma over the clip, 0..255 (full range)"),
     Column(
@@ -98,7 +101,7 @@ SCORES = (
         "share of the area that is black borders for the whole clip, 0..1",
     ),
     Column("motion_dis", pa.float32(), "mean DIS optical flow, px per second at 320 px wide"),
-    Column("still_share", pa.float32(), "share of the clip's time in which nothing moves, 0..1"),
+    Column("static_share", pa.float32(), "share of the clip's time in which nothing moves, 0..1"),
     Column(
         "camera_motion",
         pa.float32(),
@@ -106,7 +109,7 @@ SCORES = (
     ),
     Column("subject_motion", pa.float32(), "mean flow left after the affine fit, px/s at 320 wide"),
     Column(
-        "fake_motion",
+        "ken_burns_share",
         pa.float32(),
         "share of the clip's time that is a zoom or pan over a still picture, 0..1",
     ),
@@ -162,7 +165,7 @@ SCORES = (
     Column(
         "motion_raft",
         pa.float32(),
-        "mean length of RAFT's flow (raft_large, 12 updates, 512 px long side) over the key frames and the frame stills.pair_gap_s (0.1 s) after each, px per second at 320 px wide",
+        "mean length of RAFT's flow (raft_large, 12 updates, 512 px long side) over the key frames and the frame key_frames.pair_gap_s (0.1 s) after each, px per second at 320 px wide",
         model="RAFT optical flow: score.models.raft.weights",
     ),
     Column(
@@ -201,14 +204,18 @@ CLIP = (
     Column("height", pa.int32(), "px, as shown"),
     Column("fps", pa.float32(), "frames per second in the span: frames over seconds"),
     Column(
-        "copy_start", pa.bool_(), "a key-frame packet lies at the start: stream copy can cut here"
+        "starts_on_keyframe",
+        pa.bool_(),
+        "a key-frame packet lies at the start: stream copy can cut here",
     ),
     Column("packet_bytes", pa.int64(), "bytes of the video packets in the span"),
     Column(
-        "gate", pa.string(), "why costly scorers were spared, or null: the clip passed the gate"
+        "prefilter",
+        pa.string(),
+        "why costly scorers were spared, or null: the clip passed the prefilter",
     ),
     *SCORES,
-    Column("causes", CAUSES, "score -> why it is null"),
+    Column("null_reasons", NULL_REASONS, "score -> why it is null"),
     Column("segments", pa.list_(SEGMENT), "what was measured in each segment"),
     Column(
         "fingerprint",
@@ -338,12 +345,12 @@ def frames_sha256(hashes: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
-def still_hashes(segments: Sequence[dict[str, Any]]) -> list[Any]:
+def stored_frame_hashes(segments: Sequence[dict[str, Any]]) -> list[Any]:
     """Of the files that a captioner of the clip is given: key frames, then their neighbours.
 
     None stands for a key frame that was not stored.
     """
-    neighbours = [still for s in segments for still in s.get("neighbours") or []]
+    neighbours = [still for s in segments for still in s.get("frame_samples") or []]
     return [s["key_frame_sha256"] for s in segments] + [still["sha256"] for still in neighbours]
 
 
@@ -353,9 +360,9 @@ def segment_spans(duration_s: float, segments: int) -> list[tuple[float, float]]
 
 
 # Times pass through floats and tables: a frame this close to a border of a span counts as on it.
-SPAN_SLACK_S = 1e-6
+SPAN_TOLERANCE_S = 1e-6
 
 
 def in_span(t_s: float, start_s: float, end_s: float) -> bool:
     """Whether the frame shown at `t_s` belongs to the span: its start does, its end does not."""
-    return start_s - SPAN_SLACK_S <= t_s < end_s - SPAN_SLACK_S
+    return start_s - SPAN_TOLERANCE_S <= t_s < end_s - SPAN_TOLERANCE_S

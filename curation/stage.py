@@ -1,6 +1,6 @@
 """The contract of a stage and of a frame meter: read this first.
 
-A *stage* adds columns to rows. A *meter* is fed by the one decode pass that the stage `Watch`
+A *stage* adds columns to rows. A *meter* is fed by the one decode pass that the stage `DecodePass`
 makes: it sees every frame once and answers for any span of time afterwards.
 """
 
@@ -40,9 +40,9 @@ class Needs:
     cpus: float = 1.0
     gpus: float = 0.0
     isolated: bool = False  # runs in a child process with a deadline and a memory limit
-    rows: int = 1  # in one call at most: what waits by then, a free worker never waits for more
-    at_once: int | None = None  # rows under way together in a worker, by `process_one`
-    workers: int | None = None  # at most; None: as many as the cluster has room for
+    batch_size: int = 1  # rows per call at most; a free worker never waits to fill a batch
+    max_concurrency: int | None = None  # rows in flight per worker, by `process_one`
+    max_workers: int | None = None  # None: as many as the cluster has room for
 
 
 class Stage:
@@ -55,7 +55,7 @@ class Stage:
     def setup(self) -> None:
         """Loads models: once per worker, on the worker, never in __init__."""
 
-    def deadline_s(self, row: Row) -> float:
+    def row_timeout_s(self, row: Row) -> float:
         """How long one row may take before an isolated worker, or one with many rows under way,
         gives it up."""
         return 120.0
@@ -65,12 +65,12 @@ class Stage:
         raise NotImplementedError
 
     async def process_one(self, row: Row) -> Row:
-        """The same for one row, of a stage with `needs.at_once`: others wait meanwhile as well."""
+        """`process` for one row, called by stages with `needs.max_concurrency`."""
         raise NotImplementedError
 
-    def waits_for(self) -> str | None:
-        """For the display: whose answer a stage with `needs.at_once` has waited for too long. Asked
-        every second, in another thread."""
+    def wait_reason(self) -> str | None:
+        """What a stage with `needs.max_concurrency` waits for, None while it works.
+        Called every second, in another thread."""
         return None
 
 
@@ -81,7 +81,7 @@ def took(row: Row, stage: Stage, seconds: float) -> Row:
 
 
 @dataclass
-class InOrder:
+class StageSequence:
     """Some stages, as the one thing that an isolated child process holds."""
 
     stages: list[Stage]
@@ -97,7 +97,7 @@ class InOrder:
 
 
 @dataclass(frozen=True)
-class VideoFacts:
+class VideoInfo:
     """What a meter may know of the video before its first frame."""
 
     width: int  # of the picture as shown (after rotation), px
@@ -128,11 +128,11 @@ class Meter:
 
     writes: ClassVar[tuple[str, ...]] = ()  # its scores, declared in curation/records.py
 
-    def start(self, video: VideoFacts) -> None:
+    def start(self, video: VideoInfo) -> None:
         """Forgets the last video."""
         raise NotImplementedError
 
-    def see(self, t_s: float, frame: Planes) -> None:
+    def process_frame(self, t_s: float, frame: Planes) -> None:
         """t_s: seconds from the first frame; strictly growing."""
         raise NotImplementedError
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from curation.ledger import check_settings
 from curation.progress import Progress
-from curation.records import frames_sha256, still_hashes
+from curation.records import frames_sha256, stored_frame_hashes
 from curation.stage import Row
 from curation.storage import Folder
 from pipelines.settings import Settings, batches, main, stop_where_most_fail
@@ -60,7 +60,7 @@ def _todo(clips: pa.Table, done: pa.Table, retry_failed: bool, name: str) -> lis
     said = matched(clips["clip_id"], done, "clip_id")
     todo = []
     for clip, row in zip(clips.drop_columns(HEAVY).to_pylist(), said.to_pylist(), strict=True):
-        hashes = still_hashes(clip["segments"])
+        hashes = stored_frame_hashes(clip["segments"])
         current = None not in hashes and row["frames_sha256"] == frames_sha256(hashes)
         failed = row["error"] is not None
         if not (current or failed) or (failed and retry_failed):

@@ -118,7 +118,7 @@ def report(settings: Settings, out: Folder) -> str:
         return Estimate(0.0, 0.0, unseen) if not any(counts) else found
 
     models = settings.score.models
-    gpu_share = {"Models": models.gpus, "Watch": settings.score.watch.needs.gpus}
+    gpu_share = {"Models": models.gpus, "DecodePass": settings.score.decode.needs.gpus}
     kept_clips = count_of([len(c) for c in clips])
     disk = of(
         [a + sum(c["packet_bytes"] or 0 for c in b) for a, b in zip(stored, clips, strict=True)]
@@ -146,7 +146,7 @@ def report(settings: Settings, out: Folder) -> str:
 
 def _score(settings: Settings, chosen: pa.Table, trial: Folder) -> list[Row]:
     stages = score.build(settings.score, trial.url, chosen.num_rows)
-    settings.score.watch.thumb_share = 0.0
+    settings.score.decode.thumb_share = 0.0
     check_plan(stages, ["video", "bytes", "version"])
     settings.cluster.start(trial.path("logs"))
     rows = []
@@ -204,12 +204,14 @@ def _captions(
     captioner = settings.caption.chosen
     if not isinstance(captioner, Vlm):
         return []
-    segments = settings.score.watch.segments
+    segments = settings.score.decode.segments
     calls = (2 if captioner.refine else 1) * segments + 1
     side = captioner.image_side
     tokens = round(side / PATCH) * round(side * 9 / 16 / PATCH)  # of one picture of 16:9
     counts = [float(len(c)) for c in clips]
-    beside = settings.score.watch.neighbours * segments  # shown once, key frames in every request
+    beside = (
+        settings.score.decode.frame_samples * segments
+    )  # shown once, key frames in every request
     shown = calls * segments + beside
     return [
         f"captions: requests   {of([n * calls for n in counts])}",
@@ -231,7 +233,7 @@ STORED = ("key_frame", "next_frame")
 
 
 def _beside(segment: Row) -> list[Row]:
-    return segment.get("neighbours") or []
+    return segment.get("frame_samples") or []
 
 
 if __name__ == "__main__":

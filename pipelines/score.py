@@ -27,32 +27,33 @@ from pipelines.tables import INPUT, embeddings_ledger, matched, videos_ledger
 from stages.file_hash import Identify
 from stages.scorers.models import Models
 
-SHOW_MANY = 5000  # clips below the gate that have pictures for the report, about
+SHOW_MANY = 5000  # clips below the prefilter that have pictures for the report, about
 
 
 def build(settings: ScoreSettings, ledger_url: str, videos: int) -> list[Stage]:
     """The list is the architecture."""
-    watch, text, models = settings.watch, settings.text, settings.models
-    watch.ledger_url = text.ledger_url = models.ledger_url = ledger_url
-    watch.thumb_share = min(1.0, SHOW_MANY / max(1, videos))
-    return [watch, text, *([models] if models.on() else [])]
+    decode, text, models = settings.decode, settings.ocr, settings.models
+    decode.ledger_url = text.ledger_url = models.ledger_url = ledger_url
+    decode.thumb_share = min(1.0, SHOW_MANY / max(1, videos))
+    return [decode, text, *([models] if models.on() else [])]
 
 
 def check(settings: ScoreSettings) -> None:
-    """The gate; the models' weights and what they need of the decode pass. Raises PlanError."""
-    if late := [name for name in settings.watch.gate if name in COSTLY]:
+    """Raises PlanError for a prefilter on costly scores or models without weights."""
+    if late := [name for name in settings.decode.prefilter if name in COSTLY]:
         raise PlanError(
-            f"score.watch.gate asks for {', '.join(late)}, which only clips above the gate get\n"
+            f"score.decode.prefilter asks for {', '.join(late)}, which are computed only"
+            " for clips that pass the prefilter\n"
             "  fix: have the rule in select.policy, where such scores decide"
         )
     settings.models.check()
-    if settings.watch.detector == "transnet":
-        settings.watch.transnet.check()
-    gap = settings.watch.stills.pair_gap_s
+    if settings.decode.detector == "transnet":
+        settings.decode.transnet.check()
+    gap = settings.decode.key_frames.pair_gap_s
     if settings.models.raft.weights is not None and gap is None:
         raise PlanError(
             "score.models.raft looks at pairs of frames, and the decode pass stores none\n"
-            "  fix: set score.watch.stills.pair_gap_s=0.1 (in a new output: it takes a decode)"
+            "  fix: set score.decode.key_frames.pair_gap_s=0.1 (in a new output: it takes a decode)"
         )
 
 

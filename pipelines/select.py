@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from curation import config, records
 from curation.ledger import record_settings, recorded_settings
-from curation.policy import check_columns, check_gate
+from curation.policy import check_columns, check_prefilter
 from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines.publish import made_with, publish, tables
@@ -31,12 +31,12 @@ from stages.selection.selection import select, select_captioned
 
 MEASURED = tuple(c.name for c in records.SCORES if not c.model)
 COSTLY = {
-    "overlay_share": "Watch, on graphics that stay",
+    "overlay_share": "DecodePass, on graphics that stay",
     "text_share": "Text",
     "artifact_share": "Text",
-    "key_psnr": "Watch, on key frames",
-    "key_ssim": "Watch, on key frames",
-    "colourfulness": "Watch, on key frames",
+    "key_psnr": "DecodePass, on key frames",
+    "key_ssim": "DecodePass, on key frames",
+    "colourfulness": "DecodePass, on key frames",
     **{c.name: "Models" for c in records.SCORES if c.model},
     "semantic_similarity": "Models",
 }
@@ -59,10 +59,10 @@ def check(settings: Settings, out: Folder, will_score: bool = False) -> None:
         )
     recorded = recorded_settings(out / "ledger", "videos")
     if recorded is not None:
-        gate = recorded_policy(recorded["watch"]["gate"])
+        prefilter = recorded_policy(recorded["decode"]["prefilter"])
     else:
-        gate = settings.score.watch.gate
-    check_gate(settings.select.policy, gate, COSTLY, also)
+        prefilter = settings.score.decode.prefilter
+    check_prefilter(settings.select.policy, prefilter, COSTLY, also)
 
 
 def _by_models(settings: Settings, out: Folder, will_score: bool) -> set[str]:

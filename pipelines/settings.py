@@ -27,7 +27,7 @@ from stages.captioning.measured import Measured
 from stages.captioning.openai_server import OpenAI
 from stages.captioning.transformers_model import Transformers
 from stages.captioning.vllm_engine import Vllm
-from stages.decode_pass import Watch
+from stages.decode_pass import DecodePass
 from stages.scorers.models import Models
 from stages.scorers.ocr import Text
 
@@ -40,8 +40,8 @@ STOPPED = (ConfigError, PlanError, InputError, OutputError, RunError)  # said in
 
 @dataclass
 class ScoreSettings:
-    watch: Watch = field(default_factory=Watch)
-    text: Text = field(default_factory=Text)
+    decode: DecodePass = field(default_factory=DecodePass)
+    ocr: Text = field(default_factory=Text)
     models: Models = field(default_factory=Models)  # off until they are given weights
 
 

@@ -46,13 +46,13 @@ def split(settings: Settings, prompts: Sequence[str]) -> list[dict[str, Any]]:
 async def _split_all(
     writer: Vlm, settings: Settings, prompts: Sequence[str], progress: Progress
 ) -> list[Any]:
-    watch, room = settings.score.watch, asyncio.Semaphore(AT_ONCE)
+    decode, room = settings.score.decode, asyncio.Semaphore(AT_ONCE)
 
     async def one(prompt: str) -> dict[str, Any]:
         name = hashlib.sha256(prompt.encode()).hexdigest()[:12]
         async with room:
             try:
-                parts = await writer.split(prompt, watch.segments, watch.clip_s)
+                parts = await writer.split(prompt, decode.segments, decode.clip_s)
             except Unavailable:
                 raise
             except Exception as error:  # one prompt's trouble
@@ -64,7 +64,7 @@ async def _split_all(
 
     async def tell() -> None:
         while True:
-            progress.note(writer.waits_for())
+            progress.note(writer.wait_reason())
             await asyncio.sleep(1.0)
 
     telling = asyncio.create_task(tell())

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import records
-from curation.ledger import OF_THE_VIDEO, Ledger, flatten_clips
+from curation.ledger import VIDEO_COLUMNS, Ledger, flatten_clips
 from curation.policy import Policy, Range
 from curation.stage import PlanError
 from curation.storage import Folder
@@ -50,7 +50,7 @@ def read_videos(out: Folder, columns: list[str] | None = None) -> pa.Table:
 
 def read_clips(out: Folder) -> pa.Table:
     """All clips of these videos, in order of clip_id."""
-    videos = read_videos(out, [*OF_THE_VIDEO, "clips"])
+    videos = read_videos(out, [*VIDEO_COLUMNS, "clips"])
     return flatten_clips(videos).sort_by("clip_id")
 
 
@@ -116,7 +116,16 @@ def joined(clips: pa.Table, selection: pa.Table, captions: pa.Table, shards: pa.
         columns[name] = said[name]
     columns["split"] = pc.if_else(kept, chosen["split"], None)
     columns["shard"] = pc.if_else(kept, shard, None)
-    rest = ("take", "duration_s", "num_frames", "width", "height", "fps", "gate", "causes")
+    rest = (
+        "take",
+        "duration_s",
+        "num_frames",
+        "width",
+        "height",
+        "fps",
+        "prefilter",
+        "null_reasons",
+    )
     for name in (*rest, "segments"):
         columns[name] = clips[name]
     return records.described(pa.table(columns))

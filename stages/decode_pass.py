@@ -1,4 +1,4 @@
-"""Watch: the one decode pass. Every frame of a video is decoded once and shown to every meter.
+"""DecodePass: the one decode pass. Every frame of a video is decoded once and shown to every meter.
 
 Out come the video's facts, its cuts and takes, and its clips with the scores that need no model.
 """
@@ -25,7 +25,7 @@ from curation.video.reader import Limits, Reader, VideoHead
 from stages.file_hash import sha256_of
 from stages.meters.fingerprint import Fingerprint
 from stages.meters.freeze import Freeze
-from stages.meters.key_frames import Stills, decode_small
+from stages.meters.key_frames import KeyFrames, decode_small
 from stages.meters.light import Light
 from stages.meters.motion import Motion
 from stages.meters.overlay import Overlay
@@ -36,21 +36,21 @@ from stages.shots.transnet import TransNet
 
 BATCH = 16  # frames shown to one meter after the other: its code and data stay in the CPU's caches
 COMPARED_WIDTH = 320  # px, of key frames that are compared with each other
-THUMB_SIDE = 240  # px, of key frames below the gate: for the report alone
+THUMB_SIDE = 240  # px, of key frames failed the prefilter: for the report alone
 KEY_SCORES = ("key_psnr", "key_ssim", "colourfulness")
 CAPTION_SCORES = tuple(c.name for c in CAPTION if c.name in SCORE_NAMES)
 
 
 @dataclass
-class Watch(Stage):
-    """Decode once, measure all. A clip below the gate is spared what costs more."""
+class DecodePass(Stage):
+    """Decode once, measure all. A clip below the prefilter is spared what costs more."""
 
     clip_s: Annotated[float, Gt(0)] = 15.0  # length of a clip; a shorter take gives none
     max_clip_s: Annotated[float, Gt(0)] = 15.0  # larger: fewer, longer clips that use up the take
     segments: Annotated[int, Ge(1)] = 5  # of a clip: each has a key frame and a sub-caption
-    neighbours: Annotated[int, Ge(0)] = 2  # stills stored of a segment beside its key frame
+    frame_samples: Annotated[int, Ge(0)] = 2  # stills stored of a segment beside its key frame
     guard_frames: Annotated[int, Ge(0)] = 2  # taken off at a detected boundary
-    gate: Policy = field(default_factory=Policy)
+    prefilter: Policy = field(default_factory=Policy)
     limits: Limits = field(default_factory=Limits)
     detector: Literal["shots", "transnet"] = "shots"  # who finds where takes end
     shots: Shots = field(default_factory=Shots)
@@ -60,12 +60,12 @@ class Watch(Stage):
     freeze: Freeze = field(default_factory=Freeze)
     overlay: Overlay = field(default_factory=Overlay)
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
-    stills: Stills = field(default_factory=Stills)
+    key_frames: KeyFrames = field(default_factory=KeyFrames)
 
     ledger_url: str = field(init=False, default="")  # where key frames go
     thumb_share: float = field(
         init=False, default=1.0
-    )  # of the clips below the gate that show some
+    )  # of the clips below the prefilter that show some
 
     reads = ("video", "bytes")
     writes = (
@@ -86,7 +86,7 @@ class Watch(Stage):
     def cuts(self) -> Shots | TransNet:
         return self.transnet if self.detector == "transnet" else self.shots
 
-    def deadline_s(self, row: Row) -> float:
+    def row_timeout_s(self, row: Row) -> float:
         # By the file's size, since its header may lie: 10 kB of video a second is little.
         return 120.0 + max(row["bytes"], 0) / 1e4
 
@@ -131,7 +131,7 @@ class Watch(Stage):
         return [self.cuts, self.motion, self.light, self.freeze, self.overlay, self.fingerprint]
 
     def _see_all(self, reader: Reader) -> None:
-        self.stills.start(self._still_side(reader.head))
+        self.key_frames.start(self._still_side(reader.head))
         meters = self._meters()
         for meter in meters:
             meter.start(reader.head.facts())
@@ -139,19 +139,19 @@ class Watch(Stage):
         while batch := list(islice(frames, BATCH)):
             for meter in meters:
                 for t_s, planes in batch:
-                    meter.see(t_s, planes)
+                    meter.process_frame(t_s, planes)
 
     def _still_side(self, head: VideoHead) -> int:
-        """Of a video too small for the gate, key frames are for the report alone."""
+        """Of a video too small for the prefilter, key frames are for the report alone."""
         size = {"width": head.width, "height": head.height}
-        gate = Policy({name: rule for name, rule in self.gate.items() if name in size})
-        return THUMB_SIDE if decide(size, gate) else self.stills.side
+        prefilter = Policy({name: rule for name, rule in self.prefilter.items() if name in size})
+        return THUMB_SIDE if decide(size, prefilter) else self.key_frames.side
 
     def _planes(self, reader: Reader) -> Iterator[tuple[float, Planes]]:
         """The frames once the stills saw them, with the decoder's picture where it is looked at."""
         in_colour = self.cuts is self.transnet
         for t_s, frame in reader.frames():
-            self.stills.see(t_s, frame)
+            self.key_frames.process_frame(t_s, frame)
             yield t_s, frame if in_colour else Planes(frame.y)
 
     def _spans(self, take: tuple[float, float], reader: Reader) -> list[tuple[float, float]]:
@@ -177,28 +177,28 @@ class Watch(Stage):
             "width": video["width"],
             "height": video["height"],
             "fps": float(last - first) / (end_s - start_s),
-            "copy_start": bool(packets.is_key[at_start].any()),
+            "starts_on_keyframe": bool(packets.is_key[at_start].any()),
             "packet_bytes": int(packets.bytes[inside].sum()),
             "overlay_mask": None,
-            "causes": {},
+            "null_reasons": {},
         }
         for meter in (self.motion, self.light, self.freeze):
             clip |= meter.score(start_s, end_s)
         clip["borders"] = self.light.borders(start_s, end_s)
         clip["fingerprint"] = self.fingerprint.bytes_of(start_s, end_s)
-        against = decide(clip, self.gate)
-        clip["gate"] = against[0] if against else None
+        against = decide(clip, self.prefilter)
+        clip["prefilter"] = against[0] if against else None
         if not against:
             clip |= self.overlay.score(start_s, end_s)
             clip["overlay_mask"] = _png(self.overlay.mask(start_s, end_s))
         self._add_segments(clip)
         for column in SCORES:
             if clip[column.name] is None and column.name not in Text.writes:
-                clip["causes"].setdefault(column.name, _cause(column, clip))
+                clip["null_reasons"].setdefault(column.name, _cause(column, clip))
         return clip
 
     def _add_segments(self, clip: Row) -> None:
-        passed = clip["gate"] is None
+        passed = clip["prefilter"] is None
         stored = passed or int(clip["clip_id"][:8], 16) < self.thumb_share * 2**32
         pictures = []
         clip["segments"] = []
@@ -208,9 +208,9 @@ class Watch(Stage):
             segment |= self.motion.segment(start_s, end_s) | self.light.segment(start_s, end_s)
             where = (start_s + end_s) / 2, clip["start_s"], clip["end_s"]
             if passed:
-                still = self.stills.nearest(*where)
+                still = self.key_frames.nearest(*where)
             else:
-                still = self.stills.thumb(*where, THUMB_SIDE) if stored else []
+                still = self.key_frames.thumb(*where, THUMB_SIDE) if stored else []
             if still:
                 t_s, jpeg = still[0]
                 if passed:
@@ -226,7 +226,7 @@ class Watch(Stage):
                     segment["next_frame_s"] = still[1][0] - clip["start_s"]
                     segment["next_frame"] = name
                 if passed:
-                    segment["neighbours"] = self._neighbours(clip, number, (start_s, end_s), t_s)
+                    segment["frame_samples"] = self._neighbours(clip, number, (start_s, end_s), t_s)
             clip["segments"].append(segment)
         if pictures:
             clip |= _key_scores(pictures)
@@ -236,14 +236,16 @@ class Watch(Stage):
     ) -> list[Row]:
         """Stores stills of a segment beside its key frame, spread over its time, for captioners."""
         start_s, end_s = span
-        spread = segment_spans(end_s - start_s, self.neighbours + 1)  # the key frame is one of them
+        spread = segment_spans(
+            end_s - start_s, self.frame_samples + 1
+        )  # the key frame is one of them
         found = {key_s: b""}
         for a, b in spread:
-            for t_s, jpeg in self.stills.nearest(start_s + (a + b) / 2, start_s, end_s)[:1]:
+            for t_s, jpeg in self.key_frames.nearest(start_s + (a + b) / 2, start_s, end_s)[:1]:
                 found.setdefault(t_s, jpeg)
         del found[key_s]
         rows = []
-        for place, (t_s, jpeg) in enumerate(sorted(found.items())[: self.neighbours]):
+        for place, (t_s, jpeg) in enumerate(sorted(found.items())[: self.frame_samples]):
             name = f"key_frames/{clip['clip_id'][:2]}/{clip['clip_id']}_{number}_{place}.jpg"
             Folder(self.ledger_url).write(name, jpeg, durable=False)
             sha256 = hashlib.sha256(jpeg).hexdigest()
@@ -257,8 +259,8 @@ def _cause(column: Column, clip: Row) -> str:
         return "no scorer configured"
     if column.name in CAPTION_SCORES:
         return "only kept clips are captioned"
-    if clip["gate"] is not None and column.name in (*KEY_SCORES, *Overlay.writes):
-        return f"below the gate: {clip['gate']}"
+    if clip["prefilter"] is not None and column.name in (*KEY_SCORES, *Overlay.writes):
+        return f"failed the prefilter: {clip['prefilter']}"
     return "not measurable"
 
 

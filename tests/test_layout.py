@@ -78,8 +78,8 @@ def test_curation_starts_without_any_of_the_extras():
 
 
 def test_every_score_is_written_by_exactly_one_part_or_needs_a_model():
-    watch = ScoreSettings().watch
-    meters = [m for m in vars(watch).values() if isinstance(m, Meter)]
+    decode = ScoreSettings().decode
+    meters = [m for m in vars(decode).values() if isinstance(m, Meter)]
     assert len(meters) >= 5
     written = [name for meter in meters for name in meter.writes]
     written += [name for name in Text.writes if name in SCORE_NAMES]

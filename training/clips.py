@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from curation.records import SPAN_SLACK_S
+from curation.records import SPAN_TOLERANCE_S
 
 TAR_BLOCK = 512
 
@@ -216,7 +216,7 @@ def even_frames(mp4: bytes, told: dict[str, Any], num_frames: int, size: Size) -
     try:
         for t_s, frame, aspect in _decode(mp4):
             # how many of the wanted moments lie before this frame; those are shown by the last one
-            due = min(size.frames, math.ceil((t_s - SPAN_SLACK_S) / part_s - 0.5))
+            due = min(size.frames, math.ceil((t_s - SPAN_TOLERANCE_S) / part_s - 0.5))
             if before is not None and due > len(pictures):
                 pictures += [fitted(*before, size)] * (due - len(pictures))
             before, count = (frame, aspect), count + 1

@@ -28,7 +28,7 @@ from annotated_types import Ge, Gt
 
 from curation.isolate import Isolated, NotStarted
 from curation.progress import duration
-from curation.stage import BadVideo, InOrder, OutputError, Row, Stage, Unavailable, took
+from curation.stage import BadVideo, OutputError, Row, Stage, StageSequence, Unavailable, took
 from curation.storage import is_url
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -167,7 +167,7 @@ class Worker:
         self._stages = stages
         self._child: Isolated | None = None
         if stages[0].needs.isolated:
-            work = InOrder(stages)
+            work = StageSequence(stages)
             self._child = Isolated(work.run, work.setup, memory_gib=memory_gib)
         else:
             for stage in stages:
@@ -204,7 +204,7 @@ class Worker:
         stage = self._stages[number]
         with _its_own_trouble(row, stage):
             if self._child is not None:
-                row = self._child.twice(number, row, deadline_s=stage.deadline_s(row))
+                row = self._child.twice(number, row, timeout_s=stage.row_timeout_s(row))
             else:
                 [row] = stage.process([row])
         return row
@@ -223,14 +223,14 @@ class AsyncWorker:
 
     @ray.method(concurrency_group="notes")  # a thread of its own: no row keeps it from answering
     async def note(self) -> str | None:
-        return next(filter(None, (stage.waits_for() for stage in self._stages)), None)
+        return next(filter(None, (stage.wait_reason() for stage in self._stages)), None)
 
     async def _whole_way(self, row: Row) -> Row:
         for stage in self._stages:
             if row.get("error") is not None:
                 break
             with _its_own_trouble(row, stage):
-                limit_s = stage.deadline_s(row)
+                limit_s = stage.row_timeout_s(row)
                 try:
                     async with asyncio.timeout(limit_s) as limit:
                         row = await stage.process_one(row)
@@ -301,7 +301,7 @@ class _Pool:
     @property
     def room(self) -> int:
         """Calls that one worker may have."""
-        return (self.stages[0].needs.at_once or 1) + WAITING
+        return (self.stages[0].needs.max_concurrency or 1) + WAITING
 
     def feed(self) -> bool:
         """Gives the next rows to the least loaded worker with room; False where there is none."""
@@ -313,7 +313,7 @@ class _Pool:
         if slot is None:
             return False
         jobs = [self.queue.popleft()]
-        while len(jobs) < self.stages[0].needs.rows and not alone:
+        while len(jobs) < self.stages[0].needs.batch_size and not alone:
             if not self.queue or self.queue[0].deaths:
                 break
             jobs.append(self.queue.popleft())
@@ -331,7 +331,7 @@ class _Pool:
         if empty is None or len(self.starting) >= len(self.queue):
             return
         need = self.stages[0].needs
-        if need.at_once is None:
+        if need.max_concurrency is None:
             kind: Any = ray.remote(Worker)
         else:
             remote: Any = ray.remote  # its types don't know of groups
@@ -339,7 +339,7 @@ class _Pool:
         actor = kind.options(
             num_cpus=need.cpus * self.cpu_share,
             num_gpus=need.gpus,
-            max_concurrency=need.at_once or 1,
+            max_concurrency=need.max_concurrency or 1,
         )
         empty.actor = actor.remote(self.stages, self.cluster.memory_gib)
         empty.since_s, empty.note, empty.asked = time.monotonic(), None, None
@@ -356,7 +356,7 @@ class _Pool:
                 f" worker; the cluster has {cpus:g} and {gpus:g}\n  fix: add such a node, or let "
                 "the stage do without (gpus=0 in its settings: the CPU)"
             )
-        size = min(size, need.workers or size)
+        size = min(size, need.max_workers or size)
         return size if need.gpus else min(size, self.cluster.workers or size)
 
     def waits(self) -> list[Any]:
@@ -373,7 +373,7 @@ class _Pool:
                 f"{duration(took_s)}: it loads what it needs, or waits for a free CPU or GPU"
             )
             return said if took_s > SLOW_START_S else None
-        if self.stages[0].needs.at_once is None:
+        if self.stages[0].needs.max_concurrency is None:
             return None
         return next(filter(None, [slot.ask() for slot in started if slot.load]), None)
 
@@ -442,7 +442,7 @@ def _feed(pools: list[_Pool], source: Iterator[Row]) -> bool:
         waiting = len(pools[number + 1].queue) if number + 1 < len(pools) else 0
         while waiting < QUEUE_ROWS:
             if not pool.queue and number == 0:
-                pool.queue += map(_Job, islice(source, pool.stages[0].needs.rows))
+                pool.queue += map(_Job, islice(source, pool.stages[0].needs.batch_size))
             if not pool.queue:
                 break
             if not pool.feed():

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import av
 
-from curation.stage import BadVideo, VideoFacts
+from curation.stage import BadVideo, VideoInfo
 from curation.video import mp4_boxes as boxes
 
 av.logging.set_level(av.logging.PANIC)
@@ -76,10 +76,10 @@ class VideoHead:
         by = max(1, round(max(self.width, self.height) / REDUCED_SIDE))
         return min(by, self.width, self.height)
 
-    def facts(self) -> VideoFacts:
+    def facts(self) -> VideoInfo:
         """What meters may know."""
         by = self.reduction
-        return VideoFacts(self.width, self.height, self.fps, self.width // by, self.height // by)
+        return VideoInfo(self.width, self.height, self.fps, self.width // by, self.height // by)
 
 
 def check_file(path: str) -> int:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from curation.records import CAPTION, frames_sha256, still_hashes
+from curation.records import CAPTION, frames_sha256, stored_frame_hashes
 from curation.stage import OutputError, Row, Stage, Unavailable
 from curation.storage import Folder
 from curation.texts import neighbour_similarity
@@ -132,7 +132,7 @@ class Captioner(Stage):
                 for s, text in zip(segments, said.sub_captions, strict=False)
             ],
             "rejected": said.rejected,
-            "frames_sha256": frames_sha256(still_hashes(segments)),
+            "frames_sha256": frames_sha256(stored_frame_hashes(segments)),
             "provenance": json.dumps(made | said.provenance, sort_keys=True),
             "text_similarity_tfidf": neighbour_similarity(said.sub_captions),
             **said.scores,
@@ -150,7 +150,7 @@ def read_stills(ledger: Folder, segments: list[Row]) -> list[KeyFrame]:
         key = _read(ledger, name, segment["key_frame_sha256"], middle_s if key_s is None else key_s)
         neighbours = tuple(
             _read(ledger, still["file"], still["sha256"], still["s"])
-            for still in segment.get("neighbours") or []
+            for still in segment.get("frame_samples") or []
         )
         frames.append(KeyFrame(**vars(key), neighbours=neighbours))
     return frames

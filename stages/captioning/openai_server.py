@@ -90,7 +90,7 @@ class OpenAI(Vlm):
     _trouble: str | None = field(init=False, default=None, repr=False)  # the last, since then
 
     def __post_init__(self) -> None:
-        self.needs = Needs(cpus=1, at_once=self.clips_in_flight, workers=self.workers)
+        self.needs = Needs(cpus=1, max_concurrency=self.clips_in_flight, max_workers=self.workers)
         self._key = os.environ.get(self.api_key_env) or None
 
     def setup(self) -> None:
@@ -153,7 +153,7 @@ class OpenAI(Vlm):
             connector=aiohttp.TCPConnector(limit=0),
         )
 
-    def waits_for(self) -> str | None:
+    def wait_reason(self) -> str | None:
         """The server, once its silence is longer than an answer should take."""
         quiet_s = time.monotonic() - self._quiet_since_s
         if not self._under_way or quiet_s < (TOLD_S if self._trouble else QUIET_S):

@@ -26,7 +26,7 @@ class Transformers(Vlm):
     captioner: ClassVar[str] = "transformers"
 
     def __post_init__(self) -> None:
-        self.needs = Needs(cpus=1, gpus=self.gpus, workers=1)
+        self.needs = Needs(cpus=1, gpus=self.gpus, max_workers=1)
 
     def check(self) -> None:
         super().check()

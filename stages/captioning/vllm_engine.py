@@ -32,7 +32,7 @@ class Vllm(Vlm):
     captioner: ClassVar[str] = "vllm"
 
     def __post_init__(self) -> None:
-        self.needs = Needs(cpus=1, gpus=self.gpus, at_once=self.clips_in_flight)
+        self.needs = Needs(cpus=1, gpus=self.gpus, max_concurrency=self.clips_in_flight)
 
     def check(self) -> None:
         super().check()

@@ -104,7 +104,7 @@ class Vlm(Captioner):
         self._t5()
         self._minilm()
 
-    def deadline_s(self, row: Row) -> float:
+    def row_timeout_s(self, row: Row) -> float:
         return CLIP_S
 
     def provenance(self) -> dict[str, Any]:

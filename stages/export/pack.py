@@ -64,17 +64,17 @@ class CutClip(Stage):
             return made
         check_caption(clip)
         _check_unchanged(clip)
-        deadline_s = _deadline_s(clip)
+        timeout_s = _timeout_s(clip)
         with _workplace(out, last=note) as place:
             mp4 = str(place / _cut_name(clip["clip_id"]))
             with fetched(clip["video"]) as source:
                 args: tuple[Any, ...] = (source, clip["start_s"], clip["end_s"], mp4)
-                done = self._child.twice("cut", (*args, clip["num_frames"]), deadline_s=deadline_s)
+                done = self._child.twice("cut", (*args, clip["num_frames"]), timeout_s=timeout_s)
             made = {"signature": signature, "cut": done, "presto": {}}
             if self.presto:
                 known = ("clip_id", "split", "start_s", "end_s", "sub_captions")
                 args = ({key: clip[key] for key in known}, mp4, done, str(place / "presto"))
-                made["presto"] = self._child.twice("presto", args, deadline_s=deadline_s)
+                made["presto"] = self._child.twice("presto", args, timeout_s=timeout_s)
             Folder(str(place)).write(note, to_json(made))
         return made
 
@@ -166,7 +166,7 @@ def _check_unchanged(clip: Row) -> None:
             raise BadVideo("the video changed after it was scored; run pipelines.score again")
 
 
-def _deadline_s(clip: Row) -> float:
+def _timeout_s(clip: Row) -> float:
     """A slow encode of every pixel, ten times over, and a minute."""
     return 60.0 + clip["num_frames"] * clip["width"] * clip["height"] / 1e6
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.records import SPAN_SLACK_S
+from curation.records import SPAN_TOLERANCE_S
 from curation.stage import BadVideo, Row
 from stages.export.cut import Cut
 from stages.export.mp4 import Look, whole_file, write_copy, write_encoded
@@ -65,7 +65,7 @@ def frame_choice(times_s: Sequence[float], duration_s: float) -> np.ndarray:
     at 30 fps, but there a stamp that is off by a rounding error takes the neighbour; the middle is
     as far from both as can be.  times_s: when each frame of the clip is shown, from 0, growing.
     """
-    middles = (np.arange(FRAMES) + 0.5) * duration_s / FRAMES + SPAN_SLACK_S
+    middles = (np.arange(FRAMES) + 0.5) * duration_s / FRAMES + SPAN_TOLERANCE_S
     return np.maximum(np.searchsorted(times_s, middles, side="right") - 1, 0)
 
 

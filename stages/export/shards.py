@@ -25,7 +25,7 @@ from curation.records import (
     SHARD,
     frames_sha256,
     schema,
-    still_hashes,
+    stored_frame_hashes,
 )
 from curation.stage import BadVideo, OutputError, Row
 from curation.storage import TEMPORARY
@@ -99,7 +99,7 @@ def plan_shards(
 
 def estimated_bytes(clip: Row) -> int:
     """Of the clip's mp4: its packets' where they can be copied, else by the area encoded."""
-    if clip["copy_start"]:
+    if clip["starts_on_keyframe"]:
         return clip["packet_bytes"]
     return int(clip["num_frames"] * clip["width"] * clip["height"] * ENCODED_BPP / 8)
 
@@ -160,7 +160,7 @@ def _no_nan(value: Any) -> Any:
 
 def check_caption(clip: Row) -> None:
     """Raises BadVideo where the captions were not made from this clip's stills and span."""
-    if frames_sha256(still_hashes(clip["segments"])) != clip["frames_sha256"]:
+    if frames_sha256(stored_frame_hashes(clip["segments"])) != clip["frames_sha256"]:
         raise BadVideo("the caption was made from other frames; caption the clip again")
     span_s = json.loads(clip["provenance"] or "{}").get("span_s")
     if span_s is not None and span_s != [clip["start_s"], clip["end_s"]]:

@@ -22,7 +22,7 @@ from functools import cache
 import cv2
 import numpy as np
 
-from curation.stage import Meter, Planes, VideoFacts
+from curation.stage import Meter, Planes, VideoInfo
 
 TICKS_PER_S = 4
 LOOK = 0.25  # ticks at least between two frames looked at: more tell a tick's mean nothing new
@@ -43,7 +43,7 @@ SIGNS = np.uint64(2**63 - 1)  # of the motion's bits; the highest one says wheth
 class Fingerprint(Meter):
     """Mean pictures of each quarter of a second (2 KB each: 30 MB for an hour of video)."""
 
-    def start(self, video: VideoFacts) -> None:
+    def start(self, video: VideoInfo) -> None:
         self._ticks: list[int] = []  # growing; a tick left out shows what the one before showed
         self._pictures: list[np.ndarray] = []  # (SIDE, SIDE) uint16, grey level times 256
         self._open = np.zeros((SIDE, SIDE), np.float32)  # sum over the tick under way
@@ -52,7 +52,7 @@ class Fingerprint(Meter):
         self._since = 0.0
         self._rows, self._columns, self._sampled = np.zeros(1), np.zeros(1), 0  # sums of means
 
-    def see(self, t_s: float, frame: Planes) -> None:
+    def process_frame(self, t_s: float, frame: Planes) -> None:
         now = t_s * TICKS_PER_S
         if self._shown is not None:
             if now - self._since < LOOK:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from curation.stage import Meter, Planes, VideoFacts
+from curation.stage import Meter, Planes, VideoInfo
 from stages.meters.alignment import cells
 
 # A repeated picture is coded as "skip everything": the decoded frames are equal to the last pixel.
@@ -36,7 +36,7 @@ class Freeze(Meter):
     least_s: float = 0.5  # a shorter repeat (pulldown, a dropped frame) is no freeze
     writes = ("frozen_share", "frozen_longest_s")
 
-    def start(self, video: VideoFacts) -> None:
+    def start(self, video: VideoInfo) -> None:
         self._frame_s = 1 / video.fps if video.fps > 0 else 0.04
         self._last: np.ndarray | None = None
         self._times = array("d")
@@ -46,7 +46,7 @@ class Freeze(Meter):
         self._share = array("f")  # of the pixels that differ from the frame before
         self._ready: list[tuple[float, float]] | None = None
 
-    def see(self, t_s: float, frame: Planes) -> None:
+    def process_frame(self, t_s: float, frame: Planes) -> None:
         self._ready = None
         self._times.append(t_s)
         change, share = _change(self._last, frame.y)

@@ -56,7 +56,7 @@ class StillPicture:
         self._seen: deque[_Seen] = deque()
         self._next_s = 0.0
 
-    def see(self, t_s: float, look: Look, velocity: Affine) -> Window | None:
+    def process_frame(self, t_s: float, look: Look, velocity: Affine) -> Window | None:
         """velocity: of the content, px/s. A window that a still picture explains, or None."""
         self._seen.append(_Seen(t_s, look, velocity, mean_px(velocity.at(look.points))))
         while self._seen[0].t_s < t_s - REACH_S:

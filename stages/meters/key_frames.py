@@ -1,4 +1,4 @@
-"""Stills: small colour pictures taken on the way through a video, for its clips' key frames.
+"""KeyFrames: small colour pictures taken on the way through a video, for its clips' key frames.
 
 Where a clip lies is known only when its take has ended, so a still is kept once a second, in one
 scratch file; the one nearest to the centre of a segment becomes its key frame. That spares
@@ -25,7 +25,7 @@ JPEG_QUALITY = 90
 
 
 @dataclass
-class Stills:
+class KeyFrames:
     every_s: float = 1.0
     side: int = 768  # long side, px; never larger than the picture
     # also the frame so much after each still, for optical flow by a model; null: none
@@ -46,7 +46,7 @@ class Stills:
             self._kept.close()
         self._kept = Scratch(JPEG_QUALITY)
 
-    def see(self, t_s: float, frame: Planes) -> None:
+    def process_frame(self, t_s: float, frame: Planes) -> None:
         last = len(self._times) - 1
         if last < 0 or t_s >= self._times[last] + self.every_s - 1e-6:
             self._places.append(self._keep(frame))

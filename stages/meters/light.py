@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from curation.measures import brightness, sharpness
-from curation.stage import Meter, Planes, VideoFacts
+from curation.stage import Meter, Planes, VideoInfo
 
 BLACK = 12  # luma, 0..255, up to which a pixel may be a bar's: bars are 0, a codec adds little
 LIT = 28  # luma from which a pixel is clearly picture
@@ -28,7 +28,7 @@ class Light(Meter):
     looks_per_s: float = 2.0
     writes = ("brightness", "sharpness", "border_share")
 
-    def start(self, video: VideoFacts) -> None:
+    def start(self, video: VideoInfo) -> None:
         self._next_s = 0.0
         self._times: list[float] = []
         self._levels: list[tuple[float, float]] = []  # brightness, sharpness
@@ -37,7 +37,7 @@ class Light(Meter):
         ] = []  # (2, h) uint8: share of each row above BLACK and above LIT, 255 = 1
         self._columns: list[np.ndarray] = []  # (2, w) uint8
 
-    def see(self, t_s: float, frame: Planes) -> None:
+    def process_frame(self, t_s: float, frame: Planes) -> None:
         if t_s < self._next_s:
             return
         self._next_s = max(self._next_s + 1 / self.looks_per_s, t_s)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from curation.stage import Meter, Planes, VideoFacts
+from curation.stage import Meter, Planes, VideoInfo
 from stages.meters.alignment import (
     LEAST_SIDE,
     STILL,
@@ -53,9 +53,9 @@ class Motion(Meter):
     # What is left of the flow moves by itself from here on, and from 0.2 x the camera's speed.
     subject_above_px_s: float = 4.0
     fake_least_s: float = 2.0  # a shorter zoom or pan over a still picture is not counted
-    writes = ("motion_dis", "still_share", "camera_motion", "subject_motion", "fake_motion")
+    writes = ("motion_dis", "static_share", "camera_motion", "subject_motion", "ken_burns_share")
 
-    def start(self, video: VideoFacts) -> None:
+    def start(self, video: VideoInfo) -> None:
         sides = video.reduced_width // 2, video.reduced_height // 2
         self._blind = min(sides) < LEAST_SIDE
         self._scale = 320 / max(*sides, 1)
@@ -69,7 +69,7 @@ class Motion(Meter):
         self._windows: list[Window] = []
         self._ready: tuple[np.ndarray, list[tuple[float, float]]] | None = None
 
-    def see(self, t_s: float, frame: Planes) -> None:
+    def process_frame(self, t_s: float, frame: Planes) -> None:
         # A hair's tolerance, or a frame at 0.0999 s would make every gap one frame longer.
         ends = self._first is not None and t_s - self._first[0] >= self.gap_s - 0.002
         if self._blind or not (ends or (self._first is None and t_s >= self._next_s)):
@@ -90,7 +90,7 @@ class Motion(Meter):
         velocity = self._slow(t_s, first, camera, seconds) or camera.motion.times(1 / seconds)
         self._looks.append(self._numbers(t_s, flow, camera, velocity, seconds))
         self._velocity = velocity
-        window = self._still.see(t_s, first, velocity)
+        window = self._still.process_frame(t_s, first, velocity)
         if window is not None:
             self._windows.append(window)
 
@@ -167,10 +167,10 @@ class Motion(Meter):
         fake_s = sum(max(0.0, min(e, end_s) - max(s, start_s)) for s, e in self._answer()[1])
         return {
             "motion_dis": steady(motion),
-            "still_share": still,
+            "static_share": still,
             "camera_motion": steady(camera),
             "subject_motion": steady(left),
-            "fake_motion": min(1.0, fake_s / (end_s - start_s)),
+            "ken_burns_share": min(1.0, fake_s / (end_s - start_s)),
         }
 
     def segment(self, start_s: float, end_s: float) -> dict[str, float | None]:

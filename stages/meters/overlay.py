@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from curation.stage import Meter, Planes, VideoFacts
+from curation.stage import Meter, Planes, VideoInfo
 from stages.meters.scratch_file import Scratch, decode
 
 JPEG_QUALITY = 92
@@ -36,14 +36,14 @@ class Overlay(Meter):
     most_looks: int = 15  # of a span are compared, evenly spread: bounds the time of an answer
     writes = ("overlay_share",)
 
-    def start(self, video: VideoFacts) -> None:
+    def start(self, video: VideoInfo) -> None:
         self._next_s = 0.0
         self._times: list[float] = []
         self._looks = Scratch(JPEG_QUALITY)
         self._asked: tuple[float, float] | None = None
         self._found: np.ndarray | None = None
 
-    def see(self, t_s: float, frame: Planes) -> None:
+    def process_frame(self, t_s: float, frame: Planes) -> None:
         if t_s < self._next_s:
             return
         self._next_s = max(self._next_s + 1 / self.looks_per_s, t_s)

@@ -198,7 +198,7 @@ def _chart(score: str, stats: pa.Table, policy: Mapping[str, Limits]) -> Chart |
             if row["p50"] is not None
         ]
         summary = "median: " + ", ".join(medians) if medians else ""
-    causes = sorted(everyone["causes"], key=lambda cause: -cause[1])
+    causes = sorted(everyone["null_reasons"], key=lambda cause: -cause[1])
     said = "; ".join(f"{shown(why, 120)} ({n})" for why, n in causes[:3])
     more = f"; {len(causes) - 3} more causes" if len(causes) > 3 else ""
     unmeasured = f"not measured in {everyone['nulls']}: {said}{more}" if causes else ""

@@ -156,7 +156,7 @@ def _score(clip: Row, name: str, limits: Limits, named: set[str]) -> Score:
     value, limit = clip[name], limit_text(limits)
     if value is not None:
         return Score(name, number(value), limit, name in named)
-    why = shown(dict(clip.get("causes") or {}).get(name) or "", 120)
+    why = shown(dict(clip.get("null_reasons") or {}).get(name) or "", 120)
     return Score(name, "not measured", "; ".join(t for t in (limit, why) if t), name in named)
 
 

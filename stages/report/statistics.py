@@ -23,7 +23,7 @@ STATS = (
     ),
     Column("count", pa.int64(), "clips of that status"),
     Column("nulls", pa.int64(), "of them without a finite value"),
-    Column("causes", pa.map_(pa.string(), pa.int64()), "why null -> clips; adds up to nulls"),
+    Column("null_reasons", pa.map_(pa.string(), pa.int64()), "why null -> clips; adds up to nulls"),
     Column("mean", pa.float64(), "in the score's unit, as are all that follow"),
     Column("min", pa.float64(), ""),
     *(Column(f"p{p:02d}", pa.float64(), f"{p} % of the clips lie below") for p in PERCENTILES),
@@ -93,7 +93,7 @@ def stats(clips: pa.Table) -> pa.Table:
                     "status": group,
                     "count": int(member.sum()),
                     "nulls": int(nulls.sum()),
-                    "causes": _why(nulls, int((member & not_finite).sum()), *caused),
+                    "null_reasons": _why(nulls, int((member & not_finite).sum()), *caused),
                     **_distribution(values[member & measured], edges),
                 }
             )
@@ -115,10 +115,10 @@ def _distribution(values: np.ndarray, edges: np.ndarray) -> dict[str, object]:
 
 def _causes(clips: pa.Table) -> dict[str, tuple[np.ndarray, pa.ChunkedArray]]:
     """score -> (row numbers of clips, the cause of each)."""
-    if "causes" not in clips.column_names:
+    if "null_reasons" not in clips.column_names:
         return {}
     # as a list: pyarrow 26 has no list kernels for maps, and list_parent_indices aborts on one
-    entries = clips["causes"].cast(_ENTRIES)
+    entries = clips["null_reasons"].cast(_ENTRIES)
     rows = pc.list_parent_indices(entries).to_numpy()
     flat = pc.list_flatten(entries)
     scores, causes = pc.struct_field(flat, "key"), pc.struct_field(flat, "value")

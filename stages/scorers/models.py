@@ -31,7 +31,7 @@ READERS = 8  # threads at most
 
 @dataclass
 class Models(Stage):
-    """Scores every clip above the gate with the scorers that have weights."""
+    """Scores every clip above the prefilter with the scorers that have weights."""
 
     gpus: Annotated[float, Ge(0), Le(1)] = 0.25  # share of a GPU that a worker takes; 0: the CPU
     clip: Clip = field(default_factory=Clip)  # aesthetics, richness, coherence, embeddings
@@ -45,7 +45,7 @@ class Models(Stage):
     writes = ("weights", "embeddings")
 
     def __post_init__(self) -> None:
-        self.needs = Needs(cpus=1, gpus=self.gpus, rows=ROWS)  # type: ignore[misc]
+        self.needs = Needs(cpus=1, gpus=self.gpus, batch_size=ROWS)  # type: ignore[misc]
 
     def on(self) -> dict[str, Scorer]:
         """The scorers that have weights, by name."""
@@ -90,10 +90,10 @@ class Models(Stage):
         done = [row | {"clips": [dict(c) for c in row["clips"]], "embeddings": []} for row in rows]
         work = [(row, clip, self.lacks(row)) for row in done for clip in row["clips"]]
         for _, clip, names in work:
-            if clip["gate"] is not None:
+            if clip["prefilter"] is not None:
                 for name in names:
-                    self._without(clip, name, f"below the gate: {clip['gate']}")
-        work = [item for item in work if item[1]["gate"] is None]
+                    self._without(clip, name, f"failed the prefilter: {clip['prefilter']}")
+        work = [item for item in work if item[1]["prefilter"] is None]
         for items, inputs in self._prepared(work):
             for name, scorer in self._scorers.items():
                 self._score(name, scorer, items, [i.get(name) for i in inputs])
@@ -146,12 +146,12 @@ class Models(Stage):
             self._without(clip, name, "not measurable")
             clip |= scores
             known = {column for column, value in scores.items() if value is not None}
-            clip["causes"] = {k: v for k, v in clip["causes"].items() if k not in known}
+            clip["null_reasons"] = {k: v for k, v in clip["null_reasons"].items() if k not in known}
 
     def _without(self, clip: Row, name: str, cause: str) -> None:
         columns = self._scorers[name].writes
         clip |= dict.fromkeys(columns)
-        clip["causes"] = dict(clip.get("causes") or {}) | dict.fromkeys(columns, cause)
+        clip["null_reasons"] = dict(clip.get("null_reasons") or {}) | dict.fromkeys(columns, cause)
 
 
 @cache

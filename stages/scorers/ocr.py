@@ -145,8 +145,8 @@ class Text(Stage):
         return [{**row, "clips": [self._clip(c) for c in row.get("clips") or []]} for row in rows]
 
     def _clip(self, clip: Row) -> Row:
-        if clip.get("gate") is not None:
-            return _without(clip, f"below the gate: {clip['gate']}")
+        if clip.get("prefilter") is not None:
+            return _without(clip, f"failed the prefilter: {clip['prefilter']}")
         try:
             shares = self._shares(clip)
         except Exception as error:  # a frame that OCR chokes on costs this score, not the clip
@@ -205,8 +205,8 @@ def _mask(png: bytes | None) -> np.ndarray | None:
 
 
 def _without(clip: Row, cause: str) -> Row:
-    causes = {**dict(clip.get("causes") or {}), "text_share": cause, "artifact_share": cause}
-    return {**clip, "text_share": None, "artifact_share": None, "causes": causes}
+    causes = {**dict(clip.get("null_reasons") or {}), "text_share": cause, "artifact_share": cause}
+    return {**clip, "text_share": None, "artifact_share": None, "null_reasons": causes}
 
 
 def _size(box: np.ndarray) -> tuple[float, float]:

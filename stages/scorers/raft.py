@@ -1,7 +1,7 @@
 """Optical flow by RAFT (Teed and Deng, 2020; torchvision's raft_large) at a clip's key frames.
 
-The pairs of frames come out of the decode pass (`score.watch.stills.pair_gap_s`): a key frame and
-the frame so much later, close enough that fast things are still found.
+The decode pass stores the pairs of frames: a key frame and the frame
+`score.decode.key_frames.pair_gap_s` later, close enough that fast objects are still matched.
 """
 
 from __future__ import annotations

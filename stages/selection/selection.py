@@ -38,7 +38,7 @@ def select(
     split goes by source: `validation_share` of the groups of sources that are linked by a pair of
     duplicates, or of clips that show the same; at least one on each side where there are two.
     """
-    needed = [*RANKED, "sha256", "causes", *policy]
+    needed = [*RANKED, "sha256", "null_reasons", *policy]
     order = pc.sort_indices(clips["clip_id"])
     prints = clips["fingerprint"].cast(pa.large_binary())  # binary's offsets end at 2 GB
     clips = clips.select([c for c in dict.fromkeys(needed) if c in clips.column_names]).take(order)

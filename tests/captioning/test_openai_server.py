@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from curation.config import ConfigError
-from curation.records import frames_sha256, still_hashes
+from curation.records import frames_sha256, stored_frame_hashes
 from curation.stage import Unavailable
 from stages.captioning import openai_server as vlm_openai
 from stages.captioning.openai_server import OpenAI, Room, _seconds
@@ -66,7 +66,7 @@ def test_a_row_says_what_it_was_made_from_and_a_shard_takes_it(tmp_path):
     with ChatServer(Witness(1)) as server:
         [row] = captioner(server, tmp_path, revision="abc123", temperature=0.25).process([clip])
     made = json.loads(row["provenance"])
-    assert row["frames_sha256"] == frames_sha256(still_hashes(clip["segments"]))
+    assert row["frames_sha256"] == frames_sha256(stored_frame_hashes(clip["segments"]))
     assert made["span_s"] == [0.0, 15.0]
     assert (made["model"], made["revision"], made["temperature"]) == ("tiny", "abc123", 0.25)
     assert len(made["prompts"]) == 12
@@ -97,11 +97,11 @@ REFUSED = ("wrong", "broken off")
 @given(
     troubles=st.lists(st.sampled_from(("", "", *TROUBLE, *REFUSED)), max_size=60),
     clips=st.integers(1, 5),
-    at_once=st.integers(1, 8),
+    max_concurrency=st.integers(1, 8),
     stop_after=st.one_of(st.none(), st.integers(1, 30)),
 )
 def test_whatever_happens_a_caption_lands_on_its_own_clip_and_segment(
-    tmp_path_factory, troubles, clips, at_once, stop_after
+    tmp_path_factory, troubles, clips, max_concurrency, stop_after
 ):
     """In any order of answers, with any trouble, and stopped and begun again."""
     ledger = tmp_path_factory.mktemp("ledger")
@@ -115,7 +115,7 @@ def test_whatever_happens_a_caption_lands_on_its_own_clip_and_segment(
         return troubles[number] if number < len(troubles) else ""
 
     async def run(stage: OpenAI, limit: int | None) -> None:
-        room = asyncio.Semaphore(at_once)
+        room = asyncio.Semaphore(max_concurrency)
 
         async def one(row: dict) -> None:
             async with room:
@@ -132,7 +132,7 @@ def test_whatever_happens_a_caption_lands_on_its_own_clip_and_segment(
 
     with ChatServer(Witness(clips), trouble, slow_s=0.01) as server:
         for limit in (stop_after, None):
-            stage = captioner(server, ledger, clips_in_flight=at_once, attempts=70)
+            stage = captioner(server, ledger, clips_in_flight=max_concurrency, attempts=70)
             asyncio.run(run(stage, limit))
     assert sorted(done) == sorted(row["clip_id"] for row in rows)
     for row in done.values():
@@ -183,15 +183,15 @@ def test_who_is_waited_for_is_said_until_the_server_is_back(tmp_path, monkeypatc
     trouble = {"refused": "", "503": "503", "hangs": "slow"}[gone]
     with ChatServer(Witness(1), lambda _: trouble, slow_s=20) as server:
         stage = captioner(server, tmp_path, patience_s=600.0, timeout_s=30.0)
-        assert stage.waits_for() is None
+        assert stage.wait_reason() is None
         if gone == "refused":
             server.stop()
         done: list[dict] = []
         clip = drawn_clip(tmp_path, 0)
         thread = threading.Thread(target=lambda: done.extend(stage.process([clip])))
         thread.start()
-        wait_until(lambda: stage.waits_for() is not None)
-        said = stage.waits_for()
+        wait_until(lambda: stage.wait_reason() is not None)
+        said = stage.wait_reason()
         if gone != "refused":
             server.stop()  # a request that hangs is cut
         server.trouble = lambda _: ""
@@ -201,7 +201,7 @@ def test_who_is_waited_for_is_said_until_the_server_is_back(tmp_path, monkeypatc
     assert said.startswith(f"{server.url} {found[gone]}")
     assert "no answer for 0 s; goes on by itself" in said
     assert said.endswith("gives up in about 10 min 00 s")
-    assert stage.waits_for() is None
+    assert stage.wait_reason() is None
     assert right(*done)
 
 

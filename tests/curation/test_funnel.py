@@ -34,8 +34,8 @@ def videos_of(*rows: tuple[str, str | None, int]) -> pa.Table:
 CLIPS = clips_of(
     ("kept", []),
     ("kept", []),
-    ("rejected", ["still_share 0.90 > 0.5", "sharpness 12.00 < 60"]),
-    ("rejected", ["still_share 0.71 > 0.5"]),
+    ("rejected", ["static_share 0.90 > 0.5", "sharpness 12.00 < 60"]),
+    ("rejected", ["static_share 0.71 > 0.5"]),
     ("rejected", ["sharpness 3.00 < 60"]),
     ("rejected", ["9.3 s < 15 s"]),
     ("rejected", ["duplicate of 00ff"]),
@@ -53,7 +53,7 @@ def test_the_last_line_says_what_became_of_every_clip():
 
 def test_a_rule_counts_its_first_reasons_and_all_of_them():
     found = {r.name: r for r in count(videos_of(("ok", None, 8)), CLIPS).rejected}
-    assert (found["still_share > 0.5"].first, found["still_share > 0.5"].any) == (2, 2)
+    assert (found["static_share > 0.5"].first, found["static_share > 0.5"].any) == (2, 2)
     assert (found["sharpness < 60"].first, found["sharpness < 60"].any) == (1, 2)
     assert sum(r.first for r in found.values()) == 5
 
@@ -117,7 +117,7 @@ def test_hundreds_of_kinds_of_errors_are_summed_up_and_still_add_up():
 @pytest.mark.parametrize(
     ("reason", "kind", "said"),
     [
-        ("still_share 0.90 > 0.5", "still_share > 0.5", "static"),
+        ("static_share 0.90 > 0.5", "static_share > 0.5", "static"),
         ("brightness 12.00 < 20", "brightness < 20", "dark"),
         ("camera_motion 3.00 < 5", "camera_motion < 5", "camera motion low"),
         ("9.3 s < 15 s", "duration_s < 15 s", "short"),

@@ -73,7 +73,7 @@ class NoWeights:
 
 @pytest.fixture(scope="module")
 def isolated():
-    with Isolated(work, deadline_s=20, memory_gib=0.5) as one:
+    with Isolated(work, timeout_s=20, memory_gib=0.5) as one:
         yield one
 
 
@@ -114,7 +114,7 @@ def test_a_child_that_ends_by_itself_says_its_exit_code(isolated):
 def test_a_hang_ends_at_its_deadline(isolated):
     began = time.monotonic()
     with pytest.raises(TimedOut, match=r"^no result after 0\.5 s$"):
-        isolated("hang", deadline_s=0.5)
+        isolated("hang", timeout_s=0.5)
     assert time.monotonic() - began < 10
     assert isolated("echo", 2) == 2
 

@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 
 from curation.config import ConfigError
-from curation.ledger import COMPACT_ABOVE, OF_THE_VIDEO, Ledger, check_settings, flatten_clips
+from curation.ledger import COMPACT_ABOVE, VIDEO_COLUMNS, Ledger, check_settings, flatten_clips
 from curation.storage import Folder
 
 SCHEMA = pa.schema([("video", pa.string()), ("n", pa.int64())])
@@ -67,7 +67,7 @@ def test_what_is_large_is_compacted_into_some_parts_and_an_interruption_changes_
 def test_clips_come_out_of_their_videos_with_the_videos_name():
     clips = pa.array([[{"clip_id": "1"}, {"clip_id": "2"}], [], None, [{"clip_id": "3"}]])
     names = pa.array(["a", "b", "c", "d"])
-    of_the_video = dict.fromkeys(OF_THE_VIDEO, names)
+    of_the_video = dict.fromkeys(VIDEO_COLUMNS, names)
     videos = pa.table({**of_the_video, "clips": clips})
     flat = flatten_clips(videos).select(["video", "clip_id"]).to_pydict()
     assert flat == {"video": ["a", "a", "d"], "clip_id": ["1", "2", "3"]}
@@ -75,9 +75,9 @@ def test_clips_come_out_of_their_videos_with_the_videos_name():
 
 def test_other_settings_than_the_recorded_are_refused_by_name(tmp_path):
     folder = Folder(str(tmp_path))
-    check_settings(folder, "videos", {"watch": {"clip_s": 20.0}}, "take them back")
-    check_settings(folder, "videos", {"watch": {"clip_s": 15.0}}, "no row yet: these count")
+    check_settings(folder, "videos", {"decode": {"clip_s": 20.0}}, "take them back")
+    check_settings(folder, "videos", {"decode": {"clip_s": 15.0}}, "no row yet: these count")
     ledger(tmp_path).append([{"video": "a", "n": 1}])
-    check_settings(folder, "videos", {"watch": {"clip_s": 15.0}}, "take them back")
-    with pytest.raises(ConfigError, match=r"watch.clip_s: 15.0 -> 20.0\n  fix: take them back"):
-        check_settings(folder, "videos", {"watch": {"clip_s": 20.0}}, "take them back")
+    check_settings(folder, "videos", {"decode": {"clip_s": 15.0}}, "take them back")
+    with pytest.raises(ConfigError, match=r"decode.clip_s: 15.0 -> 20.0\n  fix: take them back"):
+        check_settings(folder, "videos", {"decode": {"clip_s": 20.0}}, "take them back")

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from curation import records
 from curation.config import ConfigError, load
-from curation.policy import Policy, Range, check_columns, check_gate, decide, decide_table
+from curation.policy import Policy, Range, check_columns, check_prefilter, decide, decide_table
 from curation.stage import PlanError
 from tests.support.paths import REPOSITORY
 
@@ -24,22 +24,25 @@ class Ruled:
 
 
 def test_a_clip_that_stands_still_is_rejected_with_its_number():
-    assert decide({"still_share": 0.9}, Policy(still_share=Range(max=0.5))) == [
-        "still_share 0.90 > 0.5"
+    assert decide({"static_share": 0.9}, Policy(static_share=Range(max=0.5))) == [
+        "static_share 0.90 > 0.5"
     ]
 
 
 def test_a_score_that_was_not_measured_is_no_reason_and_no_pass():
-    policy = Policy(still_share=Range(max=0.5))
-    assert decide({"still_share": None}, policy) == ["still_share not measured"]
-    assert decide({}, policy) == ["still_share not measured"]
-    assert decide({"still_share": float("nan")}, policy) == ["still_share not measured"]
+    policy = Policy(static_share=Range(max=0.5))
+    assert decide({"static_share": None}, policy) == ["static_share not measured"]
+    assert decide({}, policy) == ["static_share not measured"]
+    assert decide({"static_share": float("nan")}, policy) == ["static_share not measured"]
 
 
 def test_a_score_that_was_not_measured_tells_its_cause():
-    row = {"text_share": None, "causes": {"text_share": "below the gate", "motion_dis": "x"}}
+    row = {
+        "text_share": None,
+        "null_reasons": {"text_share": "below the prefilter", "motion_dis": "x"},
+    }
     assert decide(row, Policy(text_share=Range(max=0.1))) == [
-        "text_share not measured: below the gate"
+        "text_share not measured: below the prefilter"
     ]
 
 
@@ -99,7 +102,7 @@ def test_a_table_is_judged_as_its_rows_are():
             "duration_s": float(d),
             "fps": float(f),
             "text_share": None if t > 0.15 else float(t),
-            "causes": [("text_share", "no frames")] if t > 0.18 else [],
+            "null_reasons": [("text_share", "no frames")] if t > 0.18 else [],
         }
         for d, f, t in zip(
             rng.uniform(5, 30, 200), rng.uniform(5, 150, 200), rng.uniform(0, 0.2, 200), strict=True
@@ -187,22 +190,22 @@ GATE = Policy(brightness=Range(min=20, max=235), motion_dis=Range(min=0.5))
 )
 def test_a_policy_under_the_gate_is_refused_saying_what_to_run(rules):
     with pytest.raises(
-        PlanError, match=r"looser than the gate .* in brightness, .*text_share"
+        PlanError, match=r"looser than the prefilter .* in brightness, .*text_share"
     ) as e:
-        check_gate(Policy(rules, text_share=Range(max=0.1)), GATE, COSTLY)
+        check_prefilter(Policy(rules, text_share=Range(max=0.1)), GATE, COSTLY)
     assert "runs TextArea" in str(e.value)
 
 
 def test_a_policy_within_the_gate_or_without_costly_scores_passes():
     tight = {"brightness": Range(min=20, max=180), "motion_dis": Range(min=0.5)}
-    check_gate(Policy(tight, text_share=Range(max=0.1)), GATE, COSTLY)
-    check_gate(Policy(width=Range(min=10)), GATE, COSTLY)
-    check_gate(Policy(width=Range(min=10), text_share=Range(max=0.1)), Policy(), COSTLY)
+    check_prefilter(Policy(tight, text_share=Range(max=0.1)), GATE, COSTLY)
+    check_prefilter(Policy(width=Range(min=10)), GATE, COSTLY)
+    check_prefilter(Policy(width=Range(min=10), text_share=Range(max=0.1)), Policy(), COSTLY)
 
 
 def test_a_hundred_thousand_clips_are_judged_in_less_than_two_cpu_seconds():
     rng = np.random.default_rng(0)
-    names = ("brightness", "motion_dis", "still_share", "text_share")
+    names = ("brightness", "motion_dis", "static_share", "text_share")
     table = pa.table({n: rng.uniform(0, 1, 100_000).astype(np.float32) for n in names})
     start = time.process_time()
     reasons = decide_table(table, Policy({n: Range(min=0.3) for n in names}))
@@ -227,6 +230,6 @@ def test_the_default_policy_keeps_a_watching_cameras_take_in_which_hardly_anythi
     text = (REPOSITORY / "configs/local.yaml").read_text()
     rules = TypeAdapter(Policy).validate_python(yaml.safe_load(text)["select"]["policy"])
     row = {"duration_s": 15.0, "width": 1280, "height": 720, "fps": 15.0, "brightness": 90.0}
-    row |= dict.fromkeys(("frozen_share", "fake_motion", "border_share", "text_share"), 0.0)
-    row |= {"still_share": 0.85, "artifact_share": 0.0, "overlay_share": None}
+    row |= dict.fromkeys(("frozen_share", "ken_burns_share", "border_share", "text_share"), 0.0)
+    row |= {"static_share": 0.85, "artifact_share": 0.0, "overlay_share": None}
     assert decide(row, rules) == []

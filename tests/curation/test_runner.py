@@ -65,7 +65,7 @@ class Trouble(Stage):
 class Isolated(Trouble):
     needs = Needs(isolated=True)
 
-    def deadline_s(self, row):
+    def row_timeout_s(self, row):
         return 3.0
 
 
@@ -164,7 +164,7 @@ def test_a_stage_that_cannot_be_set_up_stops_the_run_and_fails_no_row(cluster):
 class Together(Trouble):
     """Takes rows in lists, and says how many came with each."""
 
-    needs = Needs(rows=4)
+    needs = Needs(batch_size=4)
 
     def process(self, rows):
         return [row | {"together": len(rows)} for row in super().process(rows)]
@@ -197,12 +197,12 @@ class Waiting(Trouble):
     """Waits for something that is there only when `together` rows are under way at once."""
 
     together: int = 8
-    needs = Needs(at_once=8, workers=1)
+    needs = Needs(max_concurrency=8, max_workers=1)
 
     def setup(self):
         self.under_way, self.enough = 0, asyncio.Event()
 
-    def deadline_s(self, row):
+    def row_timeout_s(self, row):
         return 3.0
 
     async def process_one(self, row):
@@ -248,10 +248,10 @@ class Patient(Stage):
     """Gets its answer once it has been told of that it waits."""
 
     answer: str = ""  # a file
-    needs = Needs(at_once=3, workers=1)
+    needs = Needs(max_concurrency=3, max_workers=1)
     waiting = 0
 
-    def waits_for(self):
+    def wait_reason(self):
         return f"{self.waiting} wait for an answer" if self.waiting else None
 
     async def process_one(self, row):

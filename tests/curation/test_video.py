@@ -633,7 +633,7 @@ def test_500_damaged_files_each_end_as_rows_or_a_plain_reason(tmp_path):
     rng = random.Random(20240607)
     sources = [path.read_bytes() for path in fuzz_sources(tmp_path / "sources")]
     ends: Counter[str] = Counter()
-    with Isolated(read_all, deadline_s=30, memory_gib=2) as isolated:
+    with Isolated(read_all, timeout_s=30, memory_gib=2) as isolated:
         for index in range(500):
             path = tmp_path / f"fuzz{index}.bin"
             path.write_bytes(mutate(sources[index % len(sources)], rng))

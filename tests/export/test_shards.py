@@ -39,7 +39,7 @@ def row(number, split="train", **more):
         "num_frames": 50,
         "width": 160,
         "height": 96,
-        "copy_start": True,
+        "starts_on_keyframe": True,
         "packet_bytes": 10_000,
         "segments": [{"key_frame_sha256": sha256} for sha256 in hashes],
         "frames_sha256": frames_sha256(hashes),
@@ -123,7 +123,7 @@ def test_no_clips_are_no_shards():
 
 
 def test_what_must_be_encoded_is_estimated_by_its_area():
-    clip = row(0, copy_start=False, num_frames=450, width=1280, height=720)
+    clip = row(0, starts_on_keyframe=False, num_frames=450, width=1280, height=720)
     assert 2e6 < estimated_bytes(clip) < 8e6
 
 

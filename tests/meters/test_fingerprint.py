@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from curation.stage import Planes, VideoFacts
+from curation.stage import Planes, VideoInfo
 from stages.meters.fingerprint import CODE, SIGNS, Fingerprint, inside
 
 WIDTH, HEIGHT = 320, 180
@@ -30,10 +30,10 @@ def ball(t_s: float, seed: int = 0, width: int = WIDTH, height: int = HEIGHT) ->
 
 def show(picture_at, seconds: float = 15.0, fps: float = 30.0, times=None) -> Fingerprint:
     meter = Fingerprint()
-    meter.start(VideoFacts(1280, 720, fps, WIDTH, HEIGHT))
+    meter.start(VideoInfo(1280, 720, fps, WIDTH, HEIGHT))
     for t in np.arange(0, seconds, 1 / fps) if times is None else times:
         grey = np.clip(picture_at(t), 0, 255).astype(np.uint8)
-        meter.see(float(t), Planes(grey))
+        meter.process_frame(float(t), Planes(grey))
     return meter
 
 
@@ -120,10 +120,10 @@ def test_a_clip_is_told_by_its_own_span_alone():
 
 def test_a_meter_forgets_the_last_video():
     meter = show(ball, seconds=5)
-    meter.start(VideoFacts(1280, 720, 30, WIDTH, HEIGHT))
+    meter.start(VideoInfo(1280, 720, 30, WIDTH, HEIGHT))
     assert meter.bytes_of(0, 5) == b""
     for t in np.arange(0, 5, 1 / 30):
-        meter.see(float(t), Planes(ball(t, 3).astype(np.uint8)))
+        meter.process_frame(float(t), Planes(ball(t, 3).astype(np.uint8)))
     assert meter.bytes_of(0, 5) == show(lambda t: ball(t, 3), seconds=5).bytes_of(0, 5)
 
 
@@ -156,5 +156,5 @@ def test_a_frame_costs_less_than_a_tenth_of_a_millisecond():
     meter = show(ball, seconds=0.1)
     start = time.process_time()
     for k in range(600):
-        meter.see(1 + k / 30, frames[k % len(frames)])
+        meter.process_frame(1 + k / 30, frames[k % len(frames)])
     assert (time.process_time() - start) / 600 < 1e-4

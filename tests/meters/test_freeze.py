@@ -8,6 +8,7 @@ from tests.support.drawn import (
     cutout,
     decoded,
     encoded,
+    feed,
     noisy,
     paste,
     picture,
@@ -15,7 +16,6 @@ from tests.support.drawn import (
     shake,
     times,
     view,
-    watch,
 )
 
 
@@ -34,7 +34,7 @@ def with_freeze(seed: int, start_s: float, length_s: float, sigma: float):
 
 def score(frames, fps: int = 25, crf: int = 23, seconds: float = 4.0):
     meter = Freeze()
-    watch([meter], decoded(encoded(frames, fps, crf)), fps)
+    feed([meter], decoded(encoded(frames, fps, crf)), fps)
     return meter.score(0.0, seconds)
 
 
@@ -67,7 +67,7 @@ def test_repeats_of_pulldown_are_no_freeze():
 
 def test_video_of_four_frames_a_second_is_not_frozen():
     meter = Freeze()
-    watch([meter], planes(noisy(moving(5, 4, 4), 1.0), fps=4), fps=4)
+    feed([meter], planes(noisy(moving(5, 4, 4), 1.0), fps=4), fps=4)
     assert meter.score(0, 4)["frozen_share"] == 0
 
 
@@ -80,13 +80,13 @@ def test_one_frame_shown_for_two_seconds_is_a_freeze():
 
 def test_a_span_counts_only_the_part_of_a_freeze_inside_it():
     meter = Freeze()
-    watch([meter], planes(with_freeze(6, 1.0, 2.0, 2.0)))
+    feed([meter], planes(with_freeze(6, 1.0, 2.0, 2.0)))
     assert meter.score(2.0, 4.0)["frozen_longest_s"] == pytest.approx(1.0, abs=0.05)
 
 
 def test_a_span_without_frames_has_no_score():
     meter = Freeze()
-    watch([meter], planes(noisy(moving(7, 1), 1.0)))
+    feed([meter], planes(noisy(moving(7, 1), 1.0)))
     assert meter.score(5.0, 6.0) == {"frozen_share": None, "frozen_longest_s": None}
 
 

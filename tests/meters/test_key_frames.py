@@ -5,19 +5,19 @@ import hashlib
 import cv2
 
 from curation.policy import Policy, Range
-from stages.decode_pass import THUMB_SIDE, Watch
+from stages.decode_pass import THUMB_SIDE, DecodePass
 from tests.support.small_input import scene, video
 
 
 def test_a_segment_has_stills_of_its_own_time_on_both_sides_of_its_key_frame(tmp_path):
     source = video(tmp_path / "take.mp4", scene(1), 16)
-    watch = Watch()
-    watch.ledger_url = str(tmp_path / "ledger")
-    [row] = watch.process([{"video": str(source), "bytes": source.stat().st_size}])
+    decode = DecodePass()
+    decode.ledger_url = str(tmp_path / "ledger")
+    [row] = decode.process([{"video": str(source), "bytes": source.stat().st_size}])
     [clip] = row["clips"]
     files = set()
     for segment in clip["segments"]:
-        before, after = segment["neighbours"]
+        before, after = segment["frame_samples"]
         assert segment["start_s"] <= before["s"] < segment["key_frame_s"] < after["s"]
         assert after["s"] < segment["end_s"]
         assert after["s"] - before["s"] > 1.5
@@ -31,12 +31,12 @@ def test_a_segment_has_stills_of_its_own_time_on_both_sides_of_its_key_frame(tmp
 
 def test_a_clip_below_the_gate_has_thumbs_for_the_report_and_is_spared_overlays(tmp_path):
     source = video(tmp_path / "take.mp4", scene(1), 16)
-    watch = Watch(gate=Policy(motion_dis=Range(min=1e6)))
-    watch.ledger_url = str(tmp_path / "ledger")
-    [row] = watch.process([{"video": str(source), "bytes": source.stat().st_size}])
+    decode = DecodePass(prefilter=Policy(motion_dis=Range(min=1e6)))
+    decode.ledger_url = str(tmp_path / "ledger")
+    [row] = decode.process([{"video": str(source), "bytes": source.stat().st_size}])
     [clip] = row["clips"]
     assert clip["overlay_share"] is None
-    assert clip["causes"]["overlay_share"].startswith("below the gate: motion_dis")
+    assert clip["null_reasons"]["overlay_share"].startswith("failed the prefilter: motion_dis")
     for segment in clip["segments"]:
         thumb = cv2.imread(str(tmp_path / "ledger" / segment["key_frame"]))
         assert max(thumb.shape) == THUMB_SIDE

@@ -4,19 +4,19 @@ import cv2
 import numpy as np
 import pytest
 
-from curation.stage import VideoFacts
+from curation.stage import VideoInfo
 from stages.meters.light import Light
 from tests.support.drawn import (
     HEIGHT,
     WIDTH,
     decoded,
     encoded,
+    feed,
     noisy,
     picture,
     planes,
     times,
     view,
-    watch,
 )
 
 
@@ -35,7 +35,7 @@ def framed(frames, left=0, top=0, right=0, bottom=0):
 
 def borders(frames):
     meter = Light()
-    watch([meter], decoded(encoded(noisy(frames, 1.5), 5)), 5)
+    feed([meter], decoded(encoded(noisy(frames, 1.5), 5)), 5)
     return meter.borders(0, 3), meter.score(0, 3)["border_share"]
 
 
@@ -95,7 +95,7 @@ def test_a_fade_to_black_is_no_border_and_hides_none():
 def test_brightness_is_the_mean_luma_of_the_span():
     meter = Light()
     levels = [np.full((HEIGHT, WIDTH), level) for level in [40.0] * 50 + [200.0] * 50]
-    watch([meter], planes(noisy(levels, 0)))
+    feed([meter], planes(noisy(levels, 0)))
     assert meter.score(0, 2)["brightness"] == pytest.approx(40)
     assert meter.segment(2, 4) == {"brightness": pytest.approx(200)}
     assert meter.score(0, 4)["brightness"] == pytest.approx(120)
@@ -103,5 +103,5 @@ def test_brightness_is_the_mean_luma_of_the_span():
 
 def test_a_span_before_any_frame_has_no_score():
     meter = Light()
-    meter.start(VideoFacts(640, 360, 25, 320, 180))
+    meter.start(VideoInfo(640, 360, 25, 320, 180))
     assert meter.score(0, 1) == {"brightness": None, "sharpness": None, "border_share": None}

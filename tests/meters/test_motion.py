@@ -12,6 +12,7 @@ from tests.support.drawn import (
     cutout,
     decoded,
     encoded,
+    feed,
     noisy,
     paste,
     picture,
@@ -20,14 +21,13 @@ from tests.support.drawn import (
     times,
     turned_view,
     view,
-    watch,
 )
 from tests.support.paths import VIDEOS
 
 
 def measured(frames, fps: float = 25.0) -> Motion:
     meter = Motion()
-    watch([meter], planes(frames, fps), fps)
+    feed([meter], planes(frames, fps), fps)
     return meter
 
 
@@ -57,8 +57,8 @@ def test_a_tripod_shot_with_sensor_noise_stands_still():
     still = view(picture(3), (800, 500, 1, 0))
     score = measured(noisy([still] * 50, 6)).score(0, 2)
     assert score["motion_dis"] < 0.1
-    assert score["still_share"] == 1
-    assert score["fake_motion"] == 0
+    assert score["static_share"] == 1
+    assert score["ken_burns_share"] == 0
 
 
 def test_a_thing_that_crosses_a_still_scene_is_the_subject_and_not_the_camera():
@@ -79,7 +79,7 @@ def test_a_thing_that_crosses_a_still_scene_is_the_subject_and_not_the_camera():
     assert segment["subject_at_x"] == pytest.approx(280 / WIDTH, abs=0.08)
     assert segment["subject_at_y"] == pytest.approx(120 / HEIGHT, abs=0.08)
     assert abs(segment["camera_x"]) < 0.5
-    assert meter.score(0, 2)["still_share"] == 0
+    assert meter.score(0, 2)["static_share"] == 0
 
 
 def test_a_span_without_looks_has_no_score():
@@ -130,8 +130,8 @@ def real_camera(seed: int):
 def fake_share(frames, seed: int) -> float:
     meter = Motion()
     file = encoded(noisy(frames, seed % 4, seed), crf=20 + 3 * (seed % 5))
-    watch([meter], decoded(file))
-    return meter.score(0, 5)["fake_motion"]
+    feed([meter], decoded(file))
+    return meter.score(0, 5)["ken_burns_share"]
 
 
 def verdicts(seeds) -> tuple[list[int], list[int]]:
@@ -167,5 +167,5 @@ def test_no_labelled_real_take_is_fake_motion():
     assert takes
     for name in takes:
         meter = Motion()
-        end_s = watch([meter], decoded(str(VIDEOS / name)))
-        assert meter.score(0, end_s)["fake_motion"] == 0, name
+        end_s = feed([meter], decoded(str(VIDEOS / name)))
+        assert meter.score(0, end_s)["ken_burns_share"] == 0, name

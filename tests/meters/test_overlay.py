@@ -12,6 +12,7 @@ from tests.support.drawn import (
     cutout,
     decoded,
     encoded,
+    feed,
     graphic,
     noisy,
     paste,
@@ -19,7 +20,6 @@ from tests.support.drawn import (
     shake,
     times,
     view,
-    watch,
 )
 from tests.support.paths import VIDEOS
 
@@ -41,7 +41,7 @@ def take(seed: int, camera: str, over: np.ndarray | float = 0.0, grey: float = 2
 
 def seen(frames, crf: int = 26) -> Overlay:
     meter = Overlay()
-    watch([meter], decoded(encoded(noisy(frames, 2), 5, crf)), 5)
+    feed([meter], decoded(encoded(noisy(frames, 2), 5, crf)), 5)
     return meter
 
 
@@ -99,6 +99,6 @@ def test_no_labelled_real_take_has_overlays_or_freezes():
     assert takes
     for name in takes:
         overlay, freeze = Overlay(), Freeze()
-        end_s = watch([overlay, freeze], decoded(str(VIDEOS / name)))
+        end_s = feed([overlay, freeze], decoded(str(VIDEOS / name)))
         assert (overlay.score(0, end_s)["overlay_share"] or 0) < 0.005, name
         assert freeze.score(0, end_s)["frozen_longest_s"] == 0, name

@@ -119,7 +119,7 @@ def test_kept_clips_have_five_captions_in_time_and_a_shard_and_the_others_none(d
         assert (dataset.out / "shards" / row["shard"]).exists()
     for row in rows:  # a null says why
         null = [name for name in records.SCORE_NAMES if row[name] is None]
-        assert set(null) - set(dict(row["causes"])) == set()
+        assert set(null) - set(dict(row["null_reasons"])) == set()
 
 
 def test_pandas_reads_the_clips_with_their_lists_and_maps(dataset):
@@ -127,7 +127,7 @@ def test_pandas_reads_the_clips_with_their_lists_and_maps(dataset):
     assert len(frame) == 6
     kept = frame[frame.status == "kept"].iloc[0]
     assert kept.sub_captions[0]["text"]
-    assert dict(kept.causes)["key_lpips"] == "no scorer configured"
+    assert dict(kept.null_reasons)["key_lpips"] == "no scorer configured"
 
 
 def test_webdataset_reads_the_shards_and_they_agree_with_the_tables(dataset):
@@ -212,9 +212,9 @@ def test_kept_clips_without_captions_are_not_exported_but_asked_for(dataset, tmp
 
 def test_other_settings_than_the_ledgers_are_refused_by_name(dataset, capsys):
     args = (f"input={dataset.source}", f"output={dataset.out}", *SETTINGS)
-    code, text = said(capsys, "curate", *args, "score.watch.segments=4")
+    code, text = said(capsys, "curate", *args, "score.decode.segments=4")
     assert code == 1
-    assert "watch.segments: 5 -> 4" in text
+    assert "decode.segments: 5 -> 4" in text
     assert "give another output" in text
 
 
@@ -224,14 +224,14 @@ def test_a_policy_looser_than_the_gate_is_refused(dataset, capsys):
         "select.policy.duration_s={min: 1}",
     )
     assert code == 1
-    assert "looser than the gate" in text
+    assert "looser than the prefilter" in text
 
 
 def test_a_gate_on_a_score_that_it_spares_is_refused(dataset, tmp_path, capsys):
     args = (f"input={dataset.source}", f"output={tmp_path}", *SETTINGS)
-    code, text = said(capsys, "score", *args, "score.watch.gate.overlay_share={max: 0.05}")
+    code, text = said(capsys, "score", *args, "score.decode.prefilter.overlay_share={max: 0.05}")
     assert code == 1
-    assert "score.watch.gate asks for overlay_share, which only clips above" in text
+    assert "score.decode.prefilter asks for overlay_share, which only clips above" in text
 
 
 @pytest.mark.parametrize("name", ["longtake_hd_pretrain", "longtake_hd_finetune", "cluster"])
@@ -256,7 +256,7 @@ def test_configurations_with_models_are_refused_before_the_start_with_how_to_get
     ("args", "message"),
     [
         (["inptu=a"], "inptu is not a setting; did you mean input?"),
-        (["score.watch.clip=3"], "did you mean score.watch.clip_s?"),
+        (["score.decode.clip=3"], "did you mean score.decode.clip_s?"),
         (["select.policy.brightnes={min: 3}"], "did you mean brightness?"),
         (["select.policy.brightnes=null"], "did you mean brightness?"),
         (["select.policy.width={min: 3"], "not valid YAML"),
@@ -309,7 +309,7 @@ def test_help_says_what_it_does_and_names_every_setting(capsys, name):
     assert f"python -m pipelines.{name} [CONFIG]" in text
     assert "  max_failed_share=0.2 " in text
     assert "  select.policy.brightness={min: 20, max: 235}" in text
-    for place in ("output=", "cluster.address=", "score.watch.clip_s="):
+    for place in ("output=", "cluster.address=", "score.decode.clip_s="):
         assert re.search(rf"  {re.escape(place)}\S+ +# \w", text), place
 
 

@@ -40,7 +40,7 @@ def test_a_trial_of_the_whole_input_says_what_the_run_gave(dataset, cluster, tmp
     low, cpu, high = number(text, "CPU hours to score")
     assert low == cpu == high
     assert 0.05 < cpu * 3600 < 600
-    assert "still_share > 0.9" in text
+    assert "static_share > 0.9" in text
     frames = sum(f.stat().st_size for f in (dataset.out / "ledger/key_frames").rglob("*.jpg"))
     shards = sum(f.stat().st_size for f in (dataset.out / "shards").iterdir())
     stored = number(text, "GB on disk")[1] * 1e9
@@ -84,7 +84,11 @@ def test_the_range_holds_the_truth_in_about_eight_trials_of_ten():
 
 
 def test_the_pictures_of_all_requests_are_counted():
-    given = ["caption.openai.url=http://x/v1", "score.watch.neighbours=2", "caption.openai.refine="]
+    given = [
+        "caption.openai.url=http://x/v1",
+        "score.decode.frame_samples=2",
+        "caption.openai.refine=",
+    ]
     for refine, requests in (("false", 5 + 1), ("true", 5 + 5 + 1)):
         chosen = settings(*given[:2], given[2] + refine)
         lines = plan._captions(chosen, [[{}, {}], [{}]], lambda v: plan.Estimate(*3 * [sum(v)]))

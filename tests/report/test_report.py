@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from curation.records import CAUSES, SCORE_NAMES, SEGMENT, SUB_CAPTION, segment_spans
+from curation.records import NULL_REASONS, SCORE_NAMES, SEGMENT, SUB_CAPTION, segment_spans
 from curation.stage import OutputError
 from stages.report.histogram import draw
 from stages.report.page import write_report
@@ -27,7 +27,7 @@ HOSTILE = (
     "<img src=http://127.0.0.1:PORT/img onerror=document.title='ran'>"
     "\"'`><svg/onload=document.title='ran'> {{ 7*7 }} \x1b[31m\u202e\n\x00 мир ☂ 𝕏"
 )
-POLICY = {"still_share": (None, 0.5), "brightness": (20.0, 180.0), "duration_s": (15.0, None)}
+POLICY = {"static_share": (None, 0.5), "brightness": (20.0, 180.0), "duration_s": (15.0, None)}
 
 
 def key_frames(ledger: Path, clip_id: str) -> list[dict]:
@@ -62,10 +62,10 @@ def clip(
         "status": status,
         "reason": (reasons or [None])[0],
         "reasons": reasons or [],
-        "causes": [("text_share", "no weights")],
+        "null_reasons": [("text_share", "no weights")],
         **dict.fromkeys(SCORE_NAMES),
         "brightness": 50.0 + i,
-        "still_share": 0.9 if reasons else 0.1,
+        "static_share": 0.9 if reasons else 0.1,
     }
     if status == "kept":
         row |= {
@@ -85,7 +85,7 @@ def clips_of(rows: list[dict]) -> pa.Table:
     types = {name: pa.string() for name in texts}
     types |= dict.fromkeys(("start_s", "end_s", "duration_s"), pa.float64())
     types |= dict.fromkeys(SCORE_NAMES, pa.float32())
-    types |= {"reasons": pa.list_(pa.string()), "causes": CAUSES}
+    types |= {"reasons": pa.list_(pa.string()), "null_reasons": NULL_REASONS}
     types |= {"sub_captions": pa.list_(SUB_CAPTION), "segments": pa.list_(SEGMENT)}
     return pa.Table.from_pylist(rows, schema=pa.schema(list(types.items())))
 
@@ -114,7 +114,13 @@ def hostile_report(tmp_path: Path, port: int = 9) -> tuple[Path, str]:
     subs = [{"start_s": s["start_s"], "end_s": s["end_s"], "text": bad} for s in segments]
     rows = [
         clip(1, bad, caption=bad, captioner=bad, split=bad, shard=bad, segments=segments),
-        clip(2, bad, "rejected", [bad, f"still_share 0.9 > {bad}"], causes=[("fake_motion", bad)]),
+        clip(
+            2,
+            bad,
+            "rejected",
+            [bad, f"static_share 0.9 > {bad}"],
+            null_reasons=[("ken_burns_share", bad)],
+        ),
         clip(3, bad * 100, "failed", [bad], segments=[segments[0] | {"key_frame": bad}]),
     ]
     rows[0]["sub_captions"] = subs
@@ -148,7 +154,7 @@ class Page(HTMLParser):
 
 def test_a_page_shows_counts_rules_captions_scores_and_failed_videos(tmp_path):
     rows = [clip(1, "a.mp4", segments=key_frames(tmp_path / "ledger", "01")), clip(2, "b.mp4")]
-    rows += [clip(i, "a.mp4", "rejected", ["still_share 0.90 > 0.5"]) for i in range(3, 9)]
+    rows += [clip(i, "a.mp4", "rejected", ["static_share 0.90 > 0.5"]) for i in range(3, 9)]
     videos = [("a.mp4", "ok", None, 7), ("b.mp4", "ok", None, 1), ("c.mp4", "failed", "empty", 0)]
     text = Page(report(tmp_path, rows, videos, {"config": "local.yaml"})[1]).text
     assert "8 clips: 2 kept, 6 rejected (static 6), 0 failed" in text
@@ -156,8 +162,8 @@ def test_a_page_shows_counts_rules_captions_scores_and_failed_videos(tmp_path):
     assert "caption of 1" in text
     assert "0.0 to 3.0 s part 0 of 1" in text
     assert "no model has looked at the frames" in text
-    assert "still_share > 0.5 4 of 6 clips" in text
-    assert "still_share 0.9 ≤ 0.5" in text
+    assert "static_share > 0.5 4 of 6 clips" in text
+    assert "static_share 0.9 ≤ 0.5" in text
     assert "not measured in 8: no weights (8)" in text
     assert "c.mp4 empty" in text
     assert "config local.yaml" in text
@@ -219,7 +225,7 @@ def test_headings_go_down_one_level_at_a_time_and_pictures_say_what_they_are(tmp
         1 for tag, name, value in page.attributes if (tag, name) == ("img", "alt") and value
     )
     labels = [v for tag, name, v in page.attributes if (tag, name) == ("svg", "aria-label")]
-    assert any("Histogram of still_share. median: kept 0.1, rejected 0.9" in v for v in labels)
+    assert any("Histogram of static_share. median: kept 0.1, rejected 0.9" in v for v in labels)
 
 
 @pytest.mark.parametrize(

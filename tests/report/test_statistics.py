@@ -5,14 +5,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curation.records import CAUSES
+from curation.records import NULL_REASONS
 from stages.report.statistics import GROUPS, bin_edges, stats
 
 
 def clips_of(status: list[str], causes: list[list[tuple[str, str]]] | None = None, **scores):
     columns = {name: pa.array(v, pa.float32()) for name, v in scores.items()}
     causes = causes if causes is not None else [[] for _ in status]
-    return pa.table({"status": status, **columns, "causes": pa.array(causes, CAUSES)})
+    return pa.table({"status": status, **columns, "null_reasons": pa.array(causes, NULL_REASONS)})
 
 
 def row(table: pa.Table, score: str, status: str) -> dict:
@@ -60,37 +60,37 @@ def test_every_measured_clip_is_in_one_bin_and_all_statuses_share_the_edges():
 def test_nulls_are_counted_by_their_causes_and_the_causes_add_up():
     clips = clips_of(
         ["kept", "kept", "rejected", "rejected", "rejected"],
-        causes=[
+        null_reasons=[
             [],
             [("text_share", "no weights")],
-            [("text_share", "gate"), ("key_psnr", "gate")],
-            [("text_share", "gate")],
+            [("text_share", "prefilter"), ("key_psnr", "prefilter")],
+            [("text_share", "prefilter")],
             [],
         ],
         text_share=[0.5, None, None, None, None],
         key_psnr=[1, 2, None, float("inf"), 3],
     )
     table = stats(clips)
-    assert dict(row(table, "text_share", "kept")["causes"]) == {"no weights": 1}
+    assert dict(row(table, "text_share", "kept")["null_reasons"]) == {"no weights": 1}
     rejected = row(table, "text_share", "rejected")
     assert rejected["nulls"] == 3
-    assert dict(rejected["causes"]) == {"gate": 2, "no cause recorded": 1}
+    assert dict(rejected["null_reasons"]) == {"prefilter": 2, "no cause recorded": 1}
     assert rejected["mean"] is None
     assert sum(rejected["counts"]) == 0
-    assert dict(row(table, "key_psnr", "all")["causes"]) == {"gate": 1, "not finite": 1}
+    assert dict(row(table, "key_psnr", "all")["null_reasons"]) == {"prefilter": 1, "not finite": 1}
 
 
 def test_a_cause_beside_a_measured_value_is_not_counted():
-    clips = clips_of(["kept"], causes=[[("fake_motion", "stale")]], fake_motion=[0.1])
-    assert row(stats(clips), "fake_motion", "all")["causes"] == []
+    clips = clips_of(["kept"], null_reasons=[[("ken_burns_share", "stale")]], ken_burns_share=[0.1])
+    assert row(stats(clips), "ken_burns_share", "all")["null_reasons"] == []
 
 
 def test_thousands_of_causes_are_summed_up_and_still_add_up():
     n = 3000
     causes = [[("text_share", f"error {i}")] for i in range(n)]
     found = row(stats(clips_of(["kept"] * n, causes, text_share=[None] * n)), "text_share", "all")
-    assert len(found["causes"]) == 51
-    assert sum(n for _, n in found["causes"]) == n == found["nulls"]
+    assert len(found["null_reasons"]) == 51
+    assert sum(n for _, n in found["null_reasons"]) == n == found["nulls"]
 
 
 def test_no_clips_and_no_values_give_rows_without_a_histogram():

@@ -69,7 +69,7 @@ def stored(folder: Path, clip_id: str, seeds: list[int], size=(320, 180), pairs=
             segment[which] = name
         segment["next_frame_s"] = segment["key_frame_s"] + 0.125 if pairs else None
         segments.append(segment)
-    return {"clip_id": clip_id, "gate": None, "causes": {}, "segments": segments}
+    return {"clip_id": clip_id, "prefilter": None, "null_reasons": {}, "segments": segments}
 
 
 def models_of(files, folder: Path, **scorers) -> Models:
@@ -218,25 +218,25 @@ def test_all_clips_get_all_scores_and_a_broken_picture_costs_one_clip(files, tmp
         raft=Raft(weights=str(files["raft"])),
     )
     good = stored(tmp_path, "good", [1, 2, 3], (160, 128), pairs=True)
-    good["causes"] = {"aesthetic_laion_l14": "no scorer configured", "text_share": "other"}
+    good["null_reasons"] = {"aesthetic_laion_l14": "no scorer configured", "text_share": "other"}
     lonely = stored(tmp_path, "lonely", [4, 5], (160, 128))  # scored before there were pairs
     broken = stored(tmp_path, "broken", [6, 7], (160, 128), pairs=True)
     (tmp_path / broken["segments"][1]["key_frame"]).write_bytes(b"no picture")
-    below = {"clip_id": "below", "gate": "9.3 s < 15 s", "causes": {}, "segments": []}
+    below = {"clip_id": "below", "prefilter": "9.3 s < 15 s", "null_reasons": {}, "segments": []}
     rows = [{"clips": [good, below]}, {"clips": [lonely, broken]}, {"clips": []}]
     done = models.process(rows)
     [found, not_seen], [alone, unread], [] = (row["clips"] for row in done)
     names = {"aesthetic_laion_l14", "aesthetic_laion_l14_min", "richness_clip_l14"}
     names |= {"coherence_clip_l14", "key_lpips", "motion_raft"}
     assert all(isinstance(found[name], float) for name in names)
-    assert found["causes"] == {"text_share": "other"}
+    assert found["null_reasons"] == {"text_share": "other"}
     assert found["aesthetic_laion_l14_min"] <= found["aesthetic_laion_l14"]
-    assert not_seen["causes"] == dict.fromkeys(names, "below the gate: 9.3 s < 15 s")
+    assert not_seen["null_reasons"] == dict.fromkeys(names, "failed the prefilter: 9.3 s < 15 s")
     assert alone["key_lpips"] is not None
     assert alone["motion_raft"] is None
-    assert "no two frames" in alone["causes"]["motion_raft"]
-    assert set(unread["causes"]) == names
-    assert "no readable picture" in unread["causes"]["key_lpips"]
+    assert "no two frames" in alone["null_reasons"]["motion_raft"]
+    assert set(unread["null_reasons"]) == names
+    assert "no readable picture" in unread["null_reasons"]["key_lpips"]
     assert all(unread[name] is None for name in names)
     assert [e["clip_id"] for row in done for e in row["embeddings"]] == ["good", "lonely"]
     kept = np.stack(done[0]["embeddings"][0]["key_frames"])
@@ -377,16 +377,16 @@ def test_a_model_switched_on_later_adds_its_scores_without_a_decode(
     after = clips_of(out)
     assert after.keys() == before.keys()
     names = Clip(aesthetics="x").writes
-    seen = [c for c in after.values() if c["gate"] is None]
+    seen = [c for c in after.values() if c["prefilter"] is None]
     assert len(seen) == 5
     assert all(isinstance(c[name], float) for c in seen for name in names)
-    below = [dict(c["causes"]) for c in after.values() if c["gate"] is not None]
-    assert all(causes[name].startswith("below the gate") for causes in below for name in names)
+    below = [dict(c["null_reasons"]) for c in after.values() if c["prefilter"] is not None]
+    assert all(causes[name].startswith("below the prefilter") for causes in below for name in names)
     for clip_id, clip in after.items():  # all else is as it was
-        rest = [c for c in clip if c not in (*names, "causes")]
+        rest = [c for c in clip if c not in (*names, "null_reasons")]
         assert {c: clip[c] for c in rest} == {c: before[clip_id][c] for c in rest}
-        causes = {k: v for k, v in dict(clip["causes"]).items() if k not in names}
-        was = {k: v for k, v in dict(before[clip_id]["causes"]).items() if k not in names}
+        causes = {k: v for k, v in dict(clip["null_reasons"]).items() if k not in names}
+        was = {k: v for k, v in dict(before[clip_id]["null_reasons"]).items() if k not in names}
         assert causes == was
     kept = pq.read_table(out / "ledger/embeddings").to_pylist()
     assert {e["clip_id"] for e in kept} == {c["clip_id"] for c in seen}
@@ -407,9 +407,11 @@ def test_a_model_switched_on_later_adds_its_scores_without_a_decode(
     assert lost == [f"shows the same as {best}"] * len(lost) != []
     with pytest.raises(PlanError, match=r"needs the clips' embeddings, .* has none\n  fix: run"):
         select.run(settings(f"output={dataset.out}", alike), Folder(str(dataset.out)))
-    gate = [alike, "select.policy.width=null", "select.policy.duration_s=null"]
-    with pytest.raises(PlanError, match="semantic_similarity, which clips under the gate were"):
-        select.run(settings(f"output={out}", *gate), Folder(str(out)))
+    prefilter = [alike, "select.policy.width=null", "select.policy.duration_s=null"]
+    with pytest.raises(
+        PlanError, match="semantic_similarity, which clips under the prefilter were"
+    ):
+        select.run(settings(f"output={out}", *prefilter), Folder(str(out)))
     embeddings_ledger(Folder(str(out))).append([kept[0] | {"model": "another"}])
     with pytest.raises(PlanError, match=r"of 2 models: .*another.*\n  fix: run pipelines.score"):
         select.run(settings(f"output={out}", alike), Folder(str(out)))
@@ -421,17 +423,20 @@ def test_scoring_with_models_at_once_gives_what_adding_them_gives(cluster, files
     video(source / "a.mp4", scene(2), width=160, height=128)
     video(source / "b.mp4", scene(3), 1.5, width=160, height=128)
     given = [f"input={source}", f"output={out}", "score.models.gpus=0"]
-    given += ["score.watch.stills.pair_gap_s=0.1", f"score.models.clip.weights={files['clip']}"]
+    given += [
+        "score.decode.key_frames.pair_gap_s=0.1",
+        f"score.models.clip.weights={files['clip']}",
+    ]
     run = settings(*given)
     score.run(run, Folder(str(out)))
     rows = {c["clip_id"]: c for c in clips_of(out).values()}
-    seen = [c for c in rows.values() if c["gate"] is None]
+    seen = [c for c in rows.values() if c["prefilter"] is None]
     assert len(seen) == 1
     for clip in seen:
         for segment in clip["segments"]:
             assert segment["next_frame_s"] - segment["key_frame_s"] == pytest.approx(0.1)
     models = models_of(files, out / "ledger", clip=clip_of(files, aesthetics=False))
-    blank = [{"clips": [{**c, "causes": {}} for c in seen]}]
+    blank = [{"clips": [{**c, "null_reasons": {}} for c in seen]}]
     for clip in models.process(blank)[0]["clips"]:
         for name in ("coherence_clip_l14", "richness_clip_l14"):
             assert rows[clip["clip_id"]][name] == pytest.approx(clip[name], rel=1e-4, abs=1e-5)
@@ -447,7 +452,7 @@ def test_a_run_without_its_weights_or_its_pairs_stops_before_anything_starts(tmp
         score.run(settings(*given, "score.models.clip.weights=/none"), Folder(f"{tmp_path}/out"))
     (tmp_path / "raft.pth").touch()
     raft = f"score.models.raft.weights={tmp_path}/raft.pth"
-    with pytest.raises(PlanError, match=r"set score.watch.stills.pair_gap_s=0\.1"):
+    with pytest.raises(PlanError, match=r"set score.decode.key_frames.pair_gap_s=0\.1"):
         score.run(settings(*given, raft), Folder(f"{tmp_path}/out"))
     assert not (tmp_path / "out").exists()
 

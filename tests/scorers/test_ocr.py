@@ -42,7 +42,7 @@ def stage(folder: Path, frames: list[np.ndarray], ocr: Ocr, **clip) -> tuple[Tex
     text = Text()
     text.ledger_url = str(folder)
     text._ocr = ocr
-    return text, {"video": "v", "clips": [{"gate": None, "segments": segments, **clip}]}
+    return text, {"video": "v", "clips": [{"prefilter": None, "segments": segments, **clip}]}
 
 
 def scored(text: Text, row: dict) -> dict:
@@ -113,10 +113,12 @@ def test_boxes_that_overlap_count_once():
 def test_a_clip_below_the_gate_is_not_looked_at_and_says_why(ocr):
     text = Text()
     text.ledger_url, text._ocr = "/nowhere", ocr
-    clip = scored(text, {"clips": [{"gate": "too dark", "segments": [{}], "causes": {"a": "b"}}]})
+    clip = scored(
+        text, {"clips": [{"prefilter": "too dark", "segments": [{}], "null_reasons": {"a": "b"}}]}
+    )
     assert clip["text_share"] is clip["artifact_share"] is None
-    assert clip["causes"]["text_share"] == "below the gate: too dark"
-    assert clip["causes"]["a"] == "b"
+    assert clip["null_reasons"]["text_share"] == "failed the prefilter: too dark"
+    assert clip["null_reasons"]["a"] == "b"
 
 
 @pytest.mark.parametrize("broken", [b"", b"no picture"])
@@ -125,13 +127,13 @@ def test_a_key_frame_that_cannot_be_read_leaves_a_null_with_its_cause(tmp_path, 
     (tmp_path / "1.jpg").write_bytes(broken)
     clip = scored(text, row)
     assert clip["text_share"] is None
-    assert "1.jpg is no readable picture" in clip["causes"]["artifact_share"]
+    assert "1.jpg is no readable picture" in clip["null_reasons"]["artifact_share"]
 
 
 def test_a_missing_key_frame_leaves_a_null_with_its_cause(tmp_path, ocr):
     text, row = stage(tmp_path, [scene()] * 5, ocr)
     row["clips"][0]["segments"][3]["key_frame"] = None
-    assert "no key frame was stored" in scored(text, row)["causes"]["text_share"]
+    assert "no key frame was stored" in scored(text, row)["null_reasons"]["text_share"]
 
 
 def test_a_video_without_clips_stays_one():

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.stage import Planes, VideoFacts
+from curation.stage import Planes, VideoInfo
 from stages.meters.fingerprint import CODE, SIDE, Fingerprint, codes
 from stages.selection.duplicates import better_of, duplicates, groups, pairs, prints
 from tests.support import drawn
@@ -216,9 +216,9 @@ def encoded(frames, path, crf, width, height, start_s, fps, gain, offset) -> Non
 def clips_of(frames) -> list[tuple[float, bytes]]:
     """(start_s, fingerprint) of as many 15 s clips as fit, evenly placed."""
     meter, end = Fingerprint(), 0.0
-    meter.start(VideoFacts(1280, 720, 30, 320, 180))
+    meter.start(VideoInfo(1280, 720, 30, 320, 180))
     for t, luma in frames:
-        meter.see(t, Planes(luma))
+        meter.process_frame(t, Planes(luma))
         end = t
     fit = int(end // 15)
     starts = [(k + 0.5) * (end - 15 * fit) / fit + 15 * k for k in range(fit)]
@@ -288,9 +288,9 @@ def test_drawn_copies_are_found_with_precision_and_recall_of_95_percent(tmp_path
                 encoded(frames, str(path), *COPIES[how])
             version = decoded(str(path)) if how else frames
             meter = Fingerprint()
-            meter.start(VideoFacts(640, 360, 12, 320, 180))
+            meter.start(VideoInfo(640, 360, 12, 320, 180))
             for t, luma in version:
-                meter.see(t, Planes(luma))
+                meter.process_frame(t, Planes(luma))
             column.append(meter.bytes_of(0, 13))
             takes.append(seed)
     found = pairs(prints(pa.chunked_array([pa.array(column)])), np.arange(len(column)))

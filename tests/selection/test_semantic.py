@@ -83,8 +83,8 @@ def test_what_lies_at_the_limit_is_told_alike_whatever_is_compared_at_once(monke
     v, rank = axis.astype(np.float32), np.arange(n)
     expected, _ = one_by_one(v, rank, limit)
     assert 5 < (expected >= 0).sum() < n - 5
-    for at_once in (2, 7, 64):
-        monkeypatch.setattr(semantic, "ROWS", at_once)
+    for max_concurrency in (2, 7, 64):
+        monkeypatch.setattr(semantic, "ROWS", max_concurrency)
         assert alike(v, rank, limit)[0].tolist() == expected.tolist()
 
 

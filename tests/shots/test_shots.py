@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from curation.stage import Planes, VideoFacts
+from curation.stage import Planes, VideoInfo
 from stages.shots.detector import Shots, Transitions
 from tests.support.drawn_scenes import encoded, filmed, mixed, plain, scene, texture
 
@@ -15,12 +15,12 @@ FPS = 25.0
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def watch(frames, times_s=None) -> Transitions:
+def feed(frames, times_s=None) -> Transitions:
     shots = Shots()
-    shots.start(VideoFacts(1280, 720, FPS, 320, 180))
+    shots.start(VideoInfo(1280, 720, FPS, 320, 180))
     times_s = np.arange(len(frames)) / FPS if times_s is None else times_s
     for t_s, luma in zip(times_s, frames, strict=True):
-        shots.see(float(t_s), Planes(luma))
+        shots.process_frame(float(t_s), Planes(luma))
     return shots.transitions()
 
 
@@ -43,7 +43,7 @@ def across(speed, row=60.0):
 def test_every_cut_between_places_is_found_on_its_very_frame(through):
     lengths = [40, 7, 25, 60, 15, 33]
     film = [f for seed, n in enumerate(lengths) for f in scene(seed, n, camera=wander)]
-    found = watch(through(film))
+    found = feed(through(film))
     assert found.cuts_s == pytest.approx(np.cumsum(lengths)[:-1] / FPS)
     assert found.gradual == []
 
@@ -55,12 +55,12 @@ def test_a_jump_cut_is_found_where_only_an_object_moves_on_at_once(through, seed
         return (60 + 2.0 * i, 30) if i < 40 else (200 - 1.5 * (i - 40), 90)
 
     film = scene(seed, 80, thing=thing)
-    assert watch(through(film)) == Transitions([40 / FPS], [])
+    assert feed(through(film)) == Transitions([40 / FPS], [])
 
 
 def test_a_jump_cut_of_a_moving_camera_is_found():
     film = scene(3, 100, camera=pan(2.0))
-    found = watch(filmed(film[:40] + film[75:]))
+    found = feed(filmed(film[:40] + film[75:]))
     assert found == Transitions([40 / FPS], [])
 
 
@@ -103,7 +103,7 @@ def with_caption(film, start, end):
 @pytest.mark.parametrize("through", [filmed, lambda f: encoded(filmed(f))], ids=["raw", "x264"])
 @pytest.mark.parametrize("name", UNCUT)
 def test_no_transition_is_seen_in(name, through):
-    assert watch(through(UNCUT[name]())) == NOTHING
+    assert feed(through(UNCUT[name]())) == NOTHING
 
 
 def sway(i):  # a slow swing of three blocks' width to and fro
@@ -129,7 +129,7 @@ LIGHTS = {
 @pytest.mark.parametrize("name", LIGHTS)
 def test_a_slow_change_of_light_on_a_moving_camera_is_no_transition(name, camera):
     film = [0.6 * f + 90 for f in scene(2, 250, camera=camera, thing=busy)]
-    assert watch(filmed([f * LIGHTS[name](i / FPS) for i, f in enumerate(film)])) == NOTHING
+    assert feed(filmed([f * LIGHTS[name](i / FPS) for i, f in enumerate(film)])) == NOTHING
 
 
 def pumping(film, light):
@@ -142,7 +142,7 @@ def pumping(film, light):
 @pytest.mark.parametrize("light", LIGHTS)
 def test_a_key_frame_that_brings_back_lost_detail_is_no_cut(light, camera):
     film = [0.6 * f + 90 for f in scene(2, 150, camera=camera, thing=busy)]
-    assert watch(pumping(film, light)) == NOTHING
+    assert feed(pumping(film, light)) == NOTHING
 
 
 @pytest.mark.parametrize("at", [60, 70], ids=["at a key frame of the rhythm", "between them"])
@@ -152,13 +152,13 @@ def test_a_jump_cut_among_such_key_frames_is_found(light, at):
         return (60 + i, 30) if i < at else (200 - i / 2, 100)
 
     film = [0.6 * f + 90 for f in scene(2, 150, camera=sway, thing=jumping)]
-    assert watch(pumping(film, light)) == Transitions([at / FPS], [])
+    assert feed(pumping(film, light)) == Transitions([at / FPS], [])
 
 
 @pytest.mark.parametrize("name", ["light that swings", "a sunset, darker on the ground"])
 def test_a_dissolve_in_changing_light_is_found_and_ends_where_it_ends(name):
     film = mixed(scene(3, 120, camera=sway, thing=busy), scene(4, 120, camera=sway), 25)
-    found = watch(filmed([f * LIGHTS[name](i / FPS) for i, f in enumerate(film)]))
+    found = feed(filmed([f * LIGHTS[name](i / FPS) for i, f in enumerate(film)]))
     ((start_s, end_s),) = found.gradual
     assert start_s == pytest.approx(95 / FPS, abs=0.25)
     assert end_s == pytest.approx(120 / FPS, abs=0.25)
@@ -167,33 +167,33 @@ def test_a_dissolve_in_changing_light_is_found_and_ends_where_it_ends(name):
 def test_a_glitch_of_two_frames_splits_nothing():
     film = filmed(scene(1, 60, camera=wander))
     film[30:32] = filmed(scene(2, 2))
-    assert watch(film) == NOTHING
+    assert feed(film) == NOTHING
 
 
 def test_repeated_frames_change_nothing():
     """24 frames per second shown at 30: every fourth frame twice."""
     film = filmed(scene(1, 40, thing=across(5.0)) + scene(2, 40, camera=pan(4.0)))
     shown = [i for i in range(80) for _ in range(2 if i % 4 == 3 else 1)]
-    found = watch([film[i] for i in shown], np.arange(100) / 30)
+    found = feed([film[i] for i in shown], np.arange(100) / 30)
     assert found == Transitions([pytest.approx(50 / 30)], [])
 
 
 @pytest.mark.parametrize("fps", [4, 10])
 def test_at_low_frame_rates_motion_is_no_cut_but_a_cut_is(fps):
     film = filmed(scene(1, 30, thing=across(12.0)) + scene(2, 30, thing=across(12.0)))
-    assert watch(film, np.arange(60) / fps) == Transitions([30 / fps], [])
+    assert feed(film, np.arange(60) / fps) == Transitions([30 / fps], [])
 
 
 def test_at_a_hundred_frames_per_second_a_cut_is_found_and_a_flash_is_not():
     film = filmed(with_light(scene(1, 150, camera=wander), {i: 2.0 for i in range(60, 72)}))
     film += filmed(scene(2, 100))
-    assert watch(film, np.arange(250) / 100) == Transitions([1.5], [])
+    assert feed(film, np.arange(250) / 100) == Transitions([1.5], [])
 
 
 def test_times_of_variable_rate_are_reported_as_they_are():
     times = np.cumsum(np.random.default_rng(0).uniform(0.01, 0.12, 80))
     film = filmed(scene(1, 40, camera=wander) + scene(2, 40, camera=wander))
-    assert watch(film, times) == Transitions([times[40]], [])
+    assert feed(film, times) == Transitions([times[40]], [])
 
 
 def test_slides_that_are_redrawn_are_no_cuts():
@@ -204,7 +204,7 @@ def test_slides_that_are_redrawn_are_no_cuts():
         cv2.rectangle(slide, (30 + 50 * step, 40), (70 + 50 * step, 120), 220, -1)
         cv2.putText(slide, f"Point {step}", (20, 20 + 30 * step), 0, 0.7, 255, 2)
         film += [slide] * 30
-    assert watch(film) == NOTHING
+    assert feed(film) == NOTHING
 
 
 MIXES = {
@@ -225,7 +225,7 @@ MIXES = {
 @pytest.mark.parametrize("name", MIXES)
 def test_a_gradual_transition_is_found_with_its_bounds(name, through):
     draw, start, end = MIXES[name]
-    found = watch(through(draw()))
+    found = feed(through(draw()))
     assert found.cuts_s == []
     ((start_s, end_s),) = found.gradual
     assert start_s == pytest.approx(start / FPS, abs=0.25)
@@ -233,39 +233,39 @@ def test_a_gradual_transition_is_found_with_its_bounds(name, through):
 
 
 def test_a_video_of_one_colour_or_one_frame_or_none_has_no_transition():
-    assert watch([]) == NOTHING
-    assert watch(filmed(scene(1, 1))) == NOTHING
-    assert watch([np.zeros((180, 320), np.uint8)] * 30) == NOTHING
+    assert feed([]) == NOTHING
+    assert feed(filmed(scene(1, 1))) == NOTHING
+    assert feed([np.zeros((180, 320), np.uint8)] * 30) == NOTHING
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (3, 320), (200, 5), (64, 64)])
 def test_pictures_of_any_shape_are_taken_and_nothing_is_found_where_nothing_changes(shape):
     rng = np.random.default_rng(0)
     first, second = rng.integers(0, 256, (2, *shape), dtype=np.uint8)
-    assert set(watch([first] * 10 + [second] * 10).cuts_s) <= {10 / FPS}
+    assert set(feed([first] * 10 + [second] * 10).cuts_s) <= {10 / FPS}
 
 
 def test_a_change_of_size_midway_is_survived():
     big = filmed(scene(1, 20, camera=wander))
     small = [cv2.resize(f, (240, 180)) for f in filmed(scene(2, 20))]
-    assert watch(big + small).cuts_s == [20 / FPS]
+    assert feed(big + small).cuts_s == [20 / FPS]
 
 
 def test_a_meter_forgets_the_last_video():
     shots = Shots()
     for seed in (1, 1):
-        shots.start(VideoFacts(1280, 720, FPS, 320, 180))
+        shots.start(VideoInfo(1280, 720, FPS, 320, 180))
         for i, luma in enumerate(filmed(scene(seed, 20) + scene(seed + 1, 20))):
-            shots.see(i / FPS, Planes(luma))
+            shots.process_frame(i / FPS, Planes(luma))
         assert shots.transitions() == Transitions([20 / FPS], [])
 
 
 def test_what_the_meter_keeps_does_not_grow_with_the_video():
     shots = Shots()
-    shots.start(VideoFacts(1280, 720, FPS, 320, 180))
+    shots.start(VideoInfo(1280, 720, FPS, 320, 180))
     luma = texture(1, 180, 320).astype(np.uint8)
     for i in range(2000):
-        shots.see(i / FPS, Planes(luma))
+        shots.process_frame(i / FPS, Planes(luma))
     assert len(shots._frames) < 40
 
 

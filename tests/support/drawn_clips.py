@@ -47,7 +47,7 @@ def row(number: int, split: str = "train") -> dict:
         "num_frames": FRAMES,
         "width": WIDTH,
         "height": HEIGHT,
-        "copy_start": True,
+        "starts_on_keyframe": True,
         "packet_bytes": 10_000,
         "segments": [{"key_frame_sha256": sha256} for sha256 in hashes],
         "frames_sha256": frames_sha256(hashes),

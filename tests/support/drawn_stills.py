@@ -18,7 +18,7 @@ DEEDS = (
     "an old dog gets up from the ground and walks towards her with a stick",
     "the tall woman in green lifts one basket over the fence and sets it down",
     "four children run along the path, chasing their yellow ball between the trees",
-    "a cyclist with a white helmet stops near the gate to tie his loose shoe",
+    "a cyclist with a white helmet stops near the prefilter to tie his loose shoe",
 )
 STILL = dict.fromkeys(("camera_x", "camera_y", "camera_zoom", "camera_roll", "camera_shake"), 0.0)
 
@@ -47,7 +47,7 @@ def drawn_clip(ledger: Path, number: int, segments: int = 5) -> dict:
         before, key, after = stills
         row = {"start_s": start_s, "end_s": end_s, "key_frame_s": key["s"]} | STILL
         row |= {"key_frame": key["file"], "key_frame_sha256": key["sha256"]}
-        rows.append(row | {"neighbours": [before, after]})
+        rows.append(row | {"frame_samples": [before, after]})
     span = {"start_s": 15.0 * number, "end_s": 15.0 * (number + 1)}
     return {"clip_id": f"clip{number}", "segments": rows, "error": None} | span
 

@@ -15,11 +15,11 @@ CLIP_S = 3.0
 
 # What makes small and short videos pass; everything else is configs/local.yaml.
 SETTINGS = (
-    f"score.watch.clip_s={CLIP_S:g}",
-    f"score.watch.max_clip_s={CLIP_S:g}",
-    "score.watch.gate.duration_s={min: 3}",
-    "score.watch.gate.width=null",
-    "score.watch.gate.height=null",
+    f"score.decode.clip_s={CLIP_S:g}",
+    f"score.decode.max_clip_s={CLIP_S:g}",
+    "score.decode.prefilter.duration_s={min: 3}",
+    "score.decode.prefilter.width=null",
+    "score.decode.prefilter.height=null",
     "select.policy.duration_s={min: 3}",
     "select.policy.width=null",
     "select.policy.height=null",
