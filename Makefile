@@ -31,7 +31,7 @@ select reselect: .venv/base
 	$(RUN) -m pipelines.select "$(CONFIG)" output="$(OUTPUT)" $(ARGS)
 
 test: .venv/dev
-	.venv/bin/pytest -m "not slow and not gpu" $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist worksteal -m "not slow and not gpu" $(ARGS)
 
 test-slow: .venv/dev
 	.venv/bin/pytest -m slow $(ARGS)
