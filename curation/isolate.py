@@ -97,7 +97,7 @@ class Isolated:
             raise
         return self._unpack(answer)
 
-    def twice(self, *args: Any, timeout_s: float | None = None) -> Any:
+    def call_with_retry(self, *args: Any, timeout_s: float | None = None) -> Any:
         """The call, once more where the child crashed.
 
         The first time it may be the machine's doing (memory short elsewhere, an operator's kill);

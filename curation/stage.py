@@ -29,6 +29,10 @@ class Unavailable(RuntimeError):
     on."""
 
 
+class RunError(Exception):
+    """The cluster can't do the work: what is missing, and what to do."""
+
+
 class PlanError(Exception):
     """The list of stages can't work; said before any worker starts."""
 
@@ -74,10 +78,9 @@ class Stage:
         return None
 
 
-def took(row: Row, stage: Stage, seconds: float) -> Row:
-    """Notes what a stage took for a row: CPU seconds where it is isolated, else wall seconds."""
+def record_duration(row: Row, stage: Stage, seconds: float) -> None:
+    """Adds a stage's time for a row to `took_s`: CPU time where it is isolated, else wall time."""
     row["took_s"] = {**row.get("took_s", {}), type(stage).__name__: seconds}
-    return row
 
 
 @dataclass
@@ -93,7 +96,8 @@ class StageSequence:
     def run(self, number: int, row: Row) -> Row:
         started = time.process_time()
         [row] = self.stages[number].process([row])
-        return took(row, self.stages[number], time.process_time() - started)
+        record_duration(row, self.stages[number], time.process_time() - started)
+        return row
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ import pyarrow.compute as pc
 from curation import config
 from curation.progress import Progress
 from curation.records import SCHEMA_VERSION
-from curation.runner.cluster import RunError
-from curation.stage import PlanError, Row
+from curation.stage import PlanError, Row, RunError
 from curation.storage import Folder
 from pipelines.publish import SHARDS, made_with, publish, tables
 from pipelines.settings import KEY_FRAMES, Settings, main

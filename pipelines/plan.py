@@ -21,8 +21,7 @@ import pyarrow as pa
 from curation import config, funnel, records
 from curation.ledger import flatten_clips
 from curation.progress import Progress
-from curation.runner.cluster import RunError
-from curation.stage import PlanError, Row, check_plan
+from curation.stage import PlanError, Row, RunError, check_plan
 from curation.storage import Folder, is_url, local_path
 from pipelines import score, select
 from pipelines.settings import Settings, main

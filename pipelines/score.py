@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from curation import config
 from curation.ledger import Ledger, check_settings, record_settings
 from curation.progress import Progress
-from curation.runner.cluster import Cluster, RunError
-from curation.stage import PlanError, Row, Stage, check_plan
+from curation.runner.cluster import Cluster
+from curation.stage import PlanError, Row, RunError, Stage, check_plan
 from curation.storage import WRONG, Folder, InputError, list_videos
 from pipelines.select import COSTLY
 from pipelines.settings import ScoreSettings, Settings, batches, main, stop_where_most_fail

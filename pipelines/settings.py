@@ -19,8 +19,8 @@ from curation import config
 from curation.config import ConfigError
 from curation.policy import Policy
 from curation.progress import shown
-from curation.runner.cluster import Cluster, RunError
-from curation.stage import OutputError, PlanError, Row
+from curation.runner.cluster import Cluster
+from curation.stage import OutputError, PlanError, Row, RunError
 from curation.storage import Folder, InputError
 from stages.captioning.captioner import Captioner
 from stages.captioning.measured import Measured

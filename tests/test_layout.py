@@ -59,7 +59,7 @@ def test_imports_point_one_way(folder):
             assert allowed, f"{path.relative_to(REPOSITORY)} imports {name}"
 
 
-def test_only_the_runner_knows_ray():
+def test_only_the_runner_folder_imports_ray():
     for folder in MAY_IMPORT:
         for path in sources(folder):
             if path.parent.name != "runner":

@@ -69,12 +69,14 @@ class CutClip(Stage):
             mp4 = str(place / _cut_name(clip["clip_id"]))
             with fetched(clip["video"]) as source:
                 args: tuple[Any, ...] = (source, clip["start_s"], clip["end_s"], mp4)
-                done = self._child.twice("cut", (*args, clip["num_frames"]), timeout_s=timeout_s)
+                done = self._child.call_with_retry(
+                    "cut", (*args, clip["num_frames"]), timeout_s=timeout_s
+                )
             made = {"signature": signature, "cut": done, "presto": {}}
             if self.presto:
                 known = ("clip_id", "split", "start_s", "end_s", "sub_captions")
                 args = ({key: clip[key] for key in known}, mp4, done, str(place / "presto"))
-                made["presto"] = self._child.twice("presto", args, timeout_s=timeout_s)
+                made["presto"] = self._child.call_with_retry("presto", args, timeout_s=timeout_s)
             Folder(str(place)).write(note, to_json(made))
         return made
 

@@ -14,8 +14,7 @@ import pytest
 
 from curation import config
 from curation.progress import Progress
-from curation.runner.cluster import RunError
-from curation.stage import OutputError
+from curation.stage import OutputError, RunError
 from curation.storage import Folder
 from pipelines import caption, export, score, select
 from pipelines.score import _finished

@@ -1,4 +1,5 @@
 import asyncio
+import logging
 import os
 import signal
 import subprocess
@@ -8,17 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ray._private import worker as ray_worker
 
-from curation.runner.cluster import REPOSITORY, RunError
+from curation.runner.cluster_messages import PRINT_FUNCTION, log_cluster_messages
 from curation.stage import (
     BadVideo,
     Needs,
     OutputError,
     PlanError,
+    RunError,
     Stage,
     Unavailable,
     check_plan,
 )
+from tests.support.paths import REPOSITORY
 
 
 @dataclass
@@ -93,7 +97,7 @@ def test_a_crash_a_hang_and_a_bug_cost_one_row_each(cluster):
 def test_a_row_that_kills_its_worker_is_named_and_takes_no_other_with_it(cluster):
     found = cluster.stream([Trouble()], rows(12, row5={"trouble": "crash"}))
     done = {r["n"]: r["error"] for r in found}
-    assert done.pop(5) == "it killed its worker twice"
+    assert done.pop(5) == "the worker process died twice on this row"
     assert set(done.values()) == {None}
     assert len(done) == 11
 
@@ -122,7 +126,8 @@ def test_needs_that_the_cluster_has_not_are_refused(cluster):
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:many"])
 def test_a_cluster_that_is_not_there_is_said_at_once(tmp_path, address):
     code = (
-        "import sys; from curation.runner.cluster import Cluster, RunError\n"
+        "import sys; from curation.runner.cluster import Cluster\n"
+        "from curation.stage import RunError\n"
         "try: Cluster(address=sys.argv[1]).start(sys.argv[2])\n"
         "except RunError as error: print(error)"
     )
@@ -187,7 +192,7 @@ def test_a_row_of_a_list_that_kills_its_worker_is_named_alone(cluster):
     done = {
         r["n"]: r["error"] for r in cluster.stream([Together()], rows(8, row5={"trouble": "crash"}))
     }
-    assert done.pop(5) == "it killed its worker twice"
+    assert done.pop(5) == "the worker process died twice on this row"
     assert set(done.values()) == {None}
     assert len(done) == 7
 
@@ -238,7 +243,9 @@ def test_a_bug_a_bad_input_and_a_hang_among_waiting_rows_cost_one_row_each(clust
 def test_a_worker_that_dies_with_many_rows_under_way_loses_none_of_them(cluster, tmp_path, trouble):
     row = {"trouble": trouble, "mark": str(tmp_path / "mark")}
     done = {r["n"]: r["error"] for r in cluster.stream([Waiting(1)], rows(20, row5=row))}
-    assert done.pop(5) == ("it killed its worker twice" if trouble == "crash" else None)
+    assert done.pop(5) == (
+        "the worker process died twice on this row" if trouble == "crash" else None
+    )
     assert sorted(done) == [n for n in range(20) if n != 5]
     assert set(done.values()) == {None}
 
@@ -306,10 +313,26 @@ def test_what_a_stage_needs_and_is_gone_stops_the_run(cluster):
         list(cluster.stream([Waiting(1)], rows(6, row2={"trouble": "gone"})))
 
 
-def test_without_rows_ray_need_not_be_there():
+def test_ray_is_imported_by_a_run_with_rows_only():
     code = (
-        "from curation.runner.cluster import Cluster; from curation.stage import Stage; "
-        "import ray; assert list(Cluster().stream([Stage()], [])) == []; "
-        "assert not ray.is_initialized()"
+        "import sys, pipelines.curate; from curation.runner.cluster import Cluster; "
+        "assert list(Cluster().stream([], [])) == []; assert 'ray' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
+def test_messages_about_dead_workers_go_to_the_log(monkeypatch, caplog, capsys):
+    # Fails where a new Ray has no such function: look for what prints these messages there.
+    monkeypatch.setattr(ray_worker, PRINT_FUNCTION, getattr(ray_worker, PRINT_FUNCTION))
+    log_cluster_messages(logging.getLogger("of-the-cluster"))
+    data = {"lines": ["A worker died"], "pid": "raylet", "is_err": False}
+    ray_worker.print_to_stdstream(data, ignore_prefix=False)
+    assert caplog.messages == ["raylet: A worker died"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_ray_without_the_replaced_function_gives_one_warning(monkeypatch, caplog):
+    monkeypatch.delattr(ray_worker, PRINT_FUNCTION)
+    log_cluster_messages(logging.getLogger("of-the-cluster"))
+    [message] = caplog.messages
+    assert "has no print_to_stdstream" in message

@@ -1,0 +1,82 @@
+"""Connects this process to a Ray cluster, and disconnects it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from curation.runner.cluster_messages import log_cluster_messages
+from curation.stage import OutputError, RunError
+from curation.storage import is_url
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONNECT_TIMEOUT_S = 10
+
+
+def start(address: str | None, workers: int | None, log_folder: str) -> bool:
+    """Connects, or starts Ray with that many CPUs; False where this process is connected.
+
+    Raises RunError, OutputError.
+    """
+    if ray.is_initialized():
+        return False
+    _redirect_ray_logs(log_folder)
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    if address in (None, "local"):
+        options |= {"address": "local", "include_dashboard": False}
+        options["num_cpus"] = workers or len(os.sched_getaffinity(0))
+    else:
+        # Workers on other nodes import our code; the packages are those installed on the node.
+        code = [str(REPOSITORY / name) for name in ("curation", "stages", "pipelines")]
+        options |= {"address": address, "runtime_env": {"py_modules": code}}
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        _check_reachable(address or "")
+        ray.init(configure_logging=False, **options)
+    except (OSError, RuntimeError, ValueError, RayError) as e:
+        raise RunError(
+            f"no Ray cluster at {address or 'this machine'}: {e}\n  fix: check the address"
+            "; where the cluster asks for a token, have it in ~/.ray/auth_token and set "
+            "RAY_AUTH_MODE=token"
+        ) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # ray.init sets its own
+    return True
+
+
+def stop() -> None:
+    ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raises OSError or ValueError where no server answers: Ray itself would retry for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:
+        server = (host.strip("[]"), int(port))
+        socket.create_connection(server, timeout=CONNECT_TIMEOUT_S).close()
+
+
+def _redirect_ray_logs(folder: str) -> None:
+    """Ray's loggers write to a file. For an output that is not local, the file is in the
+    temporary folder of this machine."""
+    if is_url(folder):
+        folder = os.path.join(tempfile.gettempdir(), "longtake-logs")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        handler = logging.FileHandler(os.path.join(folder, "ray.log"))
+    except OSError as e:
+        raise OutputError(f"can't write {folder}/ray.log: {e.strerror}") from None
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # of a full disk
+    for name in ("ray", "ray._private"):  # ray.init removes the handlers of "ray"
+        log = logging.getLogger(name)
+        log.handlers, log.propagate = [handler], False
+    log_cluster_messages(logging.getLogger("ray"))
