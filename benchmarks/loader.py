@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from safetensors.torch import save as tensor_bytes
 
-from stages.export.cut import Cut
+from stages.export.extraction import Cut
 from tests.support import drawn_clips
 from training import precompute
 from training.clips import Shards, Size

@@ -20,8 +20,9 @@ import pyarrow as pa
 
 from curation.policy import Policy, Range, decide_table
 from stages.meters.fingerprint import CODE, SIGNS
-from stages.selection import duplicates, semantic
-from stages.selection.selection import select
+from stages.selection.clip_selection import select_clips
+from stages.selection.near_duplicates import find_pairs, read_fingerprints
+from stages.selection.semantic_duplicates import find_semantic_duplicates
 
 TICKS = 60
 POLICY = Policy(
@@ -103,7 +104,7 @@ def semantically(rng: np.random.Generator, n: int) -> None:
     v[copies[1]] = v[copies[0]] + 0.1 * v[copies[1]]
     v /= np.linalg.norm(v, axis=1, keepdims=True)
     start = time.process_time()
-    twin, _ = semantic.alike(v, np.arange(n), 0.95)
+    twin, _ = find_semantic_duplicates(v, np.arange(n), 0.95)
     spent = time.process_time() - start
     print(
         f"clips that show the same, of {n}: {spent:.0f} CPU-s, {(twin >= 0).sum()} of "
@@ -123,8 +124,8 @@ def main(n: int) -> None:
     print(f"policy: {time.process_time() - start:.1f} CPU-s")
 
     start = time.process_time()
-    prints = duplicates.prints(clips["fingerprint"])
-    edges = duplicates.pairs(prints, np.arange(n))
+    prints = read_fingerprints(clips["fingerprint"])
+    edges = find_pairs(prints, np.arange(n))
     spent = time.process_time() - start
     code = {(min(p), max(p)) for p in planted.tolist()}
     found = {tuple(p) for p in edges.tolist()}
@@ -134,7 +135,7 @@ def main(n: int) -> None:
     )
 
     start = time.process_time()
-    selection = select(clips, Policy(POLICY))
+    selection = select_clips(clips, Policy(POLICY))
     kept = selection["status"].to_pylist().count("kept")
     print(
         f"select, whole: {time.process_time() - start:.0f} CPU-s, {kept} kept, {n - kept} rejected"

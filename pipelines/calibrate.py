@@ -27,7 +27,13 @@ from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines.settings import STOPPED
 from pipelines.tables import read_clips, read_vectors
-from stages.selection import duplicates, selection, semantic
+from stages.selection.clip_selection import quality_ranks
+from stages.selection.near_duplicates import (
+    connected_components,
+    find_pairs,
+    read_fingerprints,
+)
+from stages.selection.semantic_duplicates import find_semantic_duplicates
 
 DRAWS = 200
 RANGE = (2.5, 97.5)  # percentiles
@@ -100,20 +106,20 @@ def matched_rule(name: str, rule: Range, other: str, clips: pa.Table) -> list[st
 
 
 def similarity(clips: pa.Table, v: np.ndarray) -> list[str]:
-    """v: (n, D) `semantic.vectors` of the clips, NaN where one has none."""
+    """v: (n, D) `mean_embeddings` of the clips, NaN where one has none."""
     rows = np.flatnonzero(~np.isnan(v[:, 0]))
     if len(rows) < 2:
         raise PlanError("no clips with embeddings; score OUT with score.models.clip.weights")
     total = len(rows)
     rows = np.sort(np.random.default_rng(0).permutation(rows)[:MOST])
     clips, v = clips.take(pa.array(rows)), v[rows]
-    cosine, rank = v @ v.T, selection.ranks(clips)
+    cosine, rank = v @ v.T, quality_ranks(clips)
     video = pc.rank(clips["sha256"], tiebreaker="min").to_numpy().astype(int)
     copies = np.zeros(cosine.shape, bool)
-    edges = duplicates.pairs(duplicates.prints(clips["fingerprint"]), video)
+    edges = find_pairs(read_fingerprints(clips["fingerprint"]), video)
     copies[edges[:, 0], edges[:, 1]] = True
     _, number = np.unique(video, return_inverse=True)
-    linked = duplicates.groups(number[edges], int(number.max()) + 1)[number]
+    linked = connected_components(number[edges], int(number.max()) + 1)[number]
     pairs = {
         "copies of the same footage": copies,
         "clips of one video": np.triu(video[:, None] == video, 1),
@@ -142,7 +148,7 @@ def similarity(clips: pa.Table, v: np.ndarray) -> list[str]:
     lines.append("limit   " + "   ".join(pairs) + "   clips that go")
     for limit in LIMITS:
         shares = [f"{np.mean(cosine[m] > limit):.2%}" if m.any() else "-" for m in pairs.values()]
-        gone = (semantic.alike(v, rank, limit)[0] >= 0).mean()
+        gone = (find_semantic_duplicates(v, rank, limit)[0] >= 0).mean()
         cells = [s.rjust(len(w)) for s, w in zip(shares, pairs, strict=True)]
         lines.append(f"{limit:<8g}" + "   ".join(cells) + f"   {gone:13.1%}")
     return lines

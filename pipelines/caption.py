@@ -23,7 +23,7 @@ from curation.storage import Folder
 from pipelines.settings import Settings, batches, main, stop_where_most_fail
 from pipelines.tables import captions_ledger, matched, read_clips, read_selection
 from stages.captioning.vlm import Vlm
-from stages.selection.selection import to_caption
+from stages.selection.clip_selection import clips_to_caption
 
 HEAVY = ("fingerprint", "overlay_mask")  # no captioner reads them
 
@@ -42,7 +42,9 @@ def run(settings: Settings, out: Folder) -> None:
     )
     ledger = captions_ledger(out, name)
     clips = read_clips(out)
-    clips = clips.filter(pc.is_in(clips["clip_id"], value_set=to_caption(read_selection(out))))
+    clips = clips.filter(
+        pc.is_in(clips["clip_id"], value_set=clips_to_caption(read_selection(out)))
+    )
     done = ledger.read(["clip_id", "frames_sha256", "error"])
     todo = _todo(clips, done, settings.retry_failed, name)
     if todo:

@@ -33,7 +33,7 @@ from pipelines.tables import (
     read_clips,
     read_selection,
 )
-from stages.export.pack import CUTS, RECEIPTS, CutClip, Pack, standing
+from stages.export.export_stages import CUTS, RECEIPTS, CutClip, Pack, standing
 from stages.export.presto import write_meta
 from stages.export.shards import Receipt, ShardPlan, plan_shards, shards_table
 

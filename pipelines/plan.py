@@ -26,7 +26,8 @@ from curation.storage import Folder, is_url, local_path
 from pipelines import score, select
 from pipelines.settings import Settings, main
 from stages.captioning.vlm import Vlm
-from stages.selection import selection, semantic
+from stages.selection.clip_selection import select_clips
+from stages.selection.semantic_duplicates import mean_embeddings
 
 DRAWS = 1000  # of videos out of the trial, with replacement, for the ranges
 RANGE = (10, 90)  # percentiles
@@ -164,11 +165,11 @@ def _select(settings: Settings, rows: list[Row]) -> set[str]:
     clips = flatten_clips(videos)
     made = [embedding for row in rows for embedding in row.get("embeddings", [])]
     embeddings = pa.Table.from_pylist(made, records.schema(records.EMBEDDING))
-    chosen = selection.select(
+    chosen = select_clips(
         clips,
         settings.select.policy,
         semantic_similarity=settings.select.semantic_similarity,
-        vectors=semantic.vectors([embeddings], clips["clip_id"]),
+        embeddings=mean_embeddings([embeddings], clips["clip_id"]),
         seed=settings.select.seed,
     )
     for row in rows:

@@ -24,7 +24,7 @@ from curation.storage import WRONG, Folder, InputError, list_videos
 from pipelines.select import COSTLY
 from pipelines.settings import ScoreSettings, Settings, batches, main, stop_where_most_fail
 from pipelines.tables import INPUT, embeddings_ledger, matched, videos_ledger
-from stages.file_hash import Identify
+from stages.file_hash import HashFile
 from stages.scorers.models import Models
 
 SHOW_MANY = 5000  # clips below the prefilter that have pictures for the report, about
@@ -210,7 +210,7 @@ def _without_twins(
     rows = group.filter(alike).to_pylist()
     sha256 = {row["video"]: row["sha256"] for row in rows if row["sha256"]}
     unread = (_blank(row) for row in rows if row["video"] not in sha256)
-    for row in cluster.stream([Identify()], unread, progress.note):
+    for row in cluster.stream([HashFile()], unread, progress.note):
         if row["error"] is None:
             sha256[row["video"]] = row["sha256"]
     twins = _twins(rows, sha256)

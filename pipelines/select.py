@@ -27,7 +27,7 @@ from pipelines.tables import (
     recorded_policy,
     videos_ledger,
 )
-from stages.selection.selection import select, select_captioned
+from stages.selection.clip_selection import apply_caption_rules, select_clips
 
 MEASURED = tuple(c.name for c in records.SCORES if not c.model)
 COSTLY = {
@@ -78,16 +78,16 @@ def run(settings: Settings, out: Folder) -> None:
     chosen = settings.select
     clips = read_clips(out)
     compared = chosen.semantic_similarity is not None
-    selection = select(
+    selection = select_clips(
         clips,
         chosen.policy,
         semantic_similarity=chosen.semantic_similarity,
-        vectors=read_vectors(out, clips["clip_id"]) if compared else None,
+        embeddings=read_vectors(out, clips["clip_id"]) if compared else None,
         seed=chosen.seed,
         validation_share=chosen.validation_share,
     )
     captions = captions_ledger(out, settings.caption.chosen.name).read()
-    selection = select_captioned(selection, captions, chosen.policy)
+    selection = apply_caption_rules(selection, captions, chosen.policy)
     (out / "ledger").write_table(SELECTION, selection)
     record_settings(out / "ledger", "selection", config.as_dict(chosen))
     kept = pc.sum(pc.equal(selection["status"], "kept")).as_py() or 0

@@ -13,8 +13,8 @@ from curation.ledger import VIDEO_COLUMNS, Ledger, flatten_clips
 from curation.policy import Policy, Range
 from curation.stage import PlanError
 from curation.storage import Folder
-from stages.selection import semantic
-from stages.selection.selection import CAPTION_SCORES
+from stages.selection.clip_selection import CAPTION_SCORES
+from stages.selection.semantic_duplicates import mean_embeddings
 
 INPUT = "input.parquet"  # what the last `score` was given
 SELECTION = "selection.parquet"
@@ -55,7 +55,7 @@ def read_clips(out: Folder) -> pa.Table:
 
 
 def read_vectors(out: Folder, clip_id: pa.ChunkedArray) -> np.ndarray:
-    """(n, D) `semantic.vectors` of these clips. Raises PlanError where weights differ."""
+    """(n, D) `mean_embeddings` of these clips. Raises PlanError where weights differ."""
     ledger = embeddings_ledger(out)
     models = pc.unique(matched(clip_id, ledger.read(["model"]), "clip_id")["model"]).drop_null()
     if len(models) > 1:
@@ -67,7 +67,7 @@ def read_vectors(out: Folder, clip_id: pa.ChunkedArray) -> np.ndarray:
         )
     parts = ledger.parts(["clip_id", "model", "key_frames"])
     of_it = (part.filter(pc.is_in(part["model"], value_set=models)) for part in parts)
-    return semantic.vectors(of_it, clip_id)
+    return mean_embeddings(of_it, clip_id)
 
 
 def read_selection(out: Folder) -> pa.Table:

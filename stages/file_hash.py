@@ -1,4 +1,4 @@
-"""Identify: the hash of a file's bytes, for files that may be copies of each other."""
+"""The hash of a file's bytes, for files that may be copies of each other."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from curation.storage import fetched
 
 
 @dataclass
-class Identify(Stage):
+class HashFile(Stage):
     reads = ("video",)
     writes = ("sha256",)
     needs = Needs(cpus=1)
 
     def process(self, rows: list[Row]) -> list[Row]:
-        done = []
+        hashed = []
         for row in rows:
             with fetched(row["video"]) as path:
-                done.append(row | {"sha256": sha256_of(path)})
-        return done
+                hashed.append(row | {"sha256": sha256_of(path)})
+        return hashed
 
 
 def sha256_of(path: str) -> str:
-    """Raises BadVideo where the file can't be read."""
+    """The hash as 64 hex digits. Raises BadVideo where the file can't be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

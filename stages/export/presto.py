@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 
 from curation.records import SPAN_TOLERANCE_S
 from curation.stage import BadVideo, Row
-from stages.export.cut import Cut
+from stages.export.extraction import Cut
 from stages.export.mp4 import Look, whole_file, write_copy, write_encoded
-from stages.export.source import Source
+from stages.export.seekable_video import Source
 
 FRAMES, RATE, CAPTIONS = 450, 30, 5
 KEYS = tuple(str(FRAMES // CAPTIONS * i + FRAMES // CAPTIONS // 2) for i in range(CAPTIONS))

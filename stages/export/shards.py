@@ -29,7 +29,7 @@ from curation.records import (
 )
 from curation.stage import BadVideo, OutputError, Row
 from curation.storage import TEMPORARY
-from stages.export.cut import Cut
+from stages.export.extraction import Cut
 from stages.export.mp4 import whole_file
 
 # Bits per pixel of a re-encoded clip, for sizes before they are known: real 720p and 1080p takes

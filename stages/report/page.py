@@ -20,8 +20,8 @@ from curation.progress import duration, shown
 from curation.records import CLIP
 from curation.stage import OutputError
 from stages.report import histogram
+from stages.report.examples import Read, groups_against, kept_group
 from stages.report.histogram import Limits, number
-from stages.report.samples import Read, groups_against, kept_group
 from stages.report.statistics import MEASURES
 
 LISTED_VIDEOS = 100  # of those that failed

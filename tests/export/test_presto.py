@@ -7,7 +7,7 @@ import numpy as np
 import pandas
 import pytest
 
-from stages.export.cut import Cut, cut
+from stages.export.extraction import Cut, cut
 from stages.export.presto import KEYS, frame_choice, left_out, make_presto, write_meta
 
 CODE_AT, CODE_SIDE, CODE_BITS = 64, 48, 10

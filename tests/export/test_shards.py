@@ -11,7 +11,7 @@ import pytest
 
 from curation.records import SCORE_NAMES, frames_sha256
 from curation.stage import BadVideo, OutputError
-from stages.export.cut import Cut, cut
+from stages.export.extraction import Cut, cut
 from stages.export.shards import (
     check_caption,
     estimated_bytes,
@@ -22,7 +22,7 @@ from stages.export.shards import (
     shards_table,
     to_json,
 )
-from tests.export.test_cut import draw
+from tests.export.test_extraction import draw
 
 
 def row(number, split="train", **more):

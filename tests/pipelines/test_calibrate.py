@@ -14,7 +14,7 @@ from curation.storage import Folder
 from pipelines import calibrate, score
 from pipelines.settings import DEFAULT_CONFIG, Settings
 from pipelines.tables import read_clips
-from tests.selection.test_selection import clip, moving_print, table
+from tests.selection.test_clip_selection import clip, random_fingerprint, table
 from tests.support.small_input import SETTINGS, scene, video
 
 
@@ -72,7 +72,7 @@ def test_limits_lie_between_unrelated_clips_and_copies():
         shown = rng.normal(size=64)
         for copy in range(2):
             name = f"{number:02}{copy}"
-            rows.append(clip(name, name, fingerprint=moving_print(number)))
+            rows.append(clip(name, name, fingerprint=random_fingerprint(number)))
             v.append(shown + 0.1 * rng.normal(size=64))
     rows.append(clip("none", "none"))
     vectors = np.array([*v, np.full(64, np.nan)], np.float32)

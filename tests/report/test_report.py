@@ -17,9 +17,9 @@ import pytest
 
 from curation.records import NULL_REASONS, SCORE_NAMES, SEGMENT, SUB_CAPTION, segment_spans
 from curation.stage import OutputError
+from stages.report.examples import PICTURE_BYTES, choose, thumbnail
 from stages.report.histogram import draw
 from stages.report.page import write_report
-from stages.report.samples import PICTURE_BYTES, choose, thumbnail
 from stages.report.statistics import stats
 
 HOSTILE = (

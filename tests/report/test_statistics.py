@@ -9,10 +9,12 @@ from curation.records import NULL_REASONS
 from stages.report.statistics import GROUPS, bin_edges, stats
 
 
-def clips_of(status: list[str], causes: list[list[tuple[str, str]]] | None = None, **scores):
+def clips_of(status: list[str], null_reasons: list[list[tuple[str, str]]] | None = None, **scores):
     columns = {name: pa.array(v, pa.float32()) for name, v in scores.items()}
-    causes = causes if causes is not None else [[] for _ in status]
-    return pa.table({"status": status, **columns, "null_reasons": pa.array(causes, NULL_REASONS)})
+    null_reasons = null_reasons if null_reasons is not None else [[] for _ in status]
+    return pa.table(
+        {"status": status, **columns, "null_reasons": pa.array(null_reasons, NULL_REASONS)}
+    )
 
 
 def row(table: pa.Table, score: str, status: str) -> dict:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 
 from curation.records import SCORE_NAMES, frames_sha256
-from stages.export.cut import Cut
+from stages.export.extraction import Cut
 from stages.export.shards import pack_shard, plan_shards, shards_table
 from training.clips import Clip
 

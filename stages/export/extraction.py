@@ -28,11 +28,11 @@ from curation.records import in_span
 from curation.stage import BadVideo
 from curation.video.container import DEFAULT_LIMITS, set_up_decoder
 from stages.export.mp4 import Look, starts_clean, whole_file, write_copy, write_encoded
-from stages.export.source import Source
+from stages.export.seekable_video import Source
 
 # What an mp4 may hold and browsers and FFmpeg read there without more ado.
 COPIED_CODECS = ("h264", "hevc", "vp9", "av1")
-# A bare or joined stream is always encoded: see stages/export/source.py.
+# A bare or joined stream is always encoded: see stages/export/seekable_video.py.
 PAST_THE_END = 32  # packets in a row past the span's end: none of the span follows, since no codec
 # here shows a frame more than 16 places from where it is stored
 COARSEST_TICKS, FINEST_TICKS = 1000, 100_000  # per second, as a re-encode keeps them (Matroska: ns)

@@ -19,7 +19,7 @@ from typing import Any
 from curation.isolate import Isolated
 from curation.stage import BadVideo, Needs, Row, Stage
 from curation.storage import TEMPORARY, WRONG, Folder, fetched, look_at
-from stages.export.cut import Cut, cut
+from stages.export.extraction import Cut, cut
 from stages.export.presto import make_presto
 from stages.export.shards import (
     Receipt,

@@ -1,4 +1,4 @@
-"""Near-duplicates: which clips are paired, which is kept; drawn and re-encoded real videos."""
+"""Near-duplicates among drawn clips and re-encoded real videos: which are found, which is kept."""
 
 from fractions import Fraction
 
@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from curation.stage import Planes, VideoInfo
 from stages.meters.fingerprint import CODE, SIDE, Fingerprint, codes
-from stages.selection.duplicates import better_of, duplicates, groups, pairs, prints
+from stages.selection.near_duplicates import (
+    ClipFingerprints,
+    connected_components,
+    find_duplicates,
+    find_pairs,
+    read_fingerprints,
+    suppress_duplicates,
+)
 from tests.support import drawn
 from tests.support.paths import VIDEOS
 
@@ -20,14 +27,17 @@ TICKS = 60  # 15 s
 
 
 def scene(
-    seed: int, ticks: int = TICKS, place: int | None = None, speed: float = 1.0
+    seed: int, ticks: int = TICKS, background: int | None = None, speed: float = 1.0
 ) -> np.ndarray:
-    """(ticks, SIDE, SIDE) grey pictures: three blobs on smooth ways before an unmoving place."""
+    """(ticks, SIDE, SIDE) grey: three blobs on smooth paths in front of a fixed background.
+
+    background: its seed, by default the scene's own.
+    """
     rng = np.random.default_rng(seed)
     t = np.arange(ticks) / 4 * speed
-    place = seed if place is None else place
-    coarse = np.random.default_rng(place).uniform(40, 200, (8, 8)).astype(np.float32)
-    out = np.repeat(cv2.resize(coarse, (SIDE, SIDE))[None], ticks, 0)
+    background = seed if background is None else background
+    coarse = np.random.default_rng(background).uniform(40, 200, (8, 8)).astype(np.float32)
+    pictures = np.repeat(cv2.resize(coarse, (SIDE, SIDE))[None], ticks, 0)
     across, down = np.meshgrid(np.arange(SIDE), np.arange(SIDE))
     for _ in range(3):
         rate, phase = rng.uniform(0.3, 1.1, (2, 3)), rng.uniform(0, 2 * np.pi, (2, 3))
@@ -35,96 +45,101 @@ def scene(
             SIDE * (0.5 + 0.15 * np.sin(t[:, None] * r + p).sum(1))
             for r, p in zip(rate, phase, strict=True)
         )
-        away = (across - x[:, None, None]) ** 2 + (down - y[:, None, None]) ** 2
-        out += 90 * np.exp(-away / 18).astype(np.float32)
-    return out
+        distance = (across - x[:, None, None]) ** 2 + (down - y[:, None, None]) ** 2
+        pictures += 90 * np.exp(-distance / 18).astype(np.float32)
+    return pictures
 
 
-def copy_of(pictures: np.ndarray, seed: int = 0) -> np.ndarray:
-    """As an encoder leaves it: other noise, a little darker."""
+def reencoded(pictures: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Other noise and a little darker, as after another encoding."""
     rng = np.random.default_rng(seed)
     return pictures * 0.95 - 3 + rng.normal(0, 1.5, pictures.shape).astype(np.float32)
 
 
-def paired(*clips: np.ndarray, videos=None) -> set[tuple[int, int]]:
-    return set(map(tuple, pairs(of(clips), np.arange(len(clips)) if videos is None else videos)))
+def fingerprints(clips) -> ClipFingerprints:
+    column = pa.array([codes(clip).tobytes() for clip in clips], pa.binary())
+    return read_fingerprints(pa.chunked_array([column]))
 
 
-def of(clips):
-    return prints(pa.chunked_array([pa.array([codes(c).tobytes() for c in clips], pa.binary())]))
+def found_pairs(*clips: np.ndarray, videos=None) -> set[tuple[int, int]]:
+    """The clips are of different videos unless `videos` has their numbers."""
+    videos = np.arange(len(clips)) if videos is None else videos
+    return set(map(tuple, find_pairs(fingerprints(clips), videos)))
 
 
-def test_a_copy_is_paired_and_another_scene_is_not():
-    assert paired(scene(1), scene(2), copy_of(scene(1)), scene(3)) == {(0, 2)}
+def test_reencoded_copy_is_a_duplicate_and_another_scene_is_not():
+    assert found_pairs(scene(1), scene(2), reencoded(scene(1)), scene(3)) == {(0, 2)}
 
 
 @pytest.mark.parametrize("ticks", [1, 7, 20, 38])
-def test_a_trimmed_copy_is_paired_down_to_5_shared_seconds(ticks):
+def test_trimmed_copy_is_a_duplicate_down_to_5_shared_seconds(ticks):
     long = scene(4, TICKS + ticks)
-    assert paired(long[:TICKS], copy_of(long[ticks:])) == {(0, 1)}
-    assert paired(copy_of(long[ticks:]), long[:TICKS]) == {(0, 1)}
+    assert found_pairs(long[:TICKS], reencoded(long[ticks:])) == {(0, 1)}
+    assert found_pairs(reencoded(long[ticks:]), long[:TICKS]) == {(0, 1)}
 
 
-def test_clips_that_share_three_seconds_are_kept_apart():
+def test_clips_that_share_three_seconds_are_no_duplicates():
     long = scene(4, 2 * TICKS - 12)
-    assert paired(long[:TICKS], copy_of(long[-TICKS:])) == set()
+    assert found_pairs(long[:TICKS], reencoded(long[-TICKS:])) == set()
 
 
-def test_a_longer_clip_that_holds_a_shorter_one_is_paired_with_it():
+def test_longer_clip_is_a_duplicate_of_a_shorter_one_that_it_contains():
     long = scene(4, 3 * TICKS)
-    assert paired(long, copy_of(long[50 : 50 + TICKS])) == {(0, 1)}
+    assert found_pairs(long, reencoded(long[50 : 50 + TICKS])) == {(0, 1)}
 
 
-def test_clips_of_one_unmoved_camera_are_kept_apart():
-    assert paired(*(scene(k, place=0) for k in range(40))) == set()
+def test_clips_of_one_fixed_camera_are_no_duplicates():
+    assert found_pairs(*(scene(k, background=0) for k in range(40))) == set()
 
 
-def test_retimed_footage_is_no_duplicate():
+def test_footage_at_another_speed_is_no_duplicate():
     once = scene(4, 2 * TICKS)
-    assert paired(once[:TICKS], scene(4, speed=0.8), scene(4, speed=1.5)) == set()
+    assert found_pairs(once[:TICKS], scene(4, speed=0.8), scene(4, speed=1.5)) == set()
     half_speed = np.concatenate([once[:32], np.repeat(once[32:46], 2, 0)])
-    assert paired(once[:TICKS], half_speed) == set()  # the first 8 s are the same
+    assert found_pairs(once[:TICKS], half_speed) == set()  # the first 8 s are the same
 
 
-def test_clips_of_one_video_are_never_paired():
-    assert paired(scene(1), copy_of(scene(1)), videos=np.array([3, 3])) == set()
+def test_clips_of_one_video_are_never_duplicates():
+    assert found_pairs(scene(1), reencoded(scene(1)), videos=np.array([3, 3])) == set()
 
 
-def test_where_nothing_moves_there_is_no_evidence():
-    still = np.repeat(scene(1)[:1], TICKS, 0)
-    assert paired(still, still, copy_of(still)) == set()
+def test_clips_without_motion_are_never_duplicates():
+    static = np.repeat(scene(1)[:1], TICKS, 0)
+    assert found_pairs(static, static, reencoded(static)) == set()
 
 
-def test_null_and_empty_fingerprints_pair_with_nothing():
-    column = [None, b"", codes(scene(1)).tobytes(), codes(copy_of(scene(1))).tobytes(), b""]
-    p = prints(
+def test_clips_without_a_fingerprint_are_no_duplicates_and_a_damaged_one_is_refused():
+    column = [None, b"", codes(scene(1)).tobytes(), codes(reencoded(scene(1))).tobytes(), b""]
+    p = read_fingerprints(
         pa.chunked_array([pa.array(column[:2], pa.binary()), pa.array(column[2:], pa.binary())])
     )
-    assert pairs(p, np.arange(5)).tolist() == [[2, 3]]
-    nothing = prints(pa.chunked_array([], pa.binary()))
-    assert [len(part) for part in duplicates(nothing, np.arange(0), np.arange(0))] == [0, 0]
+    assert find_pairs(p, np.arange(5)).tolist() == [[2, 3]]
+    nothing = read_fingerprints(pa.chunked_array([], pa.binary()))
+    assert [len(part) for part in find_duplicates(nothing, np.arange(0), np.arange(0))] == [0, 0]
     with pytest.raises(ValueError, match="16-byte"):
-        prints(pa.chunked_array([pa.array([b"12345"])]))
+        read_fingerprints(pa.chunked_array([pa.array([b"12345"])]))
 
 
-def test_of_fifty_copies_one_is_kept():
-    clips = [copy_of(scene(k % 3), seed=k) for k in range(150)]
-    out, _ = duplicates(of(clips), np.arange(150), np.arange(150)[::-1].copy())
-    assert np.flatnonzero(out < 0).tolist() == [147, 148, 149]
-    assert (out[:147] % 3 == np.arange(147) % 3).all()
+def test_one_of_fifty_copies_is_kept():
+    clips = [reencoded(scene(k % 3), seed=k) for k in range(150)]
+    duplicate_of, _ = find_duplicates(
+        fingerprints(clips), np.arange(150), np.arange(150)[::-1].copy()
+    )
+    assert np.flatnonzero(duplicate_of < 0).tolist() == [147, 148, 149]
+    assert (duplicate_of[:147] % 3 == np.arange(147) % 3).all()
 
 
-def test_a_chain_of_overlapping_trims_keeps_the_ends_apart():
+def test_first_and_third_of_three_overlapping_trims_are_no_duplicates():
     long = scene(4, 120)
-    clips = [long[0:60], copy_of(long[30:90]), copy_of(long[60:120])]
-    out, edges = duplicates(of(clips), np.arange(3), np.array([0, 2, 1]))
+    clips = [long[0:60], reencoded(long[30:90]), reencoded(long[60:120])]
+    duplicate_of, edges = find_duplicates(fingerprints(clips), np.arange(3), np.array([0, 2, 1]))
     assert edges.tolist() == [[0, 1], [1, 2]]
-    assert out.tolist() == [-1, 0, -1]
-    out, _ = duplicates(of(clips), np.arange(3), np.array([1, 0, 2]))
-    assert out.tolist() == [1, -1, 1]
+    assert duplicate_of.tolist() == [-1, 0, -1]
+    duplicate_of, _ = find_duplicates(fingerprints(clips), np.arange(3), np.array([1, 0, 2]))
+    assert duplicate_of.tolist() == [1, -1, 1]
 
 
-def test_many_clips_of_one_camera_hide_no_copy_and_meet_only_their_neighbours():
+def test_copies_are_found_among_thousands_of_clips_of_one_fixed_camera():
     rng = np.random.default_rng(0)
     clips = np.empty((4000, TICKS), CODE)
     clips["picture"] = 12345
@@ -132,7 +147,7 @@ def test_many_clips_of_one_camera_hide_no_copy_and_meet_only_their_neighbours():
     copied = clips[:50].copy()
     copied["motion"] ^= np.uint64(1) << rng.integers(0, 60, copied.shape).astype(np.uint64)
     column = pa.array([c.tobytes() for c in [*clips, *copied]], pa.binary())
-    found = pairs(prints(pa.chunked_array([column])), np.arange(4050))
+    found = find_pairs(read_fingerprints(pa.chunked_array([column])), np.arange(4050))
     assert found.tolist() == [[k, 4000 + k] for k in range(50)]
 
 
@@ -140,26 +155,26 @@ EDGES = st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=30)
 
 
 @given(EDGES)
-def test_groups_are_what_edges_connect(edges):
+def test_connected_components_equal_those_of_a_plain_loop(edges):
     expected = list(range(20))
     for _ in range(20):
         for a, b in edges:
             expected[a] = expected[b] = min(expected[a], expected[b])
     matrix = np.array(edges, np.int64).reshape(-1, 2)
-    assert groups(matrix, 20).tolist() == expected
+    assert connected_components(matrix, 20).tolist() == expected
 
 
 @given(EDGES, st.permutations(range(20)))
-def test_what_is_out_has_a_better_kept_twin_and_no_two_kept_are_twins(edges, rank):
+def test_suppressed_clips_have_a_better_kept_duplicate_and_kept_clips_have_none(edges, rank):
     matrix = np.array([e for e in edges if e[0] != e[1]], np.int64).reshape(-1, 2)
-    out = better_of(matrix, np.array(rank))
+    duplicate_of = suppress_duplicates(matrix, np.array(rank))
     linked = {frozenset(e) for e in edges}
-    for clip, twin in enumerate(out.tolist()):
-        if twin >= 0:
-            assert out[twin] < 0
-            assert frozenset((clip, twin)) in linked
-            assert rank[twin] < rank[clip]
-    assert not any(out[a] < 0 and out[b] < 0 for a, b in matrix)
+    for clip, kept in enumerate(duplicate_of.tolist()):
+        if kept >= 0:
+            assert duplicate_of[kept] < 0
+            assert frozenset((clip, kept)) in linked
+            assert rank[kept] < rank[clip]
+    assert not any(duplicate_of[a] < 0 and duplicate_of[b] < 0 for a, b in matrix)
 
 
 # Real videos: each is decoded once at reduced size, copies are encoded from that and decoded again.
@@ -226,7 +241,7 @@ def clips_of(frames) -> list[tuple[float, bytes]]:
 
 
 def check_real(names, tmp_path, copies) -> tuple[int, int, int]:
-    """Found, to be found, falsely found pairs among the files and their copies."""
+    """Pairs of clips of the files and their copies: found, existing, and falsely found."""
     column, where = [], []  # where: name, number of the video, start in the source
     for name in names:
         frames = list(decoded(str(VIDEOS / name), up_to_s=31))
@@ -240,7 +255,9 @@ def check_real(names, tmp_path, copies) -> tuple[int, int, int]:
             for start, code in clips_of(version[0]):
                 where.append((name, number, start + version[1]))
                 column.append(code)
-    found = pairs(prints(pa.chunked_array([pa.array(column)])), np.array([w[1] for w in where]))
+    found = find_pairs(
+        read_fingerprints(pa.chunked_array([pa.array(column)])), np.array([w[1] for w in where])
+    )
     hits, false, truth = 0, 0, 0
     paired = set(map(tuple, found.tolist()))
     for i, one in enumerate(where):
@@ -255,7 +272,7 @@ def check_real(names, tmp_path, copies) -> tuple[int, int, int]:
 
 
 @real
-def test_real_copies_are_paired_and_retimed_footage_of_the_same_road_is_not(tmp_path):
+def test_real_copies_are_duplicates_and_other_footage_of_the_same_road_is_not(tmp_path):
     names = ["take_highway_traffic_static_720p.mp4", "take_highway_traffic_vfr_720p.mp4"]
     hits, truth, false = check_real(names, tmp_path, list(COPIES)[1:3])
     assert truth >= 6
@@ -263,22 +280,22 @@ def test_real_copies_are_paired_and_retimed_footage_of_the_same_road_is_not(tmp_
 
 
 def drawn_take(seed: int):
-    """16 s of a picture under a hand's camera, with things that pass: (seconds, luma)."""
-    still, tremor = drawn.picture(seed), drawn.shake(seed, 20)
-    things = [drawn.cutout(10 * seed + i, 60) for i in range(3)]
+    """16 s of a picture under a handheld camera, with moving objects: (seconds, luma)."""
+    background, tremor = drawn.picture(seed), drawn.shake(seed, 20)
+    objects = [drawn.cutout(10 * seed + i, 60) for i in range(3)]
     rng = np.random.default_rng(seed)
     path, pace = rng.uniform(0, 6.28, (3, 2)), rng.uniform(0.3, 1.2, (3, 2))
     for t in drawn.times(16, 12):
         dx, dy = tremor(t)
-        frame = drawn.view(still, (500 + 15 * t + dx, 400 + dy, 1, 0), (320, 180))
-        for thing, phase, rate in zip(things, path, pace, strict=True):
+        frame = drawn.view(background, (500 + 15 * t + dx, 400 + dy, 1, 0), (320, 180))
+        for cutout, phase, rate in zip(objects, path, pace, strict=True):
             x, y = np.sin(phase + rate * t)
-            drawn.paste(frame, thing, 160 + 130 * x, 90 + 60 * y)
+            drawn.paste(frame, cutout, 160 + 130 * x, 90 + 60 * y)
         yield t, np.clip(frame, 0, 255).astype(np.uint8)
 
 
 @pytest.mark.slow
-def test_drawn_copies_are_found_with_precision_and_recall_of_95_percent(tmp_path):
+def test_duplicates_among_drawn_videos_are_found_with_precision_and_recall_of_95_percent(tmp_path):
     column, takes = [], []
     for seed in range(20):
         frames = list(drawn_take(seed))
@@ -293,7 +310,9 @@ def test_drawn_copies_are_found_with_precision_and_recall_of_95_percent(tmp_path
                 meter.process_frame(t, Planes(luma))
             column.append(meter.bytes_of(0, 13))
             takes.append(seed)
-    found = pairs(prints(pa.chunked_array([pa.array(column)])), np.arange(len(column)))
+    found = find_pairs(
+        read_fingerprints(pa.chunked_array([pa.array(column)])), np.arange(len(column))
+    )
     right = sum(takes[i] == takes[j] for i, j in found.tolist())
     assert right >= 0.95 * 20 * 3
     assert len(found) - right <= 0.05 * right
@@ -301,7 +320,7 @@ def test_drawn_copies_are_found_with_precision_and_recall_of_95_percent(tmp_path
 
 @real
 @pytest.mark.slow
-def test_real_copies_are_paired_and_takes_of_one_robot_at_one_bench_are_not(tmp_path):
+def test_real_copies_are_duplicates_and_takes_of_one_robot_at_one_bench_are_not(tmp_path):
     names = sorted(p.name for p in VIDEOS.glob("*_robot_*_*0p.mp4"))
     assert len(names) >= 6
     hits, truth, false = check_real(names, tmp_path, COPIES)

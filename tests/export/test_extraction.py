@@ -12,7 +12,7 @@ import pytest
 from curation.records import in_span
 from curation.stage import BadVideo, OutputError
 from curation.video.reader import Reader
-from stages.export.cut import cut
+from stages.export.extraction import cut
 
 FPS = 25
 

@@ -1,4 +1,4 @@
-"""Selection: every clip one row, the best of its duplicates kept, the split by source."""
+"""Selection: one row per clip, the best of near-duplicates kept, the split by source."""
 
 import hashlib
 
@@ -10,7 +10,12 @@ import pytest
 from curation import records
 from curation.policy import Policy, Range
 from stages.meters.fingerprint import CODE
-from stages.selection.selection import SCHEMA, select, select_captioned, to_caption
+from stages.selection.clip_selection import (
+    SCHEMA,
+    apply_caption_rules,
+    clips_to_caption,
+    select_clips,
+)
 
 POLICY = Policy(width=Range(min=1280), brightness=Range(min=20, max=235))
 COLUMNS = {c.name: c.type for c in records.CLIP} | {"video": pa.string(), "sha256": pa.string()}
@@ -20,8 +25,8 @@ def sha(name) -> str:
     return hashlib.sha256(str(name).encode()).hexdigest()
 
 
-def moving_print(seed: int, ticks: int = 60) -> bytes:
-    """A fingerprint of 15 s in which something moves all the time."""
+def random_fingerprint(seed: int, ticks: int = 60) -> bytes:
+    """Of 15 s in which something moves all the time."""
     rng = np.random.default_rng(seed)
     code = np.empty(ticks, CODE)
     code["picture"] = rng.integers(0, 2**64, dtype=np.uint64)
@@ -35,7 +40,7 @@ def clip(name, source, **columns):
     row |= {
         "sharpness": 50.0,
         "packet_bytes": 10**6,
-        "fingerprint": moving_print(int(sha(name)[:8], 16)),
+        "fingerprint": random_fingerprint(int(sha(name)[:8], 16)),
     }
     return row | columns
 
@@ -49,9 +54,9 @@ def by_id(selection: pa.Table) -> dict:
     return {row["clip_id"]: row for row in selection.to_pylist()}
 
 
-def test_every_clip_is_one_row_kept_or_rejected_with_its_reasons():
+def test_every_clip_has_one_row_kept_or_rejected_with_its_reasons():
     rows = [clip(i, i, width=1280 if i % 2 else 640, brightness=10.0 * i) for i in range(30)]
-    selection = select(table(rows), POLICY)
+    selection = select_clips(table(rows), POLICY)
     assert selection.schema == SCHEMA
     assert sorted(selection["clip_id"].to_pylist()) == sorted(r["clip_id"] for r in rows)
     for row in selection.to_pylist():
@@ -63,15 +68,15 @@ def test_every_clip_is_one_row_kept_or_rejected_with_its_reasons():
     assert found[rows[3]["clip_id"]]["status"] == "kept"
 
 
-def test_of_duplicates_the_largest_is_kept_and_the_others_name_it():
-    same = moving_print(1)
+def test_largest_of_duplicates_is_kept_and_the_reasons_of_the_others_name_it():
+    same = random_fingerprint(1)
     rows = [
         clip("small", "s", fingerprint=same, height=720),
         clip("large", "l", fingerprint=same, width=1920, height=1080),
         clip("middle", "m", fingerprint=same, width=1440, height=810),
-        clip("other", "o", fingerprint=moving_print(2)),
+        clip("other", "o", fingerprint=random_fingerprint(2)),
     ]
-    found = by_id(select(table(rows), POLICY))
+    found = by_id(select_clips(table(rows), POLICY))
     large = rows[1]["clip_id"]
     assert found[large]["status"] == found[rows[3]["clip_id"]]["status"] == "kept"
     for row in (rows[0], rows[2]):
@@ -86,48 +91,48 @@ def test_of_duplicates_the_largest_is_kept_and_the_others_name_it():
         ({"duration_s": 16.0, "packet_bytes": 16 * 10**6}, {"packet_bytes": 15 * 10**6}),
     ],
 )
-def test_of_equal_pictures_the_sharper_then_the_less_compressed_then_the_longer_is_kept(
-    better, worse
-):
-    same = moving_print(1)
+def test_sharper_then_less_compressed_then_longer_of_duplicates_is_kept(better, worse):
+    same = random_fingerprint(1)
     rows = [clip(f"{k}", k, fingerprint=same, **c) for k, c in enumerate((better, worse))]
-    found = by_id(select(table(rows), POLICY))
+    found = by_id(select_clips(table(rows), POLICY))
     assert found[rows[1]["clip_id"]]["reason"] == f"duplicate of {rows[0]['clip_id']}"
 
 
-def test_a_duplicate_that_the_policy_rejects_puts_no_other_out():
-    same = moving_print(1)
+def test_clip_rejected_by_the_policy_suppresses_no_duplicate():
+    same = random_fingerprint(1)
     rows = [
         clip("dark", "d", fingerprint=same, width=1920, height=1080, brightness=3.0),
         clip("light", "l", fingerprint=same),
     ]
-    found = by_id(select(table(rows), POLICY))
+    found = by_id(select_clips(table(rows), POLICY))
     assert found[rows[1]["clip_id"]]["status"] == "kept"
     assert found[rows[0]["clip_id"]]["reasons"] == ["brightness 3.00 < 20"]
 
 
-def test_the_order_of_the_clips_changes_nothing():
+def test_order_of_the_clips_changes_nothing():
     rng = np.random.default_rng(0)
     rows = [
-        clip(i, i // 3, fingerprint=moving_print(i % 40), width=int(rng.choice([1280, 1920])))
+        clip(i, i // 3, fingerprint=random_fingerprint(i % 40), width=int(rng.choice([1280, 1920])))
         for i in range(120)
     ]
-    one = select(table(rows), POLICY, validation_share=0.3)
-    other = select(table([rows[i] for i in rng.permutation(120)]), POLICY, validation_share=0.3)
+    one = select_clips(table(rows), POLICY, validation_share=0.3)
+    other = select_clips(
+        table([rows[i] for i in rng.permutation(120)]), POLICY, validation_share=0.3
+    )
     assert one.equals(other)
     assert 0 < pc.sum(pc.equal(one["status"], "rejected")).as_py() < 120
 
 
-def test_train_and_validation_never_share_a_source_or_its_duplicates():
-    # Source k's second clip is also the first of source k+1 for even k: they are linked in pairs.
+def test_train_and_validation_never_share_a_source_or_duplicates_of_one():
+    # For even k, the second clip of source k duplicates the first of source k + 1.
     rows = []
     for k in range(60):
-        first = moving_print(1000 + k if k % 2 == 0 else 2000 + k - 1)
+        first = random_fingerprint(1000 + k if k % 2 == 0 else 2000 + k - 1)
         rows += [
             clip((k, 0), k, fingerprint=first),
-            clip((k, 1), k, fingerprint=moving_print(2000 + k)),
+            clip((k, 1), k, fingerprint=random_fingerprint(2000 + k)),
         ]
-    found = by_id(select(table(rows), POLICY, validation_share=0.4))
+    found = by_id(select_clips(table(rows), POLICY, validation_share=0.4))
     sides: dict[int, set] = {}
     for row in rows:
         pair = int(row["video"].removesuffix(".mp4")) // 2
@@ -137,33 +142,35 @@ def test_train_and_validation_never_share_a_source_or_its_duplicates():
     assert sum(row["status"] == "rejected" for row in found.values()) == 30
 
 
-def test_the_same_bytes_under_two_names_are_on_one_side():
+def test_identical_files_under_two_names_are_in_one_split():
     rows = [clip((name, k), name, sha256=sha(k)) for k in range(20) for name in ("a", "b")]
-    found = by_id(select(table(rows), POLICY, validation_share=0.5))
+    found = by_id(select_clips(table(rows), POLICY, validation_share=0.5))
     for k in range(20):
         assert len({found[r["clip_id"]]["split"] for r in rows if r["sha256"] == sha(k)}) == 1
 
 
 @pytest.mark.parametrize("share", [1e-9, 1 - 1e-9])
-def test_two_sources_are_never_all_on_one_side(share):
+def test_both_splits_have_clips_whatever_the_validation_share(share):
     rows = [clip(i, i) for i in range(6)]
-    sides = select(table(rows), POLICY, validation_share=share)["split"].to_pylist()
+    sides = select_clips(table(rows), POLICY, validation_share=share)["split"].to_pylist()
     assert set(sides) == {"train", "validation"}
-    assert set(select(table(rows), POLICY, validation_share=0.0)["split"].to_pylist()) == {"train"}
+    assert set(select_clips(table(rows), POLICY, validation_share=0.0)["split"].to_pylist()) == {
+        "train"
+    }
 
 
-def test_the_share_is_met_and_the_seed_draws_another_split():
+def test_validation_share_is_met_and_another_seed_gives_another_split():
     rows = [clip(i, i, fingerprint=None) for i in range(1000)]
-    one = select(table(rows), POLICY, validation_share=0.2, seed=1)["split"].to_pylist()
-    other = select(table(rows), POLICY, validation_share=0.2, seed=2)["split"].to_pylist()
+    one = select_clips(table(rows), POLICY, validation_share=0.2, seed=1)["split"].to_pylist()
+    other = select_clips(table(rows), POLICY, validation_share=0.2, seed=2)["split"].to_pylist()
     assert 150 < one.count("validation") < 250
     assert one != other
 
 
-def test_captions_put_kept_clips_out_and_let_none_in():
+def test_captions_reject_kept_clips_and_never_keep_rejected_ones():
     rows = [clip(i, i, width=1280 if i else 640) for i in range(5)]
     policy = Policy(POLICY, text_similarity_tfidf=Range(max=0.75))
-    first = select(table(rows), policy, validation_share=0.0)
+    first = select_clips(table(rows), policy, validation_share=0.0)
     captions = [
         {"clip_id": rows[1]["clip_id"], "text_similarity_tfidf": 0.9},
         {"clip_id": rows[2]["clip_id"], "text_similarity_tfidf": 0.5},
@@ -171,7 +178,7 @@ def test_captions_put_kept_clips_out_and_let_none_in():
         {"clip_id": rows[4]["clip_id"], "error": "server gone"},
     ]
     schema = records.schema(records.CAPTION)
-    second = select_captioned(first, pa.Table.from_pylist(captions, schema=schema), policy)
+    second = apply_caption_rules(first, pa.Table.from_pylist(captions, schema=schema), policy)
     assert second.schema == SCHEMA
     assert second["clip_id"] == first["clip_id"]
     found = by_id(second)
@@ -186,29 +193,31 @@ def test_captions_put_kept_clips_out_and_let_none_in():
     assert [found[row["clip_id"]]["split"] for row in rows] == [None, None, "train", None, "train"]
 
 
-def test_no_clips_give_an_empty_selection():
-    empty = select(table([]), POLICY)
+def test_empty_input_gives_an_empty_selection():
+    empty = select_clips(table([]), POLICY)
     assert empty.num_rows == 0
     assert empty.schema == SCHEMA
     none = pa.Table.from_pylist([], schema=records.schema(records.CAPTION))
-    assert select_captioned(empty, none, POLICY).num_rows == 0
+    assert apply_caption_rules(empty, none, POLICY).num_rows == 0
 
 
-def test_clips_that_only_captions_tell_against_are_captioned_by_another_set_too():
+def test_clips_rejected_only_for_their_captions_are_captioned_by_another_captioner():
     rows = [clip(name, name) for name in "abcd"] + [clip("small", "small", width=640)]
-    selection = select(table(rows), POLICY)
-    said = {"error": None, "rejected": None, "text_similarity_tfidf": 0.1}
-    captions = [
-        {"clip_id": rows[0]["clip_id"]} | said | {"rejected": "caption refusal: sub-caption 1"},
-        {"clip_id": rows[1]["clip_id"]} | said | {"text_similarity_tfidf": 0.9},
-        {"clip_id": rows[2]["clip_id"]} | said,
-        {"clip_id": rows[3]["clip_id"]} | said | {"error": "no answer"},
+    selection = select_clips(table(rows), POLICY)
+    accepted = {"error": None, "rejected": None, "text_similarity_tfidf": 0.1}
+    rows_of_captions = [
+        {"clip_id": rows[0]["clip_id"]} | accepted | {"rejected": "caption refusal: sub-caption 1"},
+        {"clip_id": rows[1]["clip_id"]} | accepted | {"text_similarity_tfidf": 0.9},
+        {"clip_id": rows[2]["clip_id"]} | accepted,
+        {"clip_id": rows[3]["clip_id"]} | accepted | {"error": "no answer"},
     ]
-    theirs = pa.Table.from_pylist(captions, records.schema(records.CAPTION))
+    captions = pa.Table.from_pylist(rows_of_captions, records.schema(records.CAPTION))
     policy = Policy({**POLICY, "text_similarity_tfidf": Range(max=0.75)})
-    told = select_captioned(selection, theirs, policy)
-    statuses = {row["clip_id"]: row["status"] for row in told.to_pylist()}
+    checked = apply_caption_rules(selection, captions, policy)
+    statuses = {row["clip_id"]: row["status"] for row in checked.to_pylist()}
     assert [statuses[row["clip_id"]] for row in rows] == [
         *("rejected", "rejected", "kept", "kept", "rejected")
     ]
-    assert sorted(to_caption(told).to_pylist()) == sorted(row["clip_id"] for row in rows[:4])
+    assert sorted(clips_to_caption(checked).to_pylist()) == sorted(
+        row["clip_id"] for row in rows[:4]
+    )
