@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import Annotated, Any, ClassVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 from annotated_types import Ge, Gt
@@ -25,6 +25,7 @@ from annotated_types import Ge, Gt
 from curation.config import ConfigError
 from curation.progress import duration
 from curation.stage import Needs, Unavailable
+from curation.texts import harmless
 from stages.captioning.conversation import Picture, Request
 from stages.captioning.vlm import Said, Vlm
 
@@ -39,6 +40,15 @@ TOLD_S, QUIET_S = 2.0, 10.0  # silence that is told of: after an error, without 
 
 class Refused(Exception):
     """The server won't answer this request."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: following it would send the API key to an address not asked for."""
+
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> None:
+        return None  # `open` then raises HTTPError
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 class Room:
@@ -115,7 +125,8 @@ class OpenAI(Vlm):
         """Names of the server's models; none where it doesn't list them."""
         request = urllib.request.Request(f"{url}/models", headers=self._headers())
         try:
-            with urllib.request.urlopen(request, timeout=min(self.timeout_s, 30)) as answer:
+            opener = urllib.request.build_opener(_NoRedirects)
+            with opener.open(request, timeout=min(self.timeout_s, 30)) as answer:
                 listed = json.loads(answer.read(MAX_ANSWER))
             return [str(one["id"]) for one in listed["data"]]
         except urllib.error.HTTPError as error:
@@ -123,6 +134,10 @@ class OpenAI(Vlm):
                 raise ConfigError(
                     f"{url} answers {error.code}: set the environment variable {self.api_key_env} "
                     "(caption.openai.api_key_env) to a key that it takes"
+                ) from None
+            if 300 <= error.code < 400:
+                raise ConfigError(
+                    _redirected(f"{url}/models", error.code, error.headers.get("Location"))
                 ) from None
             return []
         except (ValueError, KeyError, TypeError):
@@ -191,6 +206,8 @@ class OpenAI(Vlm):
                 structured = False  # it may not know schemas; if that is not why, it says so again
                 continue
             trouble = f"{self.url} answers {status or 'nothing'}: {_words(found)}"
+            if 300 <= status < 400:
+                raise Unavailable(found)
             if status in CLOSED:
                 raise Unavailable(trouble)
             if status and status != 200 and status not in PASSING:
@@ -214,11 +231,15 @@ class OpenAI(Vlm):
 
     async def _post(self, body: bytes) -> tuple[int, Any, float]:
         """Status (0: no answer), what came, and the seconds that the server asks to wait."""
+        url = f"{self.url}/chat/completions"
         head = {"Content-Type": "application/json"}
         try:
             async with self._session.post(
-                f"{self.url}/chat/completions", data=body, headers=head
+                url, data=body, headers=head, allow_redirects=False
             ) as answer:
+                if 300 <= answer.status < 400:
+                    location = answer.headers.get("Location")
+                    return answer.status, _redirected(url, answer.status, location), 0.0
                 text = b""
                 async for chunk in answer.content.iter_chunked(1 << 16):
                     text += chunk
@@ -259,6 +280,25 @@ def _check_url(url: str, api_key_env: str) -> None:
         )
     if not whole or not url.isprintable() or " " in url:
         raise ConfigError(f"{expected}; found {url!r:.80}")
+
+
+def _redirected(url: str, status: int, location: str | None) -> str:
+    """An error for a redirect: where it leads, without anything secret or unprintable."""
+    try:
+        parts = urlsplit(urljoin(url, location or ""))
+        target = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    except ValueError:
+        location, target = None, ""
+    for path in ("/models", "/chat/completions"):
+        target = target.removesuffix(path)
+    target = harmless(target.encode("ascii", "backslashreplace").decode(), 200)
+    if not location or not target:
+        return f"{url} answers {status}, a redirect without a valid address"
+    return (
+        f"{url} answers {status}, a redirect to {target}; redirects are not followed, because the "
+        "API key and the key frames would go there: if you trust that address, set "
+        "caption.openai.url to it"
+    )
 
 
 def _image_url(picture: Picture) -> dict[str, Any]:

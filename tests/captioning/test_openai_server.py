@@ -1,9 +1,12 @@
 import asyncio
 import json
 import socket
+import socketserver
 import threading
 import time
+from dataclasses import dataclass, field
 from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -381,6 +384,107 @@ def test_a_key_is_taken_from_the_environment_and_never_recorded(tmp_path, monkey
             OpenAI(url=server.url, model="tiny", api_key_env="SOME_KEY").check()
     assert right(row)
     assert "se-cret" not in json.dumps(row) + repr(stage)
+
+
+REDIRECTS = (301, 302, 303, 307, 308)
+
+
+@dataclass
+class Redirecting:
+    """A server that answers each request with a redirect, and one that counts what reaches it."""
+
+    status: int
+    location: str = "{other}{path}"
+    requests: list[str] = field(default_factory=list)  # each one's method and path
+    received: list[bytes] = field(default_factory=list)  # what reached the other server
+
+    def __enter__(self):
+        test = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                test.requests.append(f"{self.command} {self.path}")
+                self.send_response(test.status)
+                other = f"http://127.0.0.1:{test.other.server_address[1]}"
+                location = test.location.format(other=other, path=self.path)
+                self.send_header("Location", location)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            do_POST = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Recorder(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                test.received.append(self.request.recv(1 << 16))
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.other = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Recorder)
+        for server in (self.server, self.other):
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in (self.server, self.other):
+            server.shutdown()
+            server.server_close()
+
+    @property
+    def error(self) -> str:
+        other = f"http://127.0.0.1:{self.other.server_address[1]}/v1"
+        return f"answers {self.status}, a redirect to {other}; .* set caption.openai.url to it"
+
+
+@pytest.mark.parametrize("status", REDIRECTS)
+def test_redirect_of_the_list_of_models_is_refused_and_sends_nothing_on(monkeypatch, status):
+    monkeypatch.setenv("OPENAI_API_KEY", "se-cret")
+    with Redirecting(status) as servers, pytest.raises(ConfigError, match=servers.error):
+        OpenAI(url=servers.url, model="tiny").check()
+    assert servers.requests == ["GET /v1/models"]
+    assert servers.received == []
+
+
+@pytest.mark.parametrize("status", REDIRECTS)
+def test_redirect_of_a_chat_request_stops_the_run_and_sends_nothing_on(
+    tmp_path, monkeypatch, status
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "se-cret")
+    with Redirecting(status) as servers:
+        stage = OpenAI(url=servers.url, model="tiny", patience_s=1.0, pause_s=0.05)
+        stage.ledger_url = str(tmp_path)
+        stage.setup()
+        with pytest.raises(Unavailable, match=servers.error):
+            stage.process([drawn_clip(tmp_path, 0)])
+    assert servers.requests == ["POST /v1/chat/completions"]
+    assert servers.received == []
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("http://me:hidden@host/v1/models?key=hidden#hidden", "to http://host/v1;"),
+        ("/v2/models", "/v2;"),
+        ("//host/v1/models", "to http://host/v1;"),
+        ("http://h\x1b]0;ost/v1/models", "to http://h ]0;ost/v1;"),
+        ("http://me:hidden@[host/v1", "a redirect without a valid address"),
+        ("http://host/" + "x" * 5000, "xxx…;"),
+        ("ftp://host/v1", "to ftp://host/v1;"),
+        ("", "a redirect without a valid address"),
+    ],
+)
+def test_address_of_a_redirect_is_shown_on_one_short_line_without_secrets(location, shown):
+    with Redirecting(302, location) as servers, pytest.raises(ConfigError) as error:
+        OpenAI(url=servers.url, model="tiny").check()
+    assert shown in str(error.value)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500
+    assert "key=hidden" not in str(error.value)
+    assert "me:" not in str(error.value)
+    assert servers.received == []
 
 
 def test_what_a_server_takes_goes_down_at_once_and_up_slowly():
