@@ -469,7 +469,7 @@ def test_redirect_of_a_chat_request_stops_the_run_and_sends_nothing_on(
         ("http://me:hidden@host/v1/models?key=hidden#hidden", "to http://host/v1;"),
         ("/v2/models", "/v2;"),
         ("//host/v1/models", "to http://host/v1;"),
-        ("http://h\x1b]0;ost/v1/models", "to http://h ]0;ost/v1;"),
+        ("http://host/\x1b]0;v1/models", "to http://host/ ]0;v1;"),
         ("http://me:hidden@[host/v1", "a redirect without a valid address"),
         ("http://host/" + "x" * 5000, "xxx…;"),
         ("ftp://host/v1", "to ftp://host/v1;"),
