@@ -19,11 +19,11 @@ from training.text_to_video import System, SystemConfig
 from training.weights import BadWeights, export
 
 
-def averaged(path: str | Path) -> System:
+def averaged(path: str | Path, system_class: type[System] = System) -> System:
     """The averaged network of a checkpoint, on the CPU, in fp32."""
     known = checkpoint.told(path)["settings"]
     with torch.device("meta"):
-        system = System(config.build(SystemConfig, known["system"], str(path)))
+        system = system_class(config.build(SystemConfig, known["system"], str(path)))
     averages = checkpoint.load(path, "ema.")
     state = {name.removeprefix("ema."): t for name, t in averages.items()}
     system.load_state_dict(state, assign=True)

@@ -102,7 +102,7 @@ def sample_many(
 
 def _hearing(system: System, scripts: Sequence[Script], frames: int) -> Predict:
     """The network with these captions; their keys and values are computed once for all steps."""
-    text = system.presto.cache_text(system.read(scripts, frames))
+    text = system.presto.cache_text(system.read(scripts))
     schedules = system.schedules(scripts, frames)
     return lambda x, t: system.presto(x, t, text, schedules)
 
@@ -133,13 +133,15 @@ def write_mp4(
     part.replace(path)
 
 
-def open_system(path: str | Path) -> tuple[System, DiffusionConfig]:
+def open_system(
+    path: str | Path, system_class: type[System] = System
+) -> tuple[System, DiffusionConfig]:
     """The averaged network of a checkpoint, or a folder of Allegro's or Presto's weights, ready to
     sample from."""
     if not Path(path, checkpoint.TOLD).exists() and any(Path(path).glob("**/config.json")):
         known, system = {"diffusion": {"objective": "epsilon"}}, released(str(path))
     else:
-        known, system = checkpoint.told(path)["settings"], averaged(path)
+        known, system = checkpoint.told(path)["settings"], averaged(path, system_class)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":  # the GPU's attention takes no fp32
         system = system.to(torch.bfloat16)

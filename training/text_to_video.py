@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from training import sca
 from training.clips import Clip, Size
 from training.codecs import Pixel
-from training.layers import sinusoids
 from training.model import ModelConfig, Presto, Text, forward_flops
 from training.pretrained import T5, Allegro
 from training.text_encoder import Bytes, BytesConfig
@@ -30,8 +29,7 @@ class SystemConfig:
     text: BytesConfig | T5 = field(default_factory=BytesConfig)
     # channels and text width follow from codec and text, whatever is written here
     model: ModelConfig = field(default_factory=ModelConfig)
-    # timed: every frame hears all captions at once, and both are told their time
-    mode: sca.Mode | Literal["timed"] = "overlapped"
+    mode: sca.Mode = "overlapped"
     widen_frames: Annotated[int, Ge(0)] = 1  # overlapped: each segment, on both sides
     rounding: sca.Rounding = "nearest"
 
@@ -72,7 +70,6 @@ class System(nn.Module):
             sample_frames=frames,
             sample_height=height,
             sample_width=width,
-            positions="space_time" if cfg.mode == "timed" else cfg.model.positions,
         )
         self.cfg, self.codec = cfg, cfg.codec
         self.text = cfg.text if isinstance(cfg.text, T5) else Bytes(cfg.text)
@@ -81,22 +78,10 @@ class System(nn.Module):
 
     def forward(self, latents: Tensor, t: Tensor, scripts: Sequence[Script]) -> Tensor:
         """latents: (B, C, T, H, W).  t: (B,) in 0..1000."""
-        frames = latents.shape[2]
-        schedules = self.schedules(scripts, frames)
-        return self.presto(latents, t, self.read(scripts, frames), schedules)
+        schedules = self.schedules(scripts, latents.shape[2])
+        return self.presto(latents, t, self.read(scripts), schedules)
 
-    def read(self, scripts: Sequence[Script], frames: int) -> Text:
-        """frames: of the latents."""
-        text = self._tokens(scripts)
-        if self.cfg.mode != "timed":
-            return text
-        centres = [c for script in scripts for c in _centres(script, frames)]
-        codes = sinusoids(torch.tensor(centres), text.tokens.shape[1]).to(text.tokens)
-        each = torch.tensor([n for of_sample in text.lengths for n in of_sample])
-        tokens = text.tokens + codes.repeat_interleave(each.to(codes.device), 0)
-        return Text(tokens, [[sum(of_sample)] for of_sample in text.lengths])
-
-    def _tokens(self, scripts: Sequence[Script]) -> Text:
+    def read(self, scripts: Sequence[Script]) -> Text:
         if not all(script.texts for script in scripts):
             return self.text([script.captions for script in scripts])
         read = [[script.texts[caption] for caption in script.captions] for script in scripts]
@@ -107,8 +92,6 @@ class System(nn.Module):
     def schedules(self, scripts: Sequence[Script], frames: int) -> list[Tensor]:
         """frames: of the latents."""
         cfg = self.cfg
-        if cfg.mode == "timed":
-            return [torch.ones(1, frames, dtype=torch.float64) for _ in scripts]
         how = (cfg.mode, cfg.rounding, cfg.widen_frames)
         return [_schedule(tuple(script.spans), frames, *how) for script in scripts]
 
@@ -121,9 +104,3 @@ class System(nn.Module):
         """Of one sample's step: three times the network's forward, recomputation and text encoder
         not counted. text_tokens: of the captions that an average frame hears."""
         return 3 * forward_flops(self.presto.cfg, grid, text_tokens)
-
-
-def _centres(script: Script, frames: int) -> list[float]:
-    """Of each segment, in latent frames."""
-    start, scale = script.spans[0][0], frames / script.duration_s
-    return [((a + b) / 2 - start) * scale - 0.5 for a, b in script.spans]

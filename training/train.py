@@ -98,9 +98,14 @@ class Run:
     best: float = float("inf")  # validation loss
 
 
-def train(cfg: TrainConfig, source: Source, held_out: Source | None = None) -> list[float]:
+def train(
+    cfg: TrainConfig,
+    source: Source,
+    held_out: Source | None = None,
+    system_class: type[System] = System,
+) -> list[float]:
     """The losses of the steps that this call made, those before a resumed one not included."""
-    run = build(cfg, resumed=bool(checkpoint.saved(cfg.run_dir)))
+    run = build(cfg, bool(checkpoint.saved(cfg.run_dir)), system_class)
     step = restore(cfg, run, source)
     share = Share(cfg.batch, run.world.replica, run.world.replicas)
     batches = stream(source, share, cfg.seed, step * run.samples, cfg.data.workers)
@@ -178,8 +183,7 @@ def batch_loss(system: System, batch: Batch, cfg: TrainConfig) -> tuple[Tensor, 
     text_tokens = []
 
     def predict(noisy: Tensor, t: Tensor) -> Tensor:
-        frames = latents.shape[2]
-        text, schedules = system.read(scripts, frames), system.schedules(scripts, frames)
+        text, schedules = system.read(scripts), system.schedules(scripts, latents.shape[2])
         for weights, lengths in zip(schedules, text.lengths, strict=True):
             text_tokens.append(float((weights.numpy() > 0).mean(1) @ lengths))
         return system.presto(noisy, t, text, schedules)
@@ -260,14 +264,14 @@ def show(cfg: TrainConfig, step: int, run: Run, clip: Clip) -> None:
 # ---- starting, going on, stopping
 
 
-def build(cfg: TrainConfig, resumed: bool = False) -> Run:
+def build(cfg: TrainConfig, resumed: bool = False, system_class: type[System] = System) -> Run:
     """resumed: weights come from a checkpoint."""
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     world = join(cfg.sequence_ranks)
     torch.manual_seed(cfg.seed)
-    system = initial(cfg, world.device, resumed)
+    system = initial(cfg, world.device, resumed, system_class)
     ema = copy.deepcopy(system).requires_grad_(False).eval()
     system.presto.keep(cfg.keep_activations)
     if cfg.compile:
@@ -282,13 +286,15 @@ def build(cfg: TrainConfig, resumed: bool = False) -> Run:
     return Run(system, ema, optimizer, world, samples)
 
 
-def initial(cfg: TrainConfig, device: torch.device, resumed: bool) -> System:
+def initial(
+    cfg: TrainConfig, device: torch.device, resumed: bool, system_class: type[System]
+) -> System:
     """Random, or with the weights that the run starts from; what is resumed needs none of them."""
     if not cfg.weights:
         with device:
-            return System(cfg.system)
+            return system_class(cfg.system)
     with torch.device("meta"):
-        system = System(cfg.system)
+        system = system_class(cfg.system)
     if isinstance(system.text, nn.Module):
         raise ConfigError(
             "weights: such a network reads T5, but system.text is trained along; set system.text.t5"

@@ -21,6 +21,7 @@ from training.segmentation.experiment import (
     ARMS,
     ORDER,
     ActsConfig,
+    TimedSystem,
     Videos,
     gather,
     name_and_seed,
@@ -181,21 +182,20 @@ def test_each_arm_s_network_hears_what_the_arm_says():
 
 def test_timed_words_are_told_their_segment_s_time_and_heard_by_every_frame():
     torch.manual_seed(0)
-    system = System(replace(SYSTEM, mode="timed"))
-    assert system.presto.cfg.positions == "space_time"
-    script = Script([(0.0, 1.0), (1.0, 2.0)], ["same", "same"])
-    text = system.read([script], 2)
+    system = TimedSystem(SYSTEM)
+    script = Script(replace(STAGE, frames=2, acts=2).spans, ["same", "same"])
+    text = system.read([script])
     assert text.lengths == [[10]]
     assert not torch.allclose(text.tokens[:5], text.tokens[5:])
     assert [w.tolist() for w in system.schedules([script], 2)] == [[[1.0, 1.0]]]
-    # a caption's time is told in the video's own frames: the first of four lies where the first of
-    # two lies in half as long a video
-    four = Script([(i, i + 1.0) for i in range(4)], ["same"] * 4)
-    assert torch.allclose(system.read([four], 4).tokens[:10], text.tokens)
-    assert not torch.allclose(system.read([four], 8).tokens[:10], text.tokens)
+    # codes depend on the absolute time: a longer video's first captions have the same ones
+    four = Script(replace(STAGE, frames=4, acts=4).spans, ["same"] * 4)
+    assert torch.allclose(system.read([four]).tokens[:10], text.tokens)
+    slower = Script(replace(STAGE, frames=8, acts=4).spans, ["same"] * 4)
+    assert not torch.allclose(system.read([slower]).tokens[:10], text.tokens)
     untimed = System(replace(SYSTEM, mode="isolated"))
     untimed.load_state_dict(system.state_dict())
-    tokens = untimed.read([script], 2).tokens
+    tokens = untimed.read([script]).tokens
     assert torch.allclose(tokens[:5], tokens[5:])
 
 

@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from annotated_types import Ge
+from torch import Tensor
 
 from curation import config
 from curation.config import ConfigError
@@ -35,11 +36,22 @@ from training import checkpoint
 from training.clips import Clip, Size
 from training.data import generator
 from training.diffusion import DiffusionConfig, loss_weight, noisy_and_target
+from training.layers import sinusoids
+from training.model import Text
 from training.sample import open_system, sample_many
 from training.segmentation.figures import OWN, TRUTH, draw_all
 from training.segmentation.oracle import bleed, compare, see
-from training.segmentation.videos import Play, Stage, clip_of, core, draw, play, unseen
-from training.text_to_video import Script, System
+from training.segmentation.videos import (
+    SECOND_PER_FRAME,
+    Play,
+    Stage,
+    clip_of,
+    core,
+    draw,
+    play,
+    unseen,
+)
+from training.text_to_video import Script, System, SystemConfig
 from training.train import VALIDATION_TIMES, TrainConfig, train
 
 
@@ -53,11 +65,36 @@ class Arm:
     progressive: bool = False
     shuffled: float = 0.0  # share of training's videos whose captions are in a wrong order
     speed: float | None = None  # px per frame, where it is not the stage's
+    system_class: type[System] = System
+
+
+class TimedSystem(System):
+    """Every frame attends to all captions; a caption's tokens carry a code of its centre's time."""
+
+    def __init__(self, cfg: SystemConfig):
+        super().__init__(replace(cfg, model=replace(cfg.model, positions="space_time")))
+
+    def read(self, scripts: Sequence[Script]) -> Text:
+        text = super().read(scripts)
+        centres = [_frame_of((a + b) / 2) for script in scripts for a, b in script.spans]
+        codes = sinusoids(torch.tensor(centres), text.tokens.shape[1]).to(text.tokens)
+        lengths = torch.tensor([n for of_video in text.lengths for n in of_video])
+        tokens = text.tokens + codes.repeat_interleave(lengths.to(codes.device), 0)
+        return Text(tokens, [[sum(of_video)] for of_video in text.lengths])
+
+    def schedules(self, scripts: Sequence[Script], frames: int) -> list[Tensor]:
+        return [torch.ones(1, frames, dtype=torch.float64) for _ in scripts]
+
+
+def _frame_of(time_s: float) -> float:
+    """The index of the frame at this time; frame 0 covers the first SECOND_PER_FRAME seconds."""
+    return time_s / SECOND_PER_FRAME - 0.5
 
 
 ARMS = {
     "joined": Arm("single", 1),  # all captions as one text, heard by every frame
-    "timed": Arm("timed"),  # the same, words and frames told their time
+    # the same, with codes of their time added to words and frames
+    "timed": Arm(system_class=TimedSystem),
     "isolated": Arm("isolated"),
     "overlapped": Arm("overlapped"),
     "single": Arm("single", 0),  # the first act's caption alone
@@ -198,7 +235,8 @@ def run_arm(cfg: ActsConfig, name: str, seed: int, out: Path) -> None:
     folder = Path(how.run_dir)
     waiting = [e for e in exams(cfg, name, how) if not (folder / e.table).exists()]
     if waiting:
-        train(how, Videos(stage_of(cfg, ARMS[name]), ARMS[name], cfg.videos))
+        source = Videos(stage_of(cfg, ARMS[name]), ARMS[name], cfg.videos)
+        train(how, source, system_class=ARMS[name].system_class)
     for exam in waiting:
         rows, videos = examine(ARMS[name], how, exam)
         whose = {"arm": name, "seed": seed, "step": exam.step, "test": exam.test}
@@ -213,7 +251,7 @@ def run_arm(cfg: ActsConfig, name: str, seed: int, out: Path) -> None:
 def examine(arm: Arm, how: TrainConfig, exam: Exam) -> tuple[list[dict[str, Any]], np.ndarray]:
     """One row per script: what its sample shows, and the loss on its true video.  The samples:
     (scripts, frames, height, width, 3) uint8."""
-    system, diffusion = open_system(checkpoint.path_of(how.run_dir, exam.step))
+    system, diffusion = open_system(checkpoint.path_of(how.run_dir, exam.step), arm.system_class)
     stage, rows, sampled = exam.stage, [], []
     for first in range(0, exam.scripts, TOGETHER):
         numbers = range(first, min(exam.scripts, first + TOGETHER))
