@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from safetensors.torch import save as tensor_bytes
 
-from stages.export.extraction import Cut
+from stages.export.extraction import ExtractedClip
 from tests.support import drawn_clips
 from training import precompute
 from training.clips import Shards, Size
@@ -40,10 +40,10 @@ FRAMES, FPS, WIDTH, HEIGHT = 450, 30, 1280, 720
 SIZE = Size(88, 720, 1280)
 
 
-def draw(_clip: dict, target: Path) -> Cut:
+def draw(_clip: dict, target: Path) -> ExtractedClip:
     target.write_bytes(scene())
     size = target.stat().st_size
-    return Cut("encode", "h264", FRAMES, 0, WIDTH, HEIGHT, float(FPS), size, 0.0)
+    return ExtractedClip("encode", "h264", FRAMES, 0, WIDTH, HEIGHT, float(FPS), size, 0.0)
 
 
 @lru_cache

@@ -33,8 +33,14 @@ from pipelines.tables import (
     read_clips,
     read_selection,
 )
-from stages.export.export_stages import CUTS, RECEIPTS, CutClip, Pack, standing
-from stages.export.presto import write_meta
+from stages.export.export_stages import (
+    EXTRACTED,
+    RECEIPTS,
+    ExtractClip,
+    PackShard,
+    up_to_date_receipt,
+)
+from stages.export.presto import write_meta_tables
 from stages.export.shards import Receipt, ShardPlan, plan_shards, shards_table
 
 PACKAGES = ("av", "numpy", "onnxruntime", "opencv-python-headless", "pyarrow", "rapidocr", "ray")
@@ -85,7 +91,8 @@ def _pack(
     settings: Settings, out: Folder, plans: list[ShardPlan], clips: dict[str, Row]
 ) -> list[Receipt]:
     presto, cluster = settings.export.presto, settings.cluster
-    found = [(plan, standing(out, plan, clips, presto, settings.retry_failed)) for plan in plans]
+    retry = settings.retry_failed
+    found = [(plan, up_to_date_receipt(out, plan, clips, presto, retry)) for plan in plans]
     receipts = [receipt for _, receipt in found if receipt]
     todo = [plan for plan, receipt in found if not receipt]
     if todo:
@@ -93,25 +100,25 @@ def _pack(
     with Progress("export", len(clips), "clips") as progress:
         for receipt in receipts:
             progress.update(done=len(receipt.rows), failed=receipt.failed)
-        cuts: dict[str, Any] = {}
+        extracted: dict[str, Any] = {}
         work = ({"clip": clips[i], "error": None} for plan in todo for i in plan.clip_ids)
-        cut = CutClip(out.url, presto, cluster.memory_gib)
-        for row in cluster.stream([cut], work, progress.note):
-            cuts[row["clip"]["clip_id"]] = row["error"] or row["made"]
+        extract = ExtractClip(out.url, presto, cluster.memory_gib)
+        for row in cluster.stream([extract], work, progress.note):
+            extracted[row["clip"]["clip_id"]] = row["error"] or row["extracted"]
             progress.update(done=1, failed=int(row["error"] is not None))
-        packing = (_shard(plan, clips, cuts) for plan in todo)
-        for row in cluster.stream([Pack(out.url, presto)], packing, progress.note):
+        packing = (_shard(plan, clips, extracted) for plan in todo)
+        for row in cluster.stream([PackShard(out.url, presto)], packing, progress.note):
             if row["error"] is not None:
                 raise RunError(f"{row['plan']['name']} can't be packed: {row['error']}")
             receipts.append(Receipt(**row["receipt"]))
     return receipts
 
 
-def _shard(plan: ShardPlan, clips: dict[str, Row], cuts: dict[str, Any]) -> Row:
+def _shard(plan: ShardPlan, clips: dict[str, Row], extracted: dict[str, Any]) -> Row:
     """The row of a shard to pack."""
     members = {i: clips[i] for i in plan.clip_ids}
-    made = {i: cuts[i] for i in members}
-    return {"plan": asdict(plan), "clips": members, "cuts": made, "error": None}
+    receipts = {i: extracted[i] for i in members}
+    return {"plan": asdict(plan), "clips": members, "extracted": receipts, "error": None}
 
 
 def _tidy(out: Folder, plans: list[ShardPlan], receipts: list[Receipt]) -> None:
@@ -119,8 +126,8 @@ def _tidy(out: Folder, plans: list[ShardPlan], receipts: list[Receipt]) -> None:
     what killed workers of this run left half-written."""
     out.sweep(skip=KEY_FRAMES)
     wanted = {plan.name for plan in plans}
-    stale = [f"{CUTS}/{n}" for n in out.names(CUTS)]
-    packed = {row["clip_id"] for receipt in receipts for row in receipt.also if "path" in row}
+    stale = [f"{EXTRACTED}/{n}" for n in out.names(EXTRACTED)]
+    packed = {row["clip_id"] for receipt in receipts for row in receipt.extra if "path" in row}
     stale += [f"shards/{n}" for n in out.names("shards") if n not in wanted]
     stale += [
         f"{RECEIPTS}/{n}" for n in out.names(RECEIPTS) if n.removesuffix(".json") not in wanted
@@ -140,14 +147,14 @@ def _presto(settings: Settings, out: Folder, receipts: list[Receipt]) -> dict[st
     """Writes presto/'s tables; how many clips that trainer would not take, by reason."""
     if not settings.export.presto:
         return {}
-    return _write_meta(out, [row for receipt in receipts for row in receipt.also])
+    return _write_meta(out, [row for receipt in receipts for row in receipt.extra])
 
 
 def _write_meta(out: Folder, rows: list[Row]) -> dict[str, int]:
     if out.is_local:
-        return write_meta(rows, Path(out.url) / "presto")
+        return write_meta_tables(rows, Path(out.url) / "presto")
     with tempfile.TemporaryDirectory() as scratch:
-        left_out = write_meta(rows, Path(scratch))
+        left_out = write_meta_tables(rows, Path(scratch))
         for file in Path(scratch).iterdir():
             out.put(f"presto/{file.name}", file)
     return left_out
@@ -173,7 +180,7 @@ def _manifest(
         "clips": _counts(clips["status"]) | {"all": clips.num_rows},
         "splits": _counts(clips["split"].drop_null()),
         "shards": _shard_counts(shards),
-        "presto_left_out": left_out,
+        "presto_skipped": left_out,
         "hours_kept": _hours_kept(clips),
         "captioner": made["caption"]["name"],
     }

@@ -1,8 +1,8 @@
-"""Export's two stages: each clip is cut, with what Presto's trainer reads; then shards are packed.
+"""The two stages of export: clips are extracted, then packed into shards.
 
-Cutting decodes the source again, so it runs in a child process like the decode pass: a clip that
-crashes a decoder is one row with an error. A cut waits in `cuts/` until its shard is packed; a run
-that is interrupted in between finds it there.
+Extraction decodes the source again, so it runs in a child process like the decode pass: a clip that
+crashes a decoder is one row with an error. An extracted clip stays in `extracted/` until its shard
+is packed, so an interrupted run continues from there.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from typing import Any
 from curation.isolate import Isolated
 from curation.stage import BadVideo, Needs, Row, Stage
 from curation.storage import TEMPORARY, WRONG, Folder, fetched, look_at
-from stages.export.extraction import Cut, cut
-from stages.export.presto import make_presto
+from stages.export.extraction import ExtractedClip, extract_clip
+from stages.export.presto import write_presto_clip
 from stages.export.shards import (
     Receipt,
     ShardPlan,
-    check_caption,
+    check_captions_match,
+    clip_signature,
     pack_shard,
     parse_receipt,
-    sign,
-    sign_clip,
+    shard_signature,
     to_json,
 )
 from stages.file_hash import sha256_of
 
-CUTS, RECEIPTS = "cuts", "ledger/shards"
+EXTRACTED, RECEIPTS = "extracted", "ledger/shards"  # folders of the output
 
 
 @dataclass
-class CutClip(Stage):
-    """A clip's mp4 and, beside it, a note of what it is; also its mp4 for Presto's trainer."""
+class ExtractClip(Stage):
+    """Writes a clip's mp4 and its receipt, and if asked the mp4 for Presto's trainer."""
 
     out_url: str
     presto: bool
@@ -47,117 +47,117 @@ class CutClip(Stage):
     _child: Isolated | None = field(init=False, default=None, repr=False)
 
     reads = ("clip",)
-    writes = ("made",)
+    writes = ("extracted",)
     needs = Needs(cpus=1)
 
     def setup(self) -> None:
-        self._child = Isolated(_run, memory_gib=self.memory_gib)
+        self._child = Isolated(_run_in_child, memory_gib=self.memory_gib)
 
     def process(self, rows: list[Row]) -> list[Row]:
-        return [row | {"made": self._made(row["clip"])} for row in rows]
+        return [row | {"extracted": self._extract(row["clip"])} for row in rows]
 
-    def _made(self, clip: Row) -> dict[str, Any]:
+    def _extract(self, clip: Row) -> dict[str, Any]:
+        """The receipt: signature, the fields of ExtractedClip, the row of write_presto_clip."""
         assert self._child is not None
-        out, note = Folder(self.out_url), f"{CUTS}/{clip['clip_id']}.json"
-        signature = sign_clip(clip, settings_text(self.presto))
-        if out.exists(note) and (made := json.loads(out.read(note)))["signature"] == signature:
-            return made
-        check_caption(clip)
+        out, name = Folder(self.out_url), f"{EXTRACTED}/{clip['clip_id']}.json"
+        signature = clip_signature(clip, settings_text(self.presto))
+        if out.exists(name) and (earlier := json.loads(out.read(name)))["signature"] == signature:
+            return earlier
+        check_captions_match(clip)
         _check_unchanged(clip)
         timeout_s = _timeout_s(clip)
-        with _workplace(out, last=note) as place:
-            mp4 = str(place / _cut_name(clip["clip_id"]))
+        with _working_folder(out, last=name) as folder:
+            mp4 = str(folder / _mp4_name(clip["clip_id"]))
+            span = (clip["start_s"], clip["end_s"])
             with fetched(clip["video"]) as source:
-                args: tuple[Any, ...] = (source, clip["start_s"], clip["end_s"], mp4)
-                done = self._child.call_with_retry(
-                    "cut", (*args, clip["num_frames"]), timeout_s=timeout_s
-                )
-            made = {"signature": signature, "cut": done, "presto": {}}
+                args: tuple[Any, ...] = (source, *span, mp4, clip["num_frames"])
+                extracted = self._child.call_with_retry("extract", args, timeout_s=timeout_s)
+            receipt = {"signature": signature, "clip": extracted, "presto": {}}
             if self.presto:
-                known = ("clip_id", "split", "start_s", "end_s", "sub_captions")
-                args = ({key: clip[key] for key in known}, mp4, done, str(place / "presto"))
-                made["presto"] = self._child.call_with_retry("presto", args, timeout_s=timeout_s)
-            Folder(str(place)).write(note, to_json(made))
-        return made
+                columns = ("clip_id", "split", "start_s", "end_s", "sub_captions")
+                args = ({c: clip[c] for c in columns}, mp4, extracted, str(folder / "presto"))
+                receipt["presto"] = self._child.call_with_retry("presto", args, timeout_s=timeout_s)
+            Folder(str(folder)).write(name, to_json(receipt))
+        return receipt
 
 
 @dataclass
-class Pack(Stage):
-    """One shard of cuts."""
+class PackShard(Stage):
+    """Packs the extracted clips of one shard."""
 
     out_url: str
     presto: bool
 
-    reads = ("plan", "clips", "cuts")  # cuts: per clip what CutClip made, or why there is none
+    # extracted: clip_id -> the receipt of ExtractClip, or the error as text
+    reads = ("plan", "clips", "extracted")
     writes = ("receipt",)
     needs = Needs(cpus=1)
 
     def process(self, rows: list[Row]) -> list[Row]:
-        return [
-            row | {"receipt": asdict(self._packed(ShardPlan(**row["plan"]), row))} for row in rows
-        ]
+        return [row | {"receipt": asdict(self._pack(row))} for row in rows]
 
-    def _packed(self, plan: ShardPlan, row: Row) -> Receipt:
-        out, cuts = Folder(self.out_url), row["cuts"]
+    def _pack(self, row: Row) -> Receipt:
+        plan, receipts = ShardPlan(**row["plan"]), row["extracted"]
+        out = Folder(self.out_url)
 
-        def make(clip: Row, mp4: Path) -> Cut:
-            made = cuts[clip["clip_id"]]
-            if isinstance(made, str):
-                raise BadVideo(made)
+        def copy_extracted(clip: Row, mp4: Path) -> ExtractedClip:
+            receipt = receipts[clip["clip_id"]]
+            if isinstance(receipt, str):
+                raise BadVideo(receipt)
             if out.is_local:
-                os.link(out.path(_cut_name(clip["clip_id"])), mp4)
+                os.link(out.path(_mp4_name(clip["clip_id"])), mp4)
             else:
-                mp4.write_bytes(out.read(_cut_name(clip["clip_id"])))
-            return Cut(**made["cut"])
+                mp4.write_bytes(out.read(_mp4_name(clip["clip_id"])))
+            return ExtractedClip(**receipt["clip"])
 
-        def also(clip: Row, mp4: Path, cut: Cut) -> Row:
-            return cuts[clip["clip_id"]]["presto"]
+        def presto_row(clip: Row, mp4: Path, extracted: ExtractedClip) -> Row:
+            return receipts[clip["clip_id"]]["presto"]
 
-        with _workplace(out, last=f"{RECEIPTS}/{plan.name}.json") as place:
-            receipt = pack_shard(
+        with _working_folder(out, last=f"{RECEIPTS}/{plan.name}.json") as folder:
+            shard_receipt = pack_shard(
                 plan,
                 row["clips"],
-                place / "shards",
-                place / RECEIPTS,
-                make,
-                also if self.presto else None,
+                folder / "shards",
+                folder / RECEIPTS,
+                copy_extracted,
+                presto_row if self.presto else None,
                 settings_text(self.presto),
             )
         for clip_id in plan.clip_ids:
-            out.delete(f"{CUTS}/{clip_id}.json")
-            out.delete(_cut_name(clip_id))
-        return receipt
+            out.delete(f"{EXTRACTED}/{clip_id}.json")
+            out.delete(_mp4_name(clip_id))
+        return shard_receipt
 
 
 def settings_text(presto: bool) -> str:
-    """What a cut and a shard depend on beside the clips."""
+    """The settings that extracted clips and shards depend on."""
     return f"presto={presto}"
 
 
-def standing(
+def up_to_date_receipt(
     out: Folder, plan: ShardPlan, clips: dict[str, Row], presto: bool, retry_failed: bool
 ) -> Receipt | None:
-    """The receipt of a shard that is packed from these very clips.
+    """The receipt of the shard, or None where it must be packed.
 
-    retry_failed: one that lacks a clip doesn't stand.
+    retry_failed: a shard in which a clip failed must be packed again.
     """
     name = f"{RECEIPTS}/{plan.name}.json"
     if not out.exists(name):
         return None
     receipt = parse_receipt(out.read(name), out.path(name))
-    if receipt.signature != sign(plan, clips, settings_text(presto)):
+    if receipt.signature != shard_signature(plan, clips, settings_text(presto)):
         return None
     if retry_failed and receipt.failed:
         return None
     return receipt if out.size(f"shards/{plan.name}") == receipt.bytes else None
 
 
-def _cut_name(clip_id: str) -> str:
-    return f"{CUTS}/{clip_id}.mp4"
+def _mp4_name(clip_id: str) -> str:
+    return f"{EXTRACTED}/{clip_id}.mp4"
 
 
 def _check_unchanged(clip: Row) -> None:
-    """Raises BadVideo where the video isn't the one that was scored: its captions tell of that."""
+    """Raises BadVideo where the video is no longer the one that was scored and captioned."""
     now = look_at(clip["video"])
     if (now.bytes, now.version) == (clip["bytes"], clip["version"]):
         return
@@ -169,31 +169,30 @@ def _check_unchanged(clip: Row) -> None:
 
 
 def _timeout_s(clip: Row) -> float:
-    """A slow encode of every pixel, ten times over, and a minute."""
+    """Ten times what a slow encode of the clip takes, and a minute."""
     return 60.0 + clip["num_frames"] * clip["width"] * clip["height"] / 1e6
 
 
-def _run(what: str, args: tuple[Any, ...]) -> dict[str, Any]:
-    """In the child."""
-    if what == "cut":
+def _run_in_child(task: str, args: tuple[Any, ...]) -> dict[str, Any]:
+    if task == "extract":
         source, start_s, end_s, mp4, num_frames = args
-        return asdict(cut(source, start_s, end_s, Path(mp4), num_frames))
-    clip, mp4, made, folder = args
-    return make_presto(clip, Path(mp4), Cut(**made), Path(folder))
+        return asdict(extract_clip(source, start_s, end_s, Path(mp4), num_frames))
+    clip, mp4, extracted, folder = args
+    return write_presto_clip(clip, Path(mp4), ExtractedClip(**extracted), Path(folder))
 
 
 @contextmanager
-def _workplace(out: Folder, last: str) -> Iterator[Path]:
-    """Where files are made: the output itself, or scratch that is then copied there.
+def _working_folder(out: Folder, last: str) -> Iterator[Path]:
+    """A local folder to write to: the output itself, or scratch space that is copied to it.
 
-    last: the name of the file that is copied last; with it, the others are whole.
+    last: the file that is copied last; where it exists, so do the others.
     """
     if out.is_local:
         yield Path(out.url)
         return
     with tempfile.TemporaryDirectory(prefix=TEMPORARY) as scratch:
-        place = Path(scratch)
-        yield place
-        names = [str(f.relative_to(place)) for f in place.rglob("*") if f.is_file()]
+        folder = Path(scratch)
+        yield folder
+        names = [str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()]
         for name in sorted(names, key=lambda name: (name == last, name)):
-            out.put(name, place / name)
+            out.put(name, folder / name)

@@ -1,14 +1,15 @@
-"""Cuts a span out of a video, into an mp4 that shows exactly the span's frames.
+"""Extracts a span of a video into an mp4 that shows exactly the span's frames.
 
-Stream copy where that is exact: the pictures stay as they were, and it costs next to nothing. Else
-a re-encode with fixed settings. Sound is dropped, and so is the source's metadata (titles, places).
+Stream copy where that is exact: it leaves the pictures unchanged and takes next to no time. Else a
+re-encode with fixed settings. The mp4 has no sound and none of the source's metadata (titles,
+places).
 
 A copy is exact where
-- the span's first frame is a key frame from which a decoder starts clean. The leading pictures of
-  an open GOP, which follow it in the file and are shown before it, are left out;
+- the span's first frame is a random access point. The leading pictures of an open GOP, which are
+  stored after it and shown before it, are dropped;
 - frames past the span's end that others refer to stay in the file, but its edit list ends before
   them.
-A copy never starts earlier with its first frames hidden: a reader that knows no edit lists would
+A copy never starts earlier with its first frames hidden: a reader that ignores edit lists would
 show them, and they may belong to another take.
 """
 
@@ -27,23 +28,30 @@ import av
 from curation.records import in_span
 from curation.stage import BadVideo
 from curation.video.container import DEFAULT_LIMITS, set_up_decoder
-from stages.export.mp4 import Look, starts_clean, whole_file, write_copy, write_encoded
-from stages.export.seekable_video import Source
+from stages.export.mp4 import (
+    EncodeFormat,
+    is_random_access_point,
+    whole_file,
+    write_copy,
+    write_encoded,
+)
+from stages.export.seekable_video import SeekableVideo
 
-# What an mp4 may hold and browsers and FFmpeg read there without more ado.
+# Codecs that may be stored in an mp4 and that browsers and FFmpeg play from it.
 COPIED_CODECS = ("h264", "hevc", "vp9", "av1")
-# A bare or joined stream is always encoded: see stages/export/seekable_video.py.
-PAST_THE_END = 32  # packets in a row past the span's end: none of the span follows, since no codec
-# here shows a frame more than 16 places from where it is stored
-COARSEST_TICKS, FINEST_TICKS = 1000, 100_000  # per second, as a re-encode keeps them (Matroska: ns)
+# After so many consecutive packets past the span's end none of the span follows: no codec here
+# shows a frame more than 16 places from where it is stored.
+MAX_PACKETS_PAST_END = 32
+# Ticks per second that a re-encode takes over from the source (Matroska may have nanoseconds).
+MIN_TICKS_PER_S, MAX_TICKS_PER_S = 1000, 100_000
 
 
 @dataclass(frozen=True)
-class Cut:
+class ExtractedClip:
     method: str  # copy | encode
     codec: str
     num_frames: int  # shown
-    hidden_frames: int  # stored behind the last shown one, for others to refer to
+    hidden_frames: int  # stored after the last shown one, for others to refer to
     width: int  # px, as shown (after rotation)
     height: int
     fps: float  # shown frames over the clip's seconds
@@ -51,79 +59,80 @@ class Cut:
     start_error_s: float  # from the span's start to the clip's first frame
 
 
-def cut(
+def extract_clip(
     source: str, start_s: float, end_s: float, target: Path, num_frames: int | None = None
-) -> Cut:
+) -> ExtractedClip:
     """Writes the frames with start_s <= t < end_s to `target`; seconds from the source's first one.
 
-    `num_frames`: how many frames scoring saw in the span. A copy must show just as many, and a
-    source that gives others is refused.
+    num_frames: how many frames scoring found in the span. A copy has exactly as many. Raises
+    BadVideo where an encode differs by more than one, or where the source can't be read; raises
+    OutputError where `target` can't be written.
     """
     with whole_file(target) as out:
         try:
-            with closing(Source(source)) as video:
-                made = _copy(video, start_s, end_s, num_frames, out)
-            if made is None:
-                with closing(Source(source)) as video:
-                    made = _encode(video, start_s, end_s, out)
-        except av.error.PyAVCallbackError:  # of our own file
+            with closing(SeekableVideo(source)) as video:
+                clip = _copy(video, start_s, end_s, num_frames, out)
+            if clip is None:
+                with closing(SeekableVideo(source)) as video:
+                    clip = _encode(video, start_s, end_s, out)
+        except av.error.PyAVCallbackError:  # from writing `target`
             raise
         except av.FFmpegError as error:
             raise BadVideo(f"cutting {start_s:.3f} to {end_s:.3f} s: {error}") from error
-        if num_frames is not None and abs(made.num_frames - num_frames) > 1:
+        if num_frames is not None and abs(clip.num_frames - num_frames) > 1:
             raise BadVideo(
-                f"{made.num_frames} frames from {start_s:.3f} to {end_s:.3f} s, "
+                f"{clip.num_frames} frames from {start_s:.3f} to {end_s:.3f} s, "
                 f"but scoring saw {num_frames}"
             )
-    return made
+    return clip
 
 
 def _copy(
-    video: Source, start_s: float, end_s: float, num_frames: int | None, out: BinaryIO
-) -> Cut | None:
+    video: SeekableVideo, start_s: float, end_s: float, num_frames: int | None, out: BinaryIO
+) -> ExtractedClip | None:
     """None where a copy can't show exactly the span."""
     codec, head = video.head.codec, video.head
     if not video.indexed or codec not in COPIED_CODECS or video.stream.time_base is None:
-        return None
+        return None  # a bare or concatenated stream has no index
     if codec == "av1" and (head.rotation or head.sample_aspect != 1):
         return None  # write_copy can't keep these
-    found = _packets_of_span(video, start_s, end_s)
-    if found is None:
+    span = _packets_of_span(video, start_s, end_s)
+    if span is None:
         return None
-    if num_frames is not None and found.shown != num_frames:
+    if num_frames is not None and span.shown != num_frames:
         return None
-    write_copy(video.stream, found.packets, found.pts, video.stream.time_base, found.end, out)
-    if not _reads_back(out, found.shown, head.rotation):
+    write_copy(video.stream, span.packets, span.pts, video.stream.time_base, span.end, out)
+    if not _reads_back(out, span.shown, head.rotation):
         out.seek(0)
         out.truncate()
         return None
-    return Cut(
+    return ExtractedClip(
         method="copy",
         codec=codec,
-        num_frames=found.shown,
-        hidden_frames=len(found.packets) - found.shown,
+        num_frames=span.shown,
+        hidden_frames=len(span.packets) - span.shown,
         width=head.width,
         height=head.height,
-        fps=found.shown / (found.end * video.tick_s),
+        fps=span.shown / (span.end * video.tick_s),
         bytes=os.fstat(out.fileno()).st_size,
-        start_error_s=found.start_s - start_s,
+        start_error_s=span.start_s - start_s,
     )
 
 
 @dataclass(frozen=True)
 class SpanPackets:
-    packets: list[av.Packet]  # in order of decoding
+    packets: list[av.Packet]  # in decoding order
     pts: list[int]  # of each, in ticks from the first shown frame
     shown: int  # how many of them are frames of the span
     end: int  # of the last shown frame, in ticks from the first
     start_s: float  # when the first is shown in the source
 
 
-def _packets_of_span(video: Source, start_s: float, end_s: float) -> SpanPackets | None:
-    """What a copy of the span holds, or None where no packets show exactly its frames."""
+def _packets_of_span(video: SeekableVideo, start_s: float, end_s: float) -> SpanPackets | None:
+    """What a copy of the span consists of, or None where no packets show exactly its frames."""
     packets: list[av.Packet] = []
     stamps: list[int] = []
-    past = 0
+    past_end = 0
     for packet in video.packets(start_s):
         if not packet.size:
             continue
@@ -131,38 +140,40 @@ def _packets_of_span(video: Source, start_s: float, end_s: float) -> SpanPackets
             return None
         packets.append(packet)
         stamps.append(packet.pts)
-        past = past + 1 if video.time_s(packet.pts) >= end_s else 0
-        if past == PAST_THE_END:
+        past_end = past_end + 1 if video.time_s(packet.pts) >= end_s else 0
+        if past_end == MAX_PACKETS_PAST_END:
             break
-    places = [i for i, pts in enumerate(stamps) if in_span(video.time_s(pts), start_s, end_s)]
-    if not places:
+    inside = [i for i, pts in enumerate(stamps) if in_span(video.time_s(pts), start_s, end_s)]
+    if not inside:
         return None
-    shown = sorted(stamps[i] for i in places)
+    shown = sorted(stamps[i] for i in inside)
     first = stamps.index(shown[0])
-    kept = [i for i in range(first, places[-1] + 1) if stamps[i] >= shown[0]]
-    if places[0] < first or len({stamps[i] for i in kept}) < len(kept):
+    copied = [i for i in range(first, inside[-1] + 1) if stamps[i] >= shown[0]]
+    if inside[0] < first or len({stamps[i] for i in copied}) < len(copied):
         return None
-    if any(_is_odd(packets[i]) for i in kept) or not starts_clean(packets[first], video.stream):
+    if any(_is_irregular(packets[i]) for i in copied):
         return None
-    lasts = max(packets[places[-1]].duration or 0, 1)
-    following = min((pts for pts in stamps if pts > shown[-1]), default=shown[-1] + lasts)
-    border = round(end_s / video.tick_s) + (video.start_stamp or 0)
+    if not is_random_access_point(packets[first], video.stream):
+        return None
+    duration = max(packets[inside[-1]].duration or 0, 1)
+    next_frame = min((pts for pts in stamps if pts > shown[-1]), default=shown[-1] + duration)
+    span_end = round(end_s / video.tick_s) + (video.start_stamp or 0)
     return SpanPackets(
-        packets=[packets[i] for i in kept],
-        pts=[stamps[i] - shown[0] for i in kept],
+        packets=[packets[i] for i in copied],
+        pts=[stamps[i] - shown[0] for i in copied],
         shown=len(shown),
-        end=max(shown[-1] + 1, min(following, border)) - shown[0],
+        end=max(shown[-1] + 1, min(next_frame, span_end)) - shown[0],
         start_s=video.time_s(shown[0]),
     )
 
 
-def _is_odd(packet: av.Packet) -> bool:
-    """Cut off by the source's own edit list, damaged, or with other settings for the decoder."""
+def _is_irregular(packet: av.Packet) -> bool:
+    """Hidden by the source's own edit list, damaged, or with new decoder settings."""
     return packet.is_discard or packet.is_corrupt or packet.has_sidedata("new_extradata")
 
 
 def _reads_back(out: BinaryIO, num_frames: int, rotation: int) -> bool:
-    """Whether the written copy opens, shows that many frames, and its first one is whole."""
+    """Whether the written copy opens, shows that many frames, and its first one is intact."""
     out.seek(0)
     with av.open(out, "r", format="mp4") as mp4:
         stream = mp4.streams.video[0]
@@ -175,32 +186,35 @@ def _reads_back(out: BinaryIO, num_frames: int, rotation: int) -> bool:
     return first.pts == 0 and -90 * round(first.rotation / 90) % 360 == rotation
 
 
-def _encode(video: Source, start_s: float, end_s: float, out: BinaryIO) -> Cut:
+def _encode(video: SeekableVideo, start_s: float, end_s: float, out: BinaryIO) -> ExtractedClip:
     times_s: list[float] = []
-    base = video.stream.time_base or Fraction(1)
-    if not COARSEST_TICKS <= 1 / base <= FINEST_TICKS:
-        base = Fraction(1, 90_000)
+    last_end_s = 0.0
+    time_base = video.stream.time_base or Fraction(1)
+    if not MIN_TICKS_PER_S <= 1 / time_base <= MAX_TICKS_PER_S:
+        time_base = Fraction(1, 90_000)
 
-    def pictures() -> Iterator[tuple[av.VideoFrame, int, int]]:
-        for t_s, duration_s, frame in video.span(start_s, end_s):
+    def timed_frames() -> Iterator[tuple[av.VideoFrame, int, int]]:
+        nonlocal last_end_s
+        for t_s, duration_s, frame in video.frames_of_span(start_s, end_s):
             times_s.append(t_s)
-            pts = round((t_s - times_s[0]) / base)
-            yield frame, pts, max(1, round((t_s + duration_s - times_s[0]) / base) - pts)
-            ends_s[0] = t_s + duration_s
+            pts = round((t_s - times_s[0]) / time_base)
+            end = round((t_s + duration_s - times_s[0]) / time_base)
+            yield frame, pts, max(1, end - pts)
+            last_end_s = t_s + duration_s
         if not times_s:
             raise BadVideo(f"no frame from {start_s:.3f} to {end_s:.3f} s")
 
-    ends_s = [0.0]
-    look = Look.of(video.head)
-    write_encoded(pictures(), base, look, out)
-    return Cut(
+    encode_format = EncodeFormat.from_head(video.head)
+    write_encoded(timed_frames(), time_base, encode_format, out)
+    width, height = encode_format.shown_size
+    return ExtractedClip(
         method="encode",
         codec="h264",
         num_frames=len(times_s),
         hidden_frames=0,
-        width=look.size[0],
-        height=look.size[1],
-        fps=len(times_s) / (ends_s[0] - times_s[0]),
+        width=width,
+        height=height,
+        fps=len(times_s) / (last_end_s - times_s[0]),
         bytes=os.fstat(out.fileno()).st_size,
         start_error_s=times_s[0] - start_s,
     )

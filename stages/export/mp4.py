@@ -1,4 +1,4 @@
-"""Writes mp4 files of one video track: packets as they are, or frames encoded with fixed settings.
+"""Writes mp4 files of one video track: copied packets, or frames encoded with fixed settings.
 
 Both give the same bytes for the same input: no date, no library version, one thread.
 """
@@ -26,12 +26,12 @@ from av.video.reformatter import Interpolation
 from curation.stage import OutputError
 from curation.video.container import VideoHead
 
-# Measured on real 720p takes: `veryfast` costs a third of `medium`, at the same size and 1 dB less
-# PSNR (47 dB at crf 18, far beyond what an eye or a VAE can tell).
-# asm: x264's AVX-512 code gives other bytes from run to run; AVX2's are always the same, and SSE's.
-X264 = {"preset": "veryfast", "crf": "18", "threads": "1", "x264-params": "asm=avx2"}
-LIMITED, FULL = 1, 2  # colour ranges, as ffmpeg counts them
-BT709 = SWS_BT709 = 1  # a colour matrix, in the file's count and in swscale's
+# Measured on real 720p takes: `veryfast` takes a third of the time of `medium`, at the same size
+# and 1 dB less PSNR (47 dB at crf 18: neither an eye nor a VAE notices the difference).
+# asm: x264's AVX-512 code gives different bytes from run to run; its AVX2 and SSE code does not.
+X264_OPTIONS = {"preset": "veryfast", "crf": "18", "threads": "1", "x264-params": "asm=avx2"}
+LIMITED_RANGE, FULL_RANGE = 1, 2  # FFmpeg's AVColorRange
+BT709 = SWS_BT709 = 1  # a colour matrix, by FFmpeg's AVColorSpace and by swscale's constants
 SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
 
@@ -65,59 +65,56 @@ def write_copy(
     end: int,
     out: BinaryIO,
 ) -> None:
-    """Writes packets, in order of decoding, to be shown at `pts`: ticks from 0, each once.
+    """Writes packets, in decoding order, that are shown at `pts`: distinct ticks from 0.
 
-    Those with pts >= end are there for others to refer to and are not shown.
+    Packets with pts >= end are stored as reference frames only and are not shown.
     """
     options = {"fflags": "+bitexact", "movie_timescale": str(time_base.denominator)}
     with av.open(out, "w", format="mp4", options=options) as mp4:
-        track = _track_like(mp4, stream)
+        track = _add_copied_track(mp4, stream)
         track.time_base = time_base
-        # Times of decoding are made anew, since some containers have none: the n-th smallest pts,
-        # moved ahead far enough that no frame is shown before it is decoded.
+        # Some containers have no decoding times, so they are computed: the n-th packet gets the
+        # n-th smallest pts, less an offset, so that no frame is shown before it is decoded.
         order = sorted(pts)
-        lasts = {a: b - a for a, b in pairwise([*order, max(end, order[-1] + 1)])}
-        ahead = max(rank - shown for rank, shown in zip(order, pts, strict=True))
-        for packet, shown, rank in zip(packets, pts, order, strict=True):
+        durations = {a: b - a for a, b in pairwise([*order, max(end, order[-1] + 1)])}
+        offset = max(nth - shown for nth, shown in zip(order, pts, strict=True))
+        for packet, shown, nth in zip(packets, pts, order, strict=True):
             packet.stream = track
             packet.time_base = time_base
-            packet.pts, packet.dts = shown, rank - ahead
-            packet.duration = lasts[shown]
+            packet.pts, packet.dts = shown, nth - offset
+            packet.duration = durations[shown]
             mp4.mux(packet)
-    _show_until(out, end * time_base.numerator)
+    _end_presentation(out, end * time_base.numerator)
 
 
-def _track_like(mp4: av.container.OutputContainer, stream: av.VideoStream) -> av.VideoStream:
-    """With the decoder's configuration, the rotation and the pixels' aspect of the source."""
+def _add_copied_track(mp4: av.container.OutputContainer, stream: av.VideoStream) -> av.VideoStream:
+    """Adds a track with the source's decoder configuration, rotation and pixel aspect."""
     codec = stream.codec_context
-    if (
-        codec.codec.canonical_name == "av1"
-    ):  # PyAV finds no template, for its decoder doesn't encode
+    if codec.codec.canonical_name == "av1":
+        # PyAV has no template for AV1: the decoder that it uses is no encoder.
         track: Any = mp4.add_mux_stream("av1", width=codec.width, height=codec.height)
         return track
     track = mp4.add_stream_from_template(stream)
     if codec.name == "hevc":
-        track.codec_context.codec_tag = "hvc1"  # the only one that Apple's players open
+        track.codec_context.codec_tag = "hvc1"  # the only tag that Apple's players open
     return track
 
 
 @dataclass(frozen=True)
-class Look:
-    """How decoded frames become the pictures to encode."""
+class EncodeFormat:
+    """The size, orientation and frame rate that decoded frames are encoded with."""
 
-    stored_width: (
-        int  # px, that every frame is brought to: a stream's size may change in the middle
-    )
+    stored_width: int  # px before rotation; frames are scaled to it: a stream's size may change
     stored_height: int
-    rotation: int  # degrees clockwise that the stored picture is turned by for showing
-    aspect: Fraction  # width over height of a pixel as shown
-    rate: Fraction  # frames per second, nominal
+    rotation: int  # degrees clockwise from the stored to the shown picture
+    pixel_aspect: Fraction  # width over height of a pixel as shown
+    fps: Fraction  # nominal
 
     @classmethod
-    def of(
-        cls, head: VideoHead, rate: Fraction | None = None, cover: tuple[int, int] | None = None
-    ) -> Look:
-        """A video's own look; scaled down, never up, to the smallest size that covers `cover`."""
+    def from_head(
+        cls, head: VideoHead, fps: Fraction | None = None, cover: tuple[int, int] | None = None
+    ) -> EncodeFormat:
+        """The video's own format; a larger size is reduced to the smallest that covers `cover`."""
         width, height = head.width, head.height
         scale = max(cover[0] / width, cover[1] / height) if cover else 1.0
         if scale < 1:
@@ -129,61 +126,59 @@ class Look:
             height,
             head.rotation,
             Fraction(head.sample_aspect).limit_denominator(1000),
-            rate or Fraction(head.fps).limit_denominator(1001),
+            fps or Fraction(head.fps).limit_denominator(1001),
         )
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Width and height as shown, px; 4:2:0 has no odd ones, so the last row or column goes."""
+    def shown_size(self) -> tuple[int, int]:
+        """Width and height in px; of an odd size, which 4:2:0 can't have, the last is cropped."""
         width, height = self.stored_width // 2 * 2, self.stored_height // 2 * 2
         return (height, width) if self.rotation in (90, 270) else (width, height)
 
-    def picture(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """Upright, 8-bit 4:2:0, in the frame's own range and matrix (of RGB: BT.709, limited)."""
+    def convert(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """The frame upright, in 8-bit 4:2:0, with its own colour range and matrix (RGB: limited
+        BT.709)."""
         is_rgb = frame.format.is_rgb
-        full = frame.color_range == FULL or frame.format.name.startswith("yuvj")
-        if is_rgb or frame.format.name != "yuv420p" or self._stored != (frame.width, frame.height):
+        full = frame.color_range == FULL_RANGE or frame.format.name.startswith("yuvj")
+        size = (self.stored_width, self.stored_height)
+        if is_rgb or frame.format.name != "yuv420p" or size != (frame.width, frame.height):
             frame = frame.reformat(
-                *self._stored,
+                *size,
                 "yuv420p",
                 dst_colorspace=SWS_BT709 if is_rgb else None,
-                src_color_range=FULL if full or is_rgb else LIMITED,
-                dst_color_range=FULL if full and not is_rgb else LIMITED,
+                src_color_range=FULL_RANGE if full or is_rgb else LIMITED_RANGE,
+                dst_color_range=FULL_RANGE if full and not is_rgb else LIMITED_RANGE,
                 interpolation=SCALING,
                 threads=1,
             )
-        if self.rotation == 0 and self.size == (frame.width, frame.height):
+        if self.rotation == 0 and self.shown_size == (frame.width, frame.height):
             return frame
         turns = -self.rotation // 90  # numpy counts counter-clockwise
         width, height = self.stored_width // 2, self.stored_height // 2
-        luma, *chroma = (_pixels(plane) for plane in frame.planes)
+        luma, *chroma = (_plane_pixels(plane) for plane in frame.planes)
         planes = [luma[: height * 2, : width * 2], *(c[:height, :width] for c in chroma)]
         flat = np.concatenate([np.rot90(plane, turns).ravel() for plane in planes])
-        return av.VideoFrame.from_ndarray(flat.reshape(-1, self.size[0]), "yuv420p")
-
-    @property
-    def _stored(self) -> tuple[int, int]:
-        return self.stored_width, self.stored_height
+        return av.VideoFrame.from_ndarray(flat.reshape(-1, self.shown_size[0]), "yuv420p")
 
 
 def write_encoded(
     frames: Iterable[tuple[av.VideoFrame, int, int]],
     time_base: Fraction,
-    look: Look,
+    encode_format: EncodeFormat,
     out: BinaryIO,
 ) -> None:
-    """Encodes frames, each with its pts (growing, from 0) and duration in ticks, as H.264."""
+    """Encodes as H.264. frames: each with its pts (ascending from 0) and its duration, in ticks."""
     with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as mp4:
-        track = mp4.add_stream("libx264", rate=look.rate, options=X264)
+        track = mp4.add_stream("libx264", rate=encode_format.fps, options=X264_OPTIONS)
         encoder = track.codec_context
-        encoder.width, encoder.height = look.size
+        encoder.width, encoder.height = encode_format.shown_size
         encoder.pix_fmt, encoder.time_base, encoder.thread_count = "yuv420p", time_base, 1
         encoder.flags |= Flags.bitexact
-        encoder.sample_aspect_ratio = look.aspect
+        encoder.sample_aspect_ratio = encode_format.pixel_aspect
         for frame, pts, duration in frames:
             if not encoder.is_open:
                 _tag_colours(encoder, frame)
-            picture = look.picture(frame)
+            picture = encode_format.convert(frame)
             picture.pts, picture.time_base, picture.duration = pts, time_base, duration
             picture.pict_type = PictureType.NONE  # the encoder's choice, not the source's
             mp4.mux(track.encode(picture))
@@ -191,83 +186,84 @@ def write_encoded(
 
 
 def _tag_colours(encoder: av.VideoCodecContext, frame: av.VideoFrame) -> None:
-    """What the numbers mean, as the source says it."""
+    """Copies the source's colour range, matrix, primaries and transfer function."""
     if frame.format.is_rgb:
-        encoder.color_range, encoder.colorspace = LIMITED, BT709
+        encoder.color_range, encoder.colorspace = LIMITED_RANGE, BT709
     else:
         full = frame.format.name.startswith("yuvj")
-        encoder.color_range = FULL if full else frame.color_range
+        encoder.color_range = FULL_RANGE if full else frame.color_range
         encoder.colorspace = frame.colorspace
     encoder.color_primaries, encoder.color_trc = frame.color_primaries, frame.color_trc
 
 
-def _pixels(plane: av.video.plane.VideoPlane) -> np.ndarray:
-    """(H, W) uint8, the padding at the end of each line left out."""
+def _plane_pixels(plane: av.video.plane.VideoPlane) -> np.ndarray:
+    """(H, W) uint8, without the padding at the end of each line."""
     lines = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
     return lines[: plane.height, : plane.width]
 
 
-def starts_clean(packet: av.Packet, stream: av.VideoStream) -> bool:
-    """Whether a decoder that starts at this packet shows every later frame right.
+def is_random_access_point(packet: av.Packet, stream: av.VideoStream) -> bool:
+    """Whether a decoder that starts at this packet decodes every frame shown after it correctly.
 
-    An H.264 key frame may be a mere recovery point (open GOP, intra refresh): only an IDR picture
-    forgets what was before it. HEVC says so of IDR, CRA and BLA, once the leading pictures are
-    gone. VP9 and AV1 key frames always do.
+    An H.264 keyframe packet may be only a recovery point (open GOP, intra refresh): later frames
+    may refer to earlier ones unless it is an IDR picture. HEVC's IDR, CRA and BLA pictures are
+    random access points once their leading pictures are dropped; so are all of VP9 and AV1.
     """
     codec = stream.codec_context.codec.canonical_name
     if not packet.is_keyframe:
         return False
     if codec in ("h264", "hevc"):
         extradata = stream.codec_context.extradata or b""
-        kinds = [nal[0] for nal in _nals(bytes(packet), extradata, codec) if nal]
+        headers = [nal[0] for nal in _nal_headers(bytes(packet), extradata, codec) if nal]
         if codec == "h264":
-            return any(kind & 0x1F == 5 for kind in kinds)
-        return any(16 <= kind >> 1 & 0x3F <= 21 for kind in kinds)
+            return any(header & 0x1F == 5 for header in headers)
+        return any(16 <= header >> 1 & 0x3F <= 21 for header in headers)
     return True
 
 
-def _nals(data: bytes, extradata: bytes, codec: str) -> Iterator[bytes]:
+def _nal_headers(data: bytes, extradata: bytes, codec: str) -> Iterator[bytes]:
     """The first byte of each NAL unit (ISO 14496-15; Annex B where there is no avcC or hvcC)."""
-    at = 4 if codec == "h264" else 21  # where the record tells the size of a unit's length
-    if len(extradata) <= at or extradata[0] != 1:
+    offset = 4 if codec == "h264" else 21  # of the byte with lengthSizeMinusOne
+    if len(extradata) <= offset or extradata[0] != 1:
         for unit in data.split(b"\0\0\1")[1:]:
             yield unit[:1]
         return
-    length = (extradata[at] & 3) + 1
-    place = 0
-    while place + length < len(data):
-        size = int.from_bytes(data[place : place + length])
-        yield data[place + length : place + length + 1]
-        place += length + size
+    length = (extradata[offset] & 3) + 1
+    start = 0
+    while start + length < len(data):
+        size = int.from_bytes(data[start : start + length])
+        yield data[start + length : start + length + 1]
+        start += length + size
 
 
-# ISO 14496-12: where a box keeps its duration, by version 0 (32 bits) and 1 (64 bits)
-DURATIONS = {b"mvhd": (16, 24), b"tkhd": (20, 28), b"elst": (8, 8)}
+# ISO 14496-12: offset of the duration in a box of version 0 (32 bits) and of version 1 (64 bits)
+DURATION_OFFSETS = {b"mvhd": (16, 24), b"tkhd": (20, 28), b"elst": (8, 8)}
 
 
-def _show_until(file: BinaryIO, ticks: int) -> None:
-    """Ends the edit list, track and movie there, in the movie's ticks: later frames stay hidden."""
-    for kind, at in list(_boxes(file, 0, os.fstat(file.fileno()).st_size)):
-        if kind in DURATIONS:
-            version = _read(file, at, 1)[0]
-            file.seek(at + DURATIONS[kind][version])
+def _end_presentation(file: BinaryIO, ticks: int) -> None:
+    """Sets the duration of the edit list, track and movie, in the movie's ticks, so that players
+    don't show later frames."""
+    for kind, body in list(_boxes(file, 0, os.fstat(file.fileno()).st_size)):
+        if kind in DURATION_OFFSETS:
+            version = _read_at(file, body, 1)[0]
+            file.seek(body + DURATION_OFFSETS[kind][version])
             file.write(struct.pack(">Q" if version else ">I", ticks))
 
 
-def _boxes(file: BinaryIO, at: int, end: int) -> Iterator[tuple[bytes, int]]:
-    """Kind and body of each box that holds a duration, or holds boxes that do."""
-    while at + 8 <= end:
-        size, kind = struct.unpack(">I4s", _read(file, at, 8))
-        body = at + 8
+def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int]]:
+    """Type and offset of the body of each box, also of those inside moov, trak and edts."""
+    while start + 8 <= end:
+        size, kind = struct.unpack(">I4s", _read_at(file, start, 8))
+        body = start + 8
         if size == 1:
-            size, body = struct.unpack(">Q", _read(file, body, 8))[0], at + 16
+            size, body = struct.unpack(">Q", _read_at(file, body, 8))[0], start + 16
         if kind in (b"moov", b"trak", b"edts"):
-            yield from _boxes(file, body, at + size)
+            yield from _boxes(file, body, start + size)
         else:
             yield kind, body
-        at += size
+        start += size
 
 
-def _read(file: BinaryIO, at: int, size: int) -> bytes:
-    file.seek(at)
+def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
+    file.seek(offset)
     return file.read(size)

@@ -1,9 +1,9 @@
-"""The dataset as the trainer that Presto's authors released reads it: mp4 files and one Parquet.
+"""The dataset in the format of the trainer that Presto's authors released: mp4s and a table.
 
-What that trainer does decides every choice here. It takes frames 0 to 449 of an mp4 by their number
-and gives each 90 of them one caption, so a clip must be exactly 450 frames in which caption i
-describes frames 90 i to 90 i + 89. It drops, without a word, small or narrow pictures and rows
-whose captions don't read back as a dict with keys 90 apart.
+That trainer reads frames 0 to 449 of an mp4 by their number and gives each 90 of them one caption,
+so a clip must be exactly 450 frames in which caption i describes frames 90 i to 90 i + 89. It
+silently drops small or narrow pictures and rows whose captions don't read back as a dict with keys
+90 apart.
 """
 
 from __future__ import annotations
@@ -22,124 +22,141 @@ import pyarrow.parquet as pq
 
 from curation.records import SPAN_TOLERANCE_S
 from curation.stage import BadVideo, Row
-from stages.export.extraction import Cut
-from stages.export.mp4 import Look, whole_file, write_copy, write_encoded
-from stages.export.seekable_video import Source
+from stages.export.extraction import ExtractedClip
+from stages.export.mp4 import EncodeFormat, whole_file, write_copy, write_encoded
+from stages.export.seekable_video import SeekableVideo
 
-FRAMES, RATE, CAPTIONS = 450, 30, 5
-KEYS = tuple(str(FRAMES // CAPTIONS * i + FRAMES // CAPTIONS // 2) for i in range(CAPTIONS))
-MIN_WIDTH, MIN_HEIGHT, MAX_ASPECT_RATIO = 1280, 720, 1.5  # to 16:9, either way
-TICKS = 512  # per frame, as mp4 writers commonly count
+NUM_FRAMES, FPS, NUM_CAPTIONS = 450, 30, 5
+FRAMES_PER_CAPTION = NUM_FRAMES // NUM_CAPTIONS
+# The number of the frame in the middle of each caption's frames.
+CAPTION_KEYS = tuple(
+    str(FRAMES_PER_CAPTION * i + FRAMES_PER_CAPTION // 2) for i in range(NUM_CAPTIONS)
+)
+MIN_WIDTH, MIN_HEIGHT = 1280, 720  # px
+MAX_ASPECT_FACTOR = 1.5  # of the aspect ratio to 16:9, or of 16:9 to it
+TICKS_PER_FRAME = 512  # common among mp4 writers
 
-META = pa.schema(
+META_SCHEMA = pa.schema(
     [
         ("path", pa.string()),
-        # One key set in every row: else a reader gets the union of all keys, the others None.
-        ("cap", pa.struct([(key, pa.string()) for key in KEYS])),
+        # The same keys in every row: else a reader gets the union of all keys, with None values.
+        ("cap", pa.struct([(key, pa.string()) for key in CAPTION_KEYS])),
         ("num_frames", pa.int64()),
         ("height", pa.int64()),
         ("width", pa.int64()),
-        # The trainer doesn't look at these.
+        # The trainer ignores these.
         ("clip_id", pa.string()),
         ("speed", pa.float64()),  # seconds of the clip per second of the mp4
     ]
 )
 
 
-def left_out(width: int, height: int, sub_captions: int) -> str | None:
-    """Why the released trainer would not take a clip, or None."""
-    if sub_captions != CAPTIONS:
-        return f"{sub_captions} sub-captions, not {CAPTIONS}"
+def skip_reason(width: int, height: int, sub_captions: int) -> str | None:
+    """Why the released trainer would drop a clip, or None."""
+    if sub_captions != NUM_CAPTIONS:
+        return f"{sub_captions} sub-captions, not {NUM_CAPTIONS}"
     if width < MIN_WIDTH or height < MIN_HEIGHT:
         return f"smaller than {MIN_WIDTH}x{MIN_HEIGHT}"
     shape = (height / width) / (MIN_HEIGHT / MIN_WIDTH)
-    if not 1 / MAX_ASPECT_RATIO <= shape <= MAX_ASPECT_RATIO:
-        return f"shape more than {MAX_ASPECT_RATIO} x off 16:9"
+    if not 1 / MAX_ASPECT_FACTOR <= shape <= MAX_ASPECT_FACTOR:
+        return f"shape more than {MAX_ASPECT_FACTOR} x off 16:9"
     return None
 
 
-def frame_choice(times_s: Sequence[float], duration_s: float) -> np.ndarray:
-    """Which of a clip's frames each of the 450 shows: (450,) int, growing.
+def frame_indices(times_s: Sequence[float], duration_s: float) -> np.ndarray:
+    """(450,) int, ascending: which of a clip's frames is shown in the middle of each new frame.
 
-    The one on the screen in the middle of the new frame's time. A frame's own time would do as well
-    at 30 fps, but there a stamp that is off by a rounding error takes the neighbour; the middle is
-    as far from both as can be.  times_s: when each frame of the clip is shown, from 0, growing.
+    The middle, not the start: at 30 fps a time stamp with a rounding error at the start of a frame
+    would select its neighbour.  times_s: when each frame of the clip is shown, ascending from 0.
     """
-    middles = (np.arange(FRAMES) + 0.5) * duration_s / FRAMES + SPAN_TOLERANCE_S
+    middles = (np.arange(NUM_FRAMES) + 0.5) * duration_s / NUM_FRAMES + SPAN_TOLERANCE_S
     return np.maximum(np.searchsorted(times_s, middles, side="right") - 1, 0)
 
 
-def make_presto(clip: Row, mp4: Path, cut: Cut, folder: Path) -> Row:
-    """Writes the clip as 450 frames at 30 fps to folder/videos; its row of META, and its split.
+def write_presto_clip(clip: Row, mp4: Path, extracted: ExtractedClip, folder: Path) -> Row:
+    """Writes the clip as 450 frames at 30 fps to folder/videos. Returns its row of META_SCHEMA and
+    its split.
 
-    A clip that the trainer would drop gives a row with `left_out`, the reason, and no file.
-    mp4: the clip as it was cut.
+    For a clip that the trainer would drop, writes no file and returns a row with the reason in
+    `skipped`.  mp4: the extracted clip.
     """
     texts = [part["text"] for part in clip["sub_captions"]]
-    reason = left_out(cut.width, cut.height, len(texts))
+    reason = skip_reason(extracted.width, extracted.height, len(texts))
     if reason is not None:
-        return {"clip_id": clip["clip_id"], "split": clip["split"], "left_out": reason}
+        return {"clip_id": clip["clip_id"], "split": clip["split"], "skipped": reason}
     duration_s = clip["end_s"] - clip["start_s"]
     path = f"videos/{clip['clip_id']}.mp4"
-    with closing(Source(str(mp4))) as video, whole_file(folder / path) as out:
-        look = Look.of(video.head, Fraction(RATE), cover=(MIN_WIDTH, MIN_HEIGHT))
+    with closing(SeekableVideo(str(mp4))) as video, whole_file(folder / path) as out:
         try:
             packets = [packet for packet in video.packets(0.0) if packet.size]
             stamps = [packet.pts or 0 for packet in packets]
             shown = sorted(p.pts or 0 for p in packets if not p.is_discard)
-            choice = frame_choice([video.time_s(pts) for pts in shown], duration_s)
-            if _is_there_already(video, cut, choice, len(packets)):
-                look = Look.of(video.head)
-                places = [shown.index(pts) * TICKS for pts in stamps]
-                time_base, end = Fraction(1, RATE * TICKS), FRAMES * TICKS
-                write_copy(video.stream, packets, places, time_base, end, out)
+            indices = frame_indices([video.time_s(pts) for pts in shown], duration_s)
+            if _has_exactly_these_frames(video, extracted, indices, len(packets)):
+                encode_format = EncodeFormat.from_head(video.head)
+                new_pts = [shown.index(pts) * TICKS_PER_FRAME for pts in stamps]
+                time_base = Fraction(1, FPS * TICKS_PER_FRAME)
+                end = NUM_FRAMES * TICKS_PER_FRAME
+                write_copy(video.stream, packets, new_pts, time_base, end, out)
             else:
-                write_encoded(_chosen(video, choice), Fraction(1, RATE), look, out)
-        except av.error.PyAVCallbackError:  # of our own file
+                encode_format = EncodeFormat.from_head(
+                    video.head, Fraction(FPS), cover=(MIN_WIDTH, MIN_HEIGHT)
+                )
+                frames = _frames_at(video, indices)
+                write_encoded(frames, Fraction(1, FPS), encode_format, out)
+        except av.error.PyAVCallbackError:  # from writing the mp4
             raise
         except av.FFmpegError as error:
             raise BadVideo(f"making 450 frames of it: {error}") from error
+    width, height = encode_format.shown_size
     return {
         "path": path,
-        "cap": dict(zip(KEYS, texts, strict=True)),
-        "num_frames": FRAMES,
-        "height": look.size[1],
-        "width": look.size[0],
+        "cap": dict(zip(CAPTION_KEYS, texts, strict=True)),
+        "num_frames": NUM_FRAMES,
+        "height": height,
+        "width": width,
         "clip_id": clip["clip_id"],
-        "speed": duration_s / (FRAMES / RATE),
+        "speed": duration_s / (NUM_FRAMES / FPS),
         "split": clip["split"],
     }
 
 
-def _is_there_already(video: Source, cut: Cut, choice: np.ndarray, packets: int) -> bool:
-    """Whether the cut's own frames are the 450, so that only their times change.
+def _has_exactly_these_frames(
+    video: SeekableVideo, extracted: ExtractedClip, indices: np.ndarray, packets: int
+) -> bool:
+    """Whether the clip's own frames are the 450, so that only their times change.
 
-    Not with frames stored but hidden, nor with a turn in the header: that trainer reads with
-    decord, which counts the packets.
+    Not with stored but hidden frames, nor with a rotation in the header: that trainer reads with
+    decord, which counts packets.
     """
-    plain = cut.codec == "h264" and video.head.pix_fmt == "yuv420p" and video.head.rotation == 0
-    return plain and packets == FRAMES and np.array_equal(choice, np.arange(FRAMES))
+    head = video.head
+    plain = extracted.codec == "h264" and head.pix_fmt == "yuv420p" and head.rotation == 0
+    return plain and packets == NUM_FRAMES and np.array_equal(indices, np.arange(NUM_FRAMES))
 
 
-def _chosen(video: Source, choice: np.ndarray) -> Iterator[tuple[av.VideoFrame, int, int]]:
-    """Each of the 450 with its place; a frame chosen more than once is given as often."""
-    place = 0
+def _frames_at(
+    video: SeekableVideo, indices: np.ndarray
+) -> Iterator[tuple[av.VideoFrame, int, int]]:
+    """The frame of each index, its position and duration; an index may occur several times."""
+    position = 0
     for number, (_, frame) in enumerate(video.frames(0.0)):
-        while place < FRAMES and choice[place] == number:
-            yield frame, place, 1
-            place += 1
-    if place < FRAMES:
-        raise BadVideo(f"the clip shows fewer frames than it holds: {place} of {FRAMES} found")
+        while position < NUM_FRAMES and indices[position] == number:
+            yield frame, position, 1
+            position += 1
+    if position < NUM_FRAMES:
+        raise BadVideo(
+            f"the clip shows fewer frames than it holds: {position} of {NUM_FRAMES} found"
+        )
 
 
-def write_meta(rows: Iterable[Row], folder: Path) -> dict[str, int]:
-    """Writes meta.parquet (train) and meta_validation.parquet; counts who was left out, by reason.
+def write_meta_tables(rows: Iterable[Row], folder: Path) -> dict[str, int]:
+    """Writes meta.parquet (train) and meta_validation.parquet, in order of clip_id.
 
-    rows: what make_presto gave. In order of clip_id, so that the same rows give the same file.
+    rows: of write_presto_clip. Returns the number of skipped clips by reason.
     """
     ordered = sorted(rows, key=lambda row: row["clip_id"])
     for split, name in (("train", "meta.parquet"), ("validation", "meta_validation.parquet")):
-        chosen = [row for row in ordered if row["split"] == split and "left_out" not in row]
+        chosen = [row for row in ordered if row["split"] == split and "skipped" not in row]
         with whole_file(folder / name, durable=True) as out:
-            pq.write_table(pa.Table.from_pylist(chosen, schema=META), out)
-    return dict(Counter(row["left_out"] for row in ordered if "left_out" in row))
+            pq.write_table(pa.Table.from_pylist(chosen, schema=META_SCHEMA), out)
+    return dict(Counter(row["skipped"] for row in ordered if "skipped" in row))

@@ -1,4 +1,4 @@
-"""One video opened for cutting: packets and frames near a time, with scoring's times of them."""
+"""A video whose packets and frames can be read from any time on, with the times of scoring."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from curation.video.container import (
 )
 from curation.video.reader import Clock
 
-# Containers with an index and one time line: a seek arrives, and a stamp means one frame only. In
-# all others frames are counted from the start of the file, as in scoring.
-INDEXED = ("mov", "matroska")
-RUN_UP_S = (
-    1.0  # decoding starts this long before a span: a key frame that is no clean entry can heal
-)
+# Containers with an index and one time line: seeking is reliable, and a time stamp belongs to one
+# frame only. All others are read from the start of the file, as in scoring.
+INDEXED_CONTAINERS = ("mov", "matroska")
+# Decoding starts this long before a span, so that frames are intact again after a keyframe packet
+# that is no random access point.
+PREROLL_S = 1.0
 
 
-class Source:
-    """One opened video, with the times that scoring gave its frames."""
+class SeekableVideo:
+    """An opened video. Times are in seconds from its first frame, as scoring counts them."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -39,7 +39,7 @@ class Source:
         self.head = read_head(self.container, self.stream, first, size)
         self.tick_s = float(self.stream.time_base or 0)
         self.start_stamp = self._stamp(first)
-        self.indexed = self.head.container in INDEXED and self.start_stamp is not None
+        self.indexed = self.head.container in INDEXED_CONTAINERS and self.start_stamp is not None
 
     def _open(self) -> None:
         self.container = open_container(self.path, DEFAULT_LIMITS)
@@ -53,12 +53,12 @@ class Source:
         return stamp * self.tick_s - (self.start_stamp or 0) * self.tick_s
 
     def packets(self, from_s: float) -> Iterator[av.Packet]:
-        """Packets in order of decoding, from a key frame a while before `from_s` on.
+        """Packets in decoding order, from a keyframe packet at least PREROLL_S before `from_s` on.
 
-        From the first one where there is no index, or where it doesn't lead there.
+        From the first packet where the container has no index or seeking fails.
         """
-        if self._seeks(from_s):
-            start = round((from_s - RUN_UP_S) / self.tick_s) + (self.start_stamp or 0)
+        if self._can_seek(from_s):
+            start = round((from_s - PREROLL_S) / self.tick_s) + (self.start_stamp or 0)
             try:
                 self.container.seek(start, stream=self.stream)
                 packets = self.container.demux(self.stream)
@@ -74,34 +74,36 @@ class Source:
         yield from self.container.demux(self.stream)
 
     def frames(self, from_s: float) -> Iterator[tuple[float, av.VideoFrame]]:
-        """Decoded frames with their times, in order of showing, from before `from_s` on."""
+        """Decoded frames with their times, in presentation order, from before `from_s` on."""
         clock = Clock(1 / self.head.fps)
-        if self._seeks(from_s):
+        if self._can_seek(from_s):
             clock.read(self._seconds(self.start_stamp))
         for frame in self._decoded(self.packets(from_s)):
             yield clock.read(self._seconds(self._stamp(frame))), frame
 
-    def span(self, start_s: float, end_s: float) -> Iterator[tuple[float, float, av.VideoFrame]]:
-        """The span's frames: when each is shown, for how long (the last until the end), itself."""
-        held: tuple[float, av.VideoFrame] | None = None
+    def frames_of_span(
+        self, start_s: float, end_s: float
+    ) -> Iterator[tuple[float, float, av.VideoFrame]]:
+        """Time, duration (the last frame's ends with the span) and frame, of the span's frames."""
+        previous: tuple[float, av.VideoFrame] | None = None
         for t_s, frame in self.frames(start_s):
-            if held is not None:
-                yield held[0], min(t_s, end_s) - held[0], held[1]
-                held = None
+            if previous is not None:
+                yield previous[0], min(t_s, end_s) - previous[0], previous[1]
+                previous = None
             if in_span(t_s, start_s, end_s):
-                held = t_s, frame
+                previous = t_s, frame
             elif t_s >= end_s:
                 return
-        if held is not None:
-            t_s, frame = held
+        if previous is not None:
+            t_s, frame = previous
             duration_s = (frame.duration or 0) * self.tick_s or 1 / self.head.fps
             yield t_s, min(duration_s, end_s - t_s), frame
 
-    def _seeks(self, from_s: float) -> bool:
-        return self.indexed and from_s > RUN_UP_S
+    def _can_seek(self, from_s: float) -> bool:
+        return self.indexed and from_s > PREROLL_S
 
     def _decoded(self, packets: Iterator[av.Packet]) -> Iterator[av.VideoFrame]:
-        """A packet that can't be decoded is passed over, as in scoring."""
+        """Skips a packet that can't be decoded, as scoring does."""
         for packet in packets:
             try:
                 yield from self.decoder.decode(packet if packet.size else None)
@@ -113,7 +115,7 @@ class Source:
                 continue
 
     def _stamp(self, frame: av.VideoFrame) -> int | None:
-        """AVI stores no times of showing, see curation/video/reader.py."""
+        """AVI stores no presentation times, see curation/video/reader.py."""
         return frame.dts if self.container.format.name == "avi" else frame.pts
 
     def _seconds(self, stamp: int | None) -> float | None:

@@ -1,7 +1,8 @@
 """WebDataset shards: a plan, which is a pure function of the clips, and the packing of one shard.
 
-The same clips give the same names, the same order and the same bytes, wherever and however often
-they are packed. A clip that can't be cut is left out, and said so; its neighbours are not touched.
+The same clips give the same names, the same order and the same bytes, on any machine and in any
+run. A clip that can't be extracted is not in its shard, and its row has the error; the other clips
+are not affected.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from curation.records import (
 )
 from curation.stage import BadVideo, OutputError, Row
 from curation.storage import TEMPORARY
-from stages.export.extraction import Cut
+from stages.export.extraction import ExtractedClip
 from stages.export.mp4 import whole_file
 
-# Bits per pixel of a re-encoded clip, for sizes before they are known: real 720p and 1080p takes
-# gave 0.04 to 0.06, grainy ones more.
-ENCODED_BPP = 0.08
+# Of a re-encoded clip, to estimate its size: real 720p and 1080p takes gave 0.04 to 0.06, grainy
+# ones more.
+ENCODED_BITS_PER_PIXEL = 0.08
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,15 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of each clip of a shard. Written after the shard: with it, the shard is whole."""
+    """The outcome for each clip of a shard. Written after the shard: where it exists, so does the
+    whole shard."""
 
-    signature: str  # of everything that the shard is made of
+    signature: str  # hash of everything that the shard is made from
     shard: str
-    bytes: int  # of the tar; 0 where no clip was left, and no tar is there
+    bytes: int  # of the tar; 0 where every clip failed, and there is no tar
     sha256: str | None
-    rows: list[Row]  # one per planned clip, as curation/records.py has it under SHARD
-    also: list[Row]  # what `also` gave for each packed clip
+    rows: list[Row]  # of curation.records.SHARD, one per planned clip
+    extra: list[Row]  # what `extra_output` returned for each packed clip
 
     @property
     def failed(self) -> int:
@@ -64,26 +66,26 @@ class Receipt:
 def plan_shards(
     clips: Iterable[Row], target_bytes: int, max_samples: int, seed: str = ""
 ) -> list[ShardPlan]:
-    """Splits into shards of even size, none with more than `max_samples` clips.
+    """Divides the clips into shards of even size, none with more than `max_samples` clips.
 
-    Within a split the order is a shuffle that depends on `seed` and the ids alone. A clip takes the
-    larger of its share of `target_bytes` and of `max_samples`; the sum of these, rounded up, is the
-    number of shards, and each clip goes where the sum of those before it falls.
+    Within a split the order is a shuffle that depends only on `seed` and the ids. The weight of a
+    clip is the larger of its share of `target_bytes` and of `max_samples`. The sum of the weights,
+    rounded up, is the number of shards; the sum of the weights before a clip decides its shard.
     """
     splits: dict[str, list[Row]] = {}
     for clip in clips:
         splits.setdefault(clip["split"], []).append(clip)
     plans = []
     for split in sorted(splits):
-        rows = sorted(splits[split], key=lambda row: _shuffled(seed, row["clip_id"]))
-        whole = target_bytes * max_samples  # whole numbers: the same on every machine
-        takes = [max(estimated_bytes(row) * max_samples, target_bytes) for row in rows]
-        sum_of_takes = sum(takes)
-        count, before = -(-sum_of_takes // whole), 0
+        rows = sorted(splits[split], key=lambda row: _shuffle_key(seed, row["clip_id"]))
+        full = target_bytes * max_samples  # weights are integers: the same on every machine
+        weights = [max(estimated_bytes(row) * max_samples, target_bytes) for row in rows]
+        total = sum(weights)
+        count, before = -(-total // full), 0
         shards: dict[int, list[Row]] = {}
-        for row, share in zip(rows, takes, strict=True):
-            shards.setdefault(before * count // sum_of_takes, []).append(row)
-            before += share
+        for row, weight in zip(rows, weights, strict=True):
+            shards.setdefault(before * count // total, []).append(row)
+            before += weight
         for index, number in enumerate(sorted(shards)):
             members = shards[number]
             plans.append(
@@ -98,30 +100,30 @@ def plan_shards(
 
 
 def estimated_bytes(clip: Row) -> int:
-    """Of the clip's mp4: its packets' where they can be copied, else by the area encoded."""
+    """Size of the clip's mp4: its packets' where they can be copied, else by the encoded area."""
     if clip["starts_on_keyframe"]:
         return clip["packet_bytes"]
-    return int(clip["num_frames"] * clip["width"] * clip["height"] * ENCODED_BPP / 8)
+    return int(clip["num_frames"] * clip["width"] * clip["height"] * ENCODED_BITS_PER_PIXEL / 8)
 
 
-def _shuffled(seed: str, clip_id: str) -> bytes:
+def _shuffle_key(seed: str, clip_id: str) -> bytes:
     return hashlib.blake2b(f"{seed}:{clip_id}".encode(), digest_size=16).digest()
 
 
-def sample(clip: Row, cut: Cut) -> dict[str, Any]:
-    """The JSON beside a clip's mp4."""
-    return _known(clip) | {
-        "width": cut.width,
-        "height": cut.height,
-        "fps": cut.fps,
-        "num_frames": cut.num_frames,
-        "codec": cut.codec,
-        "method": cut.method,
+def sample_metadata(clip: Row, extracted: ExtractedClip) -> dict[str, Any]:
+    """The JSON of a sample: what a clip's mp4 shows, its captions and scores."""
+    return _planned_metadata(clip) | {
+        "width": extracted.width,
+        "height": extracted.height,
+        "fps": extracted.fps,
+        "num_frames": extracted.num_frames,
+        "codec": extracted.codec,
+        "method": extracted.method,
     }
 
 
-def _known(clip: Row) -> dict[str, Any]:
-    """The part of the sample that is known before the cut."""
+def _planned_metadata(clip: Row) -> dict[str, Any]:
+    """The part of the metadata that is known before the clip is extracted."""
     return {
         "schema_version": SCHEMA_VERSION,
         "clip_id": clip["clip_id"],
@@ -143,23 +145,24 @@ def _known(clip: Row) -> dict[str, Any]:
 
 
 def to_json(value: Any) -> bytes:
-    """UTF-8 that any JSON parser reads: NaN and infinity are null, every number comes back."""
-    text = json.dumps(_no_nan(value), ensure_ascii=False, allow_nan=False, sort_keys=True)
-    return text.encode("utf-8", "backslashreplace")  # half a surrogate pair becomes its \\u escape
+    """UTF-8 that any JSON parser reads: NaN and infinity are null, other numbers are exact."""
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, sort_keys=True)
+    return text.encode("utf-8", "backslashreplace")  # a lone surrogate becomes its \\u escape
 
 
-def _no_nan(value: Any) -> Any:
+def _finite(value: Any) -> Any:
+    """The value with None instead of NaN and infinity, at any depth."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _no_nan(item) for key, item in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_no_nan(item) for item in value]
+        return [_finite(item) for item in value]
     return value
 
 
-def check_caption(clip: Row) -> None:
-    """Raises BadVideo where the captions were not made from this clip's stills and span."""
+def check_captions_match(clip: Row) -> None:
+    """Raises BadVideo where the captions were not made from this clip's stored frames and span."""
     if frames_sha256(stored_frame_hashes(clip["segments"])) != clip["frames_sha256"]:
         raise BadVideo("the caption was made from other frames; caption the clip again")
     span_s = json.loads(clip["provenance"] or "{}").get("span_s")
@@ -172,26 +175,26 @@ def pack_shard(
     clips: Mapping[str, Row],
     folder: Path,
     receipts: Path,
-    make: Callable[[Row, Path], Cut],
-    also: Callable[[Row, Path, Cut], Row] | None = None,
+    extract: Callable[[Row, Path], ExtractedClip],
+    extra_output: Callable[[Row, Path, ExtractedClip], Row] | None = None,
     settings: str = "",
     retry_failed: bool = False,
 ) -> Receipt:
-    """Writes one shard to `folder` and its receipt to `receipts`; nothing where both are there.
+    """Writes one shard to `folder` and its receipt to `receipts`, or nothing where both exist.
 
-    clips: the rows of the plan's clips, with their captions.  make: cuts a clip to a path or raises
-    BadVideo.  also: makes something else from each packed clip (its row, mp4 and cut), while the
-    mp4 is at hand; its row goes into the receipt.  settings: what else the shard depends on, as
-    text.  retry_failed: packs again a shard that lacks a clip.
+    clips: the rows of the plan's clips, with their captions.  extract: writes the mp4 of a clip to
+    a path or raises BadVideo.  extra_output: called with each packed clip; the receipt holds the
+    rows that it returns.  settings: what else the shard depends on, as text.  retry_failed: packs
+    a shard again in which a clip failed.
     """
-    signature = sign(plan, clips, settings)
-    done = read_receipt(receipts, plan.name)
-    if done and done.signature == signature and not (retry_failed and done.failed):
+    signature = shard_signature(plan, clips, settings)
+    earlier = read_receipt(receipts, plan.name)
+    if earlier and earlier.signature == signature and not (retry_failed and earlier.failed):
         path = folder / plan.name
-        if (path.stat().st_size if path.exists() else 0) == done.bytes:
-            return done
+        if (path.stat().st_size if path.exists() else 0) == earlier.bytes:
+            return earlier
     rows: list[Row] = []
-    made: list[Row] = []
+    extra: list[Row] = []
     with whole_file(folder / plan.name, durable=True) as out:
         with (
             tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar,
@@ -202,10 +205,11 @@ def pack_shard(
                 row |= {"clip_id": clip_id, "shard": plan.name, "split": plan.split}
                 mp4 = Path(scratch) / f"{clip_id}.mp4"
                 try:
-                    check_caption(clips[clip_id])
-                    cut = make(clips[clip_id], mp4)
-                    made += [also(clips[clip_id], mp4, cut)] if also else []
-                    row |= _add(tar, clips[clip_id], mp4, cut)
+                    check_captions_match(clips[clip_id])
+                    extracted = extract(clips[clip_id], mp4)
+                    if extra_output:
+                        extra.append(extra_output(clips[clip_id], mp4, extracted))
+                    row |= _add_sample(tar, clips[clip_id], mp4, extracted)
                 except BadVideo as error:
                     row["error"] = str(error)
                 mp4.unlink(missing_ok=True)
@@ -213,7 +217,7 @@ def pack_shard(
         size = out.tell()
         out.seek(0)
         sha256 = hashlib.file_digest(out, "sha256").hexdigest()
-    receipt = Receipt(signature, plan.name, size, sha256, rows, made)
+    receipt = Receipt(signature, plan.name, size, sha256, rows, extra)
     if receipt.failed == len(rows):
         (folder / plan.name).unlink()
         receipt = replace(receipt, bytes=0, sha256=None)
@@ -222,15 +226,15 @@ def pack_shard(
     return receipt
 
 
-def sign(plan: ShardPlan, clips: Mapping[str, Row], settings: str = "") -> str:
-    """Of all that decides a shard's bytes: the same signature, the same shard."""
-    members = [_known(clips[clip_id]) for clip_id in plan.clip_ids]
+def shard_signature(plan: ShardPlan, clips: Mapping[str, Row], settings: str = "") -> str:
+    """Hash of everything that decides a shard's bytes."""
+    members = [_planned_metadata(clips[clip_id]) for clip_id in plan.clip_ids]
     return hashlib.sha256(to_json([settings, plan.name, members])).hexdigest()
 
 
-def sign_clip(clip: Row, settings: str = "") -> str:
-    """Of all that decides what is made of a clip."""
-    return hashlib.sha256(to_json([settings, _known(clip)])).hexdigest()
+def clip_signature(clip: Row, settings: str = "") -> str:
+    """Hash of everything that decides a clip's files."""
+    return hashlib.sha256(to_json([settings, _planned_metadata(clip)])).hexdigest()
 
 
 def read_receipt(receipts: Path, name: str) -> Receipt | None:
@@ -238,23 +242,23 @@ def read_receipt(receipts: Path, name: str) -> Receipt | None:
     return parse_receipt(path.read_bytes(), str(path)) if path.exists() else None
 
 
-def parse_receipt(text: bytes, place: str) -> Receipt:
+def parse_receipt(text: bytes, path: str) -> Receipt:
     try:
         return Receipt(**json.loads(text))
     except (ValueError, TypeError) as error:
-        raise OutputError(f"{place} is damaged ({error}); delete it and run again") from error
+        raise OutputError(f"{path} is damaged ({error}); delete it and run again") from error
 
 
 def shards_table(receipts: Iterable[Receipt]) -> pa.Table:
-    """OUT/shards.parquet: one row per planned clip, in order of shard and of place in it."""
+    """OUT/shards.parquet: one row per planned clip, by shard and in the order of the tar."""
     ordered = sorted(receipts, key=lambda receipt: receipt.shard)
     rows = [row for receipt in ordered for row in receipt.rows]
     return pa.Table.from_pylist(rows, schema=schema(SHARD))
 
 
-def _add(tar: tarfile.TarFile, clip: Row, mp4: Path, cut: Cut) -> Row:
-    """Adds the clip's two files to the tar; where the mp4 lies in it."""
-    text = to_json(sample(clip, cut))
+def _add_sample(tar: tarfile.TarFile, clip: Row, mp4: Path, extracted: ExtractedClip) -> Row:
+    """Adds the clip's JSON and mp4 to the tar. Returns its columns of records.SHARD."""
+    text = to_json(sample_metadata(clip, extracted))
     _add_member(tar, f"{clip['clip_id']}.json", BytesIO(text), len(text))
     size = mp4.stat().st_size
     with mp4.open("rb") as file:
@@ -267,18 +271,18 @@ def _add(tar: tarfile.TarFile, clip: Row, mp4: Path, cut: Cut) -> Row:
         "bytes": size,
         "sha256": sha256,
         "json_sha256": hashlib.sha256(text).hexdigest(),
-        "method": cut.method,
-        "codec": cut.codec,
-        "num_frames": cut.num_frames,
-        "width": cut.width,
-        "height": cut.height,
+        "method": extracted.method,
+        "codec": extracted.codec,
+        "num_frames": extracted.num_frames,
+        "width": extracted.width,
+        "height": extracted.height,
         "clip_s": clip["end_s"] - clip["start_s"],
-        "start_error_s": cut.start_error_s,
+        "start_error_s": extracted.start_error_s,
     }
 
 
 def _add_member(tar: tarfile.TarFile, name: str, data: BinaryIO, size: int) -> int:
-    """Adds one file that tells nothing of when, where and by whom; where the tar ends after it."""
+    """Adds a file without date and owner. Returns the offset in the tar after it."""
     info = tarfile.TarInfo(name)  # mtime, uid and gid are 0
     info.size = size
     tar.addfile(info, data)

@@ -17,7 +17,7 @@ from curation.records import frames_sha256, stored_frame_hashes
 from curation.stage import Unavailable
 from stages.captioning import openai_server as vlm_openai
 from stages.captioning.openai_server import OpenAI, Room, _seconds
-from stages.export.shards import check_caption
+from stages.export.shards import check_captions_match
 from tests.support.chat_server import ChatServer, wait_until
 from tests.support.drawn_stills import Witness, drawn_clip, said_of
 
@@ -74,12 +74,12 @@ def test_a_row_says_what_it_was_made_from_and_a_shard_takes_it(tmp_path):
     assert (made["model"], made["revision"], made["temperature"]) == ("tiny", "abc123", 0.25)
     assert len(made["prompts"]) == 12
     assert (made["requests"], made["prompt_tokens"], made["output_tokens"]) == (6, 42, 30)
-    check_caption(clip | row)
+    check_captions_match(clip | row)
     swapped = drawn_clip(tmp_path, 1)
     with pytest.raises(Exception, match="other frames"):
-        check_caption(swapped | {k: row[k] for k in ("frames_sha256", "provenance")})
+        check_captions_match(swapped | {k: row[k] for k in ("frames_sha256", "provenance")})
     with pytest.raises(Exception, match="another span"):
-        check_caption(clip | row | {"end_s": 14.0})
+        check_captions_match(clip | row | {"end_s": 14.0})
 
 
 def test_the_same_clip_is_asked_the_same_with_the_same_seeds_again(tmp_path):

@@ -61,8 +61,8 @@ def test_a_driver_killed_while_scoring_and_while_exporting_loses_nothing(dataset
     process = curate(dataset.source, out)
     assert kill_when(process, files(out, "ledger/key_frames/*/*_2.jpg"))
     process = curate(dataset.source, out)
-    assert kill_when(process, files(out, "cuts/*"))
-    (out / "cuts/.tmp-half").write_bytes(b"as a kill in the middle of a write leaves it")
+    assert kill_when(process, files(out, "extracted/*"))
+    (out / "extracted/.tmp-half").write_bytes(b"as a kill in the middle of a write leaves it")
     last = ended(curate(dataset.source, out))
     assert last.code == 0, last.err
     assert differences(dataset.out, out) == []
@@ -80,8 +80,8 @@ def test_a_driver_killed_while_scoring_and_while_exporting_loses_nothing(dataset
         "ledger/selection.parquet",
         "ledger/captions/measured",
         "ledger/captions/measured/part-*",
-        "cuts/*.mp4",
-        "cuts/*.json",
+        "extracted/*.mp4",
+        "extracted/*.json",
         "shards/*",
         "shards/*.tar",
         "presto/videos/*.mp4",
@@ -103,7 +103,7 @@ def test_a_driver_killed_anywhere_loses_nothing(dataset, tmp_path, pattern):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["ray::Worker", "curation.isolate"])
-@pytest.mark.parametrize("pattern", ["ledger/key_frames/*/*", "cuts/.tmp-*"])
+@pytest.mark.parametrize("pattern", ["ledger/key_frames/*/*", "extracted/.tmp-*"])
 def test_a_worker_or_its_child_killed_costs_nothing(dataset, tmp_path, victim, pattern):
     out = tmp_path / "out"
     process = curate(dataset.source, out)

@@ -1,4 +1,4 @@
-"""Cuts are judged by what a decoder shows: the frames of the span, each one and no other."""
+"""Extracted clips, checked by decoding them: every frame of the span and no other."""
 
 import resource
 import signal
@@ -12,13 +12,15 @@ import pytest
 from curation.records import in_span
 from curation.stage import BadVideo, OutputError
 from curation.video.reader import Reader
-from stages.export.extraction import cut
+from stages.export.extraction import extract_clip
 
 FPS = 25
 
 
-def draw(path, codec="libx264", frames=120, size=(160, 96), params=None, pix_fmt="yuv420p", **more):
-    """A video whose every frame differs: a moving gradient with a square that runs through it.
+def write_video(
+    path, codec="libx264", frames=120, size=(160, 96), params=None, pix_fmt="yuv420p", **more
+):
+    """A video whose every frame differs: a moving gradient with a moving square.
 
     more: times_ms (of each frame), rotation (degrees counter-clockwise), gop, time_base, rate.
     """
@@ -49,8 +51,8 @@ def draw(path, codec="libx264", frames=120, size=(160, 96), params=None, pix_fmt
     return path
 
 
-def shown(path, fmt=None):
-    """(times in s from the first frame, frames) as any FFmpeg reader shows them."""
+def decoded(path, fmt=None):
+    """(times in s from the first frame, frames) as any reader built on FFmpeg gives them."""
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
     first = frames[0].pts
@@ -62,16 +64,16 @@ def psnr(a, b):
     return 10 * np.log10(255**2 / max(np.mean((a.astype(float) - b) ** 2), 1e-9))
 
 
-def expect_span(source, clip, start_s, end_s, exact, fmt=None):
-    """The clip shows the source's frames of the span, first to last, at their distances in time."""
-    times, frames = shown(source, fmt)
-    wanted = [i for i, t in enumerate(times) if start_s - 1e-6 <= t < end_s - 1e-6]
-    clip_times, clip_frames = shown(clip, fmt)
-    assert len(clip_frames) == len(wanted)
+def assert_shows_span(source, clip, start_s, end_s, exact, fmt=None):
+    """The clip shows the source's frames of the span, with their times from the span's first."""
+    times, frames = decoded(source, fmt)
+    expected = [i for i, t in enumerate(times) if start_s - 1e-6 <= t < end_s - 1e-6]
+    clip_times, clip_frames = decoded(clip, fmt)
+    assert len(clip_frames) == len(expected)
     np.testing.assert_allclose(
-        clip_times, [times[i] - times[wanted[0]] for i in wanted], atol=1e-3 if exact else 2e-3
+        clip_times, [times[i] - times[expected[0]] for i in expected], atol=1e-3 if exact else 2e-3
     )
-    for i, frame in zip(wanted, clip_frames, strict=True):
+    for i, frame in zip(expected, clip_frames, strict=True):
         if exact:
             np.testing.assert_array_equal(frame, frames[i])
         else:
@@ -83,192 +85,196 @@ def clip(tmp_path):
     return tmp_path / "clip.mp4"
 
 
-X264_B = {"x264-params": "bframes=3:b-adapt=0:scenecut=0"}
+B_FRAMES = {"x264-params": "bframes=3:b-adapt=0:scenecut=0"}
 
 
 @pytest.mark.parametrize("length", [46, 47, 48, 49])
-def test_a_copy_ends_with_the_span_wherever_that_lies_among_b_frames(tmp_path, clip, length):
-    source = draw(tmp_path / "in.mp4", params=X264_B)
-    made = cut(str(source), 1.0, 1.0 + length / FPS, clip, num_frames=length)
-    assert (made.method, made.num_frames, made.codec) == ("copy", length, "h264")
-    assert made.start_error_s == 0
-    assert made.fps == pytest.approx(FPS)
-    assert made.bytes == clip.stat().st_size
-    expect_span(source, clip, 1.0, 1.0 + length / FPS, exact=True)
+def test_copy_ends_with_the_span_wherever_that_is_among_b_frames(tmp_path, clip, length):
+    source = write_video(tmp_path / "in.mp4", params=B_FRAMES)
+    result = extract_clip(str(source), 1.0, 1.0 + length / FPS, clip, num_frames=length)
+    assert (result.method, result.num_frames, result.codec) == ("copy", length, "h264")
+    assert result.start_error_s == 0
+    assert result.fps == pytest.approx(FPS)
+    assert result.bytes == clip.stat().st_size
+    assert_shows_span(source, clip, 1.0, 1.0 + length / FPS, exact=True)
 
 
-def test_some_of_these_ends_need_frames_that_are_stored_but_not_shown(tmp_path, clip):
-    source = draw(tmp_path / "in.mp4", params=X264_B)
-    hidden = [cut(str(source), 1.0, 1.0 + n / FPS, clip).hidden_frames for n in range(46, 50)]
+def test_some_spans_need_frames_that_are_stored_but_not_shown(tmp_path, clip):
+    source = write_video(tmp_path / "in.mp4", params=B_FRAMES)
+    hidden = [
+        extract_clip(str(source), 1.0, 1.0 + n / FPS, clip).hidden_frames for n in range(46, 50)
+    ]
     assert max(hidden) > 0
     assert min(hidden) == 0
 
 
-def test_the_length_that_the_file_tells_is_the_spans(tmp_path, clip):
-    source = draw(tmp_path / "in.mp4", params=X264_B)
-    made = [cut(str(source), 1.0, 1.0 + n / FPS, clip) for n in range(46, 50)]
-    assert made[-1].hidden_frames > 0
+def test_duration_in_the_header_is_that_of_the_span(tmp_path, clip):
+    source = write_video(tmp_path / "in.mp4", params=B_FRAMES)
+    result = [extract_clip(str(source), 1.0, 1.0 + n / FPS, clip) for n in range(46, 50)]
+    assert result[-1].hidden_frames > 0
     with av.open(str(clip)) as container:
         assert container.duration / 1e6 == pytest.approx(49 / FPS, abs=1e-3)
 
 
-def test_a_span_that_starts_between_key_frames_is_encoded(tmp_path, clip):
-    source = draw(tmp_path / "in.mp4", params=X264_B)
-    made = cut(str(source), 1.2, 3.2, clip, num_frames=50)
-    assert (made.method, made.num_frames, made.start_error_s) == ("encode", 50, 0)
-    assert made.fps == pytest.approx(FPS)
-    expect_span(source, clip, 1.2, 3.2, exact=False)
+def test_span_that_starts_between_keyframe_packets_is_encoded(tmp_path, clip):
+    source = write_video(tmp_path / "in.mp4", params=B_FRAMES)
+    result = extract_clip(str(source), 1.2, 3.2, clip, num_frames=50)
+    assert (result.method, result.num_frames, result.start_error_s) == ("encode", 50, 0)
+    assert result.fps == pytest.approx(FPS)
+    assert_shows_span(source, clip, 1.2, 3.2, exact=False)
 
 
-def test_a_span_between_two_frames_starts_with_the_first_frame_inside(tmp_path, clip):
-    source = draw(tmp_path / "in.mp4", params=X264_B)
-    made = cut(str(source), 0.97, 2.99, clip)
-    assert (made.method, made.num_frames) == ("copy", 50)
-    assert made.start_error_s == pytest.approx(0.03)
-    expect_span(source, clip, 0.97, 2.99, exact=True)
+def test_span_that_starts_between_two_frames_begins_with_the_second(tmp_path, clip):
+    source = write_video(tmp_path / "in.mp4", params=B_FRAMES)
+    result = extract_clip(str(source), 0.97, 2.99, clip)
+    assert (result.method, result.num_frames) == ("copy", 50)
+    assert result.start_error_s == pytest.approx(0.03)
+    assert_shows_span(source, clip, 0.97, 2.99, exact=True)
 
 
-def test_h264_that_starts_at_a_mere_recovery_point_is_encoded(tmp_path, clip):
+def test_h264_span_that_starts_at_a_recovery_point_is_encoded(tmp_path, clip):
     params = {"x264-params": "bframes=3:b-adapt=0:open-gop=1:scenecut=0:keyint=20:min-keyint=20"}
-    source = draw(tmp_path / "in.mp4", params=params)
+    source = write_video(tmp_path / "in.mp4", params=params)
     with av.open(str(source)) as container:
         key = [p for p in container.demux(video=0) if p.is_keyframe and p.size][2]
     start_s = float(key.pts * key.time_base)
-    made = cut(str(source), start_s, start_s + 1.0, clip)
-    assert made.method == "encode"
-    expect_span(source, clip, start_s, start_s + 1.0, exact=False)
+    result = extract_clip(str(source), start_s, start_s + 1.0, clip)
+    assert result.method == "encode"
+    assert_shows_span(source, clip, start_s, start_s + 1.0, exact=False)
 
 
-def test_intra_refresh_without_key_frames_is_encoded(tmp_path, clip):
+def test_intra_refresh_without_keyframe_packets_is_encoded(tmp_path, clip):
     params = {"x264-params": "intra-refresh=1:keyint=25:bframes=0"}
-    source = draw(tmp_path / "in.mp4", params=params)
+    source = write_video(tmp_path / "in.mp4", params=params)
     with av.open(str(source)) as container:
         keys = [p for p in container.demux(video=0) if p.is_keyframe and p.size]
     start_s = float(keys[-1].pts * keys[-1].time_base) if len(keys) > 1 else 1.0
-    assert cut(str(source), start_s, start_s + 1.0, clip).method == "encode"
-    expect_span(source, clip, start_s, start_s + 1.0, exact=False)
+    assert extract_clip(str(source), start_s, start_s + 1.0, clip).method == "encode"
+    assert_shows_span(source, clip, start_s, start_s + 1.0, exact=False)
 
 
-def test_leading_pictures_of_an_open_gop_in_hevc_are_left_out(tmp_path, clip):
+def test_leading_pictures_of_an_open_gop_in_hevc_are_dropped(tmp_path, clip):
     params = {
         "x265-params": "bframes=3:b-adapt=0:scenecut=0:keyint=18:min-keyint=18:log-level=none"
     }
-    source = draw(tmp_path / "in.mp4", "libx265", params=params)
+    source = write_video(tmp_path / "in.mp4", "libx265", params=params)
     with av.open(str(source)) as container:
         packets = [p for p in container.demux(video=0) if p.size]
     keys = [i for i, p in enumerate(packets) if p.is_keyframe]
     opened = next(i for i in keys[1:] if packets[i + 1].pts < packets[i].pts)
     start_s = float((packets[opened].pts - packets[0].pts) * packets[0].time_base)
-    made = cut(str(source), start_s, start_s + 1.0, clip, num_frames=25)
-    assert (made.method, made.codec) == ("copy", "hevc")
-    expect_span(source, clip, start_s, start_s + 1.0, exact=True)
+    result = extract_clip(str(source), start_s, start_s + 1.0, clip, num_frames=25)
+    assert (result.method, result.codec) == ("copy", "hevc")
+    assert_shows_span(source, clip, start_s, start_s + 1.0, exact=True)
 
 
 def test_vp9_from_a_webm_is_copied(tmp_path, clip):
-    source = draw(
+    source = write_video(
         tmp_path / "in.webm", "libvpx-vp9", params={"deadline": "realtime", "cpu-used": "8"}
     )
-    made = cut(str(source), 1.0, 3.0, clip, num_frames=50)
-    assert (made.method, made.codec) == ("copy", "vp9")
-    expect_span(source, clip, 1.0, 3.0, exact=True)
+    result = extract_clip(str(source), 1.0, 3.0, clip, num_frames=50)
+    assert (result.method, result.codec) == ("copy", "vp9")
+    assert_shows_span(source, clip, 1.0, 3.0, exact=True)
 
 
 def test_av1_is_copied(tmp_path, clip):
-    source = draw(tmp_path / "in.mkv", "libsvtav1", frames=80, params={"preset": "13"})
-    made = cut(str(source), 1.0, 3.0, clip, num_frames=50)
-    assert (made.method, made.codec) == ("copy", "av1")
-    expect_span(source, clip, 1.0, 3.0, exact=True)
+    source = write_video(tmp_path / "in.mkv", "libsvtav1", frames=80, params={"preset": "13"})
+    result = extract_clip(str(source), 1.0, 3.0, clip, num_frames=50)
+    assert (result.method, result.codec) == ("copy", "av1")
+    assert_shows_span(source, clip, 1.0, 3.0, exact=True)
 
 
 def test_mpeg2_in_a_transport_stream_is_encoded(tmp_path, clip):
-    source = draw(tmp_path / "in.ts", "mpeg2video", params={"b": "4M"})
-    assert cut(str(source), 1.0, 3.0, clip, num_frames=50).method == "encode"
-    expect_span(source, clip, 1.0, 3.0, exact=False)
+    source = write_video(tmp_path / "in.ts", "mpeg2video", params={"b": "4M"})
+    assert extract_clip(str(source), 1.0, 3.0, clip, num_frames=50).method == "encode"
+    assert_shows_span(source, clip, 1.0, 3.0, exact=False)
 
 
 @pytest.mark.parametrize("start_s", [1.0, 1.4])
-def test_uneven_times_are_kept(tmp_path, clip, start_s):
+def test_variable_frame_rate_is_kept(tmp_path, clip, start_s):
     steps = np.random.default_rng(0).integers(15, 90, 119)
     times_ms = np.concatenate([[0], np.cumsum(steps)])
-    times_ms[25:] += 1000 - times_ms[25]  # the second key frame at 1 s
+    times_ms[25:] += 1000 - times_ms[25]  # the second keyframe packet at 1 s
     times_ms[:25] = np.linspace(0, 960, 25).astype(int)
-    source = draw(tmp_path / "in.mkv", params=X264_B, times_ms=times_ms.tolist())
-    made = cut(str(source), start_s, 3.0, clip)
-    assert made.method == ("copy" if start_s == 1.0 else "encode")
-    expect_span(source, clip, start_s, 3.0, exact=made.method == "copy")
+    source = write_video(tmp_path / "in.mkv", params=B_FRAMES, times_ms=times_ms.tolist())
+    result = extract_clip(str(source), start_s, 3.0, clip)
+    assert result.method == ("copy" if start_s == 1.0 else "encode")
+    assert_shows_span(source, clip, start_s, 3.0, exact=result.method == "copy")
 
 
-def test_ten_bits_are_copied_as_they_are_and_encoded_as_eight(tmp_path, clip):
-    source = draw(
+def test_ten_bits_are_copied_unchanged_and_encoded_as_eight(tmp_path, clip):
+    source = write_video(
         tmp_path / "in.mp4",
         "libx265",
         pix_fmt="yuv420p10le",
         params={"x265-params": "scenecut=0:open-gop=0:log-level=none"},
     )
-    assert cut(str(source), 1.0, 2.0, clip).method == "copy"
-    expect_span(source, clip, 1.0, 2.0, exact=True)
-    assert cut(str(source), 1.4, 2.4, clip).method == "encode"
-    expect_span(source, clip, 1.4, 2.4, exact=False, fmt="yuv420p")
+    assert extract_clip(str(source), 1.0, 2.0, clip).method == "copy"
+    assert_shows_span(source, clip, 1.0, 2.0, exact=True)
+    assert extract_clip(str(source), 1.4, 2.4, clip).method == "encode"
+    assert_shows_span(source, clip, 1.4, 2.4, exact=False, fmt="yuv420p")
     with av.open(str(clip)) as container:
         assert next(container.decode(video=0)).format.name == "yuv420p"
 
 
 @pytest.mark.parametrize("degrees", [90, -90, 180])
-def test_a_turned_video_stays_turned_in_a_copy_and_is_upright_in_an_encode(tmp_path, clip, degrees):
-    source = draw(tmp_path / "in.mp4", params=X264_B, rotation=degrees)
+def test_rotation_is_kept_in_a_copy_and_applied_in_an_encode(tmp_path, clip, degrees):
+    source = write_video(tmp_path / "in.mp4", params=B_FRAMES, rotation=degrees)
     size = (160, 96) if degrees == 180 else (96, 160)
-    made = cut(str(source), 1.0, 2.0, clip)
-    assert (made.method, (made.width, made.height)) == ("copy", size)
+    result = extract_clip(str(source), 1.0, 2.0, clip)
+    assert (result.method, (result.width, result.height)) == ("copy", size)
     with av.open(str(clip)) as container:
         assert abs(next(container.decode(video=0)).rotation) == abs(degrees)
-    expect_span(source, clip, 1.0, 2.0, exact=True)
+    assert_shows_span(source, clip, 1.0, 2.0, exact=True)
 
-    made = cut(str(source), 1.2, 2.2, clip)
-    assert (made.method, (made.width, made.height)) == ("encode", size)
-    _, before = shown(source, "rgb24")
-    _, after = shown(clip, "rgb24")
+    result = extract_clip(str(source), 1.2, 2.2, clip)
+    assert (result.method, (result.width, result.height)) == ("encode", size)
+    _, before = decoded(source, "rgb24")
+    _, after = decoded(clip, "rgb24")
     assert after[0].shape[:2] == size[::-1]
     # ffmpeg and numpy both count counter-clockwise
     assert psnr(np.rot90(before[30], degrees // 90), after[0]) > 34
 
 
-def test_odd_sizes_lose_their_last_row_and_column(tmp_path, clip):
-    source = draw(
+def test_encode_of_odd_sizes_crops_the_last_row_and_column(tmp_path, clip):
+    source = write_video(
         tmp_path / "in.mkv", "libvpx-vp9", frames=60, size=(161, 97), params={"cpu-used": "8"}
     )
-    made = cut(str(source), 0.4, 1.4, clip)
-    assert (made.method, made.width, made.height) == ("encode", 160, 96)
-    _, before = shown(source, "rgb24")
-    _, after = shown(clip, "rgb24")
+    result = extract_clip(str(source), 0.4, 1.4, clip)
+    assert (result.method, result.width, result.height) == ("encode", 160, 96)
+    _, before = decoded(source, "rgb24")
+    _, after = decoded(clip, "rgb24")
     assert psnr(before[10][:96, :160], after[0]) > 34
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p", "gbrp"])
-def test_the_colours_of_an_encode_are_the_sources(tmp_path, clip, pix_fmt):
+def test_encode_keeps_the_colours_of_the_source(tmp_path, clip, pix_fmt):
     codec = "libx264rgb" if pix_fmt == "gbrp" else "libx264"
-    source = draw(
+    source = write_video(
         tmp_path / "in.mp4",
         codec,
         frames=40,
         pix_fmt="rgb24" if pix_fmt == "gbrp" else pix_fmt,
         color_range=2,
     )
-    assert cut(str(source), 0.4, 1.4, clip).method == "encode"
-    mean = [np.mean(shown(path, "rgb24")[1][at], (0, 1)) for path, at in ((source, 10), (clip, 0))]
+    assert extract_clip(str(source), 0.4, 1.4, clip).method == "encode"
+    mean = [
+        np.mean(decoded(path, "rgb24")[1][at], (0, 1)) for path, at in ((source, 10), (clip, 0))
+    ]
     np.testing.assert_allclose(*mean, atol=1.5)
 
 
-def test_the_same_cut_gives_the_same_bytes(tmp_path, clip):
-    source = draw(tmp_path / "in.mp4", params=X264_B)
+def test_extracting_a_span_twice_gives_the_same_bytes(tmp_path, clip):
+    source = write_video(tmp_path / "in.mp4", params=B_FRAMES)
     for start_s in (1.0, 1.2):
-        cut(str(source), start_s, start_s + 2, clip)
-        cut(str(source), start_s, start_s + 2, tmp_path / "again.mp4")
+        extract_clip(str(source), start_s, start_s + 2, clip)
+        extract_clip(str(source), start_s, start_s + 2, tmp_path / "again.mp4")
         assert clip.read_bytes() == (tmp_path / "again.mp4").read_bytes()
 
 
-def test_nothing_of_the_sources_metadata_is_left(tmp_path, clip):
+def test_metadata_of_the_source_is_removed(tmp_path, clip):
     source = tmp_path / "in.mp4"
-    draw(tmp_path / "plain.mp4")
+    write_video(tmp_path / "plain.mp4")
     with av.open(str(tmp_path / "plain.mp4")) as plain, av.open(str(source), "w") as container:
         container.metadata["title"] = "a private holiday"
         stream = container.add_stream_from_template(plain.streams.video[0])
@@ -277,63 +283,63 @@ def test_nothing_of_the_sources_metadata_is_left(tmp_path, clip):
                 packet.stream = stream
                 container.mux(packet)
     assert b"private holiday" in source.read_bytes()
-    cut(str(source), 1.0, 2.0, clip)
+    extract_clip(str(source), 1.0, 2.0, clip)
     assert b"private holiday" not in clip.read_bytes()
 
 
-def test_a_span_without_frames_says_so(tmp_path, clip):
-    source = draw(tmp_path / "in.mp4", frames=30)
+def test_span_without_frames_is_an_error(tmp_path, clip):
+    source = write_video(tmp_path / "in.mp4", frames=30)
     with pytest.raises(BadVideo, match=r"no frame from 5.000 to 6.000 s"):
-        cut(str(source), 5.0, 6.0, clip)
+        extract_clip(str(source), 5.0, 6.0, clip)
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_a_source_that_gives_other_frames_than_scoring_saw_is_refused(tmp_path, clip):
-    source = draw(tmp_path / "in.mp4", frames=60)
+def test_source_with_other_frames_than_at_scoring_is_an_error(tmp_path, clip):
+    source = write_video(tmp_path / "in.mp4", frames=60)
     with pytest.raises(BadVideo, match=r"25 frames from .* scoring saw 40"):
-        cut(str(source), 1.0, 2.0, clip, num_frames=40)
+        extract_clip(str(source), 1.0, 2.0, clip, num_frames=40)
     assert not clip.exists()
 
 
-def test_what_is_no_video_is_said_in_plain_words(tmp_path, clip):
+def test_error_names_what_a_file_is_that_is_no_video(tmp_path, clip):
     (tmp_path / "in.mp4").write_text("no video at all")
     with pytest.raises(BadVideo, match="text"):
-        cut(str(tmp_path / "in.mp4"), 0, 1, clip)
+        extract_clip(str(tmp_path / "in.mp4"), 0, 1, clip)
     with pytest.raises(BadVideo, match="no such file"):
-        cut(str(tmp_path / "gone.mp4"), 0, 1, clip)
+        extract_clip(str(tmp_path / "gone.mp4"), 0, 1, clip)
 
 
-def test_a_folder_that_can_not_be_or_a_full_disk_is_an_error_of_the_output(tmp_path, clip):
-    source = draw(tmp_path / "in.mp4")
+def test_unwritable_folder_or_full_disk_is_an_output_error(tmp_path, clip):
+    source = write_video(tmp_path / "in.mp4")
     with pytest.raises(OutputError, match="can't write"):
-        cut(str(source), 1.0, 2.0, source / "no folder" / "clip.mp4")
+        extract_clip(str(source), 1.0, 2.0, source / "no folder" / "clip.mp4")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # like a disk with 2 kB left
         for start_s in (1.0, 1.2):
             with pytest.raises(OutputError, match=r"can't write .*clip.mp4"):
-                cut(str(source), start_s, start_s + 2, clip)
+                extract_clip(str(source), start_s, start_s + 2, clip)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_a_source_cut_off_within_the_span_costs_itself_only(tmp_path, clip):
-    source = draw(tmp_path / "in.mkv", params=X264_B)
+def test_source_truncated_within_the_span_is_an_error(tmp_path, clip):
+    source = write_video(tmp_path / "in.mkv", params=B_FRAMES)
     Path(source).write_bytes(Path(source).read_bytes()[: source.stat().st_size // 2])
     with pytest.raises(BadVideo, match="scoring saw 100"):
-        cut(str(source), 0.0, 4.0, clip, num_frames=100)
+        extract_clip(str(source), 0.0, 4.0, clip, num_frames=100)
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    return draw(tmp_path_factory.mktemp("sound") / "in.mp4", params=X264_B).read_bytes()
+def intact(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("intact") / "in.mp4", params=B_FRAMES).read_bytes()
 
 
-def frames_scored(source, start_s, end_s):
-    """How many frames of the span scoring sees; None where it refuses the video."""
+def frames_at_scoring(source, start_s, end_s):
+    """How many frames of the span scoring finds; None where the video fails."""
     try:
         with Reader(str(source)) as reader:
             return sum(in_span(t_s, start_s, end_s) for t_s, _ in reader.frames())
@@ -342,33 +348,33 @@ def frames_scored(source, start_s, end_s):
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_a_damaged_source_gives_a_clip_that_decodes_or_a_plain_reason(tmp_path, clip, sound, seed):
+def test_damaged_source_gives_a_clip_that_decodes_or_an_error(tmp_path, clip, intact, seed):
     source = tmp_path / "in.mp4"
     rng = np.random.default_rng(seed)
-    data = np.frombuffer(sound, np.uint8).copy()
-    start = sound.find(b"moov") if seed % 2 else 0  # half of them in the index
+    data = np.frombuffer(intact, np.uint8).copy()
+    start = intact.find(b"moov") if seed % 2 else 0  # half of them in the index
     data[rng.integers(start, len(data), 1 + seed)] = rng.integers(0, 256, 1 + seed)
     source.write_bytes(data.tobytes())
     for start_s in (1.0, 1.2):
-        scored = frames_scored(source, start_s, start_s + 1)
+        scored = frames_at_scoring(source, start_s, start_s + 1)
         try:
-            made = cut(str(source), start_s, start_s + 1, clip, scored)
+            result = extract_clip(str(source), start_s, start_s + 1, clip, scored)
         except BadVideo:  # any other error fails the test
             continue
         if scored is not None:
-            assert len(shown(clip)[1]) == made.num_frames
+            assert len(decoded(clip)[1]) == result.num_frames
 
 
-def test_packets_that_do_not_decode_are_not_copied(tmp_path, clip, sound):
+def test_span_with_an_undecodable_packet_is_encoded(tmp_path, clip, intact):
     source = tmp_path / "in.mp4"
-    source.write_bytes(sound)
+    source.write_bytes(intact)
     with av.open(str(source)) as container:
         packets = [p for p in container.demux(video=0) if p.size]
         bad = next(p for p in packets if p.pts * p.time_base > 2)
-    data = bytearray(sound)
+    data = bytearray(intact)
     data[bad.pos : bad.pos + bad.size] = bytes(bad.size)
     source.write_bytes(data)
-    scored = frames_scored(source, 1.0, 3.0)
+    scored = frames_at_scoring(source, 1.0, 3.0)
     assert scored < 50
-    assert cut(str(source), 1.0, 3.0, clip, scored).method == "encode"
-    assert len(shown(clip)[1]) == scored
+    assert extract_clip(str(source), 1.0, 3.0, clip, scored).method == "encode"
+    assert len(decoded(clip)[1]) == scored

@@ -1,3 +1,5 @@
+"""Shards: the plan, the metadata of a sample, packing, and reading with other libraries."""
+
 import hashlib
 import io
 import json
@@ -11,18 +13,18 @@ import pytest
 
 from curation.records import SCORE_NAMES, frames_sha256
 from curation.stage import BadVideo, OutputError
-from stages.export.extraction import Cut, cut
+from stages.export.extraction import ExtractedClip, extract_clip
 from stages.export.shards import (
-    check_caption,
+    check_captions_match,
     estimated_bytes,
     pack_shard,
     plan_shards,
     read_receipt,
-    sample,
+    sample_metadata,
     shards_table,
     to_json,
 )
-from tests.export.test_extraction import draw
+from tests.export.test_extraction import write_video
 
 
 def row(number, split="train", **more):
@@ -53,24 +55,24 @@ def row(number, split="train", **more):
     }
 
 
-CUT = Cut("copy", "h264", 50, 0, 160, 96, 25.0, 4, 0.0)
+EXTRACTED = ExtractedClip("copy", "h264", 50, 0, 160, 96, 25.0, 4, 0.0)
 
 
-def make_bytes(clip, target):
-    """A cut that gives known bytes instead of a video: for tests of the packing alone."""
+def write_known_bytes(clip, target):
+    """Instead of a video, for the tests of packing."""
     target.write_bytes(clip["clip_id"].encode() * 100)
-    return CUT
+    return EXTRACTED
 
 
-def pack(plans, rows, folder, make=make_bytes, **more):
+def pack(plans, rows, folder, extract=write_known_bytes, **more):
     by_id = {r["clip_id"]: r for r in rows}
-    return [pack_shard(p, by_id, folder, folder / "receipts", make, **more) for p in plans]
+    return [pack_shard(p, by_id, folder, folder / "receipts", extract, **more) for p in plans]
 
 
 # ---------------------------------------------------------------- the plan
 
 
-def test_every_clip_is_in_exactly_one_shard_of_its_own_split():
+def test_every_clip_is_in_exactly_one_shard_of_its_split():
     rows = [row(i, "validation" if i % 7 == 0 else "train") for i in range(200)]
     plans = plan_shards(rows, 150_000, 1000)
     planned = [(p.split, clip_id) for p in plans for clip_id in p.clip_ids]
@@ -80,18 +82,18 @@ def test_every_clip_is_in_exactly_one_shard_of_its_own_split():
     assert plans[-1].name.startswith("validation-0000")
 
 
-def test_shards_are_even_and_none_is_larger_than_asked():
+def test_shards_are_of_even_size_up_to_the_target():
     rng = np.random.default_rng(0)
     rows = [row(i, packet_bytes=int(rng.integers(1_000, 20_000))) for i in range(500)]
     plans = plan_shards(rows, 300_000, 1000)
     sizes = [p.bytes for p in plans]
     assert sum(sizes) == sum(r["packet_bytes"] for r in rows)
-    assert max(sizes) <= 300_000 + 20_000  # the last clip of a shard may reach over
+    assert max(sizes) <= 300_000 + 20_000  # the last clip of a shard may exceed the target
     assert min(sizes) > 0.85 * max(sizes)
 
 
 @pytest.mark.parametrize("most", [1, 3, 7, 50])
-def test_no_shard_has_more_clips_than_asked(most):
+def test_no_shard_has_more_clips_than_the_limit(most):
     rng = np.random.default_rng(most)
     rows = [row(i, packet_bytes=int(rng.integers(1, 90_000))) for i in range(100)]
     plans = plan_shards(rows, 100_000, most)
@@ -99,30 +101,30 @@ def test_no_shard_has_more_clips_than_asked(most):
     assert sum(len(p.clip_ids) for p in plans) == 100
 
 
-def test_a_clip_larger_than_a_shard_leaves_no_gap_in_the_names():
+def test_clip_larger_than_a_shard_leaves_no_gap_in_the_names():
     rows = [row(i, packet_bytes=1_000_000 if i == 3 else 100) for i in range(20)]
     plans = plan_shards(rows, 10_000, 100)
     assert [p.name for p in plans] == [f"train-{i:06d}.tar" for i in range(len(plans))]
     assert all(p.clip_ids for p in plans)
 
 
-def test_the_order_of_the_rows_changes_nothing_and_the_seed_does():
+def test_plan_depends_on_the_seed_and_not_on_the_order_of_the_clips():
     rows = [row(i) for i in range(50)]
     assert plan_shards(rows, 90_000, 20) == plan_shards(rows[::-1], 90_000, 20)
     assert plan_shards(rows, 90_000, 20) != plan_shards(rows, 90_000, 20, seed="other")
 
 
-def test_neighbours_in_a_video_are_spread_over_the_shards():
+def test_clips_are_shuffled_over_the_shards():
     rows = [row(i) for i in range(100)]
     first = set(plan_shards(rows, 10_000 * 100, 10)[0].clip_ids)
     assert first != {r["clip_id"] for r in rows[:10]}
 
 
-def test_no_clips_are_no_shards():
+def test_empty_input_gives_no_shards():
     assert plan_shards([], 1000, 10) == []
 
 
-def test_what_must_be_encoded_is_estimated_by_its_area():
+def test_size_of_an_encoded_clip_is_estimated_from_its_area():
     clip = row(0, starts_on_keyframe=False, num_frames=450, width=1280, height=720)
     assert 2e6 < estimated_bytes(clip) < 8e6
 
@@ -130,39 +132,39 @@ def test_what_must_be_encoded_is_estimated_by_its_area():
 # ---------------------------------------------------------------- the sample
 
 
-def test_the_sample_tells_the_clip_its_captions_and_every_score():
+def test_metadata_has_the_captions_and_every_score():
     clip = row(1, text_share=float("nan"))
-    told = json.loads(to_json(sample(clip, CUT)))
-    assert told["clip_id"] == clip["clip_id"]
-    assert told["sub_captions"] == clip["sub_captions"]
-    assert told["caption"] == clip["caption"]
-    assert set(told["scores"]) == set(SCORE_NAMES)
-    assert told["scores"]["text_share"] is None
-    assert np.float32(told["scores"]["brightness"]) == np.float32(101.3)
-    assert (told["duration_s"], told["num_frames"], told["fps"]) == (2.0, 50, 25.0)
-    assert told["provenance"] == {"captioner": "measured", "version": 1}
+    metadata = json.loads(to_json(sample_metadata(clip, EXTRACTED)))
+    assert metadata["clip_id"] == clip["clip_id"]
+    assert metadata["sub_captions"] == clip["sub_captions"]
+    assert metadata["caption"] == clip["caption"]
+    assert set(metadata["scores"]) == set(SCORE_NAMES)
+    assert metadata["scores"]["text_share"] is None
+    assert np.float32(metadata["scores"]["brightness"]) == np.float32(101.3)
+    assert (metadata["duration_s"], metadata["num_frames"], metadata["fps"]) == (2.0, 50, 25.0)
+    assert metadata["provenance"] == {"captioner": "measured", "version": 1}
 
 
 @pytest.mark.parametrize("number", [0.1, 1 / 3, 1e-300, 5e-324, -0.0, float(np.float32(0.1))])
-def test_numbers_come_back_from_json_as_they_went_in(number):
+def test_numbers_are_exact_in_json(number):
     assert json.loads(to_json({"x": number}))["x"] == number
 
 
-def test_a_name_that_is_no_unicode_is_still_json():
+def test_file_name_that_is_not_unicode_is_valid_json():
     name = os.fsdecode(b"in/\xff.mp4")
     assert json.loads(to_json({"video": name}).decode("utf-8"))["video"] == name
 
 
-def test_a_caption_made_from_other_frames_is_found_out():
-    check_caption(row(1))
+def test_caption_made_from_other_frames_is_an_error():
+    check_captions_match(row(1))
     with pytest.raises(BadVideo, match="made from other frames"):
-        check_caption(row(1, frames_sha256=row(2)["frames_sha256"]))
+        check_captions_match(row(1, frames_sha256=row(2)["frames_sha256"]))
 
 
 # ---------------------------------------------------------------- packing
 
 
-def test_packing_again_elsewhere_gives_the_same_bytes(tmp_path):
+def test_packing_twice_gives_the_same_bytes(tmp_path):
     rows = [row(i) for i in range(12)]
     plans = plan_shards(rows, 60_000, 100)
     pack(plans, rows, tmp_path / "a")
@@ -196,7 +198,7 @@ def test_the_index_tells_where_each_mp4_lies_in_its_tar(tmp_path):
         assert hashlib.sha256(data).hexdigest() == entry["sha256"]
 
 
-def test_a_finished_shard_is_not_packed_again(tmp_path):
+def test_finished_shard_is_not_packed_again(tmp_path):
     rows = [row(i) for i in range(6)]
     plans = plan_shards(rows, 60_000, 100)
     first = pack(plans, rows, tmp_path)
@@ -208,7 +210,7 @@ def test_a_finished_shard_is_not_packed_again(tmp_path):
 
 
 @pytest.mark.parametrize("lost", ["tar", "receipt", "caption", "settings"])
-def test_a_shard_that_changed_or_was_lost_is_packed_again(tmp_path, lost):
+def test_changed_or_lost_shard_is_packed_again(tmp_path, lost):
     rows = [row(i) for i in range(3)]
     plans = plan_shards(rows, 60_000, 100)
     pack(plans, rows, tmp_path)
@@ -219,29 +221,29 @@ def test_a_shard_that_changed_or_was_lost_is_packed_again(tmp_path, lost):
         (tmp_path / "receipts" / f"{plans[0].name}.json").unlink()
     if lost == "caption":
         rows[1] = row(1, caption="another")
-    cuts = []
+    extracted = []
 
-    def make(clip, target):
-        cuts.append(clip["clip_id"])
-        return make_bytes(clip, target)
+    def extract(clip, target):
+        extracted.append(clip["clip_id"])
+        return write_known_bytes(clip, target)
 
-    pack(plans, rows, tmp_path, make, settings="other" if lost == "settings" else "")
-    assert len(cuts) == 3
+    pack(plans, rows, tmp_path, extract, settings="other" if lost == "settings" else "")
+    assert len(extracted) == 3
     assert ((tmp_path / plans[0].name).read_bytes() == before) == (lost != "caption")
 
 
-def test_a_clip_that_can_not_be_cut_costs_itself_only(tmp_path):
+def test_clip_that_fails_does_not_affect_the_others_of_its_shard(tmp_path):
     rows = [row(i) for i in range(5)]
     rows[3]["frames_sha256"] = "of others"
 
-    def make(clip, target):
+    def extract(clip, target):
         if clip["clip_id"] == rows[1]["clip_id"]:
             target.write_bytes(b"half a")
             raise BadVideo("the decoder gave up")
-        return make_bytes(clip, target)
+        return write_known_bytes(clip, target)
 
     plans = plan_shards(rows, 60_000, 100)
-    (receipt,) = pack(plans, rows, tmp_path, make)
+    (receipt,) = pack(plans, rows, tmp_path, extract)
     errors = {r["clip_id"]: r["error"] for r in receipt.rows if r["error"]}
     assert errors.keys() == {rows[1]["clip_id"], rows[3]["clip_id"]}
     assert errors[rows[1]["clip_id"]] == "the decoder gave up"
@@ -249,13 +251,13 @@ def test_a_clip_that_can_not_be_cut_costs_itself_only(tmp_path):
     with tarfile.open(tmp_path / receipt.shard) as tar:
         packed = {n.split(".")[0] for n in tar.getnames()}
     assert packed == {r["clip_id"] for r in rows} - errors.keys()
-    (again,) = pack(plans, rows, tmp_path, make_bytes)
+    (again,) = pack(plans, rows, tmp_path, write_known_bytes)
     assert again.failed == 2
-    (again,) = pack(plans, rows, tmp_path, make_bytes, retry_failed=True)
+    (again,) = pack(plans, rows, tmp_path, write_known_bytes, retry_failed=True)
     assert [r["error"] for r in again.rows].count(None) == 4
 
 
-def test_a_shard_without_any_clip_is_a_receipt_and_no_tar(tmp_path):
+def test_shard_whose_clips_all_fail_has_a_receipt_and_no_tar(tmp_path):
     rows = [row(i, frames_sha256="of others") for i in range(3)]
     (receipt,) = pack(plan_shards(rows, 60_000, 100), rows, tmp_path)
     assert (receipt.failed, receipt.bytes) == (3, 0)
@@ -263,17 +265,17 @@ def test_a_shard_without_any_clip_is_a_receipt_and_no_tar(tmp_path):
     assert pack(plan_shards(rows, 60_000, 100), rows, tmp_path) == [receipt]
 
 
-def test_a_break_leaves_no_half_shard(tmp_path):
+def test_interrupted_packing_leaves_no_partial_shard(tmp_path):
     rows = [row(i) for i in range(4)]
     plans = plan_shards(rows, 60_000, 100)
 
-    def make(clip, target):
+    def extract(clip, target):
         if clip["clip_id"] == plans[0].clip_ids[2]:
             raise OutputError("disk full")
-        return make_bytes(clip, target)
+        return write_known_bytes(clip, target)
 
     with pytest.raises(OutputError, match="disk full"):
-        pack(plans, rows, tmp_path, make)
+        pack(plans, rows, tmp_path, extract)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
     pack(plans, rows, tmp_path)
     pack(plans, rows, tmp_path / "whole")
@@ -281,19 +283,19 @@ def test_a_break_leaves_no_half_shard(tmp_path):
     assert (tmp_path / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_what_is_made_beside_a_clip_is_in_the_receipt(tmp_path):
+def test_extra_output_of_a_clip_is_in_the_receipt(tmp_path):
     rows = [row(i) for i in range(3)]
 
-    def also(clip, mp4, made):
-        return {"clip_id": clip["clip_id"], "size": mp4.stat().st_size, "fps": made.fps}
+    def extra_output(clip, mp4, extracted):
+        return {"clip_id": clip["clip_id"], "size": mp4.stat().st_size, "fps": extracted.fps}
 
-    (receipt,) = pack(plan_shards(rows, 60_000, 100), rows, tmp_path, also=also)
-    assert {r["clip_id"] for r in receipt.also} == {r["clip_id"] for r in rows}
-    assert {r["size"] for r in receipt.also} == {2400}
+    (receipt,) = pack(plan_shards(rows, 60_000, 100), rows, tmp_path, extra_output=extra_output)
+    assert {r["clip_id"] for r in receipt.extra} == {r["clip_id"] for r in rows}
+    assert {r["size"] for r in receipt.extra} == {2400}
     assert read_receipt(tmp_path / "receipts", receipt.shard) == receipt
 
 
-def test_a_damaged_receipt_is_named(tmp_path):
+def test_error_names_a_damaged_receipt(tmp_path):
     (tmp_path / "a.tar.json").write_text("{")
     with pytest.raises(OutputError, match=r"a\.tar\.json is damaged"):
         read_receipt(tmp_path, "a.tar")
@@ -304,21 +306,23 @@ def test_a_damaged_receipt_is_named(tmp_path):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """Four real clips, cut from two drawn videos, in two shards."""
+    """Four clips of two drawn videos, in two shards."""
     folder = tmp_path_factory.mktemp("dataset")
-    sources = [draw(folder / f"{name}.mp4", frames=100 + i) for i, name in enumerate("ab")]
+    sources = [write_video(folder / f"{name}.mp4", frames=100 + i) for i, name in enumerate("ab")]
     spans = [(1.0, 3.0), (1.2, 3.2)]
     rows = [
         row(i, video=str(sources[i % 2]), start_s=spans[i // 2][0], end_s=spans[i // 2][1])
         for i in range(4)
     ]
 
-    def make(clip, target):
-        return cut(clip["video"], clip["start_s"], clip["end_s"], target, clip["num_frames"])
+    def extract(clip, target):
+        return extract_clip(
+            clip["video"], clip["start_s"], clip["end_s"], target, clip["num_frames"]
+        )
 
     plans = plan_shards(rows, 20_000, 100)
     assert len(plans) == 2
-    pack(plans, rows, folder, make)
+    pack(plans, rows, folder, extract)
     return folder, {r["clip_id"]: r for r in rows}
 
 
@@ -329,7 +333,7 @@ def frames_in(mp4: bytes) -> int:
         return sum(1 for _ in container.decode(video=0))
 
 
-def test_plain_webdataset_reads_the_shards(dataset):
+def test_webdataset_reads_the_shards(dataset):
     wds = pytest.importorskip("webdataset")
     folder, rows = dataset
     urls = sorted(str(path) for path in folder.glob("*.tar"))
@@ -343,7 +347,7 @@ def test_plain_webdataset_reads_the_shards(dataset):
     assert {item["json"]["method"] for item in seen.values()} == {"copy", "encode"}
 
 
-def test_the_library_datasets_reads_the_shards(dataset, tmp_path):
+def test_hugging_face_datasets_reads_the_shards(dataset, tmp_path):
     datasets = pytest.importorskip("datasets")
     folder, rows = dataset
     urls = sorted(str(path) for path in Path(folder).glob("*.tar"))

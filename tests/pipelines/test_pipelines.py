@@ -21,7 +21,7 @@ from curation import config, records
 from curation.storage import Folder
 from pipelines import caption, curate, export, score, select
 from pipelines.settings import Settings, main
-from stages.export.presto import KEYS
+from stages.export.presto import CAPTION_KEYS
 from tests.support import zoo
 from tests.support.paths import REPOSITORY
 from tests.support.small_input import SETTINGS, scene, video
@@ -155,11 +155,11 @@ def test_the_presto_folder_holds_the_hd_clip_as_its_trainer_reads_it(dataset):
         rows += pq.read_table(dataset.out / "presto" / f"{name}.parquet").to_pylist()
     [row] = rows
     assert (row["num_frames"], row["width"], row["height"]) == (450, 1280, 720)
-    assert list(row["cap"]) == list(KEYS)
+    assert list(row["cap"]) == list(CAPTION_KEYS)
     assert all(row["cap"].values())
     assert (dataset.out / "presto" / row["path"]).stat().st_size > 0
     manifest = json.loads((dataset.out / "manifest.json").read_text())
-    assert manifest["presto_left_out"] == {"smaller than 1280x720": 3}
+    assert manifest["presto_skipped"] == {"smaller than 1280x720": 3}
 
 
 def test_train_and_validation_share_no_video(dataset):

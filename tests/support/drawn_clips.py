@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 
 from curation.records import SCORE_NAMES, frames_sha256
-from stages.export.extraction import Cut
+from stages.export.extraction import ExtractedClip
 from stages.export.shards import pack_shard, plan_shards, shards_table
 from training.clips import Clip
 
@@ -24,7 +24,7 @@ def frame(number: int, of: int) -> np.ndarray:
     return picture
 
 
-def write_mp4(clip: dict, target: Path, frames: int = FRAMES) -> Cut:
+def write_mp4(clip: dict, target: Path, frames: int = FRAMES) -> ExtractedClip:
     number = int(clip["video"])
     with av.open(str(target), "w") as out:
         stream = out.add_stream("libx264", rate=FPS, options={"crf": "1", "preset": "ultrafast"})
@@ -33,7 +33,7 @@ def write_mp4(clip: dict, target: Path, frames: int = FRAMES) -> Cut:
             out.mux(stream.encode(av.VideoFrame.from_ndarray(frame(number, i), format="rgb24")))
         out.mux(stream.encode())
     size = target.stat().st_size
-    return Cut("encode", "h264", FRAMES, 0, WIDTH, HEIGHT, float(FPS), size, 0.0)
+    return ExtractedClip("encode", "h264", FRAMES, 0, WIDTH, HEIGHT, float(FPS), size, 0.0)
 
 
 def row(number: int, split: str = "train") -> dict:
@@ -66,7 +66,7 @@ def dataset(
     folder: Path,
     rows: Sequence[dict],
     most: int = 3,
-    make: Callable[[dict, Path], Cut] = write_mp4,
+    make: Callable[[dict, Path], ExtractedClip] = write_mp4,
 ) -> Path:
     """A dataset of these clips in shards of at most `most`."""
     by_id = {r["clip_id"]: r for r in rows}
