@@ -31,10 +31,11 @@ from safetensors.torch import save as tensor_bytes
 from stages.export.extraction import ExtractedClip
 from tests.support import drawn_clips
 from training import precompute
-from training.clips import Shards, Size
-from training.data import Batch, DataConfig, Share, stream
-from training.pretrained import T5, Allegro
-from training.text_to_video import SystemConfig
+from training.clips import Shards
+from training.config import AllegroConfig, DataConfig, Size, SystemConfig, T5Config
+from training.data import Batch, Share, stream
+from training.latent_cache import LatentCache, cache_key
+from training.pretrained import AllegroCodec
 
 FRAMES, FPS, WIDTH, HEIGHT = 450, 30, 1280, 720
 SIZE = Size(88, 720, 1280)
@@ -78,7 +79,7 @@ def cached(cfg: SystemConfig, data: DataConfig) -> None:
     source = Shards(data.dataset, "train", cfg.size)
     cache = Path(data.cache)
     (cache / "shards").mkdir(parents=True)
-    precompute.claim(cache, precompute.key_of(cfg))
+    precompute.claim(cache, cache_key(cfg))
     by_shard: dict[str, list] = {}
     for place in source.places.values():
         by_shard.setdefault(place.shard, []).append(place)
@@ -139,7 +140,7 @@ def encode_seconds() -> float:
 
         AutoencoderKLAllegro().save_pretrained(Path(folder, "vae"))
         video = torch.randint(0, 256, (1, *vars(SIZE).values(), 3), dtype=torch.uint8).cuda()
-        codec = Allegro(folder)
+        codec = AllegroCodec(AllegroConfig(folder))
         codec.encode(video[:, :24, :320, :320])
         torch.cuda.synchronize()
         start = time.perf_counter()
@@ -159,10 +160,10 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         dataset = drawn_clips.dataset(Path(folder, "data"), rows(args.clips), 4, draw)
-        cfg = SystemConfig(SIZE, (), Allegro("-"), T5("-"))
+        cfg = SystemConfig(SIZE, (), AllegroConfig("-"), T5Config("-"))
         data = DataConfig(str(dataset), cache=str(Path(folder, "cache")))
         cached(cfg, data)
-        shards, ahead = Shards(dataset, "train", SIZE), precompute.Ahead(cfg, data, "train")
+        shards, ahead = Shards(dataset, "train", SIZE), LatentCache(cfg, data, "train")
         sizes = [sum(f.stat().st_size for f in Path(d, "shards").glob("*.tar")) for d in
                  (dataset, data.cache)]  # fmt: skip
         print(f"a clip: {sizes[0] / args.clips / 1e6:.1f} MB of mp4, "

@@ -9,7 +9,8 @@ guidance 2, 20 steps, one seed.
 import sys
 
 from training.clips import Shards
-from training.sample import SampleConfig, open_system, sample
+from training.config import SampleConfig
+from training.sample import open_system, sample
 from training.text_to_video import Script
 
 

@@ -51,11 +51,14 @@ def run_cases(args: argparse.Namespace) -> None:
     import torch
 
     from curation import config
-    from training.clips import Listed, Size
+    from training.clips import Listed
+    from training.config import Size, TrainConfig
     from training.data import Share, stream
+    from training.dry_run import random_clip
     from training.log import finish, peak_memory_gb
     from training.parallel import leave
-    from training.train import TrainConfig, build, made_up, one_step
+    from training.resume import build
+    from training.train import one_step
 
     known = config.load(TrainConfig, ROOT / "configs/train/presto_2b8.yaml")
     known = replace(known, weights="", accumulate=1, compile=not args.eager)
@@ -67,7 +70,7 @@ def run_cases(args: argparse.Namespace) -> None:
         run = build(cfg)
         device = run.world.device
         share = Share(1, run.world.replica, run.world.replicas)
-        batches = stream(Listed([made_up(system)]), share, 0)
+        batches = stream(Listed([random_clip(system)]), share, 0)
         times, tokens = [], 0.0
         for step in range(1 + case["steps"]):
             finish(device)

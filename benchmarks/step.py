@@ -25,7 +25,8 @@ import torch
 
 from training import sca
 from training.attention import usable_backends
-from training.model import Keep, ModelConfig, Presto, Text, forward_flops
+from training.config import Keep, ModelConfig
+from training.model import Presto, Text, forward_flops
 
 SIZE = (90, 160)  # latent height and width of 720 x 1280
 CAPTION_TOKENS = 100  # T5 tokens of one sub-caption: 62 words on average in the released test set

@@ -24,22 +24,13 @@ import torch
 from torch import Tensor
 
 from curation.records import SPAN_TOLERANCE_S
+from training.config import Size
 
 TAR_BLOCK = 512
 
 
 class BadData(Exception):
     """A dataset or a clip in it can't be used: which, where, why, what to do."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """What every clip of a run is brought to: frames evenly over its whole time, scaled to cover
-    height x width, the middle cut out."""
-
-    frames: int = 88
-    height: int = 720  # px
-    width: int = 1280  # px
 
 
 @dataclass(frozen=True)

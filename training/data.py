@@ -15,23 +15,14 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from annotated_types import Ge
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from training.clips import BadData, Clip, Source
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    dataset: str = "out/samples-dataset"  # what `make curate` wrote
-    workers: Annotated[int, Ge(0)] = 2  # processes that decode ahead; 0: in the training process
-    memory_mb: Annotated[float, Ge(0)] = 0.0  # of decoded clips that a worker keeps
-    cache: str = ""  # folder of what `python -m training.precompute` computes ahead; "": nothing
 
 
 @dataclass(frozen=True)

@@ -18,30 +18,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from training.config import DiffusionConfig
+
 STEPS = 1000
-Objective = Literal["epsilon", "v", "flow", "clean"]
 LEAST_S = 0.05  # clean: the loss divides by no less (as in arXiv 2511.13720)
 Predict = Callable[[Tensor, Tensor], Tensor]  # (latents, t of shape (B,)) -> prediction
-
-
-@dataclass(frozen=True)
-class DiffusionConfig:
-    objective: Objective = "epsilon"
-    min_snr_gamma: float | None = 5.0  # epsilon and v; None: every t weighs the same
-    noise_offset: float = 0.0  # Presto: 0.02; a constant per sample and channel, added to the noise
-    flow_shift: float = 1.0  # above 1: more steps at high noise, for longer or larger videos
-
-    @property
-    def flows(self) -> bool:
-        """The path from noise to latents is straight."""
-        return self.objective in ("flow", "clean")
 
 
 def signal(device: torch.device | str = "cpu") -> Tensor:

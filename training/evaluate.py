@@ -44,6 +44,7 @@ from torch import Tensor
 from curation import config, measures
 from curation.config import ConfigError
 from curation.torchvision_fix import fix_torchvision
+from training.config import EvaluateConfig
 from training.interpolate import flow, warped
 from training.weights import BadWeights
 
@@ -54,13 +55,6 @@ MOTION_BINS = ((2, "still"), (10, "slow"), (40, "medium"), (float("inf"), "fast"
 QUALITY = ["dynamic_degree", "motion_smoothness", "subject_consistency", "imaging_quality"]
 Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two RGB pictures -> (H, W, 2) px
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    reference: str = ""  # folder of real videos with the same names
-    clip: str = ""  # folder of a CLIP model as transformers saves it
-    raft: str = ""  # file with the weights of torchvision's raft_large
 
 
 @dataclass(frozen=True)

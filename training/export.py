@@ -15,7 +15,8 @@ from curation import config
 from curation.config import ConfigError
 from training import checkpoint
 from training.checkpoint import CheckpointError
-from training.text_to_video import System, SystemConfig
+from training.config import SystemConfig
+from training.text_to_video import System
 from training.weights import BadWeights, export
 
 

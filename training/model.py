@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from training import sca
 from training.attention import attention, choose_backend, save_attention, save_products
+from training.config import Keep, ModelConfig
 from training.layers import (
     Attention,
     CaptionProjection,
@@ -30,41 +31,9 @@ from training.layers import (
     rotate,
 )
 
-Keep = Literal["all", "products", "attention", "nothing"]
 POLICIES = {"attention": save_attention, "products": save_products}
-Positions = Literal["relative", "space", "space_time"]
 AXES = {"relative": (), "space": (1, 2), "space_time": (0, 1, 2)}
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Names and defaults of Allegro's config.json at 88 x 720 x 1280."""
-
-    num_layers: int = 32
-    num_attention_heads: int = 24
-    attention_head_dim: int = 96
-    in_channels: int = 4
-    out_channels: int = 4
-    patch_size: int = 2
-    cross_attention_dim: int = 2304
-    caption_channels: int = 4096
-    interpolation_scale_t: float = 2.2  # positions are divided by these
-    interpolation_scale_h: float = 2.0
-    interpolation_scale_w: float = 2.0
-    # what tokens are told of their place, beside RoPE's distances; Allegro tells nothing more
-    positions: Positions = "relative"
-    sample_frames: int = 22  # latent size it was trained at; for the pipelines that read an export
-    sample_height: int = 90
-    sample_width: int = 160
-
-    @property
-    def width(self) -> int:
-        return self.num_attention_heads * self.attention_head_dim
-
-    @property
-    def scales(self) -> tuple[float, float, float]:
-        return self.interpolation_scale_t, self.interpolation_scale_h, self.interpolation_scale_w
 
 
 class Text(NamedTuple):
@@ -134,14 +103,10 @@ class Block(nn.Module):
 class Presto(nn.Module):
     """model(latents, t, text, schedules) -> what the objective predicts, of the latents' shape."""
 
-    def __init__(self, cfg: ModelConfig = ModelConfig()):
+    def __init__(self, cfg: ModelConfig | None = None):
+        """cfg: Allegro's own where none is given."""
         super().__init__()
-        if cfg.attention_head_dim % 6:
-            raise ValueError(
-                f"attention_head_dim {cfg.attention_head_dim}: expected a multiple of 6 "
-                "(pairs on three axes)"
-            )
-        self.cfg = cfg
+        self.cfg = cfg = cfg or ModelConfig()
         self.attention = "auto"  # back end: see training/attention.py
         # with sequence parallelism: a sample's number of tokens -> this rank's share of them
         self.across: Callable[[int], Shard] | None = None

@@ -1,18 +1,11 @@
-"""What never changes during training, computed once: the codec's latents and the text encoder's
-tokens of every clip.
+"""Computes once what never changes during training: every clip's latents and text tokens.
 
     python -m training.precompute CONFIG [key=value …]
     torchrun --nproc-per-node N -m training.precompute CONFIG …   # several GPUs take a shard each
 
-CONFIG is the one of training.train; its `data.cache` names the folder. Interrupted, the same
-command goes on at the clip; after the dataset has changed, it does the changed shards again. Each
-shard of the dataset becomes one here, of the same name: per clip a JSON and a safetensors file with
-
-    latents       mean and log-variance (2, C, t, h, w) fp16; of codecs without chance (C, t, h, w)
-    text.0 …      tokens of '', of the caption and of each sub-caption, without padding
-
-No text where the text encoder is trained along. key.json says what all of it was made with, and
-training refuses a cache that was made with something else, or of other clips or captions.
+CONFIG is the one of training.train; its `data.cache` names the folder (training/latent_cache.py has
+its format). An interrupted run resumes at the clip; after the dataset has changed, the same command
+computes the changed shards again.
 """
 
 from __future__ import annotations
@@ -25,43 +18,26 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from curation import config
 from curation.config import ConfigError
-from training.clips import BadData, Clip, Place, Shards, groups, members, parse, places
-from training.data import DataConfig, plainly
-from training.pretrained import T5, Allegro
-from training.text_to_video import SystemConfig
+from training.clips import BadData, Clip, Place, Shards
+from training.config import DataConfig, SystemConfig, TrainConfig
+from training.data import plainly
+from training.latent_cache import KEY_FILE, cache_key, check_key, origin_of, texts_of
+from training.text_to_video import Codec, TextEncoder, build_codec, build_text_encoder
 from training.weights import BadWeights
 
 SPLITS = ("train", "validation")
-KEY = "key.json"
-AGAIN = "run python -m training.precompute with this configuration"
-
-
-def key_of(cfg: SystemConfig) -> dict[str, Any]:
-    """What latents and texts depend on beside the clips. Digests are None where the weights are not
-    at hand."""
-    codec: dict[str, Any] = config.as_dict(cfg.codec) | {"kind": type(cfg.codec).__name__}
-    text: dict[str, Any] = {"kind": "trained along"}
-    if isinstance(cfg.codec, Allegro):
-        codec = {"kind": "Allegro", "weights": cfg.codec.weights_digest()}
-    if isinstance(cfg.text, T5):
-        text = {"kind": "T5", "weights": cfg.text.weights_digest()}
-        text |= {"width": cfg.text.width, "max_tokens": cfg.text.max_tokens}
-    sizes = [asdict(size) for size in (cfg.size, *cfg.sizes)]
-    return {"format": 1, "codec": codec, "text": text, "sizes": sizes}
 
 
 def precompute(cfg: SystemConfig, data: DataConfig, rank: int = 0, ranks: int = 1) -> None:
@@ -69,7 +45,7 @@ def precompute(cfg: SystemConfig, data: DataConfig, rank: int = 0, ranks: int = 
         raise ConfigError("data.cache is empty: expected the folder to compute to")
     cache = Path(data.cache)
     (cache / "shards").mkdir(parents=True, exist_ok=True)
-    claim(cache, key_of(cfg))
+    claim(cache, cache_key(cfg))
     sources = [Shards(data.dataset, split, cfg.size, 0, cfg.sizes) for split in SPLITS]
     by_shard: dict[str, tuple[Shards, list[int]]] = {}
     for source in sources:
@@ -98,28 +74,13 @@ def _places(source: Shards, indices: Sequence[int]) -> list[Place]:
 
 def claim(cache: Path, key: dict[str, Any]) -> None:
     """Marks a new cache as of this key; BadData where it is of another."""
-    path = cache / KEY
+    path = cache / KEY_FILE
     if path.exists():
-        compare(cache, key)
+        check_key(cache, key)
         return
     part = path.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(key, indent=1))
     part.replace(path)
-
-
-def compare(cache: Path, key: dict[str, Any]) -> None:
-    try:
-        made: dict[str, Any] = json.loads((cache / KEY).read_text())
-    except FileNotFoundError:
-        raise BadData(f"{cache}: nothing computed ahead there; {AGAIN}") from None
-    except ValueError as error:
-        raise BadData(f"{cache / KEY} is damaged ({error}); delete {cache}, and {AGAIN}") from error
-    changed = [line for line in config.differences(made, key) if not line.endswith("-> None")]
-    if changed:
-        raise BadData(
-            f"{cache} was made with something else ({'; '.join(changed)}); "
-            f"give another data.cache, and {AGAIN}"
-        )
 
 
 def receipt(cache: Path, name: str, wanted: Iterable[Place]) -> list[dict[str, Any]] | None:
@@ -130,17 +91,7 @@ def receipt(cache: Path, name: str, wanted: Iterable[Place]) -> list[dict[str, A
     except (OSError, ValueError, KeyError):
         return None
     made = [(row["clip_id"], *row["of"]) for row in told["rows"]]
-    return told["rows"] if whole and made == [_origin(place) for place in wanted] else None
-
-
-def _origin(place: Place) -> tuple[str, str, str]:
-    row = place.row
-    if not row.get("json_sha256"):
-        raise BadData(
-            "shards.parquet has no json_sha256, which says whether captions have changed; pack the "
-            "dataset again: python -m pipelines.export"
-        )
-    return row["clip_id"], row["sha256"], row["json_sha256"]
+    return told["rows"] if whole and made == [origin_of(place) for place in wanted] else None
 
 
 def make_shard(
@@ -151,9 +102,11 @@ def make_shard(
     scratch.mkdir(exist_ok=True)
     files = []
     for place in _places(source, indices):
-        clip_id, sha256, json_sha256 = _origin(place)
+        clip_id, sha256, json_sha256 = origin_of(place)
         of = hashlib.sha256(f"{sha256}{json_sha256}".encode()).hexdigest()[:16]
         files.append(scratch / f"{clip_id}-{of}")
+    codec = build_codec(cfg.codec)
+    text = build_text_encoder(cfg.text) if cfg.text.pretrained else None
     todo = [(i, file) for i, file in zip(indices, files, strict=True) if not file.exists()]
     clips: DataLoader[Clip] = DataLoader(
         source,  # type: ignore[arg-type]
@@ -164,7 +117,8 @@ def make_shard(
     )
     for clip, (_, file) in zip(plainly(clips), todo, strict=True):
         part = file.with_suffix(".new")
-        part.write_bytes(tensor_bytes(ahead(cfg, clip), {"told": json.dumps(told_of(clip))}))
+        tensors = encode_clip(codec, text, clip)
+        part.write_bytes(tensor_bytes(tensors, {"told": json.dumps(told_of(clip))}))
         part.replace(file)
     pack(cache, name, _places(source, indices), files)
     for file in scratch.iterdir():
@@ -176,22 +130,18 @@ def _same(clip: Any) -> Any:
     return clip
 
 
-def ahead(cfg: SystemConfig, clip: Clip) -> dict[str, Tensor]:
-    """A clip's latents and texts, on the CPU."""
+def encode_clip(codec: Codec, text: TextEncoder | None, clip: Clip) -> dict[str, Tensor]:
+    """A clip's latents and, where the text encoder is pretrained, its text tokens; on the CPU."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoded = cfg.codec.encode(clip.video[None].to(device))[0].cpu()
-    if encoded.ndim == 5:  # chance: 11 bits are more than the codec's products have
+    encoded = codec.encode(clip.video[None].to(device))[0].cpu()
+    if encoded.ndim == 5:  # mean and log-variance: 11 bits are more than the codec's products have
         encoded = encoded.half()
     found = {"latents": encoded.contiguous()}
-    if isinstance(cfg.text, T5):
-        text = cfg.text([texts_of(clip)])
-        parts = text.tokens.cpu().split(list(text.lengths[0]))
+    if text:
+        tokens = text([texts_of(clip)])
+        parts = tokens.tokens.cpu().split(list(tokens.lengths[0]))
         found |= {f"text.{i}": part.clone() for i, part in enumerate(parts)}
     return found
-
-
-def texts_of(clip: Clip) -> list[str]:
-    return ["", clip.caption, *clip.sub_captions]
 
 
 def told_of(clip: Clip) -> dict[str, Any]:
@@ -213,7 +163,7 @@ def pack(cache: Path, name: str, of: Sequence[Place], files: Sequence[Path]) -> 
     part = path.with_suffix(".new")
     with part.open("wb") as out, tarfile.open(fileobj=out, mode="w") as tar:
         for place, file in zip(of, files, strict=True):
-            clip_id, sha256, json_sha256 = _origin(place)
+            clip_id, sha256, json_sha256 = origin_of(place)
             data = file.read_bytes()
             end = 0
             for suffix, content in ((".json", _metadata(data)), (".safetensors", data)):
@@ -247,53 +197,7 @@ def _metadata(data: bytes) -> bytes:
     return json.loads(data[8 : 8 + length])["__metadata__"]["told"].encode()
 
 
-class Ahead:
-    """The clips of one split, computed ahead: a source as Shards is. BadData where the cache is not
-    of this dataset, these captions, sizes and encoders."""
-
-    def __init__(self, cfg: SystemConfig, data: DataConfig, split: str):
-        self.cache = Path(data.cache)
-        compare(self.cache, key_of(cfg))
-        if not (self.cache / "shards.parquet").is_file():
-            raise BadData(f"{self.cache}: not all is computed yet; {AGAIN}")
-        of_dataset = places(Path(data.dataset), split)
-        self.places = places(self.cache, split)
-        wanted = [_origin(place)[1:] for place in of_dataset.values()]
-        found = [
-            tuple(self.places[clip_id].row["of"]) if clip_id in self.places else None
-            for clip_id in of_dataset
-        ]
-        changed = [c for c, a, b in zip(of_dataset, wanted, found, strict=True) if a != b]
-        if changed:
-            raise BadData(
-                f"{len(changed)} of {len(of_dataset)} clips of {data.dataset} are not in "
-                f"{self.cache} or have changed since, {changed[0]} for one; {AGAIN}"
-            )
-        self.clip_ids: Sequence[str] = list(of_dataset)
-        self.groups = groups(of_dataset, (cfg.size, *cfg.sizes))
-
-    def __getitem__(self, index: int, /) -> Clip:
-        clip_id = self.clip_ids[index]
-        place = self.places[clip_id]
-        where = self.cache / "shards" / place.shard
-        try:
-            told, data = members(where, place, ".safetensors")
-            tensors = read_tensors(data)
-            clip = parse(clip_id, told, torch.empty(0, dtype=torch.uint8))
-            texts = texts_of(clip) if "text.0" in tensors else []
-            by_text = {text: tensors[f"text.{i}"] for i, text in enumerate(texts)}
-            fields = {"latents": tensors["latents"], "texts": by_text}
-            return Clip(**(vars(clip) | fields))
-        except (BadData, OSError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
-            raise BadData(
-                f"clip {clip_id} in {where}: {error or type(error).__name__}; delete this shard, "
-                f"and {AGAIN}"
-            ) from error
-
-
 def main(argv: Sequence[str]) -> None:
-    from training.train import TrainConfig
-
     if not argv or set(argv) & {"-h", "--help"}:
         config.usage(__doc__, argv)
     rank, ranks = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
@@ -301,8 +205,6 @@ def main(argv: Sequence[str]) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
         cfg = config.load(TrainConfig, argv[0], argv[1:])
-        for size in (cfg.system.size, *cfg.system.sizes):
-            cfg.system.codec.latent_size(size)
         precompute(cfg.system, cfg.data, rank, ranks)
     except (ConfigError, BadData, BadWeights, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -18,15 +18,14 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import av
 import torch
-from annotated_types import Ge, Gt
 from torch import Tensor
 
 from curation import config
@@ -34,28 +33,21 @@ from curation.config import ConfigError
 from curation.records import segment_spans
 from training import checkpoint
 from training.checkpoint import CheckpointError
-from training.clips import Size
+from training.config import (
+    AllegroConfig,
+    DiffusionConfig,
+    SampleCommandConfig,
+    SampleConfig,
+    Size,
+    SystemConfig,
+    T5Config,
+)
 from training.data import generator
-from training.diffusion import DiffusionConfig, Predict, guided, sample_ancestral, sample_flow
+from training.diffusion import Predict, guided, sample_ancestral, sample_flow
 from training.export import averaged
 from training.interpolate import resampled
-from training.pretrained import SHRINKS, T5, Allegro
-from training.text_to_video import Script, System, SystemConfig
+from training.text_to_video import Script, System
 from training.weights import BadWeights, load, read_config
-
-
-@dataclass(frozen=True)
-class SampleConfig:
-    steps: Annotated[int, Ge(1)] = 50
-    guidance: Annotated[float, Ge(0)] = 4.0  # classifier-free; 1: the captions alone
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class CommandConfig(SampleConfig):
-    duration_s: Annotated[float, Gt(0)] = 15.0  # of the video, where the captions give no times
-    videos: Annotated[int, Ge(1)] = 1  # of each prompt; more are NAME-0.mp4 …, as VBench names them
-    fps: Annotated[float, Ge(0)] = 0.0  # of the mp4: training/interpolate.py; 0: the network's own
 
 
 def sample(
@@ -86,8 +78,8 @@ def sample_many(
             )
     rng = generator(cfg.seed, "sample")
     device = next(system.parameters()).device
-    shape = system.codec.latent_size(size or system.cfg.size)
-    noise = torch.randn((len(scripts), system.codec.channels, *shape), generator=rng).to(device)
+    shape = system.cfg.codec.latent_size(size or system.cfg.size)
+    noise = torch.randn((len(scripts), system.cfg.codec.channels, *shape), generator=rng).to(device)
     silent = [replace(script, captions=[""] * len(script.captions)) for script in scripts]
     dtype = system.presto.proj_out.weight.dtype
     with torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else nullcontext():
@@ -153,8 +145,10 @@ def released(folder: str) -> System:
     """Published weights: with Allegro's codec and T5, and captions cut as the release cuts them."""
     model = read_config(folder)
     frames, rows, columns = model.sample_frames, model.sample_height, model.sample_width
-    size = Size(*(n * by for n, by in zip((frames, rows, columns), SHRINKS, strict=True)))
-    cfg = SystemConfig(size, (), Allegro(folder), T5(folder), model, rounding="floor")
+    size = Size(
+        *(n * by for n, by in zip((frames, rows, columns), AllegroConfig.shrinks, strict=True))
+    )
+    cfg = SystemConfig(size, (), AllegroConfig(folder), T5Config(folder), model, rounding="floor")
     with torch.device("meta"):
         system = System(cfg)
     system.presto = load(folder)
@@ -215,14 +209,14 @@ def _is_file(text: str) -> bool:
 
 
 def main(argv: Sequence[str]) -> None:
-    names = {f.name for f in fields(CommandConfig)}
+    names = {f.name for f in fields(SampleCommandConfig)}
     # a mistyped setting must not become a caption
     settings = [a for a in argv if a.partition("=")[0] in names or re.fullmatch(r"\w+=\S*", a)]
     rest = [a for a in argv if a not in settings]
     if len(rest) < 3 or "-h" in argv or "--help" in argv:
         config.usage(__doc__, argv)
     try:
-        cfg = config.load(CommandConfig, None, settings)
+        cfg = config.load(SampleCommandConfig, None, settings)
         if rest[2].endswith(".jsonl"):
             prompts = read_prompts(rest[2], cfg.duration_s)
             scripts = {f"{rest[1]}/{name}.mp4": script for name, script in prompts.items()}

@@ -15,16 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from training.attention import packed_attention
-
-Mode = Literal["overlapped", "isolated", "sequential", "single", "tent"]
-Rounding = Literal["nearest", "floor"]
+from training.config import Mode, Rounding
 
 
 def cut_points(

@@ -6,33 +6,24 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import Annotated, cast
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge
 from torch import Tensor, nn
 
 from training.attention import choose_backend, packed_attention
+from training.config import BytesConfig
 from training.model import Text
 
 END = 256  # after the last byte; all that an empty caption consists of
 WORDS = 4096  # rows that words share
 
 
-@dataclass(frozen=True)
-class BytesConfig:
-    width: Annotated[int, Ge(1)] = 96
-    heads: Annotated[int, Ge(1)] = 4
-    layers: Annotated[int, Ge(0)] = 2
-    max_bytes: Annotated[int, Ge(1)] = 320  # of a caption; the rest is not read
-
-
-class Bytes(nn.Module):
+class ByteEncoder(nn.Module):
     """A caption's UTF-8 bytes through a small transformer: as many tokens as bytes, and an end.
 
     Each byte also carries its whole word (a hash of it picks a row): a network that has to learn to
@@ -41,8 +32,6 @@ class Bytes(nn.Module):
 
     def __init__(self, cfg: BytesConfig):
         super().__init__()
-        if cfg.width % cfg.heads:
-            raise ValueError(f"text.width {cfg.width}: expected a multiple of {cfg.heads} heads")
         self.cfg = cfg
         self.byte = nn.Embedding(END + 1, cfg.width)
         self.word = nn.Embedding(WORDS, cfg.width)
@@ -51,7 +40,7 @@ class Bytes(nn.Module):
         self.norm = nn.LayerNorm(cfg.width)
 
     def forward(self, captions: Sequence[Sequence[str]]) -> Text:
-        """Of each sample, of each segment."""
+        """captions: of each sample, of each segment."""
         read = [[spelled(text, self.cfg.max_bytes) for text in texts] for texts in captions]
         lengths = [[one.shape[1] for one in sample] for sample in read]
         tokens = np.concatenate([one for sample in read for one in sample], 1)

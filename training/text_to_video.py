@@ -5,33 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Annotated
+from typing import Any, cast
 
 import torch
-from annotated_types import Ge
 from torch import Tensor, nn
 
 from training import sca
-from training.clips import Clip, Size
-from training.codecs import Pixel
-from training.model import ModelConfig, Presto, Text, forward_flops
-from training.pretrained import T5, Allegro
-from training.text_encoder import Bytes, BytesConfig
+from training.clips import Clip
+from training.codecs import PixelCodec
+from training.config import AllegroConfig, BytesConfig, PixelConfig, SystemConfig, T5Config
+from training.model import Presto, Text, forward_flops
+from training.pretrained import AllegroCodec, T5Encoder
+from training.text_encoder import ByteEncoder
 
 _schedule = lru_cache(maxsize=1024)(sca.schedule)  # most clips of a dataset are cut alike
 
 
-@dataclass(frozen=True)
-class SystemConfig:
-    size: Size = field(default_factory=Size)
-    sizes: tuple[Size, ...] = ()  # others: a clip is brought to the one most like it
-    codec: Pixel | Allegro = field(default_factory=Pixel)
-    text: BytesConfig | T5 = field(default_factory=BytesConfig)
-    # channels and text width follow from codec and text, whatever is written here
-    model: ModelConfig = field(default_factory=ModelConfig)
-    mode: sca.Mode = "overlapped"
-    widen_frames: Annotated[int, Ge(0)] = 1  # overlapped: each segment, on both sides
-    rounding: sca.Rounding = "nearest"
+Codec = PixelCodec | AllegroCodec
+TextEncoder = ByteEncoder | T5Encoder
+_CLASSES: dict[type, Any] = {
+    PixelConfig: PixelCodec,
+    AllegroConfig: AllegroCodec,
+    BytesConfig: ByteEncoder,
+    T5Config: T5Encoder,
+}
+
+
+def build_codec(cfg: PixelConfig | AllegroConfig) -> Codec:
+    return _CLASSES[type(cfg)](cfg)
+
+
+def build_text_encoder(cfg: BytesConfig | T5Config) -> TextEncoder:
+    return _CLASSES[type(cfg)](cfg)
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,6 @@ class System(nn.Module):
     def __init__(self, cfg: SystemConfig):
         super().__init__()
         frames, height, width = self.latent_size = cfg.codec.latent_size(cfg.size)
-        for size in cfg.sizes:
-            cfg.codec.latent_size(size)  # refuses what it can't encode
         model = replace(
             cfg.model,
             in_channels=cfg.codec.channels,
@@ -71,10 +74,15 @@ class System(nn.Module):
             sample_height=height,
             sample_width=width,
         )
-        self.cfg, self.codec = cfg, cfg.codec
-        self.text = cfg.text if isinstance(cfg.text, T5) else Bytes(cfg.text)
+        self.cfg = cfg
+        self.codec = build_codec(cfg.codec)
+        self.text = build_text_encoder(cfg.text)
         self.presto = Presto(model)
         self.presto.reset_parameters()
+
+    @property
+    def trained_text_encoder(self) -> nn.Module | None:
+        return None if self.cfg.text.pretrained else cast(nn.Module, self.text)
 
     def forward(self, latents: Tensor, t: Tensor, scripts: Sequence[Script]) -> Tensor:
         """latents: (B, C, T, H, W).  t: (B,) in 0..1000."""

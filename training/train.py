@@ -10,92 +10,46 @@ and time, and writes nothing; where weights or data are missing it draws some.
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
 
 import cv2
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Le
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from curation import config
 from curation.config import ConfigError
 from training import checkpoint
 from training.checkpoint import CheckpointError
-from training.clips import BadData, Clip, Listed, Shards, Size, Source
-from training.codecs import drawn
-from training.data import Batch, DataConfig, Share, fingerprint, generator, stream
-from training.diffusion import DiffusionConfig, denoising_loss, draw_noise, draw_t
-from training.log import Log, draw_curve, memory_gb, peak_memory_gb
-from training.model import Keep
-from training.parallel import World, join, leave, local, spread
-from training.precompute import Ahead
-from training.pretrained import T5, Allegro, release
-from training.sample import SampleConfig, sample, write_mp4
-from training.text_to_video import Script, System, SystemConfig
-from training.weights import BadWeights, load_into
+from training.clips import BadData, Clip, Source
+from training.codecs import sample_posterior
+from training.config import Size, TrainConfig
+from training.data import Batch, Share, generator, stream
+from training.diffusion import denoising_loss, draw_noise, draw_t
+from training.dry_run import dry_run
+from training.latent_cache import open_source
+from training.log import Log, draw_curve
+from training.parallel import World, leave, local
+from training.pretrained import release
+from training.resume import Run, build, restore, save
+from training.sample import sample, write_mp4
+from training.text_to_video import Script, System
+from training.weights import BadWeights
 
-Share01 = Annotated[float, Ge(0), Le(1)]
 VALIDATION_TIMES = 8  # fixed: (i + 0.5) / 8 of the way from clean to noise
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    run_dir: str = "out/train"
-    weights: str = ""  # folder of Allegro's, Presto's or an export's, to start from; "": random
-    steps: Annotated[int, Ge(1)] = 1000
-    batch: Annotated[int, Ge(1)] = 1  # samples at a time, of each process (or its group)
-    accumulate: Annotated[int, Ge(1)] = 1  # batches per step
-    sequence_ranks: Annotated[int, Ge(1)] = 1  # processes that share the tokens of one sample
-    seed: int = 0
-    lr: Annotated[float, Gt(0)] = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: Annotated[float, Ge(0)] = 1e-2
-    warmup_steps: Annotated[int, Ge(0)] = 100  # the rate grows to `lr` and stays there
-    max_norm: Annotated[float, Gt(0)] = 1.0  # of the gradient
-    ema_decay: Share01 = 0.9999  # less in the first steps: (1 + step) / (10 + step)
-    drop_all: Share01 = 0.1  # of the samples: no caption at all, which guidance samples from
-    drop_one: Share01 = 0.02  # of the captions of the others
-    precision: Literal["bf16", "fp32"] = "bf16"  # of the products; weights are fp32
-    keep_activations: Keep = "all"  # see Presto.keep
-    compile: bool = False
-    deterministic: bool = False  # on a GPU: resuming gives equal losses to the last bit, slower
-    save_every: Annotated[int, Ge(1)] = 500  # steps; a validation goes before each
-    keep_checkpoints: Annotated[int, Ge(1)] = 2
-    validation_clips: Annotated[int, Ge(0)] = 16  # at most
-    sample_every: Annotated[int, Ge(0)] = 0  # steps; 0: at the end alone
-    log_every: Annotated[int, Ge(1)] = 10
-    data: DataConfig = field(default_factory=DataConfig)
-    system: SystemConfig = field(default_factory=SystemConfig)
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    sample: SampleConfig = field(default_factory=SampleConfig)
 
 
 class Diverged(Exception):
     """The loss or its gradient is no number any more."""
-
-
-@dataclass
-class Run:
-    """What training changes."""
-
-    system: System
-    ema: System
-    optimizer: torch.optim.AdamW
-    world: World
-    samples: int  # per step, of all processes
-    best: float = float("inf")  # validation loss
 
 
 def train(
@@ -202,7 +156,7 @@ def latents_of(system: System, batch: Batch, seed: int | None) -> Tensor:
     if encoded is None:
         encoded = system.codec.encode(batch.video.to(device_of(system)))
     rngs = None if seed is None else [generator(seed, "posterior", n) for n in batch.numbers]
-    return drawn(encoded.to(device_of(system)), rngs)
+    return sample_posterior(encoded.to(device_of(system)), rngs)
 
 
 def dropped(script: Script, drop_all: float, drop_one: float, rng: torch.Generator) -> Script:
@@ -245,7 +199,7 @@ def show(cfg: TrainConfig, step: int, run: Run, clip: Clip) -> None:
     script, own = Script.of(clip, cfg.system.mode), clip.video
     if clip.latents is not None:  # what the codec leaves of it is what a sample can reach at best
         encoded = clip.latents[None].to(run.world.device)
-        own = run.ema.codec.decode(drawn(encoded, None))[0].cpu()
+        own = run.ema.codec.decode(sample_posterior(encoded, None))[0].cpu()
     with autocast(cfg, device_of(run.ema)):
         video = sample(run.ema, script, cfg.diffusion, cfg.sample, Size(*own.shape[:3]))
     if clip.latents is not None:  # the codec is not needed until the next sample
@@ -261,173 +215,12 @@ def show(cfg: TrainConfig, step: int, run: Run, clip: Clip) -> None:
     print(f"{draw_curve(cfg.run_dir)}  {base}.mp4  {base}.png", flush=True)
 
 
-# ---- starting, going on, stopping
-
-
-def build(cfg: TrainConfig, resumed: bool = False, system_class: type[System] = System) -> Run:
-    """resumed: weights come from a checkpoint."""
-    if cfg.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    world = join(cfg.sequence_ranks)
-    torch.manual_seed(cfg.seed)
-    system = initial(cfg, world.device, resumed, system_class)
-    ema = copy.deepcopy(system).requires_grad_(False).eval()
-    system.presto.keep(cfg.keep_activations)
-    if cfg.compile:
-        system.presto.compile_blocks()
-    for one in (system, ema):
-        text = one.text if isinstance(one.text, nn.Module) else None
-        spread(one.presto, text, world, cfg.precision == "bf16")
-    optimizer = torch.optim.AdamW(
-        system.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay
-    )
-    samples = cfg.batch * cfg.accumulate * world.replicas
-    return Run(system, ema, optimizer, world, samples)
-
-
-def initial(
-    cfg: TrainConfig, device: torch.device, resumed: bool, system_class: type[System]
-) -> System:
-    """Random, or with the weights that the run starts from; what is resumed needs none of them."""
-    if not cfg.weights:
-        with device:
-            return system_class(cfg.system)
-    with torch.device("meta"):
-        system = system_class(cfg.system)
-    if isinstance(system.text, nn.Module):
-        raise ConfigError(
-            "weights: such a network reads T5, but system.text is trained along; set system.text.t5"
-        )
-    system.to_empty(device=device)
-    if not resumed:
-        load_into(system.presto, cfg.weights)
-    return system
-
-
 def device_of(system: System) -> torch.device:
     return next(system.parameters()).device
 
 
 def autocast(cfg: TrainConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16")
-
-
-def save(cfg: TrainConfig, step: int, run: Run, source: Source, loss: float | None) -> None:
-    best = loss is not None and loss < run.best
-    run.best = loss if best and loss is not None else run.best
-    told = {
-        "step": step,
-        "samples": run.samples,
-        "best": run.best,
-        "clips": fingerprint(source),
-        "settings": config.as_dict(cfg),
-    }
-    checkpoint.save(cfg.run_dir, step, tensors(run), told, cfg.keep_checkpoints, best)
-
-
-def tensors(run: Run) -> dict[str, Tensor]:
-    """All that training changes, under the names it has in a checkpoint."""
-    found = {f"system.{name}": t for name, t in run.system.state_dict().items()}
-    found |= {f"ema.{name}": t for name, t in run.ema.state_dict().items()}
-    for name, weight in run.system.named_parameters():
-        of_weight = run.optimizer.state[weight]
-        if not of_weight:  # before the first step: what AdamW will start from
-            of_weight |= {"step": torch.tensor(0.0)}
-            of_weight |= {key: torch.zeros_like(weight) for key in ("exp_avg", "exp_avg_sq")}
-        found |= {f"optimizer.{name}.{key}": t for key, t in of_weight.items()}
-    return found
-
-
-def restore(cfg: TrainConfig, run: Run, source: Source) -> int:
-    """The step of the run's last checkpoint, loaded; 0 for a new run."""
-    found = checkpoint.saved(cfg.run_dir)
-    if not found:
-        return 0
-    told = checkpoint.told(found[-1])
-    changed = config.differences(told["settings"], config.as_dict(cfg))
-    fixed = ("system.", "diffusion.", "seed:")
-    refused = [line for line in changed if line.startswith(fixed)]
-    if told["samples"] != run.samples:
-        refused.append(f"samples a step, of all processes: {told['samples']} -> {run.samples}")
-    if told["clips"] != fingerprint(source):
-        refused.append(f"other clips in {cfg.data.dataset}")
-    if refused:
-        raise ConfigError(
-            f"{found[-1]} is of another run ({'; '.join(refused)}); "
-            "undo that, or give a new run_dir"
-        )
-    checkpoint.load_into(found[-1], tensors(run))
-    run.best = told["best"]
-    if run.world.first:
-        print(f"goes on from {found[-1]}", *changed, sep="\n  ", flush=True)
-    return told["step"]
-
-
-def dry_run(cfg: TrainConfig) -> None:
-    """Two steps of a batch each, without a trace on disk. What is missing, weights or data, is
-    drawn: neither time nor memory hangs on values."""
-    world = join(cfg.sequence_ranks)
-    device, cfg = world.device, replace(cfg, accumulate=1)
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in System(cfg.system).parameters())
-    # masters, gradients, two moments, average: fp32; weights and average are whole at the start
-    need, room = 1e-9 * parameters * max(20 / world.size, 8), memory_gb(device)
-    if need > room:
-        raise ConfigError(
-            f"{parameters:,} parameters take {need:.0f} GB of one {device.type} process; "
-            f"{room:.0f} GB are there"
-        )
-    try:
-        source: Source = open_source(cfg, "train")
-        epoch = f"{len(source.clip_ids)} clips"
-    except BadData as error:
-        source, epoch = Listed([made_up(cfg.system)]), f"one drawn clip ({error})"
-    try:
-        run = build(cfg)
-    except BadWeights as error:
-        run = build(replace(cfg, weights=""))
-        epoch += f", random weights ({error})"
-    share = Share(cfg.batch, run.world.replica, run.world.replicas)
-    batches = stream(source, share, cfg.seed, 0, 0)
-    took, values = [], {}
-    for step in range(2):  # compilers work in the first
-        start = time.perf_counter()
-        values = one_step(run, batches, cfg, step)
-        took.append(time.perf_counter() - start)
-    clips = len(source.clip_ids)
-    if not run.world.first:
-        return
-    print(
-        f"{parameters:,} parameters, {epoch}, {values['tokens'] / run.samples:,.0f} tokens a "
-        f"sample, {run.samples} at a time on {run.world.size} processes\n"
-        f"first batch {took[0]:.1f} s, second {took[1]:.1f} s ({values['wait_s']:.1f} s of it for "
-        f"data), loss {values['loss']:.4f}, peak {peak_memory_gb(device):.1f} GB\n"
-        f"an epoch: {clips / run.samples:.1f} such batches, "
-        f"about {took[1] * clips / run.samples:.0f} s"
-    )
-
-
-def made_up(cfg: SystemConfig) -> Clip:
-    """A clip of the right size: noise, and five captions of 100 tokens."""
-    spans = [(3.0 * i, 3.0 * (i + 1)) for i in range(5)]
-    captions = [f"part {i}" for i in range(5)]
-    clip = Clip("0" * 24, torch.empty(0), 15.0, spans, captions, "all")
-    if isinstance(cfg.text, T5):
-        texts = {text: torch.randn(100, cfg.text.width) for text in ("", "all", *captions)}
-        clip = replace(clip, texts=texts)
-    if isinstance(cfg.codec, Allegro):
-        return replace(clip, latents=torch.randn(4, *cfg.codec.latent_size(cfg.size)))
-    shape = (cfg.size.frames, cfg.size.height, cfg.size.width, 3)
-    return replace(clip, video=torch.randint(0, 256, shape, dtype=torch.uint8))
-
-
-def open_source(cfg: TrainConfig, split: str) -> Source:
-    """Clips computed ahead where `data.cache` is given, else straight from the shards."""
-    system, data = cfg.system, cfg.data
-    if data.cache:
-        return Ahead(system, data, split)
-    return Shards(data.dataset, split, system.size, data.memory_mb, system.sizes)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -439,9 +232,10 @@ def main(argv: Sequence[str]) -> None:
     try:
         cfg = config.load(TrainConfig, names[0], overrides)
         if "--dry-run" in argv:
-            dry_run(cfg)
+            dry_run(cfg, one_step)
         else:
-            train(cfg, open_source(cfg, "train"), open_source(cfg, "validation"))
+            source = open_source(cfg.system, cfg.data, "train")
+            train(cfg, source, open_source(cfg.system, cfg.data, "validation"))
     except (
         ConfigError,
         BadData,

@@ -19,7 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from training.model import ModelConfig, Presto
+from training.config import ModelConfig
+from training.model import Presto
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # fields of config.json that change the network, and the only value that it is built for here

@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from curation.torchvision_fix import fix_torchvision
-from training.model import ModelConfig, Presto
+from training.config import ModelConfig
+from training.model import Presto
 from training.weights import BadWeights, export, load, read_config
 
 SMALL = ModelConfig(

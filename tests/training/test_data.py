@@ -12,7 +12,8 @@ pytest.importorskip("torch")
 from curation.stage import BadVideo
 from tests.support import drawn_clips
 from tests.support.drawn_clips import FRAMES, dataset, row, write_mp4
-from training.clips import BadData, Listed, Shards, Size, fitted
+from training.clips import BadData, Listed, Shards, fitted
+from training.config import Size
 from training.data import Share, fingerprint, generator, stream
 
 SMALL = Size(10, 24, 40)

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from training.config import DiffusionConfig
 from training.diffusion import (
-    DiffusionConfig,
     denoising_loss,
     draw_noise,
     draw_t,

@@ -10,8 +10,9 @@ torch = pytest.importorskip("torch")
 
 from curation.torchvision_fix import fix_torchvision
 from training import evaluate
+from training.config import SampleConfig
 from training.evaluate import BadSample, Video, is_dynamic, main, motion_and_steps, summary
-from training.sample import SampleConfig, about, write_mp4
+from training.sample import about, write_mp4
 from training.text_to_video import Script
 from training.weights import BadWeights
 

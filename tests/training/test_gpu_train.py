@@ -10,11 +10,12 @@ pytest.importorskip("tensorboard")
 from tests.support.ranks import on_ranks
 from tests.training.test_train import CLIPS, HELD_OUT, SYSTEM, settings, written
 from training import checkpoint
-from training.clips import Size
-from training.pretrained import T5, Allegro
+from training.config import AllegroConfig, Size, T5Config
+from training.dry_run import random_clip
+from training.resume import build
 from training.sample import main
-from training.train import build, made_up, show, train
 from training.train import main as command
+from training.train import show, train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -62,15 +63,15 @@ def test_a_checkpoint_is_sampled_from_by_command(tmp_path):
 @pytest.mark.parametrize("parts", ["trained along", "frozen"])
 def test_sampling_leaves_no_memory_behind(tmp_path, parts):
     cfg, clip = settings(tmp_path, system=GPU, precision="bf16"), CLIPS[0]
-    if parts == "frozen":  # computed ahead: codec and T5 are loaded for a sample alone
+    if parts == "frozen":  # computed ahead: codec and T5Config are loaded for a sample alone
         for library in ("diffusers", "transformers", "tokenizers"):
             pytest.importorskip(library)
         from tests.support import tiny_allegro
 
         folder = str(tiny_allegro.folder(tmp_path / "weights"))
-        frozen = {"codec": Allegro(folder), "text": T5(folder, tiny_allegro.WIDTH)}
+        frozen = {"codec": AllegroConfig(folder), "text": T5Config(folder, tiny_allegro.WIDTH)}
         cfg = replace(cfg, system=replace(GPU, size=Size(24, 320, 320), **frozen))
-        clip = made_up(cfg.system)
+        clip = random_clip(cfg.system)
     run = build(cfg)
     show(cfg, 1, run, clip)
     torch.cuda.synchronize()

@@ -8,8 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from curation.torchvision_fix import fix_torchvision
 from training import sca
 from training.attention import usable_backends
+from training.config import ModelConfig
 from training.layers import place_table, rope_table, rotate
-from training.model import ModelConfig, Presto, Shard, Text, forward_flops
+from training.model import Presto, Shard, Text, forward_flops
 
 SMALL = ModelConfig(
     num_layers=2,

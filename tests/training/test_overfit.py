@@ -12,8 +12,8 @@ pytest.importorskip("matplotlib")
 from tests.training.test_train import settings
 from training import checkpoint
 from training.clips import Clip, Listed
-from training.diffusion import DiffusionConfig
-from training.sample import SampleConfig, open_system, sample
+from training.config import DiffusionConfig, SampleConfig
+from training.sample import open_system, sample
 from training.text_to_video import Script
 from training.train import train
 

@@ -19,11 +19,13 @@ from tests.support.drawn_clips import clip
 from tests.support.ranks import on_ranks
 from tests.training.test_train import SYSTEM, settings
 from training import checkpoint
-from training.clips import Listed, Size
+from training.clips import Listed
+from training.config import Size
 from training.data import Share, stream
 from training.parallel import World, join, spread
+from training.resume import build, tensors
 from training.text_to_video import System
-from training.train import batch_loss, build, tensors, train, validation_loss
+from training.train import batch_loss, train, validation_loss
 
 # 2 x 3 x 3 = 18 tokens do not divide by four ranks, and two frames do not either
 MANY = replace(

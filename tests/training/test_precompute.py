@@ -12,16 +12,17 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tensorboard")
 pytest.importorskip("safetensors")
 
+from curation.config import ConfigError
 from tests.support import tiny_allegro
 from tests.support.drawn_clips import dataset, row
 from tests.training.test_train import SYSTEM, settings
 from training import precompute
-from training import pretrained as frozen
-from training.clips import BadData, Shards, Size
-from training.codecs import drawn
+from training.clips import BadData, Shards
+from training.codecs import sample_posterior
+from training.config import AllegroConfig, Size, T5Config
 from training.data import Order, Share, stream
-from training.precompute import Ahead
-from training.pretrained import T5, Allegro
+from training.latent_cache import LatentCache
+from training.pretrained import AllegroCodec, T5Encoder
 from training.train import train
 from training.weights import BadWeights
 
@@ -41,8 +42,8 @@ def weights(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """The true tile takes seconds for a single one."""
-    monkeypatch.setattr(frozen, "TILE", (8, 32, 32))
-    monkeypatch.setattr(frozen, "STRIDE", (4, 16, 24))
+    monkeypatch.setattr(AllegroConfig, "tile", (8, 32, 32))
+    monkeypatch.setattr(AllegroConfig, "stride", (4, 16, 24))
 
 
 def configured(folder, packed, system=SYSTEM, **changes):
@@ -52,7 +53,7 @@ def configured(folder, packed, system=SYSTEM, **changes):
 
 
 def of_allegro(weights, **changes):
-    allegro, t5 = Allegro(str(weights)), T5(str(weights), tiny_allegro.WIDTH, 16)
+    allegro, t5 = AllegroConfig(str(weights)), T5Config(str(weights), tiny_allegro.WIDTH, 16)
     model = replace(SYSTEM.model, patch_size=2)
     return replace(SYSTEM, size=Size(8, 32, 80), codec=allegro, text=t5, model=model, **changes)
 
@@ -66,11 +67,11 @@ def test_training_from_the_cache_is_training_from_the_shards(tmp_path, packed, c
     cfg = configured(tmp_path, packed)
     run(cfg)
     assert "6 clips in 4 shards" in capsys.readouterr().out
-    ahead = Ahead(cfg.system, cfg.data, "train"), Ahead(cfg.system, cfg.data, "validation")
+    cached = [LatentCache(cfg.system, cfg.data, split) for split in ("train", "validation")]
     straight = [Shards(packed, split, SYSTEM.size) for split in ("train", "validation")]
-    assert [list(a.clip_ids) for a in ahead] == [list(s.clip_ids) for s in straight]
+    assert [list(c.clip_ids) for c in cached] == [list(s.clip_ids) for s in straight]
     there = train(replace(cfg, run_dir=str(tmp_path / "straight")), *straight)
-    assert train(cfg, *ahead) == there
+    assert train(cfg, *cached) == there
 
 
 def test_a_cached_clip_has_the_codec_s_latents_and_its_own_captions_tokens(
@@ -80,18 +81,18 @@ def test_a_cached_clip_has_the_codec_s_latents_and_its_own_captions_tokens(
     run(cfg)
     source = Shards(packed, "train", cfg.system.size)
     for index, clip in enumerate(source[i] for i in range(3)):
-        cached = Ahead(cfg.system, cfg.data, "train")[index]
-        encoded = cfg.system.codec.encode(clip.video[None])
+        cached = LatentCache(cfg.system, cfg.data, "train")[index]
+        encoded = AllegroCodec(cfg.system.codec).encode(clip.video[None])
         assert cached.latents.shape == (2, 4, 2, 4, 10)
         assert torch.allclose(cached.latents.float(), encoded[0], atol=2e-3, rtol=1e-3)
         assert encoded[0, 0].std() > 1e-3
         assert set(cached.texts) == {"", clip.caption, *clip.sub_captions}
         for caption, tokens in cached.texts.items():
-            assert torch.allclose(tokens, cfg.system.text([[caption]]).tokens, atol=1e-5)
+            assert torch.allclose(tokens, T5Encoder(cfg.system.text)([[caption]]).tokens, atol=1e-5)
         assert (cached.sub_captions, cached.spans) == (clip.sub_captions, clip.spans)
     # every noise of the posterior is a sample's own
     twice = torch.stack([encoded[0], encoded[0]])
-    first, second = drawn(twice, [torch.Generator().manual_seed(i) for i in (1, 2)])
+    first, second = sample_posterior(twice, [torch.Generator().manual_seed(i) for i in (1, 2)])
     assert not torch.equal(first, second)
     assert torch.allclose(first, encoded[0, 0], atol=6 * (encoded[0, 1] / 2).exp().max().item())
 
@@ -101,37 +102,39 @@ def test_a_run_needs_no_frozen_weights_once_they_have_done_their_part(
 ):
     cfg = configured(tmp_path, packed, of_allegro(weights), keep_activations="attention")
     run(cfg)
-    gone = replace(cfg.system, codec=Allegro("gone"), text=replace(cfg.system.text, t5="gone"))
+    gone = replace(
+        cfg.system, codec=AllegroConfig("gone"), text=replace(cfg.system.text, t5="gone")
+    )
     cfg = replace(cfg, system=gone)
     monkeypatch.setattr("training.train.show", lambda *_: None)  # samples need the codec
-    held_out = Ahead(cfg.system, cfg.data, "validation")
-    assert len(train(cfg, Ahead(cfg.system, cfg.data, "train"), held_out)) == 2
+    held_out = LatentCache(cfg.system, cfg.data, "validation")
+    assert len(train(cfg, LatentCache(cfg.system, cfg.data, "train"), held_out)) == 2
 
 
 def test_ranks_take_a_part_each_and_the_last_writes_the_table(tmp_path, packed):
     cfg = configured(tmp_path, packed)
     run(cfg, 0, 2)
     with pytest.raises(BadData, match="not all is computed yet"):
-        Ahead(cfg.system, cfg.data, "train")
+        LatentCache(cfg.system, cfg.data, "train")
     run(cfg, 1, 2)
     two = {p.name: p.read_bytes() for p in (tmp_path / "cache" / "shards").iterdir()}
     run(configured(tmp_path / "one", packed))
     one = {p.name: p.read_bytes() for p in (tmp_path / "one" / "cache" / "shards").iterdir()}
     assert one == two
-    assert len(Ahead(cfg.system, cfg.data, "train").clip_ids) == 5
+    assert len(LatentCache(cfg.system, cfg.data, "train").clip_ids) == 5
 
 
 def test_an_interrupted_one_goes_on_at_the_clip(tmp_path, packed, monkeypatch):
     cfg = configured(tmp_path, packed)
-    seen, whole = [], precompute.ahead
+    seen, whole = [], precompute.encode_clip
 
-    def stops(system, clip):
+    def stops(codec, text, clip):
         seen.append(clip.clip_id)
         if len(seen) == 4:
             raise KeyboardInterrupt
-        return whole(system, clip)
+        return whole(codec, text, clip)
 
-    monkeypatch.setattr(precompute, "ahead", stops)
+    monkeypatch.setattr(precompute, "encode_clip", stops)
     with pytest.raises(KeyboardInterrupt):
         run(cfg)
     run(cfg)
@@ -150,14 +153,17 @@ def test_a_cache_of_something_else_is_refused(tmp_path, packed, weights):
         (SYSTEM, r"codec.kind: 'Allegro' -> 'Pixel'"),
         (replace(cfg.system, text=replace(cfg.system.text, max_tokens=8)), r"text.max_tokens"),
     ):
-        for use in (lambda s: Ahead(s, cfg.data, "train"), lambda s: run(replace(cfg, system=s))):
+        for use in (
+            lambda s: LatentCache(s, cfg.data, "train"),
+            lambda s: run(replace(cfg, system=s)),
+        ):
             with pytest.raises(BadData, match=said + r".*give another data\.cache"):
                 use(system)
     other = tiny_allegro.folder(tmp_path / "other", seed=1)
     with pytest.raises(BadData, match=r"codec\.weights: '\w+' -> '\w+'; text\.weights"):
-        Ahead(of_allegro(other), cfg.data, "train")
+        LatentCache(of_allegro(other), cfg.data, "train")
     with pytest.raises(BadData, match="nothing computed ahead there"):
-        Ahead(SYSTEM, replace(cfg.data, cache=str(tmp_path)), "train")
+        LatentCache(SYSTEM, replace(cfg.data, cache=str(tmp_path)), "train")
 
 
 def test_a_stale_cache_is_refused_and_made_again_where_it_is_stale(tmp_path, packed):
@@ -168,11 +174,11 @@ def test_a_stale_cache_is_refused_and_made_again_where_it_is_stale(tmp_path, pac
     new = dataset(tmp_path / "new", changed, most=2)
     cfg = replace(cfg, data=replace(cfg.data, dataset=str(new)))
     with pytest.raises(BadData, match=rf"1 of 5 clips .* {ROWS[0]['clip_id']} for one; run python"):
-        Ahead(cfg.system, cfg.data, "train")
+        LatentCache(cfg.system, cfg.data, "train")
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache" / "shards").glob("*.tar")}
     run(cfg)
     assert sum(p.stat().st_mtime_ns != at for p, at in kept.items()) == 1
-    source = Ahead(cfg.system, cfg.data, "train")
+    source = LatentCache(cfg.system, cfg.data, "train")
     index = list(source.clip_ids).index(ROWS[0]["clip_id"])
     assert source[index].sub_captions[0] == "klip 0, part 0"
 
@@ -180,7 +186,7 @@ def test_a_stale_cache_is_refused_and_made_again_where_it_is_stale(tmp_path, pac
 def test_a_damaged_shard_is_named(tmp_path, packed):
     cfg = configured(tmp_path, packed)
     run(cfg)
-    source = Ahead(cfg.system, cfg.data, "train")
+    source = LatentCache(cfg.system, cfg.data, "train")
     shard = sorted((tmp_path / "cache" / "shards").glob("train*.tar"))[0]
     data = bytearray(shard.read_bytes())
     data[2000] ^= 1
@@ -197,19 +203,21 @@ def test_weights_that_are_missing_are_said_in_one_line(tmp_path, packed, weights
     assert "\n" not in said
     assert f"hf download rhymes-ai/Allegro --include 'vae/*' --local-dir {tmp_path}/none" in said
     with pytest.raises(BadWeights, match=r"no text_encoder/ and no tokenizer/ in it"):
-        T5(str(tmp_path))([["a"]])
-    with pytest.raises(BadWeights, match=r"is 16 wide, text\.width says 4096"):
-        T5(str(weights))([["a"]])
+        T5Encoder(T5Config(str(tmp_path)))([["a"]])
+    with pytest.raises(BadWeights, match=r"is 16 wide, text\.width is 4096"):
+        T5Encoder(T5Config(str(weights)))([["a"]])
     broken = tiny_allegro.folder(tmp_path / "broken")
     (file,) = Path(broken, "vae").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(BadWeights, match=r"vae can't be read .*hf download"):
-        Allegro(str(broken)).encode(torch.zeros(1, 8, 32, 32, 3, dtype=torch.uint8))
+        AllegroCodec(AllegroConfig(str(broken))).encode(
+            torch.zeros(1, 8, 32, 32, 3, dtype=torch.uint8)
+        )
 
 
 def test_sizes_that_the_codec_s_tiles_leave_black_are_refused(monkeypatch):
     monkeypatch.undo()  # the true tiles
-    codec = Allegro("unused")
+    codec = AllegroConfig("unused")
     assert codec.latent_size(Size(88, 720, 1280)) == (22, 90, 160)
     assert codec.latent_size(Size(40, 520, 800)) == (10, 65, 100)
     for size, said in (
@@ -217,13 +225,13 @@ def test_sizes_that_the_codec_s_tiles_leave_black_are_refused(monkeypatch):
         (Size(88, 720, 1200), r"width is 1200.* nearest are 1040 and 1280"),
         (Size(16, 720, 1280), r"frames is 16.* nearest are 24 and 40"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ConfigError, match=said):
             codec.latent_size(size)
 
 
 def test_a_whole_video_comes_out_of_the_codec_s_tiles(weights):
     """Latents of tiles that overlap are one picture: no row or column is left at zero."""
-    codec = Allegro(str(weights))
+    codec = AllegroCodec(AllegroConfig(str(weights)))
     video = torch.randint(0, 256, (1, 12, 48, 56, 3), dtype=torch.uint8)
     encoded = codec.encode(video)
     assert encoded.shape == (1, 2, 4, 3, 6, 7)
@@ -234,7 +242,7 @@ def test_a_whole_video_comes_out_of_the_codec_s_tiles(weights):
 
 
 def test_captions_are_read_unpadded_and_in_lower_case(weights):
-    t5 = T5(str(weights), tiny_allegro.WIDTH, 6)
+    t5 = T5Encoder(T5Config(str(weights), tiny_allegro.WIDTH, 6))
     text = t5([["A red boat", "", "a red boat a red boat a red boat"]])
     assert text.lengths[0][1] == 1
     assert text.lengths[0][2] == 6
@@ -292,7 +300,7 @@ def test_a_run_of_two_sizes_trains_on_both_and_resumes_to_the_bit(tmp_path):
     system = replace(SYSTEM, sizes=(Size(4, 32, 16),))
     cfg = configured(tmp_path, packed, system, batch=2, accumulate=1)
     run(cfg)
-    source = Ahead(system, cfg.data, "train")
+    source = LatentCache(system, cfg.data, "train")
     assert sorted(set(source.groups)) == [0, 1]
     shapes = {tuple(source[i].latents.shape[-2:]) for i in range(len(source.clip_ids))}
     assert shapes == {(4, 4), (8, 4)}

@@ -13,9 +13,10 @@ from pipelines.samples import Scene, dusk_scene, steady_scene
 from tests.support.whole_run import REPOSITORY
 from training import checkpoint
 from training.clips import Clip, Listed
-from training.sample import SampleConfig, open_system, sample
+from training.config import SampleConfig, TrainConfig
+from training.sample import open_system, sample
 from training.text_to_video import Script
-from training.train import TrainConfig, train
+from training.train import train
 
 torch.set_num_threads(1)
 STEPS, FRAMES, HEIGHT, WIDTH = 120, 4, 16, 32

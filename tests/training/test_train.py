@@ -23,35 +23,36 @@ from curation.config import ConfigError
 from tests.support import tiny_allegro
 from tests.support.drawn_clips import clip, dataset, row
 from training import checkpoint
-from training import pretrained as frozen
 from training.checkpoint import CheckpointError
-from training.clips import Listed, Size
-from training.codecs import Pixel
-from training.data import Batch, generator
-from training.diffusion import DiffusionConfig
-from training.export import main as export_main
-from training.model import ModelConfig, Presto
-from training.parallel import World
-from training.pretrained import T5
-from training.sample import SampleConfig, open_system, read_script, sample, write_mp4
-from training.sample import main as sample_main
-from training.text_encoder import Bytes, BytesConfig, spelled
-from training.text_to_video import Script, System, SystemConfig
-from training.train import (
-    Diverged,
+from training.clips import Listed
+from training.codecs import PixelCodec
+from training.config import (
+    AllegroConfig,
+    BytesConfig,
+    DiffusionConfig,
+    ModelConfig,
+    PixelConfig,
+    SampleConfig,
+    Size,
+    SystemConfig,
+    T5Config,
     TrainConfig,
-    batch_loss,
-    build,
-    dropped,
-    main,
-    train,
-    validation_loss,
 )
+from training.data import Batch, generator
+from training.export import main as export_main
+from training.model import Presto
+from training.parallel import World
+from training.resume import build
+from training.sample import main as sample_main
+from training.sample import open_system, read_script, sample, write_mp4
+from training.text_encoder import ByteEncoder, spelled
+from training.text_to_video import Script, System
+from training.train import Diverged, batch_loss, dropped, main, train, validation_loss
 from training.weights import BadWeights, export, load
 
 SYSTEM = SystemConfig(
     size=Size(4, 16, 16),
-    codec=Pixel(2, 4),
+    codec=PixelConfig(2, 4),
     text=BytesConfig(width=12, heads=2, layers=1, max_bytes=40),
     model=ModelConfig(
         num_layers=2,
@@ -287,7 +288,7 @@ def test_a_wrong_setting_and_a_missing_dataset_are_said_in_one_line(tmp_path):
     with pytest.raises(SystemExit, match=r"BadData: .*shards.parquet: no such file"):
         main([path, f"data.dataset={tmp_path}"])
     folder = dataset(tmp_path / "data", [row(0)])
-    with pytest.raises(SystemExit, match="ValueError: 4 frames of 16 x 16 px: expected multiples"):
+    with pytest.raises(SystemExit, match="ConfigError: 4 frames of 16 x 16 px: expected multiples"):
         main([path, f"data.dataset={folder}", "system.codec.frames=3"])
 
 
@@ -302,11 +303,11 @@ def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(tmp_path, capsys):
 
 
 def test_a_dry_run_draws_what_is_missing_and_says_so(tmp_path, capsys):
-    system = replace(SYSTEM, text=T5("nowhere", 24), codec=Pixel(2, 4))
+    system = replace(SYSTEM, text=T5Config("nowhere", 24), codec=PixelConfig(2, 4))
     cfg = settings(tmp_path / "run", weights="nowhere", system=system)
     main([written(tmp_path, cfg), "--dry-run", f"data.dataset={tmp_path}"])
     said = capsys.readouterr().out
-    assert "one drawn clip" in said
+    assert "one random clip" in said
     assert "random weights (nowhere: no transformer's config.json" in said
     assert "hf download rhymes-ai/Allegro --include 'transformer/*' --local-dir nowhere" in said
     huge = ["system.model.attention_head_dim=60000"]
@@ -324,7 +325,7 @@ def test_the_full_size_configuration_is_the_one_that_allegro_s_weights_fit():
 
 def test_a_run_starts_from_weights_and_its_average_goes_out_as_such(tmp_path):
     torch.manual_seed(3)
-    t5 = T5("nowhere", 24)
+    t5 = T5Config("nowhere", 24)
     clips = [replace(c, texts={t: torch.randn(3, 24) for t in ("", c.caption, *c.sub_captions)})
              for c in CLIPS.clips]  # fmt: skip
     cfg = settings(tmp_path / "run", system=replace(SYSTEM, text=t5), steps=1, save_every=1)
@@ -383,19 +384,19 @@ def test_validation_repeats_to_the_bit_and_needs_clips():
 
 def test_patches_of_pixels_come_back_to_the_bit():
     video = torch.randint(0, 256, (2, 6, 8, 12, 3), dtype=torch.uint8)
-    latents = Pixel(3, 2).encode(video)
-    assert latents.shape == (2, 36, *Pixel(3, 2).latent_size(Size(6, 8, 12)))
+    latents = PixelCodec(PixelConfig(3, 2)).encode(video)
+    assert latents.shape == (2, 36, *PixelConfig(3, 2).latent_size(Size(6, 8, 12)))
     assert latents.abs().max() <= 1
-    assert torch.equal(Pixel(3, 2).decode(latents), video)
+    assert torch.equal(PixelCodec(PixelConfig(3, 2)).decode(latents), video)
     moved = video.clone()
     moved[0, 4, 5, 7] ^= 255
-    changed = (Pixel(3, 2).encode(moved) != latents).any(1).nonzero()
+    changed = (PixelCodec(PixelConfig(3, 2)).encode(moved) != latents).any(1).nonzero()
     assert changed.tolist() == [[0, 1, 2, 3]]  # its own patch and no other
 
 
 def test_a_caption_s_tokens_do_not_depend_on_the_captions_beside_it():
     torch.manual_seed(0)
-    encoder = Bytes(BytesConfig(width=12, heads=2, layers=2, max_bytes=20))
+    encoder = ByteEncoder(BytesConfig(width=12, heads=2, layers=2, max_bytes=20))
     text = encoder([["a red boat", ""], ["ä", "x" * 50]])
     assert text.lengths == [[11, 1], [3, 21]]
     alone = encoder([["ä"]])
@@ -406,7 +407,7 @@ def test_a_caption_s_tokens_do_not_depend_on_the_captions_beside_it():
 def test_words_differ_where_their_first_letters_agree_and_case_does_not_count():
     """What a network sees of a word before it has learned to read letters."""
     torch.manual_seed(0)
-    encoder = Bytes(BytesConfig(width=12, heads=2, layers=0))
+    encoder = ByteEncoder(BytesConfig(width=12, heads=2, layers=0))
     first = [encoder([[word]]).tokens[0] for word in ("red", "reed", "red boat")]
     assert not torch.allclose(first[0], first[1])
     assert torch.allclose(first[0], first[2])
@@ -511,13 +512,15 @@ def test_prompts_are_sampled_one_by_one_with_frames_in_between(tmp_path, whole):
 
 
 def test_published_weights_are_sampled_from_as_they_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(frozen, "TILE", (8, 32, 32))
-    monkeypatch.setattr(frozen, "STRIDE", (4, 16, 24))
+    monkeypatch.setattr(AllegroConfig, "tile", (8, 32, 32))
+    monkeypatch.setattr(AllegroConfig, "stride", (4, 16, 24))
     folder = tiny_allegro.folder(tmp_path / "allegro")
     model = ModelConfig(1, 2, 12, cross_attention_dim=24, caption_channels=tiny_allegro.WIDTH,
                         sample_frames=2, sample_height=4, sample_width=10)  # fmt: skip
     export(Presto(model), folder / "transformer")
-    monkeypatch.setattr("training.sample.T5", lambda folder: T5(folder, tiny_allegro.WIDTH))
+    monkeypatch.setattr(
+        "training.sample.T5Config", lambda folder: T5Config(folder, tiny_allegro.WIDTH)
+    )
     system, diffusion = open_system(folder)
     assert (diffusion.objective, system.cfg.rounding) == ("epsilon", "floor")
     video = sample(system, read_script(["a boat", "the sea"], 15.0), diffusion, SampleConfig(2))

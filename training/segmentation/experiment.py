@@ -33,9 +33,10 @@ from torch import Tensor
 from curation import config
 from curation.config import ConfigError
 from training import checkpoint
-from training.clips import Clip, Size
+from training.clips import Clip
+from training.config import DiffusionConfig, Size, SystemConfig, TrainConfig
 from training.data import generator
-from training.diffusion import DiffusionConfig, loss_weight, noisy_and_target
+from training.diffusion import loss_weight, noisy_and_target
 from training.layers import sinusoids
 from training.model import Text
 from training.sample import open_system, sample_many
@@ -51,8 +52,8 @@ from training.segmentation.videos import (
     play,
     unseen,
 )
-from training.text_to_video import Script, System, SystemConfig
-from training.train import VALIDATION_TIMES, TrainConfig, train
+from training.text_to_video import Script, System
+from training.train import VALIDATION_TIMES, train
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,70 @@
+"""Settings of training: checked without torch, each number in its range."""
+
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+from typing import get_args, get_type_hints
+
+import pytest
+
+from curation import config
+from curation.config import ConfigError
+from tests.support.paths import REPOSITORY
+from training.config import EvaluateConfig, SampleCommandConfig, TrainConfig
+
+
+def test_settings_are_read_without_importing_torch():
+    code = (
+        "import sys; from curation import config; from training.config import TrainConfig; "
+        "config.load(TrainConfig, 'configs/train/smoke.yaml'); "
+        "print([name for name in ('torch', 'numpy', 'pyarrow', 'cv2') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def numbers(kind, prefix=""):
+    """Dotted name -> type of each numeric setting, whichever of several dataclasses it is in."""
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        if name not in {f.name for f in fields(kind)}:
+            continue
+        for part in get_args(hint) or (hint,):
+            if is_dataclass(part):
+                yield from numbers(part, f"{prefix}{name}.")
+        plain = [part for part in (hint, *get_args(hint)) if part in (int, float)]
+        if plain:
+            yield f"{prefix}{name}", hint
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, SampleCommandConfig, EvaluateConfig])
+def test_every_number_has_a_range(kind):
+    for name, hint in numbers(kind):
+        assert hasattr(hint, "__metadata__"), f"{name} takes any number"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "lr=0",
+        "betas=[0.9, 1]",
+        "data.workers=-1",
+        "diffusion.flow_shift=0",
+        "system.size.frames=0",
+        "system.model.attention_head_dim=20",
+        "sample.guidance=-1",
+    ],
+)
+def test_a_number_out_of_its_range_is_refused_with_its_name(wrong):
+    with pytest.raises(ConfigError, match=f"command line: {wrong.partition('=')[0]}"):
+        config.load(TrainConfig, None, [wrong])
+
+
+def test_settings_that_do_not_fit_each_other_are_refused():
+    for wrong, match in (
+        ("system.codec.frames=3", "expected multiples of the codec's patch"),
+        ("system.text.heads=7", "expected a multiple of 7 heads"),
+        ("weights=somewhere", r"reads T5.*set system\.text\.t5"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            config.load(TrainConfig, None, [wrong])

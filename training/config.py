@@ -1,0 +1,280 @@
+"""All settings of training, sampling and evaluation.
+
+Imports neither torch nor numpy, so that a command refuses a mistyped setting at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MultipleOf
+
+from curation.config import ConfigError
+
+Count = Annotated[int, Ge(1)]
+CountOrZero = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+PositiveOrZero = Annotated[float, Ge(0)]
+Share01 = Annotated[float, Ge(0), Le(1)]
+Decay = Annotated[float, Ge(0), Lt(1)]
+
+Mode = Literal["overlapped", "isolated", "sequential", "single", "tent"]
+Rounding = Literal["nearest", "floor"]
+Keep = Literal["all", "products", "attention", "nothing"]
+Positions = Literal["relative", "space", "space_time"]
+Objective = Literal["epsilon", "v", "flow", "clean"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """What every clip of a run is brought to: frames evenly over its whole time, scaled to cover
+    height x width, the middle cut out."""
+
+    frames: Count = 88
+    height: Count = 720  # px
+    width: Count = 1280  # px
+
+
+@dataclass(frozen=True)
+class PixelConfig:
+    """Latents are space-time patches of `frames` x `side` x `side` pixels: no weights, no loss."""
+
+    frames: Count = 2
+    side: Count = 4  # px
+
+    pretrained: ClassVar[bool] = False
+
+    def cache_key(self) -> dict[str, Any]:
+        """What latents depend on, in addition to the clip."""
+        return {"kind": "Pixel", "frames": self.frames, "side": self.side}
+
+    @property
+    def channels(self) -> int:
+        return 3 * self.frames * self.side**2
+
+    def latent_size(self, size: Size) -> tuple[int, int, int]:
+        """Latent frames, rows and columns; ConfigError where patches don't fill the size."""
+        if size.frames % self.frames or size.height % self.side or size.width % self.side:
+            raise ConfigError(
+                f"{size.frames} frames of {size.height} x {size.width} px: expected multiples of "
+                f"the codec's patch, {self.frames} frames of {self.side} x {self.side} px"
+            )
+        return size.frames // self.frames, size.height // self.side, size.width // self.side
+
+
+@dataclass(frozen=True)
+class AllegroConfig:
+    """Allegro's video VAE: 4 x 8 x 8 pixels become 4 numbers. It works on overlapping tiles."""
+
+    allegro: str  # folder of Allegro: vae/ in it
+
+    pretrained: ClassVar[bool] = True
+    channels: ClassVar[int] = 4
+    shrinks: ClassVar[tuple[int, int, int]] = (4, 8, 8)  # frames, rows, columns
+    tile: ClassVar[tuple[int, int, int]] = (24, 320, 320)
+    stride: ClassVar[tuple[int, int, int]] = (16, 200, 240)  # from one tile to the next
+
+    def cache_key(self) -> dict[str, Any]:
+        return {"kind": "Allegro", "weights": weights_digest(Path(self.allegro, "vae"))}
+
+    def latent_size(self, size: Size) -> tuple[int, int, int]:
+        """Latent frames, rows and columns. ConfigError for sizes that the tiles don't fill:
+        diffusers would leave the uncovered part black without a warning."""
+        wanted = {"frames": size.frames, "height": size.height, "width": size.width}
+        for (name, n), tile, step in zip(wanted.items(), self.tile, self.stride, strict=True):
+            if n < tile or (n - tile) % step:
+                near = [tile + step * (max(0, (n - tile) // step) + i) for i in (0, 1)]
+                raise ConfigError(
+                    f"system.size.{name} is {n}: Allegro's codec takes {tile} and then steps of "
+                    f"{step}; the nearest are {near[0]} and {near[1]}"
+                )
+        frames, rows, columns = self.shrinks
+        return size.frames // frames, size.height // rows, size.width // columns
+
+
+@dataclass(frozen=True)
+class BytesConfig:
+    """A small text encoder that is trained along with the network."""
+
+    width: Count = 96
+    heads: Count = 4
+    layers: CountOrZero = 2
+    max_bytes: Count = 320  # of a caption; the rest is not read
+
+    pretrained: ClassVar[bool] = False
+
+    def cache_key(self) -> dict[str, Any]:
+        """What tokens depend on, in addition to the captions; these change with every step."""
+        return {"kind": "trained along"}
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"text.width {self.width}: expected a multiple of {self.heads} heads")
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """T5's encoder, v1.1 XXL for Allegro."""
+
+    t5: str  # folder of Allegro: text_encoder/ and tokenizer/ in it
+    width: Count = 4096
+    max_tokens: Count = 512  # of a caption; the rest is not read
+
+    pretrained: ClassVar[bool] = True
+
+    def cache_key(self) -> dict[str, Any]:
+        key = {"kind": "T5", "weights": weights_digest(Path(self.t5, "text_encoder"))}
+        return key | {"width": self.width, "max_tokens": self.max_tokens}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Names and defaults of Allegro's config.json at 88 x 720 x 1280."""
+
+    num_layers: Count = 32
+    num_attention_heads: Count = 24
+    attention_head_dim: Annotated[int, Ge(6), MultipleOf(6)] = 96  # pairs on three axes
+    in_channels: Count = 4
+    out_channels: Count = 4
+    patch_size: Count = 2
+    cross_attention_dim: Count = 2304
+    caption_channels: Count = 4096
+    interpolation_scale_t: Positive = 2.2  # positions are divided by these
+    interpolation_scale_h: Positive = 2.0
+    interpolation_scale_w: Positive = 2.0
+    # what tokens are told of their place, beside RoPE's distances; Allegro tells nothing more
+    positions: Positions = "relative"
+    # latent size it was trained at; for the pipelines that read an export
+    sample_frames: Count = 22
+    sample_height: Count = 90
+    sample_width: Count = 160
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def scales(self) -> tuple[float, float, float]:
+        return self.interpolation_scale_t, self.interpolation_scale_h, self.interpolation_scale_w
+
+
+@dataclass(frozen=True)
+class SystemConfig:
+    size: Size = field(default_factory=Size)
+    sizes: tuple[Size, ...] = ()  # others: a clip is brought to the one most like it
+    codec: PixelConfig | AllegroConfig = field(default_factory=PixelConfig)
+    text: BytesConfig | T5Config = field(default_factory=BytesConfig)
+    # channels and text width follow from codec and text, whatever is written here
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mode: Mode = "overlapped"
+    widen_frames: CountOrZero = 1  # overlapped: each segment, on both sides
+    rounding: Rounding = "nearest"
+
+    def __post_init__(self) -> None:
+        for size in self.all_sizes:
+            self.codec.latent_size(size)  # refuses what the codec can't encode
+
+    @property
+    def all_sizes(self) -> tuple[Size, ...]:
+        return (self.size, *self.sizes)
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    objective: Objective = "epsilon"
+    min_snr_gamma: Positive | None = 5.0  # epsilon and v; None: every t weighs the same
+    # Presto: 0.02; a constant per sample and channel, added to the noise
+    noise_offset: PositiveOrZero = 0.0
+    flow_shift: Positive = 1.0  # above 1: more steps at high noise, for longer or larger videos
+
+    @property
+    def flows(self) -> bool:
+        """The path from noise to latents is straight."""
+        return self.objective in ("flow", "clean")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    dataset: str = "out/samples-dataset"  # what `make curate` wrote
+    workers: CountOrZero = 2  # processes that decode ahead; 0: in the training process
+    memory_mb: PositiveOrZero = 0.0  # of decoded clips that a worker keeps
+    cache: str = ""  # folder of what `python -m training.precompute` computes ahead; "": nothing
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    steps: Count = 50
+    guidance: PositiveOrZero = 4.0  # classifier-free; 1: the captions alone
+    seed: CountOrZero = 0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    run_dir: str = "out/train"
+    weights: str = ""  # folder of Allegro's, Presto's or an export's, to start from; "": random
+    steps: Count = 1000
+    batch: Count = 1  # samples at a time, of each process (or its group)
+    accumulate: Count = 1  # batches per step
+    sequence_ranks: Count = 1  # processes that share the tokens of one sample
+    seed: CountOrZero = 0
+    lr: Positive = 1e-4
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    weight_decay: PositiveOrZero = 1e-2
+    warmup_steps: CountOrZero = 100  # the rate grows to `lr` and stays there
+    max_norm: Positive = 1.0  # of the gradient
+    ema_decay: Share01 = 0.9999  # less in the first steps: (1 + step) / (10 + step)
+    drop_all: Share01 = 0.1  # of the samples: no caption at all, which guidance samples from
+    drop_one: Share01 = 0.02  # of the captions of the others
+    precision: Literal["bf16", "fp32"] = "bf16"  # of the products; weights are fp32
+    keep_activations: Keep = "all"  # see Presto.keep
+    compile: bool = False
+    deterministic: bool = False  # on a GPU: resuming gives equal losses to the last bit, slower
+    save_every: Count = 500  # steps; a validation goes before each
+    keep_checkpoints: Count = 2
+    validation_clips: CountOrZero = 16  # at most
+    sample_every: CountOrZero = 0  # steps; 0: at the end alone
+    log_every: Count = 10
+    data: DataConfig = field(default_factory=DataConfig)
+    system: SystemConfig = field(default_factory=SystemConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+    def __post_init__(self) -> None:
+        if self.weights and not self.system.text.pretrained:
+            raise ConfigError(
+                "weights: such a network reads T5, but system.text is trained along; "
+                "set system.text.t5"
+            )
+
+
+@dataclass(frozen=True)
+class SampleCommandConfig(SampleConfig):
+    duration_s: Positive = 15.0  # of the video, where the captions give no times
+    videos: Count = 1  # of each prompt; more are NAME-0.mp4 …, as VBench names them
+    fps: PositiveOrZero = 0.0  # of the mp4: training/interpolate.py; 0: the network's own
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    reference: str = ""  # folder of real videos with the same names
+    clip: str = ""  # folder of a CLIP model as transformers saves it
+    raft: str = ""  # file with the weights of torchvision's raft_large
+
+
+def weights_digest(folder: Path) -> str | None:
+    """Identifies a folder of weights without reading gigabytes: a hash of its configuration and of
+    each file's size, first and last MiB. None where weights are missing."""
+    files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
+    if not folder.is_dir() or not all(file.is_file() for file in files):
+        return None
+    found = hashlib.sha256()
+    for file in files:
+        size, most = file.stat().st_size, 1 << 20
+        with file.open("rb") as opened:
+            found.update(f"{file.name}:{size}:".encode() + opened.read(most))
+            opened.seek(max(0, size - most))
+            found.update(opened.read(most))
+    return found.hexdigest()[:16]
