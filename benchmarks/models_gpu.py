@@ -306,8 +306,8 @@ def watched(folder: Path) -> None:
     path = zoo.draw(
         folder / "drawn.mp4", picture=shown, frames=600, width=1280, height=720, fps=25.0
     )
-    for detector, gpus in (("shots", 0.05), ("transnet", 0.05)):
-        decode = DecodePass(detector=detector, transnet=transnet.TransNet(gpus=gpus))  # type: ignore[arg-type]
+    for detector, gpus in (("residual", 0.05), ("transnet", 0.05)):
+        decode = DecodePass(detector=detector, transnet=transnet.TransNetDetector(gpus=gpus))
         decode.ledger_url = str(folder / "watched")
         work = StageSequence([decode])
         with Isolated(work.run, work.setup, memory_gib=4.0, timeout_s=120) as child:

@@ -29,11 +29,12 @@ import numpy as np  # noqa: E402
 
 from benchmarks.shots_compressed import ENCODINGS, compressed  # noqa: E402
 from benchmarks.shots_truth import Film, Span, Truth, labelled, synthesised  # noqa: E402
-from curation.stage import BadVideo, Planes, VideoInfo  # noqa: E402
+from curation.stage import BadVideo  # noqa: E402
+from curation.video.frames import Planes, VideoInfo  # noqa: E402
 from curation.video.reader import Reader, colour  # noqa: E402
-from stages.shots import detector as shots  # noqa: E402
+from stages.shots import residual  # noqa: E402
 from stages.shots import transnet as transnet_stage  # noqa: E402
-from stages.shots.transnet import TransNet  # noqa: E402
+from stages.shots.transnet import TransNetDetector  # noqa: E402
 
 Found = tuple[list[float], list[Span]]  # hard cuts, gradual transitions
 Detector = Callable[[Film], tuple[Found, float]]  # and the CPU seconds it took
@@ -62,7 +63,7 @@ def read(path: Path, truth: Truth) -> Film | None:
 
 def ours(film: Film) -> tuple[Found, float]:
     start = time.process_time()
-    meter = shots.Shots()
+    meter = residual.ResidualDetector()
     meter.start(VideoInfo(1280, 720, 25.0, 320, 180))
     for t_s, frame in zip(film.times_s, film.planes, strict=True):
         meter.process_frame(float(t_s), frame)
@@ -101,8 +102,8 @@ def transnet(confirm: float | None = None) -> Detector:
     import torch
 
     torch.set_num_threads(1)
-    meter = TransNet(gpus=0)
-    meter.load()
+    meter = TransNetDetector(gpus=0)
+    meter.setup()
 
     def detect(film: Film) -> tuple[Found, float]:
         size = (transnet_stage.WIDTH, transnet_stage.HEIGHT)
@@ -236,23 +237,23 @@ def sweep(films: list[Film]) -> None:
     scales = (0.7, 1.0, 1.4)
     print(f"{'F1 at threshold x':24s}" + "".join(f"{s:>8}" for s in scales))
     for name in SWEPT:
-        usual, row = getattr(shots, name), []
+        usual, row = getattr(residual, name), []
         for scale in scales:
-            setattr(shots, name, usual * scale)
+            setattr(residual, name, usual * scale)
             counts = measure({"ours": ours}, iter(films))["ours"]
             kinds = [k[1] for k in counts if k[0] == "true" and k[1] not in ("gradual", "unseen")]
             row.append(rates(counts, kinds, counts["false"])[2])
-        setattr(shots, name, usual)
+        setattr(residual, name, usual)
         print(f"{name:24s}" + "".join(f"{f1:8.3f}" for f1 in row), flush=True)
 
 
 def with_any_step(film: Film) -> tuple[Found, float]:
     """Ours as it was before cuts had to change whole patches."""
-    usual, shots.STEP = shots.STEP, 0.0
+    usual, residual.STEP = residual.STEP, 0.0
     try:
         return ours(film)
     finally:
-        shots.STEP = usual
+        residual.STEP = usual
 
 
 def at_low_bit_rates(folder: Path) -> Iterator[str]:

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from benchmarks.shots_truth import Film, Truth, joined, jumps, labelled, lumas
-from curation.stage import Planes
+from curation.video.frames import Planes
 from curation.video.reader import Reader
 
 SIZE = (640, 360)

@@ -11,7 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from curation.stage import BadVideo, Planes
+from curation.stage import BadVideo
+from curation.video.frames import Planes
 from curation.video.planes import convert
 from curation.video.reader import Reader
 

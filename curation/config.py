@@ -15,7 +15,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -124,7 +124,24 @@ def build(
             values[name] = build(typing.cast(type, hint), value, source, f"{full}.", given)
         else:
             raise ConfigError(f"{where}: {full} is {value!r:.60}; expected settings below it")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ConfigError as e:  # raised by `check_choice` in __post_init__, which knows no file
+        on_command_line = any(item.startswith(prefix) for item in given)
+        where = "command line" if on_command_line else source
+        raise ConfigError(f"{where}: {prefix}{e}") from None
+
+
+def fields_of(settings: Any, kind: type[T]) -> dict[str, T]:
+    """The fields of a settings object that hold a `kind`, by name, in their order."""
+    values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    return {name: value for name, value in values.items() if isinstance(value, kind)}
+
+
+def check_choice(setting: str, value: str, known: Collection[str]) -> None:
+    """Raises ConfigError where the value is none of those known."""
+    if value not in known:
+        raise ConfigError(f"{setting} is {value!r:.60}: expected one of {', '.join(known)}")
 
 
 def _meant(hint: Any, value: Any) -> Any:

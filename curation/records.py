@@ -295,6 +295,8 @@ CAPTION = (
     ),
 )
 
+CAPTION_SCORES = tuple(c.name for c in CAPTION if c.name in SCORE_NAMES)
+
 EMBEDDING = (
     Column("clip_id", pa.string(), ""),
     Column("model", pa.string(), "which weights made it, as in the videos' `weights`"),

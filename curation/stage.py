@@ -1,7 +1,7 @@
-"""The contract of a stage and of a frame meter: read this first.
+"""The contract of a stage: read this first. A stage adds columns to rows.
 
-A *stage* adds columns to rows. A *meter* is fed by the one decode pass that the stage `DecodePass`
-makes: it sees every frame once and answers for any span of time afterwards.
+What the one decode pass (stages/decode_pass.py) gives its frames to has contracts of its own:
+stages/meters/meter.py and stages/shots/detector.py.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
-
-import numpy as np
 
 Row = dict[str, Any]
 
@@ -98,51 +96,6 @@ class StageSequence:
         [row] = self.stages[number].process([row])
         record_duration(row, self.stages[number], time.process_time() - started)
         return row
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a meter may know of the video before its first frame."""
-
-    width: int  # of the picture as shown (after rotation), px
-    height: int
-    fps: float  # nominal; time stamps decide
-    reduced_width: int  # of the planes that meters see, px
-    reduced_height: int
-
-
-@dataclass
-class Planes:
-    """One frame at reduced size: 8 bit, full range, upright.
-
-    y: (h, w) uint8, luma; its long side is about 320 px (the source's divided by a whole number).
-    Colour is not reduced with it: nobody needs it of every frame.
-    """
-
-    y: np.ndarray
-    source: Any = None  # the decoder's frame, for `curation.video.reader.colour(planes, long_side)`
-
-
-class Meter:
-    """Sees each frame of a video once, in order of time, then answers for any span of it.
-
-    A meter keeps what it needs as small numbers per frame, never frames beyond a short ring: a
-    video may be hours long.
-    """
-
-    writes: ClassVar[tuple[str, ...]] = ()  # its scores, declared in curation/records.py
-
-    def start(self, video: VideoInfo) -> None:
-        """Forgets the last video."""
-        raise NotImplementedError
-
-    def process_frame(self, t_s: float, frame: Planes) -> None:
-        """t_s: seconds from the first frame; strictly growing."""
-        raise NotImplementedError
-
-    def score(self, start_s: float, end_s: float) -> dict[str, float | None]:
-        """A value per name in `writes` for the frames in [start_s, end_s); None: not measurable."""
-        raise NotImplementedError
 
 
 def check_plan(stages: Sequence[Stage], given: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from curation.progress import Progress
 from curation.runner.cluster import Cluster
 from curation.stage import PlanError, Row, RunError, Stage, check_plan
 from curation.storage import WRONG, Folder, InputError, list_videos
-from pipelines.select import COSTLY
+from pipelines.select import costly_scores
 from pipelines.settings import ScoreSettings, Settings, batches, main, stop_where_most_fail
 from pipelines.tables import INPUT, embeddings_ledger, matched, videos_ledger
 from stages.file_hash import HashFile
@@ -40,15 +40,15 @@ def build(settings: ScoreSettings, ledger_url: str, videos: int) -> list[Stage]:
 
 def check(settings: ScoreSettings) -> None:
     """Raises PlanError for a prefilter on costly scores or models without weights."""
-    if late := [name for name in settings.decode.prefilter if name in COSTLY]:
+    costly = costly_scores(settings)
+    if late := [name for name in settings.decode.prefilter if name in costly]:
         raise PlanError(
             f"score.decode.prefilter asks for {', '.join(late)}, which are computed only"
             " for clips that pass the prefilter\n"
             "  fix: have the rule in select.policy, where such scores decide"
         )
     settings.models.check()
-    if settings.decode.detector == "transnet":
-        settings.decode.transnet.check()
+    settings.decode.check()
     gap = settings.decode.key_frames.pair_gap_s
     if settings.models.raft.weights is not None and gap is None:
         raise PlanError(

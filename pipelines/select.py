@@ -18,7 +18,7 @@ from curation.policy import check_columns, check_prefilter
 from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines.publish import made_with, publish, tables
-from pipelines.settings import Settings, main
+from pipelines.settings import ScoreSettings, Settings, main
 from pipelines.tables import (
     SELECTION,
     captions_ledger,
@@ -30,16 +30,16 @@ from pipelines.tables import (
 from stages.selection.clip_selection import apply_caption_rules, select_clips
 
 MEASURED = tuple(c.name for c in records.SCORES if not c.model)
-COSTLY = {
-    "overlay_share": "DecodePass, on graphics that stay",
-    "text_share": "Text",
-    "artifact_share": "Text",
-    "key_psnr": "DecodePass, on key frames",
-    "key_ssim": "DecodePass, on key frames",
-    "colourfulness": "DecodePass, on key frames",
-    **{c.name: "Models" for c in records.SCORES if c.model},
-    "semantic_similarity": "Models",
-}
+
+
+def costly_scores(settings: ScoreSettings) -> dict[str, str]:
+    """The scores that only clips above the prefilter have -> the stage that computes them."""
+    by_models = [column.name for column in records.SCORES if column.model]
+    return {
+        **dict.fromkeys(settings.decode.costly_scores, type(settings.decode).__name__),
+        **dict.fromkeys(settings.ocr.writes, type(settings.ocr).__name__),
+        **dict.fromkeys([*by_models, "semantic_similarity"], type(settings.models).__name__),
+    }
 
 
 def check(settings: Settings, out: Folder, will_score: bool = False) -> None:
@@ -62,7 +62,7 @@ def check(settings: Settings, out: Folder, will_score: bool = False) -> None:
         prefilter = recorded_policy(recorded["decode"]["prefilter"])
     else:
         prefilter = settings.score.decode.prefilter
-    check_prefilter(settings.select.policy, prefilter, COSTLY, also)
+    check_prefilter(settings.select.policy, prefilter, costly_scores(settings.score), also)
 
 
 def _by_models(settings: Settings, out: Folder, will_score: bool) -> set[str]:

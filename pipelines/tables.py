@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 from curation import records
 from curation.ledger import VIDEO_COLUMNS, Ledger, flatten_clips
 from curation.policy import Policy, Range
+from curation.records import CAPTION_SCORES
 from curation.stage import PlanError
 from curation.storage import Folder
-from stages.selection.clip_selection import CAPTION_SCORES
 from stages.selection.semantic_duplicates import mean_embeddings
 
 INPUT = "input.parquet"  # what the last `score` was given

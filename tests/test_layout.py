@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from curation.records import SCORE_NAMES, SCORES
-from curation.stage import Meter
+from curation.records import CAPTION_SCORES, SCORE_NAMES, SCORES
 from pipelines.settings import ScoreSettings
-from stages.decode_pass import CAPTION_SCORES, KEY_SCORES
+from stages.meters.key_frame_scores import KEY_FRAME_SCORES
 from stages.scorers.ocr import Text
 from tests.support.paths import REPOSITORY
 
@@ -78,13 +77,12 @@ def test_curation_starts_without_any_of_the_extras():
 
 
 def test_every_score_is_written_by_exactly_one_part_or_needs_a_model():
-    decode = ScoreSettings().decode
-    meters = [m for m in vars(decode).values() if isinstance(m, Meter)]
-    assert len(meters) >= 5
-    written = [name for meter in meters for name in meter.writes]
+    meters = ScoreSettings().decode.meters
+    assert len(meters) >= 4
+    written = [name for meter in meters for name in meter.writes if name in SCORE_NAMES]
     written += [name for name in Text.writes if name in SCORE_NAMES]
     by_model = {column.name for column in SCORES if column.model}
-    written += [*KEY_SCORES, *(name for name in CAPTION_SCORES if name not in by_model)]
+    written += [*KEY_FRAME_SCORES, *(name for name in CAPTION_SCORES if name not in by_model)]
     assert set(written) <= set(SCORE_NAMES)
     assert len(written) == len(set(written))
     from pipelines.select import MEASURED

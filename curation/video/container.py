@@ -16,8 +16,9 @@ from typing import NoReturn
 
 import av
 
-from curation.stage import BadVideo, VideoInfo
+from curation.stage import BadVideo
 from curation.video import mp4_boxes as boxes
+from curation.video.frames import VideoInfo
 
 av.logging.set_level(av.logging.PANIC)
 av.logging.set_skip_repeated(False)  # else a line of one file turns up in the log of the next

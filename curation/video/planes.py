@@ -15,7 +15,8 @@ import av
 import cv2
 import numpy as np
 
-from curation.stage import BadVideo, Planes
+from curation.stage import BadVideo
+from curation.video.frames import Planes
 
 LIMITED, FULL = 1, 2  # AVCOL_RANGE_MPEG (16..235), AVCOL_RANGE_JPEG (0..255)
 BT709, BT601 = 1, 5  # ffmpeg's numbers for the matrices (SWS_CS_ITU709, SWS_CS_ITU601)

@@ -14,7 +14,7 @@ import av
 import cv2
 import numpy as np
 
-from curation.stage import BadVideo, Planes
+from curation.stage import BadVideo
 from curation.video.container import (
     DEFAULT_LIMITS,
     Limits,
@@ -29,6 +29,7 @@ from curation.video.container import (
     refuse_without_frames,
     set_up_decoder,
 )
+from curation.video.frames import Planes
 from curation.video.planes import colour, convert, reduce_frame
 
 __all__ = ["Limits", "Packets", "Reader", "VideoHead", "colour", "probe"]

@@ -22,7 +22,7 @@ from functools import cache
 import cv2
 import numpy as np
 
-from curation.stage import Meter, Planes, VideoInfo
+from curation.video.frames import FrameProcessor, Planes, VideoInfo
 
 TICKS_PER_S = 4
 LOOK = 0.25  # ticks at least between two frames looked at: more tell a tick's mean nothing new
@@ -40,7 +40,7 @@ SIGNS = np.uint64(2**63 - 1)  # of the motion's bits; the highest one says wheth
 
 
 @dataclass
-class Fingerprint(Meter):
+class Fingerprint(FrameProcessor):
     """Mean pictures of each quarter of a second (2 KB each: 30 MB for an hour of video)."""
 
     def start(self, video: VideoInfo) -> None:
@@ -64,9 +64,6 @@ class Fingerprint(Meter):
             self._columns = self._columns + cv2.reduce(grey, 0, cv2.REDUCE_AVG)[0]
             self._sampled += 1
         self._shown, self._since = _small(frame.y), now
-
-    def score(self, start_s: float, end_s: float) -> dict[str, float | None]:
-        return {}  # it measures nothing: `bytes_of` is its answer
 
     def bytes_of(self, start_s: float, end_s: float) -> bytes:
         """16 bytes for each tick that lies within the clip: see CODE. Empty if none does."""

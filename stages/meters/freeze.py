@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from curation.stage import Meter, Planes, VideoInfo
+from curation.video.frames import Planes, VideoInfo
 from stages.meters.alignment import cells
+from stages.meters.meter import Meter
 
 # A repeated picture is coded as "skip everything": the decoded frames are equal to the last pixel.
 # A still scene is not, however hard it was compressed: its noise makes the encoder renew some block

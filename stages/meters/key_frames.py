@@ -1,9 +1,8 @@
-"""KeyFrames: small colour pictures taken on the way through a video, for its clips' key frames.
+"""Keeps small colour frames during the decode pass, from which clips get their key frames.
 
-Where a clip lies is known only when its take has ended, so a still is kept once a second, in one
-scratch file; the one nearest to the centre of a segment becomes its key frame. That spares
-a second decode. A model of optical flow needs pairs of frames that lie much closer: for these
-another picture is kept shortly after each still.
+Where a clip lies is known only after the pass. So one frame a second is kept in a scratch file, and
+the one nearest to a segment's centre becomes its key frame; no video is decoded twice. A model of
+optical flow needs two frames that lie closer: for it another frame is kept shortly after each.
 """
 
 from __future__ import annotations
@@ -17,44 +16,45 @@ import cv2
 import numpy as np
 from annotated_types import Gt
 
-from curation.stage import Planes
+from curation.video.frames import Planes
 from curation.video.reader import colour
-from stages.meters.scratch_file import Scratch, decode, encode
+from stages.meters.scratch_file import Scratch, encode
 
 JPEG_QUALITY = 90
+SPAN_TOLERANCE_S = 1e-6
+GAP_TOLERANCE_S = 0.002  # of time stamps: without it a frame at 0.0999 s would wait for the next
 
 
 @dataclass
 class KeyFrames:
     every_s: float = 1.0
-    side: int = 768  # long side, px; never larger than the picture
-    # also the frame so much after each still, for optical flow by a model; null: none
+    side: int = 768  # long side, px; never larger than the frame
+    # also the frame so much after each kept one, for optical flow by a model; null: none
     pair_gap_s: Annotated[float, Gt(0)] | None = None
 
-    _side: int = field(init=False, repr=False, default=0)
-    _times: list[float] = field(init=False, repr=False, default_factory=list)
-    _places: list[int] = field(init=False, repr=False, default_factory=list)  # among the kept
-    _next_s: float = field(init=False, repr=False, default=inf)  # when the next is due
-    _next: dict[int, tuple[float, int]] = field(init=False, repr=False, default_factory=dict)
     _kept: Scratch | None = field(init=False, repr=False, default=None)
 
     def start(self, side: int) -> None:
-        """Forgets the last video. side: what its stills' long side is at most, px."""
+        """Begins a video and forgets the one before. side: the frames' longest long side, px."""
         self._side = min(side, self.side)
-        self._times, self._places, self._next = [], [], {}
+        self._times_s: list[float] = []
+        self._places: list[int] = []  # in the scratch file
+        self._flow_frames: dict[int, tuple[float, int]] = {}  # of frame number: time, place
+        self._flow_frame_due_s = inf
         if self._kept is not None:
             self._kept.close()
         self._kept = Scratch(JPEG_QUALITY)
 
     def process_frame(self, t_s: float, frame: Planes) -> None:
-        last = len(self._times) - 1
-        if last < 0 or t_s >= self._times[last] + self.every_s - 1e-6:
+        last = len(self._times_s) - 1
+        if last < 0 or t_s >= self._times_s[last] + self.every_s - SPAN_TOLERANCE_S:
             self._places.append(self._keep(frame))
-            self._times.append(t_s)
-            # A hair's tolerance, or a frame at 0.0999 s would make every gap one frame longer.
-            self._next_s = inf if self.pair_gap_s is None else t_s + self.pair_gap_s - 0.002
-        elif t_s >= self._next_s:
-            self._next[last], self._next_s = (t_s, self._keep(frame)), inf
+            self._times_s.append(t_s)
+            gap_s = inf if self.pair_gap_s is None else self.pair_gap_s - GAP_TOLERANCE_S
+            self._flow_frame_due_s = t_s + gap_s
+        elif t_s >= self._flow_frame_due_s:
+            self._flow_frames[last] = (t_s, self._keep(frame))
+            self._flow_frame_due_s = inf
 
     def _keep(self, frame: Planes) -> int:
         assert self._kept is not None
@@ -62,47 +62,38 @@ class KeyFrames:
         return len(self._kept) - 1
 
     def nearest(self, t_s: float, start_s: float, end_s: float) -> list[tuple[float, bytes]]:
-        """The still nearest to t_s in [start_s, end_s), and the frame kept after it: time, JPEG.
+        """Time and JPEG of the frame nearest to t_s in [start_s, end_s), then of its flow frame.
 
-        Empty where there is no still; the still alone where no other is kept inside.
+        Empty where no frame was kept in the span; without a flow frame where that lies outside.
         """
         assert self._kept is not None
         best = self._nearest(t_s, start_s, end_s)
         if best is None:
             return []
-        found = [(self._times[best], self._places[best])]
-        if best in self._next and self._next[best][0] < end_s - 1e-6:
-            found.append(self._next[best])
-        return [(seen_s, self._kept[place]) for seen_s, place in found]
+        found = [(self._times_s[best], self._places[best])]
+        if best in self._flow_frames and self._flow_frames[best][0] < end_s - SPAN_TOLERANCE_S:
+            found.append(self._flow_frames[best])
+        return [(frame_s, self._kept[place]) for frame_s, place in found]
 
-    def thumb(
+    def thumbnail(
         self, t_s: float, start_s: float, end_s: float, side: int
-    ) -> list[tuple[float, bytes]]:
-        """The same still alone, with a long side of `side` px at most."""
+    ) -> tuple[float, bytes] | None:
+        """Time and JPEG of the same frame, its long side at most `side` px."""
         assert self._kept is not None
         best = self._nearest(t_s, start_s, end_s)
         if best is None:
-            return []
-        picture = shrink(self._kept.picture(self._places[best]), side)
-        return [(self._times[best], encode(picture, JPEG_QUALITY))]
+            return None
+        image = _shrink(self._kept.picture(self._places[best]), side)
+        return self._times_s[best], encode(image, JPEG_QUALITY)
 
     def _nearest(self, t_s: float, start_s: float, end_s: float) -> int | None:
-        first = bisect.bisect_left(self._times, start_s - 1e-6)
-        last = bisect.bisect_left(self._times, end_s - 1e-6)
-        return min(range(first, last), key=lambda i: abs(self._times[i] - t_s), default=None)
+        first = bisect.bisect_left(self._times_s, start_s - SPAN_TOLERANCE_S)
+        last = bisect.bisect_left(self._times_s, end_s - SPAN_TOLERANCE_S)
+        return min(range(first, last), key=lambda i: abs(self._times_s[i] - t_s), default=None)
 
 
-def decode_small(jpeg: bytes, width: int) -> np.ndarray:
-    """JPEG -> (h, w, 3) BGR, `width` wide. Half the size takes a third of the time to read."""
-    bgr = decode(jpeg, cv2.IMREAD_REDUCED_COLOR_2)
-    if bgr.shape[1] < width:
-        bgr = decode(jpeg)
-    size = (width, max(1, round(bgr.shape[0] * width / bgr.shape[1])))
-    return cv2.resize(bgr, size, interpolation=cv2.INTER_AREA)
-
-
-def shrink(bgr: np.ndarray, side: int) -> np.ndarray:
-    """The picture with a long side of `side` px at most."""
+def _shrink(bgr: np.ndarray, side: int) -> np.ndarray:
+    """The image with a long side of at most `side` px."""
     scale = side / max(bgr.shape[:2])
     if scale >= 1:
         return bgr

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 
 from curation.measures import brightness, sharpness
-from curation.stage import Meter, Planes, VideoInfo
+from curation.video.frames import Planes, VideoInfo
+from stages.meters.meter import Meter
 
 BLACK = 12  # luma, 0..255, up to which a pixel may be a bar's: bars are 0, a codec adds little
 LIT = 28  # luma from which a pixel is clearly picture
@@ -26,7 +28,7 @@ class Light(Meter):
     """Keeps, per look, two levels and how much of each row and column is brighter than a bar."""
 
     looks_per_s: float = 2.0
-    writes = ("brightness", "sharpness", "border_share")
+    writes = ("brightness", "sharpness", "border_share", "borders")
 
     def start(self, video: VideoInfo) -> None:
         self._next_s = 0.0
@@ -56,18 +58,19 @@ class Light(Meter):
             else slice(int(first), int(last))
         )
 
-    def score(self, start_s: float, end_s: float) -> dict[str, float | None]:
+    def score(self, start_s: float, end_s: float) -> dict[str, Any]:
         looks = self._levels[self._within(start_s, end_s)]
         if not looks:
             return dict.fromkeys(self.writes)
-        left, top, right, bottom = self.borders(start_s, end_s)
+        borders = left, top, right, bottom = self.borders(start_s, end_s)
         return {
             "brightness": float(np.mean([level for level, _ in looks])),
             "sharpness": float(np.median([detail for _, detail in looks])),
             "border_share": 1 - (1 - left - right) * (1 - top - bottom),
+            "borders": borders,
         }
 
-    def segment(self, start_s: float, end_s: float) -> dict[str, float | None]:
+    def score_segment(self, start_s: float, end_s: float) -> dict[str, float | None]:
         looks = self._levels[self._within(start_s, end_s)]
         return {"brightness": float(np.mean([level for level, _ in looks])) if looks else None}
 

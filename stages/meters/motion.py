@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from curation.stage import Meter, Planes, VideoInfo
+from curation.video.frames import Planes, VideoInfo
 from stages.meters.alignment import (
     LEAST_SIDE,
     STILL,
@@ -22,6 +22,7 @@ from stages.meters.alignment import (
     mean_px,
 )
 from stages.meters.ken_burns import StillPicture, Window, still_stretches
+from stages.meters.meter import Meter
 
 # A look as one row of numbers: speeds in px/s at 320 wide, the camera as the motion of the content.
 _FIELDS = (
@@ -173,7 +174,7 @@ class Motion(Meter):
             "ken_burns_share": min(1.0, fake_s / (end_s - start_s)),
         }
 
-    def segment(self, start_s: float, end_s: float) -> dict[str, float | None]:
+    def score_segment(self, start_s: float, end_s: float) -> dict[str, float | None]:
         """The facts of one segment, named and signed as in `curation.records.SEGMENT`."""
         looks = self._between(start_s, end_s)
         names = (

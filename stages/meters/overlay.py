@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 
-from curation.stage import Meter, Planes, VideoInfo
+from curation.video.frames import Planes, VideoInfo
+from stages.meters.meter import Meter
 from stages.meters.scratch_file import Scratch, decode
 
 JPEG_QUALITY = 92
@@ -34,37 +36,36 @@ class Overlay(Meter):
 
     looks_per_s: float = 1.0
     most_looks: int = 15  # of a span are compared, evenly spread: bounds the time of an answer
-    writes = ("overlay_share",)
+    writes = ("overlay_share", "overlay_mask")
+    after_prefilter = True
 
     def start(self, video: VideoInfo) -> None:
         self._next_s = 0.0
         self._times: list[float] = []
         self._looks = Scratch(JPEG_QUALITY)
-        self._asked: tuple[float, float] | None = None
-        self._found: np.ndarray | None = None
 
     def process_frame(self, t_s: float, frame: Planes) -> None:
         if t_s < self._next_s:
             return
         self._next_s = max(self._next_s + 1 / self.looks_per_s, t_s)
-        self._asked = None
         self._times.append(t_s)
         self._looks.add(frame.y)
 
-    def score(self, start_s: float, end_s: float) -> dict[str, float | None]:
-        found = self.mask(start_s, end_s)
-        return {"overlay_share": None if found is None else float(np.mean(found > 0))}
+    def score(self, start_s: float, end_s: float) -> dict[str, Any]:
+        mask = self.mask(start_s, end_s)
+        if mask is None:
+            return dict.fromkeys(self.writes)
+        png = cv2.imencode(".png", mask)[1].tobytes()
+        return {"overlay_share": float(np.mean(mask > 0)), "overlay_mask": png}
 
     def mask(self, start_s: float, end_s: float) -> np.ndarray | None:
         """(h, w) uint8 at reduced size, 255 where a graphic stays; None: too little moved."""
-        if self._asked != (start_s, end_s):
-            first, last = np.searchsorted(self._times, (start_s, end_s))
-            number = min(int(last - first), self.most_looks)
-            chosen = np.linspace(first, last - 1, number).round().astype(int)
-            looks = [decode(self._looks[i], cv2.IMREAD_GRAYSCALE) for i in chosen]
-            self._found = graphics(looks) if number >= LEAST_LOOKS else None
-            self._asked = (start_s, end_s)
-        return self._found
+        first, last = np.searchsorted(self._times, (start_s, end_s))
+        number = min(int(last - first), self.most_looks)
+        if number < LEAST_LOOKS:
+            return None
+        chosen = np.linspace(first, last - 1, number).round().astype(int)
+        return graphics([decode(self._looks[i], cv2.IMREAD_GRAYSCALE) for i in chosen])
 
 
 def graphics(looks: Sequence[np.ndarray]) -> np.ndarray | None:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from curation import records
 from curation.policy import Policy, by_row, decide_table
+from curation.records import CAPTION_SCORES
 from stages.selection.near_duplicates import (
     connected_components,
     find_duplicates,
@@ -21,7 +22,6 @@ from stages.selection.near_duplicates import (
 )
 from stages.selection.semantic_duplicates import find_semantic_duplicates
 
-CAPTION_SCORES = tuple(c.name for c in records.CAPTION if c.name in records.SCORE_NAMES)
 SCHEMA = records.schema(records.SELECTION)
 RANK_COLUMNS = ("clip_id", "width", "height", "duration_s", "sharpness", "packet_bytes")
 

@@ -15,7 +15,7 @@ from itertools import islice
 import cv2
 import numpy as np
 
-from stages.shots.residual import Compare, Thumb
+from stages.shots.change import Compare, Thumb
 
 SAMPLE_S = 0.03  # at least between two looks: every frame up to 30 fps
 # samples: 0.13 to 3.8 s; each fits mixes from 0.8 to 1.3 times as long

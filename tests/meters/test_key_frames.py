@@ -5,7 +5,8 @@ import hashlib
 import cv2
 
 from curation.policy import Policy, Range
-from stages.decode_pass import THUMB_SIDE, DecodePass
+from stages.decode_pass import DecodePass
+from stages.meters.clip_frames import THUMBNAIL_SIDE
 from tests.support.small_input import scene, video
 
 
@@ -39,4 +40,4 @@ def test_a_clip_below_the_gate_has_thumbs_for_the_report_and_is_spared_overlays(
     assert clip["null_reasons"]["overlay_share"].startswith("failed the prefilter: motion_dis")
     for segment in clip["segments"]:
         thumb = cv2.imread(str(tmp_path / "ledger" / segment["key_frame"]))
-        assert max(thumb.shape) == THUMB_SIDE
+        assert max(thumb.shape) == THUMBNAIL_SIDE

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from curation.stage import VideoInfo
+from curation.video.frames import VideoInfo
 from stages.meters.light import Light
 from tests.support.drawn import (
     HEIGHT,
@@ -97,11 +97,11 @@ def test_brightness_is_the_mean_luma_of_the_span():
     levels = [np.full((HEIGHT, WIDTH), level) for level in [40.0] * 50 + [200.0] * 50]
     feed([meter], planes(noisy(levels, 0)))
     assert meter.score(0, 2)["brightness"] == pytest.approx(40)
-    assert meter.segment(2, 4) == {"brightness": pytest.approx(200)}
+    assert meter.score_segment(2, 4) == {"brightness": pytest.approx(200)}
     assert meter.score(0, 4)["brightness"] == pytest.approx(120)
 
 
 def test_a_span_before_any_frame_has_no_score():
     meter = Light()
     meter.start(VideoInfo(640, 360, 25, 320, 180))
-    assert meter.score(0, 1) == {"brightness": None, "sharpness": None, "border_share": None}
+    assert meter.score(0, 1) == dict.fromkeys(meter.writes)

@@ -36,7 +36,7 @@ def test_a_pan_reads_its_speed_at_any_frame_rate(fps):
     still = picture(1)
     frames = (view(still, (700 + 48 * t, 500, 1, 0)) for t in times(2, fps))
     meter = measured(noisy(frames, 2), fps)
-    segment = meter.segment(0, 2)
+    segment = meter.score_segment(0, 2)
     assert segment["camera_x"] == pytest.approx(
         24, abs=1
     )  # the view moves right: 48 px/s of 640 are 24 of 320
@@ -48,7 +48,7 @@ def test_a_zoom_in_with_a_clockwise_turn_has_positive_signs():
     still = picture(2)
     # The content turns counter-clockwise (OpenCV's positive angle): the view turns clockwise.
     meter = measured(noisy((view(still, (800, 500, 1.1**t, 6 * t)) for t in times(2)), 1))
-    segment = meter.segment(0, 2)
+    segment = meter.score_segment(0, 2)
     assert segment["camera_zoom"] == pytest.approx(np.log(1.1), abs=0.02)
     assert segment["camera_roll"] == pytest.approx(6, abs=1)
 
@@ -71,7 +71,7 @@ def test_a_thing_that_crosses_a_still_scene_is_the_subject_and_not_the_camera():
             yield frame
 
     meter = measured(noisy(frames(), 2))
-    segment = meter.segment(0, 2)
+    segment = meter.score_segment(0, 2)
     assert (
         20 < segment["subject_x"] < 45
     )  # cells that it covers in part pull the mean below its 40 px/s
@@ -85,7 +85,7 @@ def test_a_thing_that_crosses_a_still_scene_is_the_subject_and_not_the_camera():
 def test_a_span_without_looks_has_no_score():
     meter = measured([np.zeros((HEIGHT, WIDTH), np.uint8)])
     assert set(meter.score(0, 1).values()) == {None}
-    assert set(meter.segment(0, 1).values()) == {None}
+    assert set(meter.score_segment(0, 1).values()) == {None}
 
 
 def virtual_camera(seed: int):

@@ -74,7 +74,7 @@ def test_a_thing_that_crosses_a_still_scene_makes_no_overlay_of_it():
 
 def test_where_nothing_moves_no_overlay_can_be_measured():
     still = view(picture(5), (800, 500, 1, 0))
-    assert seen([still] * 75).score(0, 15) == {"overlay_share": None}
+    assert seen([still] * 75).score(0, 15) == {"overlay_share": None, "overlay_mask": None}
 
 
 @pytest.mark.slow

@@ -261,6 +261,10 @@ def test_configurations_with_models_are_refused_before_the_start_with_how_to_get
         (["select.policy.brightnes=null"], "did you mean brightness?"),
         (["select.policy.width={min: 3"], "not valid YAML"),
         (["cluster.workers=0"], "cluster.workers is 0"),
+        (
+            ["score.decode.detector=shots"],
+            "command line: score.decode.detector is 'shots': expected one of residual, transnet",
+        ),
         (["nothere.yaml"], "nothere.yaml: no such file"),
         (["-x"], "-x: no such option; settings are given as key=value"),
         ([], "no input; give input="),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.stage import Planes, VideoInfo
+from curation.video.frames import Planes, VideoInfo
 from stages.meters.fingerprint import CODE, SIDE, Fingerprint, codes
 from stages.selection.near_duplicates import (
     ClipFingerprints,

@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from curation.stage import Planes, VideoInfo
-from stages.shots.detector import Shots, Transitions
+from curation.video.frames import Planes, VideoInfo
+from stages.shots.detector import Transitions
+from stages.shots.residual import ResidualDetector
 from tests.support.drawn_scenes import encoded, filmed, mixed, plain, scene, texture
 
 FPS = 25.0
@@ -16,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def feed(frames, times_s=None) -> Transitions:
-    shots = Shots()
+    shots = ResidualDetector()
     shots.start(VideoInfo(1280, 720, FPS, 320, 180))
     times_s = np.arange(len(frames)) / FPS if times_s is None else times_s
     for t_s, luma in zip(times_s, frames, strict=True):
@@ -252,7 +253,7 @@ def test_a_change_of_size_midway_is_survived():
 
 
 def test_a_meter_forgets_the_last_video():
-    shots = Shots()
+    shots = ResidualDetector()
     for seed in (1, 1):
         shots.start(VideoInfo(1280, 720, FPS, 320, 180))
         for i, luma in enumerate(filmed(scene(seed, 20) + scene(seed + 1, 20))):
@@ -261,7 +262,7 @@ def test_a_meter_forgets_the_last_video():
 
 
 def test_what_the_meter_keeps_does_not_grow_with_the_video():
-    shots = Shots()
+    shots = ResidualDetector()
     shots.start(VideoInfo(1280, 720, FPS, 320, 180))
     luma = texture(1, 180, 320).astype(np.uint8)
     for i in range(2000):

