@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import StringConstraints
@@ -56,14 +56,19 @@ class SelectSettings:
 
 @dataclass
 class CaptionSettings:
-    # who writes the captions; null: `openai` where caption.openai.url is given, else `measured`
-    captioner: Literal["measured", "openai", "vllm", "transformers"] | None = None
+    # measured, openai, vllm or transformers: the name of a captioner below; null: `openai` where
+    # caption.openai.url is given, else `measured`
+    captioner: str | None = None
     # of this set of captions (ledger/captions/NAME): sets of other models stay beside it
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     measured: Measured = field(default_factory=Measured)
     openai: OpenAI = field(default_factory=OpenAI)
     vllm: Vllm = field(default_factory=Vllm)
     transformers: Transformers = field(default_factory=Transformers)
+
+    def __post_init__(self) -> None:
+        if self.captioner is not None:
+            config.check_choice("captioner", self.captioner, config.fields_of(self, Captioner))
 
     @property
     def chosen(self) -> Captioner:

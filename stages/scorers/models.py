@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
+from curation import config
 from curation.stage import Needs, OutputError, PlanError, Row, Stage
 from curation.storage import Folder
 from stages.file_hash import sha256_of
@@ -48,9 +49,9 @@ class Models(Stage):
         self.needs = Needs(cpus=1, gpus=self.gpus, batch_size=ROWS)  # type: ignore[misc]
 
     def on(self) -> dict[str, Scorer]:
-        """The scorers that have weights, by name."""
-        every: dict[str, Scorer] = {"clip": self.clip, "lpips": self.lpips, "raft": self.raft}
-        return {name: scorer for name, scorer in every.items() if scorer.weights is not None}
+        """The scorers that have weights, by name. Every field that holds a Scorer is one."""
+        scorers = config.fields_of(self, Scorer)
+        return {name: scorer for name, scorer in scorers.items() if scorer.weights is not None}
 
     def check(self) -> None:
         """Finds every file of weights. Raises PlanError, with how to get each that is missing."""

@@ -265,6 +265,10 @@ def test_configurations_with_models_are_refused_before_the_start_with_how_to_get
             ["score.decode.detector=shots"],
             "command line: score.decode.detector is 'shots': expected one of residual, transnet",
         ),
+        (
+            ["caption.captioner=vlm"],
+            "caption.captioner is 'vlm': expected one of measured, openai, vllm, transformers",
+        ),
         (["nothere.yaml"], "nothere.yaml: no such file"),
         (["-x"], "-x: no such option; settings are given as key=value"),
         ([], "no input; give input="),
