@@ -45,7 +45,7 @@ import cv2
 import numpy as np
 
 from curation.records import segment_spans
-from curation.stage import Row
+from curation.stage import Row, RunContext
 from stages.captioning.checks import Limits, failed, t5_tokens_at_most
 from stages.captioning.conversation import Request, caption_of
 from stages.captioning.openai_server import OpenAI
@@ -319,8 +319,7 @@ class Unasked(Fixed):
 def draw(scratch: Path, first: int, step: int, count: int) -> None:
     """Clips and their requests, by one of `step` processes."""
     stage = Unasked(image_side=SIDE)
-    _prepare(stage, scratch)
-    stage.setup()
+    stage.setup(RunContext(str(scratch)))
     stage.forget()
     clips = make_clips(scratch, range(first, count, step))
     known = [stage.requests(clip) for clip in clips]
@@ -443,9 +442,8 @@ def client(url: str, args: argparse.Namespace) -> None:
     """The other process of `over_http`: prints its measurement, and all that it was answered."""
     stage = FixedOpenAI(url=url, model="bench", clips_in_flight=args.in_flight, image_side=SIDE)
     clips = json.loads((args.scratch / "clips.json").read_text())
-    _prepare(stage, args.scratch)
     stage.check()
-    stage.setup()
+    stage.setup(RunContext(str(args.scratch)))
 
     async def run() -> Taken:
         try:
@@ -455,10 +453,6 @@ def client(url: str, args: argparse.Namespace) -> None:
 
     row = asyncio.run(run()).as_row()
     print(json.dumps([row, len(stage.said)]))
-
-
-def _prepare(stage: Vlm, ledger: Path) -> None:
-    stage.ledger_url, stage.similarity = str(ledger), None
 
 
 async def measure(args: argparse.Namespace, say: Callable[[dict[str, Any]], None]) -> None:
@@ -486,8 +480,7 @@ async def measure(args: argparse.Namespace, say: Callable[[dict[str, Any]], None
     stage = FixedVllm(
         model=str(model), image_side=SIDE, clips_in_flight=args.in_flight, engine=engine
     )
-    _prepare(stage, scratch)
-    stage.setup()
+    stage.setup(RunContext(str(scratch)))
     clips: list[Row] = []
     known: list[list[Request]] = []  # of each clip
     for first, process in enumerate(drawing):

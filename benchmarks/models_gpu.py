@@ -30,7 +30,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from curation.isolate import Isolated  # noqa: E402
-from curation.stage import Row, StageSequence  # noqa: E402
+from curation.stage import Row, RunContext, StageSequence  # noqa: E402
 from curation.storage import Folder  # noqa: E402
 from curation.torchvision_fix import fix_torchvision  # noqa: E402
 from stages.decode_pass import DecodePass  # noqa: E402
@@ -153,8 +153,7 @@ def stage(folder: Path, files: dict[str, str], which: str) -> Models:
     if "raft" in which:
         chosen["raft"] = Raft(weights=files["raft"])
     models = Models(gpus=1.0, **chosen)
-    models.ledger_url = str(folder)
-    models.check()
+    models.setup(RunContext(str(folder), weights=models.find_versions()))
     return models
 
 
@@ -207,7 +206,6 @@ def on_the_device(models: Models, peak: float) -> None:
 def worker(folder: str, files: dict[str, str], which: str, rows: list[Row], ready, done) -> None:
     torch.cuda.init()
     models = stage(Path(folder), files, which)
-    models.setup()
     models.process(rows[:4])
     ready.wait(PATIENCE_S)
     for first in range(0, len(rows), ROWS):
@@ -308,8 +306,7 @@ def watched(folder: Path) -> None:
     )
     for detector, gpus in (("residual", 0.05), ("transnet", 0.05)):
         decode = DecodePass(detector=detector, transnet=transnet.TransNetDetector(gpus=gpus))
-        decode.ledger_url = str(folder / "watched")
-        work = StageSequence([decode])
+        work = StageSequence([decode], RunContext(str(folder / "watched")))
         with Isolated(work.run, work.setup, memory_gib=4.0, timeout_s=120) as child:
             row: Row = {"video": str(path), "bytes": path.stat().st_size}
             child(0, row)
@@ -339,7 +336,6 @@ def main() -> None:
         print(f"weights and {args.clips} clips ready after {time.perf_counter() - began:.0f} s")
         of_transnet(folder, peak)
         models = stage(folder / "ledger", files, "clip+lpips+raft")
-        models.setup()
         on_the_device(models, peak)
         del models
         torch.cuda.empty_cache()

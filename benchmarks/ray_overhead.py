@@ -27,7 +27,9 @@ from multiprocessing import get_context  # noqa: E402
 
 from benchmarks.cpu_time import Spent, spent  # noqa: E402
 from benchmarks.score import padded  # noqa: E402
-from curation.stage import Row  # noqa: E402
+from curation.runner.cluster import Cluster  # noqa: E402
+from curation.runner.settings import ClusterSettings  # noqa: E402
+from curation.stage import Row, RunContext  # noqa: E402
 from stages.decode_pass import DecodePass  # noqa: E402
 from tests.support.drawn import encoded, noisy, picture, times, view  # noqa: E402
 
@@ -55,21 +57,9 @@ def rows(folder: Path, count: int) -> list[Row]:
     return [{"video": str(v), "bytes": v.stat().st_size, "error": None} for v in found]
 
 
-def stage(scratch: str) -> DecodePass:
-    decode = DecodePass()
-    decode.ledger_url = scratch
-    return decode
-
-
 def through_ray(work: list[Row], scratch: str) -> list[Row]:
-    from curation.runner.cluster import Cluster  # the pool's side is not to pay for importing ray
-
-    cluster = Cluster(workers=WORKERS)
-    cluster.start(scratch)
-    try:
-        return list(cluster.stream([stage(scratch)], work))
-    finally:
-        cluster.stop()
+    with Cluster(ClusterSettings(workers=WORKERS), scratch) as cluster:
+        return list(cluster.stream([DecodePass()], work, context=RunContext(scratch)))
 
 
 def through_pool(work: list[Row], scratch: str) -> list[Row]:
@@ -79,8 +69,8 @@ def through_pool(work: list[Row], scratch: str) -> list[Row]:
 
 def _set_up(scratch: str) -> None:
     global _watch
-    _watch = stage(scratch)
-    _watch.setup()
+    _watch = DecodePass()
+    _watch.setup(RunContext(scratch))
 
 
 def _process(row: Row) -> Row:

@@ -36,7 +36,7 @@ import av  # noqa: E402
 from benchmarks import peers  # noqa: E402  (before cv2: it quietens OpenCV)
 from benchmarks.cpu_time import Spent, spent  # noqa: E402
 from curation import config  # noqa: E402
-from curation.stage import BadVideo, Row  # noqa: E402
+from curation.stage import BadVideo, Row, RunContext  # noqa: E402
 from curation.storage import Folder, list_videos  # noqa: E402
 from curation.video.reader import Reader  # noqa: E402
 from pipelines.score import build  # noqa: E402
@@ -164,8 +164,9 @@ def one_by_one(videos: Sequence[Path], scratch: Path) -> tuple[Counter[str], Cou
     That is the two stages of `score` in this process: no Ray, no isolation.
     """
     settings = config.load(Settings, CONFIG, [])
-    decode, text = build(settings.score, str(scratch / "ledger"), len(videos))
-    text.setup()
+    decode, text = build(settings.score)
+    for stage in (decode, text):
+        stage.setup(RunContext(str(scratch / "ledger")))
     with suppress(BadVideo):  # what is imported at the first use is start-up as well
         decode.process([{"video": str(videos[0]), "bytes": os.stat(videos[0]).st_size}])
     parts: Counter[str] = Counter()

@@ -22,10 +22,12 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from curation.errors import UserError
+
 T = TypeVar("T")
 
 
-class ConfigError(Exception):
+class ConfigError(UserError):
     """A setting is wrong: which, where, what was expected."""
 
 

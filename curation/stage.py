@@ -7,9 +7,11 @@ stages/meters/meter.py and stages/shots/detector.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
+
+from curation.errors import UserError
 
 Row = dict[str, Any]
 
@@ -18,21 +20,21 @@ class BadVideo(Exception):
     """What is wrong with an input, in plain words. Its row gets `failed`; no other is touched."""
 
 
-class OutputError(Exception):
+class OutputError(UserError):
     """The output can't be written (disk full, storage gone). Stops the run, ready to go on."""
 
 
-class Unavailable(RuntimeError):
+class Unavailable(UserError, RuntimeError):
     """What a stage needs is gone (a server, its key): no input's fault. Stops the run, ready to go
     on."""
 
 
-class RunError(Exception):
-    """The cluster can't do the work: what is missing, and what to do."""
+class PlanError(UserError):
+    """The list of stages can't work. Raised before any worker starts."""
 
 
-class PlanError(Exception):
-    """The list of stages can't work; said before any worker starts."""
+class RunError(UserError):
+    """The cluster can't do the work: what is missing, and the fix."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,30 @@ class Needs:
     max_workers: int | None = None  # None: as many as the cluster has room for
 
 
+@dataclass(frozen=True)
+class RunContext:
+    """Facts of a run that stages need in addition to their settings. Each phase makes its own."""
+
+    ledger_url: str = ""  # folder of the ledger, which holds the key frames
+    thumbnail_share: float = 1.0  # of the clips that fail the prefilter: store thumbnails of these
+    weights: Mapping[str, str] = field(default_factory=dict)  # scorer -> version of its weights
+    caption_set: str = ""  # written to the column `captioner`; empty: the captioner's own name
+    similarity_limit: float | None = None  # of neighbouring sub-captions, by the policy
+    api_key: str | None = field(default=None, repr=False)  # of the caption server
+
+
 class Stage:
-    """Adds columns to rows. Its dataclass fields are its settings."""
+    """Adds columns to rows. Its dataclass fields are its settings, and nothing else."""
 
     reads: ClassVar[tuple[str, ...]] = ()  # columns it needs
     writes: ClassVar[tuple[str, ...]] = ()  # columns it adds
-    needs: Needs = Needs()
 
-    def setup(self) -> None:
+    @property
+    def needs(self) -> Needs:
+        """What one worker takes. A subclass may set a class attribute instead."""
+        return Needs()
+
+    def setup(self, context: RunContext) -> None:
         """Loads models: once per worker, on the worker, never in __init__."""
 
     def row_timeout_s(self, row: Row) -> float:
@@ -86,10 +104,11 @@ class StageSequence:
     """Some stages, as the one thing that an isolated child process holds."""
 
     stages: list[Stage]
+    context: RunContext
 
     def setup(self) -> None:
         for stage in self.stages:
-            stage.setup()
+            stage.setup(self.context)
 
     def run(self, number: int, row: Row) -> Row:
         started = time.process_time()

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from curation.errors import UserError
 from curation.stage import BadVideo, OutputError
 
 TEMPORARY = ".tmp-"  # names of what is being written begin so
@@ -43,7 +44,7 @@ WRONG = {GONE: "no such file", NO_FILE: "not a file", UNREACHABLE: "can't be rea
 LOOK_AT_ONCE = 32  # files of a list: a store answers after some milliseconds each
 
 
-class InputError(Exception):
+class InputError(UserError):
     """The input can't be listed: which, and what was expected."""
 
 

@@ -21,11 +21,11 @@ import pyarrow.compute as pc
 import yaml
 
 from curation.config import ConfigError
+from curation.errors import UserError
 from curation.policy import Policy, Range
 from curation.progress import shown
 from curation.stage import PlanError
 from curation.storage import Folder
-from pipelines.settings import STOPPED
 from pipelines.tables import read_clips, read_vectors
 from stages.selection.clip_selection import quality_ranks
 from stages.selection.near_duplicates import (
@@ -182,7 +182,7 @@ def main(argv: Sequence[str]) -> None:
         name, rule = rule_of(argv[1])
         Policy({argv[2]: rule})  # a score of that name
         print("\n".join(matched_rule(name, rule, argv[2], clips)))
-    except STOPPED as error:
+    except UserError as error:
         sys.exit(f"{type(error).__name__}: {shown(error, 1000)}")
 
 

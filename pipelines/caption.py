@@ -18,22 +18,20 @@ import pyarrow.compute as pc
 from curation.ledger import check_settings
 from curation.progress import Progress
 from curation.records import frames_sha256, stored_frame_hashes
-from curation.stage import Row
+from curation.runner.cluster import Cluster
+from curation.stage import Row, RunContext
 from curation.storage import Folder
 from pipelines.settings import Settings, batches, main, stop_where_most_fail
 from pipelines.tables import captions_ledger, matched, read_clips, read_selection
+from stages.captioning.openai_server import OpenAI
 from stages.captioning.vlm import Vlm
 from stages.selection.clip_selection import clips_to_caption
 
 HEAVY = ("fingerprint", "overlay_mask")  # no captioner reads them
 
 
-def run(settings: Settings, out: Folder) -> None:
-    captioner = settings.caption.chosen
-    captioner.ledger_url, name = (out / "ledger").url, captioner.name
-    if isinstance(captioner, Vlm):
-        limit = settings.select.policy.get(captioner.compared_by)
-        captioner.similarity = limit.max if limit else None
+def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
+    captioner, name = settings.caption.chosen, settings.caption.set_name
     check_settings(
         out / "ledger",
         f"captions/{name}",
@@ -49,13 +47,24 @@ def run(settings: Settings, out: Folder) -> None:
     todo = _todo(clips, done, settings.retry_failed, name)
     if todo:
         captioner.check()
-        settings.cluster.start(out.path("logs"))
     with Progress("caption", clips.num_rows, "clips") as progress:
         progress.update(done=clips.num_rows - len(todo))
-        rows = settings.cluster.stream([captioner], todo, progress.note)
+        context = _context_of(settings, (out / "ledger").url)
+        rows = cluster.stream([captioner], todo, progress.note, context)
         for batch in batches(_finished(rows, settings.max_failed_share, progress)):
             ledger.append(batch)
     ledger.compact()
+
+
+def _context_of(settings: Settings, ledger_url: str) -> RunContext:
+    captioner = settings.caption.chosen
+    compared = isinstance(captioner, Vlm) and settings.select.policy.get(captioner.compared_by)
+    return RunContext(
+        ledger_url,
+        caption_set=settings.caption.set_name,
+        similarity_limit=compared.max if compared else None,
+        api_key=captioner.api_key() if isinstance(captioner, OpenAI) else None,
+    )
 
 
 def _todo(clips: pa.Table, done: pa.Table, retry_failed: bool, name: str) -> list[Row]:

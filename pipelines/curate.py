@@ -15,21 +15,22 @@ from __future__ import annotations
 
 import sys
 
+from curation.runner.cluster import Cluster
 from curation.storage import Folder
 from pipelines import caption, export, score, select
 from pipelines.settings import Settings, main
 
 
-def run(settings: Settings, out: Folder) -> None:
+def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     # What can't be answered, or lacks its weights or its server, is refused before the decode.
     select.check(settings, out, will_score=True)
     score.check(settings.score)
     settings.caption.chosen.check()
-    score.run(settings, out)
+    score.run(settings, out, cluster)
     select.run(settings, out)
-    caption.run(settings, out)
+    caption.run(settings, out, cluster)
     select.run(settings, out)  # once more: now the captions count too
-    export.run(settings, out)
+    export.run(settings, out, cluster)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from curation import config
 from curation.progress import Progress
 from curation.records import SCHEMA_VERSION
+from curation.runner.cluster import Cluster
 from curation.stage import PlanError, Row, RunError
 from curation.storage import Folder
 from pipelines.publish import SHARDS, made_with, publish, tables
@@ -46,15 +47,15 @@ from stages.export.shards import Receipt, ShardPlan, plan_shards, shards_table
 PACKAGES = ("av", "numpy", "onnxruntime", "opencv-python-headless", "pyarrow", "rapidocr", "ray")
 
 
-def run(settings: Settings, out: Folder) -> None:
+def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     clips, selection = read_clips(out), read_selection(out)
-    captions = captions_ledger(out, settings.caption.chosen.name).read()
+    captions = captions_ledger(out, settings.caption.set_name).read()
     made = made_with(settings, out)
     rows = _ready(clips, selection, captions)
     plans = plan_shards(
         rows, int(settings.export.shard_mb * 1e6), settings.export.shard_clips, settings.export.seed
     )
-    receipts = _pack(settings, out, plans, {row["clip_id"]: row for row in rows})
+    receipts = _pack(settings, out, cluster, plans, {row["clip_id"]: row for row in rows})
     _tidy(out, plans, receipts)
     shards = shards_table(receipts)
     out.write_table(SHARDS, shards)
@@ -88,21 +89,22 @@ def _ready(clips: pa.Table, selection: pa.Table, captions: pa.Table) -> list[Row
 
 
 def _pack(
-    settings: Settings, out: Folder, plans: list[ShardPlan], clips: dict[str, Row]
+    settings: Settings,
+    out: Folder,
+    cluster: Cluster,
+    plans: list[ShardPlan],
+    clips: dict[str, Row],
 ) -> list[Receipt]:
-    presto, cluster = settings.export.presto, settings.cluster
-    retry = settings.retry_failed
+    presto, retry = settings.export.presto, settings.retry_failed
     found = [(plan, up_to_date_receipt(out, plan, clips, presto, retry)) for plan in plans]
     receipts = [receipt for _, receipt in found if receipt]
     todo = [plan for plan, receipt in found if not receipt]
-    if todo:
-        cluster.start(out.path("logs"))
     with Progress("export", len(clips), "clips") as progress:
         for receipt in receipts:
             progress.update(done=len(receipt.rows), failed=receipt.failed)
         extracted: dict[str, Any] = {}
         work = ({"clip": clips[i], "error": None} for plan in todo for i in plan.clip_ids)
-        extract = ExtractClip(out.url, presto, cluster.memory_gib)
+        extract = ExtractClip(out.url, presto, settings.cluster.memory_gib)
         for row in cluster.stream([extract], work, progress.note):
             extracted[row["clip"]["clip_id"]] = row["error"] or row["extracted"]
             progress.update(done=1, failed=int(row["error"] is not None))

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from curation import config, funnel, records
+from curation import funnel, records
+from curation.errors import UserError
 from curation.ledger import flatten_clips
 from curation.progress import Progress
-from curation.stage import PlanError, Row, RunError, check_plan
+from curation.runner.cluster import Cluster
+from curation.stage import PlanError, Row, check_plan
 from curation.storage import Folder, is_url, local_path
 from pipelines import score, select
 from pipelines.settings import Settings, main
@@ -67,11 +69,11 @@ def scaled(amounts: np.ndarray, sizes: np.ndarray, total: float) -> Estimate:
     return Estimate(float(low), float(value), float(high))
 
 
-def run(settings: Settings, out: Folder) -> None:
+def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     problems = impossible(settings, out)
     if problems:
         raise PlanError("this can't run:\n" + "\n".join(problems))
-    print(report(settings, out))
+    print(report(settings, out, cluster))
 
 
 def impossible(settings: Settings, out: Folder) -> list[str]:
@@ -85,12 +87,12 @@ def impossible(settings: Settings, out: Folder) -> list[str]:
     for check in checks:
         try:
             check()
-        except (PlanError, config.ConfigError, RunError) as error:
+        except UserError as error:
             found.append(str(error))
     return found
 
 
-def report(settings: Settings, out: Folder) -> str:
+def report(settings: Settings, out: Folder, cluster: Cluster) -> str:
     """The trial, and what follows from it."""
     listed = score.listed_videos(settings)
     rng = np.random.default_rng(0)
@@ -98,7 +100,7 @@ def report(settings: Settings, out: Folder) -> str:
     chosen = listed.take(np.sort(rng.choice(listed.num_rows, count, replace=False)))
     trial = out / "plan"
     try:
-        rows = _score(settings, chosen, trial)
+        rows = _score(settings, cluster, chosen, trial)
         kept = _select(settings, rows)
         stored = [_stored(row, trial) for row in rows]
     finally:
@@ -144,14 +146,13 @@ def report(settings: Settings, out: Folder) -> str:
     return "\n".join(lines)
 
 
-def _score(settings: Settings, chosen: pa.Table, trial: Folder) -> list[Row]:
-    stages = score.build(settings.score, trial.url, chosen.num_rows)
-    settings.score.decode.thumb_share = 0.0
+def _score(settings: Settings, cluster: Cluster, chosen: pa.Table, trial: Folder) -> list[Row]:
+    stages = score.build(settings.score)
+    context = score.context_of(settings.score, trial.url, thumbnail_share=0.0)
     check_plan(stages, ["video", "bytes", "version"])
-    settings.cluster.start(trial.path("logs"))
-    rows = []
+    rows, blank = [], score.blank_rows(chosen)
     with Progress("plan", chosen.num_rows, "videos") as progress:
-        for row in settings.cluster.stream(stages, score.blank_rows(chosen), progress.note):
+        for row in cluster.stream(stages, blank, progress.note, context):
             row.setdefault("clips", [])
             rows.append(row)
             progress.update(done=1, failed=int(row["error"] is not None))

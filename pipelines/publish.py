@@ -28,20 +28,20 @@ SHARDS = "shards.parquet"
 
 def made_with(settings: Settings, out: Folder) -> dict[str, Any]:
     """The settings of each phase when it ran, which need not be those of this command."""
-    now, ledger, captioner = config.as_dict(settings), out / "ledger", settings.caption.chosen
+    now, ledger, name = config.as_dict(settings), out / "ledger", settings.caption.set_name
     score = recorded_settings(ledger, "videos") or now["score"]
-    captions = recorded_settings(ledger, f"captions/{captioner.name}") or captioner.provenance()
+    captions = recorded_settings(ledger, f"captions/{name}")
     return {
         "score": score | {"models": recorded_settings(ledger, "models")},
         "select": recorded_settings(ledger, "selection") or now["select"],
-        "caption": {"name": captioner.name, **captions},
+        "caption": {"name": name, **(captions or settings.caption.chosen.provenance())},
         "export": now["export"],
     }
 
 
 def tables(settings: Settings, out: Folder) -> tuple[pa.Table, pa.Table]:
     """videos and clips, as users find them. A shard is named where the last export packed one."""
-    captions = captions_ledger(out, settings.caption.chosen.name).read()
+    captions = captions_ledger(out, settings.caption.set_name).read()
     shards = out.read_table(SHARDS) if out.exists(SHARDS) else schema(SHARD).empty_table()
     clips = joined(read_clips(out), read_selection(out), captions, shards)
     return public_videos(read_videos(out)), clips

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +19,7 @@ from curation import config
 from curation.ledger import Ledger, check_settings, record_settings
 from curation.progress import Progress
 from curation.runner.cluster import Cluster
-from curation.stage import PlanError, Row, RunError, Stage, check_plan
+from curation.stage import PlanError, Row, RunContext, RunError, Stage, check_plan
 from curation.storage import WRONG, Folder, InputError, list_videos
 from pipelines.select import costly_scores
 from pipelines.settings import ScoreSettings, Settings, batches, main, stop_where_most_fail
@@ -30,12 +30,16 @@ from stages.scorers.models import Models
 SHOW_MANY = 5000  # clips below the prefilter that have pictures for the report, about
 
 
-def build(settings: ScoreSettings, ledger_url: str, videos: int) -> list[Stage]:
+def build(settings: ScoreSettings) -> list[Stage]:
     """The list is the architecture."""
     decode, text, models = settings.decode, settings.ocr, settings.models
-    decode.ledger_url = text.ledger_url = models.ledger_url = ledger_url
-    decode.thumb_share = min(1.0, SHOW_MANY / max(1, videos))
     return [decode, text, *([models] if models.on() else [])]
+
+
+def context_of(settings: ScoreSettings, ledger_url: str, thumbnail_share: float) -> RunContext:
+    """Raises PlanError where a model's weights are missing."""
+    weights = settings.models.find_versions()
+    return RunContext(ledger_url, thumbnail_share=thumbnail_share, weights=weights)
 
 
 def check(settings: ScoreSettings) -> None:
@@ -47,7 +51,7 @@ def check(settings: ScoreSettings) -> None:
             " for clips that pass the prefilter\n"
             "  fix: have the rule in select.policy, where such scores decide"
         )
-    settings.models.check()
+    settings.models.find_versions()
     settings.decode.check()
     gap = settings.decode.key_frames.pair_gap_s
     if settings.models.raft.weights is not None and gap is None:
@@ -57,10 +61,11 @@ def check(settings: ScoreSettings) -> None:
         )
 
 
-def run(settings: Settings, out: Folder) -> None:
+def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     listed = listed_videos(settings)
     check(settings.score)
-    stages = build(settings.score, (out / "ledger").url, listed.num_rows)
+    stages, share = build(settings.score), min(1.0, SHOW_MANY / max(1, listed.num_rows))
+    context = context_of(settings.score, (out / "ledger").url, share)
     check_plan(stages, ["video", "bytes", "version"])
     check_settings(
         out / "ledger",
@@ -74,19 +79,17 @@ def run(settings: Settings, out: Folder) -> None:
     ledger, embeddings = videos_ledger(out), embeddings_ledger(out)
     done = _done(listed, ledger, settings.retry_failed)
     todo = listed.filter(pc.is_null(done["status"]))
-    unseen = _unseen(done, ledger, settings.score.models)
-    if todo.num_rows or len(unseen):
-        settings.cluster.start(out.path("logs"))
+    unseen = _unseen(done, ledger, settings.score.models, context.weights)
     with Progress("score", listed.num_rows, "videos") as progress:
         failed = pc.sum(pc.equal(done["status"], "failed")).as_py() or 0
         progress.update(done=listed.num_rows - todo.num_rows, failed=failed)
-        todo, known = _without_twins(settings.cluster, listed, done, todo, ledger, progress)
+        todo, known = _without_twins(cluster, listed, done, todo, ledger, progress)
         rows = (row | {"sha256": known.get(row["video"])} for row in blank_rows(todo))
-        results = settings.cluster.stream(stages, rows, progress.note)
+        results = cluster.stream(stages, rows, progress.note, context)
         for batch in batches(_finished(results, settings.max_failed_share, progress)):
             _commit(batch, ledger, embeddings)
     if len(unseen):
-        _look(settings, unseen, ledger, embeddings)
+        _look(settings, cluster, context, unseen, ledger, embeddings)
     ledger.compact()
     embeddings.compact()
 
@@ -96,20 +99,29 @@ def decode_settings(settings: ScoreSettings) -> Row:
     return {name: of for name, of in config.as_dict(settings).items() if name != "models"}
 
 
-def _unseen(done: pa.Table, ledger: Ledger, models: Models) -> pa.Array:
+def _unseen(
+    done: pa.Table, ledger: Ledger, models: Models, versions: Mapping[str, str]
+) -> pa.Array:
     """The scored videos whose clips some model has not looked at yet."""
     if not models.on():
         return pa.array([], pa.string())
     known = matched(done["video"], ledger.read(["weights"]), "video")["weights"].to_pylist()
-    lacks = [bool(models.lacks({"weights": weights})) for weights in known]
+    lacks = [bool(models.missing_scorers({"weights": weights}, versions)) for weights in known]
     return done["video"].filter(pc.and_(pc.equal(done["status"], "ok"), pa.array(lacks)))
 
 
-def _look(settings: Settings, videos: pa.Array, ledger: Ledger, embeddings: Ledger) -> None:
+def _look(
+    settings: Settings,
+    cluster: Cluster,
+    context: RunContext,
+    videos: pa.Array,
+    ledger: Ledger,
+    embeddings: Ledger,
+) -> None:
     """The models alone, over clips that are scored already; a row that fails stays as it was."""
     with Progress("score", len(videos), "videos, by the models alone") as progress:
         scored = _scored(ledger, videos)
-        results = settings.cluster.stream([settings.score.models], scored, progress.note)
+        results = cluster.stream([settings.score.models], scored, progress.note, context)
         failed = Counter[str]()
         for batch in batches(_good(results, failed, settings.max_failed_share, progress)):
             _commit(batch, ledger, embeddings)

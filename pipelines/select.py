@@ -86,7 +86,7 @@ def run(settings: Settings, out: Folder) -> None:
         seed=chosen.seed,
         validation_share=chosen.validation_share,
     )
-    captions = captions_ledger(out, settings.caption.chosen.name).read()
+    captions = captions_ledger(out, settings.caption.set_name).read()
     selection = apply_caption_rules(selection, captions, chosen.policy)
     (out / "ledger").write_table(SELECTION, selection)
     record_settings(out / "ledger", "selection", config.as_dict(chosen))
@@ -107,4 +107,4 @@ def select_and_publish(settings: Settings, out: Folder) -> None:
 
 
 if __name__ == "__main__":
-    main(__doc__, select_and_publish, sys.argv[1:])
+    main(__doc__, lambda settings, out, _: select_and_publish(settings, out), sys.argv[1:])

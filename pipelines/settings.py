@@ -16,12 +16,13 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import StringConstraints
 
 from curation import config
-from curation.config import ConfigError
+from curation.errors import UserError
 from curation.policy import Policy
 from curation.progress import shown
 from curation.runner.cluster import Cluster
-from curation.stage import OutputError, PlanError, Row, RunError
-from curation.storage import Folder, InputError
+from curation.runner.settings import ClusterSettings
+from curation.stage import Row, RunError
+from curation.storage import Folder
 from stages.captioning.captioner import Captioner
 from stages.captioning.measured import Measured
 from stages.captioning.openai_server import OpenAI
@@ -35,7 +36,6 @@ COMMIT_S = 5.0  # results are committed this often
 ENOUGH_TO_JUDGE = 100  # rows; below, failures are the rows' own
 DEFAULT_CONFIG = str(Path(__file__).parent.parent / "configs/local.yaml")
 KEY_FRAMES = "key_frames"  # a million small files that are never written beside and renamed
-STOPPED = (ConfigError, PlanError, InputError, OutputError, RunError)  # said in one line, exit 1
 
 
 @dataclass
@@ -73,11 +73,12 @@ class CaptionSettings:
     @property
     def chosen(self) -> Captioner:
         """The captioner that `captioner` names."""
-        captioner: Captioner = getattr(
-            self, self.captioner or ("openai" if self.openai.url else "measured")
-        )
-        captioner.set_name = self.name or ""
-        return captioner
+        return getattr(self, self.captioner or ("openai" if self.openai.url else "measured"))
+
+    @property
+    def set_name(self) -> str:
+        """The name of this set of captions."""
+        return self.name or self.chosen.captioner
 
 
 @dataclass
@@ -100,7 +101,7 @@ class Settings:
     retry_failed: bool = False  # do what failed in an earlier run once more: videos, captions
     # of the videos, and of the clips to caption; above it the run stops
     max_failed_share: Annotated[float, Gt(0), Le(1)] = 0.2
-    cluster: Cluster = field(default_factory=Cluster)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
     score: ScoreSettings = field(default_factory=ScoreSettings)
     select: SelectSettings = field(default_factory=SelectSettings)
     caption: CaptionSettings = field(default_factory=CaptionSettings)
@@ -108,7 +109,10 @@ class Settings:
     plan: PlanSettings = field(default_factory=PlanSettings)
 
 
-def main(doc: str, run: Callable[[Settings, Folder], None], argv: Sequence[str]) -> None:
+Run = Callable[[Settings, Folder, Cluster], None]
+
+
+def main(doc: str, run: Run, argv: Sequence[str]) -> None:
     """`[CONFIG] [key=value …]`; a mistake ends in one plain message and exit code 1.
 
     Exit code 0: every video and clip is accounted for, failed ones included (they have their row).
@@ -121,24 +125,18 @@ def main(doc: str, run: Callable[[Settings, Folder], None], argv: Sequence[str])
         sys.exit(f"{argv[0]}: no such option; settings are given as key=value, --help lists them")
     path, overrides = (argv[0], argv[1:]) if own_config else (DEFAULT_CONFIG, argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stop cleanly
-    settings = None
     try:
         settings = config.load(Settings, path, overrides)
         out = Folder(settings.output)
-        with (out / "ledger").locked():
+        with Cluster(settings.cluster, out.path("logs")) as cluster, (out / "ledger").locked():
             out.sweep(skip=KEY_FRAMES)
-            run(settings, out)
-    except STOPPED as e:
+            run(settings, out, cluster)
+    except UserError as e:
         lines = [shown(line, 1000) for line in str(e).splitlines()]
         sys.exit(f"{type(e).__name__}: " + "\n".join(lines))
     except KeyboardInterrupt:
-        # once more would leave Ray's processes behind: to end them takes a second or two
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)  # what a shell gives for Ctrl-C
-    finally:
-        if settings is not None:
-            settings.cluster.stop()
 
 
 def help_text(doc: str) -> str:

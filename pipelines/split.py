@@ -20,10 +20,12 @@ from typing import Any
 
 from curation import config
 from curation.config import ConfigError
+from curation.errors import UserError
 from curation.progress import Progress, shown
-from curation.stage import Unavailable
+from curation.stage import RunContext, Unavailable
 from curation.storage import Folder, InputError
-from pipelines.settings import DEFAULT_CONFIG, STOPPED, Settings
+from pipelines.settings import DEFAULT_CONFIG, Settings
+from stages.captioning.openai_server import OpenAI
 from stages.captioning.vlm import Unusable, Vlm
 
 AT_ONCE = 64  # prompts
@@ -38,7 +40,7 @@ def split(settings: Settings, prompts: Sequence[str]) -> list[dict[str, Any]]:
             "caption.openai.url=http://HOST:8000/v1 caption.openai.model=NAME"
         )
     writer.check()
-    writer.setup()
+    writer.setup(RunContext(api_key=writer.api_key() if isinstance(writer, OpenAI) else None))
     with Progress("split", len(prompts), "prompts") as progress:
         return asyncio.run(_split_all(writer, settings, prompts, progress))
 
@@ -100,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done)
         if done:
             Folder(str(Path(target).parent)).write(Path(target).name, lines.encode())
-    except (*STOPPED, Unavailable) as error:
+    except UserError as error:
         sys.exit(f"{type(error).__name__}: {shown(error, 1000)}")
     except KeyboardInterrupt:
         sys.exit(f"stopped; {target} was not written")

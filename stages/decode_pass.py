@@ -18,7 +18,7 @@ from annotated_types import Ge, Gt
 from curation import config
 from curation.policy import Policy, decide
 from curation.records import CAPTION_SCORES, CLIP, SCORE_NAMES, SCORES, clip_id, segment_spans
-from curation.stage import Needs, PlanError, Row, Stage
+from curation.stage import Needs, PlanError, Row, RunContext, Stage
 from curation.storage import Folder, fetched
 from curation.video.frames import FrameProcessor, Planes
 from curation.video.reader import Limits, Reader, VideoHead
@@ -66,21 +66,18 @@ class DecodePass(Stage):
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
     key_frames: KeyFrames = field(default_factory=KeyFrames)
 
-    ledger_url: str = field(init=False, default="")  # where key frames go
-    thumb_share: float = field(
-        init=False, default=1.0
-    )  # of the clips below the prefilter that show some
-
     reads = ("video", "bytes")
     writes = (
         *("sha256", "duration_s", "width", "height", "fps", "codec", "pix_fmt", "rotation"),
         *("num_frames", "cuts_s", "gradual", "takes", "clips", "cpu_s"),
     )
-    needs = Needs(cpus=1, isolated=True)
 
     def __post_init__(self) -> None:
         config.check_choice("detector", self.detector, self.detectors)
-        self.needs = Needs(cpus=1, gpus=self._detector.gpus, isolated=True)  # type: ignore[misc]
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(cpus=1, gpus=self._detector.gpus, isolated=True)
 
     @property
     def meters(self) -> list[Meter]:
@@ -111,7 +108,9 @@ class DecodePass(Stage):
     def _detector(self) -> Detector:
         return self.detectors[self.detector]
 
-    def setup(self) -> None:
+    def setup(self, context: RunContext) -> None:
+        self._ledger = Folder(context.ledger_url)
+        self._thumbnail_share = context.thumbnail_share
         self._detector.setup()
 
     def row_timeout_s(self, row: Row) -> float:
@@ -223,9 +222,9 @@ class DecodePass(Stage):
 
     def _segments(self, clip: Row) -> tuple[list[Row], list[bytes]]:
         """The segments, their frames stored; JPEGs of the key frames if it passed the prefilter."""
-        frames = ClipFrames(self.key_frames, Folder(self.ledger_url), self.frame_samples)
+        frames = ClipFrames(self.key_frames, self._ledger, self.frame_samples)
         passed = clip["prefilter"] is None
-        has_thumbnails = int(clip["clip_id"][:8], 16) < self.thumb_share * 2**32
+        has_thumbnails = int(clip["clip_id"][:8], 16) < self._thumbnail_share * 2**32
         segments, key_frames = [], []
         for number, (a, b) in enumerate(segment_spans(clip["duration_s"], self.segments)):
             span = clip["start_s"] + a, clip["start_s"] + b

@@ -29,11 +29,20 @@ def cluster(tmp_path_factory):
     root = str(REPOSITORY)
     os.environ["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     from curation.runner.cluster import Cluster
+    from curation.runner.settings import ClusterSettings
 
-    cluster = Cluster(workers=2)
-    cluster.start(str(tmp_path_factory.mktemp("logs")))
-    yield cluster
-    cluster.stop()
+    with Cluster(ClusterSettings(workers=2), str(tmp_path_factory.mktemp("logs"))) as cluster:
+        cluster.start()
+        yield cluster
+
+
+@pytest.fixture
+def unused_cluster():
+    """A cluster for what must end before any worker starts. Starting it is an error."""
+    from curation.runner.cluster import Cluster
+    from curation.runner.settings import ClusterSettings
+
+    return Cluster(ClusterSettings(address="nowhere"), "/dev/null/logs")
 
 
 @dataclass

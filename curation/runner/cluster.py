@@ -1,4 +1,4 @@
-"""The settings of the Ray cluster, and running stages on it. Ray is imported only by a run.
+"""Runs stages on a Ray cluster. Ray is imported when the first row is there.
 
 Plain actors, not Ray Data: the unit of retry is one row (a Ray Data block is a batch, retried
 without end by default or dropped whole), a row that kills its worker is identified, and every
@@ -10,33 +10,36 @@ connects, `pool.py` starts workers and gives them rows, `worker.py` runs the sta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated
 
-from annotated_types import Ge, Gt
-
-from curation.stage import Row, Stage
+from curation.runner.settings import ClusterSettings
+from curation.stage import Row, RunContext, Stage
 
 
-@dataclass
 class Cluster:
-    """The Ray cluster that the stages run on. Its fields are the settings under `cluster:`."""
+    """The Ray cluster that the stages run on. A context manager: leaving it calls `stop`."""
 
-    address: str | None = None  # null: this machine alone; "auto", "HOST:PORT" or "ray://HOST:PORT"
-    workers: Annotated[int, Ge(1)] | None = None  # maximum of CPU workers; null: one per free CPU
-    memory_gib: Annotated[float, Gt(0)] = 4.0  # limit of the child process of one worker
+    def __init__(self, settings: ClusterSettings, log_folder: str) -> None:
+        """log_folder: local or a URL; Ray's messages go to `ray.log` in it."""
+        self._settings = settings
+        self._log_folder = log_folder
+        self._started = False
 
-    _started = False  # whether `start` connected; without annotation, so it is no setting
+    def __enter__(self) -> Cluster:
+        return self
 
-    def start(self, log_folder: str) -> None:
-        """Connects, or starts Ray on this machine. Ray's messages go to `ray.log` in the folder.
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Connects, or starts Ray on this machine. `stream` calls it where there are rows.
 
         Raises RunError where there is no cluster, OutputError where the log can't be written.
         """
         from curation.runner import session
 
-        self._started |= session.start(self.address, self.workers, log_folder)
+        address, workers = self._settings.address, self._settings.workers
+        self._started |= session.start(address, workers, self._log_folder)
 
     def stop(self) -> None:
         """Disconnects, and ends the Ray that `start` started."""
@@ -51,6 +54,7 @@ class Cluster:
         stages: list[Stage],
         rows: Iterable[Row],
         report_wait: Callable[[str | None], None] = lambda _: None,
+        context: RunContext | None = None,
     ) -> Iterator[Row]:
         """Yields each row once, finished, in any order. A row with an `error` skips later stages.
 
@@ -62,5 +66,6 @@ class Cluster:
         if first is not None:  # without rows Ray need not be started
             from curation.runner import pool
 
-            source = chain([first], source)
-            yield from pool.run_stages(stages, source, self.workers, self.memory_gib, report_wait)
+            self.start()
+            source, context = chain([first], source), context or RunContext()
+            yield from pool.run_stages(stages, source, self._settings, context, report_wait)

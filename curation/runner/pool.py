@@ -21,8 +21,9 @@ from ray.exceptions import (
 
 from curation.isolate import NotStarted
 from curation.progress import duration
+from curation.runner.settings import ClusterSettings
 from curation.runner.worker import AsyncWorker, Worker
-from curation.stage import OutputError, Row, RunError, Stage, Unavailable
+from curation.stage import OutputError, Row, RunContext, RunError, Stage, Unavailable
 
 WORKER_LOST = (ActorDiedError, ActorUnavailableError, ObjectLostError)
 
@@ -37,14 +38,14 @@ SLOW_START_S = 5.0  # a worker that takes longer to start is reported
 def run_stages(
     stages: list[Stage],
     rows: Iterator[Row],
-    max_workers: int | None,
-    memory_gib: float,
+    settings: ClusterSettings,
+    context: RunContext,
     report_wait: Callable[[str | None], None],
 ) -> Iterator[Row]:
     """`Cluster.stream` on the cluster that this process is connected to."""
     groups = [list(group) for _, group in groupby(stages, lambda s: s.needs)]
     # The pools share the CPUs; if each reserved its own, the second could wait without end.
-    pools = [_Pool(group, max_workers, memory_gib, 1 / len(groups)) for group in groups]
+    pools = [_Pool(group, settings, context, 1 / len(groups)) for group in groups]
     for pool in pools:
         pool.worker_limit()
     try:
@@ -95,8 +96,8 @@ class _Pool:
     """The workers of neighbouring stages with the same needs, and the rows that wait for them."""
 
     stages: list[Stage]
-    max_workers: int | None  # of a pool without GPUs
-    memory_gib: float
+    settings: ClusterSettings
+    context: RunContext
     cpu_share: float  # of a worker's CPUs that Ray reserves for it
     queue: deque[_QueuedRow] = field(default_factory=deque)
     in_flight: dict[Any, tuple[_WorkerState, Any, list[_QueuedRow]]] = field(default_factory=dict)
@@ -153,7 +154,7 @@ class _Pool:
             num_gpus=needs.gpus,
             max_concurrency=needs.max_concurrency or 1,
         )
-        empty.actor = actor.remote(self.stages, self.memory_gib)
+        empty.actor = actor.remote(self.stages, self.context, self.settings.memory_gib)
         empty.created_s, empty.reason, empty.reason_call = time.monotonic(), None, None
         self.starting[empty.actor.__ray_ready__.remote()] = (empty, empty.actor)
 
@@ -169,7 +170,7 @@ class _Pool:
                 "the stage do without (gpus=0 in its settings: the CPU)"
             )
         limit = min(limit, needs.max_workers or limit)
-        return limit if needs.gpus else min(limit, self.max_workers or limit)
+        return limit if needs.gpus else min(limit, self.settings.workers or limit)
 
     def wait_reason(self) -> str | None:
         """Returns the first wait reason that any worker reports, or that none has started yet."""

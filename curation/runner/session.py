@@ -54,7 +54,14 @@ def start(address: str | None, workers: int | None, log_folder: str) -> bool:
 
 
 def stop() -> None:
-    ray.shutdown()
+    """Disconnects. Ignores Ctrl-C meanwhile, which would leave Ray's processes behind."""
+    is_main = threading.current_thread() is threading.main_thread()
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None
+    try:
+        ray.shutdown()
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, on_interrupt)
 
 
 def _check_reachable(address: str) -> None:

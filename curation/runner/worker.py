@@ -15,6 +15,7 @@ from curation.stage import (
     BadVideo,
     OutputError,
     Row,
+    RunContext,
     Stage,
     StageSequence,
     Unavailable,
@@ -27,15 +28,15 @@ STOPS_RUN = (OutputError, NotStarted, Unavailable)  # no row's fault
 class Worker:
     """An actor that runs some stages on one batch of rows at a time."""
 
-    def __init__(self, stages: list[Stage], memory_gib: float) -> None:
+    def __init__(self, stages: list[Stage], context: RunContext, memory_gib: float) -> None:
         self._stages = stages
         self._child: Isolated | None = None
         if stages[0].needs.isolated:
-            work = StageSequence(stages)
+            work = StageSequence(stages, context)
             self._child = Isolated(work.run, work.setup, memory_gib=memory_gib)
         else:
             for stage in stages:
-                stage.setup()
+                stage.setup(context)
 
     def run(self, rows: list[Row]) -> list[Row]:
         for number in range(len(self._stages)):
@@ -78,10 +79,10 @@ class Worker:
 class AsyncWorker:
     """An actor that runs some stages on many rows concurrently, each of which awaits a server."""
 
-    def __init__(self, stages: list[Stage], memory_gib: float) -> None:
+    def __init__(self, stages: list[Stage], context: RunContext, memory_gib: float) -> None:
         self._stages = stages
         for stage in stages:
-            stage.setup()
+            stage.setup(context)
 
     async def run(self, rows: list[Row]) -> list[Row]:
         return [await self._process_row(row) for row in rows]

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from curation.records import CAPTION, frames_sha256, stored_frame_hashes
-from curation.stage import OutputError, Row, Stage, Unavailable
+from curation.stage import OutputError, Row, RunContext, Stage, Unavailable
 from curation.storage import Folder
 from curation.texts import neighbour_similarity
 from stages.scorers.ocr import decode_image, key_frame_name
@@ -59,17 +59,13 @@ class Captions:
 class Captioner(Stage):
     """Key frames in, sub-captions and an overall caption out. The unit is a kept clip."""
 
-    ledger_url: str = field(init=False, default="")  # where the stills are
-    set_name: str = field(init=False, default="")  # of the captions; as the captioner, if not given
-
     reads = ("clip_id", "segments")
     writes = tuple(c.name for c in CAPTION if c.name != "clip_id")
     captioner: ClassVar[str] = ""
 
-    @property
-    def name(self) -> str:
-        """What every row that it writes says under `captioner`."""
-        return self.set_name or self.captioner
+    def setup(self, context: RunContext) -> None:
+        self._ledger = Folder(context.ledger_url)
+        self._set_name = context.caption_set or self.captioner
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -104,10 +100,9 @@ class Captioner(Stage):
         """Ends what belongs to the running loop: connections."""
 
     async def process_one(self, row: Row) -> Row:
-        clip, row = row, {**row, **dict.fromkeys(self.writes), "captioner": self.name}
+        clip, row = row, {**row, **dict.fromkeys(self.writes), "captioner": self._set_name}
         try:
-            ledger = Folder(self.ledger_url)
-            frames = await asyncio.to_thread(read_stills, ledger, clip["segments"])
+            frames = await asyncio.to_thread(read_stills, self._ledger, clip["segments"])
             said = await self.describe(clip, frames)
             return row | self._columns(clip, said)
         except (OutputError, Unavailable):

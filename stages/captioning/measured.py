@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 
-from curation.stage import Needs, Row
+from curation.stage import Needs, Row, RunContext
 from curation.texts import harmless
 from stages.captioning.captioner import Captioner, Captions, KeyFrame
 from stages.captioning.colours import name_colours
@@ -35,7 +35,8 @@ class Measured(Captioner):
     captioner: ClassVar[str] = "measured"
     needs = Needs(cpus=1, isolated=True)
 
-    def setup(self) -> None:
+    def setup(self, context: RunContext) -> None:
+        super().setup(context)
         cv2.setNumThreads(1)
         self._ocr = Ocr()
 

@@ -13,7 +13,7 @@ import random
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import Annotated, Any, ClassVar
@@ -24,7 +24,7 @@ from annotated_types import Ge, Gt
 
 from curation.config import ConfigError
 from curation.progress import duration
-from curation.stage import Needs, Unavailable
+from curation.stage import Needs, RunContext, Unavailable
 from curation.texts import harmless
 from stages.captioning.conversation import Picture, Request
 from stages.captioning.vlm import Said, Vlm
@@ -93,25 +93,30 @@ class OpenAI(Vlm):
     pause_s: Annotated[float, Gt(0)] = 1.0  # after a failure; it doubles with each
 
     captioner: ClassVar[str] = "openai"
-    _key: str | None = field(init=False, default=None, repr=False)
-    _session: Any = field(init=False, default=None, repr=False)
-    _under_way: int = field(init=False, default=0, repr=False)  # requests
-    _quiet_since_s: float = field(init=False, default=0.0, repr=False)  # no answer to anyone
-    _trouble: str | None = field(init=False, default=None, repr=False)  # the last, since then
 
     def __post_init__(self) -> None:
-        self.needs = Needs(cpus=1, max_concurrency=self.clips_in_flight, max_workers=self.workers)
-        self._key = os.environ.get(self.api_key_env) or None
+        self.url = self.url.rstrip("/") if self.url else None
 
-    def setup(self) -> None:
-        super().setup()
-        self._structured = True
+    @property
+    def needs(self) -> Needs:
+        return Needs(cpus=1, max_concurrency=self.clips_in_flight, max_workers=self.workers)
+
+    def api_key(self) -> str | None:
+        """The server's key from this machine's environment; None where it is not set."""
+        return os.environ.get(self.api_key_env) or None
+
+    def setup(self, context: RunContext) -> None:
+        super().setup(context)
+        self._key, self._structured = context.api_key, True
+        self._session: Any = None
+        self._under_way = 0  # requests
+        self._quiet_since_s = 0.0  # no answer to anyone
+        self._trouble: str | None = None  # the last, since then
 
     def check(self) -> None:
         """The server is there and has the model."""
         if not self.url:
             raise ConfigError("caption.openai.url: expected the server's, http://HOST:8000/v1")
-        self.url = self.url.rstrip("/")
         _check_url(self.url, self.api_key_env)
         served = self._served(self.url)
         if not self.model or (served and self.model not in served):
@@ -123,7 +128,7 @@ class OpenAI(Vlm):
 
     def _served(self, url: str) -> list[str]:
         """Names of the server's models; none where it doesn't list them."""
-        request = urllib.request.Request(f"{url}/models", headers=self._headers())
+        request = urllib.request.Request(f"{url}/models", headers=_headers(self.api_key()))
         try:
             opener = urllib.request.build_opener(_NoRedirects)
             with opener.open(request, timeout=min(self.timeout_s, 30)) as answer:
@@ -150,9 +155,6 @@ class OpenAI(Vlm):
                 "and give caption.openai.url=http://HOST:8000/v1"
             ) from None
 
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._key}"} if self._key else {}
-
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
@@ -162,7 +164,7 @@ class OpenAI(Vlm):
         """What belongs to the running loop."""
         self._room = Room(self.clips_in_flight)
         self._session = aiohttp.ClientSession(
-            headers=self._headers(),
+            headers=_headers(self._key),
             timeout=aiohttp.ClientTimeout(total=self.timeout_s),
             trust_env=True,  # proxies, as `check` uses them
             connector=aiohttp.TCPConnector(limit=0),
@@ -280,6 +282,10 @@ def _check_url(url: str, api_key_env: str) -> None:
         )
     if not whole or not url.isprintable() or " " in url:
         raise ConfigError(f"{expected}; found {url!r:.80}")
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 
 def _redirected(url: str, status: int, location: str | None) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
-from curation.stage import Needs, PlanError
+from curation.stage import Needs, PlanError, RunContext
 from stages.captioning.conversation import Picture, Request
 from stages.captioning.vlm import Said, Vlm
 from stages.scorers.weights import model_folder
@@ -25,8 +25,9 @@ class Transformers(Vlm):
 
     captioner: ClassVar[str] = "transformers"
 
-    def __post_init__(self) -> None:
-        self.needs = Needs(cpus=1, gpus=self.gpus, max_workers=1)
+    @property
+    def needs(self) -> Needs:
+        return Needs(cpus=1, gpus=self.gpus, max_workers=1)
 
     def check(self) -> None:
         super().check()
@@ -36,8 +37,8 @@ class Transformers(Vlm):
                 "caption.transformers: the package is not there; pip install -e '.[captions]'"
             )
 
-    def setup(self) -> None:
-        super().setup()
+    def setup(self, context: RunContext) -> None:
+        super().setup(context)
         import torch
 
         from curation.torchvision_fix import fix_torchvision

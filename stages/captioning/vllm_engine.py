@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
-from curation.stage import Needs, PlanError
+from curation.stage import Needs, PlanError, RunContext
 from stages.captioning.conversation import Request
 from stages.captioning.transformers_model import template_image
 from stages.captioning.vlm import Said, Vlm
@@ -31,8 +31,9 @@ class Vllm(Vlm):
 
     captioner: ClassVar[str] = "vllm"
 
-    def __post_init__(self) -> None:
-        self.needs = Needs(cpus=1, gpus=self.gpus, max_concurrency=self.clips_in_flight)
+    @property
+    def needs(self) -> Needs:
+        return Needs(cpus=1, gpus=self.gpus, max_concurrency=self.clips_in_flight)
 
     def check(self) -> None:
         super().check()
@@ -40,8 +41,8 @@ class Vllm(Vlm):
         if importlib.util.find_spec("vllm") is None:
             raise PlanError("caption.vllm: the package is not there; pip install -e '.[vllm]'")
 
-    def setup(self) -> None:
-        super().setup()
+    def setup(self, context: RunContext) -> None:
+        super().setup(context)
         from transformers import AutoProcessor
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext

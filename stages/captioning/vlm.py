@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
 
 from annotated_types import Ge
 
 from curation.config import ConfigError
-from curation.stage import Row
+from curation.stage import Row, RunContext
 from curation.texts import largest_neighbour
 from stages.captioning.captioner import Captioner, Captions, KeyFrame
 from stages.captioning.checks import Limits, Tokens, failed, t5_tokens_at_most
@@ -78,9 +78,6 @@ class Vlm(Captioner):
     # a MiniLM sentence model, by which neighbours are compared; null: by TF-IDF alone
     minilm: str | None = None
 
-    # of neighbouring sub-captions, at most: what the policy says of `compared_by`
-    similarity: float | None = field(init=False, default=None)
-
     @property
     def compared_by(self) -> str:
         """The column by which neighbours may be too similar."""
@@ -90,8 +87,9 @@ class Vlm(Captioner):
     def scores(self) -> tuple[str, ...]:
         return ("text_similarity_minilm",) if self.minilm else ()
 
-    def setup(self) -> None:
-        self._limits = Limits(self.min_words, self._t5(), self.similarity)
+    def setup(self, context: RunContext) -> None:
+        super().setup(context)
+        self._limits = Limits(self.min_words, self._t5(), context.similarity_limit)
         self._sentences = self._minilm()
         if self._sentences is not None:
             self._limits = replace(self._limits, similar=self._sentences.similarity)
@@ -253,7 +251,7 @@ class Vlm(Captioner):
         return Sentences(self.minilm, setting) if self.minilm else None
 
     def _cost(self, spent: Counter[str]) -> dict[str, Any]:
-        return dict(spent) | {"similarity_limit": self.similarity}
+        return dict(spent) | {"similarity_limit": self._limits.similarity}
 
     def _t5(self) -> Tokens:
         if self.t5_tokenizer is None:

@@ -12,12 +12,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from curation.isolate import Isolated
-from curation.stage import BadVideo, Needs, Row, Stage
+from curation.stage import BadVideo, Needs, Row, RunContext, Stage
 from curation.storage import TEMPORARY, WRONG, Folder, fetched, look_at
 from stages.export.extraction import ExtractedClip, extract_clip
 from stages.export.presto import write_presto_clip
@@ -44,13 +44,11 @@ class ExtractClip(Stage):
     presto: bool
     memory_gib: float = 4.0
 
-    _child: Isolated | None = field(init=False, default=None, repr=False)
-
     reads = ("clip",)
     writes = ("extracted",)
     needs = Needs(cpus=1)
 
-    def setup(self) -> None:
+    def setup(self, context: RunContext) -> None:
         self._child = Isolated(_run_in_child, memory_gib=self.memory_gib)
 
     def process(self, rows: list[Row]) -> list[Row]:
@@ -58,7 +56,6 @@ class ExtractClip(Stage):
 
     def _extract(self, clip: Row) -> dict[str, Any]:
         """The receipt: signature, the fields of ExtractedClip, the row of write_presto_clip."""
-        assert self._child is not None
         out, name = Folder(self.out_url), f"{EXTRACTED}/{clip['clip_id']}.json"
         signature = clip_signature(clip, settings_text(self.presto))
         if out.exists(name) and (earlier := json.loads(out.read(name)))["signature"] == signature:

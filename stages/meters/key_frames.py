@@ -8,7 +8,7 @@ optical flow needs two frames that lie closer: for it another frame is kept shor
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 from typing import Annotated
 
@@ -32,7 +32,8 @@ class KeyFrames:
     # also the frame so much after each kept one, for optical flow by a model; null: none
     pair_gap_s: Annotated[float, Gt(0)] | None = None
 
-    _kept: Scratch | None = field(init=False, repr=False, default=None)
+    def __post_init__(self) -> None:
+        self._kept: Scratch | None = None
 
     def start(self, side: int) -> None:
         """Begins a video and forgets the one before. side: the frames' longest long side, px."""

@@ -7,7 +7,7 @@ are kept, in `ledger/embeddings`, for whoever looks for clips that show the same
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +38,6 @@ class Clip(Scorer):
     weights: str | None = None  # file, or hf://OWNER/REPO@REVISION/FILE; null: off
     aesthetics: str | None = None  # the head's file; null: no aesthetics
 
-    _model: Any = field(init=False, repr=False, default=None)
-    _head: Any = field(init=False, repr=False, default=None)
-
     @property
     def writes(self) -> tuple[str, ...]:
         scores = ("richness_clip_l14", "coherence_clip_l14")
@@ -60,6 +57,7 @@ class Clip(Scorer):
         self._mean, self._std = (
             torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD)
         )
+        self._head: Any = None
         if "aesthetics" in paths:
             self._head = aesthetics_head(paths["aesthetics"]).to(device).eval()
 

@@ -7,7 +7,7 @@ and five vectors that say what each channel of its features counts.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,6 @@ class Lpips(Scorer):
     weights: str | None = None  # torchvision's AlexNet: file or hf://…; null: off
     linear: str | None = None  # LPIPS's own, version 0.1, of AlexNet: file or hf://…
 
-    _net: Any = field(init=False, repr=False, default=None)
     writes = ("key_lpips",)
 
     def files(self) -> dict[str, tuple[str | None, str]]:

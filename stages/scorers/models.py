@@ -7,7 +7,7 @@ clips, threads read the next. Rows come in lists, so that short videos fill a ba
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 
 from curation import config
-from curation.stage import Needs, OutputError, PlanError, Row, Stage
+from curation.stage import Needs, OutputError, PlanError, Row, RunContext, Stage
 from curation.storage import Folder
 from stages.file_hash import sha256_of
 from stages.scorers.clip import Clip
@@ -39,48 +39,48 @@ class Models(Stage):
     lpips: Lpips = field(default_factory=Lpips)
     raft: Raft = field(default_factory=Raft)
 
-    ledger_url: str = field(init=False, default="")  # where the pictures are
-    versions: dict[str, str] = field(init=False, default_factory=dict)  # of the weights, by scorer
-
     reads = ("clips",)
     writes = ("weights", "embeddings")
 
-    def __post_init__(self) -> None:
-        self.needs = Needs(cpus=1, gpus=self.gpus, batch_size=ROWS)  # type: ignore[misc]
+    @property
+    def needs(self) -> Needs:
+        return Needs(cpus=1, gpus=self.gpus, batch_size=ROWS)
 
     def on(self) -> dict[str, Scorer]:
         """The scorers that have weights, by name. Every field that holds a Scorer is one."""
         scorers = config.fields_of(self, Scorer)
         return {name: scorer for name, scorer in scorers.items() if scorer.weights is not None}
 
-    def check(self) -> None:
-        """Finds every file of weights. Raises PlanError, with how to get each that is missing."""
-        self.versions, missing = {}, []
+    def find_versions(self) -> dict[str, str]:
+        """Scorer -> version of its weights. Raises PlanError, with how to get each missing file."""
+        versions, missing = {}, []
         for name, scorer in self.on().items():
             try:
                 files = find_files(scorer, name).values()
-                self.versions[name] = "-".join(version(path) for path in files)
+                versions[name] = "-".join(version(path) for path in files)
             except PlanError as error:
                 missing.append(str(error))
         if missing:
             raise PlanError("\n".join(missing))
+        return versions
 
-    def lacks(self, row: Row) -> list[str]:
-        """The scorers that haven't looked at this video's clips, or had other weights then."""
+    def missing_scorers(self, row: Row, versions: Mapping[str, str]) -> list[str]:
+        """The scorers that have not scored this video's clips, or not with these weights."""
         known = dict(row.get("weights") or {})
         return [
             name
             for name, scorer in self.on().items()
-            if any(known.get(column) != self.versions[name] for column in scorer.writes)
+            if any(known.get(column) != versions[name] for column in scorer.writes)
         ]
 
-    def setup(self) -> None:
+    def setup(self, context: RunContext) -> None:
+        self._ledger, self._versions = Folder(context.ledger_url), dict(context.weights)
         device = "cuda" if self.gpus else "cpu"
         self._scorers = self.on()
         for name, scorer in self._scorers.items():
             paths = find_files(scorer, name)
             found = "-".join(version(path) for path in paths.values())
-            if found != self.versions[name]:
+            if found != self._versions[name]:
                 raise PlanError(
                     f"score.models.{name}: other weights on this node than on the first"
                 )
@@ -89,7 +89,11 @@ class Models(Stage):
 
     def process(self, rows: list[Row]) -> list[Row]:
         done = [row | {"clips": [dict(c) for c in row["clips"]], "embeddings": []} for row in rows]
-        work = [(row, clip, self.lacks(row)) for row in done for clip in row["clips"]]
+        work = [
+            (row, clip, self.missing_scorers(row, self._versions))
+            for row in done
+            for clip in row["clips"]
+        ]
         for _, clip, names in work:
             if clip["prefilter"] is not None:
                 for name in names:
@@ -100,7 +104,7 @@ class Models(Stage):
                 self._score(name, scorer, items, [i.get(name) for i in inputs])
         for row in done:
             row["weights"] = dict(row.get("weights") or {}) | {
-                column: self.versions[name]
+                column: self._versions[name]
                 for name, scorer in self._scorers.items()
                 for column in scorer.writes
             }
@@ -120,7 +124,7 @@ class Models(Stage):
 
     def _prepare(self, clip: Row, names: list[str]) -> dict[str, Any]:
         """The input of each scorer, or the Exception why there is none."""
-        seen = Seen(clip, Folder(self.ledger_url).read)
+        seen = Seen(clip, self._ledger.read)
         inputs: dict[str, Any] = {}
         for name in names:
             try:
@@ -142,7 +146,7 @@ class Models(Stage):
         for (row, clip, _), scores in zip(good, scored, strict=True):
             found = scores.pop("embeddings", None)
             if found is not None:
-                made = {"clip_id": clip["clip_id"], "model": self.versions[name]}
+                made = {"clip_id": clip["clip_id"], "model": self._versions[name]}
                 row["embeddings"].append(made | {"key_frames": list(found)})
             self._without(clip, name, "not measurable")
             clip |= scores

@@ -9,14 +9,14 @@ a line of a caption counts only where the recogniser reads something in it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import cv2
 import numpy as np
 from annotated_types import Ge
 
-from curation.stage import Needs, Row, Stage
+from curation.stage import Needs, Row, RunContext, Stage
 from curation.storage import Folder
 
 # Area a frame is reduced to for detection, px: lines of 4 % of the height show. A look at fewer to
@@ -131,14 +131,13 @@ class Text(Stage):
 
     frames: Annotated[int, Ge(1)] = 2  # key frames looked at, spread over the clip
 
-    ledger_url: str = field(init=False, default="")  # where the key frames are
-
     reads = ("clips",)
     writes = ("text_share", "artifact_share")
     needs = Needs(cpus=1, isolated=True)
 
-    def setup(self) -> None:
+    def setup(self, context: RunContext) -> None:
         cv2.setNumThreads(1)
+        self._ledger = Folder(context.ledger_url)
         self._ocr = Ocr()
 
     def process(self, rows: list[Row]) -> list[Row]:
@@ -154,12 +153,11 @@ class Text(Stage):
         return {**clip, **shares}
 
     def _shares(self, clip: Row) -> dict[str, float]:
-        ledger = Folder(self.ledger_url)
         overlay = _mask(clip.get("overlay_mask"))
         text, artifacts = [], []
         for segment in spread(clip["segments"], self.frames):
             name = key_frame_name(segment)
-            bgr = decode_image(ledger.read(name), name)
+            bgr = decode_image(self._ledger.read(name), name)
             height, width = bgr.shape[:2]
             boxes = self._ocr.find_text(bgr)
             text.append(area_share(boxes, width, height))

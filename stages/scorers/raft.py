@@ -7,7 +7,7 @@ The decode pass stores the pairs of frames: a key frame and the frame
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,6 @@ class Raft(Scorer):
 
     weights: str | None = None  # torchvision's raft_large: file or hf://…; null: off
 
-    _net: Any = field(init=False, repr=False, default=None)
     writes = ("motion_raft",)
     reads_pairs = True
 

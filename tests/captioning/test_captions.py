@@ -98,15 +98,15 @@ def test_captions_of_another_model_stand_beside_the_first_and_the_export_names_i
     measured = pq.read_table(out / "ledger/captions/measured")
     with ChatServer(model) as server:
         run = settings(out, server)
-        caption.run(run, Folder(str(out)))
+        caption.run(run, Folder(str(out)), cluster)
         assert_right(out)
         asked = len(server.asked)
-        caption.run(run, Folder(str(out)))
+        caption.run(run, Folder(str(out)), cluster)
         assert len(server.asked) == asked == 6 * 4  # nothing is asked again
     assert pq.read_table(out / "ledger/captions/measured").equals(measured)
     for chosen, name in ((run, "other-model"), (settings(out, server, *plain()), "measured")):
         select.run(chosen, Folder(str(out)))
-        export.run(chosen, Folder(str(out)))
+        export.run(chosen, Folder(str(out)), cluster)
         manifest = json.loads((out / "manifest.json").read_text())
         clips = pq.read_table(out / "clips.parquet").to_pylist()
         assert manifest["captioner"] == manifest["config"]["caption"]["name"] == name
@@ -120,29 +120,31 @@ def plain() -> list[str]:
 
 def test_a_set_of_captions_has_one_model_and_the_server_may_move(out, cluster):
     with ChatServer(model, models=("tiny", "large")) as server:
-        caption.run(settings(out, server), Folder(str(out)))
+        caption.run(settings(out, server), Folder(str(out)), cluster)
         with pytest.raises(ConfigError, match=r"model: 'tiny' -> 'large'(.|\n)*caption.name=NAME"):
-            caption.run(settings(out, server, "caption.openai.model=large"), Folder(str(out)))
+            caption.run(
+                settings(out, server, "caption.openai.model=large"), Folder(str(out)), cluster
+            )
         elsewhere = settings(out, server, "caption.openai.url=http://127.0.0.1:9/v1")
-        caption.run(elsewhere, Folder(str(out)))
+        caption.run(elsewhere, Folder(str(out)), cluster)
 
 
-def test_a_missing_server_is_told_before_anything_is_scored(dataset, tmp_path):
+def test_a_missing_server_is_told_before_anything_is_scored(dataset, tmp_path, unused_cluster):
     with ChatServer(model) as server:
         run = settings(tmp_path / "out", server, f"input={dataset.source}")
     with pytest.raises(ConfigError, match="no caption server at"):
-        curate.run(run, Folder(run.output))
+        curate.run(run, Folder(run.output), unused_cluster)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("path", sorted(Path(DEFAULT_CONFIG).parent.glob("*.yaml")), ids=str)
 def test_the_configurations_that_ship_name_a_captioner_that_can_be_built(path):
     chosen = config.load(Settings, path).caption.chosen
-    assert chosen.name == ("vllm" if path.name == "cluster.yaml" else "measured")
+    assert chosen.captioner == ("vllm" if path.name == "cluster.yaml" else "measured")
     with_server = config.load(
         Settings, path, ["caption.captioner=null", "caption.openai.url=http://x"]
     )
-    assert with_server.caption.chosen.name == "openai"
+    assert with_server.caption.chosen.captioner == "openai"
     assert with_server.caption.chosen.provenance()["captioner"] == "openai"
 
 

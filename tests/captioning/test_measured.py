@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from curation.records import CAPTION, frames_sha256, schema, segment_spans
-from curation.stage import OutputError
+from curation.stage import OutputError, RunContext
 from curation.texts import neighbour_similarity
 from stages.captioning.captioner import Captioner, Captions
 from stages.captioning.measured import Measured
@@ -57,12 +57,12 @@ def clip_of(folder, frames: list[np.ndarray], clip_id: str = "c0", **measured) -
 @pytest.fixture(scope="module")
 def measured() -> Measured:
     stage = Measured()
-    stage.setup()
+    stage.setup(RunContext())
     return stage
 
 
 def captioned(stage: Captioner, folder, *clips: dict) -> list[dict]:
-    stage.ledger_url = str(folder)
+    Captioner.setup(stage, RunContext(str(folder)))
     return stage.process(list(clips))
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from curation.config import ConfigError
 from curation.records import frames_sha256, stored_frame_hashes
-from curation.stage import Unavailable
+from curation.stage import RunContext, Unavailable
 from stages.captioning import openai_server as vlm_openai
 from stages.captioning.openai_server import OpenAI, Room, _seconds
 from stages.export.shards import check_captions_match
@@ -22,12 +22,11 @@ from tests.support.chat_server import ChatServer, wait_until
 from tests.support.drawn_stills import Witness, drawn_clip, said_of
 
 
-def captioner(server: ChatServer, ledger, **more) -> OpenAI:
+def captioner(server: ChatServer, ledger, similarity_limit=None, **more) -> OpenAI:
     quick = {"pause_s": 0.005, "patience_s": 20.0, "timeout_s": 5.0, "clips_in_flight": 8}
     stage = OpenAI(**{"url": server.url, "model": "tiny"} | quick | more)
-    stage.ledger_url = str(ledger)
     stage.check()
-    stage.setup()
+    stage.setup(RunContext(str(ledger), similarity_limit=similarity_limit, api_key=stage.api_key()))
     return stage
 
 
@@ -288,9 +287,7 @@ def test_a_text_that_fails_for_good_rejects_the_clip_and_stays_to_be_seen(tmp_pa
 
 def test_a_neighbour_that_is_too_similar_is_refused_by_the_policys_limit(tmp_path):
     with ChatServer(Witness(1)) as server:
-        stage = captioner(server, tmp_path, attempts=1)
-        stage.similarity = 0.05
-        stage.setup()
+        stage = captioner(server, tmp_path, similarity_limit=0.05, attempts=1)
         [row] = stage.process([drawn_clip(tmp_path, 0)])
     assert row["rejected"].startswith("caption too similar to the one before: sub-caption 2, 0.")
 
@@ -455,8 +452,7 @@ def test_redirect_of_a_chat_request_stops_the_run_and_sends_nothing_on(
     monkeypatch.setenv("OPENAI_API_KEY", "se-cret")
     with Redirecting(status) as servers:
         stage = OpenAI(url=servers.url, model="tiny", patience_s=1.0, pause_s=0.05)
-        stage.ledger_url = str(tmp_path)
-        stage.setup()
+        stage.setup(RunContext(str(tmp_path), api_key=stage.api_key()))
         with pytest.raises(Unavailable, match=servers.error):
             stage.process([drawn_clip(tmp_path, 0)])
     assert servers.requests == ["POST /v1/chat/completions"]

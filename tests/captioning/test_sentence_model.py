@@ -13,7 +13,7 @@ fix_torchvision()
 import torch
 from transformers import BertConfig, BertModel
 
-from curation.stage import PlanError
+from curation.stage import PlanError, RunContext
 from stages.captioning.openai_server import OpenAI
 from stages.captioning.sentence_model import Sentences
 from tests.support.chat_server import ChatServer
@@ -55,9 +55,8 @@ def test_neighbours_are_compared_by_it_under_a_column_of_its_own(folder, tmp_pat
     def captioned(limit: float | None) -> dict:
         with ChatServer(Witness(1)) as server:
             stage = OpenAI(url=server.url, model="tiny", minilm=str(folder), attempts=1)
-            stage.ledger_url, stage.similarity = str(tmp_path), limit
             stage.check()
-            stage.setup()
+            stage.setup(RunContext(str(tmp_path), similarity_limit=limit))
             [row] = stage.process([drawn_clip(tmp_path, 0)])
         return row
 

@@ -14,8 +14,9 @@ pytest.importorskip("torchvision")
 pytest.importorskip("transformers")
 
 from curation.config import ConfigError
-from curation.stage import PlanError
+from curation.stage import PlanError, RunContext
 from pipelines.settings import CaptionSettings
+from stages.captioning.captioner import Captioner
 from stages.captioning.checks import failed
 from stages.captioning.conversation import Message, Picture, Request
 from stages.captioning.openai_server import OpenAI
@@ -32,7 +33,7 @@ def model(request, tmp_path_factory) -> Transformers:
     folder = save_tiny(request.param, tmp_path_factory.mktemp(request.param))
     stage = Transformers(model=str(folder), max_tokens=12, attempts=1)
     stage.check()
-    stage.setup()
+    stage.setup(RunContext())
     return stage
 
 
@@ -54,7 +55,7 @@ def test_the_model_is_shown_the_pictures_and_draws_by_the_seed(model):
 
 
 def test_a_clip_goes_through_the_model_and_its_nonsense_is_refused(model, tmp_path):
-    model.ledger_url = str(tmp_path)
+    Captioner.setup(model, RunContext(str(tmp_path)))
     [row] = model.process([drawn_clip(tmp_path, 0)])
     assert row["error"] is None
     assert row["rejected"].startswith("caption ")
@@ -93,10 +94,10 @@ def test_the_length_of_a_text_is_counted_by_t5s_tokenizer_where_it_is_given(tmp_
     words = tokenizer(("<|endoftext|>", "</s>"), "</s>")
     words.save_pretrained(tmp_path / "t5")
     stage = OpenAI(url="http://127.0.0.1:9/v1", t5_tokenizer=str(tmp_path / "t5"))
-    stage.setup()
+    stage.setup(RunContext())
     text = "the camera pans to the right " * 90
     assert stage._limits.tokens(text) == len(words(text).input_ids) > 512
     assert failed(text, stage._limits).startswith(f"too long: {len(words(text).input_ids)} T5")
     stage.t5_tokenizer = str(tmp_path / "none")
     with pytest.raises(ConfigError, match=r"t5_tokenizer: no tokenizer in .*none(.|\n)*hf"):
-        stage.setup()
+        stage.setup(RunContext())

@@ -148,7 +148,7 @@ def test_an_input_and_an_output_in_a_store_give_what_local_ones_do(dataset, buck
     bucket.put("in/a b.mp4", dataset.videos["kept"].read_bytes())
     bucket.put("in/text.mp4", b"not a video at all\n")
     run = settings(bucket.url("in"), bucket.url("out"))  # type: ignore[arg-type]
-    run_all(run)
+    run_all(run, cluster)
     rows = {row["video"]: row for row in bucket.table("out/videos.parquet")}
     assert rows[bucket.url("in/a b.mp4")]["clips"] == 1
     assert rows[bucket.url("in/text.mp4")]["error"].startswith("not a video")
@@ -159,7 +159,7 @@ def test_an_input_and_an_output_in_a_store_give_what_local_ones_do(dataset, buck
     first = bucket.files("out")
     shard = f"{bucket.name}/out/shards/{made['shard']}"
     bucket.fs.delete_file(shard)  # as if the run had ended before it
-    run_all(run)
+    run_all(run, cluster)
     again = bucket.files("out")
     assert again.keys() == first.keys()
     once = ("/ledger/videos/", "/ledger/key_frames/", "/ledger/captions/measured/", "/shards/")

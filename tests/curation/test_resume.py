@@ -14,6 +14,7 @@ import pytest
 
 from curation import config
 from curation.progress import Progress
+from curation.runner.cluster import Cluster
 from curation.stage import OutputError, RunError
 from curation.storage import Folder
 from pipelines import caption, export, score, select
@@ -36,11 +37,18 @@ def settings(source: Path, out: Path, *overrides: str) -> Settings:
     return config.load(Settings, DEFAULT_CONFIG, given)
 
 
-def run_all(run: Settings) -> None:
+def run_all(run: Settings, cluster: Cluster) -> None:
     """As pipelines.curate does, on the tests' Ray."""
+    run_to_selection(run, cluster)
+    export.run(run, Folder(run.output), cluster)
+
+
+def run_to_selection(run: Settings, cluster: Cluster) -> None:
     out = Folder(run.output)
-    for phase in (score, select, caption, select, export):
-        phase.run(run, out)
+    score.run(run, out, cluster)
+    select.run(run, out)
+    caption.run(run, out, cluster)
+    select.run(run, out)
 
 
 def videos(out: Path) -> dict[str, tuple[str, str | None]]:
@@ -125,7 +133,7 @@ def source(tmp_path):
 def test_files_come_change_and_go_between_runs(source, tmp_path, cluster):
     out = tmp_path / "out"
     run = settings(source, out)
-    run_all(run)
+    run_all(run, cluster)
     assert videos(out) == {
         "b.mp4": ("ok", None),
         "c.mp4": ("duplicate", f"same bytes as {source}/b.mp4"),
@@ -135,13 +143,13 @@ def test_files_come_change_and_go_between_runs(source, tmp_path, cluster):
 
     # The same bytes under a name that is listed first: what is scored stays the original.
     shutil.copy(source / "b.mp4", source / "a.mp4")
-    run_all(run)
+    run_all(run, cluster)
     assert videos(out)["a.mp4"] == ("duplicate", f"same bytes as {source}/b.mp4")
     assert pq.read_table(out / "clips.parquet").equals(first)
 
     # New bytes under the original's name: scored anew, and one of the copies in its place.
     video(source / "b.mp4", scene(9))
-    run_all(run)
+    run_all(run, cluster)
     assert videos(out)["b.mp4"] == ("ok", None)
     assert videos(out)["a.mp4"] == ("ok", None)
     assert videos(out)["c.mp4"] == ("duplicate", f"same bytes as {source}/a.mp4")
@@ -151,7 +159,7 @@ def test_files_come_change_and_go_between_runs(source, tmp_path, cluster):
 
     # The original is gone from the input: its copy takes its place, its clip is not lost.
     (source / "a.mp4").unlink()
-    run_all(run)
+    run_all(run, cluster)
     table = pq.read_table(out / "videos.parquet")
     assert dict(zip(table["video"].to_pylist(), table["status"].to_pylist(), strict=True)) == {
         f"{source}/b.mp4": "ok",
@@ -166,12 +174,11 @@ def test_a_video_that_is_gone_or_changed_at_export_costs_its_clips_alone(tmp_pat
     for name, seed in (("changed", 1), ("gone", 2), ("good", 3), ("touched", 4)):
         video(source / f"{name}.mp4", scene(seed))
     run = settings(source, out)
-    for phase in (score, select, caption, select):
-        phase.run(run, Folder(run.output))
+    run_to_selection(run, cluster)
     (source / "gone.mp4").unlink()
     video(source / "changed.mp4", scene(11))
     os.utime(source / "touched.mp4", (0, 0))  # another time, the same bytes
-    export.run(run, Folder(run.output))
+    export.run(run, Folder(run.output), cluster)
     rows = {
         os.path.basename(row["video"]): (row["status"], row["reason"], row["shard"] is None)
         for row in pq.read_table(out / "clips.parquet").to_pylist()
@@ -194,15 +201,15 @@ def test_a_failed_video_is_tried_again_only_when_asked(tmp_path, cluster):
     video(source / "good.mp4", scene(1))
     listed.write_text(f"{source}/good.mp4\n{source}/late.mp4\n")
     run = settings(listed, out)
-    score.run(run, Folder(run.output))
+    score.run(run, Folder(run.output), cluster)
     assert videos(out)["late.mp4"] == ("failed", "no such file")
     parts = set((out / "ledger/videos").iterdir())
-    score.run(run, Folder(run.output))
+    score.run(run, Folder(run.output), cluster)
     assert set((out / "ledger/videos").iterdir()) == parts  # nothing was done
-    score.run(settings(listed, out, "retry_failed=true"), Folder(run.output))
+    score.run(settings(listed, out, "retry_failed=true"), Folder(run.output), cluster)
     assert len(list((out / "ledger/videos").iterdir())) == len(parts) + 1
     video(source / "late.mp4", scene(2))  # it changed by coming: no need to ask
-    score.run(run, Folder(run.output))
+    score.run(run, Folder(run.output), cluster)
     assert videos(out)["late.mp4"] == ("ok", None)
 
 
@@ -245,14 +252,14 @@ def test_a_full_disk_stops_the_run_plainly_and_it_goes_on_with_space(
     run = settings(dataset.source, out)
     (small_disk / "filler").write_bytes(bytes(1_900_000))
     with pytest.raises(OutputError, match="No space left on device"):
-        run_all(run)
+        run_all(run, cluster)
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     (small_disk / "filler").unlink()
     (small_disk / "filler").write_bytes(bytes(61_000_000))  # room for the scores, not for shards
     with pytest.raises(OutputError, match="No space left on device"):
-        run_all(run)
+        run_all(run, cluster)
     (small_disk / "filler").unlink()
-    run_all(run)
+    run_all(run, cluster)
     assert differences(dataset.out, out) == []
 
 
@@ -260,10 +267,10 @@ def test_a_video_with_a_cut_gives_the_same_clips_whatever_its_name(tmp_path, clu
     picture = cut(scene(2), scene(3), 40)
     video(tmp_path / "in" / "a.mp4", picture, 8)
     run = settings(tmp_path / "in", tmp_path / "out")
-    score.run(run, Folder(run.output))
+    score.run(run, Folder(run.output), cluster)
     [row] = pq.read_table(tmp_path / "out/ledger/videos").to_pylist()
     shutil.move(tmp_path / "in" / "a.mp4", tmp_path / "in" / "b c.mp4")
-    score.run(run, Folder(run.output))
+    score.run(run, Folder(run.output), cluster)
     rows = pq.read_table(tmp_path / "out/ledger/videos").to_pylist()
     ids = [[clip["clip_id"] for clip in row["clips"]] for row in rows]
     assert ids == [[clip["clip_id"] for clip in row["clips"]]] * 2

@@ -127,8 +127,9 @@ def test_needs_that_the_cluster_has_not_are_refused(cluster):
 def test_a_cluster_that_is_not_there_is_said_at_once(tmp_path, address):
     code = (
         "import sys; from curation.runner.cluster import Cluster\n"
+        "from curation.runner.settings import ClusterSettings\n"
         "from curation.stage import RunError\n"
-        "try: Cluster(address=sys.argv[1]).start(sys.argv[2])\n"
+        "try: Cluster(ClusterSettings(sys.argv[1]), sys.argv[2]).start()\n"
         "except RunError as error: print(error)"
     )
     told = subprocess.run(
@@ -153,7 +154,7 @@ def test_a_plan_in_the_wrong_order_is_refused_with_the_mend():
 class NeverReady(Stage):
     needs = Needs(isolated=True)
 
-    def setup(self):
+    def setup(self, context):
         raise FileNotFoundError("weights.onnx")
 
     def process(self, rows):
@@ -204,7 +205,7 @@ class Waiting(Trouble):
     together: int = 8
     needs = Needs(max_concurrency=8, max_workers=1)
 
-    def setup(self):
+    def setup(self, context):
         self.under_way, self.enough = 0, asyncio.Event()
 
     def row_timeout_s(self, row):
@@ -289,7 +290,7 @@ def test_what_workers_wait_for_reaches_the_driver_between_results_and_is_taken_b
 class SlowToStart(Double):
     until: str = ""  # a file
 
-    def setup(self):
+    def setup(self, context):
         while not Path(self.until).exists():
             time.sleep(0.01)
 
@@ -315,8 +316,9 @@ def test_what_a_stage_needs_and_is_gone_stops_the_run(cluster):
 
 def test_ray_is_imported_by_a_run_with_rows_only():
     code = (
-        "import sys, pipelines.curate; from curation.runner.cluster import Cluster; "
-        "assert list(Cluster().stream([], [])) == []; assert 'ray' not in sys.modules"
+        "import sys; from pipelines.curate import Cluster, Settings; "
+        "assert list(Cluster(Settings().cluster, '').stream([], [])) == []; "
+        "assert 'ray' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 

@@ -5,6 +5,7 @@ import hashlib
 import cv2
 
 from curation.policy import Policy, Range
+from curation.stage import RunContext
 from stages.decode_pass import DecodePass
 from stages.meters.clip_frames import THUMBNAIL_SIDE
 from tests.support.small_input import scene, video
@@ -13,7 +14,7 @@ from tests.support.small_input import scene, video
 def test_a_segment_has_stills_of_its_own_time_on_both_sides_of_its_key_frame(tmp_path):
     source = video(tmp_path / "take.mp4", scene(1), 16)
     decode = DecodePass()
-    decode.ledger_url = str(tmp_path / "ledger")
+    decode.setup(RunContext(str(tmp_path / "ledger")))
     [row] = decode.process([{"video": str(source), "bytes": source.stat().st_size}])
     [clip] = row["clips"]
     files = set()
@@ -33,7 +34,7 @@ def test_a_segment_has_stills_of_its_own_time_on_both_sides_of_its_key_frame(tmp
 def test_a_clip_below_the_gate_has_thumbs_for_the_report_and_is_spared_overlays(tmp_path):
     source = video(tmp_path / "take.mp4", scene(1), 16)
     decode = DecodePass(prefilter=Policy(motion_dis=Range(min=1e6)))
-    decode.ledger_url = str(tmp_path / "ledger")
+    decode.setup(RunContext(str(tmp_path / "ledger")))
     [row] = decode.process([{"video": str(source), "bytes": source.stat().st_size}])
     [clip] = row["clips"]
     assert clip["overlay_share"] is None

@@ -102,7 +102,7 @@ def test_raft_of_the_real_class_beside_dis_out_of_a_scored_ledger(cluster, tmp_p
     out = str(tmp_path / "out")
     given = [f"input={tmp_path / 'in'}", f"output={out}", "score.models.gpus=0"]
     given += ["score.decode.key_frames.pair_gap_s=0.1", f"score.models.raft.weights={weights}"]
-    score.run(config.load(Settings, DEFAULT_CONFIG, [*SETTINGS, *given]), Folder(out))
+    score.run(config.load(Settings, DEFAULT_CONFIG, [*SETTINGS, *given]), Folder(out), cluster)
     motion = read_clips(Folder(out))["motion_dis"].to_numpy()
     calibrate.main([out, f"motion_dis: {{min: {np.median(motion)}}}", "motion_raft"])
     said = capsys.readouterr().out

@@ -194,7 +194,7 @@ def test_another_policy_takes_no_decode_and_the_manifest_tells_of_it(dataset, tm
     darker = settings(f"output={out}", "select.policy.height={min: 720}")
     select.run(darker, Folder(str(out)))
     assert {p: p.stat().st_mtime_ns for p in (out / "ledger/videos").iterdir()} == before
-    export.run(settings(f"output={out}"), Folder(str(out)))  # without saying the policy again
+    export.run(settings(f"output={out}"), Folder(str(out)), cluster)  # the policy is not repeated
     clips = pq.read_table(out / "clips.parquet")
     assert pc.sum(pc.equal(clips["status"], "kept")).as_py() == 1
     assert len(pc.unique(pq.read_table(out / "shards.parquet")["shard"])) == 1
@@ -203,11 +203,13 @@ def test_another_policy_takes_no_decode_and_the_manifest_tells_of_it(dataset, tm
     assert manifest["config"]["select"]["policy"]["height"]["min"] == 720
 
 
-def test_kept_clips_without_captions_are_not_exported_but_asked_for(dataset, tmp_path):
+def test_kept_clips_without_captions_are_not_exported_but_asked_for(
+    dataset, tmp_path, unused_cluster
+):
     out = shutil.copytree(dataset.out, tmp_path / "out")
     shutil.rmtree(out / "ledger/captions")
     with pytest.raises(Exception, match=r"4 kept clips have no captions yet; run pipelines.cap"):
-        export.run(settings(), Folder(str(out)))
+        export.run(settings(), Folder(str(out)), unused_cluster)
 
 
 def test_other_settings_than_the_ledgers_are_refused_by_name(dataset, capsys):
@@ -340,7 +342,7 @@ def test_bad_files_are_a_row_each_and_the_good_one_among_them_is_untouched(tmp_p
     odd = folder / os.fsdecode(b"bytes \xff\xfe.mp4")
     shutil.copy(long, odd)
     run = settings(f"input={folder}", f"output={tmp_path}/out", "max_failed_share=1")
-    score.run(run, Folder(run.output))
+    score.run(run, Folder(run.output), cluster)
     rows = pq.read_table(tmp_path / "out/ledger/videos").to_pylist()
     errors = {os.path.basename(row["video"]): row["error"] for row in rows}
     assert len(rows) == len(errors) == 12  # a folder is no video
@@ -374,7 +376,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path):
 WAITS = """
 import sys, time
 from pipelines.settings import main
-def run(settings, out):
+def run(settings, out, cluster):
     print("waits", file=sys.stderr, flush=True)
     time.sleep(60)
 main("", run, ["output=" + sys.argv[1]])

@@ -31,7 +31,7 @@ def number(text: str, name: str) -> tuple[float, float, float]:
 
 def test_a_trial_of_the_whole_input_says_what_the_run_gave(dataset, cluster, tmp_path):
     out = Folder(str(tmp_path / "out"))
-    text = plan.report(settings(f"input={dataset.source}", f"output={out.url}"), out)
+    text = plan.report(settings(f"input={dataset.source}", f"output={out.url}"), out, cluster)
     assert number(text, "kept") == (4, 4, 4)
     assert number(text, "clips") == (6, 6, 6)
     assert number(text, "videos that fail") == (1, 1, 1)
@@ -49,12 +49,14 @@ def test_a_trial_of_the_whole_input_says_what_the_run_gave(dataset, cluster, tmp
     assert not (tmp_path / "out" / "ledger").exists()
 
 
-def test_settings_that_cannot_work_are_all_said_at_once_and_nothing_starts(dataset, tmp_path):
+def test_settings_that_cannot_work_are_all_said_at_once_and_nothing_starts(
+    dataset, tmp_path, unused_cluster
+):
     given = [f"input={dataset.source}", f"output={tmp_path}/out"]
     given += ["select.policy.motion_raft={min: 1}", "score.models.lpips.weights=/nowhere/a.pth"]
     given += ["caption.captioner=transformers"]
     with pytest.raises(PlanError) as error:
-        plan.run(settings(*given), Folder(f"{tmp_path}/out"))
+        plan.run(settings(*given), Folder(f"{tmp_path}/out"), unused_cluster)
     for part in ("motion_raft: needs RAFT", "no file /nowhere/a.pth", "caption.transformers.model"):
         assert part in str(error.value)
     assert not (tmp_path / "out").exists()
@@ -64,7 +66,7 @@ def test_a_disk_that_is_too_small_is_warned_of(dataset, cluster, tmp_path, monke
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
     given = [f"input={dataset.videos['kept']}", f"output={tmp_path}/out", "plan.videos=1"]
-    text = plan.report(settings(*given), Folder(f"{tmp_path}/out"))
+    text = plan.report(settings(*given), Folder(f"{tmp_path}/out"), cluster)
     assert "WARNING" in text
     assert number(text, "kept")[1] == 1
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from curation import config
-from curation.stage import PlanError
+from curation.stage import PlanError, RunContext
 from curation.storage import Folder
 from pipelines import score, select
 from pipelines.settings import DEFAULT_CONFIG, Settings
@@ -74,9 +74,7 @@ def stored(folder: Path, clip_id: str, seeds: list[int], size=(320, 180), pairs=
 
 def models_of(files, folder: Path, **scorers) -> Models:
     models = Models(gpus=0.0, **scorers)
-    models.ledger_url = str(folder)
-    models.check()
-    models.setup()
+    models.setup(RunContext(str(folder), weights=models.find_versions()))
     return models
 
 
@@ -242,34 +240,38 @@ def test_all_clips_get_all_scores_and_a_broken_picture_costs_one_clip(files, tmp
     kept = np.stack(done[0]["embeddings"][0]["key_frames"])
     assert kept.shape == (3, 768)
     assert kept.dtype == np.float16
-    assert all(not models.lacks(row) for row in done)
+    assert all(not models.missing_scorers(row, models.find_versions()) for row in done)
     alone_again = models.process([{"clips": [good]}])[0]["clips"][0]
     for name in names:  # no clip hangs on those beside it
         assert alone_again[name] == pytest.approx(found[name], rel=1e-4, abs=1e-5)
 
 
+def missing(models: Models, row: dict) -> list[str]:
+    return models.missing_scorers(row, models.find_versions())
+
+
 def test_other_weights_and_a_newly_named_head_ask_for_a_new_look(files, tmp_path):
     plain = models_of(files, tmp_path, clip=clip_of(files, aesthetics=False))
     [row] = plain.process([{"clips": []}])
-    assert not plain.lacks(row)
-    assert models_of(files, tmp_path, clip=clip_of(files)).lacks(row) == ["clip"]
-    assert models_of(files, tmp_path, lpips=lpips_of(files)).lacks(row) == ["lpips"]
-    assert Models().lacks(row) == []
+    assert not plain.missing_scorers(row, plain.find_versions())
+    assert missing(models_of(files, tmp_path, clip=clip_of(files)), row) == ["clip"]
+    assert missing(models_of(files, tmp_path, lpips=lpips_of(files)), row) == ["lpips"]
+    assert Models().missing_scorers(row, {}) == []
 
 
 def test_weights_that_are_missing_are_said_with_where_and_how_to_get_them(tmp_path, monkeypatch):
     with pytest.raises(
         PlanError, match=r"clip.weights: no file .*none.bin; get it with\n  hf down"
     ):
-        Models(clip=Clip(weights=str(tmp_path / "none.bin"))).check()
+        Models(clip=Clip(weights=str(tmp_path / "none.bin"))).find_versions()
     name = "hf://timm/vit_large_patch14_clip_224.openai@abc/open_clip_model.safetensors"
     with pytest.raises(
         PlanError, match=r"is not in .*hub; get it with\n  hf download timm/vit_l.* "
     ):
-        Models(clip=Clip(weights=name)).check()
+        Models(clip=Clip(weights=name)).find_versions()
     (tmp_path / "a.pth").touch()
     with pytest.raises(PlanError, match=r"lpips.linear is not set; get the file with\n  curl"):
-        Models(lpips=Lpips(weights=str(tmp_path / "a.pth"))).check()
+        Models(lpips=Lpips(weights=str(tmp_path / "a.pth"))).find_versions()
     with pytest.raises(PlanError, match="expected hf://OWNER/REPO@REVISION/FILE"):
         located("hf://only", "it", "x")
 
@@ -281,7 +283,7 @@ def test_all_weights_that_are_missing_are_said_at_once():
         raft=Raft(weights="/none/raft"),
     )
     with pytest.raises(PlanError) as error:
-        every.check()
+        every.find_versions()
     said = str(error.value)
     for what in (
         "clip.weights",

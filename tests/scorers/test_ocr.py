@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from curation.storage import Folder
 from stages.scorers.ocr import Ocr, Text, area_share, spread
 from tests.support.paths import VIDEOS
 
@@ -40,8 +41,7 @@ def stage(folder: Path, frames: list[np.ndarray], ocr: Ocr, **clip) -> tuple[Tex
         cv2.imwrite(str(folder / f"{number}.jpg"), bgr)
         segments.append({"start_s": 3.0 * number, "key_frame": f"{number}.jpg"})
     text = Text()
-    text.ledger_url = str(folder)
-    text._ocr = ocr
+    text._ledger, text._ocr = Folder(str(folder)), ocr
     return text, {"video": "v", "clips": [{"prefilter": None, "segments": segments, **clip}]}
 
 
@@ -112,7 +112,7 @@ def test_boxes_that_overlap_count_once():
 
 def test_a_clip_below_the_gate_is_not_looked_at_and_says_why(ocr):
     text = Text()
-    text.ledger_url, text._ocr = "/nowhere", ocr
+    text._ledger, text._ocr = Folder("/nowhere"), ocr
     clip = scored(
         text, {"clips": [{"prefilter": "too dark", "segments": [{}], "null_reasons": {"a": "b"}}]}
     )

