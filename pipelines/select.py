@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from curation import config, records
 from curation.ledger import record_settings, recorded_settings
 from curation.policy import check_columns, check_prefilter
+from curation.runner.cluster import Cluster
 from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines.publish import made_with, publish, tables
@@ -73,7 +74,7 @@ def _by_models(settings: Settings, out: Folder, will_score: bool) -> set[str]:
     return {*asked, *pc.unique(given.keys).to_pylist()}
 
 
-def run(settings: Settings, out: Folder) -> None:
+def run(settings: Settings, out: Folder, _: Cluster | None = None) -> None:
     check(settings, out)
     chosen = settings.select
     clips = read_clips(out)
@@ -94,7 +95,7 @@ def run(settings: Settings, out: Folder) -> None:
     print(f"select  {kept} of {selection.num_rows} clips kept", file=sys.stderr)
 
 
-def select_and_publish(settings: Settings, out: Folder) -> None:
+def select_and_publish(settings: Settings, out: Folder, _: Cluster) -> None:
     run(settings, out)
     videos, clips = tables(settings, out)
     kept = clips.filter(pc.equal(clips["status"], "kept"))
@@ -107,4 +108,4 @@ def select_and_publish(settings: Settings, out: Folder) -> None:
 
 
 if __name__ == "__main__":
-    main(__doc__, lambda settings, out, _: select_and_publish(settings, out), sys.argv[1:])
+    main(__doc__, select_and_publish, sys.argv[1:])

@@ -55,7 +55,10 @@ def test_a_run_with_failed_videos_ends_well_and_its_sums_agree(dataset):
 
 
 def test_nothing_of_ray_reaches_the_screen_and_nothing_of_it_goes_on_running(dataset):
-    known = r"(score|select|caption|export)  \d|failed: "
+    slow_start = (
+        r"\w+  (the first worker of \w+ has been starting for|goes on$)"  # on a busy machine
+    )
+    known = rf"(score|select|caption|export)  \d|failed: |{slow_start}"
     odd = [line for line in dataset.ended.err.splitlines() if not re.match(known, line)]
     assert odd == []
     assert "ray" not in dataset.ended.out.lower()
@@ -233,7 +236,7 @@ def test_a_gate_on_a_score_that_it_spares_is_refused(dataset, tmp_path, capsys):
     args = (f"input={dataset.source}", f"output={tmp_path}", *SETTINGS)
     code, text = said(capsys, "score", *args, "score.decode.prefilter.overlay_share={max: 0.05}")
     assert code == 1
-    assert "score.decode.prefilter asks for overlay_share, which only clips above" in text
+    assert "score.decode.prefilter asks for overlay_share, which are computed only" in text
 
 
 @pytest.mark.parametrize("name", ["longtake_hd_pretrain", "longtake_hd_finetune", "cluster"])
