@@ -93,13 +93,15 @@ def test_every_score_is_written_by_exactly_one_part_or_needs_a_model():
 def test_the_commands_that_the_readme_names_are_in_the_makefile():
     targets = set(re.findall(r"^([a-z][a-z -]*):", (REPOSITORY / "Makefile").read_text(), re.M))
     targets = {name for line in targets for name in line.split()}
-    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
     for page in pages:
         for name in re.findall(r"(?:^|`)make ([a-z][a-z-]*)", page.read_text(), re.M):
             assert name in targets, f"{page.name}: make {name}"
 
 
 def test_the_modules_that_pages_name_are_there():
-    for page in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]:
+    for page in [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]:
         for name in re.findall(r"python -m ([a-z_.]+[a-z_])", page.read_text()):
-            assert (REPOSITORY / f"{name.replace('.', '/')}.py").exists(), f"{page.name}: {name}"
+            path = REPOSITORY / name.replace(".", "/")
+            files = path.with_suffix(".py"), path / "__main__.py"
+            assert any(file.exists() for file in files), f"{page.name}: {name}"

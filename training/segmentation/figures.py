@@ -1,11 +1,10 @@
-"""The acts experiment's table and figures.
+"""The table and the figures of the segmentation experiment.
 
     python -m training.segmentation.figures FOLDER
 
-draws them again from its acts.parquet and strips.npz.
-
-acts.parquet has a row for every test script of every arm, seed and step, and for the true videos
-(arm `truth`); strips.npz the first samples.
+draws them from the folder's results.parquet and samples.npz. results.parquet has a row per test
+video of every variant, seed and step, and of the true videos (variant `truth`); samples.npz holds
+the first sample of each test.
 """
 
 from __future__ import annotations
@@ -22,74 +21,75 @@ import pyarrow.parquet as pq
 from curation import config
 
 MEASURES = (
-    *("joint", "colour", "shape", "direction", "joint_unseen", "ground_later"),
-    *("abruptness", "lost", "teleports", "path_px", "loss_core", "loss_border"),
+    *("joint", "colour", "shape", "direction", "joint_unseen", "background_later"),
+    *("abruptness", "no_object", "jumps", "path_px", "loss_single_event", "loss_transition"),
 )
 RESAMPLES = 1000
-OWN = "own"  # the test whose videos are like training's
+AS_TRAINED = "as trained"  # the test whose videos are like training's
 TRUTH = "truth"
+JOINT_LABEL = "events with correct colour,\nshape and direction (share)"
+CONFUSION_COLUMNS = 7  # panels in a row
 Rows = list[dict[str, Any]]
 
 
-def interval(rows: Rows, measure: str) -> tuple[float, float, float] | None:
-    """Mean and its 95 % interval: scripts drawn anew with replacement, all seeds of a script
-    together."""
-    scripts: dict[int, list[float]] = {}
+def bootstrap_interval(rows: Rows, measure: str) -> tuple[float, float, float] | None:
+    """Mean and its 95 % interval over resampled videos; all seeds of a video are resampled
+    together. None where no row has the measure."""
+    videos: dict[int, list[float]] = {}
     for r in rows:
         if r.get(measure) is not None:
-            scripts.setdefault(r["script"], []).append(r[measure])
-    if not scripts:
+            videos.setdefault(r["video"], []).append(r[measure])
+    if not videos:
         return None
-    sums = np.array([(sum(v), len(v)) for v in scripts.values()])
+    sums = np.array([(sum(v), len(v)) for v in videos.values()])
     rng = np.random.Generator(np.random.PCG64(0))
-    drawn = sums[rng.integers(len(sums), size=(RESAMPLES, len(sums)))].sum(1)
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
+    resampled = sums[rng.integers(len(sums), size=(RESAMPLES, len(sums)))].sum(1)
+    low, high = np.quantile(resampled[:, 0] / resampled[:, 1], [0.025, 0.975])
     mean = sums[:, 0].sum() / sums[:, 1].sum()
     return float(mean), float(low), float(high)
 
 
-def groups(rows: Rows, key: Callable[[dict[str, Any]], Any]) -> dict[Any, Rows]:
+def group_by(rows: Rows, key: Callable[[dict[str, Any]], Any]) -> dict[Any, Rows]:
     found: dict[Any, Rows] = {}
     for r in rows:
         found.setdefault(key(r), []).append(r)
     return found
 
 
-def last(rows: Rows) -> Rows:
-    """Of each arm and seed, the longest-trained."""
-    of_arm = groups(rows, lambda r: (r["arm"], r["seed"]))
-    return [
-        r for some in of_arm.values() for r in some if r["step"] == max(s["step"] for s in some)
-    ]
+def last_step(rows: Rows) -> Rows:
+    """The rows of each variant's and seed's last step."""
+    runs = group_by(rows, lambda r: (r["variant"], r["seed"]))
+    return [r for run in runs.values() for r in run if r["step"] == max(s["step"] for s in run)]
 
 
 def draw_all(out: Path) -> None:
-    rows = pq.read_table(out / "acts.parquet").to_pylist()
-    write_table(out / "acts.csv", rows)
-    truth = [r for r in rows if (r["arm"], r["test"]) == (TRUTH, OWN)]
-    rows = [r for r in rows if r["arm"] != TRUTH]
-    own = [r for r in rows if r["test"] == OWN]
-    accuracy(out / "accuracy.png", own)
-    bars(out / "borders.png", last(own), truth)
-    bleeding(out / "bleed.png", last(own))
-    elsewhere(out / "elsewhere.png", last(rows))
-    with np.load(out / "strips.npz") as videos:
-        for test in groups(rows, lambda r: r["test"]):
-            strips(out, test, {n.split("/")[1]: videos[n] for n in videos if n.startswith(test)})
+    rows = pq.read_table(out / "results.parquet").to_pylist()
+    write_table(out / "results.csv", rows)
+    truth = [r for r in rows if (r["variant"], r["test"]) == (TRUTH, AS_TRAINED)]
+    rows = [r for r in rows if r["variant"] != TRUTH]
+    as_trained = [r for r in rows if r["test"] == AS_TRAINED]
+    draw_accuracy(out / "accuracy.png", as_trained)
+    draw_transitions(out / "transitions.png", last_step(as_trained), truth)
+    draw_confusion(out / "confusion.png", last_step(as_trained))
+    draw_generalization(out / "generalization.png", last_step(rows))
+    with np.load(out / "samples.npz") as samples:
+        for test in group_by(rows, lambda r: r["test"]):
+            of_test = {n.split("/")[1]: samples[n] for n in samples if n.startswith(f"{test}/")}
+            draw_samples(out, test, {TRUTH: of_test.pop(TRUTH), **of_test})
 
 
 def write_table(path: Path, rows: Rows) -> None:
     with path.open("w", newline="") as file:
         table = csv.writer(file)
-        head = ("arm", "test", "step", "seeds", "scripts", "measure", "mean", "low", "high")
+        head = ("variant", "test", "step", "seeds", "videos", "measure", "mean", "low", "high")
         table.writerow(head)
-        by = groups(rows, lambda r: (r["arm"], r["test"], r["step"]))
-        for (arm, test, step), some in by.items():
-            seeds, scripts = len({r["seed"] for r in some}), len({r["script"] for r in some})
+        tests = group_by(rows, lambda r: (r["variant"], r["test"], r["step"]))
+        for (variant, test, step), some in tests.items():
+            seeds, videos = len({r["seed"] for r in some}), len({r["video"] for r in some})
             for measure in MEASURES:
-                if found := interval(some, measure):
+                if found := bootstrap_interval(some, measure):
                     numbers = [f"{v:.4f}" for v in found]
-                    table.writerow((arm, test, step, seeds, scripts, measure, *numbers))
+                    table.writerow((variant, test, step, seeds, videos, measure, *numbers))
 
 
 def _axes(width: float, height: float, columns: int = 1, rows: int = 1):
@@ -101,85 +101,105 @@ def _axes(width: float, height: float, columns: int = 1, rows: int = 1):
     return figure, figure.subplots(rows, columns, squeeze=False).ravel()
 
 
-def accuracy(path: Path, rows: Rows) -> None:
-    """Joint accuracy over steps, an arm a line; bands are 95 % over scripts."""
-    figure, (axes,) = _axes(7, 4)
-    for place, (arm, some) in enumerate(groups(rows, lambda r: r["arm"]).items()):
+def _label(variant: str) -> str:
+    return variant.replace("_", " ")
+
+
+def draw_accuracy(path: Path, rows: Rows) -> None:
+    """Joint accuracy over steps, a line per variant; bands are 95 % intervals over videos."""
+    figure, (axes,) = _axes(9, 4)
+    for number, (variant, some) in enumerate(group_by(rows, lambda r: r["variant"]).items()):
         steps = sorted({r["step"] for r in some})
-        found = [interval([r for r in some if r["step"] == s], "joint") for s in steps]
+        found = [bootstrap_interval([r for r in some if r["step"] == s], "joint") for s in steps]
         mean, low, high = np.array(found, float).T
-        style = "o-" if place < 10 else "s--"  # ten colours
-        (line,) = axes.plot(steps, mean, style, label=arm, markersize=3)
+        style = "o-" if number < 10 else "s--"  # matplotlib has ten colours
+        (line,) = axes.plot(steps, mean, style, label=_label(variant), markersize=3)
         axes.fill_between(steps, low, high, alpha=0.15, color=line.get_color())
-    axes.set(xlabel="step", ylabel="acts right in colour, shape and direction", ylim=(0, 1))
+    axes.set(xlabel="training step", ylabel=JOINT_LABEL, ylim=(0, 1.02))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=110)
 
 
-def bars(path: Path, rows: Rows, truth: Rows) -> None:
-    figure, panels = _axes(9, 3.5, 2)
-    arms = groups(rows, lambda r: r["arm"])
-    for axes, measure in zip(panels, ("abruptness", "teleports"), strict=True):
-        for place, some in enumerate(arms.values()):
-            if found := interval(some, measure):
+def draw_transitions(path: Path, rows: Rows, truth: Rows) -> None:
+    figure, panels = _axes(9, 3.8, 2)
+    variants = group_by(rows, lambda r: r["variant"])
+    titles = {
+        "abruptness": "largest step of the colour / its total change",
+        "jumps": "transitions at which the object jumps (share)",
+    }
+    for axes, (measure, title) in zip(panels, titles.items(), strict=True):
+        for place, some in enumerate(variants.values()):
+            if found := bootstrap_interval(some, measure):
                 mean, low, high = found
-                axes.bar(place, mean, color=f"C{place % 10}")
+                axes.bar(place, mean, color="C0")
                 axes.plot([place, place], [low, high], color="black")
-        if real := interval(truth, measure):
-            axes.axhline(real[0], linestyle="--", color="black", label="true videos")
-        axes.set_xticks(range(len(arms)), list(arms), rotation=45, ha="right", fontsize=8)
-        axes.set(title=f"{measure} at borders")
-        axes.legend(fontsize=8)
+        if true := bootstrap_interval(truth, measure):
+            axes.axhline(true[0], linestyle="--", color="black", label="true videos")
+        names = [_label(v) for v in variants]
+        axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
+        axes.set_title(title, fontsize=10)
+        axes.legend(fontsize=8, loc="lower right" if measure == "abruptness" else "upper right")
     figure.savefig(path, dpi=110)
 
 
-def bleeding(path: Path, rows: Rows) -> None:
-    """How often act i (row) shows caption j's colour and shape (column)."""
-    arms = groups(rows, lambda r: r["arm"])
-    figure, panels = _axes(2.2 * len(arms), 2.4, len(arms))
-    for axes, (arm, some) in zip(panels, arms.items(), strict=True):
-        mean = np.mean([r["bleed"] for r in some], 0)
-        acts = round(len(mean) ** 0.5)
-        axes.imshow(mean.reshape(acts, acts), vmin=0, vmax=1, cmap="Blues")
-        axes.set(title=arm, xticks=[], yticks=[])
+def draw_confusion(path: Path, rows: Rows) -> None:
+    """How often event i (row) shows the colour and shape of caption j (column)."""
+    variants = group_by(rows, lambda r: r["variant"])
+    columns = min(CONFUSION_COLUMNS, len(variants))
+    lines = -(-len(variants) // columns)
+    figure, panels = _axes(1.6 * columns, 1.75 * lines, columns, lines)
+    for axes in panels[len(variants) :]:
+        axes.set_axis_off()
+    for axes, (variant, some) in zip(panels, variants.items(), strict=False):
+        mean = np.mean([r["confusion"] for r in some], 0)
+        events = round(len(mean) ** 0.5)
+        axes.imshow(mean.reshape(events, events), vmin=0, vmax=1, cmap="Blues")
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(_label(variant), fontsize=9)
+    figure.supxlabel("colour and shape of caption 1, 2, …", fontsize=9)
+    figure.supylabel("shown in event 1, 2, …", fontsize=9)
     figure.savefig(path, dpi=110)
 
 
-def elsewhere(path: Path, rows: Rows) -> None:
-    """Joint accuracy where more acts or wider pictures are asked for than training showed."""
-    arms = groups(rows, lambda r: r["arm"])
-    tests = list(groups([r for r in rows if r["test"] != OWN], lambda r: r["test"]))
+def draw_generalization(path: Path, rows: Rows) -> None:
+    """Joint accuracy on videos with more events or wider frames than in training."""
+    variants = group_by(rows, lambda r: r["variant"])
+    tests = list(group_by([r for r in rows if r["test"] != AS_TRAINED], lambda r: r["test"]))
     if not tests:
         return
+    tests.insert(0, AS_TRAINED)
     figure, (axes,) = _axes(7, 4)
-    for arm, some in arms.items():
-        found = [
-            interval([r for r in some if r["test"] == test], "joint") for test in (OWN, *tests)
-        ]
+    for place, (variant, some) in enumerate(variants.items()):
+        by_test = group_by(some, lambda r: r["test"])
+        found = [bootstrap_interval(by_test.get(test, []), "joint") for test in tests]
         if all(found):
             mean, low, high = np.array(found, float).T
-            axes.errorbar(range(len(found)), mean, (mean - low, high - mean), fmt="o-", label=arm)
-    axes.set_xticks(range(1 + len(tests)), ["as trained", *tests])
-    axes.set(ylabel="acts right in colour, shape and direction", ylim=(0, 1))
+            x = np.arange(len(tests)) + 0.05 * (place - 1.5)  # equal values stay visible
+            errors = mean - low, high - mean
+            axes.errorbar(x, mean, errors, fmt="o", label=_label(variant), capsize=3)
+    axes.set_xticks(range(len(tests)), tests)
+    axes.set(ylabel=JOINT_LABEL, ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
 
-def strips(out: Path, test: str, videos: dict[str, np.ndarray]) -> None:
-    """strips-TEST-N.png: every frame of script N, the true video first, then each arm's sample."""
-    for script in range(len(next(iter(videos.values())))):
-        frames = next(iter(videos.values())).shape[1]
-        figure, lines = _axes(0.5 * frames + 1, 0.56 * len(videos), rows=len(videos))
-        for axes, (arm, samples) in zip(lines, videos.items(), strict=True):
-            axes.imshow(np.hstack(list(samples[script])), interpolation="nearest", aspect="equal")
-            axes.set_ylabel(arm, rotation=0, ha="right", va="center", fontsize=9)
+def draw_samples(out: Path, test: str, samples: dict[str, np.ndarray]) -> None:
+    """samples-TEST-N.png: every frame of test video N, the true video first, then a sample of each
+    variant."""
+    for number in range(len(samples[TRUTH])):
+        frames = samples[TRUTH].shape[1]
+        figure, lines = _axes(0.5 * frames + 1.6, 0.56 * len(samples), rows=len(samples))
+        for axes, (variant, videos) in zip(lines, samples.items(), strict=True):
+            axes.imshow(np.hstack(list(videos[number])), interpolation="nearest", aspect="equal")
+            name = "true video" if variant == TRUTH else _label(variant)
+            axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
             axes.set(xticks=[], yticks=[])
-        figure.savefig(out / f"strips-{test.replace(' ', '_')}-{script}.png", dpi=72)
+        figure.savefig(out / f"samples-{test.replace(' ', '_')}-{number}.png", dpi=72)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not Path(sys.argv[1], "acts.parquet").exists():
+    if len(sys.argv) != 2 or not Path(sys.argv[1], "results.parquet").exists():
         config.usage(__doc__, sys.argv)
     draw_all(Path(sys.argv[1]))

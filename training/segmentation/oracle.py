@@ -1,12 +1,11 @@
-"""What a video of acts_videos.py shows: measured by its colours and edges, judged by no network.
+"""Measures which events a video shows, from its colours and edges, without a neural network.
 
-All functions take (frames, height, width, 3) uint8 RGB. Frames are blurred slightly first: noise of
-a few levels then changes no answer.
+All functions take (frames, height, width, 3) uint8 RGB. Frames are blurred slightly first, so that
+noise of a few levels does not change an answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -17,60 +16,64 @@ from training.segmentation.videos import (
     DIRECTIONS,
     SHAPES,
     TEXTURES,
-    Play,
-    Stage,
-    core,
-    distance,
-    ground,
+    EventVideo,
+    VideoConfig,
+    background,
+    signed_distance,
+    single_event_frames,
 )
 
-COLOURED = 30  # levels between the largest and the smallest channel; the ground is grey
-LEAST_AREA = 0.25  # of the object's; less is no object
-LEAST_WAY = 0.3  # of the true displacement; less is no direction
+MIN_CHROMA = 30  # levels between the largest and the smallest channel; the background is grey
+MIN_AREA = 0.25  # of the object's; less counts as no object
+MIN_DISPLACEMENT = 0.3  # of the true one; less counts as no direction
+MIN_COLOUR_CHANGE = 40  # levels at a transition; less counts as no change
+MAX_STEP = 2.5  # times the object's speed; more counts as a jump
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the oracle sees; None where there is nothing to see."""
+class Observation:
+    """What the oracle finds in a video; None where there is no object or no direction."""
 
-    colours: list[str | None]  # per act
+    colours: list[str | None]  # per event
     shapes: list[str | None]
     directions: list[str | None]
-    grounds: list[str]
-    abruptness: list[float]  # per border: largest step of the colour / the whole change; nan
-    teleports: list[bool]  # per border: a jump that the object's speed can't explain
-    path_px: float  # how far the object goes in all
+    textures: list[str]
+    abruptness: list[float]  # per transition: largest step of the colour / total change; nan
+    jumps: list[bool]  # per transition: a displacement that the object's speed can't explain
+    path_px: float  # length of the object's path
 
 
-def see(stage: Stage, video: np.ndarray) -> Seen:
-    smooth = np.stack([cv2.GaussianBlur(frame, (0, 0), 0.6) for frame in video]).astype(np.float32)
+def observe(cfg: VideoConfig, frames: np.ndarray) -> Observation:
+    smooth = np.stack([cv2.GaussianBlur(frame, (0, 0), 0.6) for frame in frames]).astype(np.float32)
     chroma = smooth.max(-1) - smooth.min(-1)
-    colour, centre = _track(stage, smooth, chroma)
+    colour, centre = _track(cfg, smooth, chroma)
     steps = np.hypot(*np.diff(centre, axis=0).T)
-    borders = stage.cuts[1:-1]
-    acts = core(stage)
-    return Seen(
-        [_colour(colour[act]) for act in acts],
-        [_shape(stage, chroma[act], centre[act]) for act in acts],
-        [_direction(stage, centre[act]) for act in acts],
-        [_ground(stage, smooth[act], chroma[act]) for act in acts],
-        [_abruptness(colour[max(0, cut - 2) : cut + 2]) for cut in borders],
-        [_jumps(stage, steps[cut - 2 : cut + 1]) for cut in borders],
+    transitions = cfg.boundaries[1:-1]
+    events = single_event_frames(cfg)
+    return Observation(
+        [_colour(colour[event]) for event in events],
+        [_shape(cfg, chroma[event], centre[event]) for event in events],
+        [_direction(cfg, centre[event]) for event in events],
+        [_texture(cfg, smooth[event], chroma[event]) for event in events],
+        [_abruptness(colour[max(0, first - 2) : first + 2]) for first in transitions],
+        [_jumps(cfg, steps[first - 2 : first + 1]) for first in transitions],
         float(np.nansum(steps)),
     )
 
 
-def _track(stage: Stage, smooth: np.ndarray, chroma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The object's colour (frames, 3) and centre (frames, 2); nan in frames without one."""
-    weight = np.clip(chroma - COLOURED / 2, 0, None) * (chroma > COLOURED / 2)
-    there = (chroma > COLOURED).sum((1, 2)) > LEAST_AREA * np.pi * stage.radius**2
-    weight[~there] = np.nan
+def _track(
+    cfg: VideoConfig, smooth: np.ndarray, chroma: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The object's colour (frames, 3) and centre (frames, 2); nan in frames without an object."""
+    weight = np.clip(chroma - MIN_CHROMA / 2, 0, None) * (chroma > MIN_CHROMA / 2)
+    found = (chroma > MIN_CHROMA).sum((1, 2)) > MIN_AREA * np.pi * cfg.radius**2
+    weight[~found] = np.nan
     total = weight.sum((1, 2))
-    y, x = np.mgrid[: stage.height, : stage.width] + 0.5
-    # the colour by its strongest pixels, or the edge's mixture with the ground would count
+    y, x = np.mgrid[: cfg.height, : cfg.width] + 0.5
+    # only the strongest pixels: at its edge the object is mixed with the background
     strong = np.where(chroma >= np.quantile(chroma, 0.97, axis=(1, 2), keepdims=True), 1.0, 0.0)
     colour = (smooth * strong[..., None]).sum((1, 2)) / strong.sum((1, 2))[:, None]
-    colour[~there] = np.nan
+    colour[~found] = np.nan
     centre = np.stack([(weight * axis).sum((1, 2)) / total for axis in (x, y)], -1)
     return colour, centre
 
@@ -81,81 +84,84 @@ def _colour(track: np.ndarray) -> str | None:
         return None
     mean = _chromatic(track.mean(0))
     names = list(COLOURS)
-    far = [np.linalg.norm(mean - _chromatic(np.array(COLOURS[n], float))) for n in names]
-    return names[int(np.argmin(far))]
+    distances = [np.linalg.norm(mean - _chromatic(np.array(COLOURS[n], float))) for n in names]
+    return names[int(np.argmin(distances))]
 
 
 def _chromatic(rgb: np.ndarray) -> np.ndarray:
-    grey = rgb - rgb.mean()
-    return grey / max(1e-6, np.linalg.norm(grey))
+    without_grey = rgb - rgb.mean()
+    return without_grey / max(1e-6, np.linalg.norm(without_grey))
 
 
-def _shape(stage: Stage, chroma: np.ndarray, centre: np.ndarray) -> str | None:
-    """The shape whose drawing at the object's place overlaps most with it."""
+def _shape(cfg: VideoConfig, chroma: np.ndarray, centre: np.ndarray) -> str | None:
+    """The shape that overlaps most with the object when it is drawn at the object's centre."""
     if np.isnan(centre).any():
         return None
-    y, x = np.mgrid[: stage.height, : stage.width] + 0.5
-    scores = dict.fromkeys(SHAPES[: stage.shapes], 0.0)
-    for picture, (cx, cy) in zip(chroma, centre, strict=True):
-        found = np.clip(picture / np.quantile(picture, 0.97), 0, 1)
+    y, x = np.mgrid[: cfg.height, : cfg.width] + 0.5
+    scores = dict.fromkeys(SHAPES[: cfg.shapes], 0.0)
+    for frame, (cx, cy) in zip(chroma, centre, strict=True):
+        found = np.clip(frame / np.quantile(frame, 0.97), 0, 1)
         for name in scores:
-            dx, dy = offset(name, stage.radius)
-            edge = distance(name, x - cx + dx, y - cy + dy, stage.radius)
+            dx, dy = area_centre(name, cfg.radius)
+            edge = signed_distance(name, x - cx + dx, y - cy + dy, cfg.radius)
             drawn = cv2.GaussianBlur(np.clip(0.5 - edge, 0, 1), (0, 0), 0.6)
             scores[name] += np.minimum(found, drawn).sum() / np.maximum(found, drawn).sum()
     return max(scores, key=scores.__getitem__)
 
 
-def offset(shape: str, radius: float) -> tuple[float, float]:
-    """The centre of a shape's area from its origin, px: only the triangle's lies elsewhere."""
+def area_centre(shape: str, radius: float) -> tuple[float, float]:
+    """x, y of a shape's centre of area from its origin, px: not 0 for the triangle alone."""
     return (0.0, (0.9 - 2.2 / 3) * radius) if shape == "triangle" else (0.0, 0.0)
 
 
-def _direction(stage: Stage, centre: np.ndarray) -> str | None:
-    way = centre[-1] - centre[0]
-    if np.isnan(way).any() or np.abs(way).max() < LEAST_WAY * stage.speed * (len(centre) - 1):
+def _direction(cfg: VideoConfig, centre: np.ndarray) -> str | None:
+    moved = centre[-1] - centre[0]
+    least = MIN_DISPLACEMENT * cfg.speed * (len(centre) - 1)
+    if np.isnan(moved).any() or np.abs(moved).max() < least:
         return None
-    return max(DIRECTIONS, key=lambda name: float(np.dot(way, DIRECTIONS[name])))
+    return max(DIRECTIONS, key=lambda name: float(np.dot(moved, DIRECTIONS[name])))
 
 
-def _ground(stage: Stage, smooth: np.ndarray, chroma: np.ndarray) -> str:
+def _texture(cfg: VideoConfig, smooth: np.ndarray, chroma: np.ndarray) -> str:
     """The texture nearest to the pixels that the object covers in none of the frames."""
-    coloured = np.asarray((chroma > COLOURED).any(0), np.uint8)
+    coloured = np.asarray((chroma > MIN_CHROMA).any(0), np.uint8)
     covered = cv2.dilate(coloured, np.ones((3, 3), np.uint8)) > 0
     free = ~covered if (~covered).any() else ~np.zeros_like(covered)
     grey = smooth.mean((0, 3))[free]
-    blurred = {t: cv2.GaussianBlur(ground(t, stage), (0, 0), 0.6)[free] for t in TEXTURES}
+    blurred = {t: cv2.GaussianBlur(background(t, cfg), (0, 0), 0.6)[free] for t in TEXTURES}
     return min(blurred, key=lambda t: float(np.square(grey - blurred[t]).mean()))
 
 
 def _abruptness(track: np.ndarray) -> float:
-    """1: all at once.  Where colour turns over two frames: 0.33.  nan: no object, or no change."""
-    whole = np.linalg.norm(track[-1] - track[0])
-    if not whole > 40:
+    """1: the colour changes in one step; 0.33: evenly over two frames. nan: no object, or no
+    change."""
+    total = np.linalg.norm(track[-1] - track[0])
+    if not total > MIN_COLOUR_CHANGE:
         return float("nan")
-    return float(np.linalg.norm(np.diff(track, axis=0), axis=1).max() / whole)
+    return float(np.linalg.norm(np.diff(track, axis=0), axis=1).max() / total)
 
 
-def _jumps(stage: Stage, steps: np.ndarray) -> bool:
-    """Of the object, at a border; an object that vanishes has jumped."""
-    return bool(np.isnan(steps).any() or steps.max() > 2.5 * stage.speed)
+def _jumps(cfg: VideoConfig, steps: np.ndarray) -> bool:
+    """Whether the object jumps at a transition; one that vanishes does."""
+    return bool(np.isnan(steps).any() or steps.max() > MAX_STEP * cfg.speed)
 
 
-def compare(script: Play, seen: Seen) -> dict[str, list[float]]:
-    """Per act: 1.0 where colour, shape, direction, all three, the ground are the script's."""
-    acts: Sequence = script.acts
-    right = {
-        "colour": [a.colour == s for a, s in zip(acts, seen.colours, strict=True)],
-        "shape": [a.shape == s for a, s in zip(acts, seen.shapes, strict=True)],
-        "direction": [a.direction == s for a, s in zip(acts, seen.directions, strict=True)],
-        "ground": [script.texture == s for s in seen.grounds],
+def compare(video: EventVideo, found: Observation) -> dict[str, list[float]]:
+    """Per event, 1.0 where the colour, shape, direction, all three (`joint`) or the background are
+    correct, else 0.0."""
+    events = video.events
+    correct = {
+        "colour": [e.colour == c for e, c in zip(events, found.colours, strict=True)],
+        "shape": [e.shape == s for e, s in zip(events, found.shapes, strict=True)],
+        "direction": [e.direction == d for e, d in zip(events, found.directions, strict=True)],
+        "background": [video.texture == t for t in found.textures],
     }
-    every = zip(right["colour"], right["shape"], right["direction"], strict=True)
-    right["joint"] = [all(parts) for parts in every]
-    return {name: [float(v) for v in values] for name, values in right.items()}
+    each = zip(correct["colour"], correct["shape"], correct["direction"], strict=True)
+    correct["joint"] = [all(attributes) for attributes in each]
+    return {name: [float(v) for v in values] for name, values in correct.items()}
 
 
-def bleed(script: Play, seen: Seen) -> np.ndarray:
-    """(acts, acts): 1 where act i shows the colour and the shape of caption j."""
-    shown = list(zip(seen.colours, seen.shapes, strict=True))
-    return np.array([[float(s == (a.colour, a.shape)) for a in script.acts] for s in shown])
+def confusion(video: EventVideo, found: Observation) -> np.ndarray:
+    """(events, captions): 1 where an event shows the colour and the shape of a caption."""
+    shown = list(zip(found.colours, found.shapes, strict=True))
+    return np.array([[float(s == (e.colour, e.shape)) for e in video.events] for s in shown])

@@ -1,8 +1,8 @@
-"""Videos whose truth is known: one object in front of a still background, five acts.
+"""Test videos whose content is known: one object before a still background, five events.
 
-From act to act its colour, its shape and the way it goes change; its position is continuous, and
-over two frames at each border one colour and shape turn into the next. Everything hangs on a
-script's number.
+From event to event the object's colour, shape and direction change. Its position is continuous;
+in the frames before and after a transition its colour and shape lie between those of both events.
+A video is a function of its number.
 """
 
 from __future__ import annotations
@@ -29,43 +29,40 @@ COLOURS = {
 SHAPES = ("disc", "square", "triangle", "cross")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x, y
 TEXTURES = ("plain", "striped", "barred", "chequered")
-TRIES = 10_000
-TURN = (
-    1 / 3,
-    2 / 3,
-)  # how far colour and shape have turned in the frames before and after a border
-SECOND_PER_FRAME = 15 / 22
+MAX_ATTEMPTS = 10_000
+NEXT_EVENT_WEIGHTS = (1 / 3, 2 / 3)  # in the last frame before a transition, in the first after it
+SECONDS_PER_FRAME = 15 / 22
 
 
 @dataclass(frozen=True)
-class Stage:
+class VideoConfig:
     """What all videos of an experiment share."""
 
     frames: int = 22
     height: int = 32  # px
-    width: int = 32
+    width: int = 32  # px
     radius: float = 7.0  # px, of the object
     speed: float = 1.35  # px per frame
-    astray: float = 1.0  # px: the object starts so far from the middle at most, on both axes
-    acts: int = 5
+    max_start_offset: float = 1.0  # px from the middle, on each axis
+    events: int = 5
     colours: int = 6
     shapes: int = 4
-    held_out: float = 0.1  # share of (colour, shape, direction) that training never shows
+    unseen_share: float = 0.1  # of (colour, shape, direction): in test videos only
 
     @property
-    def cuts(self) -> list[int]:
-        """First frame of each act, and `frames`."""
+    def boundaries(self) -> list[int]:
+        """First frame of each event, and `frames`."""
         return sca.cut_points(self.spans, self.frames)
 
     @property
     def spans(self) -> list[tuple[float, float]]:
-        """s"""
-        ends = np.linspace(0, self.frames * SECOND_PER_FRAME, self.acts + 1).tolist()
+        """Start and end of each event, s."""
+        ends = np.linspace(0, self.frames * SECONDS_PER_FRAME, self.events + 1).tolist()
         return list(pairwise(ends))
 
 
 @dataclass(frozen=True)
-class Act:
+class Event:
     colour: str
     shape: str
     direction: str
@@ -75,85 +72,83 @@ class Act:
 
 
 @dataclass(frozen=True)
-class Play:
-    """A script: its acts, the background, and where the object is in each frame."""
-
+class EventVideo:
     number: int
-    acts: tuple[Act, ...]
-    texture: str
-    centres: np.ndarray  # (frames, 2) x, y in px
+    events: tuple[Event, ...]
+    texture: str  # of the background
+    centres: np.ndarray  # (frames, 2) x, y of the object, px
 
     def captions(self) -> list[str]:
-        """Each act's own; the background is told once."""
-        first, *others = map(str, self.acts)
+        """One per event; only the first describes the background."""
+        first, *others = map(str, self.events)
         return [f"{first} on a {self.texture} ground", *others]
 
     def progressive_captions(self) -> list[str]:
-        """From the second on they say what becomes of what was there before."""
+        """From the second on, captions describe the change from the event before."""
         first, *_ = self.captions()
         return [first] + [
             f"the {a.colour} {a.shape} becomes a {b.colour} {b.shape} and moves {b.direction}"
-            for a, b in pairwise(self.acts)
+            for a, b in pairwise(self.events)
         ]
 
 
 @lru_cache(maxsize=8)
-def unseen(stage: Stage) -> frozenset[Act]:
-    """The acts that training never shows: the same ones for every seed."""
+def unseen_events(cfg: VideoConfig) -> frozenset[Event]:
+    """The events that training videos never contain: the same ones for every seed."""
     every = [
-        Act(c, s, d)
-        for c in list(COLOURS)[: stage.colours]
-        for s in SHAPES[: stage.shapes]
+        Event(c, s, d)
+        for c in list(COLOURS)[: cfg.colours]
+        for s in SHAPES[: cfg.shapes]
         for d in DIRECTIONS
     ]
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(every))
-    return frozenset(every[i] for i in order[: round(stage.held_out * len(every))])
+    return frozenset(every[i] for i in order[: round(cfg.unseen_share * len(every))])
 
 
-def play(stage: Stage, number: int, test: bool = False) -> Play:
-    """Script `number` of training, or of the test: other chance, and acts that training lacks."""
+def make_video(cfg: VideoConfig, number: int, test: bool = False) -> EventVideo:
+    """Video `number` of training, or of the test: another random stream, and unseen events too."""
     rng = np.random.Generator(np.random.PCG64([number, test]))
-    reach = 1.4 * stage.radius  # of the widest shape
-    size = np.array([stage.width, stage.height])
-    room, middle = size - 2 * reach, size / 2
-    for _ in range(TRIES):
-        acts = _acts(stage, rng)
-        if not test and unseen(stage).intersection(acts):
+    margin = 1.4 * cfg.radius  # half the width of the widest shape
+    size = np.array([cfg.width, cfg.height])
+    middle = size / 2
+    for _ in range(MAX_ATTEMPTS):
+        events = _random_events(cfg, rng)
+        if not test and unseen_events(cfg).intersection(events):
             continue
-        path = _path(stage, acts)
-        low = np.maximum(reach - path.min(0), middle - stage.astray)
-        high = np.minimum(reach + room - path.max(0), middle + stage.astray)
+        path = _path(cfg, events)
+        low = np.maximum(margin - path.min(0), middle - cfg.max_start_offset)
+        high = np.minimum(size - margin - path.max(0), middle + cfg.max_start_offset)
         if (low <= high).all():
             start = low + rng.random(2) * (high - low)
-            return Play(number, acts, str(rng.choice(TEXTURES)), path + start)
-    raise ValueError(f"{stage}: the object finds no room for its ways; make it slower or smaller")
+            return EventVideo(number, events, str(rng.choice(TEXTURES)), path + start)
+    raise ValueError(f"{cfg}: the object's path leaves the frame; lower its speed or radius")
 
 
-def _acts(stage: Stage, rng: np.random.Generator) -> tuple[Act, ...]:
-    """Neighbours differ in everything."""
+def _random_events(cfg: VideoConfig, rng: np.random.Generator) -> tuple[Event, ...]:
+    """Consecutive events differ in colour, shape and direction."""
 
-    def row(values: Sequence[str]) -> list[str]:
+    def sequence(values: Sequence[str]) -> list[str]:
         found = [values[int(rng.integers(len(values)))]]
-        while len(found) < stage.acts:
+        while len(found) < cfg.events:
             others = [v for v in values if v != found[-1]]
             found.append(others[int(rng.integers(len(others)))])
         return found
 
-    columns = list(COLOURS)[: stage.colours], SHAPES[: stage.shapes], list(DIRECTIONS)
-    return tuple(map(Act, *map(row, columns)))
+    columns = list(COLOURS)[: cfg.colours], SHAPES[: cfg.shapes], list(DIRECTIONS)
+    return tuple(map(Event, *map(sequence, columns)))
 
 
-def _path(stage: Stage, acts: Sequence[Act]) -> np.ndarray:
-    """(frames, 2): a frame's step goes its own act's way."""
+def _path(cfg: VideoConfig, events: Sequence[Event]) -> np.ndarray:
+    """(frames, 2) px from the start: in each frame one step in the direction of its event."""
     steps = [
-        DIRECTIONS[act.direction]
-        for act, (a, b) in zip(acts, pairwise(stage.cuts), strict=True)
+        DIRECTIONS[event.direction]
+        for event, (a, b) in zip(events, pairwise(cfg.boundaries), strict=True)
         for _ in range(a, b)
     ]
-    return stage.speed * np.cumsum(np.array(steps, float), 0)
+    return cfg.speed * np.cumsum(np.array(steps, float), 0)
 
 
-def distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
     """px from the shape's edge, negative inside. All shapes cover about the same area."""
     ax, ay = abs(x), abs(y)
     if shape == "disc":
@@ -161,69 +156,70 @@ def distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndar
     if shape == "square":
         return np.maximum(ax, ay) - 0.886 * radius
     if shape == "cross":
-        arm, reach = 0.36 * radius, 1.25 * radius
-        return np.minimum(np.maximum(ax - arm, ay - reach), np.maximum(ax - reach, ay - arm))
+        half_width, half_length = 0.36 * radius, 1.25 * radius
+        upright = np.maximum(ax - half_width, ay - half_length)
+        return np.minimum(upright, np.maximum(ax - half_length, ay - half_width))
     half, tip, base = 1.4 * radius, 1.3 * radius, 0.9 * radius  # triangle
     slope = np.hypot(half, tip + base)
     return np.maximum((ax * (tip + base) - (y + tip) * half) / slope, y - base)
 
 
-def ground(texture: str, stage: Stage) -> np.ndarray:
+def background(texture: str, cfg: VideoConfig) -> np.ndarray:
     """(height, width) grey levels."""
-    y, x = np.mgrid[: stage.height, : stage.width]
-    wave = {"plain": 0 * x, "striped": y // 4 % 2, "barred": x // 4 % 2}
-    level = wave.get(texture, (x // 4 + y // 4) % 2)
-    return 90.0 + 50 * level
+    y, x = np.mgrid[: cfg.height, : cfg.width]
+    pattern = {"plain": 0 * x, "striped": y // 4 % 2, "barred": x // 4 % 2}
+    return 90.0 + 50 * pattern.get(texture, (x // 4 + y // 4) % 2)
 
 
-def draw(stage: Stage, script: Play) -> np.ndarray:
+def render(cfg: VideoConfig, video: EventVideo) -> np.ndarray:
     """(frames, height, width, 3) uint8 RGB."""
-    y, x = np.mgrid[: stage.height, : stage.width] + 0.5
-    x = x - script.centres[:, 0, None, None]
-    y = y - script.centres[:, 1, None, None]
-    share = shares(stage)
-    edge, colour = np.zeros(x.shape), np.zeros((stage.frames, 3))
-    for act, weight in zip(script.acts, share, strict=True):
+    y, x = np.mgrid[: cfg.height, : cfg.width] + 0.5
+    x = x - video.centres[:, 0, None, None]
+    y = y - video.centres[:, 1, None, None]
+    edge, colour = np.zeros(x.shape), np.zeros((cfg.frames, 3))
+    for event, weight in zip(video.events, event_weights(cfg), strict=True):
         on = weight > 0
-        edge[on] += weight[on, None, None] * distance(act.shape, x[on], y[on], stage.radius)
-        colour += weight[:, None] * np.array(COLOURS[act.colour])
-    back = ground(script.texture, stage)
-    video = np.empty((*x.shape, 3), np.uint8)
-    video[:] = back[..., None]
-    frame, *place = inside = np.nonzero(edge < 0.5)  # most of the picture is ground
+        distance = signed_distance(event.shape, x[on], y[on], cfg.radius)
+        edge[on] += weight[on, None, None] * distance
+        colour += weight[:, None] * np.array(COLOURS[event.colour])
+    back = background(video.texture, cfg)
+    frames = np.empty((*x.shape, 3), np.uint8)
+    frames[:] = back[..., None]
+    frame, *pixel = inside = np.nonzero(edge < 0.5)  # a small part of all pixels
     cover = np.minimum(0.5 - edge[inside], 1)[:, None]
-    video[inside] = np.rint(back[*place, None] * (1 - cover) + colour[frame] * cover)
-    return video
+    frames[inside] = np.rint(back[*pixel, None] * (1 - cover) + colour[frame] * cover)
+    return frames
 
 
 @lru_cache(maxsize=8)
-def shares(stage: Stage) -> np.ndarray:
-    """(acts, frames): how much of each act's colour and shape a frame shows."""
-    weights = np.zeros((stage.acts, stage.frames))
-    for number, (a, b) in enumerate(pairwise(stage.cuts)):
+def event_weights(cfg: VideoConfig) -> np.ndarray:
+    """(events, frames): how much each event's colour and shape count in a frame; columns sum to
+    1."""
+    weights = np.zeros((cfg.events, cfg.frames))
+    for number, (a, b) in enumerate(pairwise(cfg.boundaries)):
         weights[number, a:b] = 1
-    for number, cut in enumerate(stage.cuts[1:-1]):
-        for frame, turned in zip((cut - 1, cut), TURN, strict=True):
-            weights[number : number + 2, frame] = 1 - turned, turned
+    for number, start in enumerate(cfg.boundaries[1:-1]):
+        for frame, weight in zip((start - 1, start), NEXT_EVENT_WEIGHTS, strict=True):
+            weights[number : number + 2, frame] = 1 - weight, weight
     return weights
 
 
-def core(stage: Stage) -> list[range]:
-    """Each act's frames that show it alone."""
-    last = len(stage.cuts) - 2
+def single_event_frames(cfg: VideoConfig) -> list[range]:
+    """Each event's frames without those of a transition."""
+    last = len(cfg.boundaries) - 2
     return [
         range(a + (number > 0), b - (number < last))
-        for number, (a, b) in enumerate(pairwise(stage.cuts))
+        for number, (a, b) in enumerate(pairwise(cfg.boundaries))
     ]
 
 
-def clip_of(stage: Stage, script: Play, progressive: bool = False) -> Clip:
-    captions = script.progressive_captions() if progressive else script.captions()
+def to_clip(cfg: VideoConfig, video: EventVideo, progressive: bool = False) -> Clip:
+    captions = video.progressive_captions() if progressive else video.captions()
     return Clip(
-        f"act-{script.number:08d}",
-        torch.from_numpy(draw(stage, script)),
-        stage.spans[-1][1],
-        stage.spans,
+        f"video-{video.number:08d}",
+        torch.from_numpy(render(cfg, video)),
+        cfg.spans[-1][1],
+        cfg.spans,
         captions,
         ", then ".join(captions),
     )

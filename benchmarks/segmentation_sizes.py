@@ -1,9 +1,9 @@
-"""At which size does the overlapped arm of the acts experiment learn its captions within minutes?
+"""At which size does the experiment's overlapped variant learn within minutes?
 
-    python benchmarks/acts_sizes.py OUT [minutes=8] [SIZE …]
+    python -m benchmarks.segmentation_sizes OUT [minutes=8] [SIZE …]
 
-All sizes at once, a process each, on all GPUs in turn; stops them after the minutes. Each prints
-its accuracies after each part of its steps; the log of each is OUT/SIZE.log.
+Runs all sizes at once, each in a process of its own, spread over all GPUs, and stops them after the
+minutes. Prints the accuracies of each test; the log of each size is OUT/SIZE.log.
 """
 
 import os
@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 SIZES = {
-    "as_is": [],
-    "small_object": ["stage.radius=5.5", "stage.speed=1.7"],
+    "as_configured": [],
+    "small_object": ["video.radius=5.5", "video.speed=1.7"],
     "shift1": ["train.diffusion.flow_shift=1"],
     "shift6": ["train.diffusion.flow_shift=6"],
     "patch8": ["train.system.codec={frames: 1, side: 8}", "train.steps=1920"],
@@ -24,26 +24,26 @@ SIZES = {
     "large": ["train.system.model.num_layers=8", "train.system.model.num_attention_heads=6"],
     "beta.999": ["train.lr=1e-3", "train.betas=[0.9, 0.999]", "train.max_norm=1"],
     "lr2e-3": ["train.lr=2e-3"],
-    "anywhere": ["stage.astray=100"],
+    "any_start": ["video.max_start_offset=100"],
     "eager": ["train.compile=false"],
 }
 
 
 def main(out: Path, minutes: float, names: list[str]) -> None:
     running, gpus = {}, max(1, torch.cuda.device_count())
+    experiment = [sys.executable, "-u", "-m", "training.segmentation"]
     for number, name in enumerate(names):
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable,
-            "-u",
-            "-m",
-            "training.segmentation.experiment",
-            "configs/train/acts.yaml",
-        ]
         with (out / f"{name}.log").open("w") as log:
             running[name] = subprocess.Popen(
-                [*command, str(folder), "overlapped:0", *SIZES[name]],
+                [
+                    *experiment,
+                    "configs/train/segmentation.yaml",
+                    str(folder),
+                    "overlapped:0",
+                    *SIZES[name],
+                ],
                 stdout=log,
                 stderr=log,
                 env=os.environ | {"CUDA_VISIBLE_DEVICES": str(number % gpus)},
@@ -55,8 +55,8 @@ def main(out: Path, minutes: float, names: list[str]) -> None:
         process.terminate()
         process.wait()
         lines = (out / f"{name}.log").read_text().splitlines()
-        told = [line for line in lines if line.startswith(("overlapped", "step"))]
-        print(name, process.returncode, *(told[-12:] or lines[-5:]), sep="\n  ", flush=True)
+        accuracies = [line for line in lines if line.startswith(("overlapped", "step"))]
+        print(name, process.returncode, *(accuracies[-12:] or lines[-5:]), sep="\n  ", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,5 @@
+import sys
+
+from training.segmentation.run import main
+
+main(sys.argv[1:])
