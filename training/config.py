@@ -12,7 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 
-from curation.config import ConfigError
+from curation.config import ConfigError, check_choice
+from training.objectives import Flow, Objective, PredictClean, PredictFlow, PredictNoise, PredictV
 
 Count = Annotated[int, Ge(1)]
 CountOrZero = Annotated[int, Ge(0)]
@@ -25,7 +26,14 @@ Mode = Literal["overlapped", "isolated", "sequential", "single", "tent"]
 Rounding = Literal["nearest", "floor"]
 Keep = Literal["all", "products", "attention", "nothing"]
 Positions = Literal["relative", "space", "space_time"]
-Objective = Literal["epsilon", "v", "flow", "clean"]
+
+# By the name that `diffusion.objective` selects it with.
+OBJECTIVES: dict[str, Objective] = {
+    "epsilon": PredictNoise(),
+    "v": PredictV(),
+    "flow": PredictFlow(),
+    "clean": PredictClean(),
+}
 
 
 @dataclass(frozen=True)
@@ -184,16 +192,19 @@ class SystemConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    objective: Objective = "epsilon"
+    objective: str = "epsilon"  # epsilon, v, flow or clean: training/objectives.py
     min_snr_gamma: Positive | None = 5.0  # epsilon and v; None: every t weighs the same
     # Presto: 0.02; a constant per sample and channel, added to the noise
     noise_offset: PositiveOrZero = 0.0
     flow_shift: Positive = 1.0  # above 1: more steps at high noise, for longer or larger videos
 
+    def __post_init__(self) -> None:
+        check_choice("objective", self.objective, OBJECTIVES)
+
     @property
     def flows(self) -> bool:
         """The path from noise to latents is straight."""
-        return self.objective in ("flow", "clean")
+        return isinstance(OBJECTIVES[self.objective], Flow)
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,4 @@
-"""What the network learns to predict, how the loss weighs it, and how to sample from it.
-
-| objective | noisy latents | target | t given to the network |
-|---|---|---|---|
-| epsilon | sqrt(a) x + sqrt(1 - a) e | e | 0..999, whole |
-| v | the same | sqrt(a) e - sqrt(1 - a) x | 0..999, whole |
-| flow | (1 - s) x + s e | e - x | 1000 s |
-| clean | the same | x; the error over s is flow's | 1000 s |
-
-x: latents, e: Gaussian noise, a: `signal` at t. Allegro and Presto use epsilon with betas from 1e-4
-to 0.02 in 1000 steps (DDPM, arXiv 2006.11239); v: arXiv 2202.00512; flow matching: arXiv
-2210.02747, 2403.03206; clean: arXiv 2511.13720. The first three ask the network to give back the
-noise, so each token's numbers have to pass through its width. Pixels in large patches are more
-numbers than that, though what they show is few: such latents need `clean`.
-"""
+"""Noise for training, the loss of an objective (training/objectives.py), and samplers."""
 
 from __future__ import annotations
 
@@ -23,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.config import DiffusionConfig
+from training.config import OBJECTIVES, DiffusionConfig
+from training.objectives import Diffusion, Flow
 
 STEPS = 1000
-LEAST_S = 0.05  # clean: the loss divides by no less (as in arXiv 2511.13720)
 Predict = Callable[[Tensor, Tensor], Tensor]  # (latents, t of shape (B,)) -> prediction
 
 
@@ -67,25 +53,26 @@ def noisy_and_target(
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     noise, t = noise.to(x), t.to(x.device)
     if cfg.flows:
-        s = _over(t / STEPS, x)
-        return (1 - s) * x + s * noise, (noise - x if cfg.objective == "flow" else x)
-    a = signal(x.device)[t.long()]
-    keep, add = _over(a.sqrt(), x), _over((1 - a).sqrt(), x)
-    noisy = keep * x + add * noise
-    return noisy, (noise if cfg.objective == "epsilon" else keep * noise - add * x)
+        add = _over(t / STEPS, x)
+        keep = 1 - add
+    else:
+        a = signal(x.device)[t.long()]
+        keep, add = _over(a.sqrt(), x), _over((1 - a).sqrt(), x)
+    return keep * x + add * noise, OBJECTIVES[cfg.objective].target(x, noise, keep, add)
 
 
 def loss_weight(t: Tensor, cfg: DiffusionConfig) -> Tensor:
     """(B,) fp32. Min-SNR (arXiv 2303.09556): min(snr, gamma) / snr for epsilon, / (snr + 1) for
     v. clean: 1 / s², which makes it flow's loss."""
-    if cfg.objective == "clean":
-        return (t / STEPS).clamp(min=LEAST_S).pow(-2).float()
-    if cfg.objective == "flow" or cfg.min_snr_gamma is None:
+    objective = OBJECTIVES[cfg.objective]
+    if isinstance(objective, Flow):
+        return objective.loss_weight(t / STEPS).float()
+    assert isinstance(objective, Diffusion)
+    if cfg.min_snr_gamma is None:
         return torch.ones_like(t, dtype=torch.float32)
     a = signal(t.device)[t.long()]
     snr = a / (1 - a)
-    below = snr if cfg.objective == "epsilon" else snr + 1
-    return (snr.clamp(max=cfg.min_snr_gamma) / below).float()
+    return (snr.clamp(max=cfg.min_snr_gamma) / objective.error_scale(snr)).float()
 
 
 def denoising_loss(
@@ -120,7 +107,8 @@ def sample_ancestral(
     2206.00364, with the ancestral split of k-diffusion: sigma_up² = to² (from² - to²) / from²,
     sigma_down² = to² - sigma_up².
     """
-    if cfg.flows:
+    objective = OBJECTIVES[cfg.objective]
+    if not isinstance(objective, Diffusion):
         raise ValueError("Euler-ancestral samples epsilon and v; use sample_flow for flow matching")
     a = signal().numpy()
     times = np.linspace(0, STEPS - 1, steps, dtype=np.float32)[::-1]
@@ -129,10 +117,7 @@ def sample_ancestral(
     for t, now, to in zip(times.tolist(), sigmas, sigmas[1:], strict=False):
         scaled = (x / (now**2 + 1) ** 0.5).to(noise.dtype)
         out = predict(scaled, torch.full((len(x),), t, device=x.device)).float()
-        if cfg.objective == "epsilon":
-            clean = x - now * out
-        else:
-            clean = x / (now**2 + 1) - out * (now / (now**2 + 1) ** 0.5)
+        clean = objective.clean_latents(x, out, now)
         up = (to**2 * (now**2 - to**2) / now**2) ** 0.5
         down = (to**2 - up**2) ** 0.5
         x = x + (x - clean) / now * (down - now)
@@ -145,7 +130,8 @@ def sample_ancestral(
 def sample_flow(predict: Predict, noise: Tensor, steps: int, cfg: DiffusionConfig) -> Tensor:
     """Euler steps along the flow from noise (s = 1) to latents (s = 0); more of them at high noise
     if shifted."""
-    if not cfg.flows:
+    objective = OBJECTIVES[cfg.objective]
+    if not isinstance(objective, Flow):
         raise ValueError(
             f"sample_flow samples flow matching; {cfg.objective} needs sample_ancestral"
         )
@@ -155,7 +141,7 @@ def sample_flow(predict: Predict, noise: Tensor, steps: int, cfg: DiffusionConfi
         out = predict(
             x.to(noise.dtype), torch.full((len(x),), STEPS * now, device=x.device)
         ).float()
-        x = x + (to - now) * (out if cfg.objective == "flow" else (x - out) / now)
+        x = x + (to - now) * objective.velocity(x, out, now)
     return x
 
 
