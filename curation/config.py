@@ -108,7 +108,7 @@ def build(
     source: the file that an error names; `given` are settings of the command line instead.
     """
     hints = typing.get_type_hints(kind, include_extras=True)
-    known = [f.name for f in dataclasses.fields(kind) if f.init]  # type: ignore[arg-type]
+    known = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     values = {}
     for name, value in data.items():
         ours = any(f"{item}.".startswith(f"{prefix}{name}.") for item in given)
@@ -175,7 +175,7 @@ def _checked(hint: Any, value: Any, where: str, name: str) -> Any:
 def _names_in(kind: Any) -> list[str]:
     """The settings of the dataclasses in a type, at whatever depth."""
     if dataclasses.is_dataclass(kind):
-        return [f.name for f in dataclasses.fields(kind) if f.init]
+        return [f.name for f in dataclasses.fields(kind)]
     parts = (*typing.get_args(kind), *getattr(kind, "__orig_bases__", ()))
     return [name for part in parts for name in _names_in(part)]
 
@@ -198,12 +198,10 @@ def meanings(kind: type) -> dict[str, str]:
 
 
 def as_dict(settings: Any) -> dict[str, Any]:
-    """The settings as plain data, as saved with a result. Fields that are no settings stay out."""
+    """The settings as plain data, as saved with a result."""
     if not dataclasses.is_dataclass(settings):
         raise TypeError(f"{settings!r} holds no settings")
-    return {
-        f.name: _plain(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.init
-    }
+    return {f.name: _plain(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
 
 
 def _plain(value: Any) -> Any:

@@ -51,7 +51,7 @@ class SelectSettings:
     # of clips whose embeddings' cosine is above it, one is kept; null: whatever they show
     semantic_similarity: Annotated[float, Gt(0), Lt(1)] | None = None
     validation_share: Annotated[float, Ge(0), Le(0.5)] = 0.05  # of the source videos
-    seed: int = 0  # of the split
+    seed: Annotated[int, Ge(0)] = 0  # of the split
 
 
 @dataclass
@@ -154,7 +154,7 @@ def _explained(settings: Any, prefix: str = "") -> list[str]:
     """A line per setting: name, value, meaning."""
     lines = []
     meanings = config.meanings(type(settings))
-    for f in (f for f in dataclasses.fields(settings) if f.init):
+    for f in dataclasses.fields(settings):
         name, value, meaning = prefix + f.name, getattr(settings, f.name), meanings.get(f.name)
         if dataclasses.is_dataclass(value):
             lines += _explained(value, f"{name}.")

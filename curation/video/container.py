@@ -12,9 +12,10 @@ import os
 import re
 import stat
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import av
+from annotated_types import Ge, Gt
 
 from curation.stage import BadVideo
 from curation.video import mp4_boxes as boxes
@@ -44,9 +45,9 @@ COVER = (
 class Limits:
     """What a video may cost. A picture or a stream beyond them is refused, not shortened."""
 
-    max_pixels: int = 8192 * 4608  # of one picture
-    max_duration_s: float = 12 * 3600.0
-    max_frames: int = 12 * 3600 * 60
+    max_pixels: Annotated[int, Ge(1)] = 8192 * 4608  # of one picture
+    max_duration_s: Annotated[float, Gt(0)] = 12 * 3600.0
+    max_frames: Annotated[int, Ge(1)] = 12 * 3600 * 60
 
 
 DEFAULT_LIMITS = Limits()

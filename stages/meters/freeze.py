@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from typing import Annotated
 
 import cv2
 import numpy as np
+from annotated_types import Gt
 
 from curation.video.frames import Planes, VideoInfo
 from stages.meters.alignment import cells
@@ -34,7 +36,8 @@ SURE_S = 5.0
 class Freeze(Meter):
     """Compares each frame with the one before it."""
 
-    least_s: float = 0.5  # a shorter repeat (pulldown, a dropped frame) is no freeze
+    # a shorter repeat (pulldown, a dropped frame) is no freeze
+    least_s: Annotated[float, Gt(0)] = 0.5
     writes = ("frozen_share", "frozen_longest_s")
 
     def start(self, video: VideoInfo) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import cv2
 import numpy as np
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 
 from curation.video.frames import Planes
 from curation.video.reader import colour
@@ -27,8 +27,8 @@ GAP_TOLERANCE_S = 0.002  # of time stamps: without it a frame at 0.0999 s would 
 
 @dataclass
 class KeyFrames:
-    every_s: float = 1.0
-    side: int = 768  # long side, px; never larger than the frame
+    every_s: Annotated[float, Gt(0)] = 1.0
+    side: Annotated[int, Ge(32)] = 768  # long side, px; never larger than the frame
     # also the frame so much after each kept one, for optical flow by a model; null: none
     pair_gap_s: Annotated[float, Gt(0)] | None = None
 

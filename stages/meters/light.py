@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
+from annotated_types import Gt
 
 from curation.measures import brightness, sharpness
 from curation.video.frames import Planes, VideoInfo
@@ -27,7 +28,7 @@ LEAST_SHARE = 0.01  # of the width or height: a dark rim of a pixel or two is no
 class Light(Meter):
     """Keeps, per look, two levels and how much of each row and column is brighter than a bar."""
 
-    looks_per_s: float = 2.0
+    looks_per_s: Annotated[float, Gt(0)] = 2.0
     writes = ("brightness", "sharpness", "border_share", "borders")
 
     def start(self, video: VideoInfo) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import cv2
 import numpy as np
+from annotated_types import Ge, Gt
 
 from curation.video.frames import Planes, VideoInfo
 from stages.meters.alignment import (
@@ -48,12 +50,13 @@ class Motion(Meter):
     times, so that 4 fps, 100 fps and uneven times read the same.
     """
 
-    looks_per_s: float = 2.0
-    gap_s: float = 0.1
-    still_below_px_s: float = 1.0  # a camera slower than this stands still
+    looks_per_s: Annotated[float, Gt(0)] = 2.0
+    gap_s: Annotated[float, Gt(0)] = 0.1
+    still_below_px_s: Annotated[float, Ge(0)] = 1.0  # a camera slower than this stands still
     # What is left of the flow moves by itself from here on, and from 0.2 x the camera's speed.
-    subject_above_px_s: float = 4.0
-    fake_least_s: float = 2.0  # a shorter zoom or pan over a still picture is not counted
+    subject_above_px_s: Annotated[float, Ge(0)] = 4.0
+    # a shorter zoom or pan over a still picture is not counted
+    fake_least_s: Annotated[float, Ge(0)] = 2.0
     writes = ("motion_dis", "static_share", "camera_motion", "subject_motion", "ken_burns_share")
 
     def start(self, video: VideoInfo) -> None:

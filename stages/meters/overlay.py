@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
+from annotated_types import Ge, Gt
 
 from curation.video.frames import Planes, VideoInfo
 from stages.meters.meter import Meter
@@ -34,8 +35,9 @@ class Overlay(Meter):
     does not move.
     """
 
-    looks_per_s: float = 1.0
-    most_looks: int = 15  # of a span are compared, evenly spread: bounds the time of an answer
+    looks_per_s: Annotated[float, Gt(0)] = 1.0
+    # of a span are compared, evenly spread: bounds the time of an answer
+    most_looks: Annotated[int, Ge(LEAST_LOOKS)] = 15
     writes = ("overlay_share", "overlay_mask")
     after_prefilter = True
 
