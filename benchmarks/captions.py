@@ -46,9 +46,10 @@ import numpy as np
 
 from curation.records import segment_spans
 from curation.stage import Row, RunContext
-from stages.captioning.checks import Limits, failed, t5_tokens_at_most
+from stages.captioning.checks import CheckLimits, failed_check
 from stages.captioning.conversation import Request, caption_of
 from stages.captioning.openai_server import OpenAI
+from stages.captioning.t5_tokens import estimate_t5_tokens
 from stages.captioning.vllm_engine import Vllm
 from stages.captioning.vlm import Said, Vlm
 
@@ -272,7 +273,7 @@ class Fixed(Vlm):
     def forget(self) -> None:
         self.said: list[Said] = []
         self.failed: Counter[str] = Counter()
-        self._checks = Limits(8, t5_tokens_at_most)
+        self._checks = CheckLimits(8, estimate_t5_tokens)
 
     async def say(self, request: Request) -> Said:
         question = str(request.messages[-1].parts[-1])
@@ -280,7 +281,7 @@ class Fixed(Vlm):
         if number >= first_asked.get():
             said = await self.asked(request)
             self.said.append(said)
-            reason = failed(caption_of(said.text), self._checks)
+            reason = failed_check(caption_of(said.text), self._checks)
             self.failed[(reason or "none").partition(":")[0]] += 1
         return Said(json.dumps({"caption": TEXTS[number]}))
 

@@ -1,7 +1,7 @@
-"""Checks that decide whether a model's text may be a caption. Pure: text in, a reason or None out.
+"""Checks that decide whether a model's text may become a caption. Pure: text in, reason out.
 
-They look for what makes a text useless for training, not for style. Quoted words (read off a sign,
-say) are left out where the language or the meaning is judged.
+They find what makes a text useless for training, not bad style. Quotations (text on a sign, say)
+are removed before the language and the meaning are checked.
 """
 
 from __future__ import annotations
@@ -17,46 +17,53 @@ from typing import Any
 import numpy as np
 
 from curation.texts import tfidf_cosine, words
-from stages.captioning.levels import PAN_PX_S, ROLL_DEG_S, SHAKE_PX_S, ZOOM_PER_S
+from stages.captioning.segment_state import (
+    PAN_BOUNDS_PX_S,
+    ROLL_BOUNDS_DEG_S,
+    SHAKE_BOUNDS_PX_S,
+    ZOOM_BOUNDS_PER_S,
+)
 
-T5_TOKENS = 512  # what the trainer reads of one text
-COPIED = 0.9  # share of words in common, in order, from which a text is a copy
-CERTAIN = 0.5  # a camera below this share of every bound stands still for certain
-MOVING = 2.0  # and one beyond this multiple of the second bound moves for certain
-LATIN = 0.9  # share of letters that English has, at least
-FUNCTION_WORDS = 0.15  # share of words, at least; English prose has 0.35 to 0.55
+MAX_T5_TOKENS = 512  # what the trainer reads of one text
+MIN_COPY_RATIO = 0.9  # share of words in common, in order, from which a text is a copy
+CERTAINLY_STILL = 0.5  # a camera below this share of every first bound certainly stands still
+CERTAINLY_MOVING = 2.0  # one above this multiple of a second bound certainly moves
+MIN_LATIN_SHARE = 0.9  # of the letters
+MIN_COMMON_WORD_SHARE = 0.15  # of the words; English prose has 0.35 to 0.55
 
-Tokens = Callable[[str], int]  # T5 tokens of a text, the end among them
-Similar = Callable[[Sequence[str]], np.ndarray]  # (N, N) similarity of N texts
+TokenCount = Callable[[str], int]  # T5 tokens of a text, the end token included
+Similarity = Callable[[Sequence[str]], np.ndarray]  # (N, N) similarity of N texts
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a run asks of its texts."""
+class CheckLimits:
+    """The limits that a run sets."""
 
     min_words: int
-    tokens: Tokens
-    similarity: float | None = None  # of neighbours, at most; None: only copies are refused
-    similar: Similar = tfidf_cosine
+    count_tokens: TokenCount
+    max_similarity: float | None = None  # of neighbouring texts; None: only copies fail
+    similarity: Similarity = tfidf_cosine
 
 
-def failed(
-    text: str, limits: Limits, earlier: Sequence[str] = (), segment: dict[str, Any] | None = None
+def failed_check(
+    text: str,
+    limits: CheckLimits,
+    earlier: Sequence[str] = (),
+    segment: dict[str, Any] | None = None,
 ) -> str | None:
-    """The first check that a text fails, with what was found; None: it may stay.
+    """Returns the name of the first check that a text fails, with what was found; None: it passes.
 
-    earlier: of a sub-caption, those before it, in order.  segment: the measured facts of its
-    segment, a records.SEGMENT.
+    earlier: the sub-captions before it, in order.  segment: its segment's row (records.SEGMENT).
     """
     return (
         empty(text)
         or garbled(text)
         or refusal(text)
-        or obedience(text)
+        or prompt_injection(text)
         or boilerplate(text)
         or wrong_language(text)
         or too_short(text, limits.min_words)
-        or too_long(text, limits.tokens)
+        or too_long(text, limits.count_tokens)
         or copy(text, earlier)
         or too_similar(text, earlier, limits)
         or (contradiction(text, segment) if segment else None)
@@ -68,7 +75,7 @@ def empty(text: str) -> str | None:
 
 
 def garbled(text: str) -> str | None:
-    """Characters that no text has: control codes, unassigned ones, half of a letter."""
+    """Characters that no caption has: control codes, unassigned and replacement characters."""
     odd = [c for c in text if unicodedata.category(c)[0] == "C" or c == "\N{REPLACEMENT CHARACTER}"]
     return f"garbled: {len(odd)} characters" if odd else None
 
@@ -83,11 +90,11 @@ _REFUSAL = re.compile(
 
 
 def refusal(text: str) -> str | None:
-    """The model speaks of itself instead of the clip."""
-    return _named("refusal", _REFUSAL, unquoted(text))
+    """The model writes about itself instead of the clip."""
+    return _match_reason("refusal", _REFUSAL, remove_quotations(text))
 
 
-_OBEDIENCE = re.compile(
+_INJECTION = re.compile(
     r"\b(?:ignor\w+|disregard\w*|forget\w*|overrid\w+)\b[^.]{0,30}"
     r"\b(?:instructions?|prompts?|rules|guidelines)\b"
     r"|\bsystem prompt\b|\b(?:new|previous|prior|above|my|your) instructions\b|</?data>|‹/?data›",
@@ -95,9 +102,9 @@ _OBEDIENCE = re.compile(
 )
 
 
-def obedience(text: str) -> str | None:
-    """It speaks of instructions: words in the picture may have been taken for some."""
-    return _named("speaks of instructions", _OBEDIENCE, unquoted(text))
+def prompt_injection(text: str) -> str | None:
+    """The text mentions instructions: the model may have obeyed text in the image."""
+    return _match_reason("mentions instructions", _INJECTION, remove_quotations(text))
 
 
 _BOILERPLATE = re.compile(
@@ -112,11 +119,11 @@ _BOILERPLATE = re.compile(
 
 
 def boilerplate(text: str) -> str | None:
-    """Talk about the video or the answer, or markup, where the scene should be told."""
-    return _named("boilerplate", _BOILERPLATE, unquoted(text))
+    """The text describes the video as such, or the answer, or contains markup."""
+    return _match_reason("boilerplate", _BOILERPLATE, remove_quotations(text))
 
 
-_ENGLISH = frozenset(
+_COMMON_ENGLISH = frozenset(
     words(
         "the of and to in is with on at by it its as from for an are that while over into his her "
         "their this there which through along behind up down out off around across near between "
@@ -126,15 +133,15 @@ _ENGLISH = frozenset(
 
 
 def wrong_language(text: str) -> str | None:
-    """It is not English: letters of other scripts, or too few of English's commonest words."""
-    plain = unquoted(text)
+    """Not English: letters of other scripts, or too few common English words."""
+    plain = remove_quotations(text)
     letters = [c for c in plain if c.isalpha()]
     latin = sum(c.isascii() for c in letters)
-    if letters and latin < LATIN * len(letters):
+    if letters and latin < MIN_LATIN_SHARE * len(letters):
         return f"wrong language: {len(letters) - latin} of {len(letters)} letters are not English"
     found = words(plain)
-    common = sum(word in _ENGLISH for word in found)
-    if len(found) >= 12 and common < FUNCTION_WORDS * len(found):
+    common = sum(word in _COMMON_ENGLISH for word in found)
+    if len(found) >= 12 and common < MIN_COMMON_WORD_SHARE * len(found):
         return f"wrong language: {common} of {len(found)} words are common English ones"
     return None
 
@@ -144,98 +151,91 @@ def too_short(text: str, min_words: int) -> str | None:
     return None if count >= min_words else f"too short: {count} words < {min_words}"
 
 
-def too_long(text: str, tokens: Tokens) -> str | None:
-    count = tokens(text)
-    return None if count <= T5_TOKENS else f"too long: {count} T5 tokens > {T5_TOKENS}"
-
-
-def t5_tokens_at_most(text: str) -> int:
-    """An estimate of T5's tokens that errs upwards, for where its tokenizer is not at hand.
-
-    A piece per three letters of a word (English words are on average 1.3 pieces, rare ones one per
-    three to four letters), one per digit and per other character, and the end of the text. A text
-    of 100 words comes out at about 200, and is about 130.
-    """
-    pieces = 1
-    for run in re.findall(r"[^\W\d_]+|[^\s]", text):
-        pieces += math.ceil(len(run) / 3) if run.isascii() else len(run.encode()) // 2 + 1
-    return pieces
+def too_long(text: str, count_tokens: TokenCount) -> str | None:
+    count = count_tokens(text)
+    return None if count <= MAX_T5_TOKENS else f"too long: {count} T5 tokens > {MAX_T5_TOKENS}"
 
 
 def copy(text: str, earlier: Sequence[str]) -> str | None:
-    """It says what an earlier sub-caption said, nearly word for word."""
-    own = words(text)
+    """Nearly the same words, in the same order, as an earlier sub-caption."""
+    found = words(text)
     for number, other in enumerate(earlier, 1):
-        ratio = SequenceMatcher(None, own, words(other), autojunk=False).ratio()
-        if ratio >= COPIED:
+        ratio = SequenceMatcher(None, found, words(other), autojunk=False).ratio()
+        if ratio >= MIN_COPY_RATIO:
             return f"copy of sub-caption {number}: {ratio:.0%} of the words"
     return None
 
 
-def too_similar(text: str, earlier: Sequence[str], limits: Limits) -> str | None:
-    """It is too much like the sub-caption before it. Of the texts so far, as the column of the
-    ledger is of all."""
-    if limits.similarity is None or not earlier:
+def too_similar(text: str, earlier: Sequence[str], limits: CheckLimits) -> str | None:
+    """Too similar to the sub-caption before it.
+
+    The similarity is computed over the texts so far; the ledger's column is over all of them.
+    """
+    if limits.max_similarity is None or not earlier:
         return None
-    found = float(limits.similar([*earlier, text])[-1, -2])
-    if found <= limits.similarity:
+    found = float(limits.similarity([*earlier, text])[-1, -2])
+    if found <= limits.max_similarity:
         return None
-    return f"too similar to the one before: {found:.2f} > {limits.similarity:g}"
+    return f"too similar to the one before: {found:.2f} > {limits.max_similarity:g}"
 
 
-_GOES = (
+_MOTION_VERB = (
     r"(?:pan|tilt|zoom|track|mov|push|pull|dolli|dolly|rotat|orbit|circl|ris|descend|sweep|swivel|glid"
     r"|retreat|advanc|turn|truck|crane)(?:e?s|n?ing|p?ing|ming)?"
 )
-_LINKS = r"(?:(?:\w+ly|then|now|also|and|is|begins?|starts?|continues?|keeps?|to)\s+){0,4}"
-_MOVES = re.compile(rf"\b(?:camera|view|shot)\s+{_LINKS}{_GOES}\b", re.IGNORECASE)
-_NO_MOVE = r"(?:static|still|stationary|fixed|motionless|unmoving|steady)"
-_STANDS = re.compile(
-    rf"\b{_NO_MOVE}\s+(?:camera|shot|view)\b"
-    rf"|\b(?:camera|view|shot)\s+(?:remains?|stays?|is|holds?|keeps?)\s+(?:\w+ly\s+)?{_NO_MOVE}\b",
+_LINK_WORDS = r"(?:(?:\w+ly|then|now|also|and|is|begins?|starts?|continues?|keeps?|to)\s+){0,4}"
+_CAMERA_MOVES = re.compile(
+    rf"\b(?:camera|view|shot)\s+{_LINK_WORDS}{_MOTION_VERB}\b", re.IGNORECASE
+)
+_STILL = r"(?:static|still|stationary|fixed|motionless|unmoving|steady)"
+_CAMERA_IS_STILL = re.compile(
+    rf"\b{_STILL}\s+(?:camera|shot|view)\b"
+    rf"|\b(?:camera|view|shot)\s+(?:remains?|stays?|is|holds?|keeps?)\s+(?:\w+ly\s+)?{_STILL}\b",
     re.IGNORECASE,
 )
 
 
 def contradiction(text: str, segment: dict[str, Any]) -> str | None:
-    """It says of the camera what was measured otherwise, where the measure leaves no doubt."""
-    plain = unquoted(text)
-    certain = camera_for_certain(segment)
-    if certain == "still" and (found := _MOVES.search(plain)):
-        return f"contradicts the measured still camera: “{found[0]}”"
-    if certain == "moving" and (found := _STANDS.search(plain)) and not _MOVES.search(plain):
-        return f"contradicts the measured camera motion: “{found[0]}”"
+    """The text contradicts a measured camera motion that is certain."""
+    plain = remove_quotations(text)
+    certain, moves = certain_camera_motion(segment), _CAMERA_MOVES.search(plain)
+    if certain == "still" and moves:
+        return f"contradicts the measured still camera: “{moves[0]}”"
+    if certain == "moving" and not moves and (still := _CAMERA_IS_STILL.search(plain)):
+        return f"contradicts the measured camera motion: “{still[0]}”"
     return None
 
 
-def camera_for_certain(segment: dict[str, Any]) -> str | None:
-    """`still` or `moving` where a segment's measures leave no doubt."""
+def certain_camera_motion(segment: dict[str, Any]) -> str | None:
+    """`still` or `moving`; None where the measurements are missing or too near to the bounds."""
     names = ("camera_x", "camera_y", "camera_zoom", "camera_roll", "camera_shake")
     values: list[Any] = [segment.get(name) for name in names]
     if None in values:
         return None
     x, y, zoom, roll, shake = values
-    found = (math.hypot(x, y), abs(zoom), abs(roll))
-    bounds = (PAN_PX_S, ZOOM_PER_S, ROLL_DEG_S)
-    if shake < CERTAIN * SHAKE_PX_S[0] and all(
-        value < CERTAIN * bound[0] for value, bound in zip(found, bounds, strict=True)
+    speeds = (math.hypot(x, y), abs(zoom), abs(roll))
+    bounds = (PAN_BOUNDS_PX_S, ZOOM_BOUNDS_PER_S, ROLL_BOUNDS_DEG_S)
+    if shake < CERTAINLY_STILL * SHAKE_BOUNDS_PX_S[0] and all(
+        value < CERTAINLY_STILL * bound[0] for value, bound in zip(speeds, bounds, strict=True)
     ):
         return "still"
-    if any(value > MOVING * bound[1] for value, bound in zip(found, bounds, strict=True)):
+    if any(
+        value > CERTAINLY_MOVING * bound[1] for value, bound in zip(speeds, bounds, strict=True)
+    ):
         return "moving"
     return None
 
 
-_QUOTED = re.compile(
+_QUOTATION = re.compile(
     r"\"[^\"]{0,300}\"|“[^”]{0,300}”|(?<!\w)'[^']{1,300}'(?!\w)|‘[^’]{0,300}’(?!\w)"
 )
 
 
-def unquoted(text: str) -> str:
-    """The text without what it quotes."""
-    return _QUOTED.sub(" ", text)
+def remove_quotations(text: str) -> str:
+    """Returns the text with a blank in place of each quotation."""
+    return _QUOTATION.sub(" ", text)
 
 
-def _named(name: str, pattern: re.Pattern[str], text: str) -> str | None:
+def _match_reason(name: str, pattern: re.Pattern[str], text: str) -> str | None:
     found = pattern.search(text)
     return f"{name}: “{found[0].strip()[:60]}”" if found else None

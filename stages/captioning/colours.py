@@ -1,4 +1,4 @@
-"""Which colours a picture has, by their plain names, and where in it they lie."""
+"""Names the colours of an image, and where in the image each one is."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-MIN_SHARE = 0.05  # of the picture: less is not looked at
-LOOK_PX = 64  # long side of the picture that is looked at: blobs of colour, not texture
+MIN_SHARE = 0.05  # of the image: a colour that covers less is left out
+ANALYSIS_LONG_SIDE_PX = 64  # small enough that areas of colour count, not texture
 DARK_L, LIGHT_L = 28.0, 72.0  # CIE L*: below it the name gets `dark`, above it `light`
-IN_BAND = 0.62  # share of a colour's pixels in a third of the picture that makes it its place
-IN_MIDDLE = 0.55  # the same for the middle quarter of the area
+MIN_SHARE_IN_THIRD = 0.62  # of a colour's pixels: then the third is its position
+MIN_SHARE_IN_MIDDLE = 0.55  # the same for the middle quarter of the area
 
-# Examples of each plain name, sRGB. A pixel takes the name of the example nearest in CIE Lab.
+# Examples of each colour name, sRGB. A pixel gets the name of the nearest example in CIE Lab.
 EXAMPLES = {
     "black": [(0, 0, 0), (22, 22, 22)],
     "grey": [(60, 60, 60), (95, 95, 95), (130, 130, 130), (165, 165, 165), (200, 200, 200)],
@@ -29,24 +29,24 @@ EXAMPLES = {
     "purple": [(110, 50, 150), (70, 35, 95), (165, 130, 195)],
     "pink": [(240, 150, 190), (220, 80, 150), (245, 200, 210)],
 }
-TINTLESS = ("black", "white", "beige", "yellow", "pink", "orange", "turquoise")
+NEVER_TINTED = ("black", "white", "beige", "yellow", "pink", "orange", "turquoise")
 
 
 @dataclass(frozen=True)
 class Colour:
-    name: str  # plain, one of EXAMPLES
-    tint: str  # `dark`, `light` or nothing
-    share: float  # of the picture, 0..1
-    place: str  # `at the top`, ..., or nothing where it is spread
+    name: str  # a key of EXAMPLES
+    tint: str  # `dark`, `light` or empty
+    share: float  # of the image, 0..1
+    position: str  # `at the top`, ...; empty where the colour is spread over the image
 
     @property
-    def words(self) -> str:
+    def tinted_name(self) -> str:
         return f"{self.tint} {self.name}".strip()
 
 
 def name_colours(bgr: np.ndarray) -> tuple[Colour, ...]:
-    """The colours of an (h, w, 3) uint8 picture, largest first."""
-    lab = _to_lab(_small(bgr))
+    """Returns the colours of an (h, w, 3) uint8 image, largest first."""
+    lab = _to_lab(_shrink(bgr))
     nearest = np.argmin(np.linalg.norm(lab[:, :, None] - _EXAMPLE_LAB, axis=3), axis=2)
     names = _EXAMPLE_NAME[nearest]
     found = []
@@ -54,20 +54,22 @@ def name_colours(bgr: np.ndarray) -> tuple[Colour, ...]:
         mask = names == name
         share = float(mask.mean())
         if share >= MIN_SHARE:
-            found.append(Colour(name, _tint(name, lab[mask][:, 0].mean()), share, place_of(mask)))
+            found.append(
+                Colour(name, _tint(name, lab[mask][:, 0].mean()), share, name_mask_position(mask))
+            )
     return tuple(sorted(found, key=lambda c: (-c.share, c.name)))
 
 
-def place_of(mask: np.ndarray) -> str:
-    """Where most of a mask lies, in words; nothing where it is spread. mask: (h, w) bool."""
+def name_mask_position(mask: np.ndarray) -> str:
+    """Where most of an (h, w) bool mask is, as `at the top left`; empty where it is spread."""
     total = mask.sum()
     if not total:
         return ""
     rows, columns = mask.sum(axis=1) / total, mask.sum(axis=0) / total
     top, _, bottom = (part.sum() for part in np.array_split(rows, 3))
     left, _, right = (part.sum() for part in np.array_split(columns, 3))
-    vertical = _band(top, bottom, "top", "bottom")
-    across = _band(left, right, "left", "right")
+    vertical = _name_of_third(top, bottom, "top", "bottom")
+    across = _name_of_third(left, right, "left", "right")
     if vertical or across:
         return f"at the {f'{vertical} {across}'.strip()}"
     if left + right > 0.9 and min(left, right) > 0.3:
@@ -76,30 +78,30 @@ def place_of(mask: np.ndarray) -> str:
         return "at the top and the bottom"
     height, width = mask.shape
     inner = mask[height // 4 : height - height // 4, width // 4 : width - width // 4]
-    return "in the middle" if inner.sum() / total >= IN_MIDDLE else ""
+    return "in the middle" if inner.sum() / total >= MIN_SHARE_IN_MIDDLE else ""
 
 
-def _band(low: float, high: float, low_name: str, high_name: str) -> str:
-    if low >= IN_BAND:
+def _name_of_third(low: float, high: float, low_name: str, high_name: str) -> str:
+    if low >= MIN_SHARE_IN_THIRD:
         return low_name
-    return high_name if high >= IN_BAND else ""
+    return high_name if high >= MIN_SHARE_IN_THIRD else ""
 
 
 def _tint(name: str, lightness: float) -> str:
-    if name in TINTLESS:
+    if name in NEVER_TINTED:
         return ""
     return "dark" if lightness < DARK_L else "light" if lightness > LIGHT_L else ""
 
 
-def _small(bgr: np.ndarray) -> np.ndarray:
+def _shrink(bgr: np.ndarray) -> np.ndarray:
     height, width = bgr.shape[:2]
-    scale = min(1.0, LOOK_PX / max(height, width))
+    scale = min(1.0, ANALYSIS_LONG_SIDE_PX / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return cv2.resize(bgr, size, interpolation=cv2.INTER_AREA)
 
 
 def _to_lab(bgr: np.ndarray) -> np.ndarray:
-    """CIE L*a*b* (D65), L 0..100. bgr: (h, w, 3) uint8."""
+    """Converts (h, w, 3) uint8 BGR to CIE L*a*b* (D65), L in 0..100."""
     return cv2.cvtColor(bgr.astype(np.float32) / 255, cv2.COLOR_BGR2LAB)
 
 

@@ -1,7 +1,7 @@
-"""The captioner that needs no model: it says what was measured, and says so in every row.
+"""The captioner that needs no model: its texts state measurements, and each row records that.
 
-Light, camera and subject motion come from the clip's segments; colours and text are read from the
-key frames. What no measure tells (what the things are, who acts, why) it leaves out.
+Light, camera and subject motion come from the clip's segments; colours and text in the image are
+read from the key frames. What no measurement shows (what things are, who acts, why) is left out.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from curation.stage import Needs, Row, RunContext
 from curation.texts import harmless
 from stages.captioning.captioner import Captioner, Captions, KeyFrame
 from stages.captioning.colours import name_colours
-from stages.captioning.levels import Look, look, place
-from stages.captioning.wording import overall, sub_captions
+from stages.captioning.measured_text import write_caption, write_sub_captions
+from stages.captioning.segment_state import SegmentState, name_position, quantize_segment
 from stages.scorers.ocr import MAX_LINES, Ocr, TextLine
 
-VERSION = 1  # of the wording: another number, other texts for the same clip
-SURE = 0.9  # confidence of a reading that is quoted
-LEGIBLE = 0.025  # height of a line, share of the picture's height: smaller is read by chance
-LETTERS = 2  # letters or digits that a quoted text has at least
-TEXTS_QUOTED = 3  # per key frame, the largest
-TEXT_CHARS = 40  # quoted of one text
+VERSION = 1  # of the sentences: another version writes other texts for the same clip
+MIN_CONFIDENCE = 0.9  # of a line that is quoted
+MIN_LINE_HEIGHT = 0.025  # share of the image's height: smaller lines are often misread
+MIN_LETTERS = 2  # letters or digits in a quoted line
+MAX_QUOTES = 3  # per key frame, the tallest lines
+MAX_QUOTE_CHARS = 40  # of one line
 
 
 @dataclass
 class Measured(Captioner):
-    """Sub-captions out of measurements: the default, and the one that runs anywhere."""
+    """Writes captions from measurements: the default, because it runs anywhere."""
 
     captioner: ClassVar[str] = "measured"
     needs = Needs(cpus=1, isolated=True)
@@ -44,34 +44,39 @@ class Measured(Captioner):
         return {"captioner": self.captioner, "version": VERSION, "ocr": "rapidocr"}
 
     async def describe(self, clip: Row, frames: list[KeyFrame]) -> Captions:
-        looks: list[Look] = []
+        states: list[SegmentState] = []
         for segment, frame in zip(clip["segments"], frames, strict=True):
             bgr = frame.bgr
             lines = self._ocr.read_text(bgr)
-            looks.append(
-                look(
+            states.append(
+                quantize_segment(
                     segment,
                     name_colours(bgr),
-                    looks[-1] if looks else None,
-                    texts=quoted(lines, *bgr.shape[:2]),
-                    read=tuple(harmless(text, TEXT_CHARS) for text, _, _ in lines),
-                    dense=len(lines) >= MAX_LINES,
+                    states[-1] if states else None,
+                    quotes=quotable_lines(lines, *bgr.shape[:2]),
+                    lines_read=tuple(harmless(text, MAX_QUOTE_CHARS) for text, _, _ in lines),
+                    has_unread_lines=len(lines) >= MAX_LINES,
                 )
             )
-        return Captions(sub_captions(looks), overall(looks))
+        return Captions(write_sub_captions(states), write_caption(states))
 
 
-def quoted(lines: list[TextLine], height: int, width: int) -> tuple[tuple[str, str], ...]:
-    """The readings that are sure and large enough to quote, made harmless, and where they stand.
+def quotable_lines(lines: list[TextLine], height: int, width: int) -> tuple[tuple[str, str], ...]:
+    """Returns (text, position) of the lines that are certain and large enough to quote.
 
-    height, width: of the picture, px.
+    The text is made harmless.  height, width: of the image, px.
     """
-    found: dict[tuple[str, str], float] = {}  # text and place -> height of the line
+    heights: dict[tuple[str, str], float] = {}
     for text, confidence, box in lines:
-        tall = float(np.linalg.norm(box[3] - box[0])) / height
+        line_height = float(np.linalg.norm(box[3] - box[0])) / height
         letters = sum(c.isalnum() for c in text)
-        if confidence >= SURE and tall >= LEGIBLE and letters >= LETTERS:
+        if (
+            confidence >= MIN_CONFIDENCE
+            and line_height >= MIN_LINE_HEIGHT
+            and letters >= MIN_LETTERS
+        ):
             x, y = box.mean(axis=0)
-            found.setdefault((harmless(text, TEXT_CHARS), place(x / width, y / height)), tall)
-    largest = sorted(found, key=lambda text: -found[text])[:TEXTS_QUOTED]
-    return tuple(text for text in found if text in largest)
+            quote = (harmless(text, MAX_QUOTE_CHARS), name_position(x / width, y / height))
+            heights.setdefault(quote, line_height)
+    tallest = sorted(heights, key=lambda quote: -heights[quote])[:MAX_QUOTES]
+    return tuple(quote for quote in heights if quote in tallest)

@@ -18,7 +18,7 @@ from curation.config import ConfigError
 from curation.stage import Row, RunContext
 from curation.texts import largest_neighbour
 from stages.captioning.captioner import Captioner, Captions, KeyFrame
-from stages.captioning.checks import Limits, Tokens, failed, t5_tokens_at_most
+from stages.captioning.checks import CheckLimits, TokenCount, failed_check
 from stages.captioning.conversation import (
     CAPTION_SCHEMA,
     Conversation,
@@ -34,10 +34,11 @@ from stages.captioning.conversation import (
     split_messages,
     split_schema,
 )
-from stages.captioning.levels import Camera, camera_of
-from stages.captioning.measured import quoted
-from stages.captioning.motion_words import view_does
+from stages.captioning.measured import quotable_lines
+from stages.captioning.motion_phrases import describe_camera
+from stages.captioning.segment_state import CameraState, quantize_camera
 from stages.captioning.sentence_model import Sentences
+from stages.captioning.t5_tokens import estimate_t5_tokens, load_t5_token_count
 from stages.scorers.ocr import Ocr
 
 CLIP_S = 3600.0  # given to one clip; a server that restarts takes minutes of it
@@ -89,10 +90,10 @@ class Vlm(Captioner):
 
     def setup(self, context: RunContext) -> None:
         super().setup(context)
-        self._limits = Limits(self.min_words, self._t5(), context.similarity_limit)
+        self._limits = CheckLimits(self.min_words, self._t5(), context.similarity_limit)
         self._sentences = self._minilm()
         if self._sentences is not None:
-            self._limits = replace(self._limits, similar=self._sentences.similarity)
+            self._limits = replace(self._limits, similarity=self._sentences.similarity)
         if self.read_text:
             self._ocr = Ocr()
 
@@ -155,7 +156,7 @@ class Vlm(Captioner):
                 return [], f"not {count} texts"
             texts = [" ".join(str(part).split()) for part in found]
             for number, text in enumerate(texts):
-                if reason := failed(text, self._limits, texts[:number]):
+                if reason := failed_check(text, self._limits, texts[:number]):
                     return texts, f"text {number + 1} {reason}"
             return texts, None
 
@@ -173,7 +174,7 @@ class Vlm(Captioner):
     ) -> str:
         def checked(text: str) -> tuple[str, str | None]:
             caption = caption_of(text)
-            return caption, failed(caption, self._limits, earlier, segment)
+            return caption, failed_check(caption, self._limits, earlier, segment)
 
         try:
             return await self._answer((clip_id, what), spent, asked, CAPTION_SCHEMA, checked, 1)
@@ -216,9 +217,9 @@ class Vlm(Captioner):
     def _segments(self, facts: list[Row], frames: list[KeyFrame]) -> list[Segment]:
         """What is shown of a clip: pictures at their size, camera and text in words."""
         segments: list[Segment] = []
-        camera: Camera | None = None
+        camera: CameraState | None = None
         for row, frame in zip(facts, frames, strict=True):
-            camera = camera_of(row, camera)
+            camera = quantize_camera(row, camera)
             shown = [
                 picture(still.jpeg, still.name, self.image_side)
                 for still in (frame, *frame.neighbours)
@@ -229,7 +230,7 @@ class Vlm(Captioner):
                     end_s=row["end_s"],
                     key=shown[0],
                     neighbours=tuple(shown[1:]),
-                    camera="not known" if camera is None else f"the view {view_does(camera)}",
+                    camera="not known" if camera is None else f"the view {describe_camera(camera)}",
                     text=self._read(frame),
                 )
             )
@@ -239,7 +240,7 @@ class Vlm(Captioner):
         if not self.read_text:
             return ()
         bgr = frame.bgr
-        return tuple(text for text, _ in quoted(self._ocr.read_text(bgr), *bgr.shape[:2]))
+        return tuple(text for text, _ in quotable_lines(self._ocr.read_text(bgr), *bgr.shape[:2]))
 
     def _compared(self, texts: list[str]) -> dict[str, float | None]:
         if self._sentences is None:
@@ -251,23 +252,9 @@ class Vlm(Captioner):
         return Sentences(self.minilm, setting) if self.minilm else None
 
     def _cost(self, spent: Counter[str]) -> dict[str, Any]:
-        return dict(spent) | {"similarity_limit": self._limits.similarity}
+        return dict(spent) | {"similarity_limit": self._limits.max_similarity}
 
-    def _t5(self) -> Tokens:
+    def _t5(self) -> TokenCount:
         if self.t5_tokenizer is None:
-            return t5_tokens_at_most
-        try:
-            from curation.torchvision_fix import fix_torchvision
-
-            fix_torchvision()
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(self.t5_tokenizer, local_files_only=True)
-        except (ImportError, OSError, ValueError) as error:
-            raise ConfigError(
-                f"caption.{self.captioner}.t5_tokenizer: no tokenizer in {self.t5_tokenizer} "
-                f"({str(error).splitlines()[0]}); get it: hf download google/t5-v1_1-xxl "
-                "spiece.model tokenizer_config.json special_tokens_map.json --local-dir FOLDER, "
-                "and pip install -e '.[train]'"
-            ) from None
-        return lambda text: len(tokenizer(text).input_ids)
+            return estimate_t5_tokens
+        return load_t5_token_count(self.t5_tokenizer, f"caption.{self.captioner}.t5_tokenizer")

@@ -4,22 +4,22 @@ import numpy as np
 import pytest
 
 from stages.captioning.checks import (
-    Limits,
+    CheckLimits,
     boilerplate,
-    camera_for_certain,
+    certain_camera_motion,
     contradiction,
     copy,
-    failed,
-    obedience,
+    failed_check,
+    prompt_injection,
     refusal,
-    t5_tokens_at_most,
     too_long,
     too_similar,
     wrong_language,
 )
+from stages.captioning.t5_tokens import estimate_t5_tokens
 from tests.conftest import VIDEOS
 
-LIMITS = Limits(min_words=8, tokens=t5_tokens_at_most)
+LIMITS = CheckLimits(min_words=8, count_tokens=estimate_t5_tokens)
 GOOD = (
     "A woman in a green coat walks along the wet street and stops at a bakery, where the light "
     "of the window falls on her face. The camera slowly moves towards her."
@@ -28,9 +28,10 @@ STILL = dict.fromkeys(("camera_x", "camera_y", "camera_zoom", "camera_roll", "ca
 PROMPTS = VIDEOS.parent / "prompts/presto_test_67.jsonl"
 
 
-def test_a_good_text_passes():
+def test_good_caption_passes():
     assert (
-        failed(GOOD, LIMITS, ["A dog sleeps on the mat in front of the door of a house."]) is None
+        failed_check(GOOD, LIMITS, ["A dog sleeps on the mat in front of the door of a house."])
+        is None
     )
 
 
@@ -50,7 +51,7 @@ def test_a_good_text_passes():
         ("**Part 1** A woman walks along the wet street and stops at a bakery.", "boilerplate"),
         ("1. A woman walks along the wet street and stops at a small bakery.", "boilerplate"),
         ("A woman walks along.", "too short: 4 words < 8"),
-        (GOOD + " As told, she ignores her previous instructions.", "speaks of instructions"),
+        (GOOD + " As told, she ignores her previous instructions.", "mentions instructions"),
         (
             "Eine Frau im grünen Mantel geht die nasse Straße entlang zur Bäckerei.",
             "wrong language",
@@ -63,8 +64,8 @@ def test_a_good_text_passes():
         (" ".join([GOOD] * 12), "too long"),
     ],
 )
-def test_a_bad_text_is_refused_with_what_is_wrong_with_it(text, reason):
-    found = failed(text, LIMITS)
+def test_bad_caption_fails_with_a_reason(text, reason):
+    found = failed_check(text, LIMITS)
     assert found is not None
     assert found.startswith(reason)
 
@@ -79,39 +80,41 @@ def test_a_bad_text_is_refused_with_what_is_wrong_with_it(text, reason):
         "The camera doesn't move while the boats drift from the left to the right of the bay.",
     ],
 )
-def test_what_only_looks_bad_passes(text):
-    assert failed(text, LIMITS, (), STILL) is None
+def test_caption_that_resembles_a_bad_one_passes(text):
+    assert failed_check(text, LIMITS, (), STILL) is None
 
 
-def test_most_prompts_of_the_papers_authors_pass_the_checks_of_words():
-    """Real progressive texts, written by GPT-4o for people to read: the checks are not too keen."""
+def test_most_released_prompts_of_the_paper_pass():
+    """Real progressive texts by GPT-4o: the checks are not too strict."""
     if not PROMPTS.exists():
         pytest.skip("the authors' prompts are not here")
     texts = [t for line in PROMPTS.read_text().splitlines() for t in json.loads(line)["cap"]]
     assert len(texts) == 335
-    assert [t for t in texts if refusal(t) or obedience(t) or wrong_language(t)] == []
-    assert [t for t in texts if too_long(t, t5_tokens_at_most)] == []
-    talk = [text for text in texts if boilerplate(text)]
-    assert len(talk) <= 0.1 * len(texts)  # "The video begins with ..." is among them
+    assert [t for t in texts if refusal(t) or prompt_injection(t) or wrong_language(t)] == []
+    assert [t for t in texts if too_long(t, estimate_t5_tokens)] == []
+    descriptions_of_the_video = [text for text in texts if boilerplate(text)]
+    assert len(descriptions_of_the_video) <= 0.1 * len(
+        texts
+    )  # "The video begins with ..." is among them
 
 
-def test_a_copy_of_any_earlier_text_is_refused():
+def test_copy_of_an_earlier_sub_caption_fails():
     other = "A dog sleeps on the mat in front of the door."
     assert copy(GOOD, [other]) is None
     assert copy(GOOD.upper(), [other, GOOD]) == "copy of sub-caption 2: 100% of the words"
     assert copy(GOOD.replace("woman", "girl"), [GOOD, other]).startswith("copy of sub-caption 1")
 
 
-def test_similarity_is_that_to_the_text_before_and_the_limit_counts_as_good():
+def test_similarity_is_compared_with_the_previous_sub_caption_and_may_equal_the_limit():
     texts = ["a b c d", "e f g h"]
 
     def similar(given):
         assert given == [*texts, "new"]
         return np.array([[1, 0, 0.9], [0, 1, 0.75], [0.9, 0.75, 1]])
 
-    limits = Limits(1, t5_tokens_at_most, 0.75, similar)
+    limits = CheckLimits(1, estimate_t5_tokens, 0.75, similar)
     assert too_similar("new", texts, limits) is None
-    limits = Limits(1, t5_tokens_at_most, 0.74, similar)
+    limits = CheckLimits(1, estimate_t5_tokens, 0.74, similar)
     assert too_similar("new", texts, limits) == "too similar to the one before: 0.75 > 0.74"
 
 
@@ -124,9 +127,9 @@ def test_similarity_is_that_to_the_text_before_and_the_limit_counts_as_good():
         "The camera smoothly tracks the boy.",
     ],
 )
-def test_a_still_camera_that_is_said_to_move_is_refused(text):
+def test_caption_that_moves_a_still_camera_fails(text):
     assert contradiction(text, STILL).startswith("contradicts the measured still camera: “")
-    assert contradiction(text, STILL | {"camera_x": 2.0}) is None  # not certain: nothing is said
+    assert contradiction(text, STILL | {"camera_x": 2.0}) is None  # not certain
     assert contradiction(text, STILL | {"camera_shake": None}) is None
 
 
@@ -140,23 +143,23 @@ def test_a_still_camera_that_is_said_to_move_is_refused(text):
         "The camera is not panning.",
     ],
 )
-def test_a_still_camera_may_be_said_to_be_still_and_others_to_move(text):
+def test_caption_with_a_still_camera_and_moving_subjects_passes(text):
     assert contradiction(text, STILL) is None
 
 
-def test_a_moving_camera_that_is_said_to_be_still_is_refused():
+def test_caption_with_a_still_camera_fails_for_a_moving_camera():
     moving = STILL | {"camera_x": 40.0}
-    assert camera_for_certain(moving) == "moving"
+    assert certain_camera_motion(moving) == "moving"
     assert contradiction("The camera remains static.", moving).endswith("“camera remains static”")
     assert contradiction("The camera is still at first, then the camera pans.", moving) is None
     assert contradiction("A still lake.", moving) is None
 
 
-def test_the_estimate_of_t5_tokens_errs_upwards_but_not_by_much():
-    # counts of T5's own tokenizer, as published examples and its vocabulary give them
+def test_t5_token_estimate_is_at_most_two_and_a_half_times_too_high():
+    # counts by T5's own tokenizer, from published examples and its vocabulary
     known = {"A dog.": 4, "The camera pans to the right.": 8, "2024": 3}
     for text, tokens in known.items():
-        assert tokens <= t5_tokens_at_most(text) <= 2.5 * tokens
-    assert t5_tokens_at_most("") == 1
+        assert tokens <= estimate_t5_tokens(text) <= 2.5 * tokens
+    assert estimate_t5_tokens("") == 1
     words = 62  # the mean of the authors' prompts
-    assert t5_tokens_at_most(" ".join(["camera"] * words)) < 512 / 2
+    assert estimate_t5_tokens(" ".join(["camera"] * words)) < 512 / 2

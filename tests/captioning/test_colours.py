@@ -4,7 +4,7 @@ import pytest
 from stages.captioning.colours import name_colours
 
 
-def picture(*areas: tuple[slice, slice, tuple[int, int, int]]) -> np.ndarray:
+def image(*areas: tuple[slice, slice, tuple[int, int, int]]) -> np.ndarray:
     """Grey (128), 180 x 320, with areas painted in sRGB."""
     bgr = np.full((180, 320, 3), 128, np.uint8)
     for rows, columns, rgb in areas:
@@ -16,7 +16,7 @@ ALL, TOP, BOTTOM, LEFT = slice(None), slice(0, 60), slice(120, 180), slice(0, 10
 
 
 @pytest.mark.parametrize(
-    ("rgb", "words"),
+    ("rgb", "name"),
     [
         ((0, 0, 0), "black"),
         ((255, 255, 255), "white"),
@@ -37,28 +37,28 @@ ALL, TOP, BOTTOM, LEFT = slice(None), slice(0, 60), slice(120, 180), slice(0, 10
         ((255, 150, 190), "pink"),
     ],
 )
-def test_a_plain_colour_has_the_name_that_a_person_gives_it(rgb, words):
-    (colour,) = name_colours(picture((ALL, ALL, rgb)))
-    assert (colour.words, colour.share) == (words, 1.0)
+def test_plain_colour_gets_its_common_name(rgb, name):
+    (colour,) = name_colours(image((ALL, ALL, rgb)))
+    assert (colour.tinted_name, colour.share) == (name, 1.0)
 
 
-def test_colours_are_told_with_their_places_largest_first():
-    found = name_colours(picture((TOP, ALL, (135, 185, 230)), (BOTTOM, LEFT, (30, 120, 40))))
-    assert [(c.words, c.place) for c in found] == [
+def test_colours_are_listed_largest_first_with_their_positions():
+    found = name_colours(image((TOP, ALL, (135, 185, 230)), (BOTTOM, LEFT, (30, 120, 40))))
+    assert [(c.tinted_name, c.position) for c in found] == [
         ("grey", ""),
         ("light blue", "at the top"),
         ("green", "at the bottom left"),
     ]
 
 
-def test_bars_on_both_sides_are_one_place():
+def test_bars_on_both_sides_are_one_colour_at_both_sides():
     sides = [(ALL, slice(0, 80), (0, 0, 0)), (ALL, slice(240, 320), (0, 0, 0))]
-    assert {c.name: c.place for c in name_colours(picture(*sides))}["black"] == "at both sides"
+    assert {c.name: c.position for c in name_colours(image(*sides))}["black"] == "at both sides"
 
 
-def test_a_speck_of_colour_is_not_named():
-    assert len(name_colours(picture((slice(0, 20), slice(0, 20), (255, 0, 0))))) == 1
+def test_small_area_of_colour_is_not_named():
+    assert len(name_colours(image((slice(0, 20), slice(0, 20), (255, 0, 0))))) == 1
 
 
-def test_one_pixel_is_a_picture():
+def test_image_of_one_pixel_has_a_colour():
     assert name_colours(np.zeros((1, 1, 3), np.uint8))[0].name == "black"

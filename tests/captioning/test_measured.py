@@ -66,7 +66,7 @@ def captioned(stage: Captioner, folder, *clips: dict) -> list[dict]:
     return stage.process(list(clips))
 
 
-def test_a_clip_gets_five_texts_with_their_spans_and_one_for_the_whole(tmp_path, measured):
+def test_clip_gets_five_sub_captions_with_their_spans_and_a_caption(tmp_path, measured):
     [row] = captioned(measured, tmp_path, clip_of(tmp_path, [drawn()] * 5, camera_x=30.0))
     assert [(s["start_s"], s["end_s"]) for s in row["sub_captions"]] == segment_spans(15.0, 5)
     texts = [s["text"] for s in row["sub_captions"]]
@@ -85,13 +85,13 @@ def test_a_clip_gets_five_texts_with_their_spans_and_one_for_the_whole(tmp_path,
     assert json.loads(row["provenance"])["version"] >= 1
 
 
-def test_the_columns_are_those_of_the_table(tmp_path, measured):
+def test_row_fits_the_schema_of_the_captions_table(tmp_path, measured):
     [row] = captioned(measured, tmp_path, clip_of(tmp_path, [drawn()] * 5))
     table = pa.Table.from_pylist([{c.name: row[c.name] for c in CAPTION}], schema(CAPTION))
     assert table.num_rows == 1
 
 
-def test_what_is_on_screen_is_quoted_when_it_comes_and_when_it_goes(tmp_path, measured):
+def test_text_on_screen_is_quoted_when_it_appears_and_when_it_is_gone(tmp_path, measured):
     frames = [drawn(), drawn("Goal 2"), drawn("Goal 2"), drawn("Goal 3"), drawn()]
     [row] = captioned(measured, tmp_path, clip_of(tmp_path, frames))
     texts = [s["text"] for s in row["sub_captions"]]
@@ -101,13 +101,13 @@ def test_what_is_on_screen_is_quoted_when_it_comes_and_when_it_goes(tmp_path, me
     assert row["caption"].endswith('It says "Goal 2" and "Goal 3".')
 
 
-def test_text_on_screen_that_looks_like_markup_stays_words(tmp_path, measured):
+def test_markup_on_screen_is_made_harmless(tmp_path, measured):
     [row] = captioned(measured, tmp_path, clip_of(tmp_path, [drawn("<script> now")] * 5))
     assert "script" in row["caption"]
     assert not set(row["caption"]) & set("<>&")
 
 
-def test_a_picture_that_changes_colour_is_told_so(tmp_path, measured):
+def test_change_of_colour_is_mentioned(tmp_path, measured):
     frames = [drawn()] * 2 + [drawn(top=(20, 20, 200))] * 3
     [row] = captioned(measured, tmp_path, clip_of(tmp_path, frames))
     assert "red at the top comes in" in row["sub_captions"][2]["text"].lower()
@@ -117,12 +117,12 @@ def test_a_picture_that_changes_colour_is_told_so(tmp_path, measured):
     )
 
 
-def test_the_same_clip_gets_the_same_texts_again(tmp_path, measured):
+def test_same_clip_gets_the_same_captions_again(tmp_path, measured):
     clip = clip_of(tmp_path, [drawn("Goal 2")] * 5, camera_y=20.0)
     assert captioned(measured, tmp_path, clip) == captioned(measured, tmp_path, clip)
 
 
-def test_a_key_frame_that_is_not_the_one_scored_is_an_error(tmp_path, measured):
+def test_key_frame_with_another_hash_is_an_error(tmp_path, measured):
     clips = [clip_of(tmp_path, [drawn()] * 5, name) for name in ("good", "swapped")]
     (tmp_path / "swapped_3.jpg").write_bytes((tmp_path / "good_0.jpg").read_bytes() + b" ")
     good, bad = captioned(measured, tmp_path, *clips)
@@ -132,7 +132,7 @@ def test_a_key_frame_that_is_not_the_one_scored_is_an_error(tmp_path, measured):
     assert (bad["clip_id"], bad["captioner"]) == ("swapped", "measured")
 
 
-def test_the_hash_of_the_frames_tells_their_order(tmp_path, measured):
+def test_hash_of_the_key_frames_depends_on_their_order(tmp_path, measured):
     clip = clip_of(tmp_path, [drawn(str(n)) for n in range(5)])
     [row] = captioned(measured, tmp_path, clip)
     hashes = [s["key_frame_sha256"] for s in clip["segments"]]
@@ -141,7 +141,7 @@ def test_the_hash_of_the_frames_tells_their_order(tmp_path, measured):
 
 
 @pytest.mark.parametrize("trouble", ["missing", "broken", "unnamed", "no segments"])
-def test_a_clip_without_its_frames_is_an_error_of_its_own_row(tmp_path, measured, trouble):
+def test_clip_without_key_frames_is_an_error_of_its_row(tmp_path, measured, trouble):
     clip = clip_of(tmp_path, [drawn()] * 5)
     if trouble == "missing":
         (tmp_path / "c0_2.jpg").unlink()
@@ -158,52 +158,52 @@ def test_a_clip_without_its_frames_is_an_error_of_its_own_row(tmp_path, measured
 
 
 @dataclass
-class Parrot(Captioner):
-    """Says what it is told to, to see what the base class makes of it."""
+class FixedCaptioner(Captioner):
+    """Returns or raises `result`: what the base class does with it is tested."""
 
-    says: Captions | Exception
+    result: Captions | Exception
 
-    captioner: ClassVar[str] = "parrot"
+    captioner: ClassVar[str] = "fixed"
 
     def provenance(self):
-        return {"model": "parrot-1"}
+        return {"model": "fixed-1"}
 
     async def describe(self, clip, frames):
-        if isinstance(self.says, Exception):
-            raise self.says
-        return self.says
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
 
 
-def parroted(tmp_path, says) -> dict:
-    [row] = captioned(Parrot(says), tmp_path, clip_of(tmp_path, [drawn()] * 2))
+def fixed_caption(tmp_path, result) -> dict:
+    [row] = captioned(FixedCaptioner(result), tmp_path, clip_of(tmp_path, [drawn()] * 2))
     return row
 
 
 @pytest.mark.parametrize(
     "texts", [(["a"], "c"), (["a", "b", "d"], "c"), (["a", " "], "c"), (["a", "b"], "")]
 )
-def test_a_captioner_must_say_something_of_every_segment_and_of_the_whole(tmp_path, texts):
-    row = parroted(tmp_path, Captions(*texts))
+def test_captioner_must_return_a_text_for_every_segment_and_the_clip(tmp_path, texts):
+    row = fixed_caption(tmp_path, Captions(*texts))
     assert "expected a caption and 2 sub-captions" in row["error"]
     assert row["caption"] is None
 
 
-def test_texts_that_failed_a_check_for_good_stay_to_be_seen(tmp_path):
-    row = parroted(tmp_path, Captions(["a", "b"], "c", "too alike", {"attempts": 3}))
+def test_rejected_captions_stay_in_the_row(tmp_path):
+    row = fixed_caption(tmp_path, Captions(["a", "b"], "c", "too alike", {"attempts": 3}))
     assert (row["rejected"], row["error"], row["caption"]) == ("too alike", None, "c")
     assert json.loads(row["provenance"]) == {
-        "model": "parrot-1",
+        "model": "fixed-1",
         "attempts": 3,
         "span_s": [2.0, 17.0],
     }
 
 
-def test_what_a_captioner_raises_is_the_rows_error(tmp_path):
-    assert parroted(tmp_path, TimeoutError("server is away"))["error"] == (
+def test_exception_of_a_captioner_is_the_error_of_its_row(tmp_path):
+    assert fixed_caption(tmp_path, TimeoutError("server is away"))["error"] == (
         "TimeoutError: server is away"
     )
 
 
-def test_an_error_of_the_output_stops_the_run(tmp_path):
+def test_output_error_stops_the_run(tmp_path):
     with pytest.raises(OutputError):
-        parroted(tmp_path, OutputError("disk full"))
+        fixed_caption(tmp_path, OutputError("disk full"))

@@ -17,7 +17,7 @@ from curation.config import ConfigError
 from curation.stage import PlanError, RunContext
 from pipelines.settings import CaptionSettings
 from stages.captioning.captioner import Captioner
-from stages.captioning.checks import failed
+from stages.captioning.checks import failed_check
 from stages.captioning.conversation import Message, Picture, Request
 from stages.captioning.openai_server import OpenAI
 from stages.captioning.transformers_model import Transformers
@@ -96,8 +96,10 @@ def test_the_length_of_a_text_is_counted_by_t5s_tokenizer_where_it_is_given(tmp_
     stage = OpenAI(url="http://127.0.0.1:9/v1", t5_tokenizer=str(tmp_path / "t5"))
     stage.setup(RunContext())
     text = "the camera pans to the right " * 90
-    assert stage._limits.tokens(text) == len(words(text).input_ids) > 512
-    assert failed(text, stage._limits).startswith(f"too long: {len(words(text).input_ids)} T5")
+    assert stage._limits.count_tokens(text) == len(words(text).input_ids) > 512
+    assert failed_check(text, stage._limits).startswith(
+        f"too long: {len(words(text).input_ids)} T5"
+    )
     stage.t5_tokenizer = str(tmp_path / "none")
     with pytest.raises(ConfigError, match=r"t5_tokenizer: no tokenizer in .*none(.|\n)*hf"):
         stage.setup(RunContext())
