@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import glob
+import hashlib
 import os
 import re
 import shutil
@@ -25,10 +26,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from curation.atomic import TEMPORARY, write_atomic
 from curation.errors import UserError
 from curation.stage import BadVideo, OutputError
 
-TEMPORARY = ".tmp-"  # names of what is being written begin so
 VIDEO_SUFFIXES = tuple(
     f".{suffix}"
     for suffix in (
@@ -265,6 +266,15 @@ def _connected(scheme: str, store: str, options: str) -> tuple[pafs.FileSystem, 
     return pafs.FileSystem.from_uri(f"{scheme}://{store}" + (f"?{options}" if options else ""))
 
 
+def compute_sha256(path: str | Path) -> str:
+    """Returns the hash of a local file, 64 hex digits. Raises BadVideo where it can't be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as e:
+        raise BadVideo(f"can't be read: {e.strerror}") from None
+
+
 @contextmanager
 def fetched(video: str) -> Iterator[str]:
     """A local path of a listed video; a remote one is copied to scratch for as long as needed."""
@@ -362,18 +372,11 @@ class Folder:
                 with self._fs.open_output_stream(target) as stream:
                     stream.write(data)
                 return
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            if not durable:
-                Path(target).write_bytes(data)
+            if durable:
+                write_atomic(Path(target), data, durable=True)
                 return
-            beside = (
-                f"{os.path.dirname(target)}/{TEMPORARY}{os.getpid()}-{os.path.basename(target)}"
-            )
-            with open(beside, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(beside, target)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            Path(target).write_bytes(data)
 
     def write_table(self, name: str, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()

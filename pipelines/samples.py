@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from curation import config
+from curation.atomic import atomic_path
 
 WIDTH, HEIGHT, FPS = 1280, 720, 24
 
@@ -185,7 +186,7 @@ def dissolve(a: Scene, b: Scene, seconds: float, over_s: float = 1.0) -> Frames:
 def encode(frames: Frames, path: Path, width: int = WIDTH, crf: int = 20) -> None:
     """H.264 in mp4, a key frame every two seconds."""
     height = HEIGHT * width // WIDTH
-    with av.open(str(path), "w") as out:
+    with av.open(str(path), "w", format="mp4") as out:
         stream = out.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": str(crf), "preset": "ultrafast", "g": str(2 * FPS)}
@@ -239,9 +240,8 @@ def draw(folder: Path) -> None:
     for name, make in plans.items():
         target = folder / name
         if not target.exists():
-            beside = folder / f".tmp-{name}"
-            make(beside)
-            beside.rename(target)
+            with atomic_path(target) as part:
+                make(part)
             print(f"drew {target}", flush=True)
 
 

@@ -19,10 +19,9 @@ from curation import config
 from curation.policy import Policy, decide
 from curation.records import CAPTION_SCORES, CLIP, SCORE_NAMES, SCORES, clip_id, segment_spans
 from curation.stage import Needs, PlanError, Row, RunContext, Stage
-from curation.storage import Folder, fetched
+from curation.storage import Folder, compute_sha256, fetched
 from curation.video.frames import FrameProcessor, Planes
 from curation.video.reader import Limits, Reader, VideoHead
-from stages.file_hash import sha256_of
 from stages.meters.clip_frames import THUMBNAIL_SIDE, ClipFrames
 from stages.meters.fingerprint import Fingerprint
 from stages.meters.freeze import Freeze
@@ -123,7 +122,7 @@ class DecodePass(Stage):
     def _score_video(self, video: str) -> Row:
         started = time.process_time()
         with fetched(video) as path:
-            sha256 = sha256_of(path)
+            sha256 = compute_sha256(path)
             with Reader(path, self.limits) as reader:
                 self._process_frames(reader)
         found = self._detector.transitions()

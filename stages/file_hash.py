@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
-from curation.stage import BadVideo, Needs, Row, Stage
-from curation.storage import fetched
+from curation.stage import Needs, Row, Stage
+from curation.storage import compute_sha256, fetched
 
 
 @dataclass
@@ -19,14 +18,5 @@ class HashFile(Stage):
         hashed = []
         for row in rows:
             with fetched(row["video"]) as path:
-                hashed.append(row | {"sha256": sha256_of(path)})
+                hashed.append(row | {"sha256": compute_sha256(path)})
         return hashed
-
-
-def sha256_of(path: str) -> str:
-    """The hash as 64 hex digits. Raises BadVideo where the file can't be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as e:
-        raise BadVideo(f"can't be read: {e.strerror}") from None

@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "stages": {"curation", "stages"},
     "pipelines": {"curation", "stages", "pipelines"},
     "training": {
-        *("curation.config", "curation.records", "curation.measures", "curation.torchvision_fix"),
+        *("curation.atomic", "curation.config", "curation.records", "curation.measures"),
+        "curation.torchvision_fix",
         "training",
     },
 }

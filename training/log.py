@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from curation.atomic import atomic_path
 from curation.config import ConfigError
 from training.parallel import World
 
@@ -132,12 +133,10 @@ class Log:
             self._board.close()
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        part = self.path.with_suffix(".part")
-        with part.open("w", newline="") as file:
+        with atomic_path(self.path) as part, part.open("w", newline="") as file:
             out = csv.DictWriter(file, ("step", "name", "value"))
             out.writeheader()
             out.writerows(rows)
-        part.replace(self.path)
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
@@ -177,7 +176,6 @@ def draw_curve(run_dir: str | Path) -> Path:
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     path = Path(run_dir, "loss.png")
-    part = path.with_suffix(".part")
-    figure.savefig(part, format="png", dpi=120)
-    part.replace(path)
+    with atomic_path(path) as part:
+        figure.savefig(part, format="png", dpi=120)
     return path

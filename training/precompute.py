@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from curation import config
+from curation.atomic import atomic_path, write_atomic
 from curation.config import ConfigError
 from training.clips import BadData, Clip, Place, Shards
 from training.config import DataConfig, SystemConfig, TrainConfig
@@ -62,9 +63,8 @@ def precompute(cfg: SystemConfig, data: DataConfig, rank: int = 0, ranks: int = 
     found = [receipt(cache, name, _places(*by_shard[name])) for name in names]
     if all(rows is not None for rows in found):  # the last rank to end writes the table
         table = pa.Table.from_pylist([row for rows in found for row in rows or []])
-        part = cache / f"shards.parquet.{rank}.part"
-        pq.write_table(table, part)
-        part.replace(cache / "shards.parquet")
+        with atomic_path(cache / "shards.parquet") as part:
+            pq.write_table(table, part)
         print(f"{cache}: {table.num_rows} clips in {len(names)} shards", flush=True)
 
 
@@ -78,9 +78,7 @@ def claim(cache: Path, key: dict[str, Any]) -> None:
     if path.exists():
         check_key(cache, key)
         return
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(key, indent=1))
-    part.replace(path)
+    write_atomic(path, json.dumps(key, indent=1))
 
 
 def receipt(cache: Path, name: str, wanted: Iterable[Place]) -> list[dict[str, Any]] | None:
@@ -116,10 +114,8 @@ def make_shard(
         collate_fn=_same,
     )
     for clip, (_, file) in zip(plainly(clips), todo, strict=True):
-        part = file.with_suffix(".new")
         tensors = encode_clip(codec, text, clip)
-        part.write_bytes(tensor_bytes(tensors, {"told": json.dumps(told_of(clip))}))
-        part.replace(file)
+        write_atomic(file, tensor_bytes(tensors, {"told": json.dumps(told_of(clip))}))
     pack(cache, name, _places(source, indices), files)
     for file in scratch.iterdir():
         file.unlink()
@@ -160,8 +156,11 @@ def told_of(clip: Clip) -> dict[str, Any]:
 def pack(cache: Path, name: str, of: Sequence[Place], files: Sequence[Path]) -> None:
     """The clips' files as one tar, and its receipt."""
     path, rows = cache / "shards" / name, []
-    part = path.with_suffix(".new")
-    with part.open("wb") as out, tarfile.open(fileobj=out, mode="w") as tar:
+    with (
+        atomic_path(path) as part,
+        part.open("wb") as out,
+        tarfile.open(fileobj=out, mode="w") as tar,
+    ):
         for place, file in zip(of, files, strict=True):
             clip_id, sha256, json_sha256 = origin_of(place)
             data = file.read_bytes()
@@ -184,11 +183,8 @@ def pack(cache: Path, name: str, of: Sequence[Place], files: Sequence[Path]) -> 
                     "of": [sha256, json_sha256],  # the mp4 and the JSON that it was made of
                 }
             )
-    part.replace(path)
     told = {"bytes": path.stat().st_size, "rows": rows}
-    part = path.with_suffix(".receipt")
-    part.write_text(json.dumps(told))
-    part.replace(path.with_name(f"{name}.json"))
+    write_atomic(path.with_name(f"{name}.json"), json.dumps(told))
 
 
 def _metadata(data: bytes) -> bytes:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from curation import config
+from curation.atomic import atomic_path
 from curation.config import ConfigError
 from curation.records import segment_spans
 from training import checkpoint
@@ -105,11 +106,12 @@ def write_mp4(
     """video: (T, H, W, 3) uint8. H.264, BT.709, evenly over `duration_s`; there whole or not at
     all. about: metadata of the file (title, comment)."""
     frames, height, width, _ = video.shape
-    part = Path(f"{path}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
     # x264's AVX-512 code gives other bytes from run to run
     encoding = {"crf": "14", "x264-params": "asm=avx2"}
-    with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as out:
+    with (
+        atomic_path(Path(path)) as part,
+        av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as out,
+    ):
         out.metadata.update(about or {})
         rate = Fraction(frames / duration_s).limit_denominator(1001)
         stream = out.add_stream("libx264", rate=rate, options=encoding)
@@ -122,7 +124,6 @@ def write_mp4(
             frame = av.VideoFrame.from_ndarray(picture.copy(), format="rgb24")
             out.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709")))
         out.mux(stream.encode())
-    part.replace(path)
 
 
 def open_system(

@@ -9,7 +9,6 @@ too.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from curation.atomic import atomic_path, write_atomic
 from training.config import ModelConfig
 from training.model import Presto
 
@@ -140,16 +140,13 @@ def export(model: Presto, folder: str | Path, dtype: torch.dtype = torch.bfloat1
     state = {
         name: t.detach().to("cpu", dtype).contiguous() for name, t in model.state_dict().items()
     }
-    part = folder / f"{WEIGHTS}.part"
-    save_file(state, part, metadata={"format": "pt"})
-    os.replace(part, folder / WEIGHTS)
+    with atomic_path(folder / WEIGHTS) as part:
+        save_file(state, part, metadata={"format": "pt"})
     of_diffusers = {
         k: v for k, v in FIXED.items() if not k.startswith(("double", "only", "use", "norm_type"))
     }
     known = {"_class_name": "AllegroTransformer3DModel", **asdict(model.cfg), **of_diffusers}
-    part = folder / "config.json.part"
-    part.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
-    os.replace(part, folder / "config.json")
+    write_atomic(folder / "config.json", json.dumps(known, indent=2, sort_keys=True) + "\n")
 
 
 def _check(folder: Path, shapes: dict[str, tuple[int, ...]], want: dict[str, Tensor]) -> None:

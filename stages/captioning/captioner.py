@@ -8,18 +8,17 @@ measured facts, as a hint for a prompt) and its stills, checked against their ha
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
+from curation.images import decode_image, read_verified, stored_image_name
 from curation.records import CAPTION, frames_sha256, stored_frame_hashes
 from curation.stage import OutputError, Row, RunContext, Stage, Unavailable
 from curation.storage import Folder
 from curation.texts import neighbour_similarity
-from stages.scorers.ocr import decode_image, key_frame_name
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def read_stills(ledger: Folder, segments: list[Row]) -> list[KeyFrame]:
         raise ValueError("the clip has no segments; score its video again")
     frames = []
     for segment in segments:
-        name, middle_s = key_frame_name(segment), (segment["start_s"] + segment["end_s"]) / 2
+        name, middle_s = stored_image_name(segment), (segment["start_s"] + segment["end_s"]) / 2
         key_s = segment.get("key_frame_s")
         key = _read(ledger, name, segment["key_frame_sha256"], middle_s if key_s is None else key_s)
         neighbours = tuple(
@@ -151,12 +150,5 @@ def read_stills(ledger: Folder, segments: list[Row]) -> list[KeyFrame]:
     return frames
 
 
-def _read(ledger: Folder, name: str, expected: str, s: float) -> Still:
-    jpeg = ledger.read(name)
-    sha256 = hashlib.sha256(jpeg).hexdigest()
-    if sha256 != expected:
-        raise ValueError(
-            f"{name} is not the key frame that was scored (sha256 {sha256[:12]}…, expected "
-            f"{expected[:12]}…); score the video again"
-        )
-    return Still(jpeg, sha256, name, s)
+def _read(ledger: Folder, name: str, sha256: str, s: float) -> Still:
+    return Still(read_verified(ledger.read, name, sha256), sha256, name, s)

@@ -21,9 +21,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import cv2
-import numpy as np
-
+from curation.images import decode_image, encode_jpeg, shrink
 from curation.texts import harmless
 
 FOLDER = Path(__file__).parent / "prompts"
@@ -71,15 +69,10 @@ class Picture:
 
 def picture(jpeg: bytes, name: str, side: int) -> Picture:
     """The JPEG with a long side of `side` px at most. Raises ValueError where it is none."""
-    bgr = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
-    if bgr is None:
-        raise ValueError(f"{name} can't be read as a picture")
-    scale = side / max(bgr.shape[:2])
-    if scale >= 1:
+    bgr = decode_image(jpeg, name)
+    if max(bgr.shape[:2]) <= side:
         return Picture(jpeg)
-    size = [max(1, round(n * scale)) for n in (bgr.shape[1], bgr.shape[0])]
-    small = cv2.resize(bgr, size, interpolation=cv2.INTER_AREA)
-    return Picture(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
+    return Picture(encode_jpeg(shrink(bgr, side), 90))
 
 
 @dataclass(frozen=True)

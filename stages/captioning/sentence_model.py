@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.scorers.weights import model_folder
+from curation.weights import model_folder
 
 MAX_TOKENS = 256  # what these models were trained to read of a text
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any, ClassVar
 from annotated_types import Ge
 
 from curation.stage import Needs, PlanError, RunContext
+from curation.weights import model_folder
 from stages.captioning.conversation import Picture, Request
 from stages.captioning.vlm import Said, Vlm
-from stages.scorers.weights import model_folder
 
 
 @dataclass

@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from curation.atomic import TEMPORARY
 from curation.isolate import Isolated
 from curation.stage import BadVideo, Needs, Row, RunContext, Stage
-from curation.storage import TEMPORARY, WRONG, Folder, fetched, look_at
+from curation.storage import WRONG, Folder, compute_sha256, fetched, look_at
 from stages.export.extraction import ExtractedClip, extract_clip
 from stages.export.presto import write_presto_clip
 from stages.export.shards import (
@@ -31,7 +32,6 @@ from stages.export.shards import (
     shard_signature,
     to_json,
 )
-from stages.file_hash import sha256_of
 
 EXTRACTED, RECEIPTS = "extracted", "ledger/shards"  # folders of the output
 
@@ -161,7 +161,7 @@ def _check_unchanged(clip: Row) -> None:
     if now.bytes in WRONG:
         raise BadVideo(WRONG[now.bytes])
     with fetched(clip["video"]) as path:
-        if sha256_of(path) != clip["sha256"]:
+        if compute_sha256(path) != clip["sha256"]:
             raise BadVideo("the video changed after it was scored; run pipelines.score again")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from io import FileIO
@@ -23,6 +23,7 @@ from av.codec.context import Flags
 from av.video.frame import PictureType
 from av.video.reformatter import Interpolation
 
+from curation.atomic import atomic_path
 from curation.stage import OutputError
 from curation.video.container import VideoHead
 
@@ -38,23 +39,15 @@ SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BIT
 @contextmanager
 def whole_file(target: Path, durable: bool = False) -> Iterator[FileIO]:
     """A file to write that gets its name when it is whole. Its own OSErrors become OutputError."""
-    beside = target.with_name(f".tmp-{os.getpid()}-{target.name}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileIO(beside, "w+") as out:
+        with atomic_path(target, durable) as part, FileIO(part, "w+") as out:
             yield out
-            if durable:
-                os.fsync(out.fileno())
-        os.replace(beside, target)
     except av.error.PyAVCallbackError as error:  # closing failed because writing did before
         raise OutputError(f"can't write {target}: {error.__context__}") from error
     except av.FFmpegError:  # of a source, though some are OSErrors too
         raise
     except OSError as error:
         raise OutputError(f"can't write {target}: {error}") from error
-    finally:
-        with suppress(OSError):
-            beside.unlink()
 
 
 def write_copy(

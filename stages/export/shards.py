@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from curation.atomic import TEMPORARY
 from curation.records import (
     SCHEMA_VERSION,
     SCORE_NAMES,
@@ -29,7 +30,6 @@ from curation.records import (
     stored_frame_hashes,
 )
 from curation.stage import BadVideo, OutputError, Row
-from curation.storage import TEMPORARY
 from stages.export.extraction import ExtractedClip
 from stages.export.mp4 import whole_file
 

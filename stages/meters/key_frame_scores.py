@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from curation import measures
-from stages.meters.scratch_file import decode
+from curation.images import decode_image
 
 KEY_FRAME_SCORES = ("key_psnr", "key_ssim", "colourfulness")  # columns of a clip
 COMPARED_WIDTH = 320  # px
@@ -30,9 +30,9 @@ def key_frame_scores(jpegs: Sequence[bytes]) -> dict[str, float | None]:
 
 def _decode_reduced(jpeg: bytes) -> np.ndarray:
     """(h, COMPARED_WIDTH, 3) BGR. Decoding at half size takes a third of the time."""
-    bgr = decode(jpeg, cv2.IMREAD_REDUCED_COLOR_2)
+    bgr = decode_image(jpeg, "key frame", cv2.IMREAD_REDUCED_COLOR_2)
     if bgr.shape[1] < COMPARED_WIDTH:
-        bgr = decode(jpeg)
+        bgr = decode_image(jpeg, "key frame")
     size = (COMPARED_WIDTH, max(1, round(bgr.shape[0] * COMPARED_WIDTH / bgr.shape[1])))
     return cv2.resize(bgr, size, interpolation=cv2.INTER_AREA)
 

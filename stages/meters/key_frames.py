@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from math import inf
 from typing import Annotated
 
-import cv2
-import numpy as np
 from annotated_types import Ge, Gt
 
+from curation.images import encode_jpeg, shrink
 from curation.video.frames import Planes
 from curation.video.reader import colour
-from stages.meters.scratch_file import Scratch, encode
+from stages.meters.scratch_file import Scratch
 
 JPEG_QUALITY = 90
 SPAN_TOLERANCE_S = 1e-6
@@ -84,18 +83,10 @@ class KeyFrames:
         best = self._nearest(t_s, start_s, end_s)
         if best is None:
             return None
-        image = _shrink(self._kept.picture(self._places[best]), side)
-        return self._times_s[best], encode(image, JPEG_QUALITY)
+        image = shrink(self._kept.picture(self._places[best]), side)
+        return self._times_s[best], encode_jpeg(image, JPEG_QUALITY)
 
     def _nearest(self, t_s: float, start_s: float, end_s: float) -> int | None:
         first = bisect.bisect_left(self._times_s, start_s - SPAN_TOLERANCE_S)
         last = bisect.bisect_left(self._times_s, end_s - SPAN_TOLERANCE_S)
         return min(range(first, last), key=lambda i: abs(self._times_s[i] - t_s), default=None)
-
-
-def _shrink(bgr: np.ndarray, side: int) -> np.ndarray:
-    """The image with a long side of at most `side` px."""
-    scale = side / max(bgr.shape[:2])
-    if scale >= 1:
-        return bgr
-    return cv2.resize(bgr, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

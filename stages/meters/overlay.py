@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 from annotated_types import Ge, Gt
 
+from curation.images import decode_image, encode_png
 from curation.video.frames import Planes, VideoInfo
 from stages.meters.meter import Meter
-from stages.meters.scratch_file import Scratch, decode
+from stages.meters.scratch_file import Scratch
 
 JPEG_QUALITY = 92
 CHANGED = 6.0  # grey levels: what moves differs by more from the usual picture, noise by less
@@ -57,7 +58,7 @@ class Overlay(Meter):
         mask = self.mask(start_s, end_s)
         if mask is None:
             return dict.fromkeys(self.writes)
-        png = cv2.imencode(".png", mask)[1].tobytes()
+        png = encode_png(mask)
         return {"overlay_share": float(np.mean(mask > 0)), "overlay_mask": png}
 
     def mask(self, start_s: float, end_s: float) -> np.ndarray | None:
@@ -67,7 +68,8 @@ class Overlay(Meter):
         if number < LEAST_LOOKS:
             return None
         chosen = np.linspace(first, last - 1, number).round().astype(int)
-        return graphics([decode(self._looks[i], cv2.IMREAD_GRAYSCALE) for i in chosen])
+        looks = [decode_image(self._looks[i], "a frame", cv2.IMREAD_GRAYSCALE) for i in chosen]
+        return graphics(looks)
 
 
 def graphics(looks: Sequence[np.ndarray]) -> np.ndarray | None:

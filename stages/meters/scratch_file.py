@@ -8,6 +8,8 @@ from collections import deque
 import cv2
 import numpy as np
 
+from curation.images import decode_image, encode_jpeg
+
 IN_MEMORY_BYTES = 32 << 20  # a few minutes of video; beyond, the file is on disk
 WAITING_BYTES = 64 << 20  # of pictures as they are: a minute of stills
 
@@ -47,13 +49,13 @@ class Scratch:
         place = self._places[number]
         if isinstance(place, np.ndarray):
             return place
-        return decode(self[number], cv2.IMREAD_UNCHANGED)
+        return decode_image(self[number], "a stored image", cv2.IMREAD_UNCHANGED)
 
     def _write(self, number: int) -> tuple[int, int]:
         """Where the picture lies in the file, which it is put into if it waits."""
         place = self._places[number]
         if isinstance(place, np.ndarray):
-            jpeg = encode(place, self._quality)
+            jpeg = encode_jpeg(place, self._quality)
             self._file.seek(self._end)
             self._file.write(jpeg)
             self._waiting.remove(number)
@@ -66,17 +68,3 @@ class Scratch:
         self._file.close()
         self._places.clear()
         self._waiting.clear()
-
-
-def encode(picture: np.ndarray, quality: int) -> bytes:
-    """Grey or BGR uint8 -> JPEG."""
-    done, jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    assert done
-    return jpeg.tobytes()
-
-
-def decode(jpeg: bytes, how: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    """JPEG -> (h, w, 3) BGR, or what `how` asks for."""
-    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), how)
-    assert picture is not None
-    return picture

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.funnel import rule, rules
+from curation.images import decode_image, encode_jpeg, shrink
 from curation.progress import shown
 from curation.stage import Row
 from stages.report.histogram import Limits, number
@@ -176,17 +176,10 @@ def _segment(i: int, segment: Row | None, sub: Row | None, read: Read) -> Segmen
 
 def thumbnail(jpeg: bytes) -> tuple[str, int, int]:
     """A data URI, width, height in px; at most PICTURE_BYTES of picture, the finest that fits."""
-    try:
-        picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:  # an empty file, or more pixels than OpenCV takes
-        picture = None
-    if picture is None:
-        raise ValueError("not a picture")
-    scale = min(1.0, THUMBNAIL / max(picture.shape[:2]))
-    size = tuple(max(1, round(side * scale)) for side in picture.shape[1::-1])
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    small = shrink(decode_image(jpeg, "the file"), THUMBNAIL)
     for quality in (80, 65, 50, 35, 20, 5):
-        data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+        data = encode_jpeg(small, quality)
         if len(data) <= PICTURE_BYTES:
             break
-    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}", *size
+    height, width = small.shape[:2]
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}", width, height

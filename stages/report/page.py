@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
+from curation.atomic import write_atomic
 from curation.funnel import Funnel, Rule, count, last_line, word
 from curation.progress import duration, shown
 from curation.records import CLIP
@@ -63,12 +63,10 @@ def write_report(
     facts: Mapping[str, object],
     ledger: Path,
 ) -> None:
-    """Writes beside `path`, then renames. ledger: the folder that key frames' names start from."""
+    """Writes the whole file or none. ledger: the folder that key frames' names start from."""
     html = report_html(videos, clips, stats, policy, facts, lambda name: _read(ledger, name))
-    beside = path.with_name(path.name + ".part")
     try:
-        beside.write_text(html, encoding="utf-8")
-        os.replace(beside, path)
+        write_atomic(path, html)
     except OSError as error:
         raise OutputError(f"{path}: the report can't be written: {error.strerror}") from error
 

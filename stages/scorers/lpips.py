@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 
 from curation.torchvision_fix import fix_torchvision
+from curation.weights import fill, load
 from stages.scorers.scorer import Scorer, Seen
-from stages.scorers.weights import fill, load
 
 if TYPE_CHECKING:
     import torch

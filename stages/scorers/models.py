@@ -18,8 +18,7 @@ from annotated_types import Ge, Le
 
 from curation import config
 from curation.stage import Needs, OutputError, PlanError, Row, RunContext, Stage
-from curation.storage import Folder
-from stages.file_hash import sha256_of
+from curation.storage import Folder, compute_sha256
 from stages.scorers.clip import Clip
 from stages.scorers.lpips import Lpips
 from stages.scorers.raft import Raft
@@ -162,4 +161,4 @@ class Models(Stage):
 @cache
 def version(path: Path) -> str:
     """What tells these weights from others: the first digits of the file's SHA-256."""
-    return sha256_of(str(path))[:12]
+    return compute_sha256(path)[:12]

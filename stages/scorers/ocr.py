@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from annotated_types import Ge
 
+from curation.images import decode_image, read_image
 from curation.stage import Needs, Row, RunContext, Stage
 from curation.storage import Folder
 
@@ -156,8 +157,7 @@ class Text(Stage):
         overlay = _mask(clip.get("overlay_mask"))
         text, artifacts = [], []
         for segment in spread(clip["segments"], self.frames):
-            name = key_frame_name(segment)
-            bgr = decode_image(self._ledger.read(name), name)
+            bgr = read_image(self._ledger.read, segment)
             height, width = bgr.shape[:2]
             boxes = self._ocr.find_text(bgr)
             text.append(area_share(boxes, width, height))
@@ -177,28 +177,10 @@ def spread(items: list[Any], count: int) -> list[Any]:
     return [items[int((i + 0.5) * len(items) / count)] for i in range(count)]
 
 
-def key_frame_name(segment: Row) -> str:
-    """The key frame's file, as Folder takes it."""
-    name = segment.get("key_frame")
-    if name is None:
-        raise ValueError(f"no key frame was stored for the segment at {segment['start_s']:.1f} s")
-    return name
-
-
-def decode_image(data: bytes, name: str) -> np.ndarray:
-    """(h, w, 3) uint8 BGR. name: of the file, for the error."""
-    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    if bgr is None:
-        raise ValueError(f"{name} is no readable picture; score the video again to write it anew")
-    return bgr
-
-
 def _mask(png: bytes | None) -> np.ndarray | None:
     if png is None:
         return None
-    mask = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)
-    if mask is None:
-        raise ValueError("overlay_mask is no readable PNG")
+    mask = decode_image(png, "overlay_mask", cv2.IMREAD_GRAYSCALE)
     return np.where(mask > 127, 255, 0).astype(np.uint8)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from curation.images import read_image
 from curation.stage import PlanError
-from stages.scorers.weights import command, located
+from curation.weights import command, located
 
 Pair = tuple[np.ndarray, np.ndarray, float]  # two pictures, the seconds between them
 
@@ -39,14 +40,7 @@ class Seen:
         ]
 
     def _picture(self, segment: dict[str, Any], which: str) -> np.ndarray:
-        name = segment.get(which)
-        if name is None:
-            raise ValueError(f"no {which} was stored for the segment at {segment['start_s']:.1f} s")
-        data = np.frombuffer(self.read(name), np.uint8)
-        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-        if bgr is None:
-            raise ValueError(f"{name} is no readable picture; score the video again")
-        return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+        return cv2.cvtColor(read_image(self.read, segment, which), cv2.COLOR_BGR2RGB)
 
 
 class Scorer:

@@ -126,7 +126,7 @@ def test_pictures_are_made_as_small_as_asked_and_never_larger():
     assert small.pil.size == (80, 45)
     assert picture(jpeg, "a.jpg", 640).jpeg == jpeg
     assert small.url.startswith("data:image/jpeg;base64,/9j/")
-    with pytest.raises(ValueError, match=r"a\.jpg can't be read as a picture"):
+    with pytest.raises(ValueError, match=r"a\.jpg is not a readable image"):
         picture(b"text", "a.jpg", 80)
 
 

@@ -232,8 +232,8 @@ def test_headings_go_down_one_level_at_a_time_and_pictures_say_what_they_are(tmp
     ("name", "content", "why"),
     [
         ("gone.jpg", None, "No such file"),
-        ("empty.jpg", b"", "not a picture"),
-        ("text.jpg", b"not a jpeg", "not a picture"),
+        ("empty.jpg", b"", "the file is not a readable image; score the video again"),
+        ("text.jpg", b"not a jpeg", "the file is not a readable image; score the video again"),
         ("../outside.jpg", b"x", "outside the ledger"),
         ("/etc/hostname", None, "outside the ledger"),
     ],
@@ -298,8 +298,11 @@ def test_a_thumbnail_keeps_its_shape_and_fits_its_budget():
 def test_a_report_that_cannot_be_written_stops_the_run_with_the_path(tmp_path):
     clips = clips_of([clip(1, "a.mp4")])
     videos = videos_of([("a.mp4", "ok", None, 1)])
-    path = tmp_path / "gone" / "report.html"
-    with pytest.raises(OutputError, match=r"report\.html: the report can't be written: No such"):
+    path = tmp_path / "file" / "report.html"
+    path.parent.write_text("no folder")
+    with pytest.raises(
+        OutputError, match=r"report\.html: the report can't be written: File exists"
+    ):
         write_report(path, videos, clips, stats(clips), POLICY, {}, tmp_path)
 
 

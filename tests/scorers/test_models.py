@@ -22,6 +22,7 @@ from PIL import Image
 from curation import config
 from curation.stage import PlanError, RunContext
 from curation.storage import Folder
+from curation.weights import load, located
 from pipelines import score, select
 from pipelines.settings import DEFAULT_CONFIG, Settings
 from pipelines.tables import embeddings_ledger, read_clips, read_selection, videos_ledger
@@ -30,7 +31,6 @@ from stages.scorers.lpips import AFTER, SCALE, SHIFT, Lpips, distance
 from stages.scorers.models import Models
 from stages.scorers.raft import Raft, fit
 from stages.scorers.scorer import Seen
-from stages.scorers.weights import load, located
 from tests.support.small_input import SETTINGS, scene, video
 from tests.support.tiny_models import HEAD, LINEAR, random_lpips, random_raft, tiny_clip, tiny_head
 
@@ -234,7 +234,7 @@ def test_all_clips_get_all_scores_and_a_broken_picture_costs_one_clip(files, tmp
     assert alone["motion_raft"] is None
     assert "no two frames" in alone["null_reasons"]["motion_raft"]
     assert set(unread["null_reasons"]) == names
-    assert "no readable picture" in unread["null_reasons"]["key_lpips"]
+    assert "not a readable image" in unread["null_reasons"]["key_lpips"]
     assert all(unread[name] is None for name in names)
     assert [e["clip_id"] for row in done for e in row["embeddings"]] == ["good", "lonely"]
     kept = np.stack(done[0]["embeddings"][0]["key_frames"])
@@ -383,7 +383,9 @@ def test_a_model_switched_on_later_adds_its_scores_without_a_decode(
     assert len(seen) == 5
     assert all(isinstance(c[name], float) for c in seen for name in names)
     below = [dict(c["null_reasons"]) for c in after.values() if c["prefilter"] is not None]
-    assert all(causes[name].startswith("below the prefilter") for causes in below for name in names)
+    assert all(
+        causes[name].startswith("failed the prefilter") for causes in below for name in names
+    )
     for clip_id, clip in after.items():  # all else is as it was
         rest = [c for c in clip if c not in (*names, "null_reasons")]
         assert {c: clip[c] for c in rest} == {c: before[clip_id][c] for c in rest}

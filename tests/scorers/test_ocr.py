@@ -127,7 +127,7 @@ def test_a_key_frame_that_cannot_be_read_leaves_a_null_with_its_cause(tmp_path, 
     (tmp_path / "1.jpg").write_bytes(broken)
     clip = scored(text, row)
     assert clip["text_share"] is None
-    assert "1.jpg is no readable picture" in clip["null_reasons"]["artifact_share"]
+    assert "1.jpg is not a readable image" in clip["null_reasons"]["artifact_share"]
 
 
 def test_a_missing_key_frame_leaves_a_null_with_its_cause(tmp_path, ocr):

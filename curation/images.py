@@ -1,0 +1,72 @@
+"""Images as files in memory, and reading the frames of clips that the decode pass stored."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from curation.stage import Row
+
+
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """image: (h, w) grey or (h, w, 3) BGR, uint8."""
+    done, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done
+    return jpeg.tobytes()
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    done, png = cv2.imencode(".png", image)
+    assert done
+    return png.tobytes()
+
+
+def decode_image(data: bytes, name: str, mode: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    """Returns (h, w, 3) uint8 BGR, or what `mode` asks for. Raises ValueError with `name`."""
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
+    except cv2.error:  # an empty file, or more pixels than OpenCV takes
+        image = None
+    if image is None:
+        raise ValueError(f"{name} is not a readable image; score the video again")
+    return image
+
+
+def shrink(image: np.ndarray, max_side_px: int) -> np.ndarray:
+    """Returns the image with a long side of at most `max_side_px`."""
+    height, width = image.shape[:2]
+    scale = max_side_px / max(height, width)
+    if scale >= 1:
+        return image
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def stored_image_name(segment: Row, column: str = "key_frame") -> str:
+    """Returns the name in the ledger. Raises ValueError where no such image was stored."""
+    name = segment.get(column)
+    if name is None:
+        what = column.replace("_", " ")
+        raise ValueError(f"no {what} was stored for the segment at {segment['start_s']:.1f} s")
+    return name
+
+
+def read_image(read: Callable[[str], bytes], segment: Row, column: str = "key_frame") -> np.ndarray:
+    """Returns (h, w, 3) uint8 BGR. read: `Folder.read` of the ledger. Raises ValueError."""
+    name = stored_image_name(segment, column)
+    return decode_image(read(name), name)
+
+
+def read_verified(read: Callable[[str], bytes], name: str, sha256: str) -> bytes:
+    """Returns the file's bytes. Raises ValueError where they are not those that were scored."""
+    data = read(name)
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise ValueError(
+            f"{name} is not the key frame that was scored (sha256 {found[:12]}…, expected "
+            f"{sha256[:12]}…); score the video again"
+        )
+    return data
