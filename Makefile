@@ -48,7 +48,7 @@ bench-score: BENCHMARK := score
 bench-ray: BENCHMARK := ray_overhead
 bench-select: BENCHMARK := selection
 bench-shots bench-score bench-ray bench-select bench-models: .venv/dev
-	$(RUN) benchmarks/$(BENCHMARK).py $(ARGS)
+	$(RUN) -m benchmarks.$(BENCHMARK) $(ARGS)
 
 .venv/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

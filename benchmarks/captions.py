@@ -1,6 +1,6 @@
 """Captions of a Qwen2.5-VL-7B-sized model by vLLM on one GPU: clips per GPU-hour.
 
-    python benchmarks/captions.py [--graphs] [--in-flight 256] [--seconds 60] [--limit 550]
+    python -m benchmarks.captions [--graphs] [--in-flight 256] [--seconds 60] [--limit 550]
 
 One engine serves all measurements, each begun with empty caches:
   engine         the requests, all known beforehand, six of a clip at once: it takes --in-flight of
@@ -52,8 +52,9 @@ from stages.captioning.openai_server import OpenAI
 from stages.captioning.t5_tokens import estimate_t5_tokens
 from stages.captioning.vllm_engine import Vllm
 from stages.captioning.vlm import Said, Vlm
+from tests.support.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+MODULE = (sys.executable, "-m", "benchmarks.captions")
 OUTPUT = 100  # tokens of every answer
 STILL = (768, 432)  # px, as `score` stores stills of 16:9; sent with a long side of SIDE
 SIDE, SEGMENTS, NEIGHBOURS = 640, 5, 2
@@ -165,7 +166,7 @@ def make_model(folder: Path) -> None:
     )
 
     corpus = [*TEXTS, *(path.read_text() for path in REPOSITORY.rglob("*.md"))]
-    corpus += [path.read_text() for path in (REPOSITORY / "stages/prompts").iterdir()]
+    corpus += [path.read_text() for path in (REPOSITORY / "stages/captioning/prompts").iterdir()]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -424,7 +425,7 @@ async def over_http(stage: FixedVllm, args: argparse.Namespace, scratch: Path) -
     await asyncio.sleep(2)
     if server.done():
         server.result()
-    command = [sys.executable, __file__, "--client", f"{address}/v1", "--scratch", str(scratch)]
+    command = [*MODULE, "--client", f"{address}/v1", "--scratch", str(scratch)]
     command += ["--in-flight", str(args.in_flight), "--seconds", str(args.seconds)]
     before = resource.getrusage(resource.RUSAGE_SELF)
     client = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
@@ -462,7 +463,7 @@ async def measure(args: argparse.Namespace, say: Callable[[dict[str, Any]], None
     model = scratch / "model"
     model.mkdir()
     count = 2 * args.in_flight + round(4 * args.seconds)  # enough at 24 requests a second
-    command = [sys.executable, __file__, "--scratch", str(scratch), "--draw"]
+    command = [*MODULE, "--scratch", str(scratch), "--draw"]
     drawing = [  # while the engine starts
         subprocess.Popen([*command, str(first), str(DRAWING), str(count)])
         for first in range(DRAWING)

@@ -1,6 +1,6 @@
 """CPU seconds of a command and of everything that it started, daemons and orphans included.
 
-    python benchmarks/cpu_time.py COMMAND…
+    python -m benchmarks.cpu_time COMMAND…
 
 What a shell's `time` counts is only what was waited for; Ray's raylet lets its workers go uncounted
 (it ignores SIGCHLD), and their isolated children with them. So a supervisor adopts every orphan
@@ -21,6 +21,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.paths import REPOSITORY
 
 LOOK_S = 0.2
 LEFT_S = 60.0  # what the command leaves behind must end by itself within this
@@ -45,11 +47,12 @@ class Seen:
     waited_s: float  # of descendants that ended and were waited for, all the way up
 
 
-def spent(command: Sequence[str], env: Mapping[str, str] | None = None) -> Spent:
+def spent(command: Sequence[str]) -> Spent:
     """Runs a command to its end. Raises RuntimeError with its last words where it fails."""
     with tempfile.NamedTemporaryFile("r") as result, tempfile.TemporaryFile() as said:
-        supervisor = [sys.executable, __file__, "--result", result.name, *command]
-        code = subprocess.run(supervisor, env=env, stdout=said, stderr=said).returncode
+        supervisor = [sys.executable, "-m", "benchmarks.cpu_time", "--result", result.name]
+        run = subprocess.run([*supervisor, *command], cwd=REPOSITORY, stdout=said, stderr=said)
+        code = run.returncode
         if code:
             said.seek(max(0, said.seek(0, os.SEEK_END) - 4000))
             words = said.read().decode(errors="replace")

@@ -1,6 +1,6 @@
 """How many samples a second reach the trainer: decoded from shards, or computed ahead.
 
-    python benchmarks/loader.py [--clips 8] [--workers 0 2] [--encode]
+    python -m benchmarks.loader [--clips 8] [--workers 0 2] [--encode]
 
 Draws clips of 15 s at 1280 x 720, 30 fps, H.264 as export writes them, packs them as `make
 curate` does, and reads them as the trainer does: 88 frames at 720 x 1280. The cache holds latents

@@ -1,6 +1,6 @@
 """What the scorers with weights do on one GPU: the stages' own code, random weights at full size.
 
-    python benchmarks/models_gpu.py [--clips 768]
+    python -m benchmarks.models_gpu [--clips 768]
 
 Three parts. *On the device alone*: inputs made ready beforehand, so it is what the GPU gives at
 most; the share of its peak is FLOPs over time over a bf16 product 8192^3 of the same run. *Through
@@ -12,59 +12,35 @@ Pictures are drawn with texture (zeros would run faster); the scores mean nothin
 
 from __future__ import annotations
 
-import sys
+import argparse
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # in place of this folder, whose select.py would hide Python's own
+import cv2
+import numpy as np
+import torch
 
-import argparse  # noqa: E402
-import multiprocessing  # noqa: E402
-import statistics  # noqa: E402
-import tempfile  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-from curation.isolate import Isolated  # noqa: E402
-from curation.stage import Row, RunContext, StageSequence  # noqa: E402
-from curation.storage import Folder  # noqa: E402
-from curation.torchvision_fix import fix_torchvision  # noqa: E402
-from stages.decode_pass import DecodePass  # noqa: E402
-from stages.scorers import clip as clip_stage  # noqa: E402
-from stages.scorers.clip import Clip  # noqa: E402
-from stages.scorers.lpips import CHANNELS, Lpips  # noqa: E402
-from stages.scorers.models import ROWS, Models  # noqa: E402
-from stages.scorers.raft import Raft  # noqa: E402
-from stages.shots import transnet  # noqa: E402
-from tests.support import zoo  # noqa: E402
-from tests.support.small_input import scene  # noqa: E402
+from benchmarks.gpu_time import milliseconds, peak_flops
+from curation.isolate import Isolated
+from curation.stage import Row, RunContext, StageSequence
+from curation.storage import Folder
+from curation.torchvision_fix import fix_torchvision
+from stages.decode_pass import DecodePass
+from stages.scorers import clip as clip_stage
+from stages.scorers.clip import Clip
+from stages.scorers.lpips import CHANNELS, Lpips
+from stages.scorers.models import ROWS, Models
+from stages.scorers.raft import Raft
+from stages.shots import transnet
+from tests.support import zoo
+from tests.support.small_input import scene
 
 KEY_FRAMES = 5
 PATIENCE_S = 150  # for the workers
 TOKENS, WIDTH, LAYERS = 257, 1024, 24  # of CLIP ViT-L/14 at 224 px
-
-
-def milliseconds(work: Callable[[], object], repeats: int = 5) -> float:
-    """Median by CUDA events, after one run to warm up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
-
-
-def peak_flops() -> float:
-    a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16)
-    return 2 * 8192**3 / milliseconds(lambda: a @ b, 20) * 1e3
 
 
 def counted(work: Callable[[], object]) -> int:

@@ -1,6 +1,6 @@
 """Do a small run's captions give their own clips? Run `make curate` and `make train` first.
 
-    python benchmarks/own_clip.py out/train-smoke/checkpoints/step-00000400 out/samples-dataset
+    python -m benchmarks.own_clip out/train-smoke/checkpoints/step-00000400 out/samples-dataset
 
 Mean squared error (grey levels) of a sample on each training clip's captions to every clip:
 guidance 2, 20 steps, one seed.

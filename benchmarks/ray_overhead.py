@@ -1,6 +1,6 @@
 """What Ray costs: the same work through `Cluster.stream` and through a plain process pool.
 
-    python benchmarks/ray_overhead.py [number of videos, default 200]
+    python -m benchmarks.ray_overhead [number of videos, default 200]
 
 Draws short videos (2 s of 640 x 360; a few pictures, every file of other bytes) and runs
 `DecodePass` over them on two workers: as the pipelines do (driver, Ray, a worker each
@@ -12,26 +12,21 @@ the work. CPU seconds count every process; wall time counts for something only o
 
 from __future__ import annotations
 
+import argparse
 import sys
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # in place of this folder, whose modules are benchmarks, not libraries
-
-import argparse  # noqa: E402
-import os  # noqa: E402
-import tempfile  # noqa: E402
-from collections.abc import Iterable  # noqa: E402
-from concurrent.futures import ProcessPoolExecutor  # noqa: E402
-from multiprocessing import get_context  # noqa: E402
-
-from benchmarks.cpu_time import Spent, spent  # noqa: E402
-from benchmarks.score import padded  # noqa: E402
-from curation.runner.cluster import Cluster  # noqa: E402
-from curation.runner.settings import ClusterSettings  # noqa: E402
-from curation.stage import Row, RunContext  # noqa: E402
-from stages.decode_pass import DecodePass  # noqa: E402
-from tests.support.drawn import encoded, noisy, picture, times, view  # noqa: E402
+from benchmarks.cpu_time import Spent, spent
+from benchmarks.score import padded
+from curation.runner.cluster import Cluster
+from curation.runner.settings import ClusterSettings
+from curation.stage import Row, RunContext
+from stages.decode_pass import DecodePass
+from tests.support.drawn import encoded, noisy, picture, times, view
 
 WORKERS = 2
 SECONDS = 2.0
@@ -87,9 +82,8 @@ def check(done: Iterable[Row], count: int) -> None:
 
 
 def run_side(side: str, folder: Path, count: int) -> Spent:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, __file__, str(count), "--side", side, "--folder", str(folder)]
-    return spent(command, os.environ | {"PYTHONPATH": path})
+    module = [sys.executable, "-m", "benchmarks.ray_overhead"]
+    return spent([*module, str(count), "--side", side, "--folder", str(folder)])
 
 
 def compare(folder: Path, count: int) -> None:

@@ -1,6 +1,6 @@
 """The trainer's own step on the GPUs of one host: FSDP2, Ulysses, and the longest videos.
 
-    python benchmarks/scaling.py [--gpus 4] [--out rows.json]
+    python -m benchmarks.scaling [--gpus 4] [--out rows.json]
 
 Each row is training.train's `one_step` (forward, backward, AdamW, average) under torchrun, on drawn
 latents and texts: FSDP2 on 1, 2, 4 … GPUs, one sample over 2, 4 … of them (Ulysses), and by Ulysses

@@ -1,6 +1,6 @@
 """What `score` costs as users run it, beside decoding the same files once, and beside other tools.
 
-    python benchmarks/score.py [--quick] [--passes]
+    python -m benchmarks.score [--quick] [--passes]
 
 Reads the labelled videos at LONGTAKE_VIDEOS (default ../shared/videos); --quick takes every fourth.
 CPU seconds wander by a third within minutes on a shared machine, so what is compared is measured in
@@ -11,39 +11,36 @@ is what one pass costs without start-up. --passes leaves `score` as a whole out 
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import re
+import struct
 import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # in place of this folder, whose modules are benchmarks, not libraries
+import av
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-import os  # noqa: E402
-import re  # noqa: E402
-import struct  # noqa: E402
-import tempfile  # noqa: E402
-import time  # noqa: E402
-from collections import Counter, defaultdict  # noqa: E402
-from collections.abc import Callable, Iterator, Sequence  # noqa: E402
-from contextlib import suppress  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
-from statistics import fmean  # noqa: E402
-from typing import Any  # noqa: E402
+from benchmarks import peers  # before cv2: sets its log level
+from benchmarks.cpu_time import Spent, spent
+from curation import config
+from curation.stage import BadVideo, Row, RunContext
+from curation.storage import Folder, list_videos
+from curation.video.reader import Reader
+from pipelines.score import build
+from pipelines.settings import DEFAULT_CONFIG, Settings
+from pipelines.tables import videos_ledger
+from tests.support.paths import REPOSITORY, VIDEOS
 
-import av  # noqa: E402
-
-from benchmarks import peers  # noqa: E402  (before cv2: it quietens OpenCV)
-from benchmarks.cpu_time import Spent, spent  # noqa: E402
-from curation import config  # noqa: E402
-from curation.stage import BadVideo, Row, RunContext  # noqa: E402
-from curation.storage import Folder, list_videos  # noqa: E402
-from curation.video.reader import Reader  # noqa: E402
-from pipelines.score import build  # noqa: E402
-from pipelines.settings import DEFAULT_CONFIG, Settings  # noqa: E402
-from pipelines.tables import videos_ledger  # noqa: E402
-
-CONFIG = str(ROOT / DEFAULT_CONFIG)
+CONFIG = str(REPOSITORY / DEFAULT_CONFIG)
 PADDING_STEP = 16  # bytes
 # What differs between files of the same pictures: names, ids, clocks.
 OWN = {"video", "bytes", "version", "sha256", "cpu_s", "clip_id", "key_frame", "file"}
@@ -81,10 +78,8 @@ def lay_out(videos: Sequence[Path], folder: Path, copies: int) -> Path:
 
 def score(folder: Path, output: Path) -> Spent:
     """`score` in the default configuration, as its users start it, with all that it starts."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "pipelines.score", CONFIG]
-    env = os.environ | {"PYTHONPATH": path}
-    return spent([*command, f"input={folder}", f"output={output}"], env)
+    return spent([*command, f"input={folder}", f"output={output}"])
 
 
 def unlike(rows: Sequence[Row]) -> list[str]:
@@ -263,10 +258,9 @@ def main() -> None:
     options.add_argument("--quick", action="store_true", help="every fourth file")
     options.add_argument("--passes", action="store_true", help="leave `score` as a whole out")
     args = options.parse_args()
-    folder = os.environ.get("LONGTAKE_VIDEOS") or str(ROOT.parent / "shared" / "videos")
-    if not Path(folder).is_dir():
-        sys.exit(f"{folder}: no such folder; set LONGTAKE_VIDEOS to a folder of videos")
-    videos = sorted(Path(v.video) for v in list_videos(folder))[:: 4 if args.quick else 1]
+    if not VIDEOS.is_dir():
+        sys.exit(f"{VIDEOS}: no such folder; set LONGTAKE_VIDEOS to a folder of videos")
+    videos = sorted(Path(v.video) for v in list_videos(str(VIDEOS)))[:: 4 if args.quick else 1]
     _, frames = decoding(videos)  # and the files are in memory
     print(f"{len(videos)} videos, {frames} frames")
     with tempfile.TemporaryDirectory() as name:

@@ -1,6 +1,6 @@
 """Selects from a synthetic ledger: CPU seconds, peak memory, share of planted duplicates found.
 
-    python benchmarks/selection.py [number of clips, default 1,000,000; embeddings of a twentieth]
+    python -m benchmarks.selection [number of clips, default 1,000,000; embeddings of a twentieth]
 
 A tenth of the clips are from a thousand unmoved cameras (one picture each, other things move; the
 busiest has a tenth of them); two in a hundred are copies of another clip: shifted by 0 to 10 s, 8 %

@@ -1,6 +1,6 @@
 """How well cuts are found on the labelled videos, per kind, beside other detectors, in one run.
 
-    python benchmarks/shots.py [--transnet] [--synthesise] [--sweep] [--compressed]
+    python -m benchmarks.shots [--transnet] [--synthesise] [--sweep] [--compressed]
 
 Reads the labelled videos at LONGTAKE_VIDEOS (default ../shared/videos). All detectors see the
 same decoded frames, about 320 px wide. CPU is a detector's own seconds over those of decoding. A
@@ -11,30 +11,26 @@ PySceneDetect has no other way to say it.
 
 from __future__ import annotations
 
+import argparse
 import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # in place of this folder, whose select.py would hide Python's own
+import cv2
+import numpy as np
 
-import argparse  # noqa: E402
-import os  # noqa: E402
-import time  # noqa: E402
-from collections import Counter  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
-from fractions import Fraction  # noqa: E402
-
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-
-from benchmarks.shots_compressed import ENCODINGS, compressed  # noqa: E402
-from benchmarks.shots_truth import Film, Span, Truth, labelled, synthesised  # noqa: E402
-from curation.stage import BadVideo  # noqa: E402
-from curation.video.frames import Planes, VideoInfo  # noqa: E402
-from curation.video.reader import Reader, colour  # noqa: E402
-from stages.shots import residual  # noqa: E402
-from stages.shots import transnet as transnet_stage  # noqa: E402
-from stages.shots.transnet import TransNetDetector  # noqa: E402
+from benchmarks.shots_compressed import ENCODINGS, compressed
+from benchmarks.shots_truth import Film, Span, Truth, labelled, synthesised
+from curation.stage import BadVideo
+from curation.video.frames import Planes, VideoInfo
+from curation.video.reader import Reader, colour
+from stages.shots import residual
+from stages.shots import transnet as transnet_stage
+from stages.shots.transnet import TransNetDetector
+from tests.support.paths import VIDEOS
 
 Found = tuple[list[float], list[Span]]  # hard cuts, gradual transitions
 Detector = Callable[[Film], tuple[Found, float]]  # and the CPU seconds it took
@@ -295,11 +291,9 @@ def main() -> None:
         "--compressed", action="store_true", help="takes and cuts at low bit rates (20 minutes)"
     )
     args = options.parse_args()
-    folder = Path(os.environ.get("LONGTAKE_VIDEOS", ROOT.parent / "shared" / "videos"))
+    folder = VIDEOS
     if not (folder / "labels.csv").is_file():
-        sys.exit(
-            f"{folder}/labels.csv: not there; set LONGTAKE_VIDEOS to the folder of labelled videos"
-        )
+        sys.exit(f"{folder}/labels.csv: no such file; set LONGTAKE_VIDEOS to the labelled videos")
     cv2.setNumThreads(1)
     detectors: dict[str, Detector] = {"ours": ours}
     for name in ("ContentDetector", "AdaptiveDetector", "HashDetector"):

@@ -1,8 +1,8 @@
 """One training step (forward and backward, no optimizer) of the 2.8 B model on one GPU.
 
-    python benchmarks/step.py                      # the standard table, as in docs/training.md
-    python benchmarks/step.py --diffusers          # and diffusers' Allegro, gradient checkpointing
-    python benchmarks/step.py --case flash4 44 5 attention   # may be repeated
+    python -m benchmarks.step                      # the standard table, as in docs/training.md
+    python -m benchmarks.step --diffusers          # and diffusers' Allegro, gradient checkpointing
+    python -m benchmarks.step --case flash4 44 5 attention   # may be repeated
 
 A case: back end, latent frames, captions, what is kept for backward (`Presto.keep`).
 MFU = 3 x forward FLOPs / step time / peak: recomputation is not counted. `peak` is a bf16 product
@@ -14,15 +14,14 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import statistics
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from benchmarks.gpu_time import milliseconds, peak_flops
 from training import sca
 from training.attention import usable_backends
 from training.config import Keep, ModelConfig
@@ -30,26 +29,6 @@ from training.model import Presto, Text, forward_flops
 
 SIZE = (90, 160)  # latent height and width of 720 x 1280
 CAPTION_TOKENS = 100  # T5 tokens of one sub-caption: 62 words on average in the released test set
-
-
-def milliseconds(work: Callable[[], object], repeats: int, warm: int = 1) -> float:
-    """Median over `repeats` by CUDA events, after `warm` runs."""
-    for _ in range(warm):
-        work()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
-
-
-def peak_flops() -> float:
-    a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16)
-    return 2 * 8192**3 / milliseconds(lambda: a @ b, 20, warm=5) * 1e3
 
 
 def build(layers: int, eager: bool) -> Presto:
