@@ -53,10 +53,10 @@ def check(settings: ScoreSettings) -> None:
         )
     settings.models.find_versions()
     settings.decode.check()
-    gap = settings.decode.key_frames.pair_gap_s
-    if settings.models.raft.weights is not None and gap is None:
+    pairs = [name for name, scorer in settings.models.on().items() if scorer.reads_pairs]
+    if pairs and settings.decode.key_frames.pair_gap_s is None:
         raise PlanError(
-            "score.models.raft looks at pairs of frames, and the decode pass stores none\n"
+            f"score.models.{pairs[0]} reads pairs of frames, and the decode pass stores none\n"
             "  fix: set score.decode.key_frames.pair_gap_s=0.1 (in a new output: it takes a decode)"
         )
 
