@@ -9,9 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import inspect
 import json
-import re
 import sys
 import types
 import typing
@@ -178,23 +176,6 @@ def _names_in(kind: Any) -> list[str]:
         return [f.name for f in dataclasses.fields(kind)]
     parts = (*typing.get_args(kind), *getattr(kind, "__orig_bases__", ()))
     return [name for part in parts for name in _names_in(part)]
-
-
-def meanings(kind: type) -> dict[str, str]:
-    """Setting -> what the comment beside or above its field says. Fields say it nowhere else."""
-    found: dict[str, str] = {}
-    above: list[str] = []
-    names = {f.name for f in dataclasses.fields(kind)}
-    for line in inspect.getsource(kind).splitlines():
-        bare, _, comment = line.strip().partition("# ")
-        if not bare:
-            above += [comment] if comment else []
-            continue
-        name = re.match(r"(\w+):", bare)
-        if name and name[1] in names:
-            found[name[1]] = " ".join(above) or comment
-        above = []
-    return found
 
 
 def as_dict(settings: Any) -> dict[str, Any]:

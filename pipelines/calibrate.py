@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
+from curation.cli import Arguments, NoSettings, run_command
 from curation.config import ConfigError
-from curation.errors import UserError
 from curation.policy import Policy, Range
 from curation.progress import shown
 from curation.stage import PlanError
@@ -165,25 +165,22 @@ def rule_of(text: str) -> tuple[str, Range]:
     return name, rule
 
 
+def work(given: Arguments[NoSettings]) -> None:
+    folder, rule_text, *other = given.values
+    out = Folder(folder)
+    clips = read_clips(out)
+    if other:
+        name, rule = rule_of(rule_text)
+        Policy({other[0]: rule})  # raises where there is no score of that name
+        print("\n".join(matched_rule(name, rule, other[0], clips)))
+    elif rule_text == "semantic_similarity":
+        print("\n".join(similarity(clips, read_vectors(out, clips["clip_id"]))))
+    else:
+        raise ConfigError(f"{shown(rule_text)}: expected semantic_similarity, or two scores")
+
+
 def main(argv: Sequence[str]) -> None:
-    if "-h" in argv or "--help" in argv:
-        print(__doc__.strip())
-        return
-    if len(argv) not in (2, 3):
-        sys.exit("give OUT and semantic_similarity, or OUT, a rule and a score; --help says more")
-    try:
-        out = Folder(argv[0])
-        clips = read_clips(out)
-        if len(argv) == 2:
-            if argv[1] != "semantic_similarity":
-                raise ConfigError(f"{shown(argv[1])}: expected semantic_similarity, or two scores")
-            print("\n".join(similarity(clips, read_vectors(out, clips["clip_id"]))))
-            return
-        name, rule = rule_of(argv[1])
-        Policy({argv[2]: rule})  # a score of that name
-        print("\n".join(matched_rule(name, rule, argv[2], clips)))
-    except UserError as error:
-        sys.exit(f"{type(error).__name__}: {shown(error, 1000)}")
+    run_command(__doc__, work, argv, arguments="OUT RULE [SCORE]")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ picture, a broken file.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,8 +19,9 @@ import av
 import cv2
 import numpy as np
 
-from curation import config
 from curation.atomic import atomic_path
+from curation.cli import Arguments, NoSettings, run_command
+from curation.stage import OutputError
 
 WIDTH, HEIGHT, FPS = 1280, 720, 24
 
@@ -255,10 +256,17 @@ def _joined(a: Scene, b: Scene) -> Frames:
     yield from b.frames(8, from_s=40)
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        config.usage(__doc__, sys.argv)
+def work(given: Arguments[NoSettings]) -> None:
+    [folder] = given.values
     try:
-        draw(Path(sys.argv[1]))
+        draw(Path(folder))
     except OSError as error:
-        sys.exit(f"can't write the samples to {sys.argv[1]}: {error.strerror or error}")
+        raise OutputError(f"can't write the samples to {folder}: {error.strerror}") from None
+
+
+def main(argv: Sequence[str]) -> None:
+    run_command(__doc__, work, argv, arguments="FOLDER")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

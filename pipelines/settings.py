@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import StringConstraints
 
 from curation import config
-from curation.errors import UserError
+from curation.cli import Arguments, run_command
 from curation.policy import Policy
-from curation.progress import shown
 from curation.runner.cluster import Cluster
 from curation.runner.settings import ClusterSettings
 from curation.stage import Row, RunError
@@ -35,6 +31,7 @@ from stages.scorers.ocr import Text
 COMMIT_S = 5.0  # results are committed this often
 ENOUGH_TO_JUDGE = 100  # rows; below, failures are the rows' own
 DEFAULT_CONFIG = str(Path(__file__).parent.parent / "configs/local.yaml")
+EXIT_CODE = "Exit code 0: every video and clip has its row; a video that failed is such a row."
 KEY_FRAMES = "key_frames"  # a million small files that are never written beside and renamed
 
 
@@ -109,62 +106,27 @@ class Settings:
     plan: PlanSettings = field(default_factory=PlanSettings)
 
 
-Run = Callable[[Settings, Folder, Cluster], None]
-
-
-def main(doc: str, run: Run, argv: Sequence[str]) -> None:
-    """`[CONFIG] [key=value …]`; a mistake ends in one plain message and exit code 1.
+def main(doc: str, run: Callable[[Settings, Folder, Cluster], None], argv: Sequence[str]) -> None:
+    """The command line of a phase: `[CONFIG] [key=value …]`.
 
     Exit code 0: every video and clip is accounted for, failed ones included (they have their row).
     """
-    if "-h" in argv or "--help" in argv:
-        print(help_text(doc))
-        return
-    own_config = bool(argv) and "=" not in argv[0]
-    if own_config and argv[0].startswith("-"):
-        sys.exit(f"{argv[0]}: no such option; settings are given as key=value, --help lists them")
-    path, overrides = (argv[0], argv[1:]) if own_config else (DEFAULT_CONFIG, argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stop cleanly
-    try:
-        settings = config.load(Settings, path, overrides)
+
+    def work(given: Arguments[Settings]) -> None:
+        settings = given.settings
         out = Folder(settings.output)
         with Cluster(settings.cluster, out.path("logs")) as cluster, (out / "ledger").locked():
             out.sweep(skip=KEY_FRAMES)
             run(settings, out, cluster)
-    except UserError as e:
-        lines = [shown(line, 1000) for line in str(e).splitlines()]
-        sys.exit(f"{type(e).__name__}: " + "\n".join(lines))
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)  # what a shell gives for Ctrl-C
 
-
-def help_text(doc: str) -> str:
-    lines = [
-        *(doc.strip(), ""),
-        "CONFIG is a YAML file of settings; without one it is configs/local.yaml.",
-        *("Exit code 0: every video and clip has its row; a video that failed is such a row.", ""),
-        "Settings, with their values in configs/local.yaml. Any can be given as key=value, where",
-        "the value is YAML: select.policy.brightness='{min: 30}', select.policy.text_share=null.",
-    ]
-    return "\n".join([*lines, *_explained(config.load(Settings, DEFAULT_CONFIG))])
-
-
-def _explained(settings: Any, prefix: str = "") -> list[str]:
-    """A line per setting: name, value, meaning."""
-    lines = []
-    meanings = config.meanings(type(settings))
-    for f in dataclasses.fields(settings):
-        name, value, meaning = prefix + f.name, getattr(settings, f.name), meanings.get(f.name)
-        if dataclasses.is_dataclass(value):
-            lines += _explained(value, f"{name}.")
-        elif isinstance(value, Policy):
-            lines += [f"  {name}.{column}={{{rule}}}" for column, rule in value.items()]
-        else:
-            text = "null" if value is None else str(value)
-            text = text.lower() if isinstance(value, bool) else text
-            lines.append(f"  {name}={text}".ljust(44) + (f"  # {meaning}" if meaning else ""))
-    return [line.rstrip() for line in lines]
+    run_command(
+        f"{doc.strip()}\n\n{EXIT_CODE}",
+        work,
+        argv,
+        settings=Settings,
+        default_config=DEFAULT_CONFIG,
+        stopped="the same command goes on from here",
+    )
 
 
 def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:

@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curation import config
+from curation.cli import Arguments, run_command
 from curation.config import ConfigError
-from curation.errors import UserError
 from curation.progress import Progress, shown
 from curation.stage import RunContext, Unavailable
 from curation.storage import Folder, InputError
@@ -87,30 +86,33 @@ def read_prompts(given: str) -> list[str]:
         raise InputError(f"{given}: can't be read as prompts, one per line: {error}") from None
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) < 2 or "-h" in argv or "--help" in argv:
-        config.usage(__doc__, argv)
-    target, given, *rest = argv
-    own_config = bool(rest) and "=" not in rest[0]
-    path, overrides = (rest[0], rest[1:]) if own_config else (DEFAULT_CONFIG, rest)
-    try:
-        prompts = read_prompts(given)
-        if not prompts:
-            raise InputError("no prompt given")
-        rows = split(config.load(Settings, path, overrides), prompts)
-        done = [row for row in rows if "cap" in row]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done)
-        if done:
-            Folder(str(Path(target).parent)).write(Path(target).name, lines.encode())
-    except UserError as error:
-        sys.exit(f"{type(error).__name__}: {shown(error, 1000)}")
-    except KeyboardInterrupt:
-        sys.exit(f"stopped; {target} was not written")
+def work(given: Arguments[Settings]) -> int:
+    target, prompt = given.values
+    prompts = read_prompts(prompt)
+    if not prompts:
+        raise InputError("no prompt given")
+    rows = split(given.settings, prompts)
+    done = [row for row in rows if "cap" in row]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done)
+    if done:
+        Folder(str(Path(target).parent)).write(Path(target).name, lines.encode())
     for row in rows:
         if "error" in row:
             print(f"failed: {shown(row['prompt'], 60)}: {shown(row['error'])}", file=sys.stderr)
     print(f"{len(done)} of {len(rows)} prompts split" + (f" -> {target}" if done else ""))
-    sys.exit(0 if len(done) == len(rows) else 1)
+    return 0 if len(done) == len(rows) else 1
+
+
+def main(argv: Sequence[str]) -> None:
+    run_command(
+        __doc__,
+        work,
+        argv,
+        settings=Settings,
+        arguments="OUT PROMPT [CONFIG]",
+        default_config=DEFAULT_CONFIG,
+        stopped="nothing was written",
+    )
 
 
 if __name__ == "__main__":

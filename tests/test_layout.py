@@ -22,9 +22,8 @@ MAY_IMPORT = {
     "stages": {"curation", "stages"},
     "pipelines": {"curation", "stages", "pipelines"},
     "training": {
-        *("curation.atomic", "curation.config", "curation.records", "curation.measures"),
-        "curation.torchvision_fix",
-        "training",
+        *("curation.atomic", "curation.cli", "curation.config", "curation.errors"),
+        *("curation.measures", "curation.records", "curation.torchvision_fix", "training"),
     },
 }
 

@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
+from curation.errors import UserError
+
 FORMAT = 2
 TOLD = "state.json"
 # what the description of a checkpoint's tensors consists of; nothing else in it is called
@@ -47,7 +49,7 @@ PLAIN = {
 }
 
 
-class CheckpointError(Exception):
+class CheckpointError(UserError):
     """A checkpoint can't be written or read: which, why, what to do."""
 
 

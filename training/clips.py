@@ -23,13 +23,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from curation.errors import UserError
 from curation.records import SPAN_TOLERANCE_S
 from training.config import Size
 
 TAR_BLOCK = 512
 
 
-class BadData(Exception):
+class BadData(UserError):
     """A dataset or a clip in it can't be used: which, where, why, what to do."""
 
 

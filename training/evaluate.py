@@ -43,6 +43,7 @@ from torch import Tensor
 
 from curation import config, measures
 from curation.config import ConfigError
+from curation.errors import UserError
 from curation.torchvision_fix import fix_torchvision
 from training.config import EvaluateConfig
 from training.interpolate import flow, warped
@@ -70,7 +71,7 @@ class Video:
         return len(self.frames) / self.fps
 
 
-class BadSample(Exception):
+class BadSample(UserError):
     """A video can't be measured: which, why."""
 
 

@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor
 
 from curation import config
 from curation.config import ConfigError
+from curation.errors import UserError
 from training import checkpoint
 from training.checkpoint import CheckpointError
 from training.clips import BadData, Clip, Source
@@ -48,7 +49,7 @@ from training.weights import BadWeights
 VALIDATION_TIMES = 8  # fixed: (i + 0.5) / 8 of the way from clean to noise
 
 
-class Diverged(Exception):
+class Diverged(UserError):
     """The loss or its gradient is no number any more."""
 
 

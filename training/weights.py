@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from curation.atomic import atomic_path, write_atomic
+from curation.errors import UserError
 from training.config import ModelConfig
 from training.model import Presto
 
@@ -37,7 +38,7 @@ FIXED = {
 }
 
 
-class BadWeights(Exception):
+class BadWeights(UserError):
     """A folder of weights can't be read: where, what, what was expected."""
 
 

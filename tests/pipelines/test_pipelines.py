@@ -275,7 +275,7 @@ def test_configurations_with_models_are_refused_before_the_start_with_how_to_get
             "caption.captioner is 'vlm': expected one of measured, openai, vllm, transformers",
         ),
         (["nothere.yaml"], "nothere.yaml: no such file"),
-        (["-x"], "-x: no such option; settings are given as key=value"),
+        (["-x"], "-x is not an option; settings are given as key=value"),
         ([], "no input; give input="),
         (["input=/nowhere/at/all"], "/nowhere/at/all: no such file or folder"),
         (["input=/nowhere/*.mp4"], "no file matches this pattern"),
