@@ -21,7 +21,7 @@ from pipelines.tables import (
     recorded_policy,
 )
 from stages.report.page import report_html
-from stages.report.statistics import stats
+from stages.report.statistics import score_statistics
 
 SHARDS = "shards.parquet"
 
@@ -56,12 +56,12 @@ def publish(
 ) -> str:
     """Writes tables and report; the funnel as text. Raises where a clip is unaccounted for."""
     counted = funnel.count(videos, clips)
-    numbers = stats(clips)
+    statistics = score_statistics(clips)
     out.write_table("clips.parquet", clips)
     out.write_table("videos.parquet", videos)
-    out.write_table("stats.parquet", numbers)
+    out.write_table("stats.parquet", statistics)
     rules = recorded_policy(made["select"]["policy"])
     policy = {name: (rule.min, rule.max) for name, rule in rules.items()}
-    page = report_html(videos, clips, numbers, policy, facts, (out / "ledger").read)
+    page = report_html(videos, clips, statistics, policy, facts, (out / "ledger").read)
     out.write("report.html", page.encode())
     return funnel.as_text(counted)

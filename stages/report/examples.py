@@ -1,4 +1,4 @@
-"""The clips that a report shows: which they are, and what a person sees of each."""
+"""The example clips of a report: how they are chosen, and what the page shows of each."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from curation.funnel import rule, rules
 from curation.images import decode_image, encode_jpeg, shrink
 from curation.progress import shown
 from curation.stage import Row
-from stages.report.histogram import Limits, number
-from stages.report.statistics import MEASURES
+from stages.report.histogram import Thresholds, format_value
+from stages.report.statistics import MEASUREMENTS
 
-KEPT_SAMPLES, REJECTED_SAMPLES, SAMPLED_RULES = 12, 4, 12  # clips; clips per rule; rules
-THUMBNAIL = 240  # px, the longer side of the picture
-PICTURE_BYTES = 14_000  # of one thumbnail: 60 clips with 5 each stay under 6 MB
-REASONS, SEGMENTS = 10, 10  # shown of one clip at most
+MAX_KEPT, MAX_PER_RULE, MAX_RULES = 12, 4, 12  # kept clips; other clips of a rule; rules
+THUMBNAIL_SIDE = 240  # px, the longer one
+MAX_THUMBNAIL_BYTES = 14_000  # 60 clips with 5 thumbnails each stay under 6 MB
+MAX_REASONS, MAX_SEGMENTS = 10, 10  # of one clip
 
-Read = Callable[[str], bytes]  # a key frame's name in the table -> the JPEG file's bytes
+ReadFile = Callable[[str], bytes]  # name of a key frame in the table -> bytes of the JPEG file
 
 
 @dataclass(frozen=True)
-class Segment:
+class SegmentView:
     time: str
     alt: str
-    image: str | None  # a data URI
+    image: str | None  # data URI
     width: int
     height: int
     text: str
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreView:
     name: str
     value: str
-    limit: str
-    against: bool
+    range: str  # that the policy allows
+    is_reason: bool  # whether one of the clip's reasons is about it
 
 
 @dataclass(frozen=True)
-class Sample:
+class ClipView:
     clip_id: str
     video: str
     span: str
@@ -53,44 +53,48 @@ class Sample:
     reasons: list[str]
     caption: str
     captioner: str
-    segments: list[Segment]
-    limited: list[Score]  # those that the policy names
-    others: list[Score]
+    segments: list[SegmentView]
+    in_policy: list[ScoreView]
+    others: list[ScoreView]
 
 
 @dataclass(frozen=True)
-class Group:
+class ExampleGroup:
     title: str
-    n: int
-    samples: list[Sample]
+    total: int  # clips of which the examples are chosen
+    clips: list[ClipView]
 
 
-def limit_text(limits: Limits) -> str:
-    least, most = limits
+def format_range(thresholds: Thresholds) -> str:
+    """15 to 60, ≥ 15, ≤ 60, or nothing."""
+    least, most = thresholds
     if least is not None and most is not None:
         return f"{least:g} to {most:g}"
     return f"≥ {least:g}" if least is not None else f"≤ {most:g}" if most is not None else ""
 
 
-def kept_group(clips: pa.Table, policy: Mapping[str, Limits], read: Read) -> Group:
-    """Clips that were kept."""
+def kept_examples(
+    clips: pa.Table, policy: Mapping[str, Thresholds], read_file: ReadFile
+) -> ExampleGroup:
     rows = np.flatnonzero(pc.equal(clips["status"], "kept").to_numpy())
-    return _group("kept", clips, rows, KEPT_SAMPLES, policy, read)
+    return _group("kept", clips, rows, MAX_KEPT, policy, read_file)
 
 
-def groups_against(clips: pa.Table, policy: Mapping[str, Limits], read: Read) -> list[Group]:
-    """Clips rejected or failed, by the rule that is their first reason, the commonest first."""
+def rejected_examples(
+    clips: pa.Table, policy: Mapping[str, Thresholds], read_file: ReadFile
+) -> list[ExampleGroup]:
+    """Rejected and failed clips by the rule of their first reason, the most frequent rule first."""
     rows = np.flatnonzero(pc.not_equal(clips["status"], "kept").to_numpy())
     names = rules(clips["reason"].take(pa.array(rows))).combine_chunks().dictionary_encode()
     if isinstance(names, pa.ChunkedArray):
         return []
-    of = names.indices.to_numpy()
-    sizes = np.bincount(of, minlength=len(names.dictionary))
-    found = []
-    for i in np.argsort(-sizes, kind="stable")[:SAMPLED_RULES]:
+    rule_index = names.indices.to_numpy()
+    sizes = np.bincount(rule_index, minlength=len(names.dictionary))
+    groups = []
+    for i in np.argsort(-sizes, kind="stable")[:MAX_RULES]:
         title = names.dictionary[int(i)].as_py()
-        found.append(_group(title, clips, rows[of == i], REJECTED_SAMPLES, policy, read))
-    return found
+        groups.append(_group(title, clips, rows[rule_index == i], MAX_PER_RULE, policy, read_file))
+    return groups
 
 
 def _group(
@@ -98,18 +102,18 @@ def _group(
     clips: pa.Table,
     rows: np.ndarray,
     most: int,
-    policy: Mapping[str, Limits],
-    read: Read,
-) -> Group:
-    chosen = choose(clips, rows, most)
-    found = [_sample(clips.slice(i, 1).to_pylist()[0], policy, read) for i in chosen]
-    return Group(title, len(rows), found)
+    policy: Mapping[str, Thresholds],
+    read_file: ReadFile,
+) -> ExampleGroup:
+    chosen = choose_examples(clips, rows, most)
+    views = [_clip_view(clips.slice(i, 1).to_pylist()[0], policy, read_file) for i in chosen]
+    return ExampleGroup(title, len(rows), views)
 
 
-def choose(clips: pa.Table, rows: np.ndarray, most: int) -> list[int]:
-    """Row numbers of at most `most` of `rows`, from as many videos as there are.
+def choose_examples(clips: pa.Table, rows: np.ndarray, most: int) -> list[int]:
+    """At most `most` of the row numbers `rows`, from as many different videos as possible.
 
-    The smallest clip_ids: as these are hashes, the choice is fair and the same on every run.
+    The smallest clip_ids: as these are hashes, the choice is unbiased and the same on every run.
     """
     if not len(rows):
         return []
@@ -117,69 +121,83 @@ def choose(clips: pa.Table, rows: np.ndarray, most: int) -> list[int]:
     smallest = pc.select_k_unstable(ids, 20 * most, sort_keys=[("clip_id", "ascending")])
     candidates = rows[smallest.to_numpy()].tolist()
     videos = clips["video"].take(pa.array(candidates)).to_pylist()
-    turn = [videos[:i].count(video) for i, video in enumerate(videos)]
-    order = sorted(range(len(candidates)), key=lambda i: (turn[i], i))
+    earlier = [videos[:i].count(video) for i, video in enumerate(videos)]  # of the same video
+    order = sorted(range(len(candidates)), key=lambda i: (earlier[i], i))
     return [candidates[i] for i in order[:most]]
 
 
-def _sample(clip: Row, policy: Mapping[str, Limits], read: Read) -> Sample:
+def _clip_view(clip: Row, policy: Mapping[str, Thresholds], read_file: ReadFile) -> ClipView:
     reasons = [r for r in clip.get("reasons") or [clip.get("reason")] if r]
-    named = {rule(r).split(" ")[0] for r in reasons}
+    columns = {rule(r).split(" ")[0] for r in reasons}
     scores = [
-        _score(clip, name, policy.get(name, (None, None)), named)
-        for name in MEASURES
+        _score_view(clip, name, policy.get(name, (None, None)), name in columns)
+        for name in MEASUREMENTS
         if name in clip
     ]
     segments = zip_longest(clip.get("segments") or [], clip.get("sub_captions") or [])
     notes = [clip["status"], clip.get("split"), clip.get("shard")]
-    return Sample(
+    return ClipView(
         clip_id=shown(clip["clip_id"], 40),
         video=shown(clip["video"], 120),
         span=f"{clip['start_s']:.2f} to {clip['end_s']:.2f} s",
         notes=", ".join(shown(n, 60) for n in notes if n),
-        reasons=[shown(r) for r in reasons[:REASONS]],
-        caption=prose(clip.get("caption")),
+        reasons=[shown(r) for r in reasons[:MAX_REASONS]],
+        caption=one_paragraph(clip.get("caption")),
         captioner=shown(clip.get("captioner") or "", 80),
-        segments=[_segment(i, *pair, read) for i, pair in enumerate(segments, 1) if i <= SEGMENTS],
-        limited=[s for s in scores if s.name in policy],
+        segments=[
+            _segment_view(i, *pair, read_file)
+            for i, pair in enumerate(segments, 1)
+            if i <= MAX_SEGMENTS
+        ],
+        in_policy=[s for s in scores if s.name in policy],
         others=[s for s in scores if s.name not in policy],
     )
 
 
-def prose(text: str | None) -> str:
-    """A caption as one paragraph."""
+def one_paragraph(text: str | None) -> str:
+    """A caption without line breaks, shortened if it is very long."""
     return shown(" ".join((text or "").split()), 1500)
 
 
-def _score(clip: Row, name: str, limits: Limits, named: set[str]) -> Score:
-    """Marked where it is among the clip's reasons: the policy isn't applied here again."""
-    value, limit = clip[name], limit_text(limits)
+def _score_view(clip: Row, name: str, thresholds: Thresholds, is_reason: bool) -> ScoreView:
+    """is_reason comes from the clip's reasons: the policy isn't applied here again."""
+    value, allowed = clip[name], format_range(thresholds)
     if value is not None:
-        return Score(name, number(value), limit, name in named)
+        return ScoreView(name, format_value(value), allowed, is_reason)
     why = shown(dict(clip.get("null_reasons") or {}).get(name) or "", 120)
-    return Score(name, "not measured", "; ".join(t for t in (limit, why) if t), name in named)
+    return ScoreView(name, "not measured", "; ".join(t for t in (allowed, why) if t), is_reason)
 
 
-def _segment(i: int, segment: Row | None, sub: Row | None, read: Read) -> Segment:
-    span = segment or sub or {}
+def _segment_view(
+    i: int, segment: Row | None, sub_caption: Row | None, read_file: ReadFile
+) -> SegmentView:
+    span = segment or sub_caption or {}
     time = f"{span['start_s']:.1f} to {span['end_s']:.1f} s"
     image, width, height, alt = None, 0, 0, f"Segment {i} has no key frame"
     if segment and segment["key_frame"]:
         try:
-            image, width, height = thumbnail(read(segment["key_frame"]))
+            image, width, height = thumbnail(_read_key_frame(segment["key_frame"], read_file))
             alt = f"Key frame of segment {i}, at {segment['key_frame_s']:.1f} s of the clip"
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             alt = f"Key frame of segment {i} can't be shown: {shown(why)}"
-    return Segment(time, alt, image, width, height, prose(sub["text"]) if sub else "")
+    text = one_paragraph(sub_caption["text"]) if sub_caption else ""
+    return SegmentView(time, alt, image, width, height, text)
+
+
+def _read_key_frame(name: str, read_file: ReadFile) -> bytes:
+    """Raises ValueError for a name that is not of a file in the ledger."""
+    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise ValueError(f"{name} lies outside the ledger")
+    return read_file(name)
 
 
 def thumbnail(jpeg: bytes) -> tuple[str, int, int]:
-    """A data URI, width, height in px; at most PICTURE_BYTES of picture, the finest that fits."""
-    small = shrink(decode_image(jpeg, "the file"), THUMBNAIL)
+    """Data URI, width and height in px, in the best quality within MAX_THUMBNAIL_BYTES."""
+    small = shrink(decode_image(jpeg, "the file"), THUMBNAIL_SIDE)
     for quality in (80, 65, 50, 35, 20, 5):
         data = encode_jpeg(small, quality)
-        if len(data) <= PICTURE_BYTES:
+        if len(data) <= MAX_THUMBNAIL_BYTES:
             break
     height, width = small.shape[:2]
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}", width, height

@@ -1,4 +1,4 @@
-"""A score's histogram as geometry: where bars, ticks and thresholds lie in its picture."""
+"""A score's histogram as geometry: the positions of its bars, ticks and thresholds."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from itertools import pairwise
 
 import numpy as np
 
-WIDTH, SIDE, TOP = 360.0, 54.0, 20.0  # px of the picture; SIDE: kept above the axis, rejected below
-AXIS = TOP + SIDE
-MARGIN, OUTLIER = 12.0, 10.0  # px left and right; width of the bar that holds outliers
-BELOW = AXIS + 15  # where the lower half starts: the axis' labels lie between the halves
+# All in px. The upper half shows the kept clips, the lower half the rejected ones; the labels of
+# the axis are between the halves.
+WIDTH, HALF_HEIGHT, TOP = 360.0, 54.0, 20.0
+UPPER_AXIS = TOP + HALF_HEIGHT
+LOWER_AXIS = UPPER_AXIS + 15
+MARGIN, OUTLIER_WIDTH = 12.0, 10.0  # at either end; of a bar for outliers
+MIN_BAR_HEIGHT = 1.5  # one clip in a million is still visible
 
-Limits = tuple[float | None, float | None]  # min, max
+Thresholds = tuple[float | None, float | None]  # min, max
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,9 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Mark:
+class Label:
     x: float
-    label: str
+    text: str
     anchor: str = "middle"  # SVG's text-anchor
 
 
@@ -36,56 +39,65 @@ class Mark:
 class Histogram:
     kept: list[Box]
     rejected: list[Box]
-    ticks: list[Mark]
-    limits: list[Mark]
-    outside: list[Box]  # what the policy refuses
-    tails: list[Mark]  # how far the outliers' bars reach
+    ticks: list[Label]
+    thresholds: list[Label]
+    outside: list[Box]  # the ranges that the policy rejects
+    tails: list[Label]  # the ends of the outliers' ranges
 
 
-def number(value: float) -> str:
-    """A measured value for a person: 1280, 24.5, 0.0123, ≈0."""
+def format_value(value: float) -> str:
+    """A measured value as text: 1280, 24.5, 0.0123, ≈0."""
     if 0 < abs(value) < 1e-4:
         return "≈0"
     return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
-def draw(edges: list[float], kept: list[int], rejected: list[int], limits: Limits) -> Histogram:
-    """edges: (B + 1,) of stages/report/statistics.py, B >= 1.
+def layout_histogram(
+    edges: list[float], kept: list[int], rejected: list[int], thresholds: Thresholds
+) -> Histogram:
+    """edges: (B + 1,) of `statistics.bin_edges`, B >= 1. kept, rejected: (B,) clips per bin.
 
-    Heights are shares of the side's own clips.
+    Heights are shares of the kept and of the rejected clips.
     """
-    at = np.asarray(edges)
-    step = float(np.median(np.diff(at)))
-    # a bin of another width than the rest holds the outliers
-    uneven = np.abs(np.diff(at) - step) > 1e-3 * step if len(at) > 3 else np.zeros(1, bool)
+    edge = np.asarray(edges)
+    step = float(np.median(np.diff(edge)))
+    # A bin whose width differs from the others' is that of the outliers.
+    uneven = np.abs(np.diff(edge) - step) > 1e-3 * step if len(edge) > 3 else np.zeros(1, bool)
     low_tail, high_tail = bool(uneven[0]), bool(uneven[-1])
-    low, high = at[1 if low_tail else 0], at[-2 if high_tail else -1]
+    low, high = edge[1 if low_tail else 0], edge[-2 if high_tail else -1]
     span = high - low
-    # a threshold near the values belongs into the picture; one far away is named at the edge
-    near = [x for x in limits if x is not None and low - 2 * span <= x <= high + 2 * span]
+    # A threshold close to the values is drawn to scale; one far away is labelled at the border.
+    near = [x for x in thresholds if x is not None and low - 2 * span <= x <= high + 2 * span]
     low, high = min([low, *near]), max([high, *near])
-    left, right = MARGIN + OUTLIER, WIDTH - MARGIN - OUTLIER
+    left, right = MARGIN + OUTLIER_WIDTH, WIDTH - MARGIN - OUTLIER_WIDTH
 
     def x(value: float) -> float:
         return left + (right - left) * (min(max(value, low), high) - low) / (high - low)
 
     xs = [x(v) for v in edges]
-    xs[0] -= OUTLIER if low_tail else 0
-    xs[-1] += OUTLIER if high_tail else 0
-    top = max([*_shares(kept), *_shares(rejected)], default=0) or 1.0
-    up = [SIDE * s / top for s in _shares(kept)]
-    down = [SIDE * s / top for s in _shares(rejected)]
+    xs[0] -= OUTLIER_WIDTH if low_tail else 0
+    xs[-1] += OUTLIER_WIDTH if high_tail else 0
+    largest = max([*_shares(kept), *_shares(rejected)], default=0) or 1.0
     bars = [(a + 0.5, max(b - a - 1, 1.0)) for a, b in pairwise(xs)]
+
+    def boxes(counts: list[int], upwards: bool) -> list[Box]:
+        found = []
+        for (left, width), share in zip(bars, _shares(counts), strict=True):
+            height = max(HALF_HEIGHT * share / largest, MIN_BAR_HEIGHT)
+            if share:
+                found.append(
+                    Box(left, UPPER_AXIS - height if upwards else LOWER_AXIS, width, height)
+                )
+        return found
+
     return Histogram(
-        kept=[
-            Box(a, AXIS - _seen(h), w, _seen(h)) for (a, w), h in zip(bars, up, strict=True) if h
-        ],
-        rejected=[Box(a, BELOW, w, _seen(h)) for (a, w), h in zip(bars, down, strict=True) if h],
-        ticks=[Mark(x(v), f"{v:g}") for v in _ticks(low, high)],
-        limits=_limits(limits, low, high, x),
-        outside=_outside(limits, x),
-        tails=[Mark(1, f"from {number(at[0])}", "start")] * bool(low_tail)
-        + [Mark(WIDTH - 1, f"to {number(at[-1])}", "end")] * bool(high_tail),
+        kept=boxes(kept, upwards=True),
+        rejected=boxes(rejected, upwards=False),
+        ticks=[Label(x(v), f"{v:g}") for v in _round_values(low, high)],
+        thresholds=_threshold_labels(thresholds, low, high, x),
+        outside=_rejected_ranges(thresholds, x),
+        tails=[Label(1, f"from {format_value(edge[0])}", "start")] * low_tail
+        + [Label(WIDTH - 1, f"to {format_value(edge[-1])}", "end")] * high_tail,
     )
 
 
@@ -94,13 +106,8 @@ def _shares(counts: list[int]) -> list[float]:
     return [n / total if total else 0.0 for n in counts]
 
 
-def _seen(height: float) -> float:
-    """One clip among a million still gets a line."""
-    return max(height, 1.5)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers."""
+def _round_values(low: float, high: float) -> list[float]:
+    """Three to six round numbers in the range."""
     power = 10.0 ** math.floor(math.log10((high - low) / 2))
     step = next(f * power for f in (1, 2, 5, 10) if (high - low) / (f * power) <= 5)
     return [
@@ -108,24 +115,27 @@ def _ticks(low: float, high: float) -> list[float]:
     ]
 
 
-def _limits(limits: Limits, low: float, high: float, x: Callable[[float], float]) -> list[Mark]:
-    marks = []
-    for name, value in zip(("min", "max"), limits, strict=True):
+def _threshold_labels(
+    thresholds: Thresholds, low: float, high: float, x: Callable[[float], float]
+) -> list[Label]:
+    labels = []
+    for name, value in zip(("min", "max"), thresholds, strict=True):
         if value is None:
             continue
-        label = f"{name} {value:g}"
-        label = f"← {label}" if value < low else f"{label} →" if value > high else label
+        text = f"{name} {value:g}"
+        text = f"← {text}" if value < low else f"{text} →" if value > high else text
         anchor = "start" if x(value) < WIDTH / 2 else "end"
-        marks.append(Mark(x(value), label, anchor))
-    if len(marks) == 2 and abs(marks[0].x - marks[1].x) < 120:
-        # both labels beside each other would overlap: each to its own outer side
-        marks = [Mark(marks[0].x, marks[0].label, "end"), Mark(marks[1].x, marks[1].label, "start")]
-    return marks
+        labels.append(Label(x(value), text, anchor))
+    if len(labels) == 2 and abs(labels[0].x - labels[1].x) < 120:
+        # Close to each other, labels would overlap: each extends outwards.
+        least, most = labels
+        labels = [Label(least.x, least.text, "end"), Label(most.x, most.text, "start")]
+    return labels
 
 
-def _outside(limits: Limits, x: Callable[[float], float]) -> list[Box]:
-    height = BELOW + SIDE - TOP
-    least, most = limits
+def _rejected_ranges(thresholds: Thresholds, x: Callable[[float], float]) -> list[Box]:
+    height = LOWER_AXIS + HALF_HEIGHT - TOP
+    least, most = thresholds
     boxes = []
     if least is not None:
         boxes.append(Box(0, TOP, x(least), height))

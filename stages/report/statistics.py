@@ -1,4 +1,4 @@
-"""stats.parquet: for each score, how its values lie, kept and rejected apart."""
+"""stats.parquet: the distribution of each score, by status of the clips."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 
 from curation.records import SCORE_NAMES, Column, schema
 
-GROUPS = ("kept", "rejected", "failed", "all")
+STATUSES = ("kept", "rejected", "failed", "all")
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
-MEASURES = ("duration_s", "width", "height", "fps", *SCORE_NAMES)  # what a policy may name
-MOST_CAUSES = 50  # per score and group; the rest is counted together
+MEASUREMENTS = ("duration_s", "width", "height", "fps", *SCORE_NAMES)  # what a policy may name
+MAX_NULL_REASONS = 50  # per score and status; all others are counted together
 
 STATS = (
     Column("score", pa.string(), "name of the score"),
@@ -33,25 +33,25 @@ STATS = (
 )
 
 _ENTRIES = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
-_NO_CAUSES = (np.empty(0, np.int64), pa.chunked_array([], pa.string()))
+_NO_REASONS = (np.empty(0, np.int64), pa.chunked_array([], pa.string()))
 
 
 def bin_edges(values: np.ndarray, about: int = 30) -> np.ndarray:
-    """About `about` bins on round numbers where the values lie; outliers share a bin at each end.
+    """About `about` bins with round edges over the values; outliers share a bin at each end.
 
-    values: (N,) finite. Returns (bins + 1,), every value in a bin; empty for no values.
+    values: (N,) finite. Returns (bins + 1,) edges, with every value in a bin; empty for no values.
     """
     if not len(values):
         return np.empty(0)
     lowest, low, high, highest = np.percentile(values, [0, 1, 99, 100])
     width = high - low or highest - lowest
-    # within half a bulk's width of the bulk nothing is an outlier
+    # A value within half of that width of the range from 1 % to 99 % is no outlier.
     low, high = max(lowest, low - width / 2), min(highest, high + width / 2)
     step, decimals = _round_step((high - low) / about or abs(high) / about or 0.1)
     scale = 10.0**decimals
-    # a value on an edge belongs to the bin above, the highest one too: 15 s isn't "under 15 s"
+    # A value on an edge belongs to the bin above, also the highest one: 15 s isn't "under 15 s".
     first, last = math.floor(low / step + 1e-6), math.floor(high / step + 1e-6) + 1
-    if low == high:  # one value: some room around it
+    if low == high:  # a single value: some empty bins around it
         first, last = max(first - 5, min(first, 0)), last + 5
     edges = np.arange(first, last + 1) * round(step * scale) / scale
     below = [lowest] if lowest < edges[0] else []
@@ -60,23 +60,23 @@ def bin_edges(values: np.ndarray, about: int = 30) -> np.ndarray:
 
 
 def _round_step(step: float) -> tuple[float, int]:
-    """The next larger 1, 2 or 5 times a power of ten, and the decimals that it needs."""
+    """The next larger 1, 2 or 5 times a power of ten, and its number of decimals."""
     power = math.floor(math.log10(step))
     factor = next(f for f in (1, 2, 5, 10) if f >= step / 10.0**power * (1 - 1e-9))
     return factor * 10.0**power, max(0, -power)
 
 
-def stats(clips: pa.Table) -> pa.Table:
-    """One row per score and status group.
+def score_statistics(clips: pa.Table) -> pa.Table:
+    """A table of STATS: one row per score and status.
 
-    clips: status, the scores (those of MEASURES that it has), causes (map score -> why it is null).
+    clips: status, the scores (any of MEASUREMENTS), null_reasons (map score -> why it is null).
     """
     status = clips["status"].combine_chunks()
-    members = {s: pc.equal(status, s).to_numpy(zero_copy_only=False) for s in GROUPS[:-1]}
+    members = {s: pc.equal(status, s).to_numpy(zero_copy_only=False) for s in STATUSES[:-1]}
     members["all"] = np.ones(clips.num_rows, bool)
-    causes = _causes(clips)
+    null_reasons = _null_reasons(clips)
     rows = []
-    for score in MEASURES:
+    for score in MEASUREMENTS:
         if score not in clips.column_names:
             continue
         column = clips[score].cast(pa.float64()).combine_chunks()
@@ -84,16 +84,18 @@ def stats(clips: pa.Table) -> pa.Table:
         measured = np.isfinite(values)
         not_finite = column.is_valid().to_numpy(zero_copy_only=False) & ~measured
         edges = bin_edges(values[measured])
-        caused = causes.get(score, _NO_CAUSES)
-        for group, member in members.items():
+        reasons = null_reasons.get(score, _NO_REASONS)
+        for name, member in members.items():
             nulls = member & ~measured
             rows.append(
                 {
                     "score": score,
-                    "status": group,
+                    "status": name,
                     "count": int(member.sum()),
                     "nulls": int(nulls.sum()),
-                    "null_reasons": _why(nulls, int((member & not_finite).sum()), *caused),
+                    "null_reasons": _count_reasons(
+                        nulls, int((member & not_finite).sum()), *reasons
+                    ),
                     **_distribution(values[member & measured], edges),
                 }
             )
@@ -101,7 +103,7 @@ def stats(clips: pa.Table) -> pa.Table:
 
 
 def _distribution(values: np.ndarray, edges: np.ndarray) -> dict[str, object]:
-    """values: (N,) finite. edges: (B + 1,), or none where nothing was measured."""
+    """The columns of STATS from `mean` on. values: (N,) finite. edges: (B + 1,) or empty."""
     counts = np.histogram(values, edges)[0].tolist() if len(edges) else []
     found: dict[str, object] = {"edges": edges.tolist(), "counts": counts}
     if len(values):
@@ -113,30 +115,30 @@ def _distribution(values: np.ndarray, edges: np.ndarray) -> dict[str, object]:
     return found
 
 
-def _causes(clips: pa.Table) -> dict[str, tuple[np.ndarray, pa.ChunkedArray]]:
-    """score -> (row numbers of clips, the cause of each)."""
+def _null_reasons(clips: pa.Table) -> dict[str, tuple[np.ndarray, pa.ChunkedArray]]:
+    """score -> (row numbers of clips, the null reason of each)."""
     if "null_reasons" not in clips.column_names:
         return {}
-    # as a list: pyarrow 26 has no list kernels for maps, and list_parent_indices aborts on one
+    # As a list: pyarrow 26 has no list kernels for maps, and list_parent_indices aborts on one.
     entries = clips["null_reasons"].cast(_ENTRIES)
     rows = pc.list_parent_indices(entries).to_numpy()
     flat = pc.list_flatten(entries)
-    scores, causes = pc.struct_field(flat, "key"), pc.struct_field(flat, "value")
+    scores, reasons = pc.struct_field(flat, "key"), pc.struct_field(flat, "value")
     found = {}
     for score in pc.unique(scores).to_pylist():
         of_score = pc.equal(scores, score)
-        found[score] = (rows[of_score.to_numpy()], causes.filter(of_score))
+        found[score] = (rows[of_score.to_numpy()], reasons.filter(of_score))
     return found
 
 
-def _why(
-    nulls: np.ndarray, not_finite: int, rows: np.ndarray, causes: pa.ChunkedArray
+def _count_reasons(
+    nulls: np.ndarray, not_finite: int, rows: np.ndarray, reasons: pa.ChunkedArray
 ) -> dict[str, int]:
-    """nulls: (clips,) bool. A cause beside a value that is there is none."""
-    counted = pc.value_counts(causes.filter(pa.array(nulls[rows]))).to_pylist()
+    """Null reason -> clips. nulls: (clips,) bool. A reason is ignored where there is a value."""
+    counted = pc.value_counts(reasons.filter(pa.array(nulls[rows]))).to_pylist()
     found = Counter({row["values"] or "no cause recorded": row["counts"] for row in counted})
     found["not finite"] += not_finite
     found["no cause recorded"] += int(nulls.sum()) - found.total()
-    common = found.most_common(MOST_CAUSES)
+    common = found.most_common(MAX_NULL_REASONS)
     common.append(("other causes", found.total() - sum(n for _, n in common)))
-    return {cause: n for cause, n in common if n}
+    return {reason: n for reason, n in common if n}

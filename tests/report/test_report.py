@@ -1,4 +1,4 @@
-"""One self-contained page that shows a run, whatever its texts say."""
+"""The report: one self-contained page, safe whatever texts it shows."""
 
 import base64
 import hashlib
@@ -16,11 +16,11 @@ import pyarrow as pa
 import pytest
 
 from curation.records import NULL_REASONS, SCORE_NAMES, SEGMENT, SUB_CAPTION, segment_spans
-from curation.stage import OutputError
-from stages.report.examples import PICTURE_BYTES, choose, thumbnail
-from stages.report.histogram import draw
-from stages.report.page import write_report
-from stages.report.statistics import stats
+from curation.storage import Folder
+from stages.report.examples import MAX_THUMBNAIL_BYTES, choose_examples, thumbnail
+from stages.report.histogram import layout_histogram
+from stages.report.page import report_html
+from stages.report.statistics import score_statistics
 
 HOSTILE = (
     "</style></title></svg><script>document.title='ran'</script>"
@@ -103,12 +103,14 @@ def report(tmp_path: Path, rows: list[dict], videos=None, facts=None) -> tuple[P
     clips = clips_of(rows)
     videos = videos_of(videos or [("a.mp4", "ok", None, len(rows))])
     path = tmp_path / "report.html"
-    write_report(path, videos, clips, stats(clips), POLICY, facts or {}, tmp_path / "ledger")
-    return path, path.read_text("utf-8")
+    read_file = Folder(str(tmp_path / "ledger")).read
+    html = report_html(videos, clips, score_statistics(clips), POLICY, facts or {}, read_file)
+    path.write_text(html, "utf-8")
+    return path, html
 
 
 def hostile_report(tmp_path: Path, port: int = 9) -> tuple[Path, str]:
-    """Every text that a video, a file system or a model may choose is hostile here."""
+    """Every text that comes from a video, a file system or a model is hostile here."""
     bad = HOSTILE.replace("PORT", str(port))
     segments = key_frames(tmp_path / "ledger", "00ff")
     subs = [{"start_s": s["start_s"], "end_s": s["end_s"], "text": bad} for s in segments]
@@ -129,7 +131,7 @@ def hostile_report(tmp_path: Path, port: int = 9) -> tuple[Path, str]:
 
 
 class Page(HTMLParser):
-    """What matters of a page: its headings, its attributes, its text."""
+    """A page's tags, attributes, headings and text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -152,7 +154,7 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-def test_a_page_shows_counts_rules_captions_scores_and_failed_videos(tmp_path):
+def test_page_shows_counts_rules_captions_scores_and_failed_videos(tmp_path):
     rows = [clip(1, "a.mp4", segments=key_frames(tmp_path / "ledger", "01")), clip(2, "b.mp4")]
     rows += [clip(i, "a.mp4", "rejected", ["static_share 0.90 > 0.5"]) for i in range(3, 9)]
     videos = [("a.mp4", "ok", None, 7), ("b.mp4", "ok", None, 1), ("c.mp4", "failed", "empty", 0)]
@@ -161,22 +163,22 @@ def test_a_page_shows_counts_rules_captions_scores_and_failed_videos(tmp_path):
     assert "30 s of video kept" in text.replace("of video kept 30 s", "30 s of video kept")
     assert "caption of 1" in text
     assert "0.0 to 3.0 s part 0 of 1" in text
-    assert "no model has looked at the frames" in text
+    assert "No vision model was used" in text
     assert "static_share > 0.5 4 of 6 clips" in text
     assert "static_share 0.9 ≤ 0.5" in text
-    assert "not measured in 8: no weights (8)" in text
+    assert "not measured in 8 clips: no weights (8)" in text
     assert "c.mp4 empty" in text
     assert "config local.yaml" in text
     assert "max 0.5" in text  # the threshold, drawn into the histogram
 
 
-def test_captions_of_a_model_are_labelled_and_not_called_measured(tmp_path):
+def test_captions_of_a_model_have_its_name_and_no_note_about_measured_ones(tmp_path):
     page = Page(report(tmp_path, [clip(1, "a.mp4", captioner="qwen-vl")])[1])
     assert "qwen-vl caption of 1" in page.text
-    assert "no model has looked" not in page.text
+    assert "No vision model" not in page.text
 
 
-def test_the_key_frames_are_inside_and_small(tmp_path):
+def test_key_frames_are_embedded_as_small_thumbnails(tmp_path):
     rows = [clip(1, "a.mp4", segments=key_frames(tmp_path / "ledger", "01"))]
     page = Page(report(tmp_path, rows)[1])
     images = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
@@ -190,7 +192,7 @@ def test_the_key_frames_are_inside_and_small(tmp_path):
     assert alts[1] == "Key frame of segment 2, at 4.5 s of the clip"
 
 
-def test_hostile_text_adds_no_tag_no_attribute_and_no_address(tmp_path):
+def test_hostile_text_adds_no_tag_no_attribute_and_no_url(tmp_path):
     html = hostile_report(tmp_path)[1]
     page = Page(html)
     assert not {"script", "iframe", "object", "base", "form"} & set(page.tags)
@@ -204,7 +206,7 @@ def test_hostile_text_adds_no_tag_no_attribute_and_no_address(tmp_path):
     assert "мир ☂ 𝕏" in page.text
 
 
-def test_a_security_policy_allows_only_this_style_and_inline_pictures(tmp_path):
+def test_content_security_policy_allows_only_this_style_and_inline_images(tmp_path):
     html = report(tmp_path, [clip(1, "a.mp4")])[1]
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', html)[1]
     style = re.search(r"<style>(.*?)</style>", html, re.S)[1]
@@ -215,7 +217,7 @@ def test_a_security_policy_allows_only_this_style_and_inline_pictures(tmp_path):
     )
 
 
-def test_headings_go_down_one_level_at_a_time_and_pictures_say_what_they_are(tmp_path):
+def test_no_heading_level_is_skipped_and_every_image_has_a_text_alternative(tmp_path):
     page = Page(hostile_report(tmp_path)[1])
     assert page.headings[0] == 1
     assert page.headings.count(1) == 1
@@ -238,7 +240,7 @@ def test_headings_go_down_one_level_at_a_time_and_pictures_say_what_they_are(tmp
         ("/etc/hostname", None, "outside the ledger"),
     ],
 )
-def test_a_key_frame_that_is_missing_broken_or_elsewhere_is_said_in_its_place(
+def test_error_replaces_a_key_frame_that_is_missing_damaged_or_outside_the_ledger(
     tmp_path, name, content, why
 ):
     ledger = tmp_path / "ledger"
@@ -252,15 +254,15 @@ def test_a_key_frame_that_is_missing_broken_or_elsewhere_is_said_in_its_place(
     assert "caption of 1" in page.text
 
 
-def test_an_empty_run_has_a_report_too(tmp_path):
+def test_run_without_clips_has_a_report(tmp_path):
     page = Page(report(tmp_path, [], [("a.mp4", "failed", "empty file", 0)])[1])
     assert "0 clips: 0 kept, 0 rejected, 0 failed" in page.text
     assert "a.mp4 empty file" in page.text
 
 
-def test_many_clips_rules_and_failed_videos_leave_the_page_small_and_the_choice_the_same(tmp_path):
+def test_page_of_many_clips_rules_and_failed_videos_is_small_and_reproducible(tmp_path):
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 255, (480, 640, 3), np.uint8)  # the worst a JPEG can meet
+    noise = rng.integers(0, 255, (480, 640, 3), np.uint8)  # the hardest case for JPEG
     (tmp_path / "ledger").mkdir()
     cv2.imwrite(str(tmp_path / "ledger" / "noise.jpg"), noise)
     segment = {"start_s": 0.0, "end_s": 3.0, "key_frame_s": 1.5, "key_frame": "noise.jpg"}
@@ -280,56 +282,47 @@ def test_many_clips_rules_and_failed_videos_leave_the_page_small_and_the_choice_
     assert report(tmp_path, rows, videos)[1] == html
 
 
-def test_samples_come_from_as_many_videos_as_there_are(tmp_path):
+def test_examples_are_from_as_many_videos_as_possible(tmp_path):
     clips = clips_of([clip(i, "many.mp4" if i < 90 else f"{i}.mp4") for i in range(100)])
-    chosen = choose(clips, np.arange(100), 12)
+    chosen = choose_examples(clips, np.arange(100), 12)
     assert len(set(chosen)) == 12
     assert len({clips["video"][i].as_py() for i in chosen}) == 11  # the ten, and "many" twice
-    assert choose(clips, np.arange(100)[::-1], 12) == chosen
+    assert choose_examples(clips, np.arange(100)[::-1], 12) == chosen
 
 
-def test_a_thumbnail_keeps_its_shape_and_fits_its_budget():
+def test_thumbnail_keeps_its_aspect_ratio_and_its_size_limit():
     noise = np.random.default_rng(0).integers(0, 255, (1280, 720, 3), np.uint8)
     uri, width, height = thumbnail(cv2.imencode(".jpg", noise)[1].tobytes())
     assert (width, height) == (135, 240)
-    assert len(base64.b64decode(uri.split(",")[1])) <= PICTURE_BYTES
+    assert len(base64.b64decode(uri.split(",")[1])) <= MAX_THUMBNAIL_BYTES
 
 
-def test_a_report_that_cannot_be_written_stops_the_run_with_the_path(tmp_path):
-    clips = clips_of([clip(1, "a.mp4")])
-    videos = videos_of([("a.mp4", "ok", None, 1)])
-    path = tmp_path / "file" / "report.html"
-    path.parent.write_text("no folder")
-    with pytest.raises(
-        OutputError, match=r"report\.html: the report can't be written: File exists"
-    ):
-        write_report(path, videos, clips, stats(clips), POLICY, {}, tmp_path)
-
-
-def test_bars_stand_over_their_values_and_thresholds_between_them():
+def test_bars_and_thresholds_are_at_their_values():
     edges = [0.0, 0.25, 0.5, 0.75, 1.0]
-    picture = draw(edges, kept=[3, 1, 0, 0], rejected=[0, 0, 1, 1], limits=(None, 0.5))
-    (limit,) = picture.limits
-    assert limit.label == "max 0.5"
-    assert all(b.x + b.width <= limit.x for b in picture.kept)
-    assert all(b.x >= limit.x for b in picture.rejected)
-    tall, low = picture.kept
+    histogram = layout_histogram(
+        edges, kept=[3, 1, 0, 0], rejected=[0, 0, 1, 1], thresholds=(None, 0.5)
+    )
+    (threshold,) = histogram.thresholds
+    assert threshold.text == "max 0.5"
+    assert all(b.x + b.width <= threshold.x for b in histogram.kept)
+    assert all(b.x >= threshold.x for b in histogram.rejected)
+    tall, low = histogram.kept
     assert tall.height == pytest.approx(3 * low.height)
-    assert picture.outside[0].x == limit.x
+    assert histogram.outside[0].x == threshold.x
 
 
-def test_a_threshold_far_from_every_value_is_named_at_the_edge():
-    picture = draw([0.0, 0.1, 0.2], [1, 1], [0, 0], (None, 100.0))
-    assert picture.limits[0].label == "max 100 →"
-    widths = [b.width for b in picture.kept]
+def test_threshold_far_from_every_value_is_labelled_at_the_border():
+    histogram = layout_histogram([0.0, 0.1, 0.2], [1, 1], [0, 0], (None, 100.0))
+    assert histogram.thresholds[0].text == "max 100 →"
+    widths = [b.width for b in histogram.kept]
     assert min(widths) > 100  # the values still fill the picture
 
 
-def test_outliers_share_a_narrow_bar_and_its_reach_is_said():
+def test_outliers_share_a_narrow_bar_labelled_with_their_range():
     edges = [-1e6, 0.0, 1.0, 2.0, 3.0, 4.0, 1e9]
-    picture = draw(edges, [1, 5, 5, 5, 5, 1], [0] * 6, (None, None))
-    assert [t.label for t in picture.tails] == ["from -1e+06", "to 1e+09"]
-    assert picture.kept[0].width < picture.kept[1].width
+    histogram = layout_histogram(edges, [1, 5, 5, 5, 5, 1], [0] * 6, (None, None))
+    assert [t.text for t in histogram.tails] == ["from -1e+06", "to 1e+09"]
+    assert histogram.kept[0].width < histogram.kept[1].width
 
 
 # ---- in a real browser ----
@@ -337,12 +330,12 @@ def test_outliers_share_a_narrow_bar_and_its_reach_is_said():
 
 @pytest.fixture
 def server():
-    """Counts what is asked of it."""
-    asked: list[str] = []
+    """A server's port, and the list of requests that it gets."""
+    requests: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            requests.append(self.path)
             self.send_response(204)
             self.end_headers()
 
@@ -351,7 +344,7 @@ def server():
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield httpd.server_address[1], asked
+        yield httpd.server_address[1], requests
         httpd.shutdown()
 
 
@@ -373,29 +366,29 @@ def open_in_browser(path: Path, profile: Path) -> tuple[str, str]:
 
 
 @pytest.mark.browser
-def test_in_a_browser_hostile_text_runs_nothing_and_fetches_nothing(tmp_path, server):
-    port, asked = server
+def test_hostile_text_runs_no_script_and_fetches_nothing_in_a_browser(tmp_path, server):
+    port, requests = server
     path, _ = hostile_report(tmp_path, port)
     dom, console = open_in_browser(path, tmp_path / "profile")
     page = Page(dom)
     assert "<title>Curation report: 1 of 3 clips kept</title>" in dom
     assert page.headings[:3] == [1, 2, 2]
-    assert (asked, console) == ([], "")
-    # and this test would have seen it: the same text, neither escaped nor under a policy
+    assert (requests, console) == ([], "")
+    # The test would fail otherwise: the same text, not escaped and without a policy.
     bare = tmp_path / "bare.html"
     bare.write_text(f"<title>x</title><p>{HOSTILE.replace('PORT', str(port))}", encoding="utf-8")
     dom, _ = open_in_browser(bare, tmp_path / "profile")
     assert "<title>ran</title>" in dom
-    assert asked == ["/img"]
+    assert requests == ["/img"]
 
 
 @pytest.mark.browser
-def test_in_a_browser_markup_that_got_through_is_stopped_by_the_policy(tmp_path, server):
-    port, asked = server
+def test_content_security_policy_stops_unescaped_markup_in_a_browser(tmp_path, server):
+    port, requests = server
     path, html = hostile_report(tmp_path, port)
     through = f"{HOSTILE.replace('PORT', str(port))}</body>"
     path.write_text(html.replace("</body>", through), encoding="utf-8")
     dom, console = open_in_browser(path, tmp_path / "profile")
     assert "<title>Curation report: 1 of 3 clips kept</title>" in dom
-    assert asked == []
+    assert requests == []
     assert "Content Security Policy" in console

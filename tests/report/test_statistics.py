@@ -1,4 +1,4 @@
-"""How the scores lie, kept and rejected apart."""
+"""stats.parquet: the distribution of each score, by status of the clips."""
 
 import numpy as np
 import pyarrow as pa
@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.records import NULL_REASONS
-from stages.report.statistics import GROUPS, bin_edges, stats
+from stages.report.statistics import STATUSES, bin_edges, score_statistics
 
 
 def clips_of(status: list[str], null_reasons: list[list[tuple[str, str]]] | None = None, **scores):
@@ -22,16 +22,16 @@ def row(table: pa.Table, score: str, status: str) -> dict:
     return found
 
 
-def test_each_score_has_a_row_for_each_status_and_one_for_all():
+def test_each_score_has_a_row_for_each_status_and_one_for_all_clips():
     clips = clips_of(["kept", "rejected"], brightness=[1, 2], sharpness=[3, 4])
-    found = [(r["score"], r["status"]) for r in stats(clips).to_pylist()]
-    assert found == [(s, g) for s in ("brightness", "sharpness") for g in GROUPS]
+    found = [(r["score"], r["status"]) for r in score_statistics(clips).to_pylist()]
+    assert found == [(s, g) for s in ("brightness", "sharpness") for g in STATUSES]
 
 
-def test_percentiles_and_means_are_those_of_the_status_own_clips():
+def test_percentiles_and_means_are_of_the_clips_of_that_status():
     rng = np.random.default_rng(0)
     kept, rejected = rng.normal(100, 10, 4000), rng.normal(50, 5, 1000)
-    table = stats(
+    table = score_statistics(
         clips_of(["kept"] * 4000 + ["rejected"] * 1000, brightness=np.concatenate([kept, rejected]))
     )
     for status, values in (("kept", kept), ("rejected", rejected)):
@@ -46,8 +46,8 @@ def test_percentiles_and_means_are_those_of_the_status_own_clips():
 def test_every_measured_clip_is_in_one_bin_and_all_statuses_share_the_edges():
     values = [*np.random.default_rng(1).gamma(2, 5, 997), 1e6, -40, 0]
     status = ["kept", "rejected", "failed", "kept"] * 250
-    table = stats(clips_of(status, motion_dis=values))
-    rows = {g: row(table, "motion_dis", g) for g in GROUPS}
+    table = score_statistics(clips_of(status, motion_dis=values))
+    rows = {g: row(table, "motion_dis", g) for g in STATUSES}
     assert len({tuple(r["edges"]) for r in rows.values()}) == 1
     assert {g: sum(r["counts"]) for g, r in rows.items()} == {
         "kept": 500,
@@ -55,11 +55,11 @@ def test_every_measured_clip_is_in_one_bin_and_all_statuses_share_the_edges():
         "failed": 250,
         "all": 1000,
     }
-    parts = np.array([rows[g]["counts"] for g in GROUPS])
+    parts = np.array([rows[g]["counts"] for g in STATUSES])
     assert (parts[:3].sum(0) == parts[3]).all()
 
 
-def test_nulls_are_counted_by_their_causes_and_the_causes_add_up():
+def test_nulls_are_counted_by_reason_and_the_counts_add_up():
     clips = clips_of(
         ["kept", "kept", "rejected", "rejected", "rejected"],
         null_reasons=[
@@ -72,7 +72,7 @@ def test_nulls_are_counted_by_their_causes_and_the_causes_add_up():
         text_share=[0.5, None, None, None, None],
         key_psnr=[1, 2, None, float("inf"), 3],
     )
-    table = stats(clips)
+    table = score_statistics(clips)
     assert dict(row(table, "text_share", "kept")["null_reasons"]) == {"no weights": 1}
     rejected = row(table, "text_share", "rejected")
     assert rejected["nulls"] == 3
@@ -82,37 +82,41 @@ def test_nulls_are_counted_by_their_causes_and_the_causes_add_up():
     assert dict(row(table, "key_psnr", "all")["null_reasons"]) == {"prefilter": 1, "not finite": 1}
 
 
-def test_a_cause_beside_a_measured_value_is_not_counted():
+def test_null_reason_of_a_measured_score_is_not_counted():
     clips = clips_of(["kept"], null_reasons=[[("ken_burns_share", "stale")]], ken_burns_share=[0.1])
-    assert row(stats(clips), "ken_burns_share", "all")["null_reasons"] == []
+    assert row(score_statistics(clips), "ken_burns_share", "all")["null_reasons"] == []
 
 
-def test_thousands_of_causes_are_summed_up_and_still_add_up():
+def test_rare_null_reasons_are_counted_together():
     n = 3000
-    causes = [[("text_share", f"error {i}")] for i in range(n)]
-    found = row(stats(clips_of(["kept"] * n, causes, text_share=[None] * n)), "text_share", "all")
+    null_reasons = [[("text_share", f"error {i}")] for i in range(n)]
+    found = row(
+        score_statistics(clips_of(["kept"] * n, null_reasons, text_share=[None] * n)),
+        "text_share",
+        "all",
+    )
     assert len(found["null_reasons"]) == 51
     assert sum(n for _, n in found["null_reasons"]) == n == found["nulls"]
 
 
-def test_no_clips_and_no_values_give_rows_without_a_histogram():
+def test_scores_without_values_have_rows_without_a_histogram():
     for clips in (clips_of([], brightness=[]), clips_of(["kept"], brightness=[None])):
-        found = row(stats(clips), "brightness", "kept")
+        found = row(score_statistics(clips), "brightness", "kept")
         assert (found["edges"], found["counts"], found["p50"]) == ([], [], None)
 
 
-def test_chunks_and_a_trip_through_parquet_change_nothing(tmp_path):
+def test_chunked_tables_and_parquet_give_the_same_statistics(tmp_path):
     clips = clips_of(
         ["kept", "rejected", "kept"],
         [[("fps", "x")], [("brightness", "dark")], [("brightness", "dark")]],
         brightness=[1, None, None],
     )
     pieces = pa.concat_tables([clips.slice(i, 1) for i in range(3)])
-    assert stats(pieces).equals(stats(clips))
+    assert score_statistics(pieces).equals(score_statistics(clips))
     pq.write_table(clips, tmp_path / "clips.parquet")
-    pq.write_table(stats(clips), tmp_path / "stats.parquet")
+    pq.write_table(score_statistics(clips), tmp_path / "stats.parquet")
     again = pq.read_table(tmp_path / "stats.parquet")
-    assert again.equals(stats(pq.read_table(tmp_path / "clips.parquet")))
+    assert again.equals(score_statistics(pq.read_table(tmp_path / "clips.parquet")))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,7 @@ def test_chunks_and_a_trip_through_parquet_change_nothing(tmp_path):
         np.array([0.0] * 999 + [1.0]),
     ],
 )
-def test_edges_rise_hold_every_value_and_are_few(values):
+def test_edges_ascend_contain_every_value_and_are_few(values):
     edges = bin_edges(values)
     assert (np.diff(edges) > 0).all()
     assert edges[0] <= values.min()
@@ -137,14 +141,13 @@ def test_edges_rise_hold_every_value_and_are_few(values):
     assert np.histogram(values, edges)[0].sum() == len(values)
 
 
-def test_edges_lie_on_round_numbers_so_that_thresholds_do_too():
+def test_edges_are_round_numbers_as_thresholds_are():
     edges = bin_edges(np.linspace(0, 1, 5000))
     assert {0.0, 0.5, 0.05} <= {round(e, 12) for e in edges.tolist()}
     assert 0.5 in edges  # exactly
 
 
-def test_a_clip_as_long_as_the_least_allowed_is_not_drawn_below_it():
-    """15 s lies in the bin that starts at 15, not in the one that ends there."""
+def test_clip_of_the_minimum_length_is_not_in_the_bin_below_it():
     values = np.array([3.0, 9.0, 15.0, 15.0])
     edges = bin_edges(values)
     counts = np.histogram(values, edges)[0]
