@@ -3,6 +3,7 @@
     python -m benchmarks.step                      # the standard table, as in docs/training.md
     python -m benchmarks.step --diffusers          # and diffusers' Allegro, gradient checkpointing
     python -m benchmarks.step --case flash4 44 5 attention   # may be repeated
+    python -m benchmarks.step --compare ../older --layers 8 --steps 8   # this checkout, and another
 
 A case: back end, latent frames, captions, what is kept for backward (`Presto.keep`).
 MFU = 3 x forward FLOPs / step time / peak: recomputation is not counted. `peak` is a bf16 product
@@ -14,6 +15,11 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -140,6 +146,28 @@ def diffusers_step(steps: int) -> dict:
     return row("diffusers", "nothing", ModelConfig(), 22, 1, 512, step_s, 0)
 
 
+def compare(other: Path, cases: list[list[str]], args: argparse.Namespace) -> None:
+    """Runs the cases in this checkout and in another, in turn, each time in a new process; prints
+    each case's median step and the ratio of the two."""
+    times: dict[tuple[str, int], list[float]] = {}
+    folders = {"this": Path(__file__).parents[1], "other": other.resolve()}
+    order = ("other", "this", "this", "other") * args.rounds
+    for name in order:
+        with tempfile.TemporaryDirectory() as scratch:
+            rows = Path(scratch, "rows.json")
+            command = [sys.executable, "-m", "benchmarks.step", "--out", str(rows)]
+            command += ["--layers", str(args.layers), "--steps", str(args.steps)]
+            command += [word for case in cases for word in ("--case", *case)]
+            environment = os.environ | {"PYTHONPATH": str(folders[name])}
+            subprocess.run(command, cwd=folders[name], env=environment, check=True)
+            for i, one in enumerate(json.loads(rows.read_text())["rows"]):
+                times.setdefault((name, i), []).append(one["step_s"])
+    print("| case | other, s | this, s | this / other |")
+    for i, case in enumerate(cases):
+        theirs, ours = (statistics.median(times[name, i]) for name in ("other", "this"))
+        print(f"| {' '.join(case)} | {theirs:.3f} | {ours:.3f} | {ours / theirs:.4f} |")
+
+
 def show(one: dict, peak: float) -> None:
     mfu = one["flops"] / one["step_s"] / peak
     print(
@@ -159,6 +187,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2, help="0: the first one alone, for memory")
     parser.add_argument("--eager", action="store_true", help="no torch.compile")
     parser.add_argument("--diffusers", action="store_true")
+    parser.add_argument("--compare", type=Path, help="another checkout, to run in turn with this")
+    parser.add_argument("--rounds", type=int, default=1, help="of --compare: four processes each")
     parser.add_argument("--profile", help="file for the kernels of one more step of the last case")
     parser.add_argument("--out", help="file for the rows as JSON; grows with each case")
     return parser.parse_args()
@@ -172,6 +202,9 @@ def main() -> None:
         [found[0], "22", "1", "attention"],
         *([["cudnn", "22", "5", "attention"]] if "cudnn" in found[1:] else []),
     ]
+    if args.compare:
+        compare(args.compare, cases, args)
+        return
     peak = peak_flops()
     print(
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, "

@@ -185,16 +185,17 @@ def packed_attention(
     v: Tensor,
     cu_q: Tensor,
     cu_k: Tensor,
-    max_q: int,
-    max_k: int,
+    longest: Tensor,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Sequence i of q sees sequence i of k, v alone, and all of it.
 
     q: (M, H, D), k, v: (L, H, D), sequences end to end.  cu_q, cu_k: (sequences + 1,) int32, where
-    each starts.
-    max_q, max_k: bounds on the lengths.  -> (M, H, D) and the log-sum-exp (H, M).
+    each starts.  longest: (2,) on the CPU, the most queries and the most keys of a sequence; no
+    ints, for which torch.compile would make graphs of their own.  -> (M, H, D) and the log-sum-exp
+    (H, M).
     """
+    max_q, max_k = longest.tolist()
     if backend == "flash4":
         from flash_attn.cute.interface import _flash_attn_fwd
 
@@ -232,11 +233,11 @@ def _packed_backward(
     lse: Tensor,
     cu_q: Tensor,
     cu_k: Tensor,
-    max_q: int,
-    max_k: int,
+    longest: Tensor,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad = grad.contiguous()
+    max_q, max_k = longest.tolist()
     if backend == "flash4":
         return _flash4_backward(
             grad,
@@ -275,25 +276,25 @@ def _packed_backward(
 
 
 @packed_attention.register_fake
-def _(q, k, v, cu_q, cu_k, max_q, max_k, backend):
+def _(q, k, v, cu_q, cu_k, longest, backend):
     lse = q.new_empty((q.shape[1], q.shape[0]), dtype=_lse_dtype(q))
     return torch.empty_like(q, memory_format=torch.contiguous_format), lse
 
 
 @_packed_backward.register_fake
-def _(grad, q, k, v, out, lse, cu_q, cu_k, max_q, max_k, backend):
+def _(grad, q, k, v, out, lse, cu_q, cu_k, longest, backend):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
 
 
 def _keep_packed(ctx, inputs, output) -> None:
-    q, k, v, cu_q, cu_k, *ctx.settings = inputs
-    ctx.save_for_backward(q, k, v, *output, cu_q, cu_k)
+    q, k, v, cu_q, cu_k, longest, ctx.backend = inputs
+    ctx.save_for_backward(q, k, v, *output, cu_q, cu_k, longest)
 
 
 def _give_packed(ctx, grad, _lse):
     saved = ctx.saved_tensors
-    grads = torch.ops.presto.packed_attention_backward(grad, *saved, *ctx.settings)
-    return *grads, None, None, None, None, None
+    grads = torch.ops.presto.packed_attention_backward(grad, *saved, ctx.backend)
+    return *grads, None, None, None, None
 
 
 packed_attention.register_autograd(_give_packed, setup_context=_keep_packed)
@@ -326,7 +327,7 @@ def _pack(q: Tensor, k: Tensor, v: Tensor) -> tuple:
     them."""
     lengths = [x.shape[1] for x in (q, k)]
     starts = [torch.arange(q.shape[0] + 1, dtype=torch.int32, device=q.device) * n for n in lengths]
-    return *(x.flatten(0, 1) for x in (q, k, v)), *starts, *lengths
+    return *(x.flatten(0, 1) for x in (q, k, v)), *starts, torch.tensor(lengths)
 
 
 def _pack_lse(lse: Tensor) -> Tensor:  # (B, H, N) -> (H, B*N)

@@ -7,6 +7,7 @@ peak is that of a matrix product measured on the same device when the run starts
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import resource
 import sys
@@ -55,6 +56,26 @@ def memory_gb(device: torch.device) -> float:
 def finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def report_recompile_limit() -> None:
+    """From now on, one line instead of torch.compile's several where it stops compiling a function
+    for new shapes, which from then on run uncompiled until the process ends."""
+    logging.getLogger("torch._dynamo.convert_frame").addFilter(_print_recompile_limit)
+
+
+def _print_recompile_limit(record: logging.LogRecord) -> bool:
+    lines = record.getMessage().splitlines()
+    if "hit config." not in lines[0]:
+        return True
+    print(
+        f"warning: {lines[0]}: batches of new shapes run uncompiled from here on, slower;"
+        + ";".join(line.replace("   ", " ") for line in lines[1:3])
+        + ". Start again with fewer system.sizes, or with compile=false",
+        file=sys.stderr,
+        flush=True,
+    )
+    return False
 
 
 class Log:

@@ -107,6 +107,12 @@ class Presto(nn.Module):
         """cfg: Allegro's own where none is given."""
         super().__init__()
         self.cfg = cfg = cfg or ModelConfig()
+        if cfg.attention_head_dim % 6:
+            raise ValueError(
+                f"attention_head_dim {cfg.attention_head_dim}: expected a multiple of 6 "
+                "(pairs on three axes)"
+            )
+        self.is_compiled = False
         self.attention = "auto"  # back end: see training/attention.py
         # with sequence parallelism: a sample's number of tokens -> this rank's share of them
         self.across: Callable[[int], Shard] | None = None
@@ -158,6 +164,10 @@ class Presto(nn.Module):
             attend = shard.attend(attend)
         embedded, temb = self.adaln_single(t)
         captions = None if text.kv else self.caption_projection(text.tokens)
+        if captions is not None and self.is_compiled:
+            captions = nn.functional.pad(captions, (0, 0, 0, int(len(captions) == 1)))
+            for tensor in (captions, *how._replace(longest=captions)):
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
         for number, block in enumerate(self.blocks):
             heard = text.kv[number] if text.kv else captions
             x = block(x, temb, rope, heard, how, attend, backend)
@@ -201,11 +211,12 @@ class Presto(nn.Module):
         for block in self.blocks:
             block.keep = what
 
-    def compile_blocks(self) -> None:
+    def compile_blocks(self, backend: str | Callable = "inductor") -> None:
         """One compiled block serves all: seconds, not minutes. Checkpointing lies inside it, the
         hooks that gather sharded parameters outside."""
+        self.is_compiled = True
         for block in self.blocks:
-            block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+            block.forward = torch.compile(block.forward, backend=backend)  # type: ignore[method-assign]
 
     def reset_parameters(self) -> None:
         """PixArt's start: blocks nearly the identity, cross-attention and the output silent."""

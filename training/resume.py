@@ -15,6 +15,7 @@ from training import checkpoint
 from training.clips import Source
 from training.config import TrainConfig
 from training.data import fingerprint
+from training.log import report_recompile_limit
 from training.parallel import World, join, spread
 from training.text_to_video import System
 from training.weights import load_into
@@ -43,6 +44,7 @@ def build(cfg: TrainConfig, resumed: bool = False, system_class: type[System] = 
     ema = copy.deepcopy(system).requires_grad_(False).eval()
     system.presto.keep(cfg.keep_activations)
     if cfg.compile:
+        report_recompile_limit()
         system.presto.compile_blocks()
     for one in (system, ema):
         spread(one.presto, one.trained_text_encoder, world, cfg.precision == "bf16")

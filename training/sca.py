@@ -90,28 +90,25 @@ def schedule(
     return torch.from_numpy(covers / covers.sum(0))
 
 
-class Pass(NamedTuple):
-    """One caption for each of some query tokens: what one call of `packed_attention` does."""
-
-    rows: Tensor | None  # which tokens, sorted by caption; None: all in their order
-    keys: Tensor | None  # which text tokens; None: all in their order
-    cu_q: Tensor
-    cu_k: Tensor
-    max_q: int
-    max_k: int
-    weight: Tensor | None  # (rows, 1, 1); None: 1
-    slots: Tensor | None  # where the rows lie in Plan.shared; None: one each, in its order
-
-
 class Plan(NamedTuple):
-    """A batch's schedules, worked out once and used by every block.
+    """A batch's schedules as one call of `packed_attention`; computed once, used by every block.
 
-    The first pass gives each token its first caption, the next one a second caption to those that
-    have two, and so on: `overlapped` needs two passes, the second over the few shared frames.
+    Its queries are the M tokens in their order, each with the first caption that it attends to, and
+    then E extra ones: a token that attends to n captions has n - 1 of them. Queries that follow
+    each other and attend to the same caption are one sequence.
+
+    Every batch has the same fields, and no size is 0 or 1: torch.compile makes a graph of its own
+    for a field that is None and for such a size.
     """
 
-    passes: tuple[Pass, ...]
-    shared: Tensor | None  # tokens with more than one caption
+    keys: Tensor  # (K,): the text tokens of each sequence, end to end
+    cu_q: Tensor  # (sequences + 1,) int32: where each sequence's queries start
+    cu_k: Tensor  # (sequences + 1,) int32: where its keys start
+    longest: Tensor  # (2,) on the CPU: the most queries and the most keys of a sequence
+    shared: Tensor  # (S,): the tokens that have extra queries
+    first_weight: Tensor  # (S, 1, 1): of the first caption of each of them
+    slot: Tensor  # (E,): where the token of an extra query lies in `shared`
+    weight: Tensor  # (E, 1, 1): of its caption
 
 
 def plan(
@@ -133,67 +130,55 @@ def plan(
     frames = weights.shape[2]
     first, last = window or (0, frames * tokens_per_frame)
     frame_of = np.minimum(np.arange(first, last) // tokens_per_frame, frames - 1)
-    depth = int((weights > 0).sum(1).max())
-    # (samples, depth, frames): the segments that a frame hears, first ones first, and their weights
+    depth = max(2, int((weights > 0).sum(1).max()))
+    # (samples, depth, frames): the segments that a frame attends to, in order, and their weights
     order = np.argsort(weights <= 0, axis=1, kind="stable")[:, :depth]
     share = np.take_along_axis(weights, order, 1)
     offsets = np.cumsum([0, *(len(s) for s in schedules[:-1])])[:, None, None]
-    # (depth, all tokens here): each token's captions in order and their weights; -1 where there is
-    # none
+    # (depth, M): each token's captions in order and their weights; -1 where there is none
     caption, weight = (
         x[:, :, frame_of].swapaxes(0, 1).reshape(depth, -1)
         for x in (np.where(share > 0, order + offsets, -1), share)
     )
+    # where fewer than two tokens are shared, others attend to their caption again with weight 0
+    single = np.flatnonzero(caption[1] < 0)
+    lacking = single[: max(0, len(single) + 2 - caption.shape[1])]
+    caption[1, lacking] = caption[0, lacking]
+    is_shared = caption[1] >= 0
+    level, token = np.nonzero(caption[1:] >= 0)
+    by_caption = np.argsort(caption[1:][level, token], kind="stable")
+    level, token = level[by_caption] + 1, token[by_caption]
+
+    query_caption = np.concatenate([caption[0], caption[level, token]])
+    starts = np.union1d(np.flatnonzero(np.diff(query_caption, prepend=-1)), caption.shape[1])
     text = np.array([n for of_sample in lengths for n in of_sample])
-    shared = np.flatnonzero(caption[1] >= 0) if depth > 1 else np.array([], dtype=np.int64)
-    passes = [
-        _one_pass(caption[level], weight[level], shared, text, device, dtype)
-        for level in range(depth)
-        if (caption[level] >= 0).any()
-    ]
-    if not len(shared):
-        return Plan((passes[0]._replace(weight=None),), None)
-    # the first pass is averaged over the shared tokens alone: elsewhere its weight is 1
-    on_shared = torch.from_numpy(weight[0][shared]).to(device, dtype)[:, None, None]
-    passes[0] = passes[0]._replace(weight=on_shared)
-    return Plan(tuple(passes), torch.from_numpy(shared).to(device))
-
-
-def _one_pass(caption, weight, shared, text, device, dtype) -> Pass:
-    """caption, weight: per token, -1 for none.  text: the length of each caption."""
-    heard = np.flatnonzero(caption >= 0)
-    rows = heard[np.argsort(caption[heard], kind="stable")]
-    used, counts = np.unique(caption[rows], return_counts=True)
-    starts = np.concatenate([[0], np.cumsum(text)])
-    sizes = text[used]
-    # from each caption's start on
-    keys = np.arange(sizes.sum()) + np.repeat(starts[used] - np.cumsum(sizes) + sizes, sizes)
+    sizes = text[query_caption[starts]]
+    ends = np.cumsum(sizes)
+    first_keys = (np.cumsum(text) - text)[query_caption[starts]]
+    keys = np.arange(ends[-1]) + np.repeat(first_keys - ends + sizes, sizes)
+    most_queries = np.diff(starts, append=len(query_caption)).max()
 
     def put(array: np.ndarray, kind: torch.dtype = torch.int64) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device, kind)
 
-    def ends(sizes: np.ndarray) -> Tensor:
-        return put(np.concatenate([[0], np.cumsum(sizes)]), torch.int32)
-
-    in_order = len(rows) == len(caption) and bool((np.diff(rows) == 1).all())
-    return Pass(
-        rows=None if in_order else put(rows),
-        keys=None if len(keys) == starts[-1] else put(keys),
-        cu_q=ends(counts),
-        cu_k=ends(sizes),
-        max_q=int(counts.max()),
-        max_k=int(sizes.max()),
-        weight=put(weight[rows], dtype)[:, None, None],
-        slots=None if np.array_equal(rows, shared) else put(np.searchsorted(shared, rows)),
+    return Plan(
+        keys=put(keys),
+        cu_q=put(np.append(starts, len(query_caption)), torch.int32),
+        cu_k=put(np.append(0, ends), torch.int32),
+        longest=torch.tensor([most_queries, sizes.max()]),
+        shared=put(np.flatnonzero(is_shared)),
+        first_weight=put(weight[0, is_shared], dtype)[:, None, None],
+        slot=put((np.cumsum(is_shared) - 1)[token]),
+        weight=put(weight[level, token], dtype)[:, None, None],
     )
 
 
 def _checked(schedules: Sequence[Tensor], lengths: Sequence[Sequence[int]]) -> np.ndarray:
-    """(samples, most segments, frames): all of them, zeros for the segments that a sample lacks."""
+    """(samples, most segments, 2 or more, frames): zeros for the segments that a sample lacks."""
     if len(schedules) != len(lengths):
         raise ValueError(f"{len(schedules)} schedules for the captions of {len(lengths)} samples")
     frames = schedules[0].shape[1]
-    together = np.zeros((len(schedules), max(map(len, schedules)), frames))
+    together = np.zeros((len(schedules), max(2, *map(len, schedules)), frames))
     for number, (weights, of_sample) in enumerate(zip(schedules, lengths, strict=True)):
         segments = len(weights)
         if segments != len(of_sample):
@@ -221,26 +206,19 @@ def _checked(schedules: Sequence[Tensor], lengths: Sequence[Sequence[int]]) -> n
 def segmented_attention(q: Tensor, k: Tensor, v: Tensor, how: Plan, backend: str) -> Tensor:
     """q: (M, H, D), the tokens of all samples end to end.  k, v: (L, H, D), all captions end to end
     -> (M, H, D)."""
-    first, *others = how.passes
-    out = _listen(q, k, v, first, backend)
-    if first.rows is not None:
-        out = torch.zeros_like(q).index_copy(0, first.rows, out)
-    if how.shared is None or first.weight is None:
-        return out
-    mean = take(out, how.shared) * first.weight
-    for one in others:
-        assert one.weight is not None  # only a plan's first pass can do without
-        part = _listen(q, k, v, one, backend) * one.weight
-        mean = mean + part if one.slots is None else mean.index_add(0, one.slots, part)
+    queries = torch.cat([q, repeat(take(q, how.shared), how.slot)])
+    k, v = repeat(k, how.keys), repeat(v, how.keys)
+    both = packed_attention(queries, k, v, how.cu_q, how.cu_k, how.longest, backend)[0]
+    out, extra = both.split([len(q), len(how.slot)])
+    mean = take(out, how.shared) * how.first_weight
+    mean = mean.index_add(0, how.slot, extra * how.weight)
     return out.index_copy(0, how.shared, mean.to(out.dtype))
 
 
-def _listen(q: Tensor, k: Tensor, v: Tensor, one: Pass, backend: str) -> Tensor:
-    if one.rows is not None:
-        q = take(q, one.rows)
-    if one.keys is not None:
-        k, v = take(k, one.keys), take(v, one.keys)
-    return packed_attention(q, k, v, one.cu_q, one.cu_k, one.max_q, one.max_k, backend)[0]
+def repeat(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows] for rows that may come again: their gradients are summed in fp32 or wider."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return x.to(wide).index_select(0, rows).to(x.dtype)
 
 
 class _Take(torch.autograd.Function):

@@ -46,7 +46,10 @@ class ByteEncoder(nn.Module):
         tokens = np.concatenate([one for sample in read for one in sample], 1)
         values, words, places = torch.from_numpy(tokens).to(self.byte.weight.device)
         ends = np.cumsum([0, *chain.from_iterable(lengths)], dtype=np.int32)
-        starts, longest = torch.from_numpy(ends).to(values.device), int(np.diff(ends).max())
+        starts, longest = (
+            torch.from_numpy(ends).to(values.device),
+            torch.tensor([np.diff(ends).max()] * 2),
+        )
         x = self.byte(values) + self.word(words) + self.position(places)
         for layer in self.layers:
             x = layer(x, starts, longest)
@@ -75,11 +78,11 @@ class _Layer(nn.Module):
         self.up = nn.Linear(cfg.width, 4 * cfg.width)
         self.down = nn.Linear(4 * cfg.width, cfg.width)
 
-    def forward(self, x: Tensor, starts: Tensor, longest: int) -> Tensor:
+    def forward(self, x: Tensor, starts: Tensor, longest: Tensor) -> Tensor:
         """x: (L, width), captions end to end.  starts: where each begins."""
         q, k, v = self.qkv(self.norms[0](x)).unflatten(-1, (3, self.heads, -1)).unbind(1)
         backend = choose_backend("auto", q.device, q.dtype)
         q, k, v = (part.contiguous() for part in (q, k, v))
-        heard = packed_attention(q, k, v, starts, starts, longest, longest, backend)[0]
+        heard = packed_attention(q, k, v, starts, starts, longest, backend)[0]
         x = x + self.out(cast(Tensor, heard).flatten(1))
         return x + self.down(F.gelu(self.up(self.norms[1](x))))

@@ -57,6 +57,10 @@ def packed_case(device, dtype, dim=96):
     return q, k, v, torch.randn_like(q), of_q, of_k, starts
 
 
+def longest(of_q, of_k):
+    return torch.tensor([max(of_q), max(of_k)])
+
+
 def check_dense(backend, device, dtype, bound, **size):
     q, k, v, grad = dense_case(device, dtype, **size)
     out, lse = attention(q, k, v, backend)
@@ -71,7 +75,7 @@ def check_dense(backend, device, dtype, bound, **size):
 
 def check_packed(backend, device, dtype, bound, **size):
     q, k, v, grad, of_q, of_k, starts = packed_case(device, dtype, **size)
-    out, _ = packed_attention(q, k, v, *starts, max(of_q), max(of_k), backend)
+    out, _ = packed_attention(q, k, v, *starts, longest(of_q, of_k), backend)
     pieces = zip(q.split(of_q), k.split(of_k), v.split(of_k), strict=True)
     want = torch.cat([exact(a[None], b[None], c[None])[0][0] for a, b, c in pieces])
     assert off(out, want) < bound
@@ -104,10 +108,10 @@ def test_on_a_gpu_a_query_s_output_hangs_on_no_other_query_to_the_bit(backend):
     q, k, v, _, _, _, starts = packed_case("cuda", torch.bfloat16)
     whole = starts[0][[0, -1]], starts[1][[0, 1]]
     k, v = k[:77], v[:77]
-    plain, _ = packed_attention(q, k, v, *whole, len(q), 77, backend)
+    plain, _ = packed_attention(q, k, v, *whole, longest([len(q)], [77]), backend)
     keys = torch.arange(5, device="cuda", dtype=torch.int32) * 77
     parts, _ = packed_attention(
-        q, k.repeat(4, 1, 1), v.repeat(4, 1, 1), starts[0], keys, 300, 77, backend
+        q, k.repeat(4, 1, 1), v.repeat(4, 1, 1), starts[0], keys, longest([300], [77]), backend
     )
     assert torch.equal(plain, parts)
 
@@ -116,7 +120,7 @@ def test_the_operators_keep_their_promises_to_the_compiler():
     q, k, v, _ = dense_case("cpu", torch.float32, n=9, dim=12)
     torch.library.opcheck(attention, (q, k, v, "cpu"))
     q, k, v, _, of_q, of_k, starts = packed_case("cpu", torch.float32, dim=12)
-    torch.library.opcheck(packed_attention, (q, k, v, *starts, max(of_q), max(of_k), "cpu"))
+    torch.library.opcheck(packed_attention, (q, k, v, *starts, longest(of_q, of_k), "cpu"))
 
 
 def test_a_back_end_that_is_not_there_is_refused_with_what_is():

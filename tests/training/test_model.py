@@ -1,4 +1,5 @@
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from training import sca
 from training.attention import usable_backends
 from training.config import ModelConfig
 from training.layers import place_table, rope_table, rotate
+from training.log import report_recompile_limit
 from training.model import Presto, Shard, Text, forward_flops
 
 SMALL = ModelConfig(
@@ -215,6 +217,49 @@ def test_compiled_blocks_give_the_same_and_spare_attention_its_second_run(keep, 
     assert (self_attentions(profile) == 0) == spared
     for a, b in zip(got, want, strict=True):
         assert (a - b).abs().max() <= 1e-4 * b.abs().max().clamp(min=1)
+
+
+def captions_and_sizes(seed):
+    """A batch of two clips of one of three sizes, with 1 to 10 captions of 1 to 9 tokens each."""
+    rng = random.Random(seed)
+    frames, height, width = rng.choice([(5, 4, 6), (6, 8, 4), (12, 4, 4)])
+    lengths = [[rng.randint(1, 9) for _ in range(rng.randint(1, 10))] for _ in "ab"]
+    if seed % 9 == 1:  # one caption, of one token: sizes that torch.compile treats apart
+        lengths = [[1], [1]]
+    latents, t = torch.randn(2, 4, frames, height, width), torch.tensor([3.0, 500.0])
+    spans = [[(i / len(n), (i + 1) / len(n)) for i in range(len(n))] for n in lengths]
+    text = Text(torch.randn(sum(map(sum, lengths)), 10), lengths)
+    return latents, t, text, [sca.schedule(s, frames) for s in spans]
+
+
+def test_sixty_steps_of_three_sizes_and_one_to_ten_captions_take_at_most_four_graphs():
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = built(replace(SMALL, num_layers=1), torch.float32)
+    model.keep("products")
+    torch._dynamo.reset()
+    model.compile_blocks(backend)
+    for step in range(60):
+        model(*captions_and_sizes(step)).square().sum().backward()
+    assert 1 <= len(graphs) <= 4
+
+
+def test_reaching_the_compiler_s_limit_is_reported_in_one_line(capfd):
+    model = built(replace(SMALL, num_layers=1), torch.float32)
+    torch._dynamo.reset()
+    report_recompile_limit()
+    model.compile_blocks("eager")
+    with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad():
+        for batch in (1, 2):
+            model(*drawn([[3, 5]] * batch, dtype=torch.float32))
+    (line,) = [x for x in capfd.readouterr().err.splitlines() if "hit config" in x]
+    assert line.startswith("warning: torch._dynamo hit config.recompile_limit (1): batches of new")
+    assert "last reason: " in line
+    assert "compile=false" in line
 
 
 class Lockstep:
