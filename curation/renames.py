@@ -1,0 +1,48 @@
+"""Names of version 0.1.0 and their present names: for messages about old files, and for comparing.
+
+CHANGELOG.md has the whole table, names in the code included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+OLD_VERSION, SINCE_VERSION = "0.1.0", "0.2.0"
+
+SCORES = {"still_share": "static_share", "fake_motion": "ken_burns_share"}
+COLUMNS = {
+    **SCORES,
+    "gate": "prefilter",
+    "causes": "null_reasons",
+    "copy_start": "starts_on_keyframe",
+    "neighbours": "frame_samples",
+}
+SETTINGS = {
+    "score.watch": "score.decode",
+    "score.watch.gate": "score.decode.prefilter",
+    "score.watch.neighbours": "score.decode.frame_samples",
+    "score.watch.shots": "score.decode.residual",
+    "score.watch.stills": "score.decode.key_frames",
+    "score.text": "score.ocr",
+    **{f"select.policy.{old}": f"select.policy.{new}" for old, new in SCORES.items()},
+}
+
+
+def new_setting(name: str) -> str:
+    """The present name of a setting of any version, dotted."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        if new := SETTINGS.get(".".join(parts[:end])):
+            return ".".join([new, *parts[end:]])
+    return name
+
+
+def old_settings(data: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Those settings of nested plain data whose own name has changed."""
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        if name in SETTINGS:
+            yield name
+        if isinstance(value, dict):
+            yield from old_settings(value, f"{name}.")
