@@ -47,11 +47,11 @@ import numpy as np
 from curation.records import segment_spans
 from curation.stage import Row, RunContext
 from stages.captioning.checks import CheckLimits, failed_check
-from stages.captioning.conversation import Request, caption_of
-from stages.captioning.openai_server import OpenAI
+from stages.captioning.conversation import Completion, Request, parse_caption
+from stages.captioning.openai_server import OpenAICaptioner
 from stages.captioning.t5_tokens import estimate_t5_tokens
-from stages.captioning.vllm_engine import Vllm
-from stages.captioning.vlm import Said, Vlm
+from stages.captioning.vllm_engine import VllmCaptioner
+from stages.captioning.vlm import VlmCaptioner
 from tests.support.paths import REPOSITORY
 
 MODULE = (sys.executable, "-m", "benchmarks.captions")
@@ -243,7 +243,7 @@ class Taken:
 
     seconds: float
     ramp_s: float  # before it
-    said: list[Said]
+    said: list[Completion]
     cpu_s: float  # of this process and its threads
     failed_checks: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
@@ -268,29 +268,29 @@ class Taken:
         }
 
 
-class Fixed(Vlm):
+class Fixed(VlmCaptioner):
     """Mixed into a captioner: answers of OUTPUT tokens, whose checks are counted alone."""
 
     def forget(self) -> None:
-        self.said: list[Said] = []
+        self.said: list[Completion] = []
         self.failed: Counter[str] = Counter()
         self._checks = CheckLimits(8, estimate_t5_tokens)
 
-    async def say(self, request: Request) -> Said:
+    async def complete(self, request: Request) -> Completion:
         question = str(request.messages[-1].parts[-1])
         number = int(question[5]) - 1 if question.startswith("Part ") else SEGMENTS
         if number >= first_asked.get():
             said = await self.asked(request)
             self.said.append(said)
-            reason = failed_check(caption_of(said.text), self._checks)
+            reason = failed_check(parse_caption(said.text), self._checks)
             self.failed[(reason or "none").partition(":")[0]] += 1
-        return Said(json.dumps({"caption": TEXTS[number]}))
+        return Completion(json.dumps({"caption": TEXTS[number]}))
 
-    async def asked(self, request: Request) -> Said:
-        return await super().say(replace(request, max_tokens=OUTPUT))
+    async def asked(self, request: Request) -> Completion:
+        return await super().complete(replace(request, max_tokens=OUTPUT))
 
 
-class FixedVllm(Fixed, Vllm):
+class FixedVllm(Fixed, VllmCaptioner):
     read_prefix = True
 
     def _sampling(self, request: Request) -> Any:
@@ -299,7 +299,7 @@ class FixedVllm(Fixed, Vllm):
         return sampling
 
 
-class FixedOpenAI(Fixed, OpenAI):
+class FixedOpenAI(Fixed, OpenAICaptioner):
     pass
 
 
@@ -308,9 +308,9 @@ class Unasked(Fixed):
 
     captioner = "unasked"
 
-    async def asked(self, request: Request) -> Said:
+    async def asked(self, request: Request) -> Completion:
         self.made.append(request)
-        return Said("")
+        return Completion("")
 
     def requests(self, clip: Row) -> list[Request]:
         self.made: list[Request] = []
@@ -393,7 +393,7 @@ async def engine_alone(
     """All requests of a clip at once: six times as many under way as a captioner has."""
 
     async def all_at_once(requests: list[Request]) -> None:
-        await asyncio.gather(*(stage.say(request) for request in requests))
+        await asyncio.gather(*(stage.complete(request) for request in requests))
 
     return await steady(stage, known, all_at_once, in_flight, seconds)
 
@@ -442,7 +442,7 @@ async def over_http(stage: FixedVllm, args: argparse.Namespace, scratch: Path) -
 
 def client(url: str, args: argparse.Namespace) -> None:
     """The other process of `over_http`: prints its measurement, and all that it was answered."""
-    stage = FixedOpenAI(url=url, model="bench", clips_in_flight=args.in_flight, image_side=SIDE)
+    stage = FixedOpenAI(url=url, model="bench", max_clips_in_flight=args.in_flight, image_side=SIDE)
     clips = json.loads((args.scratch / "clips.json").read_text())
     stage.check()
     stage.setup(RunContext(str(args.scratch)))
@@ -480,7 +480,7 @@ async def measure(args: argparse.Namespace, say: Callable[[dict[str, Any]], None
     }
     engine |= graphs() if args.graphs else {"enforce_eager": True}
     stage = FixedVllm(
-        model=str(model), image_side=SIDE, clips_in_flight=args.in_flight, engine=engine
+        model=str(model), image_side=SIDE, max_clips_in_flight=args.in_flight, engine_args=engine
     )
     stage.setup(RunContext(str(scratch)))
     clips: list[Row] = []

@@ -23,8 +23,8 @@ from curation.stage import Row, RunContext
 from curation.storage import Folder
 from pipelines.settings import Settings, batches, main, stop_where_most_fail
 from pipelines.tables import captions_ledger, matched, read_clips, read_selection
-from stages.captioning.openai_server import OpenAI
-from stages.captioning.vlm import Vlm
+from stages.captioning.openai_server import OpenAICaptioner
+from stages.captioning.vlm import VlmCaptioner
 from stages.selection.clip_selection import clips_to_caption
 
 HEAVY = ("fingerprint", "overlay_mask")  # no captioner reads them
@@ -58,12 +58,14 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
 
 def _context_of(settings: Settings, ledger_url: str) -> RunContext:
     captioner = settings.caption.chosen
-    compared = isinstance(captioner, Vlm) and settings.select.policy.get(captioner.compared_by)
+    compared = isinstance(captioner, VlmCaptioner) and settings.select.policy.get(
+        captioner.similarity_column
+    )
     return RunContext(
         ledger_url,
         caption_set=settings.caption.set_name,
         similarity_limit=compared.max if compared else None,
-        api_key=captioner.api_key() if isinstance(captioner, OpenAI) else None,
+        api_key=captioner.api_key() if isinstance(captioner, OpenAICaptioner) else None,
     )
 
 

@@ -27,7 +27,7 @@ from curation.stage import PlanError, Row, check_plan
 from curation.storage import Folder, is_url, local_path
 from pipelines import score, select
 from pipelines.settings import Settings, main
-from stages.captioning.vlm import Vlm
+from stages.captioning.vlm import VlmCaptioner
 from stages.selection.clip_selection import select_clips
 from stages.selection.semantic_duplicates import mean_embeddings
 
@@ -203,7 +203,7 @@ def _captions(
     settings: Settings, clips: list[list[Row]], of: Callable[[list[float]], Estimate]
 ) -> list[str]:
     captioner = settings.caption.chosen
-    if not isinstance(captioner, Vlm):
+    if not isinstance(captioner, VlmCaptioner):
         return []
     segments = settings.score.decode.segments
     calls = (2 if captioner.refine else 1) * segments + 1

@@ -20,10 +20,10 @@ from curation.runner.settings import ClusterSettings
 from curation.stage import Row, RunError
 from curation.storage import Folder
 from stages.captioning.captioner import Captioner
-from stages.captioning.measured import Measured
-from stages.captioning.openai_server import OpenAI
-from stages.captioning.transformers_model import Transformers
-from stages.captioning.vllm_engine import Vllm
+from stages.captioning.measured import MeasuredCaptioner
+from stages.captioning.openai_server import OpenAICaptioner
+from stages.captioning.transformers_model import TransformersCaptioner
+from stages.captioning.vllm_engine import VllmCaptioner
 from stages.decode_pass import DecodePass
 from stages.scorers.models import Models
 from stages.scorers.ocr import Text
@@ -58,10 +58,10 @@ class CaptionSettings:
     captioner: str | None = None
     # of this set of captions (ledger/captions/NAME): sets of other models stay beside it
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
-    measured: Measured = field(default_factory=Measured)
-    openai: OpenAI = field(default_factory=OpenAI)
-    vllm: Vllm = field(default_factory=Vllm)
-    transformers: Transformers = field(default_factory=Transformers)
+    measured: MeasuredCaptioner = field(default_factory=MeasuredCaptioner)
+    openai: OpenAICaptioner = field(default_factory=OpenAICaptioner)
+    vllm: VllmCaptioner = field(default_factory=VllmCaptioner)
+    transformers: TransformersCaptioner = field(default_factory=TransformersCaptioner)
 
     def __post_init__(self) -> None:
         if self.captioner is not None:

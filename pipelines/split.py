@@ -24,8 +24,8 @@ from curation.progress import Progress, shown
 from curation.stage import RunContext, Unavailable
 from curation.storage import Folder, InputError
 from pipelines.settings import DEFAULT_CONFIG, Settings
-from stages.captioning.openai_server import OpenAI
-from stages.captioning.vlm import Unusable, Vlm
+from stages.captioning.openai_server import OpenAICaptioner
+from stages.captioning.vlm import ChecksFailed, VlmCaptioner
 
 AT_ONCE = 64  # prompts
 
@@ -33,19 +33,21 @@ AT_ONCE = 64  # prompts
 def split(settings: Settings, prompts: Sequence[str]) -> list[dict[str, Any]]:
     """A row per prompt; one that no answer was fit for has `error` instead of `cap`."""
     writer = settings.caption.chosen
-    if not isinstance(writer, Vlm):
+    if not isinstance(writer, VlmCaptioner):
         raise ConfigError(
             f"the captioner `{writer.captioner}` can't write of what it doesn't see; give a model: "
             "caption.openai.url=http://HOST:8000/v1 caption.openai.model=NAME"
         )
     writer.check()
-    writer.setup(RunContext(api_key=writer.api_key() if isinstance(writer, OpenAI) else None))
+    writer.setup(
+        RunContext(api_key=writer.api_key() if isinstance(writer, OpenAICaptioner) else None)
+    )
     with Progress("split", len(prompts), "prompts") as progress:
         return asyncio.run(_split_all(writer, settings, prompts, progress))
 
 
 async def _split_all(
-    writer: Vlm, settings: Settings, prompts: Sequence[str], progress: Progress
+    writer: VlmCaptioner, settings: Settings, prompts: Sequence[str], progress: Progress
 ) -> list[Any]:
     decode, room = settings.score.decode, asyncio.Semaphore(AT_ONCE)
 
@@ -58,7 +60,7 @@ async def _split_all(
                 raise
             except Exception as error:  # one prompt's trouble
                 progress.update(done=1, failed=1)
-                kind = "" if isinstance(error, Unusable) else f"{type(error).__name__}: "
+                kind = "" if isinstance(error, ChecksFailed) else f"{type(error).__name__}: "
                 return {"name": name, "prompt": prompt, "error": f"{kind}{error}"}
         progress.update(done=1)
         return {"name": name, "prompt": prompt, "cap": parts}

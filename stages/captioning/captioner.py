@@ -1,8 +1,8 @@
-"""What every captioner shares: the frames it may trust, the row it writes, how it fails.
+"""What every captioner shares: verified key frames, the row that it writes, and its errors.
 
-A captioner implements `describe` alone. It is a coroutine, so that one which waits for a server has
-many clips under way at once; `measured` never waits. It gets the clip's row (with `segments`, the
-measured facts, as a hint for a prompt) and its stills, checked against their hashes.
+A captioner implements `describe` and `provenance`. `describe` is a coroutine, so that a captioner
+that waits for a server has many clips in flight; `measured` never waits. It gets the clip's row,
+whose `segments` hold the measurements, and its key frames, verified by their hashes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from curation.texts import neighbour_similarity
 
 
 @dataclass(frozen=True)
-class Still:
-    """A stored frame, its file's bytes verified."""
+class StoredFrame:
+    """A frame that the decode pass stored, its file verified."""
 
     jpeg: bytes
     sha256: str
     name: str  # of the file, in the ledger
-    s: float  # time, relative to the clip
+    s: float  # time from the clip's start
 
     @property
     def bgr(self) -> np.ndarray:
@@ -37,26 +37,26 @@ class Still:
 
 
 @dataclass(frozen=True)
-class KeyFrame(Still):
-    """The frame at the centre of a segment."""
+class KeyFrame(StoredFrame):
+    """The frame nearest to a segment's centre."""
 
-    neighbours: tuple[Still, ...] = ()  # others of the segment, in order of time
+    frame_samples: tuple[StoredFrame, ...] = ()  # others of the segment, in order of time
 
 
 @dataclass(frozen=True)
 class Captions:
-    """What a captioner says of one clip."""
+    """The texts of one clip."""
 
-    sub_captions: list[str]  # one per segment, in order; fewer where a check failed for good
+    sub_captions: list[str]  # one per segment, in order; fewer where one failed a check
     caption: str  # of the whole clip
-    rejected: str | None = None  # the check that they failed for good; the texts stay to be seen
-    provenance: dict[str, Any] = field(default_factory=dict)  # of this clip: attempts, tokens, ...
-    scores: dict[str, float | None] = field(default_factory=dict)  # of the texts, by models
+    rejected: str | None = None  # the check that failed in every attempt; the texts are kept
+    provenance: dict[str, Any] = field(default_factory=dict)  # of this clip: requests, tokens, ...
+    scores: dict[str, float | None] = field(default_factory=dict)  # of the texts, by column
 
 
 @dataclass
 class Captioner(Stage):
-    """Key frames in, sub-captions and an overall caption out. The unit is a kept clip."""
+    """Writes the sub-captions and the caption of kept clips from their key frames."""
 
     reads = ("clip_id", "segments")
     writes = tuple(c.name for c in CAPTION if c.name != "clip_id")
@@ -68,87 +68,89 @@ class Captioner(Stage):
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """The columns that models fill as it is set: a policy may name these."""
+        """Columns with scores of the texts that it fills with these settings."""
         return ()
 
     def check(self) -> None:
-        """Raises ConfigError or PlanError where weights or a server are missing. Called before any
-        worker starts."""
+        """Raises ConfigError or PlanError where weights or a server are missing.
+
+        Called before any worker starts.
+        """
 
     def provenance(self) -> dict[str, Any]:
-        """What the captions depend on beside the frames: model, revision, prompt version, ..."""
+        """What the captions depend on in addition to the frames: model, prompts' version, ..."""
         raise NotImplementedError
 
     async def describe(self, clip: Row, frames: list[KeyFrame]) -> Captions:
-        """One text per segment, each written knowing the ones before it, and one for the whole.
+        """Returns a text per segment, each written with the earlier ones known, and the caption.
 
-        What it raises becomes the row's error.
+        frames: one per segment, in order. An exception becomes the row's error.
         """
         raise NotImplementedError
 
     def process(self, rows: list[Row]) -> list[Row]:
-        async def all_of_them() -> list[Row]:
+        async def process_all() -> list[Row]:
             try:
                 return list(await asyncio.gather(*(self.process_one(row) for row in rows)))
             finally:
                 await self.close()
 
-        return asyncio.run(all_of_them())
+        return asyncio.run(process_all())
 
     async def close(self) -> None:
-        """Ends what belongs to the running loop: connections."""
+        """Closes what belongs to the running event loop, such as connections."""
 
     async def process_one(self, row: Row) -> Row:
         clip, row = row, {**row, **dict.fromkeys(self.writes), "captioner": self._set_name}
         try:
-            frames = await asyncio.to_thread(read_stills, self._ledger, clip["segments"])
-            said = await self.describe(clip, frames)
-            return row | self._columns(clip, said)
+            frames = await asyncio.to_thread(read_key_frames, self._ledger, clip["segments"])
+            captions = await self.describe(clip, frames)
+            return row | self._columns(clip, captions)
         except (OutputError, Unavailable):
             raise
-        except Exception as error:  # one clip's trouble is one clip's row
+        except Exception as error:  # an error of one clip must not stop the others
             return row | {"error": f"{type(error).__name__}: {error}"}
 
-    def _columns(self, clip: Row, said: Captions) -> Row:
-        segments = clip["segments"]
-        texts = [said.caption, *said.sub_captions]
-        whole = len(said.sub_captions) == len(segments) and all(text.strip() for text in texts)
-        if said.rejected is None and not whole:
+    def _columns(self, clip: Row, captions: Captions) -> Row:
+        segments, sub_captions = clip["segments"], captions.sub_captions
+        empty = sum(not text.strip() for text in (captions.caption, *sub_captions))
+        if captions.rejected is None and (empty or len(sub_captions) != len(segments)):
             raise ValueError(
                 f"expected a caption and {len(segments)} sub-captions with text in each, "
-                f"got {len(said.sub_captions)}, empty ones: {sum(not t.strip() for t in texts)}"
+                f"got {len(sub_captions)}, empty ones: {empty}"
             )
-        made = self.provenance() | {"span_s": [clip["start_s"], clip["end_s"]]}
+        provenance = self.provenance() | {"span_s": [clip["start_s"], clip["end_s"]]}
         return {
-            "caption": said.caption or None,
+            "caption": captions.caption or None,
             "sub_captions": [
                 {"start_s": s["start_s"], "end_s": s["end_s"], "text": text}
-                for s, text in zip(segments, said.sub_captions, strict=False)
+                for s, text in zip(segments, sub_captions, strict=False)
             ],
-            "rejected": said.rejected,
+            "rejected": captions.rejected,
             "frames_sha256": frames_sha256(stored_frame_hashes(segments)),
-            "provenance": json.dumps(made | said.provenance, sort_keys=True),
-            "text_similarity_tfidf": neighbour_similarity(said.sub_captions),
-            **said.scores,
+            "provenance": json.dumps(provenance | captions.provenance, sort_keys=True),
+            "text_similarity_tfidf": neighbour_similarity(sub_captions),
+            **captions.scores,
         }
 
 
-def read_stills(ledger: Folder, segments: list[Row]) -> list[KeyFrame]:
-    """The files' bytes, which must be the ones that the row was written for."""
+def read_key_frames(ledger: Folder, segments: list[Row]) -> list[KeyFrame]:
+    """Returns the key frames of a clip. Raises ValueError where a file is not the one scored."""
     if not segments:
         raise ValueError("the clip has no segments; score its video again")
     frames = []
     for segment in segments:
-        name, middle_s = stored_image_name(segment), (segment["start_s"] + segment["end_s"]) / 2
-        key_s = segment.get("key_frame_s")
-        key = _read(ledger, name, segment["key_frame_sha256"], middle_s if key_s is None else key_s)
-        neighbours = tuple(
-            _read(ledger, still["file"], still["sha256"], still["s"])
-            for still in segment.get("frame_samples") or []
+        name, time_s = stored_image_name(segment), segment.get("key_frame_s")
+        if time_s is None:
+            time_s = (segment["start_s"] + segment["end_s"]) / 2
+        key_frame = _read(ledger, name, segment["key_frame_sha256"], time_s)
+        samples = tuple(
+            _read(ledger, sample["file"], sample["sha256"], sample["s"])
+            for sample in segment.get("frame_samples") or []
         )
-        frames.append(KeyFrame(**vars(key), neighbours=neighbours))
+        frames.append(KeyFrame(**vars(key_frame), frame_samples=samples))
     return frames
 
 
-def _read(ledger: Folder, name: str, sha256: str, s: float) -> Still:
-    return Still(read_verified(ledger.read, name, sha256), sha256, name, s)
+def _read(ledger: Folder, name: str, sha256: str, s: float) -> StoredFrame:
+    return StoredFrame(read_verified(ledger.read, name, sha256), sha256, name, s)

@@ -1,11 +1,11 @@
-"""What is asked of a vision-language model, and what its answer says. Pure: no model, no server.
+"""The requests to a vision-language model about one clip, and what its answers contain. Pure.
 
-A clip is asked about once per segment and once as a whole. Every request begins with the same
-bytes, the system text and the key frames in order, so that a server computes them once per clip.
-Texts of unknown origin (earlier answers, words read in the frames) go in as one harmless line
-between <data> tags, which they can't close.
+There is one request per segment and one for the whole clip. Each begins with the same bytes, the
+system text and the key frames in order, so that a server computes that prefix once per clip.
+Text of unknown origin (earlier answers, text read in the image) is quoted as one harmless line
+between <data> tags, which it can't close.
 
-The words stand in stages/prompts/; the hash over these files is the prompts' version.
+The prompts are files in stages/captioning/prompts/; a hash over them is their version.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from io import BytesIO
@@ -24,31 +24,31 @@ from typing import Any
 from curation.images import decode_image, encode_jpeg, shrink
 from curation.texts import harmless
 
-FOLDER = Path(__file__).parent / "prompts"
-DATA_CHARS = 2000  # of one text that is quoted as data
+PROMPTS_FOLDER = Path(__file__).parent / "prompts"
+MAX_DATA_CHARS = 2000  # of one text that is quoted as data
 
 
 @cache
-def prompts() -> dict[str, str]:
-    """Name -> text."""
-    return {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.txt"))}
+def load_prompts() -> dict[str, str]:
+    """Name of a prompt -> its template."""
+    return {path.stem: path.read_text() for path in sorted(PROMPTS_FOLDER.glob("*.txt"))}
 
 
 @cache
 def prompts_version() -> str:
-    """A short hash over all prompts: other words, other captions."""
-    return hashlib.sha256(json.dumps(prompts()).encode()).hexdigest()[:12]
+    """A short hash over the names and texts of all prompts."""
+    return hashlib.sha256(json.dumps(load_prompts()).encode()).hexdigest()[:12]
 
 
-def worded(name: str, **values: object) -> str:
-    return Template(prompts()[name].strip()).substitute(
+def render_prompt(name: str, **values: object) -> str:
+    return Template(load_prompts()[name].strip()).substitute(
         {key: str(value) for key, value in values.items()}
     )
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A JPEG, with what back ends make of it once however often it is shown."""
+class PromptImage:
+    """A JPEG, and the forms in which back ends take it, each computed once."""
 
     jpeg: bytes
 
@@ -67,43 +67,43 @@ class Picture:
         return Image.open(BytesIO(self.jpeg)).convert("RGB")
 
 
-def picture(jpeg: bytes, name: str, side: int) -> Picture:
-    """The JPEG with a long side of `side` px at most. Raises ValueError where it is none."""
+def make_prompt_image(jpeg: bytes, name: str, max_side_px: int) -> PromptImage:
+    """The JPEG with a long side of at most `max_side_px`. Raises ValueError with `name`."""
     bgr = decode_image(jpeg, name)
-    if max(bgr.shape[:2]) <= side:
-        return Picture(jpeg)
-    return Picture(encode_jpeg(shrink(bgr, side), 90))
+    if max(bgr.shape[:2]) <= max_side_px:
+        return PromptImage(jpeg)
+    return PromptImage(encode_jpeg(shrink(bgr, max_side_px), 90))
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn; `parts` are texts and pictures in the order in which they are shown."""
+    """One message of a chat; `parts` are texts and images in their order."""
 
     role: str  # system | user
-    parts: tuple[str | Picture, ...]
+    parts: tuple[str | PromptImage, ...]
 
 
 @dataclass(frozen=True)
 class Request:
-    """All that a back end needs for one answer."""
+    """Everything that a back end needs for one completion."""
 
     messages: tuple[Message, ...]
     schema: dict[str, Any]  # JSON schema of the answer
-    seed: int
     max_tokens: int
     temperature: float
+    seed: int = 0
 
     @property
-    def pictures(self) -> list[Picture]:
-        return [p for m in self.messages for p in m.parts if isinstance(p, Picture)]
+    def images(self) -> list[PromptImage]:
+        return [p for m in self.messages for p in m.parts if isinstance(p, PromptImage)]
 
-    def as_chat(self, image: Any) -> list[dict[str, Any]]:
-        """The messages as chat APIs and chat templates take them; image(picture): its part."""
+    def to_chat(self, image_part: Callable[[PromptImage], dict[str, Any]]) -> list[dict[str, Any]]:
+        """The messages in the form of chat APIs and chat templates."""
         return [
             {
                 "role": message.role,
                 "content": [
-                    {"type": "text", "text": part} if isinstance(part, str) else image(part)
+                    {"type": "text", "text": part} if isinstance(part, str) else image_part(part)
                     for part in message.parts
                 ],
             }
@@ -112,97 +112,108 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """What is shown and said of one segment."""
+class Completion:
+    """A model's answer to one request."""
+
+    text: str
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class PromptSegment:
+    """What the model is given about one segment."""
 
     start_s: float
     end_s: float
-    key: Picture
-    neighbours: tuple[Picture, ...]
-    camera: str  # what was measured, in words
-    text: tuple[str, ...] = ()  # words read in the key frame, of unknown origin
+    key_frame: PromptImage
+    frame_samples: tuple[PromptImage, ...]
+    camera: str  # the measured motion as a phrase
+    lines_read: tuple[str, ...] = ()  # text in the key frame, of unknown origin
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """The questions about one clip. Each is a tuple of messages; `_opening` is their prefix."""
+    """The messages of the requests about one clip. `_shared_prefix` is common to all of them."""
 
-    segments: Sequence[Segment]
+    segments: Sequence[PromptSegment]
 
     def sub_caption(self, number: int, earlier: Sequence[str]) -> tuple[Message, ...]:
-        """About segment `number`, from 0; earlier: the texts of those before it."""
-        segment, more = self.segments[number], len(self.segments[number].neighbours)
-        question = worded(
+        """Asks about segment `number`, from 0; earlier: the sub-captions before it."""
+        segment, samples = self.segments[number], len(self.segments[number].frame_samples)
+        question = render_prompt(
             "next" if earlier else "first",
             number=number + 1,
             count=len(self.segments),
             start=f"{segment.start_s:g}",
             end=f"{segment.end_s:g}",
-            shown=f"the last {more} frames show more of it" if more else "its frame is above",
+            shown=f"the last {samples} frames show more of it" if samples else "its frame is above",
             camera=segment.camera,
-            text=_read(segment.text),
-            earlier=quoted(earlier),
+            text=_quote_lines_read(segment.lines_read),
+            earlier=quote_as_json(earlier),
         )
-        return self._asked(*segment.neighbours, question)
+        return self._messages(*segment.frame_samples, question)
 
-    def overall(self, texts: Sequence[str]) -> tuple[Message, ...]:
-        return self._asked(worded("overall", earlier=quoted(texts)))
+    def overall(self, sub_captions: Sequence[str]) -> tuple[Message, ...]:
+        """Asks for the caption of the whole clip."""
+        return self._messages(render_prompt("overall", earlier=quote_as_json(sub_captions)))
 
     def refined(
-        self, number: int, draft: str, earlier: Sequence[str], overall: str
+        self, number: int, draft: str, earlier: Sequence[str], caption: str
     ) -> tuple[Message, ...]:
-        """A rewriting of segment `number`'s draft; earlier: final texts of those before it."""
-        return self._asked(
-            worded(
+        """Asks to rewrite segment `number`'s draft; earlier: the rewritten texts before it."""
+        return self._messages(
+            render_prompt(
                 "refine",
                 number=number + 1,
                 count=len(self.segments),
-                overall=quoted([overall]),
-                earlier=quoted(earlier),
-                draft=quoted([draft]),
+                overall=quote_as_json([caption]),
+                earlier=quote_as_json(earlier),
+                draft=quote_as_json([draft]),
                 camera=self.segments[number].camera,
             )
         )
 
-    def _asked(self, *parts: str | Picture) -> tuple[Message, ...]:
-        system, opening = self._opening
-        return system, Message("user", (*opening, *parts))
+    def _messages(self, *parts: str | PromptImage) -> tuple[Message, ...]:
+        system, prefix = self._shared_prefix
+        return system, Message("user", (*prefix, *parts))
 
     @cached_property
-    def _opening(self) -> tuple[Message, tuple[str | Picture, ...]]:
-        """The common beginning: the rules, then the key frames in order of time."""
-        seconds = f"{self.segments[-1].end_s:g}"
-        told = worded("frames", count=len(self.segments), duration=seconds)
-        rules = Message("system", (worded("system"),))
-        return rules, (*(segment.key for segment in self.segments), told)
+    def _shared_prefix(self) -> tuple[Message, tuple[str | PromptImage, ...]]:
+        """The system message, and the user's parts that come first: key frames in order of time."""
+        duration = f"{self.segments[-1].end_s:g}"
+        frames = render_prompt("frames", count=len(self.segments), duration=duration)
+        system = Message("system", (render_prompt("system"),))
+        return system, (*(segment.key_frame for segment in self.segments), frames)
 
 
 def split_messages(prompt: str, count: int, duration_s: float) -> tuple[Message, ...]:
-    """One idea of a clip, to be told in `count` parts."""
+    """Asks for `count` progressive sub-captions of a clip that `prompt` describes."""
     values = {"count": count, "duration": f"{duration_s:g}"}
-    rules = Message("system", (worded("split_system", **values),))
-    idea = harmless(prompt, 4 * DATA_CHARS)
-    return rules, Message("user", (worded("split", prompt=idea, **values),))
+    system = Message("system", (render_prompt("split_system", **values),))
+    idea = harmless(prompt, 4 * MAX_DATA_CHARS)
+    return system, Message("user", (render_prompt("split", prompt=idea, **values),))
 
 
-def again(messages: tuple[Message, ...], reason: str) -> tuple[Message, ...]:
-    """The same question once more, told why the last answer was no good. It ends differently, so
-    the common beginning stays common.
+def retry_messages(messages: tuple[Message, ...], reason: str) -> tuple[Message, ...]:
+    """The same messages, with why the last answer failed at their end: the prefix stays shared.
 
-    reason: what stands before its colon is told; after it may stand words of unknown origin.
+    reason: a check's reason. Text of unknown origin may follow its colon and is left out.
     """
     *before, last = messages
-    told = worded("again", reason=reason.partition(":")[0])
-    return (*before, Message(last.role, (*last.parts, told)))
+    prompt = render_prompt("again", reason=reason.partition(":")[0])
+    return (*before, Message(last.role, (*last.parts, prompt)))
 
 
-def quoted(texts: Sequence[str]) -> str:
-    """Texts of unknown origin as a JSON list that no tag and no quotation mark can break out of."""
-    return json.dumps([harmless(text, DATA_CHARS) for text in texts], ensure_ascii=False)
+def quote_as_json(texts: Sequence[str]) -> str:
+    """Texts of unknown origin as a JSON list that no tag and no quotation mark can close."""
+    return json.dumps([harmless(text, MAX_DATA_CHARS) for text in texts], ensure_ascii=False)
 
 
-def _read(texts: Sequence[str]) -> str:
-    return f"\nWords read in its middle frame: <data>{quoted(texts)}</data>" if texts else ""
+def _quote_lines_read(lines: Sequence[str]) -> str:
+    if not lines:
+        return ""
+    return f"\nWords read in its middle frame: <data>{quote_as_json(lines)}</data>"
 
 
 CAPTION_SCHEMA = {
@@ -218,35 +229,36 @@ def split_schema(count: int) -> dict[str, Any]:
     return CAPTION_SCHEMA | {"properties": {"sub_captions": texts}, "required": ["sub_captions"]}
 
 
-def answer(text: str, name: str) -> Any:
-    """The value of `name` in the JSON object that an answer holds; None where there is none.
+def find_json_value(text: str, name: str) -> Any:
+    """The value of `name` in the first JSON object in an answer that has it; None without one.
 
-    Around the object there may be a code fence or other words: not every server holds a model to
-    the schema.
+    A code fence or other text may surround the object: not every server enforces the schema.
     """
     decoder = json.JSONDecoder()
     at = text.find("{")
     while at >= 0:
         try:
-            found, _ = decoder.raw_decode(text, at)
+            value, _ = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
-            found = None
-        if isinstance(found, dict) and name in found:
-            return found[name]
+            value = None
+        if isinstance(value, dict) and name in value:
+            return value[name]
         at = text.find("{", at + 1)
     return None
 
 
-def caption_of(text: str) -> str:
-    """The caption in an answer as one line: of its JSON object, or the answer itself where a model
-    gave plain words; empty where the answer broke off."""
-    found = answer(text, "caption")
-    if found is None and "{" not in text:
-        found = text
-    return " ".join(found.split()) if isinstance(found, str) else ""
+def parse_caption(text: str) -> str:
+    """The caption in an answer, on one line: that of its JSON object, or an answer without JSON.
+
+    Empty where the JSON is incomplete.
+    """
+    caption = find_json_value(text, "caption")
+    if caption is None and "{" not in text:
+        caption = text
+    return " ".join(caption.split()) if isinstance(caption, str) else ""
 
 
-def seed_of(*parts: object) -> int:
-    """The same for the same clip, segment and attempt, in whatever run: 0..2^31-1."""
+def derive_seed(*parts: object) -> int:
+    """A seed in 0..2^31-1 that depends on the parts alone: clip, text and attempt."""
     digest = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

@@ -29,7 +29,7 @@ MAX_QUOTE_CHARS = 40  # of one line
 
 
 @dataclass
-class Measured(Captioner):
+class MeasuredCaptioner(Captioner):
     """Writes captions from measurements: the default, because it runs anywhere."""
 
     captioner: ClassVar[str] = "measured"

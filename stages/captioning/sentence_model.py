@@ -1,4 +1,4 @@
-"""How alike texts are in meaning, by a sentence model of the MiniLM family."""
+"""Similarity of texts in meaning, by a sentence model of the MiniLM family."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 
 from curation.weights import model_folder
 
-MAX_TOKENS = 256  # what these models were trained to read of a text
+MAX_TOKENS = 256  # of a text: these models were trained with no more
 
 
-class Sentences:
-    """all-MiniLM-L6-v2 and its like: BERT's last states, averaged over a text's tokens. On the CPU:
-    a clip's five texts take some 0.05 s.
+class SentenceModel:
+    """all-MiniLM-L6-v2 or a similar model: BERT's last states, averaged over a text's tokens.
 
-    Raises PlanError where the folder or the hub's cache has no such model.
+    It runs on the CPU: a clip's five texts take about 0.05 s. Raises PlanError where neither the
+    folder nor the hub's cache has the model.
     """
 
     def __init__(self, name: str, setting: str) -> None:
@@ -26,19 +26,19 @@ class Sentences:
         fix_torchvision()
         from transformers import AutoModel, AutoTokenizer
 
-        self._words: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._model: Any = AutoModel.from_pretrained(folder, local_files_only=True).eval()
 
     def similarity(self, texts: Sequence[str]) -> np.ndarray:
-        """(N, N) cosine of the N texts' embeddings, -1..1."""
+        """Returns the (N, N) cosines of the N texts' embeddings, -1..1."""
         import torch
 
-        read = self._words(
+        tokens = self._tokenizer(
             list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         )
         with torch.inference_mode():
-            states = self._model(**read).last_hidden_state
-        share = read["attention_mask"][..., None].to(states.dtype)
-        mean = (states * share).sum(1) / share.sum(1)
+            states = self._model(**tokens).last_hidden_state
+        mask = tokens["attention_mask"][..., None].to(states.dtype)
+        mean = (states * mask).sum(1) / mask.sum(1)
         unit = torch.nn.functional.normalize(mean.double(), dim=1)
         return (unit @ unit.T).numpy()

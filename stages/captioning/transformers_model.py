@@ -1,6 +1,6 @@
-"""Captions from a model of transformers in one process: for small machines and tests.
+"""Captions from a transformers model in one process: for small machines and tests.
 
-One request at a time and no prefix cache: a server or `vllm` is many times as fast on a GPU.
+One request at a time and no prefix cache: on a GPU a server or `vllm` is many times faster.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from annotated_types import Ge
 
 from curation.stage import Needs, PlanError, RunContext
 from curation.weights import model_folder
-from stages.captioning.conversation import Picture, Request
-from stages.captioning.vlm import Said, Vlm
+from stages.captioning.conversation import Completion, PromptImage, Request
+from stages.captioning.vlm import VlmCaptioner
 
 
 @dataclass
-class Transformers(Vlm):
-    """AutoModelForImageTextToText on a GPU where it is given one, else on the CPU."""
+class TransformersCaptioner(VlmCaptioner):
+    """AutoModelForImageTextToText, on a GPU or the CPU."""
 
-    gpus: Annotated[float, Ge(0)] = 0.0  # that the process takes; 0: the CPU
+    gpus: Annotated[float, Ge(0)] = 0.0  # share that the process takes; 0: the CPU
 
     captioner: ClassVar[str] = "transformers"
 
@@ -34,7 +34,7 @@ class Transformers(Vlm):
         model_folder(self.model, self.revision, "caption.transformers.model")
         if importlib.util.find_spec("transformers") is None:
             raise PlanError(
-                "caption.transformers: the package is not there; pip install -e '.[captions]'"
+                "caption.transformers: the package is missing; pip install -e '.[captions]'"
             )
 
     def setup(self, context: RunContext) -> None:
@@ -55,27 +55,27 @@ class Transformers(Vlm):
         )
         self._model = model.to(self._device).eval()
 
-    async def say(self, request: Request) -> Said:
+    async def complete(self, request: Request) -> Completion:
         import torch
 
-        chat = request.as_chat(template_image)
+        chat = request.to_chat(template_image_part)
         prompt = self._processor.apply_chat_template(chat, add_generation_prompt=True)
-        images = [picture.pil for picture in request.pictures] or None
+        images = [image.pil for image in request.images] or None
         inputs = self._processor(text=[prompt], images=images, return_tensors="pt")
         inputs = inputs.to(self._device, self._model.dtype)
-        drawn = (
+        sampling = (
             {"do_sample": True, "temperature": request.temperature}
             if request.temperature
             else {"do_sample": False}
         )
         torch.manual_seed(request.seed)
         with torch.inference_mode():
-            tokens = self._model.generate(**inputs, max_new_tokens=request.max_tokens, **drawn)
+            tokens = self._model.generate(**inputs, max_new_tokens=request.max_tokens, **sampling)
         start = inputs["input_ids"].shape[1]
         text = self._processor.decode(tokens[0, start:], skip_special_tokens=True)
-        return Said(text, start, tokens.shape[1] - start)
+        return Completion(text, start, tokens.shape[1] - start)
 
 
-def template_image(_: Picture) -> dict[str, Any]:
-    """An image's part of a message, as chat templates of models take it."""
+def template_image_part(_: PromptImage) -> dict[str, Any]:
+    """The placeholder of an image in a model's chat template."""
     return {"type": "image"}

@@ -1,6 +1,6 @@
-"""What captioners that ask a vision-language model share: the course of a clip, checks, retries.
+"""What captioners with a vision-language model share: the order of requests, checks and retries.
 
-A back end is a subclass with one coroutine, `say(request)`: one request in, the model's text out.
+A back end is a subclass with one coroutine, `complete(request)`.
 """
 
 from __future__ import annotations
@@ -21,67 +21,64 @@ from stages.captioning.captioner import Captioner, Captions, KeyFrame
 from stages.captioning.checks import CheckLimits, TokenCount, failed_check
 from stages.captioning.conversation import (
     CAPTION_SCHEMA,
+    Completion,
     Conversation,
     Message,
+    PromptSegment,
     Request,
-    Segment,
-    again,
-    answer,
-    caption_of,
-    picture,
+    derive_seed,
+    find_json_value,
+    make_prompt_image,
+    parse_caption,
     prompts_version,
-    seed_of,
+    retry_messages,
     split_messages,
     split_schema,
 )
 from stages.captioning.measured import quotable_lines
 from stages.captioning.motion_phrases import describe_camera
 from stages.captioning.segment_state import CameraState, quantize_camera
-from stages.captioning.sentence_model import Sentences
+from stages.captioning.sentence_model import SentenceModel
 from stages.captioning.t5_tokens import estimate_t5_tokens, load_t5_token_count
 from stages.scorers.ocr import Ocr
 
-CLIP_S = 3600.0  # given to one clip; a server that restarts takes minutes of it
+CLIP_TIMEOUT_S = 3600.0  # a server that restarts takes minutes of it
 
 
-@dataclass(frozen=True)
-class Said:
-    """A model's answer to one request."""
+class ChecksFailed(Exception):
+    """A text failed a check in every attempt. The message is the reason; `text` is the last text.
 
-    text: str
-    prompt_tokens: int = 0
-    output_tokens: int = 0
+    For `split`, `text` is a list.
+    """
 
-
-class Unusable(Exception):
-    """A text failed its checks as often as it may. `text` is the last one."""
-
-    def __init__(self, reason: str, text: str):
+    def __init__(self, reason: str, text: Any):
         super().__init__(reason)
         self.text = text
 
 
 @dataclass
-class Vlm(Captioner):
-    """Five sub-captions in order, each asked for with those before it; then one of the whole."""
+class VlmCaptioner(Captioner):
+    """Asks for each sub-caption with the earlier ones given, then for the caption."""
 
-    model: str = ""  # a folder, or a name as the server or the hub has it
-    revision: str | None = None  # of the weights: recorded, and loaded where we load them
-    image_side: Annotated[int, Ge(28)] = 640  # long side of the pictures shown, px
+    model: str = ""  # a folder, or the name that the server or the hub has for it
+    revision: str | None = None  # of the weights: recorded, and loaded where a worker loads them
+    image_side: Annotated[int, Ge(28)] = 640  # long side of the images in requests, px
     temperature: Annotated[float, Ge(0)] = 0.5
     max_tokens: Annotated[int, Ge(1)] = 400  # of one answer
-    attempts: Annotated[int, Ge(1)] = 3  # at one text; then the clip is rejected
-    min_words: Annotated[int, Ge(1)] = 8  # of a text
-    refine: bool = False  # afterwards rewrite each sub-caption, told the whole and those before it
-    read_text: bool = False  # tell the model what OCR reads in the key frames (1 CPU-s a frame)
-    t5_tokenizer: str | None = None  # folder of T5's; null: an estimate that errs upwards
+    attempts: Annotated[int, Ge(1)] = 3  # per text; after that the clip is rejected
+    min_words: Annotated[int, Ge(1)] = 8  # per text
+    refine: bool = (
+        False  # then rewrite each sub-caption with the caption and the earlier ones given
+    )
+    read_text: bool = False  # give the model the text that OCR reads (1 CPU-s per key frame)
+    t5_tokenizer: str | None = None  # folder of T5's tokenizer; null: an upper estimate
 
-    # a MiniLM sentence model, by which neighbours are compared; null: by TF-IDF alone
+    # a MiniLM sentence model that compares neighbouring sub-captions; null: TF-IDF alone
     minilm: str | None = None
 
     @property
-    def compared_by(self) -> str:
-        """The column by which neighbours may be too similar."""
+    def similarity_column(self) -> str:
+        """The column of the similarity that the checks limit."""
         return "text_similarity_minilm" if self.minilm else "text_similarity_tfidf"
 
     @property
@@ -90,21 +87,23 @@ class Vlm(Captioner):
 
     def setup(self, context: RunContext) -> None:
         super().setup(context)
-        self._limits = CheckLimits(self.min_words, self._t5(), context.similarity_limit)
-        self._sentences = self._minilm()
-        if self._sentences is not None:
-            self._limits = replace(self._limits, similarity=self._sentences.similarity)
+        self._limits = CheckLimits(
+            self.min_words, self._load_token_count(), context.similarity_limit
+        )
+        self._sentence_model = self._load_sentence_model()
+        if self._sentence_model is not None:
+            self._limits = replace(self._limits, similarity=self._sentence_model.similarity)
         if self.read_text:
             self._ocr = Ocr()
 
     def check(self) -> None:
         if not self.model:
             raise ConfigError(f"caption.{self.captioner}.model: which model shall write captions?")
-        self._t5()
-        self._minilm()
+        self._load_token_count()
+        self._load_sentence_model()
 
     def row_timeout_s(self, row: Row) -> float:
-        return CLIP_S
+        return CLIP_TIMEOUT_S
 
     def provenance(self) -> dict[str, Any]:
         sampling = ("image_side", "temperature", "max_tokens", "attempts", "min_words", "refine")
@@ -118,40 +117,44 @@ class Vlm(Captioner):
             **{name: getattr(self, name) for name in sampling},
         }
 
-    async def say(self, request: Request) -> Said:
-        """The model's answer. Unavailable stops the run, any other error is the clip's."""
+    async def complete(self, request: Request) -> Completion:
+        """Returns the model's answer. Unavailable stops the run; another error is the clip's."""
         raise NotImplementedError
 
     async def describe(self, clip: Row, frames: list[KeyFrame]) -> Captions:
-        segments = await asyncio.to_thread(self._segments, clip["segments"], frames)
-        told = Conversation(segments)
-        spent: Counter[str] = Counter()
-        ask = partial(self._caption, clip["clip_id"], spent)
+        segments = clip["segments"]
+        conversation = Conversation(
+            await asyncio.to_thread(self._prompt_segments, segments, frames)
+        )
+        usage: Counter[str] = Counter()
+        ask = partial(self._ask_for_caption, clip["clip_id"], usage)
         texts: list[str] = []
-        overall = ""
+        caption = ""
         try:
-            for number, facts in enumerate(clip["segments"]):
-                asked = told.sub_caption(number, texts)
-                texts.append(await ask(f"sub-caption {number + 1}", asked, texts, facts))
-            overall = await ask("overall caption", told.overall(texts), [], None)
-            drafts, texts = texts, texts if not self.refine else []
-            for number, facts in enumerate(clip["segments"] if self.refine else []):
-                asked = told.refined(number, drafts[number], texts, overall)
-                texts.append(await ask(f"refined sub-caption {number + 1}", asked, texts, facts))
-        except Unusable as error:
+            for number, segment in enumerate(segments):
+                messages = conversation.sub_caption(number, texts)
+                texts.append(await ask(f"sub-caption {number + 1}", messages, texts, segment))
+            caption = await ask("overall caption", conversation.overall(texts), [], None)
+            if self.refine:
+                drafts, texts = texts, []
+                for number, segment in enumerate(segments):
+                    messages = conversation.refined(number, drafts[number], texts, caption)
+                    name = f"refined sub-caption {number + 1}"
+                    texts.append(await ask(name, messages, texts, segment))
+        except ChecksFailed as error:
             if len(texts) < len(segments):
                 texts = [*texts, error.text]
             else:
-                overall = error.text
-            return Captions(texts, overall, f"caption {error}", self._cost(spent))
-        return Captions(texts, overall, None, self._cost(spent), self._compared(texts))
+                caption = error.text
+            return Captions(texts, caption, f"caption {error}", self._usage_record(usage))
+        scores = self._score_similarity(texts)
+        return Captions(texts, caption, None, self._usage_record(usage), scores)
 
     async def split(self, prompt: str, count: int, duration_s: float) -> list[str]:
-        """One idea of a clip as `count` progressive sub-captions. Raises Unusable."""
-        asked = split_messages(prompt, count, duration_s)
+        """Returns `count` progressive sub-captions for a prompt. Raises ChecksFailed."""
 
-        def parts(text: str) -> tuple[list[str], str | None]:
-            found = answer(text, "sub_captions")
+        def parse_and_check(answer: str) -> tuple[list[str], str | None]:
+            found = find_json_value(answer, "sub_captions")
             if not isinstance(found, list) or len(found) != count:
                 return [], f"not {count} texts"
             texts = [" ".join(str(part).split()) for part in found]
@@ -160,101 +163,101 @@ class Vlm(Captioner):
                     return texts, f"text {number + 1} {reason}"
             return texts, None
 
-        schema = split_schema(count)
-        return await self._answer(("split", prompt), Counter(), asked, schema, parts, count)
+        messages = split_messages(prompt, count, duration_s)
+        max_tokens = count * self.max_tokens
+        request = Request(messages, split_schema(count), max_tokens, self.temperature)
+        return await self._ask(request, ("split", prompt), Counter(), parse_and_check)
 
-    async def _caption(
+    async def _ask_for_caption(
         self,
         clip_id: str,
-        spent: Counter[str],
-        what: str,
-        asked: tuple[Message, ...],
+        usage: Counter[str],
+        name: str,
+        messages: tuple[Message, ...],
         earlier: Sequence[str],
         segment: Row | None,
     ) -> str:
-        def checked(text: str) -> tuple[str, str | None]:
-            caption = caption_of(text)
+        """name: of the text, for the seed and the reason. Raises ChecksFailed."""
+
+        def parse_and_check(answer: str) -> tuple[str, str | None]:
+            caption = parse_caption(answer)
             return caption, failed_check(caption, self._limits, earlier, segment)
 
+        request = Request(messages, CAPTION_SCHEMA, self.max_tokens, self.temperature)
         try:
-            return await self._answer((clip_id, what), spent, asked, CAPTION_SCHEMA, checked, 1)
-        except Unusable as error:
+            return await self._ask(request, (clip_id, name), usage, parse_and_check)
+        except ChecksFailed as error:
             check, _, found = str(error).partition(":")
-            raise Unusable(
-                f"{check}: {what}" + (f",{found}" if found else ""), error.text
-            ) from None
+            reason = f"{check}: {name}" + (f",{found}" if found else "")
+            raise ChecksFailed(reason, error.text) from None
 
-    async def _answer(
+    async def _ask(
         self,
-        of: tuple[str, str],
-        spent: Counter[str],
-        asked: tuple[Message, ...],
-        schema: dict[str, Any],
-        checked: Callable[[str], tuple[Any, str | None]],
-        texts: int,
+        request: Request,
+        seed_parts: tuple[str, str],
+        usage: Counter[str],
+        parse_and_check: Callable[[str], tuple[Any, str | None]],
     ) -> Any:
-        """The first answer that passes `checked`; each attempt is told why the last one failed, and
-        draws anew. Raises Unusable."""
-        question = asked
+        """Returns the first answer that passes. Raises ChecksFailed.
+
+        Each attempt has a seed of its own and states why the attempt before it failed.
+        """
+        messages = request.messages
         for attempt in range(self.attempts):
-            request = Request(
-                question,
-                schema,
-                seed_of(*of, attempt),
-                max_tokens=self.max_tokens * texts,
-                temperature=self.temperature,
+            seed = derive_seed(*seed_parts, attempt)
+            completion = await self.complete(replace(request, messages=messages, seed=seed))
+            usage.update(
+                requests=1,
+                prompt_tokens=completion.prompt_tokens,
+                output_tokens=completion.output_tokens,
             )
-            said = await self.say(request)
-            spent.update(
-                requests=1, prompt_tokens=said.prompt_tokens, output_tokens=said.output_tokens
-            )
-            found, reason = checked(said.text)
+            found, reason = parse_and_check(completion.text)
             if reason is None:
                 return found
-            question = again(asked, reason)
-        raise Unusable(reason or "", found)
+            messages = retry_messages(request.messages, reason)
+        raise ChecksFailed(reason or "", found)
 
-    def _segments(self, facts: list[Row], frames: list[KeyFrame]) -> list[Segment]:
-        """What is shown of a clip: pictures at their size, camera and text in words."""
-        segments: list[Segment] = []
+    def _prompt_segments(self, rows: list[Row], frames: list[KeyFrame]) -> list[PromptSegment]:
+        segments: list[PromptSegment] = []
         camera: CameraState | None = None
-        for row, frame in zip(facts, frames, strict=True):
+        for row, frame in zip(rows, frames, strict=True):
             camera = quantize_camera(row, camera)
-            shown = [
-                picture(still.jpeg, still.name, self.image_side)
-                for still in (frame, *frame.neighbours)
-            ]
+            key_frame, *samples = (
+                make_prompt_image(stored.jpeg, stored.name, self.image_side)
+                for stored in (frame, *frame.frame_samples)
+            )
             segments.append(
-                Segment(
+                PromptSegment(
                     start_s=row["start_s"],
                     end_s=row["end_s"],
-                    key=shown[0],
-                    neighbours=tuple(shown[1:]),
+                    key_frame=key_frame,
+                    frame_samples=tuple(samples),
                     camera="not known" if camera is None else f"the view {describe_camera(camera)}",
-                    text=self._read(frame),
+                    lines_read=self._read_lines(frame),
                 )
             )
         return segments
 
-    def _read(self, frame: KeyFrame) -> tuple[str, ...]:
+    def _read_lines(self, frame: KeyFrame) -> tuple[str, ...]:
         if not self.read_text:
             return ()
         bgr = frame.bgr
         return tuple(text for text, _ in quotable_lines(self._ocr.read_text(bgr), *bgr.shape[:2]))
 
-    def _compared(self, texts: list[str]) -> dict[str, float | None]:
-        if self._sentences is None:
+    def _score_similarity(self, texts: list[str]) -> dict[str, float | None]:
+        if self._sentence_model is None:
             return {}
-        return {"text_similarity_minilm": largest_neighbour(self._sentences.similarity(texts))}
+        similarity = self._sentence_model.similarity(texts)
+        return {"text_similarity_minilm": largest_neighbour(similarity)}
 
-    def _minilm(self) -> Sentences | None:
+    def _usage_record(self, usage: Counter[str]) -> dict[str, Any]:
+        return dict(usage) | {"similarity_limit": self._limits.max_similarity}
+
+    def _load_sentence_model(self) -> SentenceModel | None:
         setting = f"caption.{self.captioner}.minilm"
-        return Sentences(self.minilm, setting) if self.minilm else None
+        return SentenceModel(self.minilm, setting) if self.minilm else None
 
-    def _cost(self, spent: Counter[str]) -> dict[str, Any]:
-        return dict(spent) | {"similarity_limit": self._limits.max_similarity}
-
-    def _t5(self) -> TokenCount:
+    def _load_token_count(self) -> TokenCount:
         if self.t5_tokenizer is None:
             return estimate_t5_tokens
         return load_t5_token_count(self.t5_tokenizer, f"caption.{self.captioner}.t5_tokenizer")

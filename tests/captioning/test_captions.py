@@ -1,4 +1,4 @@
-"""Captioning a real ledger by a chat server: sets beside each other, and runs that are killed."""
+"""Captions of a real ledger by a chat server: several sets, and runs that are killed."""
 
 import hashlib
 import json
@@ -19,8 +19,8 @@ from curation.storage import Folder
 from pipelines import caption, curate, export, select
 from pipelines.settings import DEFAULT_CONFIG, Settings
 from tests.curation.test_resume import worker_of
-from tests.support.chat_server import Asked, ChatServer, wait_until
-from tests.support.drawn_stills import said_of
+from tests.support.chat_server import ChatRequest, ChatServer, wait_until
+from tests.support.drawn_key_frames import caption_of
 from tests.support.small_input import SETTINGS
 from tests.support.whole_run import ended, kill_when, start, wait_for
 
@@ -29,10 +29,10 @@ def number_of(hashes) -> int:
     return int(hashlib.sha256("".join(hashes).encode()).hexdigest()[:8], 16)
 
 
-def model(asked: Asked) -> str:
-    """Tells of the key frames that it was shown, and of the part that it was asked about."""
-    part = int(asked.question[5]) - 1 if asked.question.startswith("Part ") else None
-    return json.dumps({"caption": said_of(number_of(asked.pictures[:5]), part)})
+def model(request: ChatRequest) -> str:
+    """Names the key frames that it was given, and the segment that it was requests about."""
+    part = int(request.question[5]) - 1 if request.question.startswith("Part ") else None
+    return json.dumps({"caption": caption_of(number_of(request.images[:5]), part)})
 
 
 def settings(out, server: ChatServer, *overrides: str) -> Settings:
@@ -45,8 +45,8 @@ def chat(out, server: ChatServer) -> list[str]:
         f"output={out}",
         f"caption.openai.url={server.url}",
         "caption.openai.model=tiny",
-        "caption.openai.image_side=1280",  # stills go as they are, and can be known again
-        "caption.openai.pause_s=0.01",
+        "caption.openai.image_side=1280",  # images are sent as they are stored
+        "caption.openai.backoff_s=0.01",
         "caption.name=other-model",
     ]
 
@@ -62,8 +62,8 @@ def clips_of(out) -> dict[str, dict]:
     return {clip["clip_id"]: clip for video in videos for clip in video["clips"]}
 
 
-def assert_right(out) -> None:
-    """Each kept clip has one row of captions, told of its own frames and segments."""
+def assert_captions_are_correct(out) -> None:
+    """Each kept clip has one row of captions, made from its own frames and segments."""
     clips = clips_of(out)
     selected = pq.read_table(out / "ledger/selection.parquet")
     kept = selected.filter(pc.equal(selected["status"], "kept"))["clip_id"].to_pylist()
@@ -73,11 +73,11 @@ def assert_right(out) -> None:
         assert row["error"] is row["rejected"] is None
         hashes = stored_frame_hashes(clips[row["clip_id"]]["segments"])
         texts = [part["text"] for part in row["sub_captions"]]
-        assert texts == [said_of(number_of(hashes[:5]), part) for part in range(5)]
+        assert texts == [caption_of(number_of(hashes[:5]), part) for part in range(5)]
         assert row["frames_sha256"] == frames_sha256(hashes)
 
 
-def test_stills_of_a_segment_are_stored_beside_its_key_frame(dataset):
+def test_frame_samples_of_a_segment_are_stored(dataset):
     seen = 0
     for clip in clips_of(dataset.out).values():
         for segment in clip["segments"]:
@@ -92,17 +92,15 @@ def test_stills_of_a_segment_are_stored_beside_its_key_frame(dataset):
         )
 
 
-def test_captions_of_another_model_stand_beside_the_first_and_the_export_names_its_own(
-    out, cluster, capsys
-):
+def test_two_sets_of_captions_exist_together_and_the_export_names_its_set(out, cluster, capsys):
     measured = pq.read_table(out / "ledger/captions/measured")
     with ChatServer(model) as server:
         run = settings(out, server)
         caption.run(run, Folder(str(out)), cluster)
-        assert_right(out)
-        asked = len(server.asked)
+        assert_captions_are_correct(out)
+        requests = len(server.requests)
         caption.run(run, Folder(str(out)), cluster)
-        assert len(server.asked) == asked == 6 * 4  # nothing is asked again
+        assert len(server.requests) == requests == 6 * 4  # nothing is requests again
     assert pq.read_table(out / "ledger/captions/measured").equals(measured)
     for chosen, name in ((run, "other-model"), (settings(out, server, *plain()), "measured")):
         select.run(chosen, Folder(str(out)))
@@ -118,7 +116,7 @@ def plain() -> list[str]:
     return ["caption.captioner=measured", "caption.name=null"]
 
 
-def test_a_set_of_captions_has_one_model_and_the_server_may_move(out, cluster):
+def test_set_of_captions_has_one_model_but_its_server_may_change(out, cluster):
     with ChatServer(model, models=("tiny", "large")) as server:
         caption.run(settings(out, server), Folder(str(out)), cluster)
         with pytest.raises(ConfigError, match=r"model: 'tiny' -> 'large'(.|\n)*caption.name=NAME"):
@@ -129,7 +127,7 @@ def test_a_set_of_captions_has_one_model_and_the_server_may_move(out, cluster):
         caption.run(elsewhere, Folder(str(out)), cluster)
 
 
-def test_a_missing_server_is_told_before_anything_is_scored(dataset, tmp_path, unused_cluster):
+def test_missing_server_is_an_error_before_anything_is_scored(dataset, tmp_path, unused_cluster):
     with ChatServer(model) as server:
         run = settings(tmp_path / "out", server, f"input={dataset.source}")
     with pytest.raises(ConfigError, match="no caption server at"):
@@ -138,7 +136,7 @@ def test_a_missing_server_is_told_before_anything_is_scored(dataset, tmp_path, u
 
 
 @pytest.mark.parametrize("path", sorted(Path(DEFAULT_CONFIG).parent.glob("*.yaml")), ids=str)
-def test_the_configurations_that_ship_name_a_captioner_that_can_be_built(path):
+def test_shipped_configurations_name_an_existing_captioner(path):
     chosen = config.load(Settings, path).caption.chosen
     assert chosen.captioner == ("vllm" if path.name == "cluster.yaml" else "measured")
     with_server = config.load(
@@ -148,9 +146,7 @@ def test_the_configurations_that_ship_name_a_captioner_that_can_be_built(path):
     assert with_server.caption.chosen.provenance()["captioner"] == "openai"
 
 
-def test_while_the_server_is_gone_the_user_sees_what_is_waited_for_and_nothing_is_lost(
-    out, cluster, capsys
-):
+def test_display_shows_the_unavailable_server_and_no_clip_is_lost(out, cluster, capsys):
     seen = ""
 
     def shows(text: str) -> bool:
@@ -158,38 +154,38 @@ def test_while_the_server_is_gone_the_user_sees_what_is_waited_for_and_nothing_i
         seen += capsys.readouterr().err
         return text in seen
 
-    with ChatServer(model, lambda _: "slow", slow_s=0.2) as server:
+    with ChatServer(model, lambda _: "slow", delay_s=0.2) as server:
         chosen = settings(out, server)
-        run = threading.Thread(target=caption.run, args=(chosen, Folder(str(out))))
+        run = threading.Thread(target=caption.run, args=(chosen, Folder(str(out)), cluster))
         run.start()
-        wait_until(lambda: len(server.asked) >= 3)
+        wait_until(lambda: len(server.requests) >= 3)
         server.stop()
-        wait_until(lambda: shows(f"caption  {server.url} answers nothing: "))
+        wait_until(lambda: shows(f"caption  {server.url} does not answer: "))
         server.start()
         wait_until(lambda: shows("caption  goes on"))
         run.join()
         shows("")
-    assert "else gives up in about 14 min" in seen
+    assert "and otherwise stops in about 14 min" in seen
     assert seen.index("caption  goes on") < seen.index("caption  4/4 clips · 0 failed · in")
-    assert_right(out)
+    assert_captions_are_correct(out)
 
 
 @pytest.mark.parametrize("name", ["../other", ".hidden", "a/b", ""])
-def test_a_set_of_captions_cannot_lie_elsewhere_than_in_its_place(name):
+def test_name_of_a_set_of_captions_cannot_leave_its_folder(name):
     with pytest.raises(ConfigError, match=r"caption\.name"):
         config.load(Settings, None, [f"caption.name='{name}'"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["driver", "ray::AsyncWorker", "server"])
-def test_whoever_is_killed_while_captioning_nothing_is_lost_or_mixed_up(out, victim):
-    with ChatServer(model, lambda _: "slow", slow_s=0.4) as server:
+def test_captions_are_complete_after_a_process_is_killed(out, victim):
+    with ChatServer(model, lambda _: "slow", delay_s=0.4) as server:
         process = start("caption", *chat(out, server))
         if victim == "driver":
-            assert kill_when(process, lambda: len(server.asked) >= 9)
+            assert kill_when(process, lambda: len(server.requests) >= 9)
             process = start("caption", *chat(out, server))
         else:
-            assert wait_for(process, lambda: len(server.asked) >= 9)
+            assert wait_for(process, lambda: len(server.requests) >= 9)
             if victim == "server":
                 server.stop()
                 server.start()
@@ -197,4 +193,4 @@ def test_whoever_is_killed_while_captioning_nothing_is_lost_or_mixed_up(out, vic
                 os.kill(worker_of(process, victim), signal.SIGKILL)
         last = ended(process)
         assert last.code == 0, last.err
-    assert_right(out)
+    assert_captions_are_correct(out)

@@ -12,7 +12,7 @@ from curation.records import CAPTION, frames_sha256, schema, segment_spans
 from curation.stage import OutputError, RunContext
 from curation.texts import neighbour_similarity
 from stages.captioning.captioner import Captioner, Captions
-from stages.captioning.measured import Measured
+from stages.captioning.measured import MeasuredCaptioner
 
 BLUE_OVER_GREEN = ((200, 120, 40), (40, 140, 40))  # BGR
 
@@ -55,8 +55,8 @@ def clip_of(folder, frames: list[np.ndarray], clip_id: str = "c0", **measured) -
 
 
 @pytest.fixture(scope="module")
-def measured() -> Measured:
-    stage = Measured()
+def measured() -> MeasuredCaptioner:
+    stage = MeasuredCaptioner()
     stage.setup(RunContext())
     return stage
 

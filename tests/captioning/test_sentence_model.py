@@ -1,4 +1,4 @@
-"""A tiny random model of the real class: what it finds alike means nothing."""
+"""With a tiny random model of the real class: its similarities have no meaning."""
 
 import json
 
@@ -14,10 +14,10 @@ import torch
 from transformers import BertConfig, BertModel
 
 from curation.stage import PlanError, RunContext
-from stages.captioning.openai_server import OpenAI
-from stages.captioning.sentence_model import Sentences
+from stages.captioning.openai_server import OpenAICaptioner
+from stages.captioning.sentence_model import SentenceModel
 from tests.support.chat_server import ChatServer
-from tests.support.drawn_stills import Witness, drawn_clip
+from tests.support.drawn_key_frames import IdentifyingModel, make_clip
 from tests.support.tiny_vlm import tokenizer
 
 TEXTS = ["A dog runs to the left.", "the camera pans", "A dog, and a dog again, runs and runs."]
@@ -37,13 +37,13 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_similarity_is_the_cosine_of_mean_states_whatever_stands_beside(folder):
-    sentences = Sentences(str(folder), "x")
+def test_similarity_is_the_cosine_of_mean_states_without_the_padding(folder):
+    sentences = SentenceModel(str(folder), "x")
     found = sentences.similarity(TEXTS)
     model = BertModel.from_pretrained(folder).eval()
     means = []
     for text in TEXTS:  # one at a time: no padding
-        ids = torch.tensor([sentences._words(text).input_ids])
+        ids = torch.tensor([sentences._tokenizer(text).input_ids])
         means.append(model(input_ids=ids).last_hidden_state[0].mean(0).detach().double().numpy())
     for i, a in enumerate(means):
         for j, b in enumerate(means):
@@ -51,35 +51,37 @@ def test_similarity_is_the_cosine_of_mean_states_whatever_stands_beside(folder):
             assert found[i, j] == pytest.approx(expected, abs=1e-5)
 
 
-def test_neighbours_are_compared_by_it_under_a_column_of_its_own(folder, tmp_path):
+def test_similarity_by_the_sentence_model_has_its_own_column_and_limit(folder, tmp_path):
     def captioned(limit: float | None) -> dict:
-        with ChatServer(Witness(1)) as server:
-            stage = OpenAI(url=server.url, model="tiny", minilm=str(folder), attempts=1)
+        with ChatServer(IdentifyingModel(1)) as server:
+            stage = OpenAICaptioner(url=server.url, model="tiny", minilm=str(folder), attempts=1)
             stage.check()
             stage.setup(RunContext(str(tmp_path), similarity_limit=limit))
-            [row] = stage.process([drawn_clip(tmp_path, 0)])
+            [row] = stage.process([make_clip(tmp_path, 0)])
         return row
 
     row = captioned(None)
     texts = [part["text"] for part in row["sub_captions"]]
-    beside = np.diagonal(Sentences(str(folder), "x").similarity(texts), offset=1)
-    assert row["text_similarity_minilm"] == pytest.approx(beside.max())
+    similarities = np.diagonal(SentenceModel(str(folder), "x").similarity(texts), offset=1)
+    assert row["text_similarity_minilm"] == pytest.approx(similarities.max())
     assert row["text_similarity_tfidf"] < row["text_similarity_minilm"]
-    assert OpenAI(minilm=str(folder)).compared_by == "text_similarity_minilm"
+    assert OpenAICaptioner(minilm=str(folder)).similarity_column == "text_similarity_minilm"
     assert json.loads(row["provenance"])["minilm"] == str(folder)
-    assert "too similar to the one before" in captioned(float(beside[0]) - 0.01)["rejected"]
+    assert "too similar to the one before" in captioned(float(similarities[0]) - 0.01)["rejected"]
 
 
-def test_missing_weights_are_told_with_the_command(tmp_path):
+def test_missing_weights_are_an_error_with_the_command_that_gets_them(tmp_path):
     with pytest.raises(
         PlanError, match=r"caption\.openai\.minilm: no .*/config\.json(.|\n)*get it"
     ):
-        OpenAI(url="http://127.0.0.1:9/v1", minilm=str(tmp_path / "none"))._minilm()
+        OpenAICaptioner(
+            url="http://127.0.0.1:9/v1", minilm=str(tmp_path / "none")
+        )._load_sentence_model()
 
 
-def test_the_published_model_gives_the_numbers_of_its_documentation():
+def test_published_model_gives_the_similarities_of_its_documentation():
     try:
-        sentences = Sentences("sentence-transformers/all-MiniLM-L6-v2", "x")
+        sentences = SentenceModel("sentence-transformers/all-MiniLM-L6-v2", "x")
     except PlanError as missing:
         pytest.skip(str(missing).splitlines()[0])
     texts = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]

@@ -15,8 +15,7 @@ import pytest
 from benchmarks.captions import REQUESTS, Fixed, ratios, steady
 from benchmarks.cpu_time import Seen, spent, total_s
 from benchmarks.score import Clocked, lay_out, padded, unlike
-from stages.captioning.conversation import Message, Request
-from stages.captioning.vlm import Said
+from stages.captioning.conversation import Completion, Message, Request
 from tests.support.drawn import picture, times, view
 
 BURN = "import time\nwhile time.process_time() < {0}: pass\n"
@@ -144,22 +143,22 @@ class Counting(Fixed):
     captioner = "counting"
     now, seen = 0, ()
 
-    async def asked(self, request: Request) -> Said:
+    async def asked(self, request: Request) -> Completion:
         self.now += 1
         self.seen = (*self.seen, self.now)
         await asyncio.sleep(0.05)
         self.now -= 1
-        return Said("", 1, 1)
+        return Completion("", 1, 1)
 
 
 QUESTIONS = [
-    Request((Message("user", (f"Part {n} of 5",)),), {}, n, 9, 0.0) for n in range(1, REQUESTS + 1)
+    Request((Message("user", (f"Part {n} of 5",)),), {}, 9, 0.0, n) for n in range(1, REQUESTS + 1)
 ]
 
 
 async def one_after_the_other(stage: Counting) -> None:
     for question in QUESTIONS:
-        await stage.say(question)
+        await stage.complete(question)
 
 
 def test_a_window_counts_what_is_answered_with_all_places_taken():

@@ -3,18 +3,18 @@ import json
 import pytest
 
 from pipelines import split
-from tests.support.chat_server import Asked, ChatServer
-from tests.support.drawn_stills import DEEDS
+from tests.support.chat_server import ChatRequest, ChatServer
+from tests.support.drawn_key_frames import ACTIONS
 
 
 def parts(idea: str) -> list[str]:
-    return [f"In the {idea} of the old town, {deed}." for deed in DEEDS]
+    return [f"In the {idea} of the old town, {action}." for action in ACTIONS]
 
 
-def model(asked: Asked) -> str:
-    assert asked.pictures == ()
-    assert asked.body["response_format"]["json_schema"]["schema"]["required"] == ["sub_captions"]
-    idea = asked.texts[0].split("<data>")[1].split("</data>")[0]
+def model(request: ChatRequest) -> str:
+    assert request.images == ()
+    assert request.body["response_format"]["json_schema"]["schema"]["required"] == ["sub_captions"]
+    idea = request.texts[0].split("<data>")[1].split("</data>")[0]
     return json.dumps({"sub_captions": parts(idea)})
 
 
@@ -29,7 +29,7 @@ def run(capsys, *args: str) -> tuple[str, str, object]:
 
 
 def chat(server: ChatServer) -> list[str]:
-    settings = {"url": server.url, "model": "tiny", "pause_s": 0.005}
+    settings = {"url": server.url, "model": "tiny", "backoff_s": 0.005}
     return [f"caption.openai.{name}={value}" for name, value in settings.items()]
 
 
@@ -54,7 +54,7 @@ def test_a_list_of_prompts_gives_a_line_each_in_order_whatever_the_server_does(t
     prompts = [f"harbour {n}" for n in range(7)]
     (tmp_path / "prompts.txt").write_text("\n".join(["", *prompts, ""]))
     target = tmp_path / "captions.jsonl"
-    troubles = ["429", "cut", "wrong", "500", "broken off"]
+    troubles = ["429", "disconnect", "refusal", "500", "truncated answer"]
     with ChatServer(model, lambda n: troubles[n] if n < len(troubles) else "") as server:
         _, _, code = run(capsys, str(target), str(tmp_path / "prompts.txt"), *chat(server))
     assert code == 0
@@ -64,10 +64,10 @@ def test_a_list_of_prompts_gives_a_line_each_in_order_whatever_the_server_does(t
 
 
 def test_a_prompt_that_gives_no_fit_texts_is_told_and_costs_no_other(tmp_path, capsys):
-    def alike(asked: Asked) -> str:
-        if "meadow" in asked.texts[0]:
+    def alike(request: ChatRequest) -> str:
+        if "meadow" in request.texts[0]:
             return json.dumps({"sub_captions": parts("meadow")[:1] * 5})
-        return model(asked)
+        return model(request)
 
     (tmp_path / "prompts.txt").write_text("meadow\nharbour\n")
     target = tmp_path / "captions.jsonl"

@@ -1,4 +1,4 @@
-"""A chat server on a real socket: it checks what it is sent, and gives trouble when told to."""
+"""A chat server on a real socket: it checks the requests, and fails as a test asks it to."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from typing import Any
 
 from aiohttp import web
 
-Trouble = Callable[[int], str]  # number of a request, from 0 -> what happens to it; "" nothing
+# Number of a request, from 0 -> its fault: an HTTP status, one of the names in `_respond`, or
+# nothing
+ChooseFault = Callable[[int], str]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One request as the server understood it."""
+class ChatRequest:
+    """One request as the server parsed it."""
 
     system: str
-    pictures: tuple[str, ...]  # SHA-256 of each image's bytes, in order
-    texts: tuple[str, ...]  # the texts of the user's turn, in order
-    parts: str  # "iiiiit": its images and texts in order
+    images: tuple[str, ...]  # SHA-256 of each image's bytes, in order
+    texts: tuple[str, ...]  # of the user's message, in order
+    part_types: str  # "iiiiit": its images and texts in order
     body: dict[str, Any]
 
     @property
@@ -35,22 +37,21 @@ class Asked:
 
 @dataclass
 class ChatServer:
-    """`with ChatServer(answer) as server: server.url`. answer: what a model says of a request."""
+    """`with ChatServer(answer) as server: server.url`. answer: the model's text for a request."""
 
-    answer: Callable[[Asked], str]
-    trouble: Trouble = lambda number: ""
-    slow_s: float = 0.05
+    answer: Callable[[ChatRequest], str]
+    choose_fault: ChooseFault = lambda number: ""
+    delay_s: float = 0.05  # of a request whose fault is `slow`
     models: tuple[str, ...] = ("tiny",)
     key: str | None = None
-    structured: bool = True  # it takes a response_format
+    supports_schemas: bool = True
 
-    asked: list[Asked] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)  # what was against the protocol
+    requests: list[ChatRequest] = field(default_factory=list)  # that were answered
+    protocol_errors: list[str] = field(default_factory=list)  # of the requests
     statuses: Counter[int] = field(default_factory=Counter)
     port: int = 0
-    most: int = 0  # requests that were under way at once
-    _now: int = 0
-    _number: int = 0
+    _in_flight: int = 0
+    _received: int = 0
 
     @property
     def url(self) -> str:
@@ -68,19 +69,19 @@ class ChatServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        assert not self.wrong, self.wrong
+        assert not self.protocol_errors, self.protocol_errors
 
     def start(self) -> None:
         """Listens; after `stop`, at the same port again."""
         asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
 
     def stop(self) -> None:
-        """Ends all connections and listens no more."""
+        """Closes all connections and the port."""
         asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
 
     async def _start(self) -> None:
         app = web.Application(client_max_size=64 << 20)
-        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/models", self._list_models)
         app.router.add_post("/v1/chat/completions", self._chat)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
         await self._runner.setup()
@@ -88,62 +89,61 @@ class ChatServer:
         await site.start()
         self.port = self._runner.addresses[0][1]
 
-    def _locked(self, request: web.Request) -> bool:
+    def _has_wrong_key(self, request: web.Request) -> bool:
         return self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}"
 
-    async def _models(self, request: web.Request) -> web.Response:
-        if self._locked(request):
-            return web.json_response({"error": "who are you?"}, status=401)
+    async def _list_models(self, request: web.Request) -> web.Response:
+        if self._has_wrong_key(request):
+            return web.json_response({"error": "wrong key"}, status=401)
         return web.json_response({"object": "list", "data": [{"id": m} for m in self.models]})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        self._now += 1
-        self.most = max(self.most, self._now)
+        self._in_flight += 1
         try:
-            response = await self._answered(request)
+            response = await self._respond(request)
             self.statuses[response.status] += 1
             return response
         finally:
-            self._now -= 1
+            self._in_flight -= 1
 
-    async def _answered(self, request: web.Request) -> web.StreamResponse:
-        number, self._number = self._number, self._number + 1
+    async def _respond(self, request: web.Request) -> web.StreamResponse:
+        number, self._received = self._received, self._received + 1
         body = await request.json()
-        trouble = self.trouble(number)
-        if self._locked(request):
-            return web.json_response({"error": "who are you?"}, status=401)
-        if trouble.isdigit():
-            head = {"Retry-After": "0.01"} if trouble in ("429", "503") else {}
-            return web.json_response({"error": "no"}, status=int(trouble), headers=head)
-        if trouble == "cut":
+        fault = self.choose_fault(number)
+        if self._has_wrong_key(request):
+            return web.json_response({"error": "wrong key"}, status=401)
+        if fault.isdigit():
+            headers = {"Retry-After": "0.01"} if fault in ("429", "503") else {}
+            return web.json_response({"error": "no"}, status=int(fault), headers=headers)
+        if fault == "disconnect":
             request.transport.abort()  # type: ignore[union-attr]
             return web.Response()
-        if trouble == "slow":
-            await asyncio.sleep(self.slow_s)
-        if "response_format" in body and not self.structured:
+        if fault == "slow":
+            await asyncio.sleep(self.delay_s)
+        if "response_format" in body and not self.supports_schemas:
             return web.json_response({"error": "response_format: not known"}, status=400)
-        if trouble == "no JSON":
+        if fault == "no JSON":
             return web.Response(text="<html>Bad gateway</html>")
-        if trouble == "no answer in it":
+        if fault == "no choices":
             return web.json_response({"choices": []})
         try:
-            asked = understood(body)
-            text = self.answer(asked)
+            parsed = parse_request(body)
+            text = self.answer(parsed)
         except Exception as error:
-            self.wrong.append(f"{type(error).__name__}: {error}")
+            self.protocol_errors.append(f"{type(error).__name__}: {error}")
             return web.json_response({"error": str(error)}, status=422)
-        if trouble == "wrong":
+        if fault == "refusal":
             text = "I'm sorry, I can't see it."
-        elif trouble == "broken off":
+        elif fault == "truncated answer":
             text = text[: len(text) // 2]
-        self.asked.append(asked)
+        self.requests.append(parsed)
         reply = json.dumps(
             {
                 "choices": [{"message": {"role": "assistant", "content": text}}],
                 "usage": {"prompt_tokens": 7, "completion_tokens": 5},
             }
         )
-        if trouble == "half":
+        if fault == "partial reply":
             response = web.StreamResponse(headers={"Content-Length": str(len(reply))})
             await response.prepare(request)
             await response.write(reply[:20].encode())
@@ -152,30 +152,30 @@ class ChatServer:
         return web.Response(text=reply, content_type="application/json")
 
 
-def understood(body: dict[str, Any]) -> Asked:
-    """The request's parts. Raises where it is no request of the chat API."""
+def parse_request(body: dict[str, Any]) -> ChatRequest:
+    """Raises where the body is not a request of the chat API."""
     assert body["model"], "no model"
     assert body["max_tokens"] > 0
     system, user = body["messages"]
     assert (system["role"], user["role"]) == ("system", "user")
     assert [part["type"] for part in system["content"]] == ["text"]
-    pictures, texts, parts = [], [], ""
+    images, texts, part_types = [], [], ""
     for part in user["content"]:
         if part["type"] == "text":
             texts.append(part["text"])
-            parts += "t"
+            part_types += "t"
         else:
             head, data = part["image_url"]["url"].split(",")
             assert head == "data:image/jpeg;base64"
             jpeg = base64.b64decode(data, validate=True)
             assert jpeg[:2] == b"\xff\xd8", "no JPEG"
-            pictures.append(hashlib.sha256(jpeg).hexdigest())
-            parts += "i"
-    return Asked(system["content"][0]["text"], tuple(pictures), tuple(texts), parts, body)
+            images.append(hashlib.sha256(jpeg).hexdigest())
+            part_types += "i"
+    return ChatRequest(system["content"][0]["text"], tuple(images), tuple(texts), part_types, body)
 
 
-def wait_until(true: Callable[[], bool], limit_s: float = 20.0) -> None:
-    until = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < until
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s
         time.sleep(0.005)
