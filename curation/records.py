@@ -326,13 +326,13 @@ SHARD = (
 )
 
 
-def described(table: pa.Table) -> pa.Table:
-    """The table with each column's meaning in its field's metadata, where it is known here."""
-    known = {(c.name, c.type): c.what for c in (*CLIP, *VIDEO, *SELECTION, *CAPTION, *SHARD)}
-    fields = [
-        f.with_metadata({"what": what}) if (what := known.get((f.name, f.type))) else f
-        for f in table.schema
-    ]
+def described(table: pa.Table, columns: Sequence[Column]) -> pa.Table:
+    """The table with each column's meaning in its field's metadata.
+
+    columns: of those with the same name the first counts; every column of the table has one.
+    """
+    meanings = {c.name: c.what for c in reversed(columns)}
+    fields = [field.with_metadata({"what": meanings[field.name]}) for field in table.schema]
     return table.cast(pa.schema(fields))
 
 

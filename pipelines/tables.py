@@ -19,6 +19,17 @@ from stages.selection.semantic_duplicates import mean_embeddings
 INPUT = "input.parquet"  # what the last `score` was given
 SELECTION = "selection.parquet"
 
+# Columns whose meaning in the tables for users differs from that in the ledger.
+PUBLIC_CLIP = (
+    records.Column("status", pa.string(), "kept | rejected | failed"),
+    records.Column("shard", pa.string(), "name of the tar that holds it, or null"),
+)
+PUBLIC_VIDEO = (
+    records.Column("takes", pa.int32(), "number of takes"),
+    records.Column("take_spans", pa.list_(records.SPAN), "takes, without their guard frames"),
+    records.Column("clips", pa.int32(), "number of clips"),
+)
+
 
 def recorded_policy(rules: dict[str, Any]) -> Policy:
     """A policy out of recorded settings."""
@@ -128,7 +139,8 @@ def joined(clips: pa.Table, selection: pa.Table, captions: pa.Table, shards: pa.
     )
     for name in (*rest, "segments"):
         columns[name] = clips[name]
-    return records.described(pa.table(columns))
+    known = (*PUBLIC_CLIP, *records.CLIP, *records.SELECTION, *records.CAPTION, *records.VIDEO)
+    return records.described(pa.table(columns), known)
 
 
 def public_videos(videos: pa.Table) -> pa.Table:
@@ -142,6 +154,5 @@ def public_videos(videos: pa.Table) -> pa.Table:
         *("video", "status", "error", "duration_s", "width", "height", "fps", "codec"),
         *("cuts_s", "gradual", "takes", "clips"),
     ]
-    return records.described(
-        videos.select([*order, *(c for c in videos.column_names if c not in order)])
-    )
+    videos = videos.select([*order, *(c for c in videos.column_names if c not in order)])
+    return records.described(videos, (*PUBLIC_VIDEO, *records.VIDEO))
