@@ -230,14 +230,14 @@ def of_transnet(folder: Path, peak: float) -> None:
         shown = [places[f // 30](f // 5, 96, 54) for f in range(transnet.WINDOW)]
         windows.append([s[::2, ::2] for s in shown])
     given = np.array(windows)
-    network = transnet._network().cuda()
+    network = transnet._load_network().cuda()
     flops = counted(lambda: network(torch.from_numpy(given[:1]).cuda()))
     began = time.perf_counter()
-    exact = transnet.predictor("cpu")(given[:4]).numpy()
+    exact = transnet.load_predictor("cpu")(given[:4]).numpy()
     cpu_s = time.perf_counter() - began
     for count in (16, 64, 256):
         batch = np.tile(given, (count // 16, 1, 1, 1, 1))
-        predict = transnet.predictor("cuda")
+        predict = transnet.load_predictor("cuda")
         ms = milliseconds(lambda b=batch, p=predict: p(b))
         rate = flops * count / ms * 1e3
         print(

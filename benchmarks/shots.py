@@ -102,15 +102,15 @@ def transnet(confirm: float | None = None) -> Detector:
     meter.setup()
 
     def detect(film: Film) -> tuple[Found, float]:
-        size = (transnet_stage.WIDTH, transnet_stage.HEIGHT)
+        size = (transnet_stage.WIDTH_PX, transnet_stage.HEIGHT_PX)
         pictures = [cv2.resize(bgr(p), size, interpolation=cv2.INTER_AREA) for p in film.planes]
         start = time.process_time()
-        if film.truth.name not in likelihoods:
+        if film.truth.name not in probabilities:
             meter.start(VideoInfo(1280, 720, 25.0, 320, 180))
             for t_s, picture in zip(film.times_s, pictures, strict=True):
-                meter.take(float(t_s), picture[:, :, ::-1])
-            likelihoods[film.truth.name] = meter.likelihood()
-        likely = likelihoods[film.truth.name]
+                meter.process_image(float(t_s), picture[:, :, ::-1])
+            probabilities[film.truth.name] = meter.probabilities()
+        likely = probabilities[film.truth.name]
         if confirm is None:
             found = transnet_stage.transitions_of(likely, film.times_s)
             return (found.cuts_s, found.gradual), time.process_time() - start
@@ -124,7 +124,7 @@ def transnet(confirm: float | None = None) -> Detector:
 
 
 NEARBY = 3  # frames
-likelihoods: dict[str, np.ndarray] = {}  # of a film's frames: worked out once
+probabilities: dict[str, np.ndarray] = {}  # of a film's frames: worked out once
 
 
 def bgr(frame: Planes) -> np.ndarray:
@@ -211,19 +211,19 @@ def measure(detectors: dict[str, Detector], films: Iterator[Film]) -> dict[str, 
 
 
 SWEPT = [
-    "SPIKE",
-    "MIN_AMOUNT",
-    "REST_SPIKE",
-    "REST_MIN",
-    "BACKED_SPIKE",
-    "BACKED_AMOUNT",
-    "MANY_A_LITTLE",
-    "SAME_STRUCTURE",
-    "STEP",
-    "STEP_SPIKE",
-    "TEXT_AREA",
-    "TEXT_HEIGHT",
-    "REDRAWN_AREA",
+    "MIN_SPIKE_RATIO",
+    "MIN_SPIKE",
+    "MIN_MEDIAN_RATIO",
+    "MIN_MEDIAN_STEP",
+    "RELAXED_RATIO",
+    "RELAXED_SPIKE",
+    "MIN_STRONG_CHANGE_RATIO",
+    "MAX_STRUCTURE_CORRELATION",
+    "MIN_PATCH_STEP",
+    "MIN_PATCH_STEP_RATIO",
+    "MAX_TEXT_AREA",
+    "MAX_TEXT_HEIGHT",
+    "MAX_REDRAWN_AREA",
     "WINDOW_S",
 ]
 
@@ -245,11 +245,11 @@ def sweep(films: list[Film]) -> None:
 
 def with_any_step(film: Film) -> tuple[Found, float]:
     """Ours as it was before cuts had to change whole patches."""
-    usual, residual.STEP = residual.STEP, 0.0
+    usual, residual.MIN_PATCH_STEP = residual.MIN_PATCH_STEP, 0.0
     try:
         return ours(film)
     finally:
-        residual.STEP = usual
+        residual.MIN_PATCH_STEP = usual
 
 
 def at_low_bit_rates(folder: Path) -> Iterator[str]:

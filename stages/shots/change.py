@@ -1,8 +1,8 @@
-"""How much of a picture is new: what differs between two frames after motion is taken out.
+"""How much of a frame is new: what differs from an earlier frame after motion compensation.
 
-Measured on thumbs of the luma, about 160 px wide: dense optical flow (DIS) there costs a sixth of
-what it costs at 320 px. Still, most pairs of frames are too alike for a cut, and nothing but
-`may_differ` is ever computed of them: thumbs and changes are worked out where they are asked for.
+Computed on luma about 160 px wide, where dense optical flow (DIS) costs a sixth of what it costs at
+320 px. Most pairs of frames are too alike for a cut, and only `may_differ` is computed for them:
+the properties of a frame and the change of a pair are computed on first use.
 """
 
 from __future__ import annotations
@@ -15,168 +15,169 @@ import numpy as np
 
 from curation.measures import median
 
-THUMB_SIDE = 160  # px, about
-BLOCK = 4  # px of the thumb
-# grey levels: sensor and codec noise of 8-bit video; keeps flat blocks from dividing by nothing
-NOISE = 4.0
+LONG_SIDE_PX = 160  # about, of the compared frames
+BLOCK_PX = 4
+# Grey levels of sensor and codec noise in 8-bit video. Keeps flat blocks from dividing by zero.
+NOISE_LEVELS = 4.0
 
-# A block's change is in units of its own contrast: matched content stays well under 1 whatever the
-# light, bit rate or sharpness; unrelated content lies at 1 or above. A block counts from MATCHED
-# on, and in full MATCHED + RANGE.
-MATCHED = 0.5
-RANGE = 2.0
-# an amount without any motion taken out below which no flow is computed: nothing can come of it
-STILL = 0.002
+# A block's difference is divided by its own contrast: matched content stays well under 1 whatever
+# the light, bit rate or sharpness; unrelated content is at 1 or above. A block counts from
+# MIN_RELATIVE on, and fully from MIN_RELATIVE + RELATIVE_RANGE.
+MIN_RELATIVE = 0.5
+RELATIVE_RANGE = 2.0
+# Below this residual without motion compensation no flow is computed: compensation lowers it.
+MIN_RESIDUAL_FOR_FLOW = 0.002
 
-LIGHT_SIDE = 49  # px of the thumb: light changes over a third of the picture, things within it
-PATCH_SIDE = 8  # px of the thumb: what a codec gets wrong is the detail within it, not its mean
-DARK = 32  # grey levels: what is darker in both frames over whole rows or columns is a border
-# of the picture, and inside its borders, at one level: drawn, not filmed
-FLAT_SHARE, FLAT_INSIDE = 0.5, 0.3
+LIGHT_WINDOW_PX = 49  # light changes over a third of the frame, objects within it
+PATCH_PX = 8  # a codec at a low bit rate loses the detail within a patch, not its mean
+# Grey levels: whole rows or columns that are darker in both frames are a black border.
+MAX_BORDER_LEVEL = 32
+MAX_BRIGHT_SHARE_OF_BORDER = 0.02
+# Of the frame, and of the part within its borders, at one grey level: a slide or drawing.
+MIN_FLAT_SHARE, MIN_FLAT_SHARE_INSIDE = 0.5, 0.3
 
 
-class Thumb:
-    """A frame as the detectors keep it. What only some frames are asked for is made when asked."""
+class SmallFrame:
+    """The luma of a frame, reduced. Properties that few frames need are computed on first use."""
 
     def __init__(self, t_s: float, luma: np.ndarray) -> None:
         self.t_s = t_s
-        self.luma = luma  # (h, w) uint8, both sides multiples of BLOCK
+        self.luma = luma  # (h, w) uint8, both sides multiples of BLOCK_PX
 
     @cached_property
     def means(self) -> np.ndarray:
-        """(h/4, w/4) float32, mean of each block."""
+        """(h/4, w/4) float32: mean of each block."""
         return block_means(self.luma)
 
     @cached_property
     def contrast(self) -> np.ndarray:
-        """(h/4, w/4) float32, mean distance to the local mean, grey levels."""
+        """(h/4, w/4) float32: mean distance to the local mean, grey levels."""
         return block_means(cv2.absdiff(self.luma, cv2.blur(self.luma, (9, 9))))
 
     @cached_property
-    def least_contrast(self) -> np.ndarray:
-        """(h/4, w/4) float32: what `contrast` of a pair has at least, a block's motion away."""
-        return cv2.erode(self.contrast, np.ones((3, 3), np.uint8)) / 2 + NOISE
+    def min_pair_contrast(self) -> np.ndarray:
+        """(h/4, w/4) float32: lower bound of a pair's contrast if content moves by at most one
+        block between its frames."""
+        return cv2.erode(self.contrast, np.ones((3, 3), np.uint8)) / 2 + NOISE_LEVELS
 
     @cached_property
-    def borderless(self) -> bool:
-        """Whether the outermost blocks of all four sides are lit."""
-        bright = self.means > DARK
+    def is_borderless(self) -> bool:
+        """Whether no side has a black border."""
+        bright = self.means > MAX_BORDER_LEVEL
         edges = bright[0], bright[-1], bright[:, 0], bright[:, -1]
-        return all(np.count_nonzero(edge) > 0.02 * edge.size for edge in edges)
+        limit = MAX_BRIGHT_SHARE_OF_BORDER
+        return all(np.count_nonzero(edge) > limit * edge.size for edge in edges)
 
 
 class Change(NamedTuple):
     """How one frame differs from another after motion compensation."""
 
-    amount: float  # share of the picture that motion does not explain, 0..1
+    residual: float  # share of the frame that motion does not explain, 0..1
     area: float  # share of the blocks that changed by more than their contrast, 0..1
-    rest: float  # median block's difference, grey levels: what the unchanged part does
+    median: float  # difference of the median block, grey levels
 
 
-NO_CHANGE = Change(0.0, 0.0, 0.0)
-
-
-def thumb(t_s: float, luma: np.ndarray) -> Thumb:
+def small_frame(t_s: float, luma: np.ndarray) -> SmallFrame:
     """luma: (h, w) uint8 of any size."""
-    step = max(1, round(max(luma.shape) / THUMB_SIDE))
-    height, width = (side // step // BLOCK * BLOCK for side in luma.shape)
-    if height and width:  # a whole factor: the fast way
+    step = max(1, round(max(luma.shape) / LONG_SIDE_PX))
+    height, width = (side // step // BLOCK_PX * BLOCK_PX for side in luma.shape)
+    if height and width:  # a whole factor, for which OpenCV has fast code
         luma = luma[: height * step, : width * step]
-    size = (max(BLOCK, width), max(BLOCK, height))
-    return Thumb(t_s, cv2.resize(luma, size, interpolation=cv2.INTER_AREA))
+    size = (max(BLOCK_PX, width), max(BLOCK_PX, height))
+    return SmallFrame(t_s, cv2.resize(luma, size, interpolation=cv2.INTER_AREA))
 
 
-def block_means(picture: np.ndarray) -> np.ndarray:
+def block_means(image: np.ndarray) -> np.ndarray:
     """(h, w) uint8 or float32 -> (h/4, w/4) float32.
 
-    Halved twice: a sixth of the time of one step by four, for a rounding between the two.
+    Halved twice: a sixth of the time of one step by four, at the cost of one rounding.
     """
-    height, width = picture.shape
-    half = cv2.resize(picture, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-    size = (width // BLOCK, height // BLOCK)
+    height, width = image.shape
+    half = cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    size = (width // BLOCK_PX, height // BLOCK_PX)
     return cv2.resize(half.astype(np.float32, copy=False), size, interpolation=cv2.INTER_AREA)
 
 
-def may_differ(before: Thumb, after: Thumb, amount: float, like: Thumb) -> bool:
-    """A cheap look at a pair: whether its change can be that large an amount at all.
+def may_differ(before: SmallFrame, after: SmallFrame, residual: float, similar: SmallFrame) -> bool:
+    """Whether the pair's residual can reach this value at all. Computes no flow.
 
-    No motion is taken out here. Taking it out can only lessen the change, but for where the flow
-    goes astray.  like: a frame before the pair that looks much like `before`: whatever comes after
-    it, the pair has half its contrast, and most pairs end there.
+    Motion compensation only lowers the residual, except where the flow is wrong.
+    similar: an earlier frame that looks much like `before`. Whatever `after` shows, the contrast of
+    the pair is at least half of its contrast: most pairs are decided by this bound.
     """
     blocks = block_means(cv2.absdiff(before.luma, after.luma))
-    # black borders count for nothing: a quarter of the picture at least lies inside
-    lit_share = 1.0 if like.borderless else 0.25
-    if _amount(blocks / like.least_contrast) < amount * lit_share:
+    # The part inside black borders is at least a quarter of the frame.
+    min_share_inside = 1.0 if similar.is_borderless else 0.25
+    if _residual(blocks / similar.min_pair_contrast) < residual * min_share_inside:
         return False
-    return _amount(_inside(_relative(blocks, before, after), before, after)) >= amount
+    return _residual(_inside(_relative(blocks, before, after), before, after)) >= residual
 
 
-class Compare:
-    """Changes between two thumbs. Holds the flow's working memory, nothing of the video."""
+class FrameComparison:
+    """Compares two frames. Holds the flow's working memory, nothing of the video."""
 
     def __init__(self) -> None:
         self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)  # type: ignore[attr-defined]
 
-    def __call__(self, before: Thumb, after: Thumb) -> Change:
+    def change(self, before: SmallFrame, after: SmallFrame) -> Change:
         blocks = block_means(cv2.absdiff(before.luma, after.luma))
         relative = _inside(_relative(blocks, before, after), before, after)
-        if _amount(relative) >= STILL:
-            blocks = block_means(cv2.absdiff(self._moved(before, after), after.luma))
+        if _residual(relative) >= MIN_RESIDUAL_FOR_FLOW:
+            blocks = block_means(cv2.absdiff(self._compensated(before, after), after.luma))
             relative = _inside(_relative(blocks, before, after), before, after)
-        changed = np.count_nonzero(relative > 1) / relative.size
-        rest = median(_inside(blocks, before, after))
-        return Change(_amount(relative), changed, rest)
+        area = np.count_nonzero(relative > 1) / relative.size
+        return Change(_residual(relative), area, median(_inside(blocks, before, after)))
 
-    def relit(self, before: Thumb, after: Thumb) -> float:
-        """The amount of change when motion and then a smooth change of light are taken out.
+    def residual_in_equal_light(self, before: SmallFrame, after: SmallFrame) -> float:
+        """The residual after motion and a smooth change of light are compensated.
 
-        The light is what makes the means of the two pictures equal, be it over the whole or over
-        wide parts: it may go down on the ground more than in the sky. What explains more counts.
+        The gain that makes the means of both frames equal is estimated once for the whole frame and
+        once per wide window (the ground may darken more than the sky). The smaller residual counts.
         """
-        moved, new = (p.astype(np.float32) for p in (self._moved(before, after), after.luma))
-        wide = (LIGHT_SIDE, LIGHT_SIDE)
-        lights = (
-            (new.mean() + NOISE) / (moved.mean() + NOISE),
-            (cv2.blur(new, wide) + NOISE) / (cv2.blur(moved, wide) + NOISE),
+        moved, new = (p.astype(np.float32) for p in (self._compensated(before, after), after.luma))
+        window = (LIGHT_WINDOW_PX, LIGHT_WINDOW_PX)
+        gains = (
+            (new.mean() + NOISE_LEVELS) / (moved.mean() + NOISE_LEVELS),
+            (cv2.blur(new, window) + NOISE_LEVELS) / (cv2.blur(moved, window) + NOISE_LEVELS),
         )
-        left = [block_means(np.abs(moved * light - new)) for light in lights]
-        relative = (_inside(_relative(blocks, before, after), before, after) for blocks in left)
-        return min(map(_amount, relative))
+        differences = [block_means(np.abs(moved * gain - new)) for gain in gains]
+        relative = (_inside(_relative(b, before, after), before, after) for b in differences)
+        return min(map(_residual, relative))
 
-    def changed(self, before: Thumb, after: Thumb) -> np.ndarray:
+    def changed_blocks(self, before: SmallFrame, after: SmallFrame) -> np.ndarray:
         """(h/4, w/4) bool: blocks that changed by more than their contrast."""
-        residual = block_means(cv2.absdiff(self._moved(before, after), after.luma))
-        return residual > (before.contrast + after.contrast) / 2 + NOISE
+        difference = block_means(cv2.absdiff(self._compensated(before, after), after.luma))
+        return difference > (before.contrast + after.contrast) / 2 + NOISE_LEVELS
 
-    def same_structure(self, before: Thumb, after: Thumb) -> float:
+    def structure_correlation(self, before: SmallFrame, after: SmallFrame) -> float:
         """Correlation of detail in the changed blocks, -1..1.
 
         It is near 1 where only light, sharpness or bit rate changed.
         """
-        blocks = self.changed(before, after)
-        pixels = np.kron(blocks, np.ones((BLOCK, BLOCK), bool))
-        moved = self._moved(before, after)
-        # a strong change of light misleads the flow: the unmoved picture is tried too; a codec that
-        # starts anew changes fine detail most: the blocks' means are tried too
+        blocks = self.changed_blocks(before, after)
+        pixels = np.kron(blocks, np.ones((BLOCK_PX, BLOCK_PX), bool))
+        moved = self._compensated(before, after)
+        # A strong change of light misleads the flow: the frame without compensation is tried too. A
+        # key frame of the codec changes fine detail most: the blocks' means are tried too.
         return max(
             _correlation(_detail(moved)[pixels], _detail(after.luma)[pixels]),
             _correlation(_detail(before.luma)[pixels], _detail(after.luma)[pixels]),
             _correlation(_detail(block_means(moved))[blocks], _detail(after.means)[blocks]),
         )
 
-    def step(self, before: Thumb, after: Thumb) -> float:
-        """Grey levels by which the brightness of whole patches changes, in the hundredth of the
-        picture where it changes most; motion and a wide change of light taken out.
+    def patch_step(self, before: SmallFrame, after: SmallFrame) -> float:
+        """The 99th percentile of the change of a patch's mean, grey levels; motion and a wide
+        change of light are compensated.
 
-        Where a thing went or came it is large; new detail alone leaves a patch's mean as it was.
+        It is large where an object came or went; new detail alone does not change a patch's mean.
         """
-        change = after.luma.astype(np.float32) - self._moved(before, after)
-        patches = cv2.blur(change, (PATCH_SIDE, PATCH_SIDE)) - cv2.blur(change, (LIGHT_SIDE,) * 2)
+        change = after.luma.astype(np.float32) - self._compensated(before, after)
+        light = cv2.blur(change, (LIGHT_WINDOW_PX, LIGHT_WINDOW_PX))
+        patches = cv2.blur(change, (PATCH_PX, PATCH_PX)) - light
         return float(np.percentile(_inside(np.abs(block_means(patches)), before, after), 99))
 
-    def _moved(self, before: Thumb, after: Thumb) -> np.ndarray:
-        """`before`, each pixel moved to where the flow finds it in `after`: (h, w) uint8."""
+    def _compensated(self, before: SmallFrame, after: SmallFrame) -> np.ndarray:
+        """(h, w) uint8: `before` with each pixel moved to where the flow finds it in `after`."""
         if min(after.luma.shape) < 16:  # DIS needs room for its 8 px patches
             return before.luma
         where = self._flow.calc(after.luma, before.luma, None) + _grid(*after.luma.shape)
@@ -185,60 +186,62 @@ class Compare:
         )
 
 
-def is_redrawn(before: Thumb, after: Thumb) -> bool:
-    """Whether both are drawn on one flat ground that stays: slides, terminals, line animation."""
-    inside = tuple(_pixels(blocks) for blocks in lit(before.luma, after.luma))
+def is_redrawn_slide(before: SmallFrame, after: SmallFrame) -> bool:
+    """Whether both are drawn on the same flat ground: slides, terminals, line animation."""
+    inside = tuple(_pixels(blocks) for blocks in blocks_inside_borders(before.luma, after.luma))
     levels = []
-    for picture in (before.luma, after.luma):
-        level = int(np.bincount(picture.ravel(), minlength=256).argmax())
-        ground = np.abs(picture.astype(np.int16) - level) <= 1
-        # a black border may be most of the picture, but lies outside
-        if ground.mean() < FLAT_SHARE or ground[inside].mean() < FLAT_INSIDE:
+    for luma in (before.luma, after.luma):
+        level = int(np.bincount(luma.ravel(), minlength=256).argmax())
+        ground = np.abs(luma.astype(np.int16) - level) <= 1
+        # A black border may be most of the frame, but is no ground.
+        if ground.mean() < MIN_FLAT_SHARE or ground[inside].mean() < MIN_FLAT_SHARE_INSIDE:
             return False
         levels.append(level)
     return abs(levels[0] - levels[1]) <= 2
 
 
-def lit(before: np.ndarray, after: np.ndarray) -> tuple[slice, slice]:
-    """Blocks (rows, columns) inside the black borders that both share; all where all is dark."""
-    bright = cv2.compare(cv2.max(before, after), DARK, cv2.CMP_GT)  # type: ignore[call-overload]
+def blocks_inside_borders(before: np.ndarray, after: np.ndarray) -> tuple[slice, slice]:
+    """Blocks (rows, columns) inside the black borders of both frames; all where all is dark."""
+    bright = cv2.compare(cv2.max(before, after), MAX_BORDER_LEVEL, cv2.CMP_GT)  # type: ignore[call-overload]
     slices = []
     for axis in (1, 0):
         share = cv2.reduce(bright, axis, cv2.REDUCE_AVG, dtype=cv2.CV_32F).ravel()
-        blocks = np.flatnonzero(share > 0.02 * 255) // BLOCK
+        blocks = np.flatnonzero(share > MAX_BRIGHT_SHARE_OF_BORDER * 255) // BLOCK_PX
         slices.append(slice(blocks[0], blocks[-1] + 1) if blocks.size else slice(None))
     return slices[0], slices[1]
 
 
-def _relative(blocks: np.ndarray, before: Thumb, after: Thumb) -> np.ndarray:
-    """(h/4, w/4) residual of each block -> the same in units of contrast."""
-    return blocks / ((before.contrast + after.contrast) / 2 + NOISE)
+def _relative(blocks: np.ndarray, before: SmallFrame, after: SmallFrame) -> np.ndarray:
+    """(h/4, w/4) difference of each block -> the same in units of contrast."""
+    return blocks / ((before.contrast + after.contrast) / 2 + NOISE_LEVELS)
 
 
-def _inside(blocks: np.ndarray, before: Thumb, after: Thumb) -> np.ndarray:
-    if before.borderless or after.borderless:
+def _inside(blocks: np.ndarray, before: SmallFrame, after: SmallFrame) -> np.ndarray:
+    if before.is_borderless or after.is_borderless:
         return blocks
-    return blocks[_lit(before, after)]
+    return blocks[_inside_borders(before, after)]
 
 
-@lru_cache(maxsize=1)  # of a pair that is asked for several times, one after the other
-def _lit(before: Thumb, after: Thumb) -> tuple[slice, slice]:
-    return lit(before.luma, after.luma)
+@lru_cache(maxsize=1)  # the same pair is asked for several times in succession
+def _inside_borders(before: SmallFrame, after: SmallFrame) -> tuple[slice, slice]:
+    return blocks_inside_borders(before.luma, after.luma)
 
 
-def _amount(relative: np.ndarray) -> float:
-    counted = np.minimum(np.maximum(relative, MATCHED), MATCHED + RANGE)
-    return (cv2.mean(counted)[0] - MATCHED) / RANGE
+def _residual(relative: np.ndarray) -> float:
+    counted = np.minimum(np.maximum(relative, MIN_RELATIVE), MIN_RELATIVE + RELATIVE_RANGE)
+    return (cv2.mean(counted)[0] - MIN_RELATIVE) / RELATIVE_RANGE
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """-1..1. One grey level of noise per pixel is added: flat areas are no structure."""
+    """-1..1. One grey level of noise per pixel is added, so that flat areas do not correlate."""
     power = float(np.sqrt(np.vdot(first, first) * np.vdot(second, second)))
     return float(np.vdot(first, second)) / (power + first.size + 1.0)
 
 
 def _pixels(blocks: slice) -> slice:
-    return blocks if blocks.start is None else slice(blocks.start * BLOCK, blocks.stop * BLOCK)
+    return (
+        blocks if blocks.start is None else slice(blocks.start * BLOCK_PX, blocks.stop * BLOCK_PX)
+    )
 
 
 def _detail(luma: np.ndarray) -> np.ndarray:

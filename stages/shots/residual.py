@@ -1,9 +1,10 @@
-"""Where takes end: hard cuts, jump cuts from an unmoved camera among them, and gradual transitions.
+"""Finds cuts by the motion-compensated residual: hard cuts, jump cuts from an unmoved camera, and,
+with stages/shots/transitions.py, gradual transitions.
 
-Every frame is compared with the one before it, motion taken out. What moves, pans or shakes is
-explained by motion; what a cut brings is not. A cut is a change that stands out from the pairs of
-frames nearby, does not go back at once (a flash, a glitch), is more than a change of light or
-sharpness, more than detail that the codec renews, and more than a text or a redrawn slide.
+Every frame is compared with the one before it after motion compensation, which explains a pan, a
+shake or a moving object, but no cut. A cut is a change that stands out from the pairs of frames
+nearby, is not undone at once (a flash, a glitch), is more than a change of light or sharpness, more
+than detail that the codec renews, and more than a line of text or a redrawn slide.
 """
 
 from __future__ import annotations
@@ -15,29 +16,44 @@ import cv2
 import numpy as np
 
 from curation.video.frames import Planes, VideoInfo
-from stages.shots.change import Change, Compare, Thumb, is_redrawn, may_differ, thumb
+from stages.shots.change import (
+    Change,
+    FrameComparison,
+    SmallFrame,
+    is_redrawn_slide,
+    may_differ,
+    small_frame,
+)
 from stages.shots.detector import Detector, Transitions
-from stages.shots.transitions import Blends
+from stages.shots.transitions import GradualDetector
 
-WINDOW_S = 0.5  # "nearby": a flash, a passing hand or a whip pan is over
-WINDOW_FRAMES = 6  # "nearby" at low frame rates
-NEAREST = 2  # pairs on either side in which fast motion shows
-LIKE_S = 0.25  # a picture whose changes are that small looks much like itself so long
-SPIKE = 2.0  # times the largest amount nearby ...
-MIN_AMOUNT = 0.02  # ... and this much more: an object of two percent of the picture, gone
-# Where the median block changes out of the ordinary too (another moment has other noise, other
-# light), less will do:
-REST_SPIKE, REST_MIN = 2.0, 0.5  # times the rest's change nearby, and so many grey levels more
-BACKED_SPIKE, BACKED_AMOUNT = 1.4, 0.01
+# Pairs of frames are nearby within this time: longer than a flash, a passing hand or a whip pan,
+# or within this number of frames at low frame rates.
+WINDOW_S = 0.5
+WINDOW_FRAMES = 6
+ADJACENT_PAIRS = 2  # on either side, in which fast motion shows
+SIMILAR_S = 0.25  # as long as all changes are small, frames this far apart look much alike
 
-# blocks changed wholly over the amount: below it many changed a little, the codec's doing
-MANY_A_LITTLE = 0.7
-SAME_STRUCTURE = 0.65  # correlation of the changed blocks: above it only light or sharpness changed
-# by so many grey levels a cut changes whole patches, or by so many times what the median block does
-# beyond what it does nearby: a key frame of a low bit rate renews detail alone, but everywhere
-STEP, STEP_SPIKE = 16.0, 5.0
-TEXT_AREA, TEXT_HEIGHT = 0.12, 0.2  # a line of text or a caption takes no more of the picture
-REDRAWN_AREA = 0.5  # on a flat ground that stays, a smaller change is a redrawn slide
+# A residual stands out by this factor and by this much over the largest nearby: an object of two
+# percent of the frame that is gone.
+MIN_SPIKE_RATIO = 2.0
+MIN_SPIKE = 0.02
+# Less is enough if the median block changes too, by this factor and so many grey levels over its
+# change nearby: another moment has other noise and other light.
+MIN_MEDIAN_RATIO, MIN_MEDIAN_STEP = 2.0, 0.5
+RELAXED_RATIO, RELAXED_SPIKE = 1.4, 0.01
+
+# Share of wholly changed blocks over the residual. Below it many blocks changed a little, as they
+# do when the codec renews detail.
+MIN_STRONG_CHANGE_RATIO = 0.7
+MAX_STRUCTURE_CORRELATION = 0.65  # of the changed blocks: above it only light or sharpness changed
+# Grey levels by which a cut changes the mean of patches, or this factor times what the median block
+# changes more than nearby: a key frame of a low bit rate renews detail everywhere, but no mean.
+MIN_PATCH_STEP, MIN_PATCH_STEP_RATIO = 16.0, 5.0
+MAX_TEXT_AREA, MAX_TEXT_HEIGHT = 0.12, 0.2  # of the frame, for a line of text or a caption
+MAX_REDRAWN_AREA = 0.5  # on a flat ground that stays, a smaller change is a redrawn slide
+
+RETURN_STEPS = (1, 2, 4, 8, 16, 32)  # frames after a change at which the old image may be back
 
 
 @dataclass
@@ -45,47 +61,46 @@ class ResidualDetector(Detector):
     """Finds hard cuts, jump cuts and gradual transitions by the motion-compensated residual."""
 
     def start(self, video: VideoInfo) -> None:
-        self._compare = Compare()
-        self._blends = Blends(self._compare)
-        self._frames: list[Thumb] = []  # the last second or so
-        self._changes: list[Change | None] = []  # of each of them to the one before it, if known
-        self._next = 1  # the next one to judge
-        self._like: Thumb | None = None  # a frame just before the next one
+        self._comparison = FrameComparison()
+        self._gradual = GradualDetector(self._comparison)
+        self._frames: list[SmallFrame] = []  # the last second or so
+        self._changes: list[Change | None] = []  # from the frame before; None: not computed yet
+        self._next = 1  # index of the next frame to decide on
+        self._similar: SmallFrame | None = None  # an earlier frame, much like the one before it
         self._cuts_s: list[float] = []
 
     def process_frame(self, t_s: float, frame: Planes) -> None:
-        new = thumb(t_s, frame.y)
+        new = small_frame(t_s, frame.y)
         last = self._frames[-1] if self._frames else None
         if last and last.luma.shape != new.luma.shape:  # the stream changes its size midway
-            new = thumb(t_s, cv2.resize(frame.y, last.luma.shape[::-1]))
+            new = small_frame(t_s, cv2.resize(frame.y, last.luma.shape[::-1]))
         self._frames.append(new)
         self._changes.append(None)
-        self._blends.process_frame(new)
+        self._gradual.process_frame(new)
         while self._next + WINDOW_FRAMES < len(self._frames) and (
             t_s - self._frames[self._next].t_s > WINDOW_S
         ):
-            self._judge_next()
+            self._decide_next()
 
     def transitions(self) -> Transitions:
-        """What was found, in order of time. Takes no more frames after that."""
         while self._next < len(self._frames):
-            self._judge_next()
-        gradual = self._blends.found()
+            self._decide_next()
+        gradual = self._gradual.spans()
         within = [any(start <= t <= end for start, end in gradual) for t in self._cuts_s]
         cuts_s = [t for t, inside in zip(self._cuts_s, within, strict=True) if not inside]
         return Transitions(cuts_s, gradual)
 
-    def _judge_next(self) -> None:
+    def _decide_next(self) -> None:
         if self._is_cut(self._next):
             self._cuts_s.append(self._frames[self._next].t_s)
         self._next += 1
-        judged_s = self._frames[self._next - 1].t_s
-        while self._next > WINDOW_FRAMES + 2 and judged_s - self._frames[1].t_s > WINDOW_S:
+        decided_s = self._frames[self._next - 1].t_s
+        while self._next > WINDOW_FRAMES + 2 and decided_s - self._frames[1].t_s > WINDOW_S:
             del self._frames[0], self._changes[0]
             self._next -= 1
 
     def _nearby(self, at: int) -> tuple[range, range]:
-        """Places of the pairs before and after, nearest first."""
+        """Indices of the frames nearby before and after, nearest first."""
         here_s = self._frames[at].t_s
         near = [
             i
@@ -95,100 +110,102 @@ class ResidualDetector(Detector):
         return range(at - 1, near[0] - 1, -1), range(at + 1, near[-1] + 1)
 
     def _change(self, at: int) -> Change:
-        """From the frame before to this one."""
+        """From the frame before `at` to it."""
         change = self._changes[at]
         if change is None:
-            change = self._changes[at] = self._compare(self._frames[at - 1], self._frames[at])
+            change = self._comparison.change(self._frames[at - 1], self._frames[at])
+            self._changes[at] = change
         return change
 
     def _is_cut(self, at: int) -> bool:
         before, after = self._frames[at - 1], self._frames[at]
-        if self._like is None or before.t_s - self._like.t_s > LIKE_S:
-            self._like = before
-        if not may_differ(before, after, BACKED_AMOUNT, self._like):
-            return False  # most pairs end here: no motion is worked out
-        self._like = after
+        if self._similar is None or before.t_s - self._similar.t_s > SIMILAR_S:
+            self._similar = before
+        if not may_differ(before, after, RELAXED_SPIKE, self._similar):
+            return False  # true of most pairs: no flow is computed for them
+        self._similar = after
         left, right = self._nearby(at)
         here = self._change(at)
-        if not is_spike(here, *(Side(self._change, places) for places in (left, right))):
+        if not is_spike(here, LazyChanges(self._change, left), LazyChanges(self._change, right)):
             return False
-        if self._compare.same_structure(before, after) > SAME_STRUCTURE:
+        if self._comparison.structure_correlation(before, after) > MAX_STRUCTURE_CORRELATION:
             return False
-        nearby = float(np.median([self._change(i).rest for i in (*left, *right)] or [0.0]))
-        if self._compare.step(before, after) < min(STEP, STEP_SPIKE * (here.rest - nearby)):
+        nearby = float(np.median([self._change(i).median for i in (*left, *right)] or [0.0]))
+        min_step = min(MIN_PATCH_STEP, MIN_PATCH_STEP_RATIO * (here.median - nearby))
+        if self._comparison.patch_step(before, after) < min_step:
             return False
-        if here.area < REDRAWN_AREA and is_redrawn(before, after):
+        if here.area < MAX_REDRAWN_AREA and is_redrawn_slide(before, after):
             return False
-        is_text = here.area < TEXT_AREA and self._is_line(before, after)
-        if is_text and not stands_out(here.rest, nearby):
+        is_text = here.area < MAX_TEXT_AREA and self._is_text_line(before, after)
+        if is_text and not median_stands_out(here.median, nearby):
             return False
-        return not self._goes_back(at, left, right)
+        return not self._is_undone(at, left, right)
 
-    def _is_line(self, before: Thumb, after: Thumb) -> bool:
-        """Whether what changed lies in a few neighbouring rows of blocks, as text does."""
-        changed = self._compare.changed(before, after)
+    def _is_text_line(self, before: SmallFrame, after: SmallFrame) -> bool:
+        """Whether the changed blocks lie in a few neighbouring rows."""
+        changed = self._comparison.changed_blocks(before, after)
         rows = np.flatnonzero(changed.any(axis=1))
-        return bool(rows.size) and rows[-1] - rows[0] < TEXT_HEIGHT * len(changed)
+        return bool(rows.size) and rows[-1] - rows[0] < MAX_TEXT_HEIGHT * len(changed)
 
-    def _goes_back(self, at: int, left: range, right: range) -> bool:
-        """Whether the old picture soon returns, or the new one was there just before: a flash."""
+    def _is_undone(self, at: int, left: range, right: range) -> bool:
+        """Whether the old image soon returns, or the new one was there just before: a flash."""
         before, after = self._frames[at - 1], self._frames[at]
-        limit = self._change(at).amount / SPIKE
-        steps = (1, 2, 4, 8, 16, 32)
-        later = [self._frames[at + step] for step in steps if step <= len(right)]
-        earlier = [self._frames[at - 1 - step] for step in steps if step <= len(left)]
-        return any(self._compare(before, frame).amount < limit for frame in later) or any(
-            self._compare(frame, after).amount < limit for frame in earlier
+        limit = self._change(at).residual / MIN_SPIKE_RATIO
+        later = [self._frames[at + step] for step in RETURN_STEPS if step <= len(right)]
+        earlier = [self._frames[at - 1 - step] for step in RETURN_STEPS if step <= len(left)]
+        change = self._comparison.change
+        return any(change(before, frame).residual < limit for frame in later) or any(
+            change(frame, after).residual < limit for frame in earlier
         )
 
 
 @dataclass(frozen=True)
-class Side:
-    """The changes before or after a pair, nearest first, each worked out when it is reached."""
+class LazyChanges:
+    """The changes before or after a pair, nearest first, each computed when it is reached."""
 
     change: Callable[[int], Change]
-    places: range
+    frames: range
 
     def __iter__(self) -> Iterator[Change]:
-        return map(self.change, self.places)
+        return map(self.change, self.frames)
 
 
 def is_spike(here: Change, left: Iterable[Change], right: Iterable[Change]) -> bool:
     """Whether a change stands out from those nearby, given nearest first."""
-    if here.area < MANY_A_LITTLE * here.amount:
+    if here.area < MIN_STRONG_CHANGE_RATIO * here.residual:
         return False
-    # the looser limit first: in steady motion the nearest change is the last that is looked at
-    limit = (here.amount - BACKED_AMOUNT) / BACKED_SPIKE
+    # The looser limit first: in steady motion the nearest change already exceeds it.
+    limit = (here.residual - RELAXED_SPIKE) / RELAXED_RATIO
     if not (is_quiet(left, limit) and is_quiet(right, limit)):
         return False
-    limit = (here.amount - MIN_AMOUNT) / SPIKE
+    limit = (here.residual - MIN_SPIKE) / MIN_SPIKE_RATIO
     if is_quiet(left, limit) and is_quiet(right, limit):
         return True
     others = _without_largest(list(left)) + _without_largest(list(right))
-    return stands_out(here.rest, max((c.rest for c in others), default=0.0))
+    return median_stands_out(here.median, max((c.median for c in others), default=0.0))
 
 
 def is_quiet(side: Iterable[Change], limit: float) -> bool:
-    """Whether no amount exceeds the limit, but for one that is not among the nearest two.
+    """Whether no residual exceeds the limit, except one that is not adjacent.
 
-    That one may be the next cut; nearer, both would be one fast motion.
+    That one may be the next cut; if it is adjacent, both are the same fast motion.
     """
     if limit < 0:
         return False
-    loud = 0
+    exceeding = 0
     for place, change in enumerate(side):
-        loud += change.amount > limit
-        if loud > (place >= NEAREST):
+        exceeding += change.residual > limit
+        if exceeding > (place >= ADJACENT_PAIRS):
             return False
     return True
 
 
-def stands_out(rest: float, nearby: float) -> bool:
-    """Whether the picture's unchanged part differs more than it does nearby; grey levels."""
-    return rest >= REST_SPIKE * nearby + REST_MIN
+def median_stands_out(median: float, nearby: float) -> bool:
+    """Whether the median block changes more than it does nearby; both in grey levels."""
+    return median >= MIN_MEDIAN_RATIO * nearby + MIN_MEDIAN_STEP
 
 
 def _without_largest(side: list[Change]) -> list[Change]:
-    """Unless it is among the nearest."""
-    largest = max(range(len(side)), key=lambda i: side[i].amount, default=0)
-    return side if largest < NEAREST else side[:largest] + side[largest + 1 :]
+    """The changes less the one of the largest residual, unless that is adjacent."""
+    largest = max(range(len(side)), key=lambda i: side[i].residual, default=0)
+    return side if largest < ADJACENT_PAIRS else side[:largest] + side[largest + 1 :]

@@ -1,4 +1,7 @@
-"""From transitions to takes, from takes to the spans of clips. Times are s from the first frame."""
+"""Derives takes from cuts and transitions, and places clips in takes.
+
+Times are seconds from the video's first frame.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 
 Span = tuple[float, float]
 
-TICK_S = 1e-3  # the coarsest clock of a container (Matroska): nearer times are the same
+TIME_TOLERANCE_S = 1e-3  # the coarsest clock of a container (Matroska): closer times are equal
 
 
 def find_takes(
@@ -19,18 +22,19 @@ def find_takes(
     end_s: float,
     guard_frames: int = 2,
 ) -> list[Span]:
-    """The stretches between transitions, from their first frame's time to their last frame's end.
+    """The takes, each from its first frame's time to its last frame's end.
 
-    cuts_s: time of the first frame after each cut.  gradual: their frames, both ends included,
-    belong to no take.  times_s: (T,) time of each frame, growing.  end_s: end of the last frame.
-    At each transition `guard_frames` more are left out on either side; none at the video's ends.
+    cuts_s: time of the first frame after each cut.  gradual: first and last frame of each
+    transition; its frames belong to no take.  times_s: (T,) time of each frame, increasing.
+    end_s: end of the last frame.
+    `guard_frames` more are left out on both sides of each, none at the ends of the video.
     """
     frames = len(times_s)
     bounds = np.append(times_s, max(end_s, times_s[-1]) if frames else end_s)
-    holes = [(_at(times_s, cut), _at(times_s, cut)) for cut in cuts_s]
-    holes += [(_at(times_s, start), _at(times_s, end) + 1) for start, end in gradual]
+    gaps = [(_first_at(times_s, cut), _first_at(times_s, cut)) for cut in cuts_s]
+    gaps += [(_first_at(times_s, start), _first_at(times_s, end) + 1) for start, end in gradual]
     takes, first = [], 0
-    for start, stop in [*sorted(holes), (frames, frames)]:
+    for start, stop in [*sorted(gaps), (frames, frames)]:
         last = start - (guard_frames if start < frames else 0)
         if last > first:
             takes.append((float(bounds[first]), float(bounds[last])))
@@ -46,23 +50,24 @@ def place_clips(
     key_times_s: np.ndarray,
     frame_times_s: np.ndarray,
 ) -> list[Span]:
-    """As many clips as fit, evenly placed, each starting on a frame, where it can on a key frame.
+    """As many clips as fit, evenly placed, each starting on a frame: a keyframe where possible.
 
     clip_s: shortest length.  max_clip_s: where larger, fewer and longer clips use up the take.
-    key_times_s: (K,) times of key-frame packets.  frame_times_s: (T,) of all frames of the video.
+    key_times_s: (K,) times of keyframe packets.  frame_times_s: (T,) of all frames of the video.
     """
     length_s = take[1] - take[0]
-    most = floor((length_s + TICK_S) / clip_s)
+    most = floor((length_s + TIME_TOLERANCE_S) / clip_s)
     if most == 0:
         return []
-    inside = (frame_times_s >= take[0] - TICK_S) & (frame_times_s < take[1] - TICK_S)
+    inside = frame_times_s >= take[0] - TIME_TOLERANCE_S
+    inside &= frame_times_s < take[1] - TIME_TOLERANCE_S
     starts_s = frame_times_s[inside]
-    is_key = _are_key(starts_s, key_times_s)
-    fewest = max(1, ceil((length_s - TICK_S) / max(clip_s, max_clip_s)))
+    is_key = _are_keyframes(starts_s, key_times_s)
+    fewest = max(1, ceil((length_s - TIME_TOLERANCE_S) / max(clip_s, max_clip_s)))
     for count in range(min(fewest, most) if max_clip_s > clip_s else most, 0, -1):
         each_s = min(max(clip_s, max_clip_s), max(clip_s, length_s / count))
-        # a clip starts on a frame, so it can't always start where the one before it ends: try
-        # shorter, then fewer
+        # A clip starts on a frame, so it cannot always start where the one before it ends: try
+        # shorter clips, then fewer.
         for piece_s in (each_s, max(clip_s, each_s - _longest_gap(starts_s))):
             spans = _place(take, piece_s, count, starts_s, is_key)
             if spans:
@@ -73,14 +78,15 @@ def place_clips(
 def _place(
     take: Span, piece_s: float, count: int, starts_s: np.ndarray, is_key: np.ndarray
 ) -> list[Span]:
-    """`count` spans of `piece_s`, or none where they don't fit.
+    """`count` spans of `piece_s`, or none where they do not fit.
 
     starts_s: (T,) times of the take's frames.  is_key: (T,) bool.
     """
-    # the last frame at which each clip can start, from the last clip on
+    # The last frame at which each clip can start, from the last clip backwards.
     latest, bound_s = [], take[1]
     for _ in range(count):
-        at = int(np.searchsorted(starts_s, bound_s - piece_s + TICK_S, side="right")) - 1
+        limit_s = bound_s - piece_s + TIME_TOLERANCE_S
+        at = int(np.searchsorted(starts_s, limit_s, side="right")) - 1
         if at < 0:
             return []
         latest.append(at)
@@ -89,7 +95,7 @@ def _place(
     spans: list[Span] = []
     free_s = take[0]
     for number, last in enumerate(reversed(latest)):
-        first = _at(starts_s, free_s)
+        first = _first_at(starts_s, free_s)
         if first > last:
             return []
         choices = np.arange(first, last + 1)
@@ -102,20 +108,20 @@ def _place(
     return spans
 
 
-def _are_key(starts_s: np.ndarray, key_times_s: np.ndarray) -> np.ndarray:
-    """(T,) bool: frames whose packet is a key frame."""
+def _are_keyframes(starts_s: np.ndarray, key_times_s: np.ndarray) -> np.ndarray:
+    """(T,) bool: frames whose packet is a keyframe."""
     keys = np.sort(np.asarray(key_times_s, float))
     if not len(keys):
         return np.zeros(len(starts_s), bool)
     after = np.searchsorted(keys, starts_s).clip(0, len(keys) - 1)
     nearest = np.minimum(np.abs(keys[after] - starts_s), np.abs(keys[after - 1] - starts_s))
-    return nearest < TICK_S
+    return nearest < TIME_TOLERANCE_S
 
 
 def _longest_gap(times_s: np.ndarray) -> float:
     return float(np.diff(times_s).max()) if len(times_s) > 1 else 0.0
 
 
-def _at(times_s: np.ndarray, t_s: float) -> int:
-    """Number of the first frame at or after t_s."""
-    return int(np.searchsorted(times_s, t_s - TICK_S))
+def _first_at(times_s: np.ndarray, t_s: float) -> int:
+    """Index of the first frame at or after t_s."""
+    return int(np.searchsorted(times_s, t_s - TIME_TOLERANCE_S))

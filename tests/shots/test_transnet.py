@@ -1,4 +1,4 @@
-"""TransNetV2 out of our own decode pass: what its own package says of the same frames."""
+"""TransNetV2 in the decode pass, compared with its own package on the same frames."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from curation.video.frames import Planes, VideoInfo
 from curation.video.planes import Source
 from curation.video.reader import Reader
 from stages.decode_pass import DecodePass
-from stages.shots.transnet import TransNetDetector, small, transitions_of
+from stages.shots.transnet import TransNetDetector, small_rgb, transitions_of
 from tests.support import zoo
 from tests.support.small_input import scene
 
-FACTS = VideoInfo(320, 180, 10.0, 320, 180)
+INFO = VideoInfo(320, 180, 10.0, 320, 180)
 
 
 @pytest.fixture(scope="module")
-def meter() -> TransNetDetector:
-    meter = TransNetDetector(gpus=0.0, batch=1)
-    meter.setup()
-    return meter
+def detector() -> TransNetDetector:
+    detector = TransNetDetector(gpus=0.0, batch=1)
+    detector.setup()
+    return detector
 
 
-def seen(meter: TransNetDetector, frames: np.ndarray) -> np.ndarray:
-    meter.start(FACTS)
+def probabilities(detector: TransNetDetector, frames: np.ndarray) -> np.ndarray:
+    detector.start(INFO)
     for number, frame in enumerate(frames):
-        meter.take(number / 25, frame)
-    return meter.likelihood()
+        detector.process_image(number / 25, frame)
+    return detector.probabilities()
 
 
 def drawn(count: int, *cuts: int) -> np.ndarray:
@@ -45,16 +45,16 @@ def drawn(count: int, *cuts: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [1, 60])
-def test_likelihoods_are_the_packages_own_at_any_length(meter, count):
+def test_probabilities_equal_those_of_its_package_at_any_length(detector, count):
     frames = drawn(count, count // 2)
     theirs, _ = transnetv2.TransNetV2(device="cpu").predict_frames(
         torch.from_numpy(frames), quiet=True
     )
     torch.use_deterministic_algorithms(False)  # its constructor asks for them
-    np.testing.assert_allclose(seen(meter, frames), theirs.numpy(), atol=1e-5)
+    np.testing.assert_allclose(probabilities(detector, frames), theirs.numpy(), atol=1e-5)
 
 
-def test_runs_of_likely_frames_are_cuts_or_transitions():
+def test_short_runs_of_likely_frames_are_cuts_and_long_ones_transitions():
     likely = np.zeros(60)
     likely[[10, 30, 31, 32, 33, 34, 59]] = 0.9  # the last has nothing after it
     found = transitions_of(likely, np.arange(60) / 10)
@@ -63,7 +63,7 @@ def test_runs_of_likely_frames_are_cuts_or_transitions():
     assert transitions_of(np.empty(0), np.empty(0)).cuts_s == []
 
 
-def test_loading_it_leaves_random_numbers_as_they_were():
+def test_loading_the_network_does_not_change_random_numbers():
     torch.manual_seed(7)
     np.random.seed(7)
     expected = torch.rand(1), np.random.rand()
@@ -75,7 +75,7 @@ def test_loading_it_leaves_random_numbers_as_they_were():
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
-def test_frames_are_upright_rgb(tmp_path, degrees):
+def test_network_gets_upright_rgb_frames(tmp_path, degrees):
     """Red at the left, blue at the right, as stored."""
 
     def picture(index: int, width: int, height: int) -> np.ndarray:
@@ -86,9 +86,9 @@ def test_frames_are_upright_rgb(tmp_path, degrees):
     path = zoo.draw(tmp_path / "a.mp4", picture=picture, frames=3, width=320, height=180, fps=10.0)
     with Reader(str(path)) as reader:
         [(_, frame), *_] = list(reader.frames())[:1]
-    shown = small(Planes(frame.y, Source(frame.source.frame, degrees)))
-    assert shown.shape == (27, 48, 3)
-    red, blue = (shown[..., channel].astype(int) for channel in (0, 2))
+    rgb = small_rgb(Planes(frame.y, Source(frame.source.frame, degrees)))
+    assert rgb.shape == (27, 48, 3)
+    red, blue = (rgb[..., channel].astype(int) for channel in (0, 2))
     where = {
         0: (slice(None), 5),
         90: (3, slice(None)),
@@ -98,7 +98,7 @@ def test_frames_are_upright_rgb(tmp_path, degrees):
     assert (red[where[degrees]] > blue[where[degrees]] + 100).all()
 
 
-def test_watch_takes_its_cuts_where_told_to(tmp_path):
+def test_decode_pass_uses_the_selected_detector(tmp_path):
     def picture(index: int, width: int, height: int) -> np.ndarray:
         return scene(index // 25)(index // 5, width, height)
 
