@@ -1,7 +1,8 @@
 """What every command has: arguments, --help, one-line errors, Ctrl-C, a closed pipe.
 
 A command is a module with a `main(argv)` that calls `run_command`. It refuses a mistyped setting at
-once where the module itself imports neither torch nor Ray: `work` imports them.
+once where the module itself imports neither torch nor Ray: `work` imports them. A module that is
+also a library of torch code calls `check_command_line` first.
 """
 
 from __future__ import annotations
@@ -97,6 +98,20 @@ def run_command(
         sys.exit(EXIT_CLOSED_PIPE)
     if code:
         sys.exit(code)
+
+
+def check_command_line(
+    doc: str | None,
+    settings: type[Any] = NoSettings,
+    arguments: str = "[CONFIG]",
+    options: Collection[str] = (),
+) -> None:
+    """For a command whose module imports torch: called before that import, under `if __name__ ==
+    "__main__"`, it prints --help or what is wrong, and exits; else it returns."""
+    argv = sys.argv[1:]
+    run_command(doc, lambda _: None, argv, settings=settings, arguments=arguments, options=options)
+    if {"-h", "--help"} & set(argv):
+        sys.exit()
 
 
 def parse(

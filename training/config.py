@@ -67,8 +67,9 @@ class PixelConfig:
         """Latent frames, rows and columns; ConfigError where patches don't fill the size."""
         if size.frames % self.frames or size.height % self.side or size.width % self.side:
             raise ConfigError(
-                f"{size.frames} frames of {size.height} x {size.width} px: expected multiples of "
-                f"the codec's patch, {self.frames} frames of {self.side} x {self.side} px"
+                f"size is {size.frames} frames of {size.height} x {size.width} px: expected "
+                f"multiples of the codec's patch, {self.frames} frames of {self.side} x "
+                f"{self.side} px"
             )
         return size.frames // self.frames, size.height // self.side, size.width // self.side
 
@@ -96,7 +97,7 @@ class AllegroConfig:
             if n < tile or (n - tile) % step:
                 near = [tile + step * (max(0, (n - tile) // step) + i) for i in (0, 1)]
                 raise ConfigError(
-                    f"system.size.{name} is {n}: Allegro's codec takes {tile} and then steps of "
+                    f"size.{name} is {n}: Allegro's codec takes {tile} and then steps of "
                     f"{step}; the nearest are {near[0]} and {near[1]}"
                 )
         frames, rows, columns = self.shrinks
@@ -120,7 +121,7 @@ class BytesConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise ConfigError(f"text.width {self.width}: expected a multiple of {self.heads} heads")
+            raise ConfigError(f"width is {self.width}: expected a multiple of {self.heads} heads")
 
 
 @dataclass(frozen=True)
@@ -256,8 +257,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.weights and not self.system.text.pretrained:
             raise ConfigError(
-                "weights: such a network reads T5, but system.text is trained along; "
-                "set system.text.t5"
+                f"weights is {self.weights!r}: such a network attends to T5's tokens, but "
+                "system.text is trained along; set system.text.t5"
             )
 
 

@@ -21,6 +21,12 @@ needs weights or a reference that are not there is null.
 
 from __future__ import annotations
 
+from curation.cli import Arguments, check_command_line, run_command
+from training.config import EvaluateConfig
+
+if __name__ == "__main__":  # before torch is imported: a mistyped setting is refused at once
+    check_command_line(__doc__, EvaluateConfig, "VIDEOS OUT")
+
 import base64
 import html
 import json
@@ -41,11 +47,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from curation import config, measures
-from curation.config import ConfigError
+from curation import measures
 from curation.errors import UserError
 from curation.torchvision_fix import fix_torchvision
-from training.config import EvaluateConfig
 from training.interpolate import flow, warped
 from training.weights import BadWeights
 
@@ -354,7 +358,7 @@ def strip(video: Video) -> bytes:
     return cv2.imencode(".jpg", row[..., ::-1])[1].tobytes()
 
 
-def run(videos: Path, out: Path, cfg: EvaluateConfig) -> list[Row]:
+def evaluate_folder(videos: Path, out: Path, cfg: EvaluateConfig) -> list[Row]:
     paths = sorted(videos.glob("*.mp4"))
     if not paths:
         raise BadSample(f"{videos}: no .mp4 in it; expected videos of training.sample")
@@ -375,18 +379,21 @@ def run(videos: Path, out: Path, cfg: EvaluateConfig) -> list[Row]:
 
 
 def main(argv: Sequence[str]) -> None:
-    paths = [a for a in argv if "=" not in a]
-    if len(paths) != 2 or set(argv) & {"-h", "--help"}:
-        config.usage(__doc__, argv)
-    try:
-        cfg = config.load(EvaluateConfig, None, [a for a in argv if a not in paths])
-        rows = run(Path(paths[0]), Path(paths[1]), cfg)
-    except (ConfigError, BadSample, BadWeights, OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; run it again")
+    run_command(
+        __doc__,
+        run,
+        argv,
+        settings=EvaluateConfig,
+        arguments="VIDEOS OUT",
+        user_errors=(OSError, ValueError),
+    )
+
+
+def run(arguments: Arguments[EvaluateConfig]) -> None:
+    videos, out = arguments.values
+    rows = evaluate_folder(Path(videos), Path(out), arguments.settings)
     dynamic = sum(row["dynamic_dis"] for row in rows) / len(rows)
-    print(f"{len(rows)} videos, dynamic by DIS {dynamic:.0%}: {paths[1]}/evaluation.html")
+    print(f"{len(rows)} videos, dynamic by DIS {dynamic:.0%}: {out}/evaluation.html")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,11 @@ python -m training.export CHECKPOINT FOLDER
 
 from __future__ import annotations
 
+from curation.cli import Arguments, check_command_line, run_command
+
+if __name__ == "__main__":  # before torch is imported: wrong arguments are refused at once
+    check_command_line(__doc__, arguments="CHECKPOINT FOLDER")
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +17,10 @@ from pathlib import Path
 import torch
 
 from curation import config
-from curation.config import ConfigError
 from training import checkpoint
-from training.checkpoint import CheckpointError
 from training.config import SystemConfig
 from training.text_to_video import System
-from training.weights import BadWeights, export
+from training.weights import export
 
 
 def averaged(path: str | Path, system_class: type[System] = System) -> System:
@@ -32,13 +35,13 @@ def averaged(path: str | Path, system_class: type[System] = System) -> System:
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) != 2:
-        config.usage(__doc__, argv)
-    try:
-        export(averaged(argv[0]).presto, argv[1])
-    except (ConfigError, CheckpointError, BadWeights, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    print(argv[1])
+    run_command(__doc__, run, argv, arguments="CHECKPOINT FOLDER", user_errors=(OSError,))
+
+
+def run(arguments: Arguments) -> None:
+    checkpoint_path, folder = arguments.values
+    export(averaged(checkpoint_path).presto, folder)
+    print(folder)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,12 @@ computes the changed shards again.
 
 from __future__ import annotations
 
+from curation.cli import Arguments, check_command_line, run_command
+from training.config import DataConfig, SystemConfig, TrainConfig
+
+if __name__ == "__main__":  # before torch is imported: a mistyped setting is refused at once
+    check_command_line(__doc__, TrainConfig, "CONFIG")
+
 import hashlib
 import io
 import json
@@ -28,15 +34,12 @@ from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from curation import config
 from curation.atomic import atomic_path, write_atomic
 from curation.config import ConfigError
-from training.clips import BadData, Clip, Place, Shards
-from training.config import DataConfig, SystemConfig, TrainConfig
+from training.clips import Clip, Place, Shards
 from training.data import plainly
 from training.latent_cache import KEY_FILE, cache_key, check_key, origin_of, texts_of
 from training.text_to_video import Codec, TextEncoder, build_codec, build_text_encoder
-from training.weights import BadWeights
 
 SPLITS = ("train", "validation")
 
@@ -194,18 +197,22 @@ def _metadata(data: bytes) -> bytes:
 
 
 def main(argv: Sequence[str]) -> None:
-    if not argv or set(argv) & {"-h", "--help"}:
-        config.usage(__doc__, argv)
+    run_command(
+        __doc__,
+        run,
+        argv,
+        settings=TrainConfig,
+        arguments="CONFIG",
+        stopped="the same command resumes here",
+        user_errors=(OSError, ValueError),
+    )
+
+
+def run(arguments: Arguments[TrainConfig]) -> None:
     rank, ranks = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    try:
-        cfg = config.load(TrainConfig, argv[0], argv[1:])
-        precompute(cfg.system, cfg.data, rank, ranks)
-    except (ConfigError, BadData, BadWeights, OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+    precompute(arguments.settings.system, arguments.settings.data, rank, ranks)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,25 @@ fills the time between the frames of the network by motion.
 
 from __future__ import annotations
 
+from curation.cli import Arguments, check_command_line, run_command
+from training.config import (
+    AllegroConfig,
+    DiffusionConfig,
+    SampleCommandConfig,
+    SampleConfig,
+    Size,
+    SystemConfig,
+    T5Config,
+)
+
+if __name__ == "__main__":  # before torch is imported: a mistyped setting is refused at once
+    check_command_line(__doc__, SampleCommandConfig, "CHECKPOINT OUT CAPTION...")
+
 import json
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -33,22 +46,12 @@ from curation.atomic import atomic_path
 from curation.config import ConfigError
 from curation.records import segment_spans
 from training import checkpoint
-from training.checkpoint import CheckpointError
-from training.config import (
-    AllegroConfig,
-    DiffusionConfig,
-    SampleCommandConfig,
-    SampleConfig,
-    Size,
-    SystemConfig,
-    T5Config,
-)
 from training.data import generator
 from training.diffusion import Predict, guided, sample_ancestral, sample_flow
 from training.export import averaged
 from training.interpolate import resampled
 from training.text_to_video import Script, System
-from training.weights import BadWeights, load, read_config
+from training.weights import load, read_config
 
 
 def sample(
@@ -210,35 +213,37 @@ def _is_file(text: str) -> bool:
 
 
 def main(argv: Sequence[str]) -> None:
-    names = {f.name for f in fields(SampleCommandConfig)}
-    # a mistyped setting must not become a caption
-    settings = [a for a in argv if a.partition("=")[0] in names or re.fullmatch(r"\w+=\S*", a)]
-    rest = [a for a in argv if a not in settings]
-    if len(rest) < 3 or "-h" in argv or "--help" in argv:
-        config.usage(__doc__, argv)
-    try:
-        cfg = config.load(SampleCommandConfig, None, settings)
-        if rest[2].endswith(".jsonl"):
-            prompts = read_prompts(rest[2], cfg.duration_s)
-            scripts = {f"{rest[1]}/{name}.mp4": script for name, script in prompts.items()}
-        else:
-            scripts = {rest[1]: read_script(rest[2:], cfg.duration_s)}
-        for path in scripts:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        system, diffusion = open_system(rest[0])
-        for (path, script), i in product(scripts.items(), range(cfg.videos)):
-            one = replace(cfg, seed=cfg.seed + i)
-            video = sample(system, script, diffusion, one)
-            if cfg.fps:
-                frames = resampled(video.numpy(), round(script.duration_s * cfg.fps))
-                video = torch.from_numpy(frames)
-            to = path if cfg.videos == 1 else f"{path.removesuffix('.mp4')}-{i}.mp4"
-            write_mp4(video, to, script.duration_s, about(script, rest[0], one))
-            print(to, flush=True)
-    except (ConfigError, CheckpointError, BadWeights, OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the videos named above are whole")
+    run_command(
+        __doc__,
+        run,
+        argv,
+        settings=SampleCommandConfig,
+        arguments="CHECKPOINT OUT CAPTION...",
+        stopped="the videos named above are whole",
+        user_errors=(OSError, ValueError),
+    )
+
+
+def run(arguments: Arguments[SampleCommandConfig]) -> None:
+    cfg = arguments.settings
+    made_with, out, *texts = arguments.values
+    if texts[0].endswith(".jsonl"):
+        prompts = read_prompts(texts[0], cfg.duration_s)
+        scripts = {f"{out}/{name}.mp4": script for name, script in prompts.items()}
+    else:
+        scripts = {out: read_script(texts, cfg.duration_s)}
+    for path in scripts:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    system, diffusion = open_system(made_with)
+    for (path, script), i in product(scripts.items(), range(cfg.videos)):
+        one = replace(cfg, seed=cfg.seed + i)
+        video = sample(system, script, diffusion, one)
+        if cfg.fps:
+            frames = resampled(video.numpy(), round(script.duration_s * cfg.fps))
+            video = torch.from_numpy(frames)
+        to = path if cfg.videos == 1 else f"{path.removesuffix('.mp4')}-{i}.mp4"
+        write_mp4(video, to, script.duration_s, about(script, made_with, one))
+        print(to, flush=True)
 
 
 def about(script: Script, made_with: str, cfg: SampleConfig) -> dict[str, str]:

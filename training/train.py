@@ -10,6 +10,12 @@ and time, and writes nothing; where weights or data are missing it draws some.
 
 from __future__ import annotations
 
+from curation.cli import Arguments, check_command_line, run_command
+from training.config import Size, TrainConfig
+
+if __name__ == "__main__":  # before torch is imported: a mistyped setting is refused at once
+    check_command_line(__doc__, TrainConfig, "CONFIG", ["--dry-run"])
+
 import math
 import os
 import sys
@@ -26,14 +32,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from curation import config
-from curation.config import ConfigError
 from curation.errors import UserError
 from training import checkpoint
-from training.checkpoint import CheckpointError
-from training.clips import BadData, Clip, Source
+from training.clips import Clip, Source
 from training.codecs import sample_posterior
-from training.config import Size, TrainConfig
 from training.data import Batch, Share, generator, stream
 from training.diffusion import denoising_loss, draw_noise, draw_t
 from training.dry_run import dry_run
@@ -44,13 +46,21 @@ from training.pretrained import release
 from training.resume import Run, build, restore, save
 from training.sample import sample, write_mp4
 from training.text_to_video import Script, System
-from training.weights import BadWeights
 
+RESUMES = "the same command resumes from the last checkpoint"
 VALIDATION_TIMES = 8  # fixed: (i + 0.5) / 8 of the way from clean to noise
 
 
 class Diverged(UserError):
-    """The loss or its gradient is no number any more."""
+    """The loss or its gradient is not a finite number."""
+
+
+class OutOfMemory(UserError):
+    """A GPU is too small for the run."""
+
+
+class WorkerDied(UserError):
+    """A process that reads clips has died."""
 
 
 def train(
@@ -225,43 +235,39 @@ def autocast(cfg: TrainConfig, device: torch.device) -> torch.autocast:
 
 
 def main(argv: Sequence[str]) -> None:
-    names = [a for a in argv if not a.startswith("--") and "=" not in a]
-    if len(names) != 1 or set(argv) & {"-h", "--help"}:
-        config.usage(__doc__, argv)
-    overrides = [a for a in argv if a not in (*names, "--dry-run")]
-    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+    run_command(
+        __doc__,
+        run,
+        argv,
+        settings=TrainConfig,
+        arguments="CONFIG",
+        options=["--dry-run"],
+        stopped=RESUMES,
+        prefix=f"rank {os.environ['RANK']}: " if "RANK" in os.environ else "",
+        user_errors=(OSError, ValueError),
+    )
+
+
+def run(arguments: Arguments[TrainConfig]) -> None:
+    cfg = arguments.settings
     try:
-        cfg = config.load(TrainConfig, names[0], overrides)
-        if "--dry-run" in argv:
+        if arguments.options:
             dry_run(cfg, one_step)
         else:
             source = open_source(cfg.system, cfg.data, "train")
             train(cfg, source, open_source(cfg.system, cfg.data, "validation"))
-    except (
-        ConfigError,
-        BadData,
-        BadWeights,
-        CheckpointError,
-        Diverged,
-        OSError,
-        ValueError,
-    ) as error:
-        sys.exit(f"{rank}{type(error).__name__}: {error}")
     except torch.OutOfMemoryError as error:
-        sys.exit(
-            f"{rank}{error}\nA GPU needs less with keep_activations=products, attention or "
-            "nothing, batch=1, more GPUs, sequence_ranks for long videos, a smaller system.size. "
-            "The same command goes on from the last checkpoint"
-        )
+        raise OutOfMemory(
+            f"{error}\nA GPU needs less with keep_activations=products, attention or nothing, "
+            "batch=1, more GPUs, sequence_ranks for long videos, a smaller system.size; " + RESUMES
+        ) from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):  # PyTorch has no type of its own for it
             raise
-        sys.exit(
-            f"{rank}{error} A process that reads clips died, of too little memory maybe: lower "
-            "data.workers or data.memory_mb. The same command goes on from the last checkpoint"
-        )
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from the last checkpoint")
+        raise WorkerDied(
+            f"{error} A process that reads clips died, perhaps for lack of memory: lower "
+            "data.workers or data.memory_mb; " + RESUMES
+        ) from error
     leave()
 
 

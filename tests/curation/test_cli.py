@@ -162,12 +162,17 @@ COMMANDS = {
     **{f"pipelines.{name}": [] for name in ("curate", "score", "select", "caption", "export")},
     "pipelines.plan": [],
     "pipelines.split": ["a.json", "a prompt"],
+    "training.train": ["configs/train/smoke.yaml"],
+    "training.precompute": ["configs/train/smoke.yaml"],
+    "training.sample": ["checkpoint", "out.mp4", "a caption"],
+    "training.evaluate": ["videos", "out"],
 }
 
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_a_mistyped_setting_is_refused_before_ray_or_torch_is_imported(module):
-    code = REFUSED.format(argv=[*COMMANDS[module], "score.decode.clip=3"], module=module)
+    wrong = "score.decode.clip" if module.startswith("pipelines") else "size.frames"
+    code = REFUSED.format(argv=[*COMMANDS[module], f"{wrong}=3"], module=module)
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=REPOSITORY,
@@ -177,6 +182,7 @@ def test_a_mistyped_setting_is_refused_before_ray_or_torch_is_imported(module):
         check=True,
     )
     message, imported, cpu_s = done.stdout.splitlines()
-    assert message.startswith("ConfigError: command line: score.decode.clip is not a setting; did")
+    assert message.startswith(f"ConfigError: command line: {wrong.split('.')[0]}")
+    assert "is not a setting; " in message
     assert imported == "[]"
     assert float(cpu_s) < 2.0

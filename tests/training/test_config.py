@@ -64,7 +64,7 @@ def test_settings_that_do_not_fit_each_other_are_refused():
     for wrong, match in (
         ("system.codec.frames=3", "expected multiples of the codec's patch"),
         ("system.text.heads=7", "expected a multiple of 7 heads"),
-        ("weights=somewhere", r"reads T5.*set system\.text\.t5"),
+        ("weights=somewhere", r"to T5.*set system\.text\.t5"),
     ):
         with pytest.raises(ConfigError, match=match):
             config.load(TrainConfig, None, [wrong])

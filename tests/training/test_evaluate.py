@@ -158,7 +158,9 @@ def test_clip_s_likeness_is_the_cosine_that_the_model_gives(tmp_path, folder):
     vision = small | {"image_size": 32, "patch_size": 16}
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
     CLIPModel(config).save_pretrained(tmp_path)
-    rows = evaluate.run(folder, tmp_path / "out", evaluate.EvaluateConfig(clip=str(tmp_path)))
+    rows = evaluate.evaluate_folder(
+        folder, tmp_path / "out", evaluate.EvaluateConfig(clip=str(tmp_path))
+    )
     values = [v for row in rows for v in row["clip_similarity"]]
     assert len(values) == 4
     assert len({round(v, 5) for v in values}) > 1
@@ -183,7 +185,7 @@ def test_raft_s_flow_is_of_the_picture_s_own_size(tmp_path):
 
 def test_what_can_not_be_measured_is_said(tmp_path):
     with pytest.raises(BadSample, match=r"no \.mp4 in it"):
-        evaluate.run(tmp_path, tmp_path / "out", evaluate.EvaluateConfig())
+        evaluate.evaluate_folder(tmp_path, tmp_path / "out", evaluate.EvaluateConfig())
     (tmp_path / "a.mp4").write_bytes(b"nonsense")
     with pytest.raises(SystemExit, match=r"BadSample: .*a\.mp4"):
         main([str(tmp_path), str(tmp_path / "out")])

@@ -97,5 +97,5 @@ def too_large(path):
 def test_a_run_that_a_gpu_cannot_hold_ends_with_what_lowers_its_need(tmp_path):
     path = written(tmp_path, settings(tmp_path / "run", system=GPU, precision="bf16"))
     (said,) = on_ranks(1, too_large, path)  # the limit stays in its own process
-    assert said.startswith("rank 0: CUDA out of memory")
+    assert said.startswith("rank 0: OutOfMemory: CUDA out of memory")
     assert "keep_activations=products" in said
