@@ -59,13 +59,13 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     _tidy(out, plans, receipts)
     shards = shards_table(receipts)
     out.write_table(SHARDS, shards)
-    left_out = _presto(settings, out, receipts)
+    skipped = _presto(settings, out, receipts)
     videos, table = tables(settings, out)
-    manifest = _manifest(made, videos, table, shards, left_out)
+    manifest = _manifest(made, videos, table, shards, skipped)
     text = publish(out, videos, table, made, _facts(settings, manifest))
     out.write("manifest.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
     print(text)
-    print(_shard_line(shards, left_out))
+    print(_shard_line(shards, skipped))
     print(f"look at {out.path('report.html')}")
 
 
@@ -156,10 +156,10 @@ def _write_meta(out: Folder, rows: list[Row]) -> dict[str, int]:
     if out.is_local:
         return write_meta_tables(rows, Path(out.url) / "presto")
     with tempfile.TemporaryDirectory() as scratch:
-        left_out = write_meta_tables(rows, Path(scratch))
+        skipped = write_meta_tables(rows, Path(scratch))
         for file in Path(scratch).iterdir():
             out.put(f"presto/{file.name}", file)
-    return left_out
+    return skipped
 
 
 def _manifest(
@@ -167,7 +167,7 @@ def _manifest(
     videos: pa.Table,
     clips: pa.Table,
     shards: pa.Table,
-    left_out: dict[str, int],
+    skipped: dict[str, int],
 ) -> dict[str, Any]:
     """What was made, from what, with what. No times and no places: equal runs, equal manifests."""
     listed = sorted(zip(videos["video"].to_pylist(), videos["sha256"].to_pylist(), strict=True))
@@ -182,7 +182,7 @@ def _manifest(
         "clips": _counts(clips["status"]) | {"all": clips.num_rows},
         "splits": _counts(clips["split"].drop_null()),
         "shards": _shard_counts(shards),
-        "presto_skipped": left_out,
+        "presto_skipped": skipped,
         "hours_kept": _hours_kept(clips),
         "captioner": made["caption"]["name"],
     }
@@ -224,14 +224,14 @@ def _facts(settings: Settings, manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shard_line(shards: pa.Table, left_out: dict[str, int]) -> str:
+def _shard_line(shards: pa.Table, skipped: dict[str, int]) -> str:
     counts = _shard_counts(shards)
     line = (
         f"{counts['clips']} clips in {counts['shards']} shards: "
         f"{counts.get('clips_copy', 0)} stream-copied, {counts.get('clips_encode', 0)} re-encoded"
     )
-    if left_out:
-        reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(left_out.items()))
+    if skipped:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(skipped.items()))
         line += f"; not in presto/: {reasons}"
     return line
 

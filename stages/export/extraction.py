@@ -31,7 +31,7 @@ from curation.video.container import DEFAULT_LIMITS, set_up_decoder
 from stages.export.mp4 import (
     EncodeFormat,
     is_random_access_point,
-    whole_file,
+    output_file,
     write_copy,
     write_encoded,
 )
@@ -68,7 +68,7 @@ def extract_clip(
     BadVideo where an encode differs by more than one, or where the source can't be read; raises
     OutputError where `target` can't be written.
     """
-    with whole_file(target) as out:
+    with output_file(target) as out:
         try:
             with closing(SeekableVideo(source)) as video:
                 clip = _copy(video, start_s, end_s, num_frames, out)
@@ -143,19 +143,19 @@ def _packets_of_span(video: SeekableVideo, start_s: float, end_s: float) -> Span
         past_end = past_end + 1 if video.time_s(packet.pts) >= end_s else 0
         if past_end == MAX_PACKETS_PAST_END:
             break
-    inside = [i for i, pts in enumerate(stamps) if in_span(video.time_s(pts), start_s, end_s)]
-    if not inside:
+    span_indices = [i for i, pts in enumerate(stamps) if in_span(video.time_s(pts), start_s, end_s)]
+    if not span_indices:
         return None
-    shown = sorted(stamps[i] for i in inside)
+    shown = sorted(stamps[i] for i in span_indices)
     first = stamps.index(shown[0])
-    copied = [i for i in range(first, inside[-1] + 1) if stamps[i] >= shown[0]]
-    if inside[0] < first or len({stamps[i] for i in copied}) < len(copied):
+    copied = [i for i in range(first, span_indices[-1] + 1) if stamps[i] >= shown[0]]
+    if span_indices[0] < first or len({stamps[i] for i in copied}) < len(copied):
         return None
     if any(_is_irregular(packets[i]) for i in copied):
         return None
     if not is_random_access_point(packets[first], video.stream):
         return None
-    duration = max(packets[inside[-1]].duration or 0, 1)
+    duration = max(packets[span_indices[-1]].duration or 0, 1)
     next_frame = min((pts for pts in stamps if pts > shown[-1]), default=shown[-1] + duration)
     span_end = round(end_s / video.tick_s) + (video.start_stamp or 0)
     return SpanPackets(

@@ -37,14 +37,15 @@ SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BIT
 
 
 @contextmanager
-def whole_file(target: Path, durable: bool = False) -> Iterator[FileIO]:
-    """A file to write that gets its name when it is whole. Its own OSErrors become OutputError."""
+def output_file(target: Path, durable: bool = False) -> Iterator[FileIO]:
+    """A file to write, renamed to `target` at the end. Raises OutputError where writing fails; the
+    errors of FFmpeg about a source pass through."""
     try:
         with atomic_path(target, durable) as part, FileIO(part, "w+") as out:
             yield out
-    except av.error.PyAVCallbackError as error:  # closing failed because writing did before
+    except av.error.PyAVCallbackError as error:  # closing failed because an earlier write did
         raise OutputError(f"can't write {target}: {error.__context__}") from error
-    except av.FFmpegError:  # of a source, though some are OSErrors too
+    except av.FFmpegError:  # about a source; some of them are OSErrors
         raise
     except OSError as error:
         raise OutputError(f"can't write {target}: {error}") from error

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from curation.records import SPAN_TOLERANCE_S
 from curation.stage import BadVideo, Row
 from stages.export.extraction import ExtractedClip
-from stages.export.mp4 import EncodeFormat, whole_file, write_copy, write_encoded
+from stages.export.mp4 import EncodeFormat, output_file, write_copy, write_encoded
 from stages.export.seekable_video import SeekableVideo
 
 NUM_FRAMES, FPS, NUM_CAPTIONS = 450, 30, 5
@@ -86,7 +86,7 @@ def write_presto_clip(clip: Row, mp4: Path, extracted: ExtractedClip, folder: Pa
         return {"clip_id": clip["clip_id"], "split": clip["split"], "skipped": reason}
     duration_s = clip["end_s"] - clip["start_s"]
     path = f"videos/{clip['clip_id']}.mp4"
-    with closing(SeekableVideo(str(mp4))) as video, whole_file(folder / path) as out:
+    with closing(SeekableVideo(str(mp4))) as video, output_file(folder / path) as out:
         try:
             packets = [packet for packet in video.packets(0.0) if packet.size]
             stamps = [packet.pts or 0 for packet in packets]
@@ -157,6 +157,6 @@ def write_meta_tables(rows: Iterable[Row], folder: Path) -> dict[str, int]:
     ordered = sorted(rows, key=lambda row: row["clip_id"])
     for split, name in (("train", "meta.parquet"), ("validation", "meta_validation.parquet")):
         chosen = [row for row in ordered if row["split"] == split and "skipped" not in row]
-        with whole_file(folder / name, durable=True) as out:
+        with output_file(folder / name, durable=True) as out:
             pq.write_table(pa.Table.from_pylist(chosen, schema=META_SCHEMA), out)
     return dict(Counter(row["skipped"] for row in ordered if "skipped" in row))

@@ -31,7 +31,7 @@ from curation.records import (
 )
 from curation.stage import BadVideo, OutputError, Row
 from stages.export.extraction import ExtractedClip
-from stages.export.mp4 import whole_file
+from stages.export.mp4 import output_file
 
 # Of a re-encoded clip, to estimate its size: real 720p and 1080p takes gave 0.04 to 0.06, grainy
 # ones more.
@@ -195,7 +195,7 @@ def pack_shard(
             return earlier
     rows: list[Row] = []
     extra: list[Row] = []
-    with whole_file(folder / plan.name, durable=True) as out:
+    with output_file(folder / plan.name, durable=True) as out:
         with (
             tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar,
             tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as scratch,
@@ -221,7 +221,7 @@ def pack_shard(
     if receipt.failed == len(rows):
         (folder / plan.name).unlink()
         receipt = replace(receipt, bytes=0, sha256=None)
-    with whole_file(receipts / f"{plan.name}.json", durable=True) as file:
+    with output_file(receipts / f"{plan.name}.json", durable=True) as file:
         file.write(to_json(asdict(receipt)))
     return receipt
 

@@ -188,7 +188,7 @@ def _segment_view(
 def _read_key_frame(name: str, read_file: ReadFile) -> bytes:
     """Raises ValueError for a name that is not of a file in the ledger."""
     if name.startswith("/") or ".." in name.split("/") or "\0" in name:
-        raise ValueError(f"{name} lies outside the ledger")
+        raise ValueError(f"{name} is outside the ledger")
     return read_file(name)
 
 

@@ -26,7 +26,7 @@ STATS = (
     Column("null_reasons", pa.map_(pa.string(), pa.int64()), "why null -> clips; adds up to nulls"),
     Column("mean", pa.float64(), "in the score's unit, as are all that follow"),
     Column("min", pa.float64(), ""),
-    *(Column(f"p{p:02d}", pa.float64(), f"{p} % of the clips lie below") for p in PERCENTILES),
+    *(Column(f"p{p:02d}", pa.float64(), f"{p} % of the values are smaller") for p in PERCENTILES),
     Column("max", pa.float64(), ""),
     Column("edges", pa.list_(pa.float64()), "of the bins; the same in all rows of a score"),
     Column("counts", pa.list_(pa.int64()), "clips per bin (the last includes its upper edge)"),

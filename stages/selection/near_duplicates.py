@@ -54,7 +54,7 @@ def read_fingerprints(column: pa.ChunkedArray) -> ClipFingerprints:
     return ClipFingerprints(ticks["picture"], ticks["motion"], start)
 
 
-def find_pairs(prints: ClipFingerprints, video: np.ndarray) -> np.ndarray:
+def find_pairs(fingerprints: ClipFingerprints, video: np.ndarray) -> np.ndarray:
     """(P, 2) clips that are near-duplicates of each other, the lower number first.
 
     video: (n,) a number per clip; clips of one video never overlap, so they are no pairs.
@@ -62,44 +62,52 @@ def find_pairs(prints: ClipFingerprints, video: np.ndarray) -> np.ndarray:
     is sorted by the remaining bits, and each tick is compared with the next
     MAX_COMPARISONS_PER_TICK only.
     """
-    clip = np.repeat(np.arange(len(prints.start) - 1, dtype=np.int32), np.diff(prints.start))
+    clip = np.repeat(
+        np.arange(len(fingerprints.start) - 1, dtype=np.int32), np.diff(fingerprints.start)
+    )
     found = [np.empty((0, 3), np.int64)]
-    for one, two in _candidate_ticks(prints):
+    for one, two in _candidate_ticks(fingerprints):
         a, b = clip[one], clip[two]
-        near = _motion_distance(prints, one, two) <= MAX_MOTION_DISTANCE
-        near &= _picture_distance(prints, one, two) <= MAX_PICTURE_DISTANCE
+        near = _motion_distance(fingerprints, one, two) <= MAX_MOTION_DISTANCE
+        near &= _picture_distance(fingerprints, one, two) <= MAX_PICTURE_DISTANCE
         near &= video[a] != video[b]
         one, two, a, b = one[near], two[near], a[near], b[near]
-        shift = (one - prints.start[a]) - (two - prints.start[b])
+        shift = (one - fingerprints.start[a]) - (two - fingerprints.start[b])
         swap = a > b
         low, high = np.where(swap, b, a), np.where(swap, a, b)
         found.append(np.stack([low, high, np.where(swap, -shift, shift)], 1))
     candidates = _unique_rows(np.concatenate(found))
-    return _unique_rows(candidates[_clips_agree(prints, candidates)][:, :2])
+    return _unique_rows(candidates[_clips_agree(fingerprints, candidates)][:, :2])
 
 
-def _motion_distance(prints: ClipFingerprints, one: np.ndarray, two: np.ndarray) -> np.ndarray:
+def _motion_distance(
+    fingerprints: ClipFingerprints, one: np.ndarray, two: np.ndarray
+) -> np.ndarray:
     """(T,) motion bits that differ between ticks `one` and `two`."""
-    return np.bitwise_count((prints.motion[one] ^ prints.motion[two]) & SIGNS)
+    return np.bitwise_count((fingerprints.motion[one] ^ fingerprints.motion[two]) & SIGNS)
 
 
-def _picture_distance(prints: ClipFingerprints, one: np.ndarray, two: np.ndarray) -> np.ndarray:
+def _picture_distance(
+    fingerprints: ClipFingerprints, one: np.ndarray, two: np.ndarray
+) -> np.ndarray:
     """(T,) picture bits that differ between ticks `one` and `two`."""
-    return np.bitwise_count(prints.picture[one] ^ prints.picture[two])
+    return np.bitwise_count(fingerprints.picture[one] ^ fingerprints.picture[two])
 
 
-def _candidate_ticks(prints: ClipFingerprints) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _candidate_ticks(fingerprints: ClipFingerprints) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of ticks whose 16 bits of picture and 16 bits of motion agree, band by band."""
-    assert len(prints.motion) < 2**32, "4 billion ticks, 70 million clips: sort them in two passes"
-    moving = np.flatnonzero(prints.motion > SIGNS).astype(np.uint32)
+    assert len(fingerprints.motion) < 2**32, (
+        "4 billion ticks, 70 million clips: sort them in two passes"
+    )
+    moving = np.flatnonzero(fingerprints.motion > SIGNS).astype(np.uint32)
     for band in range(BANDS):
         offset = np.uint64(16 * band)
         for part in range(SORT_SLICES):
-            slices = (prints.motion[moving] >> offset) & np.uint64(SORT_SLICES - 1)
+            slices = (fingerprints.motion[moving] >> offset) & np.uint64(SORT_SLICES - 1)
             ticks = moving[slices == part]
             del slices
-            picture = (prints.picture[ticks] >> offset) << np.uint64(48)
-            motion = prints.motion[ticks]
+            picture = (fingerprints.picture[ticks] >> offset) << np.uint64(48)
+            motion = fingerprints.motion[ticks]
             if band:  # rotate, so that the band's bits come first
                 motion = (motion >> offset) | (motion << (np.uint64(64) - offset))
             # The band's bits of motion, then the other bits: the most similar ticks are adjacent.
@@ -117,33 +125,33 @@ def _candidate_ticks(prints: ClipFingerprints) -> Iterator[tuple[np.ndarray, np.
                 yield ticks[same], ticks[same + step]
 
 
-def _clips_agree(prints: ClipFingerprints, candidates: np.ndarray) -> np.ndarray:
+def _clips_agree(fingerprints: ClipFingerprints, candidates: np.ndarray) -> np.ndarray:
     """(C,) bool: whether clips a and b of each row (a, b, shift) agree over their shared time.
 
     Tick t of b coincides with tick t + shift of a.
     """
     a, b, shift = candidates.T
-    first_a = prints.start[a] + np.maximum(shift, 0)
-    first_b = prints.start[b] + np.maximum(-shift, 0)
-    shared = np.minimum(prints.start[a + 1] - first_a, prints.start[b + 1] - first_b)
+    first_a = fingerprints.start[a] + np.maximum(shift, 0)
+    first_b = fingerprints.start[b] + np.maximum(-shift, 0)
+    shared = np.minimum(fingerprints.start[a + 1] - first_a, fingerprints.start[b + 1] - first_b)
     agree = np.zeros(len(candidates), bool)
     long = np.flatnonzero(shared >= MIN_SHARED_TICKS)
     batch = np.cumsum(shared[long]) // MAX_TICKS_PER_BATCH
     for rows in np.split(long, np.flatnonzero(np.diff(batch)) + 1):
-        agree[rows] = _spans_agree(prints, first_a[rows], first_b[rows], shared[rows])
+        agree[rows] = _spans_agree(fingerprints, first_a[rows], first_b[rows], shared[rows])
     return agree
 
 
 def _spans_agree(
-    prints: ClipFingerprints, a: np.ndarray, b: np.ndarray, ticks: np.ndarray
+    fingerprints: ClipFingerprints, a: np.ndarray, b: np.ndarray, ticks: np.ndarray
 ) -> np.ndarray:
     """(S,) bool: whether the spans of `ticks` ticks from ticks a and b agree; none is empty."""
     first = np.cumsum(ticks) - ticks
     span = np.repeat(np.arange(len(ticks)), ticks)
     position = np.arange(len(span)) - first[span]
     one, two = a[span] + position, b[span] + position
-    moves = (prints.motion[one] | prints.motion[two]) > SIGNS
-    distance = np.where(moves, _motion_distance(prints, one, two), 0)
+    moves = (fingerprints.motion[one] | fingerprints.motion[two]) > SIGNS
+    distance = np.where(moves, _motion_distance(fingerprints, one, two), 0)
     pieces = ticks // PIECE_TICKS
     piece = (np.cumsum(pieces) - pieces)[span] + position * pieces[span] // ticks[span]
     piece_moving = np.bincount(piece, moves, minlength=pieces.sum())
@@ -152,7 +160,7 @@ def _spans_agree(
         piece_distance > MAX_PIECE_MOTION_DISTANCE * piece_moving
     )
     moving = np.add.reduceat(moves, first, dtype=np.int64)
-    picture = np.add.reduceat(_picture_distance(prints, one, two), first, dtype=np.int64)
+    picture = np.add.reduceat(_picture_distance(fingerprints, one, two), first, dtype=np.int64)
     return (
         (moving >= MIN_MOVING_TICKS)
         & (np.add.reduceat(distance, first, dtype=np.int64) <= MAX_MOTION_DISTANCE * moving)
@@ -202,27 +210,27 @@ def suppress_duplicates(edges: np.ndarray, rank: np.ndarray) -> np.ndarray:
 
 
 def find_duplicates(
-    prints: ClipFingerprints, video: np.ndarray, rank: np.ndarray
+    fingerprints: ClipFingerprints, video: np.ndarray, rank: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(n,) the kept clip that each one duplicates or -1, and all pairs found, (P, 2).
 
     One search of many copies finds only pairs that are close in their buckets, so the kept clips
     that have duplicates are compared again until no more pairs among them are found.
     """
-    edges = find_pairs(prints, video)
+    edges = find_pairs(fingerprints, video)
     while True:
         kept_duplicate = suppress_duplicates(edges, rank)
         kept = np.flatnonzero(kept_duplicate < 0)
         paired = kept[np.isin(kept, edges)]
-        more = paired[find_pairs(_take(prints, paired), video[paired])]
+        more = paired[find_pairs(_take(fingerprints, paired), video[paired])]
         if not len(more):
             return kept_duplicate, edges
         edges = np.concatenate([edges, more])
 
 
-def _take(prints: ClipFingerprints, clips: np.ndarray) -> ClipFingerprints:
+def _take(fingerprints: ClipFingerprints, clips: np.ndarray) -> ClipFingerprints:
     """The fingerprints of these clips, in this order."""
-    sizes = np.diff(prints.start)[clips]
+    sizes = np.diff(fingerprints.start)[clips]
     start = np.concatenate([[0], np.cumsum(sizes)])
-    ticks = np.arange(start[-1]) + np.repeat(prints.start[clips] - start[:-1], sizes)
-    return ClipFingerprints(prints.picture[ticks], prints.motion[ticks], start)
+    ticks = np.arange(start[-1]) + np.repeat(fingerprints.start[clips] - start[:-1], sizes)
+    return ClipFingerprints(fingerprints.picture[ticks], fingerprints.motion[ticks], start)

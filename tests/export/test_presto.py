@@ -1,4 +1,4 @@
-"""The output for the trainer that Presto's authors released, read by a copy of its reader."""
+"""The output for the trainer that Presto's authors released, read the way that trainer reads it."""
 
 from fractions import Fraction
 

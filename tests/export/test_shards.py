@@ -337,14 +337,14 @@ def test_webdataset_reads_the_shards(dataset):
     wds = pytest.importorskip("webdataset")
     folder, rows = dataset
     urls = sorted(str(path) for path in folder.glob("*.tar"))
-    seen = {}
+    samples = {}
     for item in wds.WebDataset(urls, shardshuffle=False).decode():
-        seen[item["__key__"]] = item
-    assert seen.keys() == rows.keys()
-    for clip_id, item in seen.items():
+        samples[item["__key__"]] = item
+    assert samples.keys() == rows.keys()
+    for clip_id, item in samples.items():
         assert item["json"]["caption"] == rows[clip_id]["caption"]
         assert item["json"]["num_frames"] == frames_in(item["mp4"]) == 50
-    assert {item["json"]["method"] for item in seen.values()} == {"copy", "encode"}
+    assert {item["json"]["method"] for item in samples.values()} == {"copy", "encode"}
 
 
 def test_hugging_face_datasets_reads_the_shards(dataset, tmp_path):
