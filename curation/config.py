@@ -1,7 +1,7 @@
-"""Settings: YAML into dataclasses, `key=value` on top; an error names the nearest right name.
+"""Settings: reads YAML and `key=value` overrides into dataclasses, and checks them.
 
-A setting is a dataclass field, defaulted there and nowhere else. pydantic checks types and ranges
-(`Annotated[float, Gt(0)]`); what it can't say well, an unknown name, is said here.
+A setting is a dataclass field; its default stands there and nowhere else. pydantic checks types and
+ranges (`Annotated[float, Gt(0)]`); this module checks names, and suggests the nearest known one.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from curation.errors import UserError
+from curation.renames import OLD_VERSION, new_setting, old_settings
 
 T = TypeVar("T")
 
@@ -30,7 +31,10 @@ class ConfigError(UserError):
 
 
 def load(kind: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
-    """The settings in a YAML file, with `a.b=value` overrides (values are YAML) on top."""
+    """Returns the settings of a YAML file, with `a.b=value` overrides (values are YAML) applied.
+
+    Raises ConfigError, also for names of an earlier version.
+    """
     data: dict[str, Any] = {}
     if path is not None:
         try:
@@ -46,12 +50,18 @@ def load(kind: type[T], path: str | Path | None, overrides: Sequence[str] = ()) 
         if read is not None and not isinstance(read, dict):
             raise ConfigError(f"{path}: expected settings as `name: value`, found {read!r:.60}")
         data = read or {}
+        if old := list(old_settings(data)):
+            new = ", ".join(f"{name} is {new_setting(name)}" for name in old)
+            raise ConfigError(f"{path}: written for version {OLD_VERSION}; in this one {new}")
     given = []
     for item in overrides:
         name, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"{item!r}: expected key=value, for example select.seed=1")
-        _set(data, name, _value(kind, name, value))
+        if (new := new_setting(name)) != name:
+            was = f"{name} was a setting of version {OLD_VERSION}"
+            raise ConfigError(f"command line: {was}; in this one it is {new}")
+        _set(data, name, _parse_value(kind, name, value))
         given.append(name)
     return build(kind, data, str(path or "command line"), given=given)
 
@@ -65,10 +75,10 @@ def usage(doc: str | None, argv: Sequence[str]) -> NoReturn:
     sys.exit(text)
 
 
-def _value(kind: Any, dotted: str, text: str) -> Any:
-    """What the text after key= means: YAML, but the text itself where the setting is a text.
+def _parse_value(kind: Any, dotted: str, text: str) -> Any:
+    """Returns the value after key=, parsed as YAML except where the setting is a string.
 
-    A path may look like YAML: `*.mp4` is a reference there, `2024-01-01` a date, `no` is false.
+    As YAML, the path `*.mp4` would be a reference, `2024-01-01` a date and `no` false.
     """
     for part in dotted.split("."):
         kinds = typing.get_args(kind) or (kind,)
@@ -101,52 +111,58 @@ def build(
     prefix: str = "",
     given: Sequence[str] = (),
 ) -> T:
-    """A dataclass from plain data, checked field by field; absent fields have their default.
+    """Returns a dataclass made of plain data; fields that are absent have their default.
 
-    source: the file that an error names; `given` are settings of the command line instead.
+    source: the file that errors name. given: the settings that came from the command line, for
+    which errors name that instead. Raises ConfigError.
     """
     hints = typing.get_type_hints(kind, include_extras=True)
     known = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     values = {}
     for name, value in data.items():
-        ours = any(f"{item}.".startswith(f"{prefix}{name}.") for item in given)
-        where = "command line" if ours else source
+        is_given = any(f"{item}.".startswith(f"{prefix}{name}.") for item in given)
+        where = "command line" if is_given else source
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
             if not known:
                 hint = f"{prefix.rstrip('.')} has none"
             raise ConfigError(f"{where}: {prefix}{name} is not a setting; {hint}")
-        full, hint = f"{prefix}{name}", _meant(hints[name], value)
+        full, hint = f"{prefix}{name}", _choose_dataclass(hints[name], value)
         if not dataclasses.is_dataclass(hint):
-            values[name] = _checked(hint, value, where, full)
+            values[name] = _validate(hint, value, where, full)
         elif isinstance(value, dict):
             values[name] = build(typing.cast(type, hint), value, source, f"{full}.", given)
         else:
             raise ConfigError(f"{where}: {full} is {value!r:.60}; expected settings below it")
+    where = "command line" if any(item.startswith(prefix) for item in given) else source
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        has_default = {field.default, field.default_factory} != {dataclasses.MISSING}
+        if field.name not in values and not has_default:
+            raise ConfigError(f"{where}: {prefix}{field.name} is missing and has no default")
     try:
         return kind(**values)
-    except ConfigError as e:  # raised by `check_choice` in __post_init__, which knows no file
-        on_command_line = any(item.startswith(prefix) for item in given)
-        where = "command line" if on_command_line else source
+    except ConfigError as e:  # of __post_init__, which does not know the file
         raise ConfigError(f"{where}: {prefix}{e}") from None
 
 
 def fields_of(settings: Any, kind: type[T]) -> dict[str, T]:
-    """The fields of a settings object that hold a `kind`, by name, in their order."""
+    """Name -> value of the fields of a settings object that hold a `kind`, in their order."""
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
     return {name: value for name, value in values.items() if isinstance(value, kind)}
 
 
 def check_choice(setting: str, value: str, known: Collection[str]) -> None:
-    """Raises ConfigError where the value is none of those known."""
+    """Raises ConfigError where `value` is not in `known`."""
     if value not in known:
         raise ConfigError(f"{setting} is {value!r:.60}: expected one of {', '.join(known)}")
 
 
-def _meant(hint: Any, value: Any) -> Any:
-    """Of several dataclasses that a setting may be, the one with most of these names; the first of
-    them where that decides nothing."""
+def _choose_dataclass(hint: Any, value: Any) -> Any:
+    """Returns the dataclass of a union that has most of the value's names, the first of equals.
+
+    Returns any other type unchanged.
+    """
     kinds = typing.get_args(hint)
     if not kinds or not all(map(dataclasses.is_dataclass, kinds)) or not isinstance(value, dict):
         return hint
@@ -154,24 +170,25 @@ def _meant(hint: Any, value: Any) -> Any:
     return max(zip(kinds, names, strict=True), key=lambda pair: len(value.keys() & pair[1]))[0]
 
 
-def _checked(hint: Any, value: Any, where: str, name: str) -> Any:
+def _validate(hint: Any, value: Any, where: str, name: str) -> Any:
+    """Returns the value as pydantic converts it to the type. Raises ConfigError."""
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as e:
         first = e.errors()[0]
-        # pydantic adds the names of its own functions and of the branches of a union
-        own = [str(part) for part in first["loc"] if str(part).isidentifier()]
-        place, said = ".".join([name, *own]), first["msg"]
+        # pydantic also lists its own functions and the branches of a union
+        inner = [str(part) for part in first["loc"] if str(part).isidentifier()]
+        place, problem = ".".join([name, *inner]), first["msg"]
         known = ", ".join(_names_in(hint))
         if first["type"] == "dataclass_type":
-            said = f"expected settings below it: {known}"
+            problem = f"expected settings below it: {known}"
         elif first["type"] == "unexpected_keyword_argument":
-            said = f"no such setting; known: {known}"
-        raise ConfigError(f"{where}: {place} is {first['input']!r:.60}: {said}") from None
+            problem = f"no such setting; known: {known}"
+        raise ConfigError(f"{where}: {place} is {first['input']!r:.60}: {problem}") from None
 
 
 def _names_in(kind: Any) -> list[str]:
-    """The settings of the dataclasses in a type, at whatever depth."""
+    """The names of the settings of all dataclasses in a type, at any depth."""
     if dataclasses.is_dataclass(kind):
         return [f.name for f in dataclasses.fields(kind)]
     parts = (*typing.get_args(kind), *getattr(kind, "__orig_bases__", ()))
@@ -179,9 +196,9 @@ def _names_in(kind: Any) -> list[str]:
 
 
 def as_dict(settings: Any) -> dict[str, Any]:
-    """The settings as plain data, as saved with a result."""
+    """The settings as plain data, as recorded with a result."""
     if not dataclasses.is_dataclass(settings):
-        raise TypeError(f"{settings!r} holds no settings")
+        raise TypeError(f"{settings!r} is not a settings object")
     return {f.name: _plain(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
 
 
@@ -200,8 +217,17 @@ def digest(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def merged(defaults: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
+    """Recorded plain settings, and the default of each that they do not have."""
+    both = defaults | recorded
+    for name in defaults.keys() & recorded.keys():
+        if isinstance(defaults[name], dict) and isinstance(recorded[name], dict):
+            both[name] = merged(defaults[name], recorded[name])
+    return both
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """What changed, one line a setting: `decode.clip_s: 15.0 -> 20.0`."""
+    """A line per setting that changed: `decode.clip_s: 15.0 -> 20.0`."""
     lines = []
     for name in sorted(old.keys() | new.keys()):
         a, b = old.get(name), new.get(name)

@@ -1,7 +1,8 @@
-"""The ledger: Parquet parts with one row per unit of work, and what the run was set to.
+"""The ledger: Parquet parts with one row per unit of work, and the settings they were made with.
 
-One process, the driver, writes. A part is written beside and renamed, so it is there whole or not
-at all; a row that stands in two parts (a retry, a changed file) counts as its later part says.
+Only one process, the driver, writes. A part is written under another name and renamed, so that it
+is complete or absent. Where two parts have the same key (a retry, a changed file), the later part
+counts.
 """
 
 from __future__ import annotations
@@ -14,20 +15,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import config
-from curation.stage import Row
+from curation.records import (
+    RELEASES,
+    SCHEMA_VERSION,
+    SCORE_NAMES,
+    schema_version,
+    with_schema_version,
+)
+from curation.stage import PlanError, Row
 from curation.storage import Folder
 
-COMPACT_ABOVE = 64  # parts
-COMPACT_BYTES = 1 << 30  # of a merged part in memory, about: a list column's offsets end at 2**31
-VIDEO_COLUMNS = ("codec", "version", "bytes", "sha256", "video")  # what a clip's row has of it
+MAX_PARTS = 64  # more are merged at the end of a phase
+MAX_MERGED_BYTES = 1 << 30  # of one part in memory, about: a list column's offsets end at 2**31
+VIDEO_COLUMNS = ("codec", "version", "bytes", "sha256", "video")  # of a clip's video, in its row
+ADDED_LATER = "scored by an older version"  # the null reason of a score that a part does not have
 
 
 class Ledger:
     """One table: `folder/name/part-*.parquet`, keyed by one column."""
 
     def __init__(self, folder: Folder, name: str, schema: pa.Schema, key: str) -> None:
-        self._folder, self._schema, self._key = folder / name, schema, key
-        self._next = 1 + max((_number(p) for p in self._folder.names()), default=-1)
+        """Raises PlanError where a version with other meanings of columns wrote the table."""
+        self._folder, self._key = folder / name, key
+        self._schema = with_schema_version(schema)
+        parts = self._folder.names()
+        self._next = 1 + max(map(_number_of, parts), default=-1)
+        if parts:
+            _check_version(self._folder, parts[-1])
 
     def append(self, rows: list[Row]) -> None:
         """Commits rows as one part."""
@@ -35,69 +49,119 @@ class Ledger:
             self._write(pa.Table.from_pylist(rows, schema=self._schema))
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
-        """All rows, one per key, in order of key."""
-        wanted = None if columns is None else [self._key, *(c for c in columns if c != self._key)]
-        parts = [self._folder.read_table(p, wanted) for p in self._folder.names()]
-        schema = (
-            self._schema if wanted is None else pa.schema([self._schema.field(c) for c in wanted])
-        )
-        table = pa.concat_tables([schema.empty_table(), *parts], promote_options="default")
-        return _last_by_key(table, self._key)
+        """All rows, one per key, in order of key. A column added since a part was written is null
+        there, with the null reason ADDED_LATER where it is a score of a clip."""
+        names = self._schema.names if columns is None else [self._key, *columns]
+        schema = pa.schema([self._schema.field(name) for name in dict.fromkeys(names)])
+        parts = [self._read_part(part, schema) for part in self._folder.names()]
+        return _last_by_key(pa.concat_tables([schema.empty_table(), *parts]), self._key)
 
     def parts(self, columns: list[str]) -> Iterator[pa.Table]:
-        """What is too large for `read`, a part at a time: a later row of a key counts."""
+        """Part by part, for what is too large for `read`. A later row of a key counts."""
+        schema = pa.schema([self._schema.field(name) for name in columns])
         for part in self._folder.names():
-            yield self._folder.read_table(part, columns)
+            yield self._read_part(part, schema)
 
     def compact(self) -> None:
-        """Many small parts into few; safe to be interrupted: a row found twice is the same row."""
-        old = self._folder.names()
-        if len(old) <= COMPACT_ABOVE:
+        """Merges many small parts into few. Safe to interrupt: a row found twice is the same."""
+        parts = self._folder.names()
+        if len(parts) <= MAX_PARTS:
             return
         group: dict[str, pa.Table] = {}
         size = 0
-        for part in old:
-            group[part] = self._folder.read_table(part)
+        for part in parts:
+            group[part] = self._read_part(part, self._schema)
             size += group[part].nbytes
-            if size > COMPACT_BYTES:
+            if size > MAX_MERGED_BYTES:
                 self._merge(group)
                 group, size = {}, 0
         self._merge(group)
 
     def _merge(self, group: dict[str, pa.Table]) -> None:
-        """Parts that follow each other into one, in the place of the last, so none overtakes."""
+        """Consecutive parts into one with the name of the last, so that their order stays."""
         if len(group) < 2:
             return
         *others, last = group
-        tables = [self._schema.empty_table(), *group.values()]
-        table = pa.concat_tables(tables, promote_options="default")
+        table = pa.concat_tables([self._schema.empty_table(), *group.values()])
         self._folder.write_table(last, _last_by_key(table, self._key))
         for part in others:
             self._folder.delete(part)
+
+    def _read_part(self, part: str, schema: pa.Schema) -> pa.Table:
+        return with_schema(self._folder.read_table(part, schema.names), schema)
 
     def _write(self, table: pa.Table) -> None:
         self._folder.write_table(f"part-{self._next:08d}.parquet", table)
         self._next += 1
 
 
-def _number(part: str) -> int:
+def _number_of(part: str) -> int:
     return int(part.removeprefix("part-").removesuffix(".parquet"))
 
 
-def _last_by_key(table: pa.Table, key: str) -> pa.Table:
-    place = pa.chunked_array([pa.array(range(table.num_rows), pa.int64())])
-    last = (
-        table.select([key])
-        .append_column("place", place)
-        .group_by(key)
-        .aggregate([("place", "max")])
+def _check_version(folder: Folder, part: str) -> None:
+    found = schema_version(folder.read_schema(part))
+    if found == SCHEMA_VERSION:
+        return
+    made_by, fix = "a later version", "install that version"
+    if found < SCHEMA_VERSION:
+        made_by = f"version {RELEASES[found]}"
+        fix = (
+            f"score into another output, or go on with version {RELEASES[found]}; CHANGELOG.md "
+            "has the new names of settings and columns"
+        )
+    raise PlanError(
+        f"{folder.url} was made by {made_by} (schema version {found}); version "
+        f"{RELEASES[SCHEMA_VERSION]} reads schema version {SCHEMA_VERSION}\n  fix: {fix}"
     )
-    last = last.sort_by(key)
+
+
+def _last_by_key(table: pa.Table, key: str) -> pa.Table:
+    """The last row of each key, in order of key."""
+    place = pa.chunked_array([pa.array(range(table.num_rows), pa.int64())])
+    keys = table.select([key]).append_column("place", place)
+    last = keys.group_by(key).aggregate([("place", "max")]).sort_by(key)
     return table.take(last["place_max"])
 
 
+def with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the schema's columns, also of nested structs; nulls where it has none."""
+    columns = [
+        pa.chunked_array(
+            [_with_type(chunk, field.type) for chunk in table[field.name].chunks], field.type
+        )
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _with_type(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    if array.type == kind:
+        return array
+    if pa.types.is_list(kind):
+        values = _with_type(array.values, kind.value_type)
+        return pa.ListArray.from_arrays(array.offsets, values, kind, mask=array.is_null())
+    if not pa.types.is_struct(kind):
+        return array.cast(kind)
+    names = [field.name for field in array.type]
+    columns = {
+        field.name: _with_type(pc.struct_field(array, field.name), field.type)
+        if field.name in names
+        else pa.nulls(len(array), field.type)
+        for field in kind
+    }
+    added = [name for name in columns if name in SCORE_NAMES and name not in names]
+    if added and "null_reasons" in names:
+        extra = list(dict.fromkeys(added, ADDED_LATER).items())
+        reasons = [[*(known or []), *extra] for known in columns["null_reasons"].to_pylist()]
+        columns["null_reasons"] = pa.array(reasons, columns["null_reasons"].type)
+    return pa.StructArray.from_arrays(list(columns.values()), fields=kind, mask=array.is_null())
+
+
 def flatten_clips(videos: pa.Table) -> pa.Table:
-    """The clips nested in the videos' rows as a table, with what they need of their video."""
+    """A row per clip of the videos, with the VIDEO_COLUMNS of its video."""
     clips = videos["clips"].combine_chunks()
     parents = pc.list_parent_indices(clips)
     flat = pa.Table.from_struct_array(pc.list_flatten(clips))
@@ -107,30 +171,38 @@ def flatten_clips(videos: pa.Table) -> pa.Table:
 
 
 def record_settings(folder: Folder, name: str, settings: dict[str, Any]) -> None:
-    """What a table is made with, beside it."""
+    """Writes what a table is made with to `NAME.settings.json`."""
     text = json.dumps(settings, indent=1, sort_keys=True)
     folder.write(f"{name}.settings.json", text.encode())
 
 
 def recorded_settings(folder: Folder, name: str) -> dict[str, Any] | None:
-    """What a table was made with; None where it isn't there yet."""
+    """What a table was made with; None where nothing is recorded."""
     file = f"{name}.settings.json"
     return json.loads(folder.read(file)) if folder.exists(file) else None
 
 
-def check_settings(folder: Folder, name: str, settings: dict[str, Any], remedy: str) -> None:
-    """Refuses other settings than a table was made with, saying what differs.
+def check_settings(
+    folder: Folder,
+    name: str,
+    settings: dict[str, Any],
+    defaults: dict[str, Any],
+    fix: str,
+) -> None:
+    """Raises ConfigError where a table was made with other settings, with each that differs.
 
-    Records them where the table has no row yet. Raises ConfigError.
+    A setting that is not recorded was added by a later version: it counts as its default. Records
+    the settings where the table has no row yet.
     """
     recorded = recorded_settings(folder, name)
     if recorded is None or not folder.names(name):
         record_settings(folder, name, settings)
         return
+    recorded = config.merged(json.loads(json.dumps(defaults)), recorded)
     changed = config.differences(recorded, json.loads(json.dumps(settings)))
     if changed:
         raise config.ConfigError(
             f"{folder.path(name)} was made with other settings:\n  "
             + "\n  ".join(changed)
-            + f"\n  fix: {remedy}"
+            + f"\n  fix: {fix}"
         )

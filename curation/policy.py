@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from curation import records
 from curation.config import ConfigError
+from curation.renames import OLD_VERSION, SCORES
 from curation.stage import PlanError, Row
 
 CLIP_COLUMNS = ("width", "height", "fps", "duration_s")  # measured of every clip, by no meter
@@ -65,6 +66,8 @@ class Policy(dict[str, Range]):
             if column not in RULED:
                 near = difflib.get_close_matches(column, RULED, n=1, cutoff=0.5)
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(RULED)}"
+                if column in SCORES:
+                    hint = f"in version {OLD_VERSION} it was; in this one it is {SCORES[column]}"
                 raise ConfigError(f"policy: {column} is not a score; {hint}")
 
     @classmethod

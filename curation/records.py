@@ -13,7 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+# Raised where the meaning of a column changes, not where one is added.
+RELEASES = {1: "0.1.0", 2: "0.2.0"}  # schema version -> the first release that writes it
+SCHEMA_VERSION = max(RELEASES)
 
 
 @dataclass(frozen=True)
@@ -326,14 +328,23 @@ SHARD = (
 )
 
 
+def with_schema_version(schema: pa.Schema) -> pa.Schema:
+    return schema.with_metadata({"schema_version": str(SCHEMA_VERSION)})
+
+
+def schema_version(schema: pa.Schema) -> int:
+    """Of a table as read; version 1 did not write it."""
+    return int((schema.metadata or {}).get(b"schema_version", 1))
+
+
 def described(table: pa.Table, columns: Sequence[Column]) -> pa.Table:
-    """The table with each column's meaning in its field's metadata.
+    """The table with the schema version, and each column's meaning in its field's metadata.
 
     columns: of those with the same name the first counts; every column of the table has one.
     """
     meanings = {c.name: c.what for c in reversed(columns)}
     fields = [field.with_metadata({"what": meanings[field.name]}) for field in table.schema]
-    return table.cast(pa.schema(fields))
+    return table.cast(with_schema_version(pa.schema(fields)))
 
 
 def clip_id(sha256: str, start_s: float, end_s: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-OLD_VERSION, SINCE_VERSION = "0.1.0", "0.2.0"
+OLD_VERSION = "0.1.0"
 
 SCORES = {"still_share": "static_share", "fake_motion": "ken_burns_share"}
 COLUMNS = {

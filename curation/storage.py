@@ -357,8 +357,17 @@ class Folder:
             return stream.read()
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        with _told("read", self.path(name)):
-            return pq.read_table(f"{self._root}/{name}", filesystem=self._fs, columns=columns)
+        """The file's columns of these names, all by default; those that it lacks are left out."""
+        with _told("read", self.path(name)), self._parquet(name) as file:
+            return file.read(columns)
+
+    def read_schema(self, name: str) -> pa.Schema:
+        with _told("read", self.path(name)), self._parquet(name) as file:
+            return file.schema_arrow
+
+    def _parquet(self, name: str) -> pq.ParquetFile:
+        path = f"{self._root}/{name}"
+        return pq.ParquetFile(path, filesystem=self._fs, pre_buffer=True)
 
     def write(self, name: str, data: bytes, durable: bool = True) -> None:
         """Writes beside and renames; an object store's PUT is whole by itself.

@@ -32,14 +32,15 @@ HEAVY = ("fingerprint", "overlay_mask")  # no captioner reads them
 
 def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     captioner, name = settings.caption.chosen, settings.caption.set_name
+    clips = read_clips(out)
     check_settings(
         out / "ledger",
         f"captions/{name}",
         captioner.provenance(),
+        type(captioner)().provenance(),
         "take these settings back, or write captions of another name: caption.name=NAME",
     )
     ledger = captions_ledger(out, name)
-    clips = read_clips(out)
     clips = clips.filter(
         pc.is_in(clips["clip_id"], value_set=clips_to_caption(read_selection(out)))
     )

@@ -62,6 +62,7 @@ def check(settings: ScoreSettings) -> None:
 
 
 def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
+    ledger, embeddings = videos_ledger(out), embeddings_ledger(out)
     listed = listed_videos(settings)
     check(settings.score)
     stages, share = build(settings.score), min(1.0, SHOW_MANY / max(1, listed.num_rows))
@@ -71,12 +72,12 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
         out / "ledger",
         "videos",
         decode_settings(settings.score),
+        decode_settings(ScoreSettings()),
         "take these settings back, or give another output",
     )
     if settings.score.models.on():
         record_settings(out / "ledger", "models", config.as_dict(settings.score.models))
     (out / "ledger").write_table(INPUT, listed)
-    ledger, embeddings = videos_ledger(out), embeddings_ledger(out)
     done = _done(listed, ledger, settings.retry_failed)
     todo = listed.filter(pc.is_null(done["status"]))
     unseen = _unseen(done, ledger, settings.score.models, context.weights)

@@ -1,8 +1,13 @@
+import dataclasses
+
 import pyarrow as pa
 import pytest
 
+from curation import records
 from curation.config import ConfigError
-from curation.ledger import COMPACT_ABOVE, VIDEO_COLUMNS, Ledger, check_settings, flatten_clips
+from curation.ledger import MAX_PARTS, VIDEO_COLUMNS, Ledger, check_settings, flatten_clips
+from curation.policy import Policy, Range, decide_table
+from curation.stage import PlanError
 from curation.storage import Folder
 
 SCHEMA = pa.schema([("video", pa.string()), ("n", pa.int64())])
@@ -28,7 +33,7 @@ def test_a_new_ledger_is_an_empty_table(tmp_path):
 
 def test_compacting_leaves_one_part_and_the_same_rows(tmp_path):
     parts = ledger(tmp_path)
-    for n in range(COMPACT_ABOVE + 2):
+    for n in range(MAX_PARTS + 2):
         parts.append([{"video": str(n % 7), "n": n}])
     before = parts.read()
     parts.compact()
@@ -40,10 +45,10 @@ def test_what_is_large_is_compacted_into_some_parts_and_an_interruption_changes_
     tmp_path, monkeypatch
 ):
     parts, folder = ledger(tmp_path), Folder(str(tmp_path))
-    for n in range(COMPACT_ABOVE + 20):
+    for n in range(MAX_PARTS + 20):
         parts.append([{"video": str(n % 7), "n": n}, {"video": f"only {n}", "n": n}])
     before, first = parts.read(), folder.read_table("videos/part-00000000.parquet")
-    monkeypatch.setattr("curation.ledger.COMPACT_BYTES", 10 * first.nbytes)
+    monkeypatch.setattr("curation.ledger.MAX_MERGED_BYTES", 10 * first.nbytes)
     delete, calls = Folder.delete, []
 
     def stop_at_the_20th(self, name):
@@ -75,9 +80,101 @@ def test_clips_come_out_of_their_videos_with_the_videos_name():
 
 def test_other_settings_than_the_recorded_are_refused_by_name(tmp_path):
     folder = Folder(str(tmp_path))
-    check_settings(folder, "videos", {"decode": {"clip_s": 20.0}}, "take them back")
-    check_settings(folder, "videos", {"decode": {"clip_s": 15.0}}, "no row yet: these count")
+
+    def check(clip_s: float) -> None:
+        check_settings(folder, "videos", {"decode": {"clip_s": clip_s}}, {}, "take them back")
+
+    check(20.0)
+    check(15.0)  # no row yet: these count
     ledger(tmp_path).append([{"video": "a", "n": 1}])
-    check_settings(folder, "videos", {"decode": {"clip_s": 15.0}}, "take them back")
+    check(15.0)
     with pytest.raises(ConfigError, match=r"decode.clip_s: 15.0 -> 20.0\n  fix: take them back"):
-        check_settings(folder, "videos", {"decode": {"clip_s": 20.0}}, "take them back")
+        check(20.0)
+
+
+def test_a_setting_that_a_later_version_adds_counts_as_its_default(tmp_path):
+    folder, defaults = Folder(str(tmp_path)), {"decode": {"clip_s": 15.0, "added": 1}}
+    check_settings(folder, "videos", {"decode": {"clip_s": 20.0}}, {}, "take them back")
+    ledger(tmp_path).append([{"video": "a", "n": 1}])
+    check_settings(folder, "videos", {"decode": {"clip_s": 20.0, "added": 1}}, defaults, "")
+    with pytest.raises(ConfigError, match=r"decode\.added: 1 -> 2"):
+        check_settings(folder, "videos", {"decode": {"clip_s": 20.0, "added": 2}}, defaults, "")
+
+
+def videos_ledger(tmp_path, columns=records.VIDEO) -> Ledger:
+    return Ledger(Folder(str(tmp_path)), "videos", records.schema(columns), "video")
+
+
+def without(kind: pa.DataType, name: str) -> pa.DataType:
+    """The type without a field of this name, at any depth."""
+    if pa.types.is_list(kind):
+        return pa.list_(without(kind.value_type, name))
+    if pa.types.is_struct(kind):
+        return pa.struct([(f.name, without(f.type, name)) for f in kind if f.name != name])
+    return kind
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_columns_that_are_added_later_are_null_in_older_parts_and_a_score_says_why(
+    tmp_path, slices
+):
+    """In the row of the video, in its clips, and in the segments of these."""
+    older = tuple(
+        dataclasses.replace(c, type=without(without(c.type, "key_ssim"), "subject_at_y"))
+        for c in records.VIDEO
+        if c.name != "pix_fmt"
+    )
+    segment = {"start_s": 0.0, "end_s": 3.0, "subject_at_x": 0.5}
+    clip = {"clip_id": "1", "key_psnr": 20.0, "segments": [segment] * 5, "width": 1280}
+    clips = [clip | {"null_reasons": {"overlay_share": "not measurable"}}, clip]
+    rows = [{"video": name, "codec": "h264", "clips": clips} for name in "ab"]
+    for number in range(slices):
+        videos_ledger(tmp_path, older).append(rows[number::slices])
+    videos_ledger(tmp_path).append([{"video": "c", "clips": [clip | {"key_ssim": 0.5}]}])
+    table = videos_ledger(tmp_path).read()
+    assert table.schema == records.schema(records.VIDEO)
+    found = {row["video"]: row for row in table.to_pylist(maps_as_pydicts="strict")}
+    for name in "ab":
+        assert (found[name]["codec"], found[name]["pix_fmt"]) == ("h264", None)
+        first, second = found[name]["clips"]
+        assert (first["key_psnr"], first["key_ssim"]) == (20.0, None)
+        added = {"key_ssim": "scored by an older version"}
+        assert first["null_reasons"] == {"overlay_share": "not measurable", **added}
+        assert second["null_reasons"] == added
+        assert [s["subject_at_x"] for s in first["segments"]] == [0.5] * 5
+        assert {s["subject_at_y"] for s in first["segments"]} == {None}
+    [new] = found["c"]["clips"]
+    assert (new["key_ssim"], new["null_reasons"]) == (0.5, None)
+    policy = Policy(key_psnr=Range(min=4), key_ssim=Range(max=0.7))
+    reasons = decide_table(flatten_clips(table), policy).to_pylist()
+    assert reasons == [["key_ssim not measured: scored by an older version"]] * 4 + [[]]
+    assert videos_ledger(tmp_path).read(["pix_fmt"]).column_names == ["video", "pix_fmt"]
+
+
+def test_merging_brings_older_parts_to_the_present_columns(tmp_path):
+    older = tuple(c for c in records.VIDEO if c.name != "pix_fmt")
+    for number in range(MAX_PARTS + 2):
+        videos_ledger(tmp_path, older).append([{"video": str(number)}])
+    videos_ledger(tmp_path).compact()
+    [part] = Folder(str(tmp_path)).names("videos")
+    assert "pix_fmt" in Folder(str(tmp_path)).read_schema(f"videos/{part}").names
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (
+            {},
+            r"made by version 0\.1\.0 \(schema version 1\); version 0\.2\.0 reads schema version 2",
+        ),
+        (
+            {"schema_version": "9"},
+            r"made by a later version \(schema version 9\)(.|\n)*install that",
+        ),
+    ],
+)
+def test_a_table_of_another_schema_version_is_refused(tmp_path, metadata, message):
+    table = pa.table({"video": ["a"], "n": [1]}).replace_schema_metadata(metadata)
+    Folder(str(tmp_path)).write_table("videos/part-00000000.parquet", table)
+    with pytest.raises(PlanError, match=message):
+        ledger(tmp_path)

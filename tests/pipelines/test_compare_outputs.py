@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.compare_outputs import compare, main
 from curation.records import NULL_REASONS
+from tests.support.version_1 import with_old_names
 
 CLIPS = [
     {
@@ -32,12 +33,6 @@ CLIPS = [
         "segments": [],
     },
 ]
-OLD_NAMES = {
-    "static_share": "still_share",
-    "prefilter": "gate",
-    "null_reasons": "causes",
-    "frame_samples": "neighbours",
-}
 
 
 def write(folder: Path, clips: list[dict], cuts_s: tuple[float, ...] = (1.0,)) -> Path:
@@ -50,17 +45,6 @@ def write(folder: Path, clips: list[dict], cuts_s: tuple[float, ...] = (1.0,)) -
     video = {"video": "v.mp4", "cuts_s": list(cuts_s), "version": str(folder)}
     pq.write_table(pa.Table.from_pylist([video]), folder / "videos.parquet")
     return folder
-
-
-def with_old_names(value):
-    if isinstance(value, dict):
-        return {OLD_NAMES.get(k, k): with_old_names(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(with_old_names, value))
-    if isinstance(value, str):
-        value = value.replace("failed the prefilter", "below the gate")
-        return value.replace("static_share", "still_share")
-    return value
 
 
 def test_an_output_of_the_old_version_equals_the_same_of_this_one(tmp_path, capsys):

@@ -39,6 +39,15 @@ def numbers_in(kind: type, prefix: str = "") -> Iterator[tuple[str, tuple]]:
             yield name, bounds
 
 
+def setting_names(kind: type, prefix: str = "") -> Iterator[str]:
+    """Every setting below a dataclass, dotted; groups of settings included."""
+    for name, hint in typing.get_type_hints(kind).items():
+        if name in {field.name for field in dataclasses.fields(kind)}:
+            yield prefix + name
+            if dataclasses.is_dataclass(hint):
+                yield from setting_names(hint, f"{prefix}{name}.")
+
+
 TRAINING = [
     kind
     for kind in vars(training_config).values()
