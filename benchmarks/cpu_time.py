@@ -1,11 +1,12 @@
-"""CPU seconds of a command and of everything that it started, daemons and orphans included.
+"""CPU seconds of a command and of everything that it starts, daemons and orphans included.
 
     python -m benchmarks.cpu_time COMMAND…
 
-What a shell's `time` counts is only what was waited for; Ray's raylet lets its workers go uncounted
-(it ignores SIGCHLD), and their isolated children with them. So a supervisor adopts every orphan
-(PR_SET_CHILD_SUBREAPER), reads /proc while it waits, and ends when nothing is left. A process that
-nobody waits for loses at most its last LOOK_S. Kernel threads (page cache, disk) are not counted.
+A shell's `time` counts only processes that their parents waited for. Ray's raylet does not wait for
+its workers (it ignores SIGCHLD), so their time is lost, and that of their isolated children. So a
+supervisor adopts every orphan (PR_SET_CHILD_SUBREAPER), polls /proc, and ends when no process is
+left. A process that no parent waits for loses at most its last POLL_INTERVAL_S. Kernel threads
+(page cache, disk) are not counted.
 """
 
 from __future__ import annotations
@@ -24,44 +25,43 @@ from pathlib import Path
 
 from tests.support.paths import REPOSITORY
 
-LOOK_S = 0.2
-LEFT_S = 60.0  # what the command leaves behind must end by itself within this
+POLL_INTERVAL_S = 0.2
+MAX_ORPHAN_S = 60.0  # that processes may run on after the command ended
 SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
-Process = tuple[int, int]  # pid, start time: pids are used again
+ProcessKey = tuple[int, int]  # pid and start time, because pids are reused
 
 
 @dataclass(frozen=True)
-class Spent:
+class Cost:
     cpu_s: float  # user and system, all processes and threads
     wall_s: float
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A process when it was last looked at."""
+class ProcessTimes:
+    """A process at its last poll."""
 
     parent: int  # pid
     own_s: float
-    waited_s: float  # of descendants that ended and were waited for, all the way up
+    waited_s: float  # of its descendants that ended and were waited for, at every level
 
 
-def spent(command: Sequence[str]) -> Spent:
-    """Runs a command to its end. Raises RuntimeError with its last words where it fails."""
-    with tempfile.NamedTemporaryFile("r") as result, tempfile.TemporaryFile() as said:
+def measure_command(command: Sequence[str]) -> Cost:
+    """Runs a command to its end. Raises RuntimeError with the end of its output if it fails."""
+    with tempfile.NamedTemporaryFile("r") as result, tempfile.TemporaryFile() as output:
         supervisor = [sys.executable, "-m", "benchmarks.cpu_time", "--result", result.name]
-        run = subprocess.run([*supervisor, *command], cwd=REPOSITORY, stdout=said, stderr=said)
-        code = run.returncode
-        if code:
-            said.seek(max(0, said.seek(0, os.SEEK_END) - 4000))
-            words = said.read().decode(errors="replace")
-            raise RuntimeError(f"{' '.join(command)}: exit code {code}\n{words}")
-        return Spent(**json.load(result))
+        run = subprocess.run([*supervisor, *command], cwd=REPOSITORY, stdout=output, stderr=output)
+        if run.returncode:
+            output.seek(max(0, output.seek(0, os.SEEK_END) - 4000))
+            end = output.read().decode(errors="replace")
+            raise RuntimeError(f"{' '.join(command)}: exit code {run.returncode}\n{end}")
+        return Cost(**json.load(result))
 
 
-def look() -> dict[Process, Seen]:
-    """Every process of the machine and what it has used, zombies included; older ones first."""
+def list_processes() -> dict[ProcessKey, ProcessTimes]:
+    """Every process of the machine, zombies included, in the order of their start."""
     found = {}
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -70,61 +70,61 @@ def look() -> dict[Process, Seen]:
             stat = Path("/proc", entry, "stat").read_text(errors="replace")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        # man 5 proc: after the name in brackets (which may hold anything) come fields 3 to 52.
+        # man 5 proc: fields 3 to 52 follow the name in brackets, which may contain anything
         field = stat.rpartition(")")[2].split()
         user, system, waited_user, waited_system = (int(f) * TICK_S for f in field[11:15])
-        found[int(entry), int(field[19])] = Seen(
+        found[int(entry), int(field[19])] = ProcessTimes(
             int(field[1]), user + system, waited_user + waited_system
         )
     return dict(sorted(found.items(), key=lambda item: (item[0][1], item[0][0])))
 
 
-def total_s(seen: Mapping[Process, Seen], root: int, waited_s: float) -> float:
-    """CPU seconds of all descendants of `root`, which itself has waited for `waited_s` of them.
+def total_cpu_s(processes: Mapping[ProcessKey, ProcessTimes], root: int, waited_s: float) -> float:
+    """CPU seconds of all descendants of `root`, which itself waited for `waited_s` of them.
 
-    What a process has waited for is exact but lacks those that it ignored; the sum over its
-    children as last seen lacks their last moments. Neither counts anything twice: the larger one.
+    The time that a process waited for is exact, but excludes children that it ignored; the sum over
+    its children excludes their time after the last poll. Neither counts any time twice, so the
+    larger one is nearer to the truth.
     """
     children = defaultdict(list)
-    for (pid, _), one in seen.items():
-        children[one.parent].append((pid, one))
+    for (pid, _), process in processes.items():
+        children[process.parent].append((pid, process))
 
     def below(pid: int, waited_s: float) -> float:
-        # A pid used again under the same parent would be two children with one set of children:
-        # they are taken once, with the first.
-        kin = children.pop(pid, [])
-        return max(waited_s, sum(one.own_s + below(child, one.waited_s) for child, one in kin))
+        # a pid that is reused under the same parent has one list of children: pop counts it once
+        found = children.pop(pid, [])
+        return max(waited_s, sum(p.own_s + below(child, p.waited_s) for child, p in found))
 
     return below(root, waited_s)
 
 
-def supervise(command: Sequence[str]) -> tuple[int, Spent]:
-    """Exit code and cost. Adopts and waits for whatever the command leaves behind."""
+def supervise(command: Sequence[str]) -> tuple[int, Cost]:
+    """Exit code and cost. Adopts and waits for all processes that the command leaves running."""
     if ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError("this kernel lets no process adopt orphans (PR_SET_CHILD_SUBREAPER)")
-    seen: dict[Process, Seen] = {}
-    began = time.monotonic()
+        raise OSError("this kernel can't let a process adopt orphans (PR_SET_CHILD_SUBREAPER)")
+    processes: dict[ProcessKey, ProcessTimes] = {}
+    start = time.monotonic()
     main = os.posix_spawnp(command[0], command, os.environ)
-    code, ended, ours = None, 0.0, {main}
+    code, end, pids = None, 0.0, {main}
     while True:
         try:
             while (waited := os.waitpid(-1, os.WNOHANG))[0]:
                 if waited[0] == main:
-                    code, ended = os.waitstatus_to_exitcode(waited[1]), time.monotonic()
+                    code, end = os.waitstatus_to_exitcode(waited[1]), time.monotonic()
         except ChildProcessError:
             break
-        if code is not None and time.monotonic() - ended > LEFT_S:
-            raise RuntimeError(f"{command[0]} ended but left processes behind that go on: {ours}")
-        ours = {os.getpid()}
-        for process, one in look().items():
-            if one.parent in ours or process in seen:
-                ours.add(process[0])
-                seen[process] = one
-        time.sleep(LOOK_S)
+        if code is not None and time.monotonic() - end > MAX_ORPHAN_S:
+            raise RuntimeError(f"{command[0]} ended, but left processes running: {pids}")
+        pids = {os.getpid()}
+        for key, process in list_processes().items():
+            if process.parent in pids or key in processes:
+                pids.add(key[0])
+                processes[key] = process
+        time.sleep(POLL_INTERVAL_S)
     assert code is not None
     times = os.times()
     waited_s = times.children_user + times.children_system
-    return code, Spent(total_s(seen, os.getpid(), waited_s), ended - began)
+    return code, Cost(total_cpu_s(processes, os.getpid(), waited_s), end - start)
 
 
 def main() -> None:

@@ -1,13 +1,13 @@
-"""What Ray costs: the same work through `Cluster.stream` and through a plain process pool.
+"""The overhead of Ray: the same work by `Cluster.stream` and by a process pool.
 
     python -m benchmarks.ray_overhead [number of videos, default 200]
 
-Draws short videos (2 s of 640 x 360; a few pictures, every file of other bytes) and runs
-`DecodePass` over them on two workers: as the pipelines do (driver, Ray, a worker each
-with its isolated child), and in a `concurrent.futures` pool of two processes that call the stage
-directly. Each side runs
-twice, in turns: over all videos, and over one video a worker, which is start-up; the difference is
-the work. CPU seconds count every process; wall time counts for something only on a quiet machine.
+Draws short videos (2 s of 640 x 360, few images, the bytes of every file different) and runs
+`DecodePass` over them on two workers: as the pipelines do (driver, Ray, two workers with
+an isolated child each), and in a `concurrent.futures` pool of two processes that call the stage
+directly. Each side runs over all videos and over one video per worker, which is start-up; the
+difference is the work. CPU seconds include every process; wall time is meaningful only
+on an idle machine.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.cpu_time import Spent, spent
-from benchmarks.score import padded
+from benchmarks.cpu_time import Cost, measure_command
+from benchmarks.score import pad_container
 from curation.runner.cluster import Cluster
 from curation.runner.settings import ClusterSettings
 from curation.stage import Row, RunContext
@@ -30,65 +30,65 @@ from tests.support.drawn import encoded, noisy, picture, times, view
 
 WORKERS = 2
 SECONDS = 2.0
-PICTURES = 8
-ROUNDS = 2  # the cheaper counts: the other was disturbed
+IMAGES = 8
+ROUNDS = 2  # the cheaper one counts, because other processes disturb a round
 SIDES = ("pool", "ray")
 
-_watch: DecodePass  # of a pool's process
+_decode_pass: DecodePass  # of a process of the pool
 
 
-def draw(folder: Path, count: int) -> None:
-    """`count` videos of a camera that moves over a picture."""
-    for number in range(min(PICTURES, count)):
-        still = picture(number)
-        frames = (view(still, (500 + 60 * t, 400, 1.0, 0.0)) for t in times(SECONDS))
+def draw_videos(folder: Path, count: int) -> None:
+    """Writes `count` videos of a camera that moves over an image."""
+    for number in range(min(IMAGES, count)):
+        image = picture(number)
+        frames = (view(image, (500 + 60 * t, 400, 1.0, 0.0)) for t in times(SECONDS))
         data = encoded(noisy(frames, 2.0, number))
-        for copy in range(number, count, PICTURES):
-            (folder / f"{copy:04d}.mp4").write_bytes(padded(data, ".mp4", copy // PICTURES))
+        for copy in range(number, count, IMAGES):
+            (folder / f"{copy:04d}.mp4").write_bytes(pad_container(data, ".mp4", copy // IMAGES))
 
 
-def rows(folder: Path, count: int) -> list[Row]:
+def list_rows(folder: Path, count: int) -> list[Row]:
     found = sorted(folder.glob("*.mp4"))[:count]
     return [{"video": str(v), "bytes": v.stat().st_size, "error": None} for v in found]
 
 
-def through_ray(work: list[Row], scratch: str) -> list[Row]:
+def run_in_ray(work: list[Row], scratch: str) -> list[Row]:
     with Cluster(ClusterSettings(workers=WORKERS), scratch) as cluster:
         return list(cluster.stream([DecodePass()], work, context=RunContext(scratch)))
 
 
-def through_pool(work: list[Row], scratch: str) -> list[Row]:
+def run_in_pool(work: list[Row], scratch: str) -> list[Row]:
     with ProcessPoolExecutor(WORKERS, get_context("spawn"), _set_up, (scratch,)) as pool:
         return list(pool.map(_process, work))
 
 
 def _set_up(scratch: str) -> None:
-    global _watch
-    _watch = DecodePass()
-    _watch.setup(RunContext(scratch))
+    global _decode_pass
+    _decode_pass = DecodePass()
+    _decode_pass.setup(RunContext(scratch))
 
 
 def _process(row: Row) -> Row:
-    [row] = _watch.process([row])
+    [row] = _decode_pass.process([row])
     return row
 
 
 def check(done: Iterable[Row], count: int) -> None:
-    """A side that loses or fails work is not to look cheap."""
+    """Raises RuntimeError if rows are missing or failed: they would make a side appear cheap."""
     done = list(done)
     failed = [row["error"] for row in done if row["error"] is not None]
     if failed or len(done) != count or any(row["num_frames"] < 1 for row in done):
         raise RuntimeError(f"{len(done)} rows for {count} videos; failed: {failed[:3]}")
 
 
-def run_side(side: str, folder: Path, count: int) -> Spent:
+def run_side(side: str, folder: Path, count: int) -> Cost:
     module = [sys.executable, "-m", "benchmarks.ray_overhead"]
-    return spent([*module, str(count), "--side", side, "--folder", str(folder)])
+    return measure_command([*module, str(count), "--side", side, "--folder", str(folder)])
 
 
 def compare(folder: Path, count: int) -> None:
-    start_up: dict[str, list[Spent]] = {side: [] for side in SIDES}
-    whole: dict[str, list[Spent]] = {side: [] for side in SIDES}
+    start_up: dict[str, list[Cost]] = {side: [] for side in SIDES}
+    whole: dict[str, list[Cost]] = {side: [] for side in SIDES}
     for _ in range(ROUNDS):
         for side in SIDES:
             start_up[side].append(run_side(side, folder, WORKERS))
@@ -102,7 +102,7 @@ def compare(folder: Path, count: int) -> None:
         work = [a - f for a, f in zip(all_, first, strict=True)]
         print(f"{'start-up, ' + name:24}{first[0]:9.1f}{first[1]:9.1f}")
         print(f"{'work, ' + name:24}{work[0]:9.1f}{work[1]:9.1f}{work[1] / work[0]:8.3f}")
-        print(f"{'together, ' + name:24}{all_[0]:9.1f}{all_[1]:9.1f}{all_[1] / all_[0]:8.3f}")
+        print(f"{'total, ' + name:24}{all_[0]:9.1f}{all_[1]:9.1f}{all_[1] / all_[0]:8.3f}")
 
 
 def main() -> None:
@@ -112,13 +112,13 @@ def main() -> None:
     options.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = options.parse_args()
     if not args.side and args.count <= WORKERS:
-        sys.exit(f"more than {WORKERS} videos: the first {WORKERS} are start-up")
+        sys.exit(f"expected more than {WORKERS} videos: {WORKERS} are start-up")
     with tempfile.TemporaryDirectory() as scratch:
         if args.side:
-            side = through_ray if args.side == "ray" else through_pool
-            check(side(rows(args.folder, args.count), scratch), args.count)
+            run = run_in_ray if args.side == "ray" else run_in_pool
+            check(run(list_rows(args.folder, args.count), scratch), args.count)
             return
-        draw(Path(scratch), args.count)
+        draw_videos(Path(scratch), args.count)
         compare(Path(scratch), args.count)
 
 

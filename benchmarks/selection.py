@@ -1,12 +1,11 @@
-"""Selects from a synthetic ledger: CPU seconds, peak memory, share of planted duplicates found.
+"""Selection from a synthetic ledger: CPU seconds, peak memory, share of planted duplicates found.
 
-    python -m benchmarks.selection [number of clips, default 1,000,000; embeddings of a twentieth]
+    python -m benchmarks.selection [number of clips, default 1,000,000; embeddings: a twentieth]
 
-A tenth of the clips are from a thousand unmoved cameras (one picture each, other things move; the
-busiest has a tenth of them); two in a hundred are copies of another clip: shifted by 0 to 10 s, 8 %
-of the motion's bits and 3 % of the picture's flipped, as re-encoding does. The table lives
-in memory; nothing is written. (Not named select.py: a script's folder comes first on the path, and
-the standard library has a select.)
+A tenth of the clips are from a thousand static cameras (each with one background and different
+moving objects; the most frequent has a tenth of these clips). Two in a hundred are copies of
+another clip, shifted by 0 to 10 s, with 8 % of the bits of motion and 3 % of those of the image
+flipped, as re-encoding does. The table stays in memory; nothing is written.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ POLICY = Policy(
 MOVES = SIGNS + np.uint64(1)
 
 
-def flips(rng: np.random.Generator, shape: tuple[int, ...], share: float) -> np.ndarray:
-    """uint64s of which about `share` of the bits are set: noise to flip bits with."""
+def random_bits(rng: np.random.Generator, shape: tuple[int, ...], share: float) -> np.ndarray:
+    """uint64 array in which about `share` of the bits are set."""
     out = np.zeros(shape, np.uint64)
     for bit in range(64):
         hit = rng.random(shape, np.float32) < share
@@ -44,13 +43,13 @@ def flips(rng: np.random.Generator, shape: tuple[int, ...], share: float) -> np.
     return out
 
 
-def codes(rng: np.random.Generator, n: int) -> np.ndarray:
-    """(n, TICKS) CODE: pictures and motions that drift, a tenth of the bits a tick."""
+def random_fingerprints(rng: np.random.Generator, n: int) -> np.ndarray:
+    """(n, TICKS) CODE: image and motion change by a tenth of their bits per tick."""
     out = np.empty((n, TICKS), CODE)
     out["motion"][:, 0] = rng.integers(0, 2**64, n, np.uint64)
     out["picture"][:, 0] = rng.integers(0, 2**64, n, np.uint64)
-    # One pool of noise, drawn from: what matters is that walks don't repeat, and drawing is slow.
-    pool = flips(rng, (1 << 16,), 0.1)
+    # noise is taken from one pool, rotated at random, because drawing it is slow
+    pool = random_bits(rng, (1 << 16,), 0.1)
     for tick in range(1, TICKS):
         for part in ("motion", "picture"):
             noise = pool[rng.integers(0, len(pool), n)]
@@ -58,24 +57,25 @@ def codes(rng: np.random.Generator, n: int) -> np.ndarray:
             noise = (noise << turn) | (noise >> ((np.uint64(64) - turn) & np.uint64(63)))
             out[part][:, tick] = out[part][:, tick - 1] ^ noise
     camera = np.flatnonzero(rng.random(n) < 0.1)
-    pictures = rng.integers(0, 2**64, 1000, np.uint64)
-    out["picture"][camera] = pictures[(1000 * rng.random(len(camera)) ** 3).astype(int), None]
+    backgrounds = rng.integers(0, 2**64, 1000, np.uint64)
+    out["picture"][camera] = backgrounds[(1000 * rng.random(len(camera)) ** 3).astype(int), None]
     out["motion"] |= MOVES
     return out
 
 
-def ledger(rng: np.random.Generator, n: int) -> tuple[pa.Table, np.ndarray]:
+def synthetic_ledger(rng: np.random.Generator, n: int) -> tuple[pa.Table, np.ndarray]:
     """The clips' table, and the planted pairs (P, 2) as row numbers."""
-    prints = codes(rng, n)
+    prints = random_fingerprints(rng, n)
     copies = rng.permutation(n)[: n // 50 * 2].reshape(2, -1)
     shift = rng.integers(0, 41, copies.shape[1])
     for k in np.unique(shift):
         one, two = copies[:, shift == k]
         prints[two, : TICKS - k] = prints[one, k:]
     noisy = copies[1]
-    prints["motion"][noisy] ^= flips(rng, (len(noisy), TICKS), 0.08) & SIGNS
-    prints["picture"][noisy] ^= flips(rng, (len(noisy), 1), 0.02)  # a weak bit stays weak
-    prints["picture"][noisy] ^= flips(rng, (len(noisy), TICKS), 0.01)
+    prints["motion"][noisy] ^= random_bits(rng, (len(noisy), TICKS), 0.08) & SIGNS
+    # a bit that is near its threshold differs in all ticks
+    prints["picture"][noisy] ^= random_bits(rng, (len(noisy), 1), 0.02)
+    prints["picture"][noisy] ^= random_bits(rng, (len(noisy), TICKS), 0.01)
 
     ids = [f"{v:024x}" for v in rng.permutation(n)]
     offsets = pa.array(np.arange(n + 1) * TICKS * CODE.itemsize, pa.int64())
@@ -84,7 +84,7 @@ def ledger(rng: np.random.Generator, n: int) -> tuple[pa.Table, np.ndarray]:
     )
     columns = {
         "clip_id": pa.array(ids),
-        "sha256": pa.array([f"{v:064x}" for v in rng.permutation(n)]),  # a source of its own each
+        "sha256": pa.array([f"{v:064x}" for v in rng.permutation(n)]),  # one clip per source
         "width": rng.choice(np.array([640, 1280, 1920], np.int32), n, p=[0.1, 0.6, 0.3]),
         "height": np.full(n, 720, np.int32),
         "duration_s": rng.uniform(14.5, 30, n),
@@ -97,26 +97,26 @@ def ledger(rng: np.random.Generator, n: int) -> tuple[pa.Table, np.ndarray]:
     return pa.table(columns), copies.T
 
 
-def semantically(rng: np.random.Generator, n: int) -> None:
-    """Clips that show the same among n drawn embeddings of CLIP's size, 0.5 % of them planted."""
+def measure_semantic_duplicates(rng: np.random.Generator, n: int) -> None:
+    """Semantic duplicates among n random embeddings of CLIP's size, 0.5 % of them planted."""
     v = rng.standard_normal((n, 768), np.float32)
     copies = rng.permutation(n)[: n // 100 * 2].reshape(2, -1)
     v[copies[1]] = v[copies[0]] + 0.1 * v[copies[1]]
     v /= np.linalg.norm(v, axis=1, keepdims=True)
     start = time.process_time()
-    twin, _ = find_semantic_duplicates(v, np.arange(n), 0.95)
+    duplicate_of, _ = find_semantic_duplicates(v, np.arange(n), 0.95)
     spent = time.process_time() - start
     print(
-        f"clips that show the same, of {n}: {spent:.0f} CPU-s, {(twin >= 0).sum()} of "
-        f"{copies.shape[1]} planted found; as the square grows, of a million: "
+        f"semantic duplicates among {n} clips: {spent:.0f} CPU-s, {(duplicate_of >= 0).sum()} of "
+        f"{copies.shape[1]} planted found; scaled with the square, a million clips take "
         f"{spent * (1e6 / n) ** 2 / 3600:.1f} CPU-h"
     )
 
 
 def main(n: int) -> None:
     rng = np.random.default_rng(0)
-    clips, planted = ledger(rng, n)
-    made = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    clips, planted = synthetic_ledger(rng, n)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{n} clips, fingerprints {clips['fingerprint'].nbytes / 2**30:.2f} GiB")
 
     start = time.process_time()
@@ -127,11 +127,12 @@ def main(n: int) -> None:
     prints = read_fingerprints(clips["fingerprint"])
     edges = find_pairs(prints, np.arange(n))
     spent = time.process_time() - start
-    code = {(min(p), max(p)) for p in planted.tolist()}
-    found = {tuple(p) for p in edges.tolist()}
+    expected = {(min(p), max(p)) for p in planted.tolist()}
+    pairs = {tuple(p) for p in edges.tolist()}
+    found = len(expected & pairs)
     print(
-        f"duplicates among all clips: {spent:.0f} CPU-s, {len(code & found)} of {len(code)} "
-        f"planted pairs found ({len(code & found) / len(code):.4f}), {len(found - code)} others"
+        f"duplicates among all clips: {spent:.0f} CPU-s, {found} of {len(expected)} "
+        f"planted pairs found ({found / len(expected):.4f}), {len(pairs) - found} others"
     )
 
     start = time.process_time()
@@ -140,9 +141,9 @@ def main(n: int) -> None:
     print(
         f"select, whole: {time.process_time() - start:.0f} CPU-s, {kept} kept, {n - kept} rejected"
     )
-    semantically(rng, n // 20)
+    measure_semantic_duplicates(rng, n // 20)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak memory: {peak:.1f} GiB ({made:.1f} GiB of it reached in drawing the ledger)")
+    print(f"peak memory: {peak:.1f} GiB ({before:.1f} GiB of it for the synthetic ledger)")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Films at bit rates at which key frames alone hold detail: long takes, and films edited from them.
+"""Long takes, and videos edited from them, at bit rates so low that only keyframe packets have
+detail.
 
-Luma, 640 x 360. Every other take, and what is edited from it, is held out: thresholds were chosen
-on the rest.
+Luma, 640 x 360. Every other take, and what is edited from it, is held out; thresholds were chosen
+on the others.
 """
 
 from __future__ import annotations
@@ -15,91 +16,101 @@ import av
 import cv2
 import numpy as np
 
-from benchmarks.shots_truth import Film, Truth, joined, jumps, labelled, lumas
+from benchmarks.labelled_videos import (
+    LabelledVideo,
+    Labels,
+    concatenated,
+    read_labels,
+    read_luma,
+    with_jump_cuts,
+)
 from curation.video.frames import Planes
 from curation.video.reader import Reader
 
 SIZE = (640, 360)
-SHORTEST_S, LONGEST_S = 9.0, 15.0
-PIECE = 80  # frames
+MIN_TAKE_S, MAX_TAKE_S = 9.0, 15.0
+PIECE_FRAMES = 80
 
 
 class Encoding(NamedTuple):
     codec: str
     options: dict[str, str]
-    bits_s: int | None = None
+    bits_per_s: int | None = None
 
 
 def x264(**options: object) -> Encoding:
     return Encoding("libx264", {"preset": "veryfast", **{k: str(v) for k, v in options.items()}})
 
 
-QUICK = {"deadline": "realtime", "cpu-used": "8", "g": "120"}
-# one after the other: a film that was uploaded twice
+FAST_VP9 = {"deadline": "realtime", "cpu-used": "8", "g": "120"}
+# name -> the encodings that a video passes through
 ENCODINGS: dict[str, list[Encoding]] = {
     "x264 crf 38, key 30": [x264(crf=38, g=30)],
     "x264 crf 44": [x264(crf=44)],
     "x264 crf 44, key 30": [x264(crf=44, g=30)],
     "x264 crf 44, fixed 48": [x264(crf=44, g=48, sc_threshold=0, bf=0)],
     "x264 crf 48": [x264(crf=48)],
-    "x264 60 kbit/s, key 60": [x264(g=60)._replace(bits_s=60_000)],
+    "x264 60 kbit/s, key 60": [x264(g=60)._replace(bits_per_s=60_000)],
     "x264 crf 44, then 26": [x264(crf=44, g=60), x264(crf=26)],
     "x265 crf 42": [
         Encoding("libx265", {"preset": "ultrafast", "crf": "42", "x265-params": "log-level=none"})
     ],
     "mpeg4 150 kbit/s": [Encoding("mpeg4", {"g": "12"}, 150_000)],
-    "VP9 80 kbit/s": [Encoding("libvpx-vp9", QUICK, 80_000)],
+    "VP9 80 kbit/s": [Encoding("libvpx-vp9", FAST_VP9, 80_000)],
 }
 
 
-def compressed(folder: Path) -> Iterator[tuple[str, bool, Film]]:
-    """(name of the encoding, held out, film)."""
+def compressed_videos(folder: Path) -> Iterator[tuple[str, bool, LabelledVideo]]:
+    """(name of the encoding, held out, video)."""
     with TemporaryDirectory() as scratch:
-        for held_out, truth, fps, frames in films(folder):
+        for held_out, labels, fps, frames in uncompressed_videos(folder):
             for name, encodings in ENCODINGS.items():
-                seen = frames
+                encoded = frames
                 for number, encoding in enumerate(encodings):
                     path = Path(scratch) / f"{number}.mkv"
-                    encode(seen, fps, encoding, path)
+                    encode(encoded, fps, encoding, path)
                     if number + 1 < len(encodings):
-                        seen = lumas(path, 0.0, np.inf, SIZE)[1]
+                        encoded = read_luma(path, 0.0, np.inf, SIZE)[1]
                 with Reader(str(path)) as reader:
-                    shown = [(t_s, Planes(planes.y)) for t_s, planes in reader.frames()]
-                times_s, planes = zip(*shown, strict=True)
-                yield name, held_out, Film(truth, np.array(times_s), list(planes))
+                    decoded = [(t_s, Planes(planes.y)) for t_s, planes in reader.frames()]
+                times_s, planes = zip(*decoded, strict=True)
+                yield name, held_out, LabelledVideo(labels, np.array(times_s), list(planes))
 
 
-def films(folder: Path) -> Iterator[tuple[bool, Truth, float, list[np.ndarray]]]:
-    """(held out, truth, frames per second, luma): takes, the same in changing light, cut."""
+def uncompressed_videos(
+    folder: Path,
+) -> Iterator[tuple[bool, Labels, float, list[np.ndarray]]]:
+    """(held out, labels, frames per second, luma): takes, the same in changing light, and videos
+    edited from them."""
     rng = np.random.default_rng(0)
     pieces: dict[bool, list[list[np.ndarray]]] = {False: [], True: []}
-    for number, (name, fps, frames) in enumerate(takes(folder)):
+    for number, (name, fps, frames) in enumerate(single_takes(folder)):
         held_out = number % 2 == 1
-        yield held_out, Truth(name), fps, frames
+        yield held_out, Labels(name), fps, frames
         light = 0.85 + 0.15 * np.cos(np.arange(len(frames)) / fps / 2 * (1 + number % 3))
         lit = [cv2.convertScaleAbs(f, alpha=float(a)) for f, a in zip(frames, light, strict=True)]
-        yield held_out, Truth(f"lit {name}"), fps, lit
+        yield held_out, Labels(f"lit {name}"), fps, lit
         for speed in (1, 2):
-            film = jumps(name, frames[::speed], fps, speed, rng)
-            yield held_out, film.truth, fps, [planes.y for planes in film.planes]
+            video = with_jump_cuts(name, frames[::speed], fps, speed, rng)
+            yield held_out, video.labels, fps, [planes.y for planes in video.planes]
         third = len(frames) // 3
-        pieces[held_out] += [frames[a : a + PIECE].copy() for a in (0, third, 2 * third)]
+        pieces[held_out] += [frames[a : a + PIECE_FRAMES].copy() for a in (0, third, 2 * third)]
     for held_out, of_half in pieces.items():
         for number in range(2):
             order = [of_half[i] for i in rng.permutation(len(of_half))[:16]]
-            film = joined(f"places {number}", order, rng)
-            yield held_out, film.truth, 25.0, [planes.y for planes in film.planes]
+            video = concatenated(f"places {number}", order, rng)
+            yield held_out, video.labels, 25.0, [planes.y for planes in video.planes]
 
 
-def takes(folder: Path) -> Iterator[tuple[str, float, list[np.ndarray]]]:
+def single_takes(folder: Path) -> Iterator[tuple[str, float, list[np.ndarray]]]:
     """The labelled videos' single takes: name, frames per second, luma."""
-    for path, truth in labelled(folder):
-        if "text" in path.name or "vfr" in path.name:  # the latter: another's pictures
+    for path, labels in read_labels(folder):
+        if "text" in path.name or "vfr" in path.name:  # vfr: a copy of another's frames
             continue
-        whole = [] if truth.cuts or truth.gradual else [(0.0, np.inf)]
-        for start_s, end_s in truth.takes or whole:
-            fps, frames = lumas(path, start_s, min(end_s, start_s + LONGEST_S), SIZE)
-            if len(frames) > SHORTEST_S * fps:
+        whole = [] if labels.cuts or labels.gradual else [(0.0, np.inf)]
+        for start_s, end_s in labels.takes or whole:
+            fps, frames = read_luma(path, start_s, min(end_s, start_s + MAX_TAKE_S), SIZE)
+            if len(frames) > MIN_TAKE_S * fps:
                 yield f"{path.name} from {start_s:g}", fps, frames
 
 
@@ -109,9 +120,9 @@ def encode(frames: list[np.ndarray], fps: float, encoding: Encoding, path: Path)
         stream = output.add_stream(encoding.codec, rate=round(fps))
         stream.width, stream.height = SIZE
         stream.pix_fmt, stream.options = "yuv420p", {"threads": "1", **encoding.options}
-        if encoding.bits_s:
-            stream.bit_rate = encoding.bits_s
+        if encoding.bits_per_s:
+            stream.bit_rate = encoding.bits_per_s
         for luma in frames:
-            picture = av.VideoFrame.from_ndarray(np.vstack([luma, grey]), format="yuv420p")
-            output.mux(stream.encode(picture))
+            frame = av.VideoFrame.from_ndarray(np.vstack([luma, grey]), format="yuv420p")
+            output.mux(stream.encode(frame))
         output.mux(stream.encode())

@@ -1,10 +1,12 @@
-"""What could be wrong in silence: which time is counted, and that copies are copies."""
+"""Errors that a benchmark's output would not show: CPU time that is missed or counted twice, copies
+of a video that are not equal."""
 
 import asyncio
 import hashlib
 import io
 import sys
 import textwrap
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,8 +15,8 @@ import numpy as np
 import pytest
 
 from benchmarks.captions import REQUESTS, Fixed, ratios, steady
-from benchmarks.cpu_time import Seen, spent, total_s
-from benchmarks.score import Clocked, lay_out, padded, unlike
+from benchmarks.cpu_time import ProcessTimes, measure_command, total_cpu_s
+from benchmarks.score import clock_methods, differently_scored, pad_container, write_copies
 from stages.captioning.conversation import Completion, Message, Request
 from tests.support.drawn import picture, times, view
 
@@ -22,7 +24,7 @@ BURN = "import time\nwhile time.process_time() < {0}: pass\n"
 CHILDREN = {
     "waited for": "subprocess.run([sys.executable, '-c', burn])",
     "orphaned": "subprocess.Popen([sys.executable, '-c', burn], start_new_session=True)",
-    # The kernel forgets the time of children whose parent ignores SIGCHLD, as Ray's raylet does.
+    # the kernel drops the time of children whose parent ignores SIGCHLD, as Ray's raylet does
     "ignored": """
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         child = subprocess.Popen([sys.executable, '-c', burn])
@@ -38,42 +40,42 @@ def parent_of_a_busy_child(kind: str, cpu_s: float) -> list[str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("kind", CHILDREN)
-def test_a_busy_child_is_counted_however_its_parent_treats_it(kind):
-    cost = spent(parent_of_a_busy_child(kind, 1.0))
-    assert 0.75 < cost.cpu_s < 1.35  # two interpreters start as well
+def test_cpu_time_of_children_is_counted(kind):
+    cost = measure_command(parent_of_a_busy_child(kind, 1.0))
+    assert 0.75 < cost.cpu_s < 1.35  # includes the start of two interpreters
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_command_that_fails_says_its_last_words():
+def test_error_of_a_failed_command_has_the_end_of_its_output():
     with pytest.raises(RuntimeError, match=r"exit code 3\n(.|\n)*no such thing"):
-        spent([sys.executable, "-c", "import sys; print('no such thing'); sys.exit(3)"])
+        measure_command([sys.executable, "-c", "import sys; print('no such thing'); sys.exit(3)"])
 
 
-def test_time_that_was_waited_for_is_not_counted_twice():
-    seen = {
-        (10, 0): Seen(parent=1, own_s=2.0, waited_s=5.0),  # has waited for all of 11
-        (11, 0): Seen(parent=10, own_s=4.8, waited_s=0.0),  # as last seen
-        (12, 0): Seen(parent=1, own_s=1.0, waited_s=0.0),  # has waited for nothing of 13
-        (13, 0): Seen(parent=12, own_s=3.0, waited_s=0.0),
+def test_time_of_children_is_not_counted_twice():
+    processes = {
+        (10, 0): ProcessTimes(parent=1, own_s=2.0, waited_s=5.0),  # waited for all of 11
+        (11, 0): ProcessTimes(parent=10, own_s=4.8, waited_s=0.0),  # at the last poll
+        (12, 0): ProcessTimes(parent=1, own_s=1.0, waited_s=0.0),  # waited for nothing of 13
+        (13, 0): ProcessTimes(parent=12, own_s=3.0, waited_s=0.0),
     }
-    assert total_s(seen, root=1, waited_s=0.0) == pytest.approx(2 + 5 + 1 + 3)
+    assert total_cpu_s(processes, root=1, waited_s=0.0) == pytest.approx(2 + 5 + 1 + 3)
 
 
-def film(container: str, codec: str) -> bytes:
+def encoded_video(container: str, codec: str) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
         stream = out.add_stream(codec, rate=25, width=160, height=96, pix_fmt="yuv420p")
         stream.thread_count = 1
-        still = picture(1, 320, 200)
+        image = picture(1, 320, 200)
         for t in times(1.0):
-            grey = view(still, (120 + 40 * t, 100, 1, 0), (160, 96)).astype(np.uint8)
+            grey = view(image, (120 + 40 * t, 100, 1, 0), (160, 96)).astype(np.uint8)
             out.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="gray")))
         out.mux(stream.encode())
     return file.getvalue()
 
 
 def frames(path: Path) -> list[tuple[int | None, str]]:
-    """(time stamp, hash of the picture) of every frame."""
+    """(time stamp, hash of the pixels) of every frame."""
     with av.open(str(path)) as container:
         return [
             (f.pts, hashlib.sha256(f.to_ndarray().tobytes()).hexdigest())
@@ -90,12 +92,12 @@ def frames(path: Path) -> list[tuple[int | None, str]]:
         (".webm", "webm", "libvpx"),
     ],
 )
-def test_padded_copies_differ_in_bytes_and_length_and_decode_alike(
+def test_padded_copies_differ_in_length_and_decode_to_the_same_frames(
     tmp_path, suffix, container, codec
 ):
     video = tmp_path / f"one{suffix}"
-    video.write_bytes(film(container, codec))
-    folder = lay_out([video], tmp_path / "sets", 3)
+    video.write_bytes(encoded_video(container, codec))
+    folder = write_copies([video], tmp_path / "sets", 3)
     copies = sorted(folder.rglob("*" + suffix))
     assert len({copy.stat().st_size for copy in copies}) == 3
     assert copies[0].read_bytes() == video.read_bytes()
@@ -103,12 +105,12 @@ def test_padded_copies_differ_in_bytes_and_length_and_decode_alike(
     assert all(frames(copy) == frames(video) for copy in copies)
 
 
-def test_a_container_without_a_known_padding_is_refused():
+def test_container_without_known_padding_is_refused():
     with pytest.raises(ValueError, match=r"\.avi: no padding known"):
-        padded(b"", ".avi", 1)
+        pad_container(b"", ".avi", 1)
 
 
-def test_copies_that_were_scored_otherwise_are_named():
+def test_copies_with_different_scores_are_listed():
     def row(folder, name, brightness):
         clips = [{"clip_id": folder, "brightness": brightness, "fingerprint": b"\x01"}]
         return {"video": f"{folder}/{name}", "sha256": folder, "cpu_s": 1.0, "clips": clips}
@@ -117,24 +119,26 @@ def test_copies_that_were_scored_otherwise_are_named():
     rows += [row("set0", "b.mp4", 90.0), row("set1", "b.mp4", 91.0)]
     rows += [row("set0", "c.mp4", 0) | {"error": "9 of 12 bytes belong to no box"}]
     rows += [row("set1", "c.mp4", 0) | {"error": "33 of 36 bytes belong to no box"}]
-    assert unlike(rows) == ["b.mp4"]
+    assert differently_scored(rows) == ["b.mp4"]
 
 
-def test_a_clocked_object_works_as_before_and_its_time_is_counted():
+def test_clocked_methods_return_their_results_and_count_their_time():
     class Busy:
         size = 3
 
-        def work(self, until_s):
-            total = 0
-            for number in range(until_s):
-                total += number
-            return total
+        def work(self, count):
+            return sum(number % 7 for number in range(count))
+
+        def work_twice(self, count):
+            return self.work(count) + self.work(count)
 
     clock = Counter()
-    clocked = Clocked(Busy(), clock, "busy")
-    assert clocked.size == 3
-    assert clocked.work(500_000) == 500_000 * 499_999 // 2
-    assert 0.001 < clock["busy"] < 5
+    busy = Busy()
+    clock_methods(busy, clock, "busy")
+    start = time.process_time()
+    assert busy.size == 3
+    assert busy.work_twice(500_000) == 2 * Busy().work(500_000)
+    assert 0.001 < clock["busy"] < time.process_time() - start
 
 
 class Counting(Fixed):

@@ -1,6 +1,7 @@
-"""What other pipelines do to a file, one pass after the other, each with the library's defaults.
+"""The passes that other pipelines make over a video, each with its library's defaults.
 
-Every pass opens and decodes the file again, as they do. A file that OpenCV can't open is skipped.
+Every pass opens and decodes the file again, as it does there. A file that OpenCV can't open is
+skipped.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a line per interlaced frame, else
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # one line per interlaced frame otherwise
 
 import cv2
 import scenedetect
@@ -17,26 +18,26 @@ from stages.decode_pass import DecodePass
 from stages.meters.motion import Motion
 
 
-def content(video: str) -> int:
+def detect_content(video: str) -> int:
     """Number of scenes, as `scenedetect -i VIDEO detect-content` finds them."""
-    return _scenes(video, scenedetect.ContentDetector())
+    return _count_scenes(video, scenedetect.ContentDetector())
 
 
-def adaptive(video: str) -> int:
+def detect_adaptive(video: str) -> int:
     """Number of scenes, as `scenedetect -i VIDEO detect-adaptive` finds them."""
-    return _scenes(video, scenedetect.AdaptiveDetector())
+    return _count_scenes(video, scenedetect.AdaptiveDetector())
 
 
-def _scenes(video: str, detector: scenedetect.SceneDetector) -> int:
+def _count_scenes(video: str, detector: scenedetect.SceneDetector) -> int:
     try:
         return len(scenedetect.detect(video, detector))
     except (OSError, scenedetect.VideoOpenFailure):
         return 0
 
 
-def flow(video: str) -> int:
-    """Number of pairs of frames whose flow was computed: as many a second as `Motion` looks at,
-    the same time apart, at the same width, with the same preset."""
+def compute_flow(video: str) -> int:
+    """Number of pairs of frames whose flow was computed: as many per second as `Motion` uses, with
+    the same distance in time, at the same width, with the same preset."""
     settings = Motion()
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
     capture = cv2.VideoCapture(video)
@@ -45,24 +46,24 @@ def flow(video: str) -> int:
     first, number, pairs = None, 0, 0
     while capture.grab():
         if first is None and number % every == 0:
-            first, due = _grey(capture), number + gap
+            first, due = _small_grey(capture), number + gap
         elif first is not None and number >= due:
-            dis.calc(first, _grey(capture), None)
+            dis.calc(first, _small_grey(capture), None)
             first, pairs = None, pairs + 1
         number += 1
     capture.release()
     return pairs
 
 
-def _grey(capture: cv2.VideoCapture):
-    _, picture = capture.retrieve()
-    height = max(1, round(picture.shape[0] * 320 / picture.shape[1]))
-    small = cv2.resize(picture, (320, height), interpolation=cv2.INTER_AREA)
+def _small_grey(capture: cv2.VideoCapture):
+    _, frame = capture.retrieve()
+    height = max(1, round(frame.shape[0] * 320 / frame.shape[1]))
+    small = cv2.resize(frame, (320, height), interpolation=cv2.INTER_AREA)
     return cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
 
 
-def sample(video: str, folder: Path) -> int:
-    """Number of JPEG files written: the centre of every segment of as many clips as fit."""
+def sample_frames(video: str, folder: Path) -> int:
+    """Number of JPEG files written: the centre frame of every segment of as many clips as fit."""
     settings = DecodePass()
     capture = cv2.VideoCapture(video)
     fps = capture.get(cv2.CAP_PROP_FPS) or 25.0
@@ -70,9 +71,9 @@ def sample(video: str, folder: Path) -> int:
     step_s, written = settings.clip_s / settings.segments, 0
     for number in range(int(max(0.0, seconds) // settings.clip_s) * settings.segments):
         capture.set(cv2.CAP_PROP_POS_MSEC, (number + 0.5) * step_s * 1e3)
-        found, picture = capture.read()
+        found, frame = capture.read()
         if found:
-            cv2.imwrite(str(folder / f"{Path(video).stem}_{number}.jpg"), picture)
+            cv2.imwrite(str(folder / f"{Path(video).stem}_{number}.jpg"), frame)
             written += 1
     capture.release()
     return written
