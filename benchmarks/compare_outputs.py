@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from annotated_types import Ge
 
 from curation.cli import Arguments, run_command
-from curation.progress import shown
+from curation.progress import printable
 from curation.renames import COLUMNS
 from curation.storage import InputError
 
@@ -102,7 +102,9 @@ def _differences(
     if unequal:
         numbers = [abs(x - y) for _, x, y in unequal if _are_numbers(x, y)]
         key, x, y = unequal[0]
-        example = f"{shown(key, 24)}: {shown(x, EXAMPLE_CHARS)} -> {shown(y, EXAMPLE_CHARS)}"
+        example = (
+            f"{printable(key, 24)}: {printable(x, EXAMPLE_CHARS)} -> {printable(y, EXAMPLE_CHARS)}"
+        )
         yield Difference(table, column, len(unequal), max(numbers, default=None), example)
 
 

@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 
 from curation import config
 from curation.errors import UserError
-from curation.progress import shown
+from curation.progress import printable
 
 EXIT_INTERRUPTED = 130  # what a shell reports for Ctrl-C
 EXIT_CLOSED_PIPE = 141  # and for a reader that ended early, as `| head` does
@@ -84,7 +84,7 @@ def run_command(
             code = work(parsed) or 0
         sys.stdout.flush()
     except catch as e:
-        lines = [shown(line, MAX_LINE_CHARS) for line in str(e).splitlines()]
+        lines = [printable(line, MAX_LINE_CHARS) for line in str(e).splitlines()]
         sys.exit(f"{prefix}{type(e).__name__}: " + "\n".join(lines))
     except KeyboardInterrupt:
         print("stopped" + (f"; {stopped}" if stopped else ""), file=sys.stderr)
@@ -137,7 +137,7 @@ def parse(
     least = sum(not name.startswith("[") for name in names)
     repeats = names and names[-1].endswith("...")
     if not least <= len(given) <= (len(given) if repeats else len(names)):
-        found = ", ".join(shown(value, 60) for value in given) or "none"
+        found = ", ".join(printable(value, 60) for value in given) or "none"
         raise UsageError(f"expected {arguments or 'no argument'}, found {found}; --help explains")
     at = [name.strip("[]") for name in names].index("CONFIG") if "CONFIG" in arguments else None
     path = default_config

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation.progress import shown
+from curation.progress import printable
 
 VIDEO_STATUSES = ("ok", "duplicate", "failed")
 CLIP_STATUSES = ("kept", "rejected", "failed")
@@ -76,13 +76,13 @@ def rule(reason: str) -> str:
         if reason.startswith(start):
             return f"{start} another"
     if match := _LIMIT.fullmatch(reason):
-        return shown(" ".join(match.groups()), 80)
+        return printable(" ".join(match.groups()), 80)
     if match := _LENGTH.fullmatch(reason):
-        return shown(f"duration_s {match[1]} {match[2]}", 80)
+        return printable(f"duration_s {match[1]} {match[2]}", 80)
     if match := _UNMEASURED.match(reason):
-        return f"{shown(match[1], 60)} not measured"
+        return f"{printable(match[1], 60)} not measured"
     head = re.split(r"[:\n]", reason, maxsplit=1)[0]
-    return shown(_NAMES_AND_NUMBERS.sub("…", head).strip(), 80) or "no reason given"
+    return printable(_NAMES_AND_NUMBERS.sub("…", head).strip(), 80) or "no reason given"
 
 
 def rules(reasons: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -137,7 +137,7 @@ def _statuses(what: str, status: pa.ChunkedArray, known: tuple[str, ...]) -> dic
     counts = {name: found.pop(name, 0) for name in known}
     if found:
         sums = " + ".join(f"{n} {name}" for name, n in counts.items())
-        other = ", ".join(f"{n} {shown(name, 40)}" for name, n in found.items())
+        other = ", ".join(f"{n} {printable(name, 40)}" for name, n in found.items())
         raise Unaccounted(f"{what}: {len(status)} rows, but {sums}; unaccounted for: {other}")
     return counts
 

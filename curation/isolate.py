@@ -1,7 +1,7 @@
-"""Runs work on hostile files in a child process: a crash, a hang or a memory bomb costs one call.
+"""Runs calls on hostile files in a child process: a crash, a hang or a memory bomb fails one call.
 
-The child decodes what strangers made and might be taken over, so the parent takes nothing but data
-from it (JSON): it never unpickles an answer. Measured: 0.1 ms per call, 50 ms to start again.
+A hostile file might take over the child, so the parent accepts only plain data from it (JSON) and
+never unpickles a reply. Measured: 0.1 ms per call, 50 ms to restart the child.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from typing import Any
 
 from curation.stage import BadVideo, OutputError
 
-BYTES = "\0bytes"  # the key of a JSON object that stands for bytes
-MAX_ANSWER = 256 << 20  # bytes; rows are a few kilobytes
-MAX_FILE = 1 << 30  # bytes; a child writes key frames
-START_S = 120.0  # imports and models, on a machine that is busy
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+BYTES_KEY = "\0bytes"  # of a JSON object that stands for bytes
+MAX_REPLY_BYTES = 256 << 20  # rows are a few kilobytes
+MAX_FILE_BYTES = 1 << 30  # a child writes key frames
+START_TIMEOUT_S = 120.0  # imports and models, on a busy machine
+NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Crashed(BadVideo):
@@ -40,25 +40,25 @@ class Crashed(BadVideo):
 
 
 class TimedOut(BadVideo):
-    """The child gave no answer before its deadline."""
+    """The child sent no reply before the timeout."""
 
 
 class NotStarted(RuntimeError):
-    """There is no child to ask: the machine's or the set-up's fault, not that of an input."""
+    """The child did not start: the fault of the machine or of `setup`, not of an input."""
 
 
 class Unexpected(BadVideo):
-    """An error of our own code on this input, with the place it came from."""
+    """An error of our own code on this input, with its source line."""
 
 
 class Isolated:
-    """`call(*args)` in one child process, which is started when needed and again after each crash.
+    """Runs `call(*args)` in one child process, which starts when needed and after each crash.
 
-    call, setup: anything that pickle takes by name, such as `stage.process` and `stage.setup`;
-    setup runs once per child. Arguments may be anything that pickle takes; results are plain data
-    (str, int, float, bool, None, bytes, list, dict with str keys). Raises BadVideo, its subclasses
-    here, and OutputError. Use it from a thread that lives as long as the child should: the kernel
-    ends the child together with the thread that started it.
+    call, setup: picklable, such as `stage.process` and `stage.setup`; setup runs once per child.
+    Arguments are picklable; results are plain data (str, int, float, bool, None, bytes, list, dict
+    with str keys). Raises BadVideo and its subclasses here, OutputError, NotStarted.
+    Use it from a thread that lives as long as the child should: the kernel kills the child when
+    the thread that started it ends.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class Isolated:
         setup: Callable[[], None] | None = None,
         *,
         timeout_s: float = 60.0,
-        memory_gib: float = 4.0,  # address space on top of what is in use after setup
-        log: str | None = None,  # where the child's stdout and stderr go; None: nowhere
+        memory_gib: float = 4.0,  # address space in addition to what is in use after setup
+        log: str | None = None,  # file of the child's stdout and stderr; None: they are discarded
     ) -> None:
-        self._work = pickle.dumps((call, setup, int(memory_gib * 2**30)))
+        self._setup_request = pickle.dumps((call, setup, int(memory_gib * 2**30)))
         self.timeout_s = timeout_s
         self.memory_gib = memory_gib
         self.log = log
@@ -78,30 +78,30 @@ class Isolated:
         self._socket: socket.socket | None = None
 
     def __call__(self, *args: Any, timeout_s: float | None = None) -> Any:
-        """The result of the call. timeout_s: for this one, s; None: the usual one."""
+        """Returns the result of the call. timeout_s: of this call; None: the usual one."""
         limit_s = self.timeout_s if timeout_s is None else timeout_s
         if self._child is None or self._child.poll() is not None:
             self._start()
         try:
-            answer = self._ask(pickle.dumps(args), limit_s)
+            reply = self._request(pickle.dumps(args), limit_s)
         except TimeoutError as error:
             self.close()
             raise TimedOut(f"no result after {limit_s:g} s") from error
         except OSError as error:
-            raise Crashed(self._last_words()) from error
+            raise Crashed(self._exit_reason()) from error
         except (ValueError, RecursionError) as error:
             self.close()
-            raise Crashed("the decoder gave an answer that is no data") from error
-        except BaseException:  # interrupted: a late answer must not be taken for the next call's
+            raise Crashed("malformed JSON from the decoder") from error
+        except BaseException:  # interrupted: a late reply must not become that of the next call
             self.close()
             raise
-        return self._unpack(answer)
+        return self._result_of(reply)
 
     def call_with_retry(self, *args: Any, timeout_s: float | None = None) -> Any:
-        """The call, once more where the child crashed.
+        """Calls a second time where the child crashed.
 
-        The first time it may be the machine's doing (memory short elsewhere, an operator's kill);
-        the second time it is the input's.
+        The first crash may be the machine's fault (another process took the memory, or an operator
+        killed the child); the second is the input's.
         """
         try:
             return self(*args, timeout_s=timeout_s)
@@ -115,9 +115,9 @@ class Isolated:
         self.close()
 
     def close(self) -> None:
-        """Ends the child; the next call starts a new one."""
+        """Kills the child; the next call starts a new one."""
         if self._child is not None:
-            self._end()
+            self._kill()
             self._child = None
 
     def _start(self) -> None:
@@ -132,50 +132,50 @@ class Isolated:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                env={**os.environ, "PYTHONPATH": path, "GLIBC_TUNABLES": _tunables()},
-                start_new_session=True,  # Ctrl-C is the parent's business
+                env={**os.environ, "PYTHONPATH": path, "GLIBC_TUNABLES": _glibc_tunables()},
+                start_new_session=True,  # Ctrl-C goes to the parent alone
             )
         finally:
             theirs.close()
             if self.log:
                 out.close()
         self._socket = ours
-        self._end = weakref.finalize(self, _end, self._child, ours)
+        self._kill = weakref.finalize(self, _kill, self._child, ours)
         try:
-            answer = self._ask(self._work, START_S)
+            reply = self._request(self._setup_request, START_TIMEOUT_S)
         except (OSError, ValueError) as error:
-            reason = self._last_words()
+            reason = self._exit_reason()
             where = f"; see {self.log}" if self.log else ""
             raise NotStarted(f"the isolated worker did not start: {reason}{where}") from error
-        if "error" in answer:
+        if "error" in reply:
             self.close()
-            raise NotStarted(f"the isolated worker did not start: {answer.get('message')}")
+            raise NotStarted(f"the isolated worker did not start: {reply.get('message')}")
 
-    def _ask(self, question: bytes, limit_s: float) -> dict[str, Any]:
-        """Sends and receives under one deadline. Raises OSError where the child is gone."""
+    def _request(self, request: bytes, limit_s: float) -> dict[str, Any]:
+        """Returns the child's reply. Raises OSError where the child ended, ValueError."""
         assert self._socket is not None
-        until = time.monotonic() + limit_s
-        _send(self._socket, question, until)
-        answer = decode(_receive(self._socket, until))
-        if not isinstance(answer, dict):
-            raise ValueError("not an answer")
-        return answer
+        deadline = time.monotonic() + limit_s
+        _send(self._socket, request, deadline)
+        reply = decode_reply(_receive(self._socket, deadline))
+        if not isinstance(reply, dict):
+            raise ValueError("not a JSON object")
+        return reply
 
-    def _unpack(self, answer: dict[str, Any]) -> Any:
-        if "ok" in answer:
-            return answer["ok"]
-        kind, message = answer.get("error"), str(answer.get("message"))[:2000]
+    def _result_of(self, reply: dict[str, Any]) -> Any:
+        if "ok" in reply:
+            return reply["ok"]
+        kind, message = reply.get("error"), str(reply.get("message"))[:2000]
         if kind == "OutputError":
             raise OutputError(message)
         if kind == "BadVideo":
             raise BadVideo(message)
         if kind == "MemoryError":
-            self.close()  # its memory is in pieces
+            self.close()  # restart: its heap is fragmented
             raise BadVideo(f"needs more memory than the limit of {self.memory_gib:g} GiB")
         raise Unexpected(message)
 
-    def _last_words(self) -> str:
-        """Why the child is gone."""
+    def _exit_reason(self) -> str:
+        """Returns why the child ended."""
         assert self._child is not None
         try:
             code = self._child.wait(5.0)
@@ -187,30 +187,30 @@ class Isolated:
         if code >= 0:
             return f"the decoder ended with exit code {code}"
         name = signal.Signals(-code).name
-        guess = ", most likely for the machine's memory" if name == "SIGKILL" else ""
+        guess = ", most likely because the machine ran out of memory" if name == "SIGKILL" else ""
         return f"the decoder crashed: {name}{guess}"
 
 
-def _tunables() -> str:
-    """Large pages where malloc takes much at once: decoded pictures of 3 MB each in pages of 4 kB
-    cost a decoder 4 % of its time. Another C library than glibc takes no notice."""
+def _glibc_tunables() -> str:
+    """Returns GLIBC_TUNABLES with large pages for large allocations: decoded frames of 3 MB each in
+    pages of 4 kB take 4 % of a decoder's time. Other C libraries ignore the variable."""
     given = os.environ.get("GLIBC_TUNABLES")
     return ":".join(filter(None, (given, "glibc.malloc.hugetlb=1")))
 
 
-def _end(child: subprocess.Popen[bytes], connection: socket.socket) -> None:
+def _kill(child: subprocess.Popen[bytes], connection: socket.socket) -> None:
     connection.close()
     if child.poll() is None:
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
 
-def encode(value: Any) -> bytes:
-    """Plain data as JSON; bytes as base64, numpy's numbers as Python's. Else raises TypeError."""
+def encode_reply(value: Any) -> bytes:
+    """Returns plain data as JSON: bytes as base64, numpy's numbers as Python's. Else TypeError."""
 
     def plain(other: Any) -> Any:
         if isinstance(other, bytes | bytearray | memoryview):
-            return {BYTES: base64.b64encode(other).decode()}
+            return {BYTES_KEY: base64.b64encode(other).decode()}
         if hasattr(other, "dtype") and getattr(other, "ndim", None) == 0:
             return other.item()
         raise TypeError(f"{type(other).__name__} can't be returned from an isolated call")
@@ -218,115 +218,117 @@ def encode(value: Any) -> bytes:
     return json.dumps(value, default=plain, separators=(",", ":")).encode()
 
 
-def decode(data: bytes) -> Any:
-    """What `encode` wrote. Raises ValueError or RecursionError for anything else."""
+def decode_reply(data: bytes) -> Any:
+    """Returns what `encode_reply` was given. Raises ValueError or RecursionError of other data."""
 
     def revive(found: dict[str, Any]) -> Any:
-        if found.keys() != {BYTES}:
+        if found.keys() != {BYTES_KEY}:
             return found
-        if not isinstance(found[BYTES], str):
+        if not isinstance(found[BYTES_KEY], str):
             raise ValueError("not bytes")
-        return base64.b64decode(found[BYTES], validate=True)
+        return base64.b64decode(found[BYTES_KEY], validate=True)
 
     return json.loads(data, object_hook=revive)
 
 
-def _send(connection: socket.socket, data: bytes, until: float | None = None) -> None:
-    _set_timeout(connection, until)
+def _send(connection: socket.socket, data: bytes, deadline: float | None = None) -> None:
+    _set_timeout(connection, deadline)
     connection.sendall(len(data).to_bytes(8) + data)
 
 
-def _receive(connection: socket.socket, until: float | None = None) -> bytes:
-    """One message. Raises ConnectionError where it breaks off, TimeoutError at the deadline."""
+def _receive(connection: socket.socket, deadline: float | None = None) -> bytes:
+    """Returns one message. Raises ConnectionError where it is cut off, TimeoutError."""
 
     def take(count: int) -> bytes:
         parts = bytearray()
         while len(parts) < count:
-            _set_timeout(connection, until)
+            _set_timeout(connection, deadline)
             part = connection.recv(min(count - len(parts), 1 << 20))
             if not part:
-                raise ConnectionError("the other side is gone")
+                raise ConnectionError("the other side closed the connection")
             parts += part
         return bytes(parts)
 
     length = int.from_bytes(take(8))
-    if length > MAX_ANSWER:
+    if length > MAX_REPLY_BYTES:
         raise ValueError(f"a message of {length} bytes")
     return take(length)
 
 
-def _set_timeout(connection: socket.socket, until: float | None) -> None:
-    if until is not None:
-        left_s = until - time.monotonic()
+def _set_timeout(connection: socket.socket, deadline: float | None) -> None:
+    if deadline is not None:
+        left_s = deadline - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
         connection.settimeout(left_s)
 
 
-def _confine(parent: int) -> None:
-    """What a child may do less than its parent, and that it ends with it."""
+def _restrict_child(parent: int) -> None:
+    """Limits what the child may do, and has the kernel kill it when its parent thread ends."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE, MAX_FILE))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
     if sys.platform == "linux":
         prctl = ctypes.CDLL(None, use_errno=True).prctl
         die_with_parent, no_new_privileges = 1, 38  # linux/prctl.h
         prctl(die_with_parent, signal.SIGKILL, 0, 0, 0)
         prctl(no_new_privileges, 1, 0, 0, 0)
-    if os.getppid() != parent:  # it was gone before we asked
+    if os.getppid() != parent:  # it ended before the call of prctl
         os._exit(1)
 
 
-def _limit_memory(more: int) -> None:
-    """more: bytes of address space on top of what libraries have reserved by now."""
+def _limit_memory(extra_bytes: int) -> None:
+    """extra_bytes: of address space, in addition to what libraries have reserved by now."""
     if sys.platform == "linux":
         in_use = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (in_use + more, in_use + more))
+        resource.setrlimit(resource.RLIMIT_AS, (in_use + extra_bytes, in_use + extra_bytes))
 
 
-def _describe(error: BaseException) -> dict[str, str]:
-    """An error as data: kind and message."""
+def _error_reply(error: BaseException) -> dict[str, str]:
+    """Returns an error as plain data: its kind and message."""
     if isinstance(error, OutputError):
         return {"error": "OutputError", "message": str(error)}
     if isinstance(error, BadVideo):
         return {"error": "BadVideo", "message": str(error)}
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
+    if isinstance(error, OSError) and error.errno in NO_SPACE_ERRNOS:
         return {"error": "OutputError", "message": str(error)}
-    if isinstance(error, MemoryError) or "Insufficient memory" in str(error):  # OpenCV's words
+    if isinstance(error, MemoryError) or "Insufficient memory" in str(error):  # of OpenCV
         return {"error": "MemoryError", "message": ""}
     traceback.print_exception(error)
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return {"error": "Unexpected", "message": f"{type(error).__name__}: {error}{place}"}
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return {"error": "Unexpected", "message": f"{type(error).__name__}: {error}{where}"}
 
 
 def _serve(connection: socket.socket) -> None:
-    """The child's life: set up once, then one answer per question until the parent is gone."""
+    """Child main loop: set up, then serve requests until the parent closes the connection."""
     call, setup, memory = pickle.loads(_receive(connection))
     if setup is not None:
         setup()
     gc.collect()
     _limit_memory(memory)
-    _send(connection, encode({"ok": None}))
+    _send(connection, encode_reply({"ok": None}))
     while True:
         args = pickle.loads(_receive(connection))
         try:
-            answer = encode({"ok": call(*args)})
+            reply = encode_reply({"ok": call(*args)})
         except Exception as error:
-            answer = encode(_describe(error))
-        _send(connection, answer)
+            reply = encode_reply(_error_reply(error))
+        _send(connection, reply)
 
 
 def _main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     faulthandler.enable()
-    _confine(int(sys.argv[2]))
+    _restrict_child(int(sys.argv[2]))
     try:
         _serve(connection)
     except ConnectionError:
         pass
     except Exception as error:
         traceback.print_exc()
-        _send(connection, encode({"error": "start", "message": _describe(error)["message"]}))
+        _send(
+            connection, encode_reply({"error": "start", "message": _error_reply(error)["message"]})
+        )
 
 
 if __name__ == "__main__":

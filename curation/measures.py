@@ -1,7 +1,7 @@
-"""Pure measures on pictures: light, colour, sharpness, likeness of two pictures.
+"""Pure measures on images: brightness, colour, sharpness, similarity of two images.
 
-Pictures are arrays: luma (h, w) uint8 in full range, or BGR (h, w, 3) uint8. No video and no state
-in here, so that the trainer and tests can use the same numbers as curation.
+Images are arrays: luma (h, w) uint8 in full range, or BGR (h, w, 3) uint8. Without video or state,
+so that the trainer and tests can use the same numbers as curation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def sharpness(luma: np.ndarray) -> float:
 
 
 def colourfulness(bgr: np.ndarray) -> float:
-    """0 grey, 109 extremely colourful.
+    """From 0 for grey to 109 for extremely colourful.
 
     Hasler and Suesstrunk, Measuring colourfulness in natural images (2003).
     """
@@ -32,49 +32,44 @@ def colourfulness(bgr: np.ndarray) -> float:
 
 
 def median(values: np.ndarray) -> float:
-    """The middle one, or the mean of two; of none 0. What np.median gives, in a fraction of its
-    time for the cells of a small picture."""
+    """As np.median, but 0 of an empty array; a fraction of its time for few values."""
     if not values.size:
         return 0.0
     low, high = (values.size - 1) // 2, values.size // 2
-    mixed = values.flatten()
-    mixed.partition((low, high))
-    return (float(mixed[low]) + float(mixed[high])) / 2
+    copy = values.flatten()
+    copy.partition((low, high))
+    return (float(copy[low]) + float(copy[high])) / 2
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two uint8 pictures of one size, dB; inf for equal ones."""
-    _same_size(first, second)
+    """Peak signal-to-noise ratio of two uint8 images of one size, dB; inf where they are equal."""
+    _check_same_size(first, second)
     error = float(np.mean((first.astype(np.float32) - second.astype(np.float32)) ** 2))
     return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
 
 
 def ssim(first: np.ndarray, second: np.ndarray) -> float:
-    """Structural similarity of two luma pictures, 1 where they are equal.
+    """Structural similarity of two luma images, 1 where they are equal.
 
     Wang et al., Image quality assessment (2004): Gaussian window of 11 x 11 with sigma 1.5,
-    K1 0.01, K2 0.03; mean over the windows that lie wholly inside.
+    K1 0.01, K2 0.03; mean over the windows that lie completely inside.
     """
-    _same_size(first, second)
+    _check_same_size(first, second)
     if first.ndim != 2 or min(first.shape) < 11:
-        raise ValueError(
-            f"ssim needs luma pictures of at least 11 x 11 px, got shape {first.shape}"
-        )
+        raise ValueError(f"ssim needs luma images of at least 11 x 11 px, got shape {first.shape}")
 
-    def local_mean(picture: np.ndarray) -> np.ndarray:
-        return cv2.GaussianBlur(picture, (11, 11), 1.5)[5:-5, 5:-5]
+    def local_mean(image: np.ndarray) -> np.ndarray:
+        return cv2.GaussianBlur(image, (11, 11), 1.5)[5:-5, 5:-5]
 
     a, b = first.astype(np.float32), second.astype(np.float32)
     mean_a, mean_b = local_mean(a), local_mean(b)
     var_a, var_b = local_mean(a * a) - mean_a**2, local_mean(b * b) - mean_b**2
     covariance = local_mean(a * b) - mean_a * mean_b
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    likeness = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    return float(np.mean(likeness / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))))
+    similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return float(np.mean(similarity / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))))
 
 
-def _same_size(first: np.ndarray, second: np.ndarray) -> None:
+def _check_same_size(first: np.ndarray, second: np.ndarray) -> None:
     if first.shape != second.shape:
-        raise ValueError(
-            f"two pictures of one size are compared, got {first.shape} and {second.shape}"
-        )
+        raise ValueError(f"expected two images of one size, got {first.shape} and {second.shape}")

@@ -1,4 +1,4 @@
-"""What a person sees while a phase runs: a live line on a terminal, plain lines anywhere else."""
+"""Progress of a phase: a live line on a terminal, plain lines in a pipe or a file."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-_JOINERS = "\u200c\u200d"  # invisible, but Persian, Hindi and emoji are misspelt without them
+JOINERS = "\u200c\u200d"  # invisible, but Persian, Hindi and emoji are misspelt without them
 
 
-def shown(text: object, limit: int = 200) -> str:
-    """Any text as one harmless line: unprintable characters as escapes, too long a middle cut out.
+def printable(text: object, limit: int = 200) -> str:
+    """Returns any text as one printable line; of a longer text the middle is left out.
 
-    File names and error texts are hostile: an ANSI escape would drive the terminal, a newline would
-    fake a line of ours, a bidi override would show another name.
+    Unprintable characters become escapes, since file names and error texts may be hostile: an ANSI
+    escape controls the terminal, a newline fakes a line of ours, a bidi override another name.
     """
     text = str(text)
     if len(text) > limit:
@@ -32,13 +32,13 @@ def shown(text: object, limit: int = 200) -> str:
         text = f"{text[: limit - tail - 1]}…{text[len(text) - tail :]}"
     return "".join(
         c
-        if c.isprintable() or c in _JOINERS or unicodedata.category(c) == "Zs"
+        if c.isprintable() or c in JOINERS or unicodedata.category(c) == "Zs"
         else c.encode("unicode_escape").decode()
         for c in text
     )
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """4 s, 3 min 20 s, 5 h 07 min, 2 d 3 h."""
     s = round(seconds)
     if s < 60:
@@ -52,7 +52,7 @@ def duration(seconds: float) -> str:
 
 @dataclass
 class Counts:
-    """What became of the units so far. A phase uses the columns that it has."""
+    """Units of a phase by outcome."""
 
     done: int = 0
     kept: int = 0
@@ -63,11 +63,10 @@ class Counts:
 class Progress:
     """`with Progress("score", 34, "videos") as progress: progress.update(done=1, kept=2)`.
 
-    Writes to stderr, so that what a pipeline prints as its result stays clean. `total` may be None
-    where it isn't known.
+    Writes to stderr, apart from the results on stdout.
     """
 
-    window_s = 60.0  # speed is that of the last minute: models load slowly, then run fast
+    window_s = 60.0  # of the speed: models load slowly, then run fast
 
     def __init__(
         self,
@@ -77,17 +76,17 @@ class Progress:
         out: TextIO | None = None,
         every_s: float = 10.0,
     ) -> None:
-        """unit: plural. every_s: time between plain lines."""
-        self.phase, self.unit = shown(phase, 40), shown(unit, 40)
+        """total: None where unknown. unit: plural. every_s: time between plain lines."""
+        self.phase, self.unit = printable(phase, 40), printable(unit, 40)
         self.total, self.every_s = total, every_s
         self.counts = Counts()
         self.out = sys.stderr if out is None else out
-        self._marks: deque[tuple[float, int]] = deque()
-        self._note: str | None = None
+        self._history: deque[tuple[float, int]] = deque()  # time, units done by then
+        self._wait_reason: str | None = None
         self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._finished = threading.Event()
         self._live: Live | None = None
-        self._ticker: threading.Thread | None = None
+        self._printer: threading.Thread | None = None
 
     def update(self, done: int = 0, kept: int = 0, rejected: int = 0, failed: int = 0) -> None:
         """Adds to the counts."""
@@ -97,65 +96,65 @@ class Progress:
             self.counts.rejected += rejected
             self.counts.failed += failed
 
-    def say(self, text: str) -> None:
-        """One line above the display: a video that failed, a thing worth knowing."""
-        line = shown(text, 400)
+    def print_line(self, text: str) -> None:
+        """Prints one line above the live line: a video that failed, for example."""
+        line = printable(text, 400)
         if self._live:
             self._live.console.print(Text(line))
         else:
             self._write(line)
 
-    def note(self, text: str | None) -> None:
-        """What is waited for just now, beside the counts until None takes it back. In plain lines,
-        that it begins and ends is said at once."""
-        began, ended = text and not self._note, self._note and not text
-        self._note = text and shown(text, 400)
+    def show_wait_reason(self, text: str | None) -> None:
+        """Shows what the workers wait for with the counts, until None is given. Where lines are
+        plain, the begin and the end of a wait are printed at once."""
+        began, ended = text and not self._wait_reason, self._wait_reason and not text
+        self._wait_reason = text and printable(text, 400)
         if self._live is None and (began or ended):
-            self._write(f"{self.phase}  {self._note or 'goes on'}")
+            self._write(f"{self.phase}  {self._wait_reason or 'continues'}")
 
-    def line(self) -> str:
+    def format_line(self) -> str:
         """`score  12/34 videos · 20 kept · 7 rejected · 1 failed · 3.2/s · 7 s left`"""
         with self._lock:
             counts, now = Counts(**vars(self.counts)), time.monotonic()
             speed = self._speed(now)
-        of = f"/{self.total}" if self.total is not None else ""
-        parts = [f"{self.phase}  {counts.done}{of} {self.unit}"]
+        total = f"/{self.total}" if self.total is not None else ""
+        parts = [f"{self.phase}  {counts.done}{total} {self.unit}"]
         parts += [
             f"{n} {name}" for name, n in list(vars(counts).items())[1:] if n or name == "failed"
         ]
-        if self._ended.is_set():
-            parts.append(f"in {duration(now - self._started)}")
+        if self._finished.is_set():
+            parts.append(f"in {format_duration(now - self._started)}")
         elif speed:
             parts.append(f"{speed:.3g}/s" if speed >= 1 else f"{speed * 60:.3g}/min")
             if self.total is not None and self.total > counts.done:
-                parts.append(f"{duration((self.total - counts.done) / speed)} left")
+                parts.append(f"{format_duration((self.total - counts.done) / speed)} left")
         return " · ".join(parts)
 
     def _speed(self, now: float) -> float:
-        """Units per second over the last `window_s`; 0 where nothing was done in it."""
-        self._marks.append((now, self.counts.done))
-        while len(self._marks) > 2 and now - self._marks[1][0] > self.window_s:
-            self._marks.popleft()
-        then, done = self._marks[0]
-        return (self.counts.done - done) / (now - then) if now > then else 0.0
+        """Returns the units per second over the last `window_s`."""
+        self._history.append((now, self.counts.done))
+        while len(self._history) > 2 and now - self._history[1][0] > self.window_s:
+            self._history.popleft()
+        since, done = self._history[0]
+        return (self.counts.done - done) / (now - since) if now > since else 0.0
 
     def __enter__(self) -> Progress:
         self._started = time.monotonic()
-        self._marks.append((self._started, 0))
+        self._history.append((self._started, 0))
         if self.out.isatty():
             console = Console(file=self.out, highlight=False)
             self._live = Live(
-                get_renderable=self._rows,
+                get_renderable=self._render,
                 console=console,
                 refresh_per_second=4,
-                # Ray and libraries print as they like; they must not be drawn into the live line
+                # what Ray and other libraries print must not be drawn into the live line
                 redirect_stdout=False,
                 redirect_stderr=False,
             )
             self._live.start()
         else:
-            self._ticker = threading.Thread(target=self._tick, daemon=True)
-            self._ticker.start()
+            self._printer = threading.Thread(target=self._print_lines, daemon=True)
+            self._printer.start()
         return self
 
     def __exit__(
@@ -164,20 +163,20 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._ended.set()
-        self._note = None
+        self._finished.set()
+        self._wait_reason = None
         if self._live:
             self._live.stop()
-        if self._ticker:
-            self._ticker.join()
-            self._write(self.line())
+        if self._printer:
+            self._printer.join()
+            self._write(self.format_line())
         if kind:
-            self.say(f"{self.phase}  stopped by {kind.__name__}")
+            self.print_line(f"{self.phase}  stopped by {kind.__name__}")
 
-    def _tick(self) -> None:
-        """A line of its own thread: a phase that hangs goes on saying how far it came."""
-        while not self._ended.wait(self.every_s):
-            self._write(" · ".join(filter(None, (self.line(), self._note))))
+    def _print_lines(self) -> None:
+        """Prints lines from a thread of its own, so that a phase that hangs prints them too."""
+        while not self._finished.wait(self.every_s):
+            self._write(" · ".join(filter(None, (self.format_line(), self._wait_reason))))
 
     def _write(self, line: str) -> None:
         # one write per line, so that lines of other processes on the same pipe can't split it
@@ -185,16 +184,17 @@ class Progress:
         self.out.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
         self.out.flush()
 
-    def _rows(self) -> Group:
-        """The line, and below it what is waited for."""
-        return Group(self._row(), *([Text(self._note, "yellow")] if self._note else []))
+    def _render(self) -> Group:
+        """Returns the live line, and below it the wait reason."""
+        reason = self._wait_reason
+        return Group(self._line_with_bar(), *([Text(reason, "yellow")] if reason else []))
 
-    def _row(self) -> Table:
-        line = Text(self.line(), no_wrap=True, overflow="ellipsis")
-        room = (self._live.console.width if self._live else 0) - line.cell_len - 1
+    def _line_with_bar(self) -> Table:
+        line = Text(self.format_line(), no_wrap=True, overflow="ellipsis")
+        bar_width = (self._live.console.width if self._live else 0) - line.cell_len - 1
         row = Table.grid(padding=(0, 1, 0, 0))
-        if room < 8:  # on a narrow terminal the words matter more
+        if bar_width < 8:
             row.add_row(line)
         else:
-            row.add_row(ProgressBar(self.total, self.counts.done, width=min(room, 20)), line)
+            row.add_row(ProgressBar(self.total, self.counts.done, width=min(bar_width, 20)), line)
         return row

@@ -1,7 +1,7 @@
 """The contract of a stage: read this first. A stage adds columns to rows.
 
-What the one decode pass (stages/decode_pass.py) gives its frames to has contracts of its own:
-stages/meters/meter.py and stages/shots/detector.py.
+The decode pass (stages/decode_pass.py) is one stage; the meters and detectors that it feeds have
+contracts of their own: stages/meters/meter.py and stages/shots/detector.py.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ Row = dict[str, Any]
 
 
 class BadVideo(Exception):
-    """What is wrong with an input, in plain words. Its row gets `failed`; no other is touched."""
+    """An input that can't be processed, and why. Its row gets the status `failed`, no other row."""
 
 
 class OutputError(UserError):
-    """The output can't be written (disk full, storage gone). Stops the run, ready to go on."""
+    """The output can't be written (disk full, storage unreachable). Stops the run, which can be
+    resumed."""
 
 
 class Unavailable(UserError, RuntimeError):
-    """What a stage needs is gone (a server, its key): no input's fault. Stops the run, ready to go
-    on."""
+    """A service that a stage needs is unavailable (a server, its key). Stops the run, which can be
+    resumed."""
 
 
 class PlanError(UserError):
-    """The list of stages can't work. Raised before any worker starts."""
+    """The settings name stages that can't run. Raised before any worker starts."""
 
 
 class RunError(UserError):
-    """The cluster can't do the work: what is missing, and the fix."""
+    """The cluster can't run the stages: what is missing, and the fix."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What one worker of a stage takes. Neighbouring stages with the same needs share a worker."""
+    """What one worker of a stage needs. Adjacent stages with the same needs share a worker."""
 
     cpus: float = 1.0
     gpus: float = 0.0
-    isolated: bool = False  # runs in a child process with a deadline and a memory limit
-    batch_size: int = 1  # rows per call at most; a free worker never waits to fill a batch
+    isolated: bool = False  # runs in a child process with a timeout and a memory limit
+    batch_size: int = 1  # maximum of rows per call; a free worker never waits to fill a batch
     max_concurrency: int | None = None  # rows in flight per worker, by `process_one`
     max_workers: int | None = None  # None: as many as the cluster has room for
 
@@ -69,19 +70,18 @@ class Stage:
 
     @property
     def needs(self) -> Needs:
-        """What one worker takes. A subclass may set a class attribute instead."""
+        """What one worker needs. A subclass may set a class attribute instead."""
         return Needs()
 
     def setup(self, context: RunContext) -> None:
         """Loads models: once per worker, on the worker, never in __init__."""
 
     def row_timeout_s(self, row: Row) -> float:
-        """How long one row may take before an isolated worker, or one with many rows under way,
-        gives it up."""
+        """Returns how long an isolated worker, or one with concurrent rows, waits for one row."""
         return 120.0
 
     def process(self, rows: list[Row]) -> list[Row]:
-        """The same rows, in order, with more columns. Raises BadVideo for a broken input."""
+        """Returns the same rows, in order, with more columns. Raises BadVideo of a broken input."""
         raise NotImplementedError
 
     async def process_one(self, row: Row) -> Row:
@@ -89,7 +89,7 @@ class Stage:
         raise NotImplementedError
 
     def wait_reason(self) -> str | None:
-        """What a stage with `needs.max_concurrency` waits for, None while it works.
+        """Returns what a stage with `needs.max_concurrency` waits for, None while it works.
         Called every second, in another thread."""
         return None
 
@@ -101,7 +101,7 @@ def record_duration(row: Row, stage: Stage, seconds: float) -> None:
 
 @dataclass
 class StageSequence:
-    """Some stages, as the one thing that an isolated child process holds."""
+    """Adjacent stages that run in one isolated child process."""
 
     stages: list[Stage]
     context: RunContext
@@ -111,14 +111,15 @@ class StageSequence:
             stage.setup(self.context)
 
     def run(self, number: int, row: Row) -> Row:
-        started = time.process_time()
+        started_s = time.process_time()
         [row] = self.stages[number].process([row])
-        record_duration(row, self.stages[number], time.process_time() - started)
+        record_duration(row, self.stages[number], time.process_time() - started_s)
         return row
 
 
 def check_plan(stages: Sequence[Stage], given: Sequence[str]) -> None:
-    """Raises PlanError where a stage reads a column that nothing before it writes."""
+    """Raises PlanError where a stage reads a column that is not given and no earlier stage
+    writes."""
     written = set(given)
     for number, stage in enumerate(stages, 1):
         for column in stage.reads:

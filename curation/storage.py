@@ -1,6 +1,6 @@
-"""Where files live: a local path or a URL (`s3://`, `gs://`), through pyarrow's file systems.
+"""Files on local disks and in object stores (`s3://`, `gs://`), through pyarrow's file systems.
 
-`Folder` is the output: a file is there whole or not at all. `list_videos` is the input.
+`list_videos` lists the input. `Folder` is a folder of the output.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -38,11 +39,22 @@ VIDEO_SUFFIXES = tuple(
     )
 )
 LIST_SUFFIXES = (".txt", ".parquet")
+MAX_CONCURRENT_STATS = 32  # files of a list: a store takes some milliseconds to answer for each
 
 
-GONE, NO_FILE, UNREACHABLE = -1, -2, -3  # "sizes" of what is listed and is no file to read
-WRONG = {GONE: "no such file", NO_FILE: "not a file", UNREACHABLE: "can't be reached"}
-LOOK_AT_ONCE = 32  # files of a list: a store answers after some milliseconds each
+class FileError(IntEnum):
+    """Why a listed file can't be read. Stands in the column `bytes` in place of a size."""
+
+    MISSING = -1
+    NOT_A_FILE = -2
+    UNREACHABLE = -3
+
+
+ERROR_TEXTS = {
+    FileError.MISSING: "no such file",
+    FileError.NOT_A_FILE: "not a file",
+    FileError.UNREACHABLE: "can't be reached",
+}
 
 
 class InputError(UserError):
@@ -50,33 +62,39 @@ class InputError(UserError):
 
 
 @dataclass(frozen=True)
-class Listed:
-    """One file of the input. `version` changes when the file does."""
+class VideoFile:
+    """One file of the input. Its fields are columns of the ledger."""
 
-    video: str
-    bytes: int
-    version: str
+    video: str  # path or URL
+    bytes: int  # size, or a FileError
+    version: str  # changes when the file does
+
+
+def file_error(size: int) -> str | None:
+    """Returns what is wrong with a listed file by its column `bytes`, None where it has a size."""
+    return ERROR_TEXTS[FileError(size)] if size < 0 else None
 
 
 def is_url(path: str) -> bool:
     return "://" in path
 
 
-def below(folder: str, name: str) -> str:
-    """The path or URL of what lies in a folder. A URL's options stay at its end."""
+def join_path(folder: str, name: str) -> str:
+    """Returns the path or URL of a file in a folder. A URL's options stay at its end."""
     base, mark, options = folder.partition("?") if is_url(folder) else (folder, "", "")
     return f"{base.rstrip('/')}/{name}{mark}{options}"
 
 
 def local_path(video: str) -> str:
-    """A listed name as the system's path. `file://` names hold bytes that are no UTF-8."""
+    """Returns the system's path of a listed video. A `file://` name holds bytes that are not
+    UTF-8."""
     if video.startswith("file://"):
         return os.fsdecode(urllib.parse.unquote_to_bytes(video[len("file://") :]))
     return video
 
 
-def _name(path: str) -> str:
-    """A path as text that any table can hold; the inverse of `local_path`."""
+def _encode_path(path: str) -> str:
+    """Returns a path as text that any table can hold; the inverse of `local_path`."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -87,28 +105,28 @@ def _name(path: str) -> str:
 # ---------------------------------------------------------------- input
 
 
-def list_videos(source: str) -> Iterator[Listed]:
-    """The videos of a folder (recursive), a file, a glob, or a .txt or .parquet list, in order.
+def list_videos(source: str) -> Iterator[VideoFile]:
+    """Yields the videos of a folder (recursive), a file, a glob, or a .txt or .parquet list.
 
-    A folder gives the files with a video's suffix; a list or a glob gives whatever it names. A
-    listed file that isn't there is listed all the same, with GONE bytes: its row will say so.
-    Raises InputError where there is nothing to list.
+    Of a folder, only files with a suffix of VIDEO_SUFFIXES; of a list or a glob, every file. A
+    missing file of a list is yielded too, with a FileError: its row fails with that reason.
+    Raises InputError where the source does not exist or matches nothing.
     """
     if _is_remote(source):
         yield from _list_url(source)
         return
     path = local_path(source)
     if os.path.isdir(path):
-        yield from (look_at(p) for p in _walk(path))
+        yield from map(stat_video, _walk_videos(path))
     elif os.path.isfile(path) and path.lower().endswith(LIST_SUFFIXES):
-        yield from _look_at_all(_read_list(pafs.LocalFileSystem(), path, path))
+        yield from _stat_videos(_read_list(pafs.LocalFileSystem(), path, path))
     elif os.path.lexists(path):
-        yield look_at(path)
+        yield stat_video(path)
     elif glob.has_magic(path):
         found = sorted(p for p in glob.iglob(path, recursive=True) if not os.path.isdir(p))
         if not found:
             raise InputError(f"{source}: no file matches this pattern")
-        yield from map(look_at, found)
+        yield from map(stat_video, found)
     else:
         raise InputError(
             f"{source}: no such file or folder; expected a folder, a video, a pattern like "
@@ -116,9 +134,9 @@ def list_videos(source: str) -> Iterator[Listed]:
         )
 
 
-def _walk(folder: str) -> Iterator[str]:
+def _walk_videos(folder: str) -> Iterator[str]:
     """Depth first, in order of name. A folder reached twice (a symlink loop) is entered once."""
-    seen: set[tuple[int, int]] = set()
+    entered: set[tuple[int, int]] = set()
     stack = [folder]
     while stack:
         here = stack.pop()
@@ -126,10 +144,10 @@ def _walk(folder: str) -> Iterator[str]:
             info = os.stat(here)
             entries = sorted(os.scandir(here), key=lambda e: e.name)
         except OSError:
-            continue  # a folder that vanished or may not be read holds nothing for us
-        if (info.st_dev, info.st_ino) in seen:
+            continue  # the folder vanished, or may not be read
+        if (info.st_dev, info.st_ino) in entered:
             continue
-        seen.add((info.st_dev, info.st_ino))
+        entered.add((info.st_dev, info.st_ino))
         folders = []
         for entry in entries:
             try:
@@ -144,7 +162,7 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def _read_list(fs: pafs.FileSystem, inner: str, source: str) -> list[str]:
-    """The names in a list; what is no URL and no absolute path is meant from the list's folder."""
+    """Returns the names in a list. A relative name starts from the folder of the list."""
     if inner.lower().endswith(".parquet"):
         try:
             names = pq.read_schema(inner, filesystem=fs).names
@@ -159,47 +177,47 @@ def _read_list(fs: pafs.FileSystem, inner: str, source: str) -> list[str]:
             lines = os.fsdecode(stream.read()).splitlines()
         lines = [line for line in lines if line.strip() and not line.startswith("#")]
     if is_url(source):
-        folder = _url(source, os.path.dirname(inner))
-        return [n if is_url(n) else below(folder, urllib.parse.quote(n)) for n in lines]
+        folder = _url_of(os.path.dirname(inner), source)
+        return [n if is_url(n) else join_path(folder, urllib.parse.quote(n)) for n in lines]
     root = os.path.dirname(os.path.abspath(source))
     return [n if is_url(n) else os.path.join(root, n) for n in lines]
 
 
-def _look_at_all(paths: list[str]) -> Iterator[Listed]:
-    with ThreadPoolExecutor(LOOK_AT_ONCE) as pool:
+def _stat_videos(paths: list[str]) -> Iterator[VideoFile]:
+    with ThreadPoolExecutor(MAX_CONCURRENT_STATS) as pool:
         for first in range(0, len(paths), 10_000):
-            yield from pool.map(look_at, paths[first : first + 10_000])
+            yield from pool.map(stat_video, paths[first : first + 10_000])
 
 
-def look_at(path: str) -> Listed:
-    """Size and version of a listed file as they are now."""
+def stat_video(path: str) -> VideoFile:
+    """Returns the current size and version of a video."""
     if _is_remote(path):
         try:
             fs, inner = _file_system(path)
             info = fs.get_file_info(inner)
         except (InputError, OSError, pa.ArrowException):
-            return Listed(path, UNREACHABLE, "")
-        size = info.size if info.type == pafs.FileType.File else GONE
-        return Listed(path, size, str(info.mtime_ns))
+            return VideoFile(path, FileError.UNREACHABLE, "")
+        size = info.size if info.type == pafs.FileType.File else FileError.MISSING
+        return VideoFile(path, size, str(info.mtime_ns))
     path = os.path.abspath(local_path(path))
     try:
         info = os.stat(path)
     except OSError:
-        return Listed(_name(path), GONE, "")
-    size = info.st_size if stat.S_ISREG(info.st_mode) else NO_FILE
-    return Listed(_name(path), size, str(info.st_mtime_ns))
+        return VideoFile(_encode_path(path), FileError.MISSING, "")
+    size = info.st_size if stat.S_ISREG(info.st_mode) else FileError.NOT_A_FILE
+    return VideoFile(_encode_path(path), size, str(info.st_mtime_ns))
 
 
 def _is_remote(path: str) -> bool:
     return is_url(path) and not path.startswith("file://")
 
 
-def _list_url(url: str) -> Iterator[Listed]:
+def _list_url(url: str) -> Iterator[VideoFile]:
     fs, inner = _file_system(url)
     try:
         info = fs.get_file_info(inner)
         if info.type == pafs.FileType.File and inner.lower().endswith(LIST_SUFFIXES):
-            yield from _look_at_all(_read_list(fs, inner, url))
+            yield from _stat_videos(_read_list(fs, inner, url))
             return
         found = [info] if info.type == pafs.FileType.File else []
         if info.type == pafs.FileType.Directory:
@@ -215,11 +233,11 @@ def _list_url(url: str) -> Iterator[Listed]:
         raise InputError(f"{url}: no such file or folder, and no file matches it as a pattern")
     for f in sorted(found, key=lambda f: f.path):
         if f.type == pafs.FileType.File:
-            yield Listed(_url(url, f.path), f.size, str(f.mtime_ns))
+            yield VideoFile(_url_of(f.path, url), f.size, str(f.mtime_ns))
 
 
 def _matches(path: list[str], pattern: list[str]) -> bool:
-    """Whether the parts of a path match those of a pattern; `**` is any number of folders."""
+    """Whether the parts of a path match those of a pattern; `**` matches any number of folders."""
     if not pattern or not path:
         return path == pattern
     if pattern[0] == "**":
@@ -227,43 +245,43 @@ def _matches(path: list[str], pattern: list[str]) -> bool:
     return fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
 
 
-def _parts(url: str) -> tuple[str, str, str, str]:
-    """Scheme, store, path and options of `scheme://store/path?options`."""
+def _split_url(url: str) -> tuple[str, str, str, str]:
+    """Returns scheme, bucket, path and options of `scheme://bucket/path?options`."""
     base, _, options = url.partition("?")
-    scheme, _, place = base.partition("://")
-    store, _, path = place.partition("/")
-    return scheme, store, urllib.parse.unquote(path), options
+    scheme, _, location = base.partition("://")
+    bucket, _, path = location.partition("/")
+    return scheme, bucket, urllib.parse.unquote(path), options
 
 
-def _url(like: str, inner: str) -> str:
-    """The URL of a path in the file system of another URL."""
-    scheme, store, _, options = _parts(like)
-    path = inner.removeprefix(_connected(scheme, store, options)[1])
-    return f"{scheme}://{store}{urllib.parse.quote(path)}" + (f"?{options}" if options else "")
+def _url_of(inner: str, sibling: str) -> str:
+    """Returns the URL of a path in the file system of the URL `sibling`."""
+    scheme, bucket, _, options = _split_url(sibling)
+    path = inner.removeprefix(_connect(scheme, bucket, options)[1])
+    return f"{scheme}://{bucket}{urllib.parse.quote(path)}" + (f"?{options}" if options else "")
 
 
 def _file_system(url: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a URL, and the path in it. Raises InputError."""
-    scheme, store, path, options = _parts(url)
-    if not store and scheme != "file":
+    """Returns the file system of a URL, and the path in it. Raises InputError."""
+    scheme, bucket, path, options = _split_url(url)
+    if not bucket and scheme != "file":
         raise InputError(f"{url}: names no bucket; expected {scheme}://BUCKET/FOLDER")
-    if ":" in store.rpartition("@")[0] or "secret_key=" in options:
+    if ":" in bucket.rpartition("@")[0] or "secret_key=" in options:
         raise InputError(
-            f"{scheme}://…: URLs are written into the dataset, so keys don't belong into them; set "
+            f"{scheme}://…: URLs are written into the dataset, so they must not hold keys; set "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
         )
     try:
-        fs, root = _connected(scheme, store, options)
+        fs, root = _connect(scheme, bucket, options)
     except (pa.ArrowException, OSError, ValueError) as e:
         raise InputError(f"{url}: can't be reached: {e}") from None
     return fs, f"{root}/{path}".rstrip("/")
 
 
 @cache
-def _connected(scheme: str, store: str, options: str) -> tuple[pafs.FileSystem, str]:
-    if scheme == "s3":  # a file of one piece is one request
+def _connect(scheme: str, bucket: str, options: str) -> tuple[pafs.FileSystem, str]:
+    if scheme == "s3":  # one request writes a small file
         options += "&" * bool(options) + "allow_delayed_open=true"
-    return pafs.FileSystem.from_uri(f"{scheme}://{store}" + (f"?{options}" if options else ""))
+    return pafs.FileSystem.from_uri(f"{scheme}://{bucket}" + (f"?{options}" if options else ""))
 
 
 def compute_sha256(path: str | Path) -> str:
@@ -276,8 +294,11 @@ def compute_sha256(path: str | Path) -> str:
 
 
 @contextmanager
-def fetched(video: str) -> Iterator[str]:
-    """A local path of a listed video; a remote one is copied to scratch for as long as needed."""
+def local_copy(video: str) -> Iterator[str]:
+    """Yields a local path of a video. A remote one is copied to a scratch file until the end.
+
+    Raises BadVideo where it can't be read, OutputError where the scratch folder is full.
+    """
     if not _is_remote(video):
         yield local_path(video)
         return
@@ -305,9 +326,9 @@ def _chunks(fs: pafs.FileSystem, inner: str) -> Iterator[bytes]:
 
 
 class Folder:
-    """A folder of the output, local or remote. A file in it is whole or not there.
+    """A folder of the output, local or remote. A file in it is complete or absent.
 
-    Every failure to write is an OutputError: the run stops, ready to go on.
+    Every failure of the storage is an OutputError: it stops the run, which can be resumed.
     """
 
     def __init__(self, url: str) -> None:
@@ -327,42 +348,43 @@ class Folder:
         return Folder(self.path(name))
 
     def path(self, name: str) -> str:
-        """The path or URL of a file."""
-        return below(self.url, name)
+        """Returns the path or URL of a file."""
+        return join_path(self.url, name)
 
     def exists(self, name: str) -> bool:
-        return self._look_at(name).type == pafs.FileType.File
+        return self._file_info(name).type == pafs.FileType.File
 
     def size(self, name: str) -> int:
-        """In bytes; 0 where there is none."""
-        return self._look_at(name).size or 0
+        """Returns the size in bytes, 0 of a missing file."""
+        return self._file_info(name).size or 0
 
-    def _look_at(self, name: str) -> pafs.FileInfo:
-        with _told("look at", self.path(name)):
+    def _file_info(self, name: str) -> pafs.FileInfo:
+        with storage_errors("access", self.path(name)):
             return self._fs.get_file_info(f"{self._root}/{name}")
 
     def names(self, under: str = "") -> list[str]:
-        """Files directly in this folder (or one below it), sorted; not the leftovers of a crash."""
-        place = f"{self._root}/{under}".rstrip("/")
-        with _told("list", self.path(under)):
-            found = self._fs.get_file_info(pafs.FileSelector(place, allow_not_found=True))
+        """Returns the files directly in this folder (or in one inside it), sorted, without
+        unfinished ones."""
+        root = f"{self._root}/{under}".rstrip("/")
+        with storage_errors("list", self.path(under)):
+            found = self._fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
         files = [f.base_name for f in found if f.type == pafs.FileType.File]
         return sorted(n for n in files if not n.startswith(TEMPORARY))
 
     def read(self, name: str) -> bytes:
         with (
-            _told("read", self.path(name)),
+            storage_errors("read", self.path(name)),
             self._fs.open_input_stream(f"{self._root}/{name}") as stream,
         ):
             return stream.read()
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """The file's columns of these names, all by default; those that it lacks are left out."""
-        with _told("read", self.path(name)), self._parquet(name) as file:
+        """Returns the columns of these names that the file has; None: all."""
+        with storage_errors("read", self.path(name)), self._parquet(name) as file:
             return file.read(columns)
 
     def read_schema(self, name: str) -> pa.Schema:
-        with _told("read", self.path(name)), self._parquet(name) as file:
+        with storage_errors("read", self.path(name)), self._parquet(name) as file:
             return file.schema_arrow
 
     def _parquet(self, name: str) -> pq.ParquetFile:
@@ -370,13 +392,13 @@ class Folder:
         return pq.ParquetFile(path, filesystem=self._fs, pre_buffer=True)
 
     def write(self, name: str, data: bytes, durable: bool = True) -> None:
-        """Writes beside and renames; an object store's PUT is whole by itself.
+        """Writes the whole file or none: by renaming, or by the PUT of an object store.
 
-        durable=False: straight to its place and without fsync, for many small files that a row
-        names only after they are written, and that are checked by their hash when read.
+        durable=False: without renaming and fsync, for many small files whose row is stored after
+        them, and whose hash is checked when they are read.
         """
         target = f"{self._root}/{name}"
-        with _told("write", self.path(name)):
+        with storage_errors("write", self.path(name)):
             if not self.is_local:
                 with self._fs.open_output_stream(target) as stream:
                     stream.write(data)
@@ -396,15 +418,15 @@ class Folder:
     def locked(self) -> Iterator[None]:
         """Raises OutputError where another process holds the lock. The lock ends with its process.
 
-        Of an object store, where nothing can be locked, one has to take care oneself.
+        An object store has no locks: the user has to take care that one run at a time writes.
         """
         if not self.is_local:
             yield
             return
-        place = f"{self._root}/.lock"
+        path = f"{self._root}/.lock"
         try:
             os.makedirs(self._root, exist_ok=True)
-            file = open(place, "a")  # noqa: SIM115 (closed below)
+            file = open(path, "a")  # noqa: SIM115 (closed below)
         except OSError as e:
             raise OutputError(f"can't write to {self.url}: {e.strerror}") from None
         with file:
@@ -416,20 +438,20 @@ class Folder:
                 pass  # a file system without locks
             yield
 
-    def sweep(self, skip: str) -> None:
-        """Takes away what killed processes left half-written in this folder and those below it.
+    def delete_unfinished(self, skip: str) -> None:
+        """Deletes the unfinished files of killed processes in this folder and those inside it.
 
-        skip: the name of folders that hold nothing of it, and too much to look through.
+        skip: name of folders without unfinished files that hold too many files to list.
         """
         for here, folders, files in os.walk(self._root) if self.is_local else ():
             for name in (n for n in [*folders, *files] if n.startswith(TEMPORARY)):
                 _remove(os.path.join(here, name))
             folders[:] = [n for n in folders if n != skip and not n.startswith(TEMPORARY)]
 
-    def put(self, name: str, local: os.PathLike[str]) -> None:
-        """Copies a local file here, in pieces."""
+    def upload(self, name: str, local: os.PathLike[str]) -> None:
+        """Copies a local file to this folder, in chunks."""
         with (
-            _told("write", self.path(name)),
+            storage_errors("write", self.path(name)),
             open(local, "rb") as source,
             self._fs.open_output_stream(f"{self._root}/{name}") as out,
         ):
@@ -438,19 +460,19 @@ class Folder:
 
     def delete(self, name: str) -> None:
         if self.exists(name):
-            with _told("delete", self.path(name)):
+            with storage_errors("delete", self.path(name)):
                 self._fs.delete_file(f"{self._root}/{name}")
 
 
 @contextmanager
-def _told(doing: str, place: str) -> Iterator[None]:
-    """A failure of the storage is an OutputError; that a file isn't there stays what it is."""
+def storage_errors(action: str, place: str) -> Iterator[None]:
+    """Turns errors of the storage into OutputError, except FileNotFoundError of a read."""
     try:
         yield
     except (OSError, pa.ArrowException) as e:
-        if doing == "read" and isinstance(e, FileNotFoundError):
+        if action == "read" and isinstance(e, FileNotFoundError):
             raise
-        raise OutputError(f"can't {doing} {place}: {e}") from None
+        raise OutputError(f"can't {action} {place}: {e}") from None
 
 
 def _remove(path: str) -> None:

@@ -1,9 +1,9 @@
 """Makes `import torchvision` work where its wheel was built for another torch.
 
-The public torchvision wheel is a CUDA build; beside a CPU torch its operators don't load and its
-import dies. transformers and diffusers look only whether it is installed, so all their models fail
-with it.
-Call this before importing either of them; where torchvision is sound or absent it changes nothing.
+The public torchvision wheel is a CUDA build: with a CPU torch its operators don't load, and its
+import fails. transformers and diffusers only check whether it is installed, so that all their
+models fail too. Call `fix_torchvision` before importing either of them; where torchvision works or
+is absent, it changes nothing.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def fix_torchvision() -> None:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return
-    import torch  # not before it is called for: curation without models is installed without torch
+    import torch  # here, because curation without models is installed without torch
 
     try:
         for operators in Path(spec.origin).parent.glob("_C*.so"):
             torch.ops.load_library(operators)
-    except OSError:  # it wants libraries of a CUDA torch
+    except OSError:  # it needs libraries of a CUDA torch
         _library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

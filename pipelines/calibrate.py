@@ -23,7 +23,7 @@ import yaml
 from curation.cli import Arguments, NoSettings, run_command
 from curation.config import ConfigError
 from curation.policy import Policy, Range
-from curation.progress import shown
+from curation.progress import printable
 from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines.tables import read_clips, read_vectors
@@ -160,7 +160,9 @@ def rule_of(text: str) -> tuple[str, Range]:
         [(name, ends)] = yaml.safe_load(text).items()
         rule = Range(**ends)
     except (yaml.YAMLError, AttributeError, TypeError, ValueError):
-        raise ConfigError(f"{shown(text)}: expected a rule, 'motion_dis: {{min: 13}}'") from None
+        raise ConfigError(
+            f"{printable(text)}: expected a rule, 'motion_dis: {{min: 13}}'"
+        ) from None
     Policy({name: rule})  # a score of that name
     return name, rule
 
@@ -176,7 +178,7 @@ def work(given: Arguments[NoSettings]) -> None:
     elif rule_text == "semantic_similarity":
         print("\n".join(similarity(clips, read_vectors(out, clips["clip_id"]))))
     else:
-        raise ConfigError(f"{shown(rule_text)}: expected semantic_similarity, or two scores")
+        raise ConfigError(f"{printable(rule_text)}: expected semantic_similarity, or two scores")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -51,7 +51,7 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     with Progress("caption", clips.num_rows, "clips") as progress:
         progress.update(done=clips.num_rows - len(todo))
         context = _context_of(settings, (out / "ledger").url)
-        rows = cluster.stream([captioner], todo, progress.note, context)
+        rows = cluster.stream([captioner], todo, progress.show_wait_reason, context)
         for batch in batches(_finished(rows, settings.max_failed_share, progress)):
             ledger.append(batch)
     ledger.compact()

@@ -105,11 +105,11 @@ def _pack(
         extracted: dict[str, Any] = {}
         work = ({"clip": clips[i], "error": None} for plan in todo for i in plan.clip_ids)
         extract = ExtractClip(out.url, presto, settings.cluster.memory_gib)
-        for row in cluster.stream([extract], work, progress.note):
+        for row in cluster.stream([extract], work, progress.show_wait_reason):
             extracted[row["clip"]["clip_id"]] = row["error"] or row["extracted"]
             progress.update(done=1, failed=int(row["error"] is not None))
         packing = (_shard(plan, clips, extracted) for plan in todo)
-        for row in cluster.stream([PackShard(out.url, presto)], packing, progress.note):
+        for row in cluster.stream([PackShard(out.url, presto)], packing, progress.show_wait_reason):
             if row["error"] is not None:
                 raise RunError(f"{row['plan']['name']} can't be packed: {row['error']}")
             receipts.append(Receipt(**row["receipt"]))
@@ -126,7 +126,7 @@ def _shard(plan: ShardPlan, clips: dict[str, Row], extracted: dict[str, Any]) ->
 def _tidy(out: Folder, plans: list[ShardPlan], receipts: list[Receipt]) -> None:
     """Takes away what an earlier selection left: shards, receipts and mp4s of no present clip; and
     what killed workers of this run left half-written."""
-    out.sweep(skip=KEY_FRAMES)
+    out.delete_unfinished(skip=KEY_FRAMES)
     wanted = {plan.name for plan in plans}
     stale = [f"{EXTRACTED}/{n}" for n in out.names(EXTRACTED)]
     packed = {row["clip_id"] for receipt in receipts for row in receipt.extra if "path" in row}
@@ -158,7 +158,7 @@ def _write_meta(out: Folder, rows: list[Row]) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as scratch:
         skipped = write_meta_tables(rows, Path(scratch))
         for file in Path(scratch).iterdir():
-            out.put(f"presto/{file.name}", file)
+            out.upload(f"presto/{file.name}", file)
     return skipped
 
 

@@ -152,7 +152,7 @@ def _score(settings: Settings, cluster: Cluster, chosen: pa.Table, trial: Folder
     check_plan(stages, ["video", "bytes", "version"])
     rows, blank = [], score.blank_rows(chosen)
     with Progress("plan", chosen.num_rows, "videos") as progress:
-        for row in cluster.stream(stages, blank, progress.note, context):
+        for row in cluster.stream(stages, blank, progress.show_wait_reason, context):
             row.setdefault("clips", [])
             rows.append(row)
             progress.update(done=1, failed=int(row["error"] is not None))

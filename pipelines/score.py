@@ -20,7 +20,7 @@ from curation.ledger import Ledger, check_settings, record_settings
 from curation.progress import Progress
 from curation.runner.cluster import Cluster
 from curation.stage import PlanError, Row, RunContext, RunError, Stage, check_plan
-from curation.storage import WRONG, Folder, InputError, list_videos
+from curation.storage import Folder, InputError, file_error, list_videos
 from pipelines.select import costly_scores
 from pipelines.settings import ScoreSettings, Settings, batches, main, stop_where_most_fail
 from pipelines.tables import INPUT, embeddings_ledger, matched, videos_ledger
@@ -86,7 +86,7 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
         progress.update(done=listed.num_rows - todo.num_rows, failed=failed)
         todo, known = _without_twins(cluster, listed, done, todo, ledger, progress)
         rows = (row | {"sha256": known.get(row["video"])} for row in blank_rows(todo))
-        results = cluster.stream(stages, rows, progress.note, context)
+        results = cluster.stream(stages, rows, progress.show_wait_reason, context)
         for batch in batches(_finished(results, settings.max_failed_share, progress)):
             _commit(batch, ledger, embeddings)
     if len(unseen):
@@ -122,7 +122,9 @@ def _look(
     """The models alone, over clips that are scored already; a row that fails stays as it was."""
     with Progress("score", len(videos), "videos, by the models alone") as progress:
         scored = _scored(ledger, videos)
-        results = cluster.stream([settings.score.models], scored, progress.note, context)
+        results = cluster.stream(
+            [settings.score.models], scored, progress.show_wait_reason, context
+        )
         failed = Counter[str]()
         for batch in batches(_good(results, failed, settings.max_failed_share, progress)):
             _commit(batch, ledger, embeddings)
@@ -144,7 +146,7 @@ def _good(
             yield row
             continue
         failed[row["error"]] += 1
-        progress.say(f"failed: {row['video']}: {row['error']}")
+        progress.print_line(f"failed: {row['video']}: {row['error']}")
         stop_where_most_fail(failed, done, max_failed_share, "videos")
 
 
@@ -223,7 +225,7 @@ def _without_twins(
     rows = group.filter(alike).to_pylist()
     sha256 = {row["video"]: row["sha256"] for row in rows if row["sha256"]}
     unread = (_blank(row) for row in rows if row["video"] not in sha256)
-    for row in cluster.stream([HashFile()], unread, progress.note):
+    for row in cluster.stream([HashFile()], unread, progress.show_wait_reason):
         if row["error"] is None:
             sha256[row["video"]] = row["sha256"]
     twins = _twins(rows, sha256)
@@ -255,7 +257,7 @@ def blank_rows(todo: pa.Table) -> Iterator[Row]:
 
 
 def _blank(listed: Row) -> Row:
-    error = WRONG.get(listed["bytes"])
+    error = file_error(listed["bytes"])
     return {name: listed[name] for name in ("video", "bytes", "version")} | {"error": error}
 
 
@@ -267,7 +269,7 @@ def _finished(rows: Iterable[Row], max_failed_share: float, progress: Progress) 
         if row["error"] is not None:
             row |= {"clips": [], "cuts_s": [], "gradual": [], "takes": []}
             failed[row["error"]] += 1
-            progress.say(f"failed: {row['video']}: {row['error']}")
+            progress.print_line(f"failed: {row['video']}: {row['error']}")
         progress.update(done=1, failed=int(row["error"] is not None))
         yield row
         stop_where_most_fail(failed, done, max_failed_share, "videos")

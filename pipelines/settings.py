@@ -116,7 +116,7 @@ def main(doc: str, run: Callable[[Settings, Folder, Cluster], None], argv: Seque
         settings = given.settings
         out = Folder(settings.output)
         with Cluster(settings.cluster, out.path("logs")) as cluster, (out / "ledger").locked():
-            out.sweep(skip=KEY_FRAMES)
+            out.delete_unfinished(skip=KEY_FRAMES)
             run(settings, out, cluster)
 
     run_command(

@@ -20,7 +20,7 @@ from typing import Any
 
 from curation.cli import Arguments, run_command
 from curation.config import ConfigError
-from curation.progress import Progress, shown
+from curation.progress import Progress, printable
 from curation.stage import RunContext, Unavailable
 from curation.storage import Folder, InputError
 from pipelines.settings import DEFAULT_CONFIG, Settings
@@ -67,7 +67,7 @@ async def _split_all(
 
     async def tell() -> None:
         while True:
-            progress.note(writer.wait_reason())
+            progress.show_wait_reason(writer.wait_reason())
             await asyncio.sleep(1.0)
 
     telling = asyncio.create_task(tell())
@@ -100,7 +100,10 @@ def work(given: Arguments[Settings]) -> int:
         Folder(str(Path(target).parent)).write(Path(target).name, lines.encode())
     for row in rows:
         if "error" in row:
-            print(f"failed: {shown(row['prompt'], 60)}: {shown(row['error'])}", file=sys.stderr)
+            print(
+                f"failed: {printable(row['prompt'], 60)}: {printable(row['error'])}",
+                file=sys.stderr,
+            )
     print(f"{len(done)} of {len(rows)} prompts split" + (f" -> {target}" if done else ""))
     return 0 if len(done) == len(rows) else 1
 

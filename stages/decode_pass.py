@@ -19,7 +19,7 @@ from curation import config
 from curation.policy import Policy, decide
 from curation.records import CAPTION_SCORES, CLIP, SCORE_NAMES, SCORES, clip_id, segment_spans
 from curation.stage import Needs, PlanError, Row, RunContext, Stage
-from curation.storage import Folder, compute_sha256, fetched
+from curation.storage import Folder, compute_sha256, local_copy
 from curation.video.frames import FrameProcessor, Planes
 from curation.video.reader import Limits, Reader, VideoHead
 from stages.meters.clip_frames import THUMBNAIL_SIDE, ClipFrames
@@ -121,7 +121,7 @@ class DecodePass(Stage):
 
     def _score_video(self, video: str) -> Row:
         started = time.process_time()
-        with fetched(video) as path:
+        with local_copy(video) as path:
             sha256 = compute_sha256(path)
             with Reader(path, self.limits) as reader:
                 self._process_frames(reader)

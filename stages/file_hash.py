@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from curation.stage import Needs, Row, Stage
-from curation.storage import compute_sha256, fetched
+from curation.storage import compute_sha256, local_copy
 
 
 @dataclass
@@ -17,6 +17,6 @@ class HashFile(Stage):
     def process(self, rows: list[Row]) -> list[Row]:
         hashed = []
         for row in rows:
-            with fetched(row["video"]) as path:
+            with local_copy(row["video"]) as path:
                 hashed.append(row | {"sha256": compute_sha256(path)})
         return hashed

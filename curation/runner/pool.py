@@ -20,7 +20,7 @@ from ray.exceptions import (
 )
 
 from curation.isolate import NotStarted
-from curation.progress import duration
+from curation.progress import format_duration
 from curation.runner.settings import ClusterSettings
 from curation.runner.worker import AsyncWorker, Worker
 from curation.stage import OutputError, Row, RunContext, RunError, Stage, Unavailable
@@ -180,7 +180,7 @@ class _Pool:
             elapsed_s = time.monotonic() - created_s
             reason = (
                 f"the first worker of {type(self.stages[0]).__name__} has been starting for "
-                f"{duration(elapsed_s)}: it loads what it needs, or waits for a free CPU or GPU"
+                f"{format_duration(elapsed_s)}: it loads models, or waits for a free CPU or GPU"
             )
             return reason if elapsed_s > SLOW_START_S else None
         if self.stages[0].needs.max_concurrency is None:

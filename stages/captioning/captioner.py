@@ -18,7 +18,7 @@ from curation.images import decode_image, read_verified, stored_image_name
 from curation.records import CAPTION, frames_sha256, stored_frame_hashes
 from curation.stage import OutputError, Row, RunContext, Stage, Unavailable
 from curation.storage import Folder
-from curation.texts import neighbour_similarity
+from curation.texts import max_adjacent_similarity
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Captioner(Stage):
             "rejected": captions.rejected,
             "frames_sha256": frames_sha256(stored_frame_hashes(segments)),
             "provenance": json.dumps(provenance | captions.provenance, sort_keys=True),
-            "text_similarity_tfidf": neighbour_similarity(sub_captions),
+            "text_similarity_tfidf": max_adjacent_similarity(sub_captions),
             **captions.scores,
         }
 

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from curation.config import ConfigError
-from curation.texts import harmless
+from curation.texts import sanitize_text
 from stages.captioning.conversation import Completion, PromptImage
 
 MAX_REPLY_BYTES = 4 << 20
@@ -55,7 +55,7 @@ def redirect_error(url: str, status: int, location: str | None) -> str:
         location, target = None, ""
     for path in ("/models", "/chat/completions"):
         target = target.removesuffix(path)
-    target = harmless(target.encode("ascii", "backslashreplace").decode(), 200)
+    target = sanitize_text(target.encode("ascii", "backslashreplace").decode(), 200)
     if not location or not target:
         return f"{url} answers {status}, a redirect without a valid address"
     return (

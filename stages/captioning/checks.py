@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from curation.texts import tfidf_cosine, words
+from curation.texts import split_words, tfidf_cosine
 from stages.captioning.segment_state import (
     PAN_BOUNDS_PX_S,
     ROLL_BOUNDS_DEG_S,
@@ -71,7 +71,7 @@ def failed_check(
 
 
 def empty(text: str) -> str | None:
-    return None if words(text) else "empty"
+    return None if split_words(text) else "empty"
 
 
 def garbled(text: str) -> str | None:
@@ -124,7 +124,7 @@ def boilerplate(text: str) -> str | None:
 
 
 _COMMON_ENGLISH = frozenset(
-    words(
+    split_words(
         "the of and to in is with on at by it its as from for an are that while over into his her "
         "their this there which through along behind up down out off around across near between "
         "toward towards now still more then under above beside has been slightly he she they"
@@ -139,7 +139,7 @@ def wrong_language(text: str) -> str | None:
     latin = sum(c.isascii() for c in letters)
     if letters and latin < MIN_LATIN_SHARE * len(letters):
         return f"wrong language: {len(letters) - latin} of {len(letters)} letters are not English"
-    found = words(plain)
+    found = split_words(plain)
     common = sum(word in _COMMON_ENGLISH for word in found)
     if len(found) >= 12 and common < MIN_COMMON_WORD_SHARE * len(found):
         return f"wrong language: {common} of {len(found)} words are common English ones"
@@ -147,7 +147,7 @@ def wrong_language(text: str) -> str | None:
 
 
 def too_short(text: str, min_words: int) -> str | None:
-    count = len(words(text))
+    count = len(split_words(text))
     return None if count >= min_words else f"too short: {count} words < {min_words}"
 
 
@@ -158,9 +158,9 @@ def too_long(text: str, count_tokens: TokenCount) -> str | None:
 
 def copy(text: str, earlier: Sequence[str]) -> str | None:
     """Nearly the same words, in the same order, as an earlier sub-caption."""
-    found = words(text)
+    found = split_words(text)
     for number, other in enumerate(earlier, 1):
-        ratio = SequenceMatcher(None, found, words(other), autojunk=False).ratio()
+        ratio = SequenceMatcher(None, found, split_words(other), autojunk=False).ratio()
         if ratio >= MIN_COPY_RATIO:
             return f"copy of sub-caption {number}: {ratio:.0%} of the words"
     return None

@@ -22,7 +22,7 @@ from string import Template
 from typing import Any
 
 from curation.images import decode_image, encode_jpeg, shrink
-from curation.texts import harmless
+from curation.texts import sanitize_text
 
 PROMPTS_FOLDER = Path(__file__).parent / "prompts"
 MAX_DATA_CHARS = 2000  # of one text that is quoted as data
@@ -191,7 +191,7 @@ def split_messages(prompt: str, count: int, duration_s: float) -> tuple[Message,
     """Asks for `count` progressive sub-captions of a clip that `prompt` describes."""
     values = {"count": count, "duration": f"{duration_s:g}"}
     system = Message("system", (render_prompt("split_system", **values),))
-    idea = harmless(prompt, 4 * MAX_DATA_CHARS)
+    idea = sanitize_text(prompt, 4 * MAX_DATA_CHARS)
     return system, Message("user", (render_prompt("split", prompt=idea, **values),))
 
 
@@ -207,7 +207,7 @@ def retry_messages(messages: tuple[Message, ...], reason: str) -> tuple[Message,
 
 def quote_as_json(texts: Sequence[str]) -> str:
     """Texts of unknown origin as a JSON list that no tag and no quotation mark can close."""
-    return json.dumps([harmless(text, MAX_DATA_CHARS) for text in texts], ensure_ascii=False)
+    return json.dumps([sanitize_text(text, MAX_DATA_CHARS) for text in texts], ensure_ascii=False)
 
 
 def _quote_lines_read(lines: Sequence[str]) -> str:

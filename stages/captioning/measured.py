@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from curation.stage import Needs, Row, RunContext
-from curation.texts import harmless
+from curation.texts import sanitize_text
 from stages.captioning.captioner import Captioner, Captions, KeyFrame
 from stages.captioning.colours import name_colours
 from stages.captioning.measured_text import write_caption, write_sub_captions
@@ -54,7 +54,7 @@ class MeasuredCaptioner(Captioner):
                     name_colours(bgr),
                     states[-1] if states else None,
                     quotes=quotable_lines(lines, *bgr.shape[:2]),
-                    lines_read=tuple(harmless(text, MAX_QUOTE_CHARS) for text, _, _ in lines),
+                    lines_read=tuple(sanitize_text(text, MAX_QUOTE_CHARS) for text, _, _ in lines),
                     has_unread_lines=len(lines) >= MAX_LINES,
                 )
             )
@@ -76,7 +76,7 @@ def quotable_lines(lines: list[TextLine], height: int, width: int) -> tuple[tupl
             and letters >= MIN_LETTERS
         ):
             x, y = box.mean(axis=0)
-            quote = (harmless(text, MAX_QUOTE_CHARS), name_position(x / width, y / height))
+            quote = (sanitize_text(text, MAX_QUOTE_CHARS), name_position(x / width, y / height))
             heights.setdefault(quote, line_height)
     tallest = sorted(heights, key=lambda quote: -heights[quote])[:MAX_QUOTES]
     return tuple(quote for quote in heights if quote in tallest)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
-from curation.texts import sentence
+from curation.texts import format_sentence
 from stages.captioning import motion_phrases as motion
 from stages.captioning import picture_phrases as picture
 from stages.captioning.segment_state import SegmentState
@@ -73,7 +73,7 @@ def _lead_with(view: str, phrases: list[str]) -> list[str]:
 
 
 def _join_sentences(phrases: Iterable[str]) -> str:
-    return " ".join(sentence(phrase) for phrase in phrases if phrase)
+    return " ".join(format_sentence(phrase) for phrase in phrases if phrase)
 
 
 def _describe_no_change(state: SegmentState, scene: str, again: bool) -> str:
@@ -82,9 +82,9 @@ def _describe_no_change(state: SegmentState, scene: str, again: bool) -> str:
     subject_rests = state.subject is not None and not state.subject.area
     if state.camera is not None and state.camera.moves:
         lead = "again nothing changes" if again else "nothing changes"
-        return sentence(f"{lead}: {' and '.join([view, *ongoing])}")
+        return format_sentence(f"{lead}: {' and '.join([view, *ongoing])}")
     if subject_rests:
         lead = "again hardly anything" if again else "hardly anything"
-        return sentence(f"{lead} moves or changes {view}")
+        return format_sentence(f"{lead} moves or changes {view}")
     lead = "again nothing changes" if again else "nothing changes"
-    return sentence(": ".join([f"{lead} {view}", *ongoing]))
+    return format_sentence(": ".join([f"{lead} {view}", *ongoing]))

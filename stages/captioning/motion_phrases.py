@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from curation.texts import joined
+from curation.texts import join_words
 from stages.captioning.segment_state import CameraState, SubjectState
 
 PACES = ("", "slowly", "", "quickly")  # by level
@@ -35,7 +35,7 @@ def _camera_moves(camera: CameraState, form: int, with_pace: bool = True) -> str
     if camera.roll:
         direction = "clockwise" if camera.clockwise else "anticlockwise"
         moves.append(("turn", PACES[camera.roll], direction))
-    return joined(
+    return join_words(
         [
             " ".join(filter(None, (_FORMS[verb][form], pace if with_pace else "", direction)))
             for verb, pace, direction in moves
@@ -143,7 +143,7 @@ def describe_subject_change(
         changes.append(f"goes {subject.direction or 'this way and that'}")
     if subject.speed == previous.speed and subject.area == previous.area:
         changes += _describe_strength_change(previous.motion, subject.motion)
-    return [f"the movement {joined(changes)}"] if changes else []
+    return [f"the movement {join_words(changes)}"] if changes else []
 
 
 def _describe_strength_change(previous: float, motion: float) -> list[str]:

@@ -21,7 +21,7 @@ import aiohttp
 from annotated_types import Ge, Gt
 
 from curation.config import ConfigError
-from curation.progress import duration
+from curation.progress import format_duration
 from curation.stage import Needs, RunContext, Unavailable
 from stages.captioning.adaptive_limit import AdaptiveLimit
 from stages.captioning.chat_api import (
@@ -159,9 +159,9 @@ class OpenAICaptioner(VlmCaptioner):
             return None
         waiting = f"{self.url} has {self._requests_in_flight} requests"
         return (
-            f"{self._last_error or waiting}; no answer for {duration(silence_s)}; the run goes on "
-            "when one arrives, and otherwise stops in about "
-            f"{duration(max(0.0, self.max_outage_s - silence_s))}"
+            f"{self._last_error or waiting}; no answer for {format_duration(silence_s)}; the run "
+            "goes on when one arrives, and otherwise stops in about "
+            f"{format_duration(max(0.0, self.max_outage_s - silence_s))}"
         )
 
     async def complete(self, request: Request) -> Completion:

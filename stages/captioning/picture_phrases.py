@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
-from curation.texts import joined
+from curation.texts import join_words
 from stages.captioning.colours import Colour
 from stages.captioning.segment_state import SegmentState
 
@@ -36,8 +36,8 @@ def describe_picture(state: SegmentState) -> str:
         return f"{picture}, almost all of it {colours[0].tinted_name}"
     phrases = [_with_position(c) for c in colours]
     if colours[0].share < MIN_SHARE_MOSTLY:
-        return f"{picture} of {joined(phrases)}"
-    others = f", with {joined(phrases[1:])}" if len(phrases) > 1 else ""
+        return f"{picture} of {join_words(phrases)}"
+    others = f", with {join_words(phrases[1:])}" if len(phrases) > 1 else ""
     return f"{picture}, mostly {colours[0].tinted_name}{others}"
 
 
@@ -48,7 +48,7 @@ def _with_position(colour: Colour) -> str:
 def name_scene(state: SegmentState) -> str:
     """A short name by which later texts refer to the scene."""
     names = [c.name for c in _named(state.colours)]
-    return f"the {joined(names[:2])} scene" if names else "the scene"
+    return f"the {join_words(names[:2])} scene" if names else "the scene"
 
 
 def describe_light_change(previous: SegmentState, state: SegmentState) -> list[str]:
@@ -80,17 +80,17 @@ def describe_colour_changes(previous: tuple[Colour, ...], colours: tuple[Colour,
             less.append(f"less {colour.name}")
     changes = []
     if appeared:
-        changes.append(f"{joined(appeared)} {'comes' if len(appeared) == 1 else 'come'} in")
+        changes.append(f"{join_words(appeared)} {'comes' if len(appeared) == 1 else 'come'} in")
     if more or less:
-        changes.append(f"there is {joined(more + less)}")
+        changes.append(f"there is {join_words(more + less)}")
     if gone:
-        changes.append(f"the {joined(gone)} {'is' if len(gone) == 1 else 'are'} gone")
+        changes.append(f"the {join_words(gone)} {'is' if len(gone) == 1 else 'are'} gone")
     return changes
 
 
 def quote_by_position(quotes: Quotes) -> list[str]:
     """A phrase per position: `at the top left it says "Goal 2"`."""
-    return [f"{position} it says {joined(texts)}" for position, texts in _by_position(quotes)]
+    return [f"{position} it says {join_words(texts)}" for position, texts in _by_position(quotes)]
 
 
 def _by_position(quotes: Quotes) -> list[tuple[str, list[str]]]:
@@ -106,13 +106,13 @@ def describe_text_changes(previous: SegmentState, state: SegmentState) -> list[s
         gone = []
     replaced = {position for _, position in gone} & {position for _, position in appeared}
     changes = [
-        f"{position} it {'now says' if position in replaced else 'says'} {joined(texts)}"
+        f"{position} it {'now says' if position in replaced else 'says'} {join_words(texts)}"
         for position, texts in _by_position(appeared)
     ]
     removed = _quote(q for q in gone if q[1] not in replaced)
     if removed:
         noun, verb = ("text", "is") if len(removed) == 1 else ("texts", "are")
-        changes.append(f"the {noun} {joined(removed)} {verb} gone")
+        changes.append(f"the {noun} {join_words(removed)} {verb} gone")
     return changes
 
 
@@ -133,7 +133,7 @@ def quote_all(quotes_by_segment: list[Quotes]) -> list[str]:
     distinct: Quotes = ()
     for quotes in quotes_by_segment:
         distinct += tuple(q for q in quotes if not _is_among([text for text, _ in distinct], q[0]))
-    return [f"it says {joined(_quote(distinct))}"] if distinct else []
+    return [f"it says {join_words(_quote(distinct))}"] if distinct else []
 
 
 def _quote(quotes: Iterable[tuple[str, str]]) -> list[str]:

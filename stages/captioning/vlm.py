@@ -16,7 +16,7 @@ from annotated_types import Ge
 
 from curation.config import ConfigError
 from curation.stage import Row, RunContext
-from curation.texts import largest_neighbour
+from curation.texts import max_adjacent
 from stages.captioning.captioner import Captioner, Captions, KeyFrame
 from stages.captioning.checks import CheckLimits, TokenCount, failed_check
 from stages.captioning.conversation import (
@@ -248,7 +248,7 @@ class VlmCaptioner(Captioner):
         if self._sentence_model is None:
             return {}
         similarity = self._sentence_model.similarity(texts)
-        return {"text_similarity_minilm": largest_neighbour(similarity)}
+        return {"text_similarity_minilm": max_adjacent(similarity)}
 
     def _usage_record(self, usage: Counter[str]) -> dict[str, Any]:
         return dict(usage) | {"similarity_limit": self._limits.max_similarity}

@@ -19,7 +19,7 @@ from typing import Any
 from curation.atomic import TEMPORARY
 from curation.isolate import Isolated
 from curation.stage import BadVideo, Needs, Row, RunContext, Stage
-from curation.storage import WRONG, Folder, compute_sha256, fetched, look_at
+from curation.storage import Folder, compute_sha256, file_error, local_copy, stat_video
 from stages.export.extraction import ExtractedClip, extract_clip
 from stages.export.presto import write_presto_clip
 from stages.export.shards import (
@@ -66,7 +66,7 @@ class ExtractClip(Stage):
         with _working_folder(out, last=name) as folder:
             mp4 = str(folder / _mp4_name(clip["clip_id"]))
             span = (clip["start_s"], clip["end_s"])
-            with fetched(clip["video"]) as source:
+            with local_copy(clip["video"]) as source:
                 args: tuple[Any, ...] = (source, *span, mp4, clip["num_frames"])
                 extracted = self._child.call_with_retry("extract", args, timeout_s=timeout_s)
             receipt = {"signature": signature, "clip": extracted, "presto": {}}
@@ -155,12 +155,12 @@ def _mp4_name(clip_id: str) -> str:
 
 def _check_unchanged(clip: Row) -> None:
     """Raises BadVideo where the video is no longer the one that was scored and captioned."""
-    now = look_at(clip["video"])
+    now = stat_video(clip["video"])
     if (now.bytes, now.version) == (clip["bytes"], clip["version"]):
         return
-    if now.bytes in WRONG:
-        raise BadVideo(WRONG[now.bytes])
-    with fetched(clip["video"]) as path:
+    if error := file_error(now.bytes):
+        raise BadVideo(error)
+    with local_copy(clip["video"]) as path:
         if compute_sha256(path) != clip["sha256"]:
             raise BadVideo("the video changed after it was scored; run pipelines.score again")
 
@@ -192,4 +192,4 @@ def _working_folder(out: Folder, last: str) -> Iterator[Path]:
         yield folder
         names = [str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()]
         for name in sorted(names, key=lambda name: (name == last, name)):
-            out.put(name, folder / name)
+            out.upload(name, folder / name)

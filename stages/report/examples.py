@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from curation.funnel import rule, rules
 from curation.images import decode_image, encode_jpeg, shrink
-from curation.progress import shown
+from curation.progress import printable
 from curation.stage import Row
 from stages.report.histogram import Thresholds, format_value
 from stages.report.statistics import MEASUREMENTS
@@ -137,13 +137,13 @@ def _clip_view(clip: Row, policy: Mapping[str, Thresholds], read_file: ReadFile)
     segments = zip_longest(clip.get("segments") or [], clip.get("sub_captions") or [])
     notes = [clip["status"], clip.get("split"), clip.get("shard")]
     return ClipView(
-        clip_id=shown(clip["clip_id"], 40),
-        video=shown(clip["video"], 120),
+        clip_id=printable(clip["clip_id"], 40),
+        video=printable(clip["video"], 120),
         span=f"{clip['start_s']:.2f} to {clip['end_s']:.2f} s",
-        notes=", ".join(shown(n, 60) for n in notes if n),
-        reasons=[shown(r) for r in reasons[:MAX_REASONS]],
+        notes=", ".join(printable(n, 60) for n in notes if n),
+        reasons=[printable(r) for r in reasons[:MAX_REASONS]],
         caption=one_paragraph(clip.get("caption")),
-        captioner=shown(clip.get("captioner") or "", 80),
+        captioner=printable(clip.get("captioner") or "", 80),
         segments=[
             _segment_view(i, *pair, read_file)
             for i, pair in enumerate(segments, 1)
@@ -156,7 +156,7 @@ def _clip_view(clip: Row, policy: Mapping[str, Thresholds], read_file: ReadFile)
 
 def one_paragraph(text: str | None) -> str:
     """A caption without line breaks, shortened if it is very long."""
-    return shown(" ".join((text or "").split()), 1500)
+    return printable(" ".join((text or "").split()), 1500)
 
 
 def _score_view(clip: Row, name: str, thresholds: Thresholds, is_reason: bool) -> ScoreView:
@@ -164,7 +164,7 @@ def _score_view(clip: Row, name: str, thresholds: Thresholds, is_reason: bool) -
     value, allowed = clip[name], format_range(thresholds)
     if value is not None:
         return ScoreView(name, format_value(value), allowed, is_reason)
-    why = shown(dict(clip.get("null_reasons") or {}).get(name) or "", 120)
+    why = printable(dict(clip.get("null_reasons") or {}).get(name) or "", 120)
     return ScoreView(name, "not measured", "; ".join(t for t in (allowed, why) if t), is_reason)
 
 
@@ -180,7 +180,7 @@ def _segment_view(
             alt = f"Key frame of segment {i}, at {segment['key_frame_s']:.1f} s of the clip"
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
-            alt = f"Key frame of segment {i} can't be shown: {shown(why)}"
+            alt = f"Key frame of segment {i} can't be shown: {printable(why)}"
     text = one_paragraph(sub_caption["text"]) if sub_caption else ""
     return SegmentView(time, alt, image, width, height, text)
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from curation.funnel import Funnel, Rule, count, last_line, word
-from curation.progress import duration, shown
+from curation.progress import format_duration, printable
 from curation.records import CLIP
 from stages.report import histogram
 from stages.report.examples import ReadFile, kept_examples, rejected_examples
@@ -83,7 +83,7 @@ def report_html(
         last_line=last_line(funnel),
         total_videos=sum(funnel.videos.values()),
         total_clips=sum(funnel.clips.values()),
-        kept_time=duration(_seconds(kept)),
+        kept_time=format_duration(_seconds(kept)),
         video_rows=_video_rows(funnel),
         clip_rows=_clip_rows(funnel),
         charts=[c for c in (_chart(s, stats, policy) for s in MEASUREMENTS) if c],
@@ -93,7 +93,7 @@ def report_html(
         kept=kept_examples(clips, policy, read_file),
         rejected=rejected_examples(clips, policy, read_file),
         failed=_failed_videos(videos),
-        facts=[(shown(k, 60), shown(v)) for k, v in facts.items()],
+        facts=[(printable(k, 60), printable(v)) for k, v in facts.items()],
     )
 
 
@@ -103,14 +103,14 @@ def _seconds(clips: pa.Table) -> float:
 
 def _captioners(kept: pa.Table) -> list[str]:
     found = pc.unique(kept["captioner"]).to_pylist() if "captioner" in kept.column_names else []
-    return sorted(shown(name, 80) for name in found if name)
+    return sorted(printable(name, 80) for name in found if name)
 
 
 def _failed_videos(videos: pa.Table) -> list[tuple[str, str]]:
     """(video, error) of the first ones."""
     failed = videos.filter(pc.equal(videos["status"], "failed")).select(["video", "error"])
     rows = failed.slice(0, MAX_FAILED_VIDEOS).to_pylist()
-    return [(shown(row["video"]), shown(row["error"], 400)) for row in rows]
+    return [(printable(row["video"]), printable(row["error"], 400)) for row in rows]
 
 
 # ---- the funnel ----
@@ -176,7 +176,7 @@ def _chart(score: str, stats: pa.Table, policy: Mapping[str, Thresholds]) -> Sco
         ]
         summary = "median: " + ", ".join(medians) if medians else ""
     reasons = sorted(everything["null_reasons"], key=lambda reason: -reason[1])
-    text = "; ".join(f"{shown(why, 120)} ({n})" for why, n in reasons[:3])
+    text = "; ".join(f"{printable(why, 120)} ({n})" for why, n in reasons[:3])
     more = f"; {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""
     nulls = f"not measured in {everything['nulls']} clips: {text}{more}" if reasons else ""
     return ScoreChart(score, DESCRIPTIONS.get(score, ""), drawn, summary, nulls)

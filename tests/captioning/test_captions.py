@@ -162,11 +162,11 @@ def test_display_shows_the_unavailable_server_and_no_clip_is_lost(out, cluster, 
         server.stop()
         wait_until(lambda: shows(f"caption  {server.url} does not answer: "))
         server.start()
-        wait_until(lambda: shows("caption  goes on"))
+        wait_until(lambda: shows("caption  continues"))
         run.join()
         shows("")
     assert "and otherwise stops in about 14 min" in seen
-    assert seen.index("caption  goes on") < seen.index("caption  4/4 clips · 0 failed · in")
+    assert seen.index("caption  continues") < seen.index("caption  4/4 clips · 0 failed · in")
     assert_captions_are_correct(out)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from curation.records import CAPTION, frames_sha256, schema, segment_spans
 from curation.stage import OutputError, RunContext
-from curation.texts import neighbour_similarity
+from curation.texts import max_adjacent_similarity
 from stages.captioning.captioner import Captioner, Captions
 from stages.captioning.measured import MeasuredCaptioner
 
@@ -79,7 +79,7 @@ def test_clip_gets_five_sub_captions_with_their_spans_and_a_caption(tmp_path, me
         == "Nothing changes: in the blue and green scene the view keeps panning to the right."
     )
     assert "The view pans to the right throughout." in row["caption"]
-    assert row["text_similarity_tfidf"] == neighbour_similarity(texts)
+    assert row["text_similarity_tfidf"] == max_adjacent_similarity(texts)
     assert (row["captioner"], row["error"], row["rejected"]) == ("measured", None, None)
     assert row["video"] == "v.mp4"
     assert json.loads(row["provenance"])["version"] >= 1

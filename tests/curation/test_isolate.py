@@ -77,7 +77,7 @@ def isolated():
         yield one
 
 
-def test_plain_data_comes_back_as_it_was(isolated):
+def test_plain_data_is_returned_unchanged(isolated):
     value = {
         "name": "odd \udcff name\n",
         "fingerprint": bytes(range(256)),
@@ -87,18 +87,18 @@ def test_plain_data_comes_back_as_it_was(isolated):
     assert isolated("echo", value) == value
 
 
-def test_numbers_of_numpy_become_numbers_of_python(isolated):
+def test_numpy_numbers_are_returned_as_python_numbers(isolated):
     back = isolated("echo", {"a": np.float32(0.5), "b": np.int64(3), "c": np.bool_(True)})
     assert back == {"a": 0.5, "b": 3, "c": True}
     assert [type(x) for x in back.values()] == [float, int, bool]
 
 
-def test_a_result_that_is_no_data_is_refused_by_name(isolated):
+def test_result_that_is_not_plain_data_is_refused_with_its_type(isolated):
     with pytest.raises(Unexpected, match="ndarray can't be returned"):
         isolated("echo", np.zeros(3))
 
 
-def test_a_crash_costs_one_call(isolated):
+def test_crash_fails_one_call_and_the_child_restarts(isolated):
     before = isolated("pid")
     with pytest.raises(Crashed, match=r"^the decoder crashed: SIGSEGV$"):
         isolated("crash")
@@ -106,12 +106,12 @@ def test_a_crash_costs_one_call(isolated):
     assert isolated("pid") != before
 
 
-def test_a_child_that_ends_by_itself_says_its_exit_code(isolated):
+def test_exit_of_the_child_is_reported_with_its_exit_code(isolated):
     with pytest.raises(Crashed, match="exit code 7"):
         isolated("exit")
 
 
-def test_a_hang_ends_at_its_deadline(isolated):
+def test_hanging_call_ends_at_its_timeout(isolated):
     began = time.monotonic()
     with pytest.raises(TimedOut, match=r"^no result after 0\.5 s$"):
         isolated("hang", timeout_s=0.5)
@@ -119,13 +119,13 @@ def test_a_hang_ends_at_its_deadline(isolated):
     assert isolated("echo", 2) == 2
 
 
-def test_a_memory_bomb_is_told_in_plain_words(isolated):
+def test_memory_limit_is_named_in_the_error(isolated):
     with pytest.raises(BadVideo, match=r"needs more memory than the limit of 0\.5 GiB"):
         isolated("memory")
     assert isolated("echo", 3) == 3
 
 
-def test_errors_arrive_as_what_they_are(isolated):
+def test_errors_of_the_child_keep_their_class_and_message(isolated):
     with pytest.raises(BadVideo, match=r"^not a video: text$"):
         isolated("bad")
     with pytest.raises(OutputError, match="storage is gone"):
@@ -136,7 +136,7 @@ def test_errors_arrive_as_what_they_are(isolated):
         isolated("bug")
 
 
-def test_what_the_decoder_prints_goes_to_the_log(tmp_path, capfd):
+def test_output_of_the_decoder_goes_to_the_log(tmp_path, capfd):
     with Isolated(work, log=str(tmp_path / "child.log")) as one:
         one("chatter")
     assert "error while decoding" in (tmp_path / "child.log").read_text()
@@ -153,7 +153,7 @@ def test_setup_runs_once_per_child_on_the_same_object():
     assert not hasattr(counter, "calls")  # the parent's own was left alone
 
 
-def test_a_setup_that_fails_says_why_and_fails_no_row():
+def test_failed_setup_is_no_error_of_the_input():
     worker = NoWeights()
     with Isolated(worker.call, worker.setup) as one:
         with pytest.raises(
@@ -163,12 +163,12 @@ def test_a_setup_that_fails_says_why_and_fails_no_row():
         assert not isinstance(raised.value, BadVideo)
 
 
-def test_the_child_cannot_fill_the_disk_with_one_file(isolated, tmp_path):
+def test_child_cannot_write_a_file_above_the_limit(isolated, tmp_path):
     with pytest.raises(Unexpected, match="File too large"):
         isolated("big file", str(tmp_path / "big"))
 
 
-def test_the_child_dies_with_its_parent_even_while_it_hangs():
+def test_hanging_child_ends_with_its_parent():
     code = (
         "import os, signal, threading, time\n"
         "from curation.isolate import Isolated\n"
@@ -199,7 +199,7 @@ def alive(pid: int) -> bool:
     return status.rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def test_a_forgotten_child_is_ended():
+def test_child_of_a_deleted_object_is_killed():
     one = Isolated(work)
     pid = one("pid")
     del one
@@ -217,19 +217,19 @@ def test_a_forgotten_child_is_ended():
         b"\xff\xfe",
     ],
 )
-def test_an_answer_that_is_no_data_counts_as_a_crash(isolated, answer):
+def test_malformed_reply_counts_as_a_crash(isolated, answer):
     isolated("echo")  # the child runs
     ours, theirs = socket.socketpair()
     isolated._socket.close()
     isolated._socket = ours
     isolate._send(theirs, answer)
-    with pytest.raises(Crashed, match="no data"):
+    with pytest.raises(Crashed, match="malformed JSON"):
         isolated("echo")
     theirs.close()
     assert isolated("echo", 4) == 4
 
 
-def test_an_answer_of_impossible_length_is_not_read():
+def test_reply_of_impossible_length_is_not_read():
     ours, theirs = socket.socketpair()
     theirs.sendall((1 << 60).to_bytes(8))
     with pytest.raises(ValueError, match="a message of"):

@@ -7,20 +7,20 @@ from curation import measures
 from tests.support.drawn import noisy, picture, view
 
 
-def test_psnr_is_that_of_the_formula():
+def test_psnr_follows_its_formula():
     black, grey = np.zeros((20, 30), np.uint8), np.full((20, 30), 10, np.uint8)
     assert measures.psnr(black, grey) == pytest.approx(20 * np.log10(255 / 10))
     assert measures.psnr(grey, grey) == float("inf")
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (7, 5), (6, 8)])
-def test_the_median_is_numpy_s(shape):
+def test_median_equals_that_of_numpy(shape):
     values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     assert measures.median(values) == pytest.approx(np.median(values), rel=1e-6)
     assert measures.median(values[:0]) == 0.0
 
 
-def test_pictures_of_different_sizes_are_refused_with_both_sizes():
+def test_images_of_different_sizes_are_refused_with_both_sizes():
     with pytest.raises(ValueError, match=r"\(20, 30\) and \(20, 31\)"):
         measures.psnr(np.zeros((20, 30), np.uint8), np.zeros((20, 31), np.uint8))
 
@@ -44,14 +44,14 @@ def direct_ssim(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean(values))
 
 
-def test_ssim_is_that_of_the_formula_window_by_window():
+def test_ssim_equals_its_formula_computed_window_by_window():
     still = picture(1)[:40, :50].astype(np.uint8)
     other = next(noisy([picture(1)[:40, 2:52]], 8))
     assert measures.ssim(still, other) == pytest.approx(direct_ssim(still, other), abs=1e-5)
     assert measures.ssim(still, still) == pytest.approx(1.0)
 
 
-def test_colourfulness_of_two_flat_colours_is_that_of_the_formula():
+def test_colourfulness_of_two_flat_colours_follows_its_formula():
     picture_bgr = np.zeros((2, 2, 3), np.uint8)
     picture_bgr[0] = (0, 0, 255)  # red above, black below
     # red - green: 255, 0; yellow - blue: 127.5, 0
@@ -60,6 +60,6 @@ def test_colourfulness_of_two_flat_colours_is_that_of_the_formula():
     assert measures.colourfulness(np.full((4, 4, 3), 90, np.uint8)) == 0.0
 
 
-def test_a_blurred_picture_is_less_sharp():
+def test_blurred_image_is_less_sharp():
     sharp, soft = picture(2).astype(np.uint8), view(picture(2), (800, 500, 3.0, 0)).astype(np.uint8)
     assert measures.sharpness(sharp) > 3 * measures.sharpness(soft)

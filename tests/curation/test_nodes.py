@@ -20,13 +20,13 @@ def on_two_nodes(source, out, *more):
     return done
 
 
-def test_two_nodes_give_the_same_dataset_as_one(dataset, tmp_path):
+def test_two_nodes_write_the_same_dataset_as_one(dataset, tmp_path):
     on_two_nodes(dataset.source, tmp_path / "out")
     assert differences(dataset.out, tmp_path / "out") == []
 
 
 @pytest.mark.slow
-def test_a_node_that_dies_on_the_way_changes_nothing(dataset, tmp_path):
+def test_node_that_dies_during_a_run_does_not_change_the_dataset(dataset, tmp_path):
     on_two_nodes(dataset.source, tmp_path / "out", "kill")
     assert differences(dataset.out, tmp_path / "out") == []
     assert leftovers(tmp_path / "out") == []

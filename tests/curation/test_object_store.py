@@ -15,7 +15,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from curation.stage import BadVideo, OutputError
-from curation.storage import Folder, InputError, fetched, list_videos, look_at
+from curation.storage import Folder, InputError, list_videos, local_copy, stat_video
 from tests.curation.test_resume import run_all, settings
 from tests.support.paths import REPOSITORY
 from tests.support.whole_run import curate, ended, kill_when
@@ -88,7 +88,7 @@ def names(listed, bucket: Bucket) -> list[str]:
     return [v.video.removeprefix(f"{bucket.store}/").partition("?")[0] for v in listed]
 
 
-def test_a_prefix_a_file_a_pattern_and_lists_are_listed(bucket):
+def test_input_is_a_prefix_an_object_a_pattern_or_a_list(bucket):
     for name in ("in/a.mp4", "in/sub/b.MKV", "in/sub/deep/c.mp4", "in/notes.txt", "other/d.mp4"):
         bucket.put(name)
     assert names(list_videos(bucket.url("in")), bucket) == [
@@ -107,22 +107,22 @@ def test_a_prefix_a_file_a_pattern_and_lists_are_listed(bucket):
     assert all(v.video.endswith(bucket.options) for v in listed)
 
 
-def test_odd_names_come_through_and_open_again(bucket):
+def test_objects_with_unusual_names_are_listed_and_opened(bucket):
     odd = ["with space.mp4", "-dash.mp4", "ünï.mp4", "100%20.mp4", "a+b.mp4", "what?.mp4", "#.mp4"]
     for name in odd:
         bucket.put(f"in/{name}", name.encode())
     for listed in list_videos(bucket.url("in")):
-        with fetched(listed.video) as path:
+        with local_copy(listed.video) as path:
             odd.remove(Path(path).read_text())
-        assert look_at(listed.video) == listed
+        assert stat_video(listed.video) == listed
     assert odd == []
 
 
-def test_what_is_not_there_is_said_in_plain_words(bucket, server):
+def test_missing_objects_buckets_and_servers_are_named_in_the_error(bucket, server):
     for path in ("none", "none/*.mp4"):
         with pytest.raises(InputError, match="no such file or folder, and no file matches it"):
             list(list_videos(bucket.url(path)))
-    with pytest.raises(BadVideo, match="can't be fetched"), fetched(bucket.url("gone.mp4")):
+    with pytest.raises(BadVideo, match="can't be fetched"), local_copy(bucket.url("gone.mp4")):
         pass
     nowhere = bucket.options.replace(server[1].rpartition(":")[2], "9")
     with pytest.raises(InputError, match="can't be reached"):
@@ -132,9 +132,9 @@ def test_what_is_not_there_is_said_in_plain_words(bucket, server):
         Folder(f"{nobucket}/out?{bucket.options}").write("a.txt", b"data")
 
 
-def test_keys_in_a_url_are_refused_and_not_repeated():
+def test_keys_in_a_url_are_refused_and_not_printed():
     for url in ("s3://name:secret@bucket/in", "s3://bucket/in?secret_key=secret"):
-        with pytest.raises(InputError, match="keys don't belong into them") as refused:
+        with pytest.raises(InputError, match="they must not hold keys") as refused:
             list(list_videos(url))
         assert "secret@" not in str(refused.value)
         assert "=secret" not in str(refused.value)
@@ -144,7 +144,7 @@ def cuts(shards: list[dict]) -> dict[str, str]:
     return {row["clip_id"]: row["sha256"] for row in shards}
 
 
-def test_an_input_and_an_output_in_a_store_give_what_local_ones_do(dataset, bucket, cluster):
+def test_clips_in_an_object_store_equal_those_on_a_disk(dataset, bucket, cluster):
     bucket.put("in/a b.mp4", dataset.videos["kept"].read_bytes())
     bucket.put("in/text.mp4", b"not a video at all\n")
     run = settings(bucket.url("in"), bucket.url("out"))  # type: ignore[arg-type]
@@ -175,7 +175,7 @@ def there(bucket: Bucket, part: str) -> Callable[[], bool]:
 @pytest.mark.parametrize(
     "part", ["ledger/key_frames/", "ledger/videos/part-", "shards/", "presto/"]
 )
-def test_a_driver_killed_on_the_way_loses_nothing(dataset, bucket, part):
+def test_killed_run_in_an_object_store_resumes_without_loss(dataset, bucket, part):
     bucket.put_folder("in", dataset.source)
     run = (bucket.url("in"), bucket.url("out"))
     kill_when(curate(*run), there(bucket, part))  # type: ignore[arg-type]

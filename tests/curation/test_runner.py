@@ -77,7 +77,7 @@ def rows(count, **trouble):
     return [{"n": n, "error": None} | trouble.get(f"row{n}", {}) for n in range(count)]
 
 
-def test_every_row_comes_back_once_through_all_groups_of_stages(cluster):
+def test_every_row_is_returned_once_through_all_stages(cluster):
     stages = [Double(), Isolated()]
     done = list(cluster.stream(stages, rows(20, row3={"trouble": "bad"})))
     assert sorted(r["n"] for r in done) == list(range(20))
@@ -85,7 +85,7 @@ def test_every_row_comes_back_once_through_all_groups_of_stages(cluster):
     assert [r["error"] for r in done if r["error"]] == ["no moov"]
 
 
-def test_a_crash_a_hang_and_a_bug_cost_one_row_each(cluster):
+def test_crash_hang_and_bug_fail_one_row_each(cluster):
     trouble = {f"row{i}": {"trouble": t} for i, t in enumerate(["crash", "hang", "bug"])}
     done = {r["n"]: r["error"] for r in cluster.stream([Isolated()], rows(8, **trouble))}
     assert "SIGSEGV" in done[0]
@@ -94,7 +94,7 @@ def test_a_crash_a_hang_and_a_bug_cost_one_row_each(cluster):
     assert [done[n] for n in range(3, 8)] == [None] * 5
 
 
-def test_a_row_that_kills_its_worker_is_named_and_takes_no_other_with_it(cluster):
+def test_row_that_kills_its_worker_fails_alone(cluster):
     found = cluster.stream([Trouble()], rows(12, row5={"trouble": "crash"}))
     done = {r["n"]: r["error"] for r in found}
     assert done.pop(5) == "the worker process died twice on this row"
@@ -102,19 +102,19 @@ def test_a_row_that_kills_its_worker_is_named_and_takes_no_other_with_it(cluster
     assert len(done) == 11
 
 
-def test_a_worker_that_is_killed_once_loses_nothing(cluster, tmp_path):
+def test_rows_of_a_killed_worker_are_retried(cluster, tmp_path):
     once = {"trouble": "once", "mark": str(tmp_path / "mark")}
     done = list(cluster.stream([Trouble()], rows(6, row2=once)))
     assert sorted(r["n"] for r in done) == list(range(6))
     assert all(r["error"] is None for r in done)
 
 
-def test_an_error_of_the_output_stops_the_run(cluster):
+def test_output_error_stops_the_run(cluster):
     with pytest.raises(OutputError, match="disk full"):
         list(cluster.stream([Double(), Isolated()], rows(6, row2={"trouble": "full"})))
 
 
-def test_needs_that_the_cluster_has_not_are_refused(cluster):
+def test_stage_that_needs_more_than_the_cluster_has_is_refused(cluster):
     @dataclass
     class Large(Stage):
         needs = Needs(gpus=4)
@@ -124,7 +124,7 @@ def test_needs_that_the_cluster_has_not_are_refused(cluster):
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:many"])
-def test_a_cluster_that_is_not_there_is_said_at_once(tmp_path, address):
+def test_missing_cluster_is_reported_without_delay(tmp_path, address):
     code = (
         "import sys; from curation.runner.cluster import Cluster\n"
         "from curation.runner.settings import ClusterSettings\n"
@@ -144,7 +144,7 @@ def test_a_cluster_that_is_not_there_is_said_at_once(tmp_path, address):
     assert "fix: check the address" in told.stdout
 
 
-def test_a_plan_in_the_wrong_order_is_refused_with_the_mend():
+def test_stages_in_the_wrong_order_are_refused_with_the_fix():
     with pytest.raises(PlanError, match="reads 'n', which no earlier stage writes"):
         check_plan([Double()], ["video"])
     check_plan([Double()], ["n"])
@@ -161,7 +161,7 @@ class NeverReady(Stage):
         return rows
 
 
-def test_a_stage_that_cannot_be_set_up_stops_the_run_and_fails_no_row(cluster):
+def test_failed_setup_of_a_stage_stops_the_run(cluster):
     with pytest.raises(RunError, match=r"NeverReady: the isolated worker did not start: .*weights"):
         list(cluster.stream([NeverReady()], rows(3)))
 
@@ -176,7 +176,7 @@ class Together(Trouble):
         return [row | {"together": len(rows)} for row in super().process(rows)]
 
 
-def test_rows_come_in_lists_where_a_stage_wants_them_and_a_bad_one_costs_no_other(cluster):
+def test_bad_row_of_a_batch_fails_alone(cluster):
     trouble = {"row3": {"trouble": "bad"}, "row9": {"trouble": "bug"}}
     done = {r["n"]: r for r in cluster.stream([Double(), Together()], rows(20, **trouble))}
     assert sorted(done) == list(range(20))
@@ -189,7 +189,7 @@ def test_rows_come_in_lists_where_a_stage_wants_them_and_a_bad_one_costs_no_othe
     assert max(r["together"] for r in first.values()) == 4
 
 
-def test_a_row_of_a_list_that_kills_its_worker_is_named_alone(cluster):
+def test_row_of_a_batch_that_kills_its_worker_fails_alone(cluster):
     done = {
         r["n"]: r["error"] for r in cluster.stream([Together()], rows(8, row5={"trouble": "crash"}))
     }
@@ -224,14 +224,14 @@ class Waiting(Trouble):
         return row | {"worker": os.getpid()}
 
 
-def test_rows_that_wait_are_under_way_together_in_as_many_workers_as_the_stage_says(cluster):
+def test_rows_of_an_async_stage_run_concurrently_in_one_worker(cluster):
     done = list(cluster.stream([Double(), Waiting()], rows(30)))
     assert sorted(r["n"] for r in done) == list(range(30))
     assert all(r["error"] is None and r["doubled"] == 2 * r["n"] for r in done)
     assert len({r["worker"] for r in done}) == 1
 
 
-def test_a_bug_a_bad_input_and_a_hang_among_waiting_rows_cost_one_row_each(cluster):
+def test_bug_hang_and_bad_input_among_concurrent_rows_fail_one_row_each(cluster):
     trouble = {f"row{i}": {"trouble": t} for i, t in enumerate(["bug", "hang", "bad"])}
     done = {r["n"]: r["error"] for r in cluster.stream([Waiting(4)], rows(12, **trouble))}
     assert "KeyError" in done[0]
@@ -241,7 +241,7 @@ def test_a_bug_a_bad_input_and_a_hang_among_waiting_rows_cost_one_row_each(clust
 
 
 @pytest.mark.parametrize("trouble", ["crash", "once"])
-def test_a_worker_that_dies_with_many_rows_under_way_loses_none_of_them(cluster, tmp_path, trouble):
+def test_concurrent_rows_of_a_dead_worker_are_retried(cluster, tmp_path, trouble):
     row = {"trouble": trouble, "mark": str(tmp_path / "mark")}
     done = {r["n"]: r["error"] for r in cluster.stream([Waiting(1)], rows(20, row5=row))}
     assert done.pop(5) == (
@@ -270,9 +270,7 @@ class Patient(Stage):
         return row
 
 
-def test_what_workers_wait_for_reaches_the_driver_between_results_and_is_taken_back(
-    cluster, tmp_path
-):
+def test_wait_reason_of_workers_is_reported_and_cleared(cluster, tmp_path):
     notes, answer = [], tmp_path / "answer"
 
     def note(text):
@@ -295,7 +293,7 @@ class SlowToStart(Double):
             time.sleep(0.01)
 
 
-def test_a_worker_that_takes_long_to_start_is_told_of(cluster, tmp_path):
+def test_slow_start_of_a_worker_is_reported(cluster, tmp_path):
     notes, until = [], tmp_path / "loaded"
 
     def note(text):
@@ -309,12 +307,12 @@ def test_a_worker_that_takes_long_to_start_is_told_of(cluster, tmp_path):
     assert notes[-1] is None
 
 
-def test_what_a_stage_needs_and_is_gone_stops_the_run(cluster):
+def test_unavailable_service_stops_the_run(cluster):
     with pytest.raises(RunError, match="Waiting: the server is gone"):
         list(cluster.stream([Waiting(1)], rows(6, row2={"trouble": "gone"})))
 
 
-def test_ray_is_imported_by_a_run_with_rows_only():
+def test_run_without_rows_does_not_import_ray():
     code = (
         "import sys; from pipelines.curate import Cluster, Settings; "
         "assert list(Cluster(Settings().cluster, '').stream([], [])) == []; "

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.stage import OutputError
-from curation.storage import Folder, InputError, fetched, list_videos, local_path
+from curation.storage import Folder, InputError, list_videos, local_copy, local_path
 
 
 def touched(folder, *names):
@@ -19,20 +19,20 @@ def names(found, folder):
     return [os.path.relpath(local_path(v.video), folder) for v in found]
 
 
-def test_a_folder_is_listed_with_its_folders_in_order_and_only_its_videos(tmp_path):
+def test_videos_of_a_folder_and_its_subfolders_are_listed_in_order(tmp_path):
     touched(tmp_path, "b.MP4", "a.mkv", "notes.txt", "sub/c.webm", "sub/deep/d.mov")
     assert names(list_videos(str(tmp_path)), tmp_path) == [
         *("a.mkv", "b.MP4", "sub/c.webm", "sub/deep/d.mov")
     ]
 
 
-def test_a_symlink_loop_is_walked_once(tmp_path):
+def test_symlink_loop_is_listed_once(tmp_path):
     touched(tmp_path, "sub/a.mp4")
     (tmp_path / "sub" / "up").symlink_to(tmp_path)
     assert names(list_videos(str(tmp_path)), tmp_path) == ["sub/a.mp4"]
 
 
-def test_odd_names_come_through_and_open_again(tmp_path):
+def test_videos_with_unusual_names_are_listed_and_opened(tmp_path):
     odd = ["with space.mp4", "new\nline.mp4", "-dash.mp4", "ünï.mp4", "100%.mp4", b"\xff\xfe.mp4"]
     for name in odd:
         (tmp_path / os.fsdecode(name)).write_bytes(b"x")
@@ -40,11 +40,11 @@ def test_odd_names_come_through_and_open_again(tmp_path):
     assert len(found) == len(odd)
     table = pa.table({"video": [v.video for v in found]})  # all of them fit into a table
     for video in table["video"].to_pylist():
-        with fetched(video) as path, open(path, "rb") as file:
+        with local_copy(video) as path, open(path, "rb") as file:
             assert file.read() == b"x"
 
 
-def test_lists_patterns_and_single_files_name_videos(tmp_path):
+def test_input_is_a_list_a_pattern_or_a_single_file(tmp_path):
     touched(tmp_path, "a.mp4", "b.mp4", "c.avi")
     text = tmp_path / "list.txt"
     text.write_text(f"# a comment\nb.mp4\n\n{tmp_path}/c.avi\ngone.mp4\n")
@@ -57,7 +57,7 @@ def test_lists_patterns_and_single_files_name_videos(tmp_path):
     assert names(list_videos(str(tmp_path / "c.avi")), tmp_path) == ["c.avi"]
 
 
-def test_an_input_that_is_not_there_is_refused_in_plain_words(tmp_path):
+def test_missing_input_is_refused_with_what_was_expected(tmp_path):
     with pytest.raises(InputError, match="no such file or folder; expected a folder, a video"):
         list(list_videos(str(tmp_path / "none")))
     with pytest.raises(InputError, match="no file matches"):
@@ -75,7 +75,7 @@ def test_a_hundred_thousand_files_are_listed_in_seconds(tmp_path):
     assert sum(1 for _ in list_videos(str(tmp_path))) == 100_000
 
 
-def test_a_file_of_the_output_is_whole_or_not_there(tmp_path):
+def test_unfinished_files_are_not_listed_in_the_output(tmp_path):
     folder = Folder(str(tmp_path)) / "sub"
     folder.write("a/b.txt", b"data")
     assert folder.exists("a/b.txt")
@@ -84,12 +84,12 @@ def test_a_file_of_the_output_is_whole_or_not_there(tmp_path):
     assert folder.names("a") == ["b.txt"]
 
 
-def test_a_full_disk_is_an_error_of_the_output():
+def test_full_disk_is_an_output_error():
     with pytest.raises(OutputError, match="can't write /dev/full"):
         Folder("/dev/full").write("a.txt", b"data")
 
 
 @pytest.mark.parametrize("url", ["s3://", "gs:///folder"])
-def test_a_url_that_names_no_bucket_is_refused_before_anything_is_written(url):
+def test_url_without_a_bucket_is_refused(url):
     with pytest.raises(OutputError, match=r"names no bucket; expected .*://BUCKET/FOLDER"):
         Folder(url)
