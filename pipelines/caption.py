@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from curation.ledger import check_settings
 from curation.progress import Progress
-from curation.records import frames_sha256, stored_frame_hashes
+from curation.records import hash_frames, stored_frame_hashes
 from curation.runner.cluster import Cluster
 from curation.stage import Row, RunContext
 from curation.storage import Folder
@@ -75,7 +75,7 @@ def _todo(clips: pa.Table, done: pa.Table, retry_failed: bool, name: str) -> lis
     todo = []
     for clip, row in zip(clips.drop_columns(HEAVY).to_pylist(), said.to_pylist(), strict=True):
         hashes = stored_frame_hashes(clip["segments"])
-        current = None not in hashes and row["frames_sha256"] == frames_sha256(hashes)
+        current = None not in hashes and row["frames_sha256"] == hash_frames(hashes)
         failed = row["error"] is not None
         if not (current or failed) or (failed and retry_failed):
             todo.append(clip | {"error": None, "captioner": name})

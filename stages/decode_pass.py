@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt
 
 from curation import config
 from curation.policy import Policy, decide
-from curation.records import CAPTION_SCORES, CLIP, SCORE_NAMES, SCORES, clip_id, segment_spans
+from curation.records import CAPTION_SCORES, CLIP, SCORE_NAMES, SCORES, make_clip_id, segment_spans
 from curation.stage import Needs, PlanError, Row, RunContext, Stage
 from curation.storage import Folder, compute_sha256, local_copy
 from curation.video.frames import FrameProcessor, Planes
@@ -192,7 +192,7 @@ class DecodePass(Stage):
         at_start = np.abs(packets.times_s - start_s) < 1e-3
         clip: Row = dict.fromkeys(column.name for column in CLIP)
         clip |= {
-            "clip_id": clip_id(video["sha256"], start_s, end_s),
+            "clip_id": make_clip_id(video["sha256"], start_s, end_s),
             "take": take,
             "start_s": start_s,
             "end_s": end_s,

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from curation.images import decode_image, read_verified, stored_image_name
-from curation.records import CAPTION, frames_sha256, stored_frame_hashes
+from curation.records import CAPTION, hash_frames, stored_frame_hashes
 from curation.stage import OutputError, Row, RunContext, Stage, Unavailable
 from curation.storage import Folder
 from curation.texts import max_adjacent_similarity
@@ -127,7 +127,7 @@ class Captioner(Stage):
                 for s, text in zip(segments, sub_captions, strict=False)
             ],
             "rejected": captions.rejected,
-            "frames_sha256": frames_sha256(stored_frame_hashes(segments)),
+            "frames_sha256": hash_frames(stored_frame_hashes(segments)),
             "provenance": json.dumps(provenance | captions.provenance, sort_keys=True),
             "text_similarity_tfidf": max_adjacent_similarity(sub_captions),
             **captions.scores,

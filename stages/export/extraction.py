@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 import av
 
-from curation.records import in_span
+from curation.records import is_in_span
 from curation.stage import BadVideo
 from curation.video.container import DEFAULT_LIMITS, set_up_decoder
 from stages.export.mp4 import (
@@ -143,7 +143,9 @@ def _packets_of_span(video: SeekableVideo, start_s: float, end_s: float) -> Span
         past_end = past_end + 1 if video.time_s(packet.pts) >= end_s else 0
         if past_end == MAX_PACKETS_PAST_END:
             break
-    span_indices = [i for i, pts in enumerate(stamps) if in_span(video.time_s(pts), start_s, end_s)]
+    span_indices = [
+        i for i, pts in enumerate(stamps) if is_in_span(video.time_s(pts), start_s, end_s)
+    ]
     if not span_indices:
         return None
     shown = sorted(stamps[i] for i in span_indices)

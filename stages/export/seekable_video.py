@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import av
 
-from curation.records import in_span
+from curation.records import is_in_span
 from curation.stage import BadVideo
 from curation.video.container import (
     DEFAULT_LIMITS,
@@ -90,7 +90,7 @@ class SeekableVideo:
             if previous is not None:
                 yield previous[0], min(t_s, end_s) - previous[0], previous[1]
                 previous = None
-            if in_span(t_s, start_s, end_s):
+            if is_in_span(t_s, start_s, end_s):
                 previous = t_s, frame
             elif t_s >= end_s:
                 return

@@ -25,7 +25,7 @@ from curation.records import (
     SCHEMA_VERSION,
     SCORE_NAMES,
     SHARD,
-    frames_sha256,
+    hash_frames,
     schema,
     stored_frame_hashes,
 )
@@ -163,7 +163,7 @@ def _finite(value: Any) -> Any:
 
 def check_captions_match(clip: Row) -> None:
     """Raises BadVideo where the captions were not made from this clip's stored frames and span."""
-    if frames_sha256(stored_frame_hashes(clip["segments"])) != clip["frames_sha256"]:
+    if hash_frames(stored_frame_hashes(clip["segments"])) != clip["frames_sha256"]:
         raise BadVideo("the caption was made from other frames; caption the clip again")
     span_s = json.loads(clip["provenance"] or "{}").get("span_s")
     if span_s is not None and span_s != [clip["start_s"], clip["end_s"]]:

@@ -14,7 +14,7 @@ import pytest
 
 from curation import config
 from curation.config import ConfigError
-from curation.records import frames_sha256, stored_frame_hashes
+from curation.records import hash_frames, stored_frame_hashes
 from curation.storage import Folder
 from pipelines import caption, curate, export, select
 from pipelines.settings import DEFAULT_CONFIG, Settings
@@ -74,7 +74,7 @@ def assert_captions_are_correct(out) -> None:
         hashes = stored_frame_hashes(clips[row["clip_id"]]["segments"])
         texts = [part["text"] for part in row["sub_captions"]]
         assert texts == [caption_of(number_of(hashes[:5]), part) for part in range(5)]
-        assert row["frames_sha256"] == frames_sha256(hashes)
+        assert row["frames_sha256"] == hash_frames(hashes)
 
 
 def test_frame_samples_of_a_segment_are_stored(dataset):

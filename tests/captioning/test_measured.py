@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from curation.records import CAPTION, frames_sha256, schema, segment_spans
+from curation.records import CAPTION, hash_frames, schema, segment_spans
 from curation.stage import OutputError, RunContext
 from curation.texts import max_adjacent_similarity
 from stages.captioning.captioner import Captioner, Captions
@@ -136,8 +136,8 @@ def test_hash_of_the_key_frames_depends_on_their_order(tmp_path, measured):
     clip = clip_of(tmp_path, [drawn(str(n)) for n in range(5)])
     [row] = captioned(measured, tmp_path, clip)
     hashes = [s["key_frame_sha256"] for s in clip["segments"]]
-    assert row["frames_sha256"] == frames_sha256(hashes)
-    assert row["frames_sha256"] != frames_sha256(hashes[::-1])
+    assert row["frames_sha256"] == hash_frames(hashes)
+    assert row["frames_sha256"] != hash_frames(hashes[::-1])
 
 
 @pytest.mark.parametrize("trouble", ["missing", "broken", "unnamed", "no segments"])

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from curation.config import ConfigError
-from curation.records import frames_sha256, stored_frame_hashes
+from curation.records import hash_frames, stored_frame_hashes
 from curation.stage import RunContext, Unavailable
 from stages.captioning import openai_server
 from stages.captioning.adaptive_limit import AdaptiveLimit
@@ -71,7 +71,7 @@ def test_row_records_its_provenance_and_passes_the_export_check(tmp_path):
             [clip]
         )
     provenance = json.loads(row["provenance"])
-    assert row["frames_sha256"] == frames_sha256(stored_frame_hashes(clip["segments"]))
+    assert row["frames_sha256"] == hash_frames(stored_frame_hashes(clip["segments"]))
     assert provenance["span_s"] == [0.0, 15.0]
     assert (provenance["model"], provenance["revision"], provenance["temperature"]) == (
         "tiny",

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from curation.records import in_span
+from curation.records import is_in_span
 from curation.stage import BadVideo, OutputError
 from curation.video.reader import Reader
 from stages.export.extraction import extract_clip
@@ -342,7 +342,7 @@ def frames_at_scoring(source, start_s, end_s):
     """How many frames of the span scoring finds; None where the video fails."""
     try:
         with Reader(str(source)) as reader:
-            return sum(in_span(t_s, start_s, end_s) for t_s, _ in reader.frames())
+            return sum(is_in_span(t_s, start_s, end_s) for t_s, _ in reader.frames())
     except BadVideo:
         return None
 

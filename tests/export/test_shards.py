@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from curation.records import SCORE_NAMES, frames_sha256
+from curation.records import SCORE_NAMES, hash_frames
 from curation.stage import BadVideo, OutputError
 from stages.export.extraction import ExtractedClip, extract_clip
 from stages.export.shards import (
@@ -44,7 +44,7 @@ def row(number, split="train", **more):
         "starts_on_keyframe": True,
         "packet_bytes": 10_000,
         "segments": [{"key_frame_sha256": sha256} for sha256 in hashes],
-        "frames_sha256": frames_sha256(hashes),
+        "frames_sha256": hash_frames(hashes),
         "caption": f"Clip {number}: “a square” runs ☀",
         "sub_captions": [{"start_s": a, "end_s": b, "text": f"part of {number}"} for a, b in spans],
         "captioner": "measured",

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from curation.records import NULL_REASONS, SCORE_NAMES, SEGMENT, SUB_CAPTION, segment_spans
+from curation.records import NULL_REASONS, SCORE_NAMES, SEGMENT, SUB_CAPTION, segment_spans, struct
 from curation.storage import Folder
 from stages.report.examples import MAX_THUMBNAIL_BYTES, choose_examples, thumbnail
 from stages.report.histogram import layout_histogram
@@ -86,7 +86,7 @@ def clips_of(rows: list[dict]) -> pa.Table:
     types |= dict.fromkeys(("start_s", "end_s", "duration_s"), pa.float64())
     types |= dict.fromkeys(SCORE_NAMES, pa.float32())
     types |= {"reasons": pa.list_(pa.string()), "null_reasons": NULL_REASONS}
-    types |= {"sub_captions": pa.list_(SUB_CAPTION), "segments": pa.list_(SEGMENT)}
+    types |= {"sub_captions": pa.list_(SUB_CAPTION), "segments": pa.list_(struct(SEGMENT))}
     return pa.Table.from_pylist(rows, schema=pa.schema(list(types.items())))
 
 

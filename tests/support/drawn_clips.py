@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from curation.records import SCORE_NAMES, frames_sha256
+from curation.records import SCORE_NAMES, hash_frames
 from stages.export.extraction import ExtractedClip
 from stages.export.shards import pack_shard, plan_shards, shards_table
 from training.clips import Clip
@@ -50,7 +50,7 @@ def row(number: int, split: str = "train") -> dict:
         "starts_on_keyframe": True,
         "packet_bytes": 10_000,
         "segments": [{"key_frame_sha256": sha256} for sha256 in hashes],
-        "frames_sha256": frames_sha256(hashes),
+        "frames_sha256": hash_frames(hashes),
         "caption": f"All of {number} ☀",
         "sub_captions": [
             {"start_s": 0.4 * i, "end_s": 0.4 * (i + 1), "text": f"clip {number}, part {i}"}
