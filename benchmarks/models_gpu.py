@@ -30,10 +30,10 @@ from curation.storage import Folder
 from curation.torchvision_fix import fix_torchvision
 from stages.decode_pass import DecodePass
 from stages.scorers import clip as clip_stage
-from stages.scorers.clip import Clip
-from stages.scorers.lpips import CHANNELS, Lpips
-from stages.scorers.models import ROWS, Models
-from stages.scorers.raft import Raft
+from stages.scorers.clip import ClipScorer
+from stages.scorers.lpips import FEATURE_CHANNELS, LpipsScorer
+from stages.scorers.models import VIDEOS_PER_CALL, Models
+from stages.scorers.raft import RaftScorer
 from stages.shots import transnet
 from tests.support import zoo
 from tests.support.small_input import scene
@@ -78,7 +78,7 @@ def write_weights(folder: Path) -> dict[str, str]:
     head |= {f"layers.{n}.bias": torch.zeros(s[0]) for n, s in shapes.items()}
     torch.save(head, folder / "head.pth")
     torch.save(alexnet(weights=None).state_dict(), folder / "alexnet.pth")
-    lin = {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(CHANNELS)}
+    lin = {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(FEATURE_CHANNELS)}
     torch.save(lin, folder / "linear.pth")
     torch.save(raft_large(weights=None).state_dict(), folder / "raft.pth")
     names = {"clip": "clip.safetensors", "head": "head.pth", "alexnet": "alexnet.pth"}
@@ -123,11 +123,11 @@ def write_rows(folder: Path, clips: int) -> list[Row]:
 def stage(folder: Path, files: dict[str, str], which: str) -> Models:
     chosen: dict = {}
     if "clip" in which:
-        chosen["clip"] = Clip(weights=files["clip"], aesthetics=files["head"])
+        chosen["clip"] = ClipScorer(weights=files["clip"], aesthetics=files["head"])
     if "lpips" in which:
-        chosen["lpips"] = Lpips(weights=files["alexnet"], linear=files["linear"])
+        chosen["lpips"] = LpipsScorer(weights=files["alexnet"], linear=files["linear"])
     if "raft" in which:
-        chosen["raft"] = Raft(weights=files["raft"])
+        chosen["raft"] = RaftScorer(weights=files["raft"])
     models = Models(gpus=1.0, **chosen)
     models.setup(RunContext(str(folder), weights=models.find_versions()))
     return models
@@ -147,7 +147,7 @@ def on_the_device(models: Models, peak: float) -> None:
         )
 
     clip, lpips, raft = models.clip, models.lpips, models.raft
-    frames = np.stack([clip_stage.square(picture(seed), 224) for seed in range(64)])
+    frames = np.stack([clip_stage.resize_and_crop(picture(seed), 224) for seed in range(64)])
     for count in (64, 256, 1024):
         batch = torch.from_numpy(np.tile(frames, (count // 64, 1, 1, 1))).cuda()
         line(
@@ -184,8 +184,8 @@ def worker(folder: str, files: dict[str, str], which: str, rows: list[Row], read
     models = stage(Path(folder), files, which)
     models.process(rows[:4])
     ready.wait(PATIENCE_S)
-    for first in range(0, len(rows), ROWS):
-        models.process(rows[first : first + ROWS])
+    for first in range(0, len(rows), VIDEOS_PER_CALL):
+        models.process(rows[first : first + VIDEOS_PER_CALL])
     done.put(time.perf_counter())
 
 

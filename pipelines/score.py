@@ -33,7 +33,7 @@ SHOW_MANY = 5000  # clips below the prefilter that have pictures for the report,
 def build(settings: ScoreSettings) -> list[Stage]:
     """The list is the architecture."""
     decode, text, models = settings.decode, settings.ocr, settings.models
-    return [decode, text, *([models] if models.on() else [])]
+    return [decode, text, *([models] if models.enabled_scorers() else [])]
 
 
 def context_of(settings: ScoreSettings, ledger_url: str, thumbnail_share: float) -> RunContext:
@@ -53,7 +53,8 @@ def check(settings: ScoreSettings) -> None:
         )
     settings.models.find_versions()
     settings.decode.check()
-    pairs = [name for name, scorer in settings.models.on().items() if scorer.reads_pairs]
+    scorers = settings.models.enabled_scorers()
+    pairs = [name for name, scorer in scorers.items() if scorer.needs_frame_pairs]
     if pairs and settings.decode.key_frames.pair_gap_s is None:
         raise PlanError(
             f"score.models.{pairs[0]} reads pairs of frames, and the decode pass stores none\n"
@@ -75,7 +76,7 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
         decode_settings(ScoreSettings()),
         "take these settings back, or give another output",
     )
-    if settings.score.models.on():
+    if settings.score.models.enabled_scorers():
         record_settings(out / "ledger", "models", config.as_dict(settings.score.models))
     (out / "ledger").write_table(INPUT, listed)
     done = _done(listed, ledger, settings.retry_failed)
@@ -104,7 +105,7 @@ def _unseen(
     done: pa.Table, ledger: Ledger, models: Models, versions: Mapping[str, str]
 ) -> pa.Array:
     """The scored videos whose clips some model has not looked at yet."""
-    if not models.on():
+    if not models.enabled_scorers():
         return pa.array([], pa.string())
     known = matched(done["video"], ledger.read(["weights"]), "video")["weights"].to_pylist()
     lacks = [bool(models.missing_scorers({"weights": weights}, versions)) for weights in known]

@@ -68,7 +68,7 @@ def check(settings: Settings, out: Folder, will_score: bool = False) -> None:
 
 def _by_models(settings: Settings, out: Folder, will_score: bool) -> set[str]:
     """The scores that models are to give, or gave, to the clips of this output."""
-    scorers = settings.score.models.on().values() if will_score else ()
+    scorers = settings.score.models.enabled_scorers().values() if will_score else ()
     asked = {column for scorer in scorers for column in scorer.writes}
     given = videos_ledger(out).read(["weights"])["weights"].combine_chunks()
     return {*asked, *pc.unique(given.keys).to_pylist()}

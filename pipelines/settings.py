@@ -26,7 +26,7 @@ from stages.captioning.transformers_model import TransformersCaptioner
 from stages.captioning.vllm_engine import VllmCaptioner
 from stages.decode_pass import DecodePass
 from stages.scorers.models import Models
-from stages.scorers.ocr import Text
+from stages.scorers.ocr import OcrStage
 
 COMMIT_S = 5.0  # results are committed this often
 ENOUGH_TO_JUDGE = 100  # rows; below, failures are the rows' own
@@ -38,7 +38,7 @@ KEY_FRAMES = "key_frames"  # a million small files that are never written beside
 @dataclass
 class ScoreSettings:
     decode: DecodePass = field(default_factory=DecodePass)
-    ocr: Text = field(default_factory=Text)
+    ocr: OcrStage = field(default_factory=OcrStage)
     models: Models = field(default_factory=Models)  # off until they are given weights
 
 

@@ -14,7 +14,7 @@ import pytest
 from curation.records import CAPTION_SCORES, SCORE_NAMES, SCORES
 from pipelines.settings import ScoreSettings
 from stages.meters.key_frame_scores import KEY_FRAME_SCORES
-from stages.scorers.ocr import Text
+from stages.scorers.ocr import OcrStage
 from tests.support.paths import REPOSITORY
 
 MAY_IMPORT = {
@@ -80,7 +80,7 @@ def test_every_score_is_written_by_exactly_one_part_or_needs_a_model():
     meters = ScoreSettings().decode.meters
     assert len(meters) >= 4
     written = [name for meter in meters for name in meter.writes if name in SCORE_NAMES]
-    written += [name for name in Text.writes if name in SCORE_NAMES]
+    written += [name for name in OcrStage.writes if name in SCORE_NAMES]
     by_model = {column.name for column in SCORES if column.model}
     written += [*KEY_FRAME_SCORES, *(name for name in CAPTION_SCORES if name not in by_model)]
     assert set(written) <= set(SCORE_NAMES)

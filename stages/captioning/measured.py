@@ -18,7 +18,7 @@ from stages.captioning.captioner import Captioner, Captions, KeyFrame
 from stages.captioning.colours import name_colours
 from stages.captioning.measured_text import write_caption, write_sub_captions
 from stages.captioning.segment_state import SegmentState, name_position, quantize_segment
-from stages.scorers.ocr import MAX_LINES, Ocr, TextLine
+from stages.scorers.ocr_engine import MAX_LINES, OcrEngine, TextLine
 
 VERSION = 1  # of the sentences: another version writes other texts for the same clip
 MIN_CONFIDENCE = 0.9  # of a line that is quoted
@@ -38,7 +38,7 @@ class MeasuredCaptioner(Captioner):
     def setup(self, context: RunContext) -> None:
         super().setup(context)
         cv2.setNumThreads(1)
-        self._ocr = Ocr()
+        self._ocr = OcrEngine()
 
     def provenance(self) -> dict[str, Any]:
         return {"captioner": self.captioner, "version": VERSION, "ocr": "rapidocr"}
@@ -47,7 +47,7 @@ class MeasuredCaptioner(Captioner):
         states: list[SegmentState] = []
         for segment, frame in zip(clip["segments"], frames, strict=True):
             bgr = frame.bgr
-            lines = self._ocr.read_text(bgr)
+            lines = self._ocr.read_lines(bgr)
             states.append(
                 quantize_segment(
                     segment,

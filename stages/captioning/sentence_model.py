@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from curation.weights import model_folder
+from curation.weights import locate_model
 
 MAX_TOKENS = 256  # of a text: these models were trained with no more
 
@@ -20,7 +20,7 @@ class SentenceModel:
     """
 
     def __init__(self, name: str, setting: str) -> None:
-        folder = model_folder(name, None, setting)
+        folder = locate_model(name, None, setting)
         from curation.torchvision_fix import fix_torchvision
 
         fix_torchvision()

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 from annotated_types import Ge
 
 from curation.stage import Needs, PlanError, RunContext
-from curation.weights import model_folder
+from curation.weights import locate_model
 from stages.captioning.conversation import Completion, PromptImage, Request
 from stages.captioning.vlm import VlmCaptioner
 
@@ -31,7 +31,7 @@ class TransformersCaptioner(VlmCaptioner):
 
     def check(self) -> None:
         super().check()
-        model_folder(self.model, self.revision, "caption.transformers.model")
+        locate_model(self.model, self.revision, "caption.transformers.model")
         if importlib.util.find_spec("transformers") is None:
             raise PlanError(
                 "caption.transformers: the package is missing; pip install -e '.[captions]'"
@@ -46,7 +46,7 @@ class TransformersCaptioner(VlmCaptioner):
         fix_torchvision()
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        folder = model_folder(self.model, self.revision, "caption.transformers.model")
+        folder = locate_model(self.model, self.revision, "caption.transformers.model")
         self._device = "cuda" if self.gpus else "cpu"
         dtype = torch.bfloat16 if self.gpus else torch.float32
         self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 from annotated_types import Ge
 
 from curation.stage import Needs, PlanError, RunContext
-from curation.weights import model_folder
+from curation.weights import locate_model
 from stages.captioning.conversation import Completion, Request
 from stages.captioning.transformers_model import template_image_part
 from stages.captioning.vlm import VlmCaptioner
@@ -37,7 +37,7 @@ class VllmCaptioner(VlmCaptioner):
 
     def check(self) -> None:
         super().check()
-        model_folder(self.model, self.revision, "caption.vllm.model")
+        locate_model(self.model, self.revision, "caption.vllm.model")
         if importlib.util.find_spec("vllm") is None:
             raise PlanError("caption.vllm: the package is missing; pip install -e '.[vllm]'")
 
@@ -48,7 +48,7 @@ class VllmCaptioner(VlmCaptioner):
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        folder = str(model_folder(self.model, self.revision, "caption.vllm.model"))
+        folder = str(locate_model(self.model, self.revision, "caption.vllm.model"))
         self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
         args = {"model": folder, "tensor_parallel_size": self.gpus, "enable_prefix_caching": True}
         self._engine = AsyncLLM.from_engine_args(

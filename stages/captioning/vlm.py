@@ -40,7 +40,7 @@ from stages.captioning.motion_phrases import describe_camera
 from stages.captioning.segment_state import CameraState, quantize_camera
 from stages.captioning.sentence_model import SentenceModel
 from stages.captioning.t5_tokens import estimate_t5_tokens, load_t5_token_count
-from stages.scorers.ocr import Ocr
+from stages.scorers.ocr_engine import OcrEngine
 
 CLIP_TIMEOUT_S = 3600.0  # a server that restarts takes minutes of it
 
@@ -94,7 +94,7 @@ class VlmCaptioner(Captioner):
         if self._sentence_model is not None:
             self._limits = replace(self._limits, similarity=self._sentence_model.similarity)
         if self.read_text:
-            self._ocr = Ocr()
+            self._ocr = OcrEngine()
 
     def check(self) -> None:
         if not self.model:
@@ -242,7 +242,7 @@ class VlmCaptioner(Captioner):
         if not self.read_text:
             return ()
         bgr = frame.bgr
-        return tuple(text for text, _ in quotable_lines(self._ocr.read_text(bgr), *bgr.shape[:2]))
+        return tuple(text for text, _ in quotable_lines(self._ocr.read_lines(bgr), *bgr.shape[:2]))
 
     def _score_similarity(self, texts: list[str]) -> dict[str, float | None]:
         if self._sentence_model is None:

@@ -1,7 +1,7 @@
-"""Models: the scores that need weights, from the pictures that the decode pass has stored.
+"""Models: the scores that need weights, from the images that the decode pass stored.
 
-One stage for all of them: a picture is read once, whoever looks at it. While the device scores some
-clips, threads read the next. Rows come in lists, so that short videos fill a batch too.
+One stage runs all scorers, so that each image is read once. While the device scores some clips,
+threads read the images of the next. A call takes several videos, so that short ones fill a batch.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from annotated_types import Ge, Le
 from curation import config
 from curation.stage import Needs, OutputError, PlanError, Row, RunContext, Stage
 from curation.storage import Folder, compute_sha256
-from stages.scorers.clip import Clip
-from stages.scorers.lpips import Lpips
-from stages.scorers.raft import Raft
-from stages.scorers.scorer import Scorer, Seen, find_files
+from stages.scorers.clip import ClipScorer
+from stages.scorers.lpips import LpipsScorer
+from stages.scorers.raft import RaftScorer
+from stages.scorers.scorer import ClipImages, Scorer, find_weight_files
 
-ROWS = 32  # videos in one call
-CLIPS = 64  # scored together; the next as many are read meanwhile
-READERS = 8  # threads at most
+VIDEOS_PER_CALL = 32
+CLIPS_PER_BATCH = 64  # the images of the next batch are read at the same time
+MAX_READER_THREADS = 8
 
 
 @dataclass
@@ -34,29 +34,28 @@ class Models(Stage):
     """Scores every clip above the prefilter with the scorers that have weights."""
 
     gpus: Annotated[float, Ge(0), Le(1)] = 0.25  # share of a GPU that a worker takes; 0: the CPU
-    clip: Clip = field(default_factory=Clip)  # aesthetics, richness, coherence, embeddings
-    lpips: Lpips = field(default_factory=Lpips)
-    raft: Raft = field(default_factory=Raft)
+    clip: ClipScorer = field(default_factory=ClipScorer)
+    lpips: LpipsScorer = field(default_factory=LpipsScorer)
+    raft: RaftScorer = field(default_factory=RaftScorer)
 
     reads = ("clips",)
     writes = ("weights", "embeddings")
 
     @property
     def needs(self) -> Needs:
-        return Needs(cpus=1, gpus=self.gpus, batch_size=ROWS)
+        return Needs(cpus=1, gpus=self.gpus, batch_size=VIDEOS_PER_CALL)
 
-    def on(self) -> dict[str, Scorer]:
-        """The scorers that have weights, by name. Every field that holds a Scorer is one."""
+    def enabled_scorers(self) -> dict[str, Scorer]:
+        """Name -> scorer, of the fields that hold a scorer with weights."""
         scorers = config.fields_of(self, Scorer)
         return {name: scorer for name, scorer in scorers.items() if scorer.weights is not None}
 
     def find_versions(self) -> dict[str, str]:
         """Scorer -> version of its weights. Raises PlanError, with how to get each missing file."""
         versions, missing = {}, []
-        for name, scorer in self.on().items():
+        for name, scorer in self.enabled_scorers().items():
             try:
-                files = find_files(scorer, name).values()
-                versions[name] = "-".join(version(path) for path in files)
+                versions[name] = weights_version(find_weight_files(scorer, name))
             except PlanError as error:
                 missing.append(str(error))
         if missing:
@@ -64,27 +63,26 @@ class Models(Stage):
         return versions
 
     def missing_scorers(self, row: Row, versions: Mapping[str, str]) -> list[str]:
-        """The scorers that have not scored this video's clips, or not with these weights."""
+        """Names of the scorers that have not scored this video's clips with these weights."""
         known = dict(row.get("weights") or {})
         return [
             name
-            for name, scorer in self.on().items()
+            for name, scorer in self.enabled_scorers().items()
             if any(known.get(column) != versions[name] for column in scorer.writes)
         ]
 
     def setup(self, context: RunContext) -> None:
         self._ledger, self._versions = Folder(context.ledger_url), dict(context.weights)
         device = "cuda" if self.gpus else "cpu"
-        self._scorers = self.on()
+        self._scorers = self.enabled_scorers()
         for name, scorer in self._scorers.items():
-            paths = find_files(scorer, name)
-            found = "-".join(version(path) for path in paths.values())
-            if found != self._versions[name]:
+            paths = find_weight_files(scorer, name)
+            if weights_version(paths) != self._versions[name]:
                 raise PlanError(
                     f"score.models.{name}: other weights on this node than on the first"
                 )
             scorer.setup(paths, device)
-        self._readers = ThreadPoolExecutor(min(READERS, len(os.sched_getaffinity(0))))
+        self._readers = ThreadPoolExecutor(min(MAX_READER_THREADS, len(os.sched_getaffinity(0))))
 
     def process(self, rows: list[Row]) -> list[Row]:
         done = [row | {"clips": [dict(c) for c in row["clips"]], "embeddings": []} for row in rows]
@@ -96,9 +94,9 @@ class Models(Stage):
         for _, clip, names in work:
             if clip["prefilter"] is not None:
                 for name in names:
-                    self._without(clip, name, f"failed the prefilter: {clip['prefilter']}")
+                    self._set_null(clip, name, f"failed the prefilter: {clip['prefilter']}")
         work = [item for item in work if item[1]["prefilter"] is None]
-        for items, inputs in self._prepared(work):
+        for items, inputs in self._prepare_batches(work):
             for name, scorer in self._scorers.items():
                 self._score(name, scorer, items, [i.get(name) for i in inputs])
         for row in done:
@@ -109,56 +107,61 @@ class Models(Stage):
             }
         return done
 
-    def _prepared(self, work: list[Any]) -> Iterator[tuple[list[Any], list[dict[str, Any]]]]:
-        """Some clips at a time with their scorers' inputs; threads make the next ones ready."""
-        chunks = [work[at : at + CLIPS] for at in range(0, len(work), CLIPS)]
-        ahead = self._start(chunks[0]) if chunks else []
-        for number, items in enumerate(chunks):
-            ready = ahead
-            ahead = self._start(chunks[number + 1]) if number + 1 < len(chunks) else []
-            yield items, [future.result() for future in ready]
+    def _prepare_batches(self, work: list[Any]) -> Iterator[tuple[list[Any], list[dict[str, Any]]]]:
+        """Yields batches of clips with the scorers' inputs; threads prepare the next batch."""
+        starts = range(0, len(work), CLIPS_PER_BATCH)
+        batches = [work[start : start + CLIPS_PER_BATCH] for start in starts]
+        upcoming = self._submit(batches[0]) if batches else []
+        for number, items in enumerate(batches):
+            current = upcoming
+            upcoming = self._submit(batches[number + 1]) if number + 1 < len(batches) else []
+            yield items, [future.result() for future in current]
 
-    def _start(self, items: list[Any]) -> list[Future[dict[str, Any]]]:
+    def _submit(self, items: list[Any]) -> list[Future[dict[str, Any]]]:
         return [self._readers.submit(self._prepare, clip, names) for _, clip, names in items]
 
     def _prepare(self, clip: Row, names: list[str]) -> dict[str, Any]:
-        """The input of each scorer, or the Exception why there is none."""
-        seen = Seen(clip, self._ledger.read)
+        """Name of a scorer -> its input, or the exception that prevented it."""
+        images = ClipImages(clip, self._ledger.read)
         inputs: dict[str, Any] = {}
         for name in names:
             try:
-                inputs[name] = self._scorers[name].prepare(seen)
+                inputs[name] = self._scorers[name].prepare(images)
             except OutputError:
                 raise
-            except Exception as error:  # a picture that can't be read costs this score alone
+            except Exception as error:  # an unreadable image makes these scores null
                 inputs[name] = error
         return inputs
 
     def _score(self, name: str, scorer: Scorer, items: list[Any], inputs: list[Any]) -> None:
-        good = []
-        for (row, clip, names), given in zip(items, inputs, strict=True):
-            if isinstance(given, Exception):
-                self._without(clip, name, f"{type(given).__name__}: {given}")
+        prepared = []
+        for (row, clip, names), clip_input in zip(items, inputs, strict=True):
+            if isinstance(clip_input, Exception):
+                self._set_null(clip, name, f"{type(clip_input).__name__}: {clip_input}")
             elif name in names:
-                good.append((row, clip, given))
-        scored = scorer.score([given for *_, given in good]) if good else []
-        for (row, clip, _), scores in zip(good, scored, strict=True):
-            found = scores.pop("embeddings", None)
-            if found is not None:
-                made = {"clip_id": clip["clip_id"], "model": self._versions[name]}
-                row["embeddings"].append(made | {"key_frames": list(found)})
-            self._without(clip, name, "not measurable")
+                prepared.append((row, clip, clip_input))
+        scored = scorer.score([clip_input for *_, clip_input in prepared]) if prepared else []
+        for (row, clip, _), scores in zip(prepared, scored, strict=True):
+            embeddings = scores.pop("embeddings", None)
+            if embeddings is not None:
+                source = {"clip_id": clip["clip_id"], "model": self._versions[name]}
+                row["embeddings"].append(source | {"key_frames": list(embeddings)})
+            self._set_null(clip, name, "not measurable")
             clip |= scores
             known = {column for column, value in scores.items() if value is not None}
             clip["null_reasons"] = {k: v for k, v in clip["null_reasons"].items() if k not in known}
 
-    def _without(self, clip: Row, name: str, cause: str) -> None:
+    def _set_null(self, clip: Row, name: str, reason: str) -> None:
         columns = self._scorers[name].writes
         clip |= dict.fromkeys(columns)
-        clip["null_reasons"] = dict(clip.get("null_reasons") or {}) | dict.fromkeys(columns, cause)
+        clip["null_reasons"] = dict(clip.get("null_reasons") or {}) | dict.fromkeys(columns, reason)
+
+
+def weights_version(paths: Mapping[str, Path]) -> str:
+    """Identifies the weights of a scorer: the first digits of each file's SHA-256."""
+    return "-".join(_short_hash(path) for path in paths.values())
 
 
 @cache
-def version(path: Path) -> str:
-    """What tells these weights from others: the first digits of the file's SHA-256."""
+def _short_hash(path: Path) -> str:
     return compute_sha256(path)[:12]

@@ -1,4 +1,4 @@
-"""What a scorer with weights is: it looks at the stored pictures of many clips at once."""
+"""The contract of a scorer: a model that scores many clips at once from their stored images."""
 
 from __future__ import annotations
 
@@ -13,73 +13,74 @@ import numpy as np
 
 from curation.images import read_image
 from curation.stage import PlanError
-from curation.weights import command, located
+from curation.weights import download_command, locate_weights
 
-Pair = tuple[np.ndarray, np.ndarray, float]  # two pictures, the seconds between them
+FramePair = tuple[np.ndarray, np.ndarray, float]  # two images, the seconds between them
 
 
 @dataclass
-class Seen:
-    """A clip's stored pictures, each read when first asked for: RGB uint8 (h, w, 3)."""
+class ClipImages:
+    """A clip's stored images, RGB uint8 (h, w, 3), read when they are first used."""
 
     clip: dict[str, Any]
-    read: Callable[[str], bytes]  # of the ledger's files
+    read: Callable[[str], bytes]  # `Folder.read` of the ledger
 
     @cached_property
-    def frames(self) -> list[np.ndarray]:
-        """The key frame of each segment. Raises ValueError where one is missing or broken."""
-        return [self._picture(s, "key_frame") for s in self.clip["segments"]]
+    def key_frames(self) -> list[np.ndarray]:
+        """One per segment. Raises ValueError where one is missing or broken."""
+        return [self._read(s, "key_frame") for s in self.clip["segments"]]
 
     @property
-    def pairs(self) -> list[Pair]:
-        """Each key frame and the one stored shortly after it, where there is one."""
+    def frame_pairs(self) -> list[FramePair]:
+        """Each key frame and the frame shortly after it, where one was stored."""
         return [
-            (frame, self._picture(s, "next_frame"), s["next_frame_s"] - s["key_frame_s"])
-            for frame, s in zip(self.frames, self.clip["segments"], strict=True)
+            (frame, self._read(s, "next_frame"), s["next_frame_s"] - s["key_frame_s"])
+            for frame, s in zip(self.key_frames, self.clip["segments"], strict=True)
             if s.get("next_frame") is not None
         ]
 
-    def _picture(self, segment: dict[str, Any], which: str) -> np.ndarray:
-        return cv2.cvtColor(read_image(self.read, segment, which), cv2.COLOR_BGR2RGB)
+    def _read(self, segment: dict[str, Any], column: str) -> np.ndarray:
+        return cv2.cvtColor(read_image(self.read, segment, column), cv2.COLOR_BGR2RGB)
 
 
 class Scorer:
-    """`prepare` runs on threads of the CPU, ahead; `score` on the device, many clips at a time."""
+    """`prepare` runs ahead in CPU threads; `score` on the device, for many clips at a time."""
 
     weights: str | None  # null: this scorer is off
-    reads_pairs = False  # it needs the frames shortly after the key frames
+    needs_frame_pairs = False  # it reads the frames shortly after the key frames
 
     @property
     def writes(self) -> tuple[str, ...]:
         """Its columns, declared in curation/records.py."""
         raise NotImplementedError
 
-    def files(self) -> dict[str, tuple[str | None, str]]:
-        """Setting -> the weights it names, and the command that gets them."""
+    def weight_files(self) -> dict[str, tuple[str | None, str]]:
+        """Setting -> its value, and the URL or the command that downloads the file."""
         raise NotImplementedError
 
     def setup(self, paths: dict[str, Path], device: str) -> None:
         """Loads the weights. device: "cuda" or "cpu"."""
         raise NotImplementedError
 
-    def prepare(self, seen: Seen) -> Any:
-        """A clip's input. Raises ValueError where it has none."""
+    def prepare(self, images: ClipImages) -> Any:
+        """Returns a clip's input to `score`. Raises ValueError where it has none."""
         raise NotImplementedError
 
     def score(self, prepared: list[Any]) -> list[dict[str, Any]]:
-        """A value per column for each clip, None where it has no meaning."""
+        """Returns a value per column for each clip, None where it is not measurable."""
         raise NotImplementedError
 
 
-def find_files(scorer: Scorer, name: str) -> dict[str, Path]:
-    """The scorer's files on this machine. Raises PlanError, with all that are missing."""
+def find_weight_files(scorer: Scorer, name: str) -> dict[str, Path]:
+    """Setting -> its file on this machine. Raises PlanError with all that are missing."""
     found, missing = {}, []
-    for setting, (value, get) in scorer.files().items():
-        what = f"score.models.{name}.{setting}"
+    for field, (value, source) in scorer.weight_files().items():
+        setting = f"score.models.{name}.{field}"
         try:
             if value is None:
-                raise PlanError(f"{what} is not set; get the file with\n  {command(get, 'FILE')}")
-            found[setting] = located(value, what, get)
+                command = download_command(source, "FILE")
+                raise PlanError(f"{setting} is not set; get the file with\n  {command}")
+            found[field] = locate_weights(value, setting, source)
         except PlanError as error:
             missing.append(str(error))
     if missing:

@@ -22,15 +22,21 @@ from PIL import Image
 from curation import config
 from curation.stage import PlanError, RunContext
 from curation.storage import Folder
-from curation.weights import load, located
+from curation.weights import load_tensors, locate_weights
 from pipelines import score, select
 from pipelines.settings import DEFAULT_CONFIG, Settings
 from pipelines.tables import embeddings_ledger, read_clips, read_selection, videos_ledger
-from stages.scorers.clip import Clip, aesthetics_head, judge, square, vision_tower
-from stages.scorers.lpips import AFTER, SCALE, SHIFT, Lpips, distance
+from stages.scorers.clip import (
+    ClipScorer,
+    load_aesthetics_head,
+    load_image_encoder,
+    resize_and_crop,
+    scores_from_embeddings,
+)
+from stages.scorers.lpips import FEATURE_LAYERS, RGB_SCALE, RGB_SHIFT, LpipsScorer, load_lpips
 from stages.scorers.models import Models
-from stages.scorers.raft import Raft, fit
-from stages.scorers.scorer import Seen
+from stages.scorers.raft import RaftScorer, nearest_input_side
+from stages.scorers.scorer import ClipImages
 from tests.support.small_input import SETTINGS, scene, video
 from tests.support.tiny_models import HEAD, LINEAR, random_lpips, random_raft, tiny_clip, tiny_head
 
@@ -78,15 +84,17 @@ def models_of(files, folder: Path, **scorers) -> Models:
     return models
 
 
-def clip_of(files, aesthetics: bool = True) -> Clip:
-    return Clip(weights=str(files["clip"]), aesthetics=str(files["head"]) if aesthetics else None)
+def clip_of(files, aesthetics: bool = True) -> ClipScorer:
+    return ClipScorer(
+        weights=str(files["clip"]), aesthetics=str(files["head"]) if aesthetics else None
+    )
 
 
-def lpips_of(files) -> Lpips:
-    return Lpips(weights=str(files["alexnet"]), linear=str(files["linear"]))
+def lpips_of(files) -> LpipsScorer:
+    return LpipsScorer(weights=str(files["alexnet"]), linear=str(files["linear"]))
 
 
-def test_the_published_head_has_these_weights_and_loads():
+def test_published_head_has_these_weights():
     assert HEAD["layers.0.weight"] == (1024, 768)
     assert [name for name in HEAD if name.endswith("weight")] == [
         *("layers.0.weight", "layers.2.weight", "layers.4.weight"),
@@ -94,8 +102,8 @@ def test_the_published_head_has_these_weights_and_loads():
     ]
 
 
-def test_the_head_is_linear_all_the_way(files):
-    head, state = aesthetics_head(files["head"]), load(files["head"])
+def test_head_is_linear_in_all_layers(files):
+    head, state = load_aesthetics_head(files["head"]), load_tensors(files["head"])
     x = torch.randn(3, 768, dtype=torch.float64)
     expected = x
     for layer in (0, 2, 4, 6, 7):
@@ -104,7 +112,7 @@ def test_the_head_is_linear_all_the_way(files):
     torch.testing.assert_close(head(x.float()).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_clips_embeddings_are_open_clips_own(files):
+def test_embeddings_equal_those_of_open_clip(files):
     from open_clip import image_transform
 
     frames = [picture(seed, 322, 181) for seed in range(3)]
@@ -114,36 +122,41 @@ def test_clips_embeddings_are_open_clips_own(files):
     inputs = torch.stack([prepare(Image.fromarray(f)) for f in frames])
     with torch.inference_mode():
         expected = files["nets"]["clip"].encode_image(inputs, normalize=True)
-    [found] = clip.score([np.stack([square(f, 56) for f in frames])])
-    np.testing.assert_allclose(found["embeddings"], expected.numpy(), atol=1e-3)  # kept as float16
+    [found] = clip.score([np.stack([resize_and_crop(f, 56) for f in frames])])
+    np.testing.assert_allclose(
+        found["embeddings"], expected.numpy(), atol=1e-3
+    )  # stored as float16
     spread = 1 - float(expected[0] @ expected[1])
-    assert spread > 0.01  # the pictures differ to it
+    assert spread > 0.01  # the images differ for it
     with torch.inference_mode():
-        bare = clip._embed(torch.from_numpy(np.stack([square(f, 56) for f in frames])))
+        bare = clip._embed(torch.from_numpy(np.stack([resize_and_crop(f, 56) for f in frames])))
     torch.testing.assert_close(bare, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(320, 180), (180, 320), (56, 56), (1000, 57)])
-def test_the_square_is_the_one_that_clip_was_trained_with(size):
+def test_crop_equals_that_of_open_clip(size):
     from open_clip import image_transform
 
     frame = picture(1, *size)
-    own = square(frame, 56)
+    own = resize_and_crop(frame, 56)
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     theirs = image_transform(56, is_train=False)(Image.fromarray(frame)).numpy()
     undone = theirs * np.array(std)[:, None, None] + np.array(mean)[:, None, None]
     np.testing.assert_allclose(own, undone * 255, atol=0.51)
 
 
-def test_richness_and_coherence_are_what_their_columns_say():
+def test_richness_and_coherence_follow_their_definition():
     angles = np.radians([0, 60, 60, 90])
     embeddings = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
-    scores = judge(embeddings, np.array([5.0, 4.0, 6.0, 5.0]))
+    scores = scores_from_embeddings(embeddings, np.array([5.0, 4.0, 6.0, 5.0]))
     assert scores["richness_clip_l14"] == pytest.approx((0.5 + 0 + 1 - np.cos(np.pi / 6)) / 3)
     assert scores["coherence_clip_l14"] == pytest.approx(0, abs=1e-6)
     assert scores["aesthetic_laion_l14"] == 5.0
     assert scores["aesthetic_laion_l14_min"] == 4.0
-    assert judge(embeddings[:1], None) == {"richness_clip_l14": None, "coherence_clip_l14": None}
+    assert scores_from_embeddings(embeddings[:1], None) == {
+        "richness_clip_l14": None,
+        "coherence_clip_l14": None,
+    }
 
 
 def reference_lpips(a: np.ndarray, b: np.ndarray, alexnet: dict, linear: dict) -> float:
@@ -152,7 +165,9 @@ def reference_lpips(a: np.ndarray, b: np.ndarray, alexnet: dict, linear: dict) -
 
     convolutions = ((0, 4, 2), (3, 1, 2), (6, 1, 1), (8, 1, 1), (10, 1, 1))  # name, stride, pad
     total = 0.0
-    shift, scale = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (SHIFT, SCALE))
+    shift, scale = (
+        torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (RGB_SHIFT, RGB_SCALE)
+    )
     x = torch.stack([torch.from_numpy(p).double().permute(2, 0, 1) / 127.5 - 1 for p in (a, b)])
     x = (x - shift) / scale
     for number, (name, stride, pad) in enumerate(convolutions):
@@ -166,14 +181,14 @@ def reference_lpips(a: np.ndarray, b: np.ndarray, alexnet: dict, linear: dict) -
     return total
 
 
-def test_lpips_is_the_published_formula(files):
-    assert len(AFTER) == 5
+def test_lpips_equals_the_published_formula(files):
+    assert len(FEATURE_LAYERS) == 5
     lpips = lpips_of(files)
     lpips.setup({"weights": files["alexnet"], "linear": files["linear"]}, "cpu")
     frames = np.stack([picture(seed) for seed in (1, 2, 3)])
     other = np.stack([picture(seed, 320, 200) for seed in (4, 4)])
     found = [s["key_lpips"] for s in lpips.score([frames, other, frames[:1]])]
-    alexnet, linear = load(files["alexnet"]), load(files["linear"])
+    alexnet, linear = load_tensors(files["alexnet"]), load_tensors(files["linear"])
     expected = [reference_lpips(*frames[i : i + 2], alexnet, linear) for i in (0, 1)]
     assert found[0] == pytest.approx(np.mean(expected), rel=1e-4)
     assert found[0] > 0.01
@@ -181,8 +196,8 @@ def test_lpips_is_the_published_formula(files):
     assert found[2] is None  # no neighbour
 
 
-def test_raft_is_torchvisions_and_its_speed_is_told_at_320_px(files):
-    raft = Raft(weights=str(files["raft"]))
+def test_raft_equals_torchvisions_and_speeds_are_in_px_per_s_at_320_px(files):
+    raft = RaftScorer(weights=str(files["raft"]))
     raft.setup({"weights": files["raft"]}, "cpu")
     a, b = (np.roll(picture(5, 128, 128), shift, axis=1) for shift in (0, 4))
     x, y = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1 for p in (a, b))
@@ -195,10 +210,10 @@ def test_raft_is_torchvisions_and_its_speed_is_told_at_320_px(files):
 
 
 @pytest.mark.parametrize("size", [(1280, 720), (1080, 1920), (640, 90)])
-def test_a_shift_of_the_picture_has_the_same_speed_at_any_size_and_gap(tmp_path, size):
+def test_speed_does_not_depend_on_the_image_size(tmp_path, size):
     clip = stored(tmp_path, "a", [1, 2], size, pairs=True)
-    raft = Raft()
-    pictures, to_speed = raft.prepare(Seen(clip, Folder(str(tmp_path)).read))
+    raft = RaftScorer()
+    pictures, to_speed = raft.prepare(ClipImages(clip, Folder(str(tmp_path)).read))
     height, width = pictures.shape[2:4]
     assert height % 8 == width % 8 == 0
     assert min(height, width) >= 128
@@ -207,13 +222,13 @@ def test_a_shift_of_the_picture_has_the_same_speed_at_any_size_and_gap(tmp_path,
     assert shift * to_speed[0, 0] == pytest.approx(6 * 320 / max(size) / 0.125)
 
 
-def test_all_clips_get_all_scores_and_a_broken_picture_costs_one_clip(files, tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.scorers.raft.UPDATES", 1)  # seconds on a CPU otherwise
+def test_all_clips_get_all_scores_and_a_broken_image_affects_one_clip(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.scorers.raft.FLOW_UPDATES", 1)  # seconds on a CPU otherwise
     models = models_of(
         *(files, tmp_path),
         clip=clip_of(files),
         lpips=lpips_of(files),
-        raft=Raft(weights=str(files["raft"])),
+        raft=RaftScorer(weights=str(files["raft"])),
     )
     good = stored(tmp_path, "good", [1, 2, 3], (160, 128), pairs=True)
     good["null_reasons"] = {"aesthetic_laion_l14": "no scorer configured", "text_share": "other"}
@@ -232,7 +247,7 @@ def test_all_clips_get_all_scores_and_a_broken_picture_costs_one_clip(files, tmp
     assert not_seen["null_reasons"] == dict.fromkeys(names, "failed the prefilter: 9.3 s < 15 s")
     assert alone["key_lpips"] is not None
     assert alone["motion_raft"] is None
-    assert "no two frames" in alone["null_reasons"]["motion_raft"]
+    assert "no pair of frames" in alone["null_reasons"]["motion_raft"]
     assert set(unread["null_reasons"]) == names
     assert "not a readable image" in unread["null_reasons"]["key_lpips"]
     assert all(unread[name] is None for name in names)
@@ -242,7 +257,7 @@ def test_all_clips_get_all_scores_and_a_broken_picture_costs_one_clip(files, tmp
     assert kept.dtype == np.float16
     assert all(not models.missing_scorers(row, models.find_versions()) for row in done)
     alone_again = models.process([{"clips": [good]}])[0]["clips"][0]
-    for name in names:  # no clip hangs on those beside it
+    for name in names:  # a clip's scores do not depend on the other clips
         assert alone_again[name] == pytest.approx(found[name], rel=1e-4, abs=1e-5)
 
 
@@ -250,7 +265,7 @@ def missing(models: Models, row: dict) -> list[str]:
     return models.missing_scorers(row, models.find_versions())
 
 
-def test_other_weights_and_a_newly_named_head_ask_for_a_new_look(files, tmp_path):
+def test_other_weights_and_a_new_head_are_scored_again(files, tmp_path):
     plain = models_of(files, tmp_path, clip=clip_of(files, aesthetics=False))
     [row] = plain.process([{"clips": []}])
     assert not plain.missing_scorers(row, plain.find_versions())
@@ -259,32 +274,32 @@ def test_other_weights_and_a_newly_named_head_ask_for_a_new_look(files, tmp_path
     assert Models().missing_scorers(row, {}) == []
 
 
-def test_weights_that_are_missing_are_said_with_where_and_how_to_get_them(tmp_path, monkeypatch):
+def test_missing_weights_are_an_error_with_the_place_and_the_command(tmp_path, monkeypatch):
     with pytest.raises(
         PlanError, match=r"clip.weights: no file .*none.bin; get it with\n  hf down"
     ):
-        Models(clip=Clip(weights=str(tmp_path / "none.bin"))).find_versions()
+        Models(clip=ClipScorer(weights=str(tmp_path / "none.bin"))).find_versions()
     name = "hf://timm/vit_large_patch14_clip_224.openai@abc/open_clip_model.safetensors"
     with pytest.raises(
         PlanError, match=r"is not in .*hub; get it with\n  hf download timm/vit_l.* "
     ):
-        Models(clip=Clip(weights=name)).find_versions()
+        Models(clip=ClipScorer(weights=name)).find_versions()
     (tmp_path / "a.pth").touch()
     with pytest.raises(PlanError, match=r"lpips.linear is not set; get the file with\n  curl"):
-        Models(lpips=Lpips(weights=str(tmp_path / "a.pth"))).find_versions()
+        Models(lpips=LpipsScorer(weights=str(tmp_path / "a.pth"))).find_versions()
     with pytest.raises(PlanError, match="expected hf://OWNER/REPO@REVISION/FILE"):
-        located("hf://only", "it", "x")
+        locate_weights("hf://only", "it", "x")
 
 
-def test_all_weights_that_are_missing_are_said_at_once():
+def test_all_missing_weights_are_in_one_error():
     every = Models(
-        clip=Clip(weights="/none/clip", aesthetics="/none/head"),
-        lpips=Lpips(weights="/none/alexnet"),
-        raft=Raft(weights="/none/raft"),
+        clip=ClipScorer(weights="/none/clip", aesthetics="/none/head"),
+        lpips=LpipsScorer(weights="/none/alexnet"),
+        raft=RaftScorer(weights="/none/raft"),
     )
     with pytest.raises(PlanError) as error:
         every.find_versions()
-    said = str(error.value)
+    message = str(error.value)
     for what in (
         "clip.weights",
         "clip.aesthetics",
@@ -292,20 +307,20 @@ def test_all_weights_that_are_missing_are_said_at_once():
         "lpips.linear",
         "raft.weights",
     ):
-        assert f"score.models.{what}" in said
-    assert said.count("\n  curl") + said.count("\n  hf download") == 5
+        assert f"score.models.{what}" in message
+    assert message.count("\n  curl") + message.count("\n  hf download") == 5
 
 
-def test_the_command_for_a_missing_file_puts_it_where_it_was_looked_for(tmp_path):
+def test_command_for_a_missing_file_puts_it_at_the_configured_path(tmp_path):
     name = str(tmp_path / "my weights" / "head.pth")
     with pytest.raises(PlanError) as error:
-        located(name, "it", "https://host/other%2Bname.pth")
+        locate_weights(name, "it", "https://host/other%2Bname.pth")
     command = shlex.split(str(error.value).splitlines()[1])
     assert command[:4] == ["curl", "-L", "--create-dirs", "-o"]
     assert command[4:] == [name, "https://host/other%2Bname.pth"]
 
 
-def test_a_file_in_the_hubs_cache_is_found_by_its_revision(tmp_path, monkeypatch):
+def test_file_in_the_hubs_cache_is_found_by_its_revision(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     snapshot = tmp_path / "models--a--b" / "snapshots" / "0123abc"
@@ -315,47 +330,47 @@ def test_a_file_in_the_hubs_cache_is_found_by_its_revision(tmp_path, monkeypatch
     (tmp_path / "models--a--b" / "refs" / "main").write_text("0123abc")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     for name in ("hf://a/b@main/w.safetensors", "hf://a/b/w.safetensors"):
-        assert located(name, "it", "x") == snapshot / "w.safetensors"
+        assert locate_weights(name, "it", "x") == snapshot / "w.safetensors"
     with pytest.raises(PlanError, match="revision v2"):
-        located("hf://a/b@v2/w.safetensors", "it", "x")
+        locate_weights("hf://a/b@v2/w.safetensors", "it", "x")
 
 
-class Evil:
+class CodeInPickle:
     def __reduce__(self):
         return os.mkdir, ("evil",)
 
 
-def test_a_file_that_holds_code_is_refused_and_not_run(tmp_path, monkeypatch):
+def test_file_with_code_is_refused_and_not_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"layers.0.weight": Evil()}, "bad.pth")
+    torch.save({"layers.0.weight": CodeInPickle()}, "bad.pth")
     with pytest.raises(PlanError, match="can't be read as weights"):
-        aesthetics_head(Path("bad.pth"))
+        load_aesthetics_head(Path("bad.pth"))
     assert not Path("evil").exists()
 
 
-def test_weights_of_another_network_are_named(files, tmp_path):
-    with pytest.raises(PlanError, match=r"no CLIP in open_clip's layout"):
-        vision_tower(files["head"])
+def test_weights_of_another_network_are_an_error_with_their_names(files, tmp_path):
+    with pytest.raises(PlanError, match=r"not a CLIP in open_clip's layout"):
+        load_image_encoder(files["head"])
     with pytest.raises(PlanError, match=r"other weights than expected .*layers.0.bias"):
-        aesthetics_head(files["linear"])
-    assert set(load(files["linear"])) == set(LINEAR)
+        load_aesthetics_head(files["linear"])
+    assert set(load_tensors(files["linear"])) == set(LINEAR)
     torch.save({"lin0.model.1.weight": torch.zeros(1, 512, 1, 1)}, tmp_path / "vgg.pth")
     with pytest.raises(PlanError, match=r"lin0"):
-        distance(files["alexnet"], tmp_path / "vgg.pth")
+        load_lpips(files["alexnet"], tmp_path / "vgg.pth")
 
 
-def test_sides_fit_raft():
-    assert [fit(s) for s in (288, 100, 511)] == [288, 128, 512]
+def test_raft_sides_are_multiples_of_eight():
+    assert [nearest_input_side(s) for s in (288, 100, 511)] == [288, 128, 512]
 
 
 def clips_of(out: Path) -> dict[str, dict]:
     return {row["clip_id"]: row for row in read_clips(Folder(str(out))).to_pylist()}
 
 
-def test_a_model_switched_on_later_adds_its_scores_without_a_decode(
+def test_model_enabled_later_adds_its_scores_without_decoding(
     dataset, cluster, files, tmp_path, capsys
 ):
-    """In place of every video lies something else of its size and time: none can be decoded."""
+    """Every video is replaced by zeros of the same size and time: none can be decoded."""
     source, out = tmp_path / "in", tmp_path / "out"
     shutil.copytree(dataset.out, out)
     shutil.copytree(dataset.source, source)
@@ -372,13 +387,13 @@ def test_a_model_switched_on_later_adds_its_scores_without_a_decode(
         given = [f"input={dataset.source}", f"output={out}"]
         given += ["score.models.gpus=0", f"score.models.clip.weights={files['clip']}"]
         given += [f"score.models.clip.aesthetics={files['head']}"]
-        score.run(settings(*given), Folder(str(out)))
+        score.run(settings(*given), Folder(str(out)), cluster)
     finally:
         shutil.rmtree(dataset.source)
         shutil.move(tmp_path / "aside", dataset.source)
     after = clips_of(out)
     assert after.keys() == before.keys()
-    names = Clip(aesthetics="x").writes
+    names = ClipScorer(aesthetics="x").writes
     seen = [c for c in after.values() if c["prefilter"] is None]
     assert len(seen) == 5
     assert all(isinstance(c[name], float) for c in seen for name in names)
@@ -402,7 +417,7 @@ def test_a_model_switched_on_later_adds_its_scores_without_a_decode(
     select.run(settings(f"output={out}", rule), Folder(str(out)))
     with pytest.raises(PlanError, match="coherence_clip_l14"):
         select.run(settings(f"output={dataset.out}", rule), Folder(str(dataset.out)))
-    # The embeddings tell which clips show the same; all five do, to a limit this low.
+    # By the embeddings all five clips show the same at a limit this low.
     alike = "select.semantic_similarity=0.01"
     select.run(settings(f"output={out}", alike), Folder(str(out)))
     chosen = read_selection(Folder(str(out))).to_pylist()
@@ -422,7 +437,7 @@ def test_a_model_switched_on_later_adds_its_scores_without_a_decode(
 
 
 @pytest.mark.slow
-def test_scoring_with_models_at_once_gives_what_adding_them_gives(cluster, files, tmp_path):
+def test_models_in_the_first_run_give_the_scores_of_models_added_later(cluster, files, tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
     video(source / "a.mp4", scene(2), width=160, height=128)
     video(source / "b.mp4", scene(3), 1.5, width=160, height=128)
@@ -432,7 +447,7 @@ def test_scoring_with_models_at_once_gives_what_adding_them_gives(cluster, files
         f"score.models.clip.weights={files['clip']}",
     ]
     run = settings(*given)
-    score.run(run, Folder(str(out)))
+    score.run(run, Folder(str(out)), cluster)
     rows = {c["clip_id"]: c for c in clips_of(out).values()}
     seen = [c for c in rows.values() if c["prefilter"] is None]
     assert len(seen) == 1
@@ -445,19 +460,20 @@ def test_scoring_with_models_at_once_gives_what_adding_them_gives(cluster, files
         for name in ("coherence_clip_l14", "richness_clip_l14"):
             assert rows[clip["clip_id"]][name] == pytest.approx(clip[name], rel=1e-4, abs=1e-5)
     ledger = sorted((out / "ledger/videos").iterdir())
-    score.run(run, Folder(str(out)))  # nothing is left to do
+    score.run(run, Folder(str(out)), cluster)  # nothing is left to do
     assert sorted((out / "ledger/videos").iterdir()) == ledger
 
 
-def test_a_run_without_its_weights_or_its_pairs_stops_before_anything_starts(tmp_path):
+def test_run_without_weights_or_frame_pairs_stops_before_anything_starts(tmp_path, unused_cluster):
     video(tmp_path / "in" / "a.mp4", scene(1))
+    out = Folder(f"{tmp_path}/out")
     given = [f"input={tmp_path}/in", f"output={tmp_path}/out"]
     with pytest.raises(PlanError, match="get it with"):
-        score.run(settings(*given, "score.models.clip.weights=/none"), Folder(f"{tmp_path}/out"))
+        score.run(settings(*given, "score.models.clip.weights=/none"), out, unused_cluster)
     (tmp_path / "raft.pth").touch()
     raft = f"score.models.raft.weights={tmp_path}/raft.pth"
     with pytest.raises(PlanError, match=r"set score.decode.key_frames.pair_gap_s=0\.1"):
-        score.run(settings(*given, raft), Folder(f"{tmp_path}/out"))
+        score.run(settings(*given, raft), out, unused_cluster)
     assert not (tmp_path / "out").exists()
 
 

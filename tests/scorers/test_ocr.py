@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from curation.storage import Folder
-from stages.scorers.ocr import Ocr, Text, area_share, spread
+from stages.scorers.ocr import OcrStage, covered_share, evenly_spaced
+from stages.scorers.ocr_engine import OcrEngine
 from tests.support.paths import VIDEOS
 
 
 @pytest.fixture(scope="module")
-def ocr() -> Ocr:
-    return Ocr()
+def ocr() -> OcrEngine:
+    return OcrEngine()
 
 
 def scene(width: int = 1280, height: int = 720) -> np.ndarray:
@@ -34,23 +35,23 @@ def write(bgr: np.ndarray, text: str, height_share: float, at: tuple[float, floa
     return out
 
 
-def stage(folder: Path, frames: list[np.ndarray], ocr: Ocr, **clip) -> tuple[Text, dict]:
+def stage(folder: Path, frames: list[np.ndarray], ocr: OcrEngine, **clip) -> tuple[OcrStage, dict]:
     """The stage and a video's row with one clip whose key frames lie in `folder`."""
     segments = []
     for number, bgr in enumerate(frames):
         cv2.imwrite(str(folder / f"{number}.jpg"), bgr)
         segments.append({"start_s": 3.0 * number, "key_frame": f"{number}.jpg"})
-    text = Text()
+    text = OcrStage()
     text._ledger, text._ocr = Folder(str(folder)), ocr
     return text, {"video": "v", "clips": [{"prefilter": None, "segments": segments, **clip}]}
 
 
-def scored(text: Text, row: dict) -> dict:
+def scored(text: OcrStage, row: dict) -> dict:
     [clip] = text.process([row])[0]["clips"]
     return clip
 
 
-def test_a_caption_is_found_and_a_scene_without_text_has_none(tmp_path, ocr):
+def test_caption_has_an_area_and_a_scene_without_text_has_none(tmp_path, ocr):
     plain = scene()
     titled = write(plain, "Where are you going?", 0.06, (0.1, 0.9))
     assert scored(*stage(tmp_path, [plain] * 5, ocr))["text_share"] == 0.0
@@ -58,23 +59,23 @@ def test_a_caption_is_found_and_a_scene_without_text_has_none(tmp_path, ocr):
 
 
 @pytest.mark.parametrize("size", [(1280, 720), (1920, 1080), (608, 1080), (1739, 566)])
-def test_a_line_of_four_hundredths_of_the_height_is_found_at_any_size(ocr, size):
+def test_line_of_four_percent_of_the_height_is_found_at_any_size(ocr, size):
     width, height = size
     bgr = write(scene(width, height), "breaking news", 0.04, (0.05, 0.5))
-    boxes = ocr.find_text(bgr)
+    boxes = ocr.find_text_boxes(bgr)
     assert boxes
     x, y = np.concatenate(boxes).mean(axis=0) / size
     assert 0.05 < x < 0.7
     assert 0.4 < y < 0.55
 
 
-def test_a_tall_title_counts_because_it_can_be_read(ocr):
+def test_readable_tall_title_counts(ocr):
     title = write(scene(), "TITLE", 0.25, (0.1, 0.6))
-    assert area_share(ocr.find_text(title), 1280, 720) > 0.1
+    assert covered_share(ocr.find_text_boxes(title), 1280, 720) > 0.1
 
 
 @pytest.mark.parametrize("pitch_px", [6, 14, 40])
-def test_stripes_grids_and_gravel_are_no_text(ocr, pitch_px):
+def test_stripes_grids_and_gravel_are_not_text(ocr, pitch_px):
     y, x = np.mgrid[0:720, 0:1280]
     stripes = np.where(x // pitch_px % 2, 200, 60)
     grid = np.where((x % pitch_px < 3) | (y % pitch_px < 3), 220, 90)
@@ -83,17 +84,17 @@ def test_stripes_grids_and_gravel_are_no_text(ocr, pitch_px):
     gravel = cv2.resize(stones, (1280, 720), interpolation=cv2.INTER_CUBIC)
     for texture in (stripes, grid, gravel):
         bgr = cv2.cvtColor(texture.astype(np.uint8), cv2.COLOR_GRAY2BGR)
-        assert area_share(ocr.find_text(bgr), 1280, 720) < 0.01
+        assert covered_share(ocr.find_text_boxes(bgr), 1280, 720) < 0.01
 
 
-def test_a_page_full_of_text_reads_high(tmp_path, ocr):
+def test_page_full_of_text_has_a_high_share(tmp_path, ocr):
     page = np.full((720, 1280, 3), 20, np.uint8)
     for line in range(14):
         page = write(page, f"line {line} of a page with words", 0.04, (0.05, 0.07 * line + 0.06))
     assert scored(*stage(tmp_path, [page] * 5, ocr))["text_share"] > 0.1
 
 
-def test_artifacts_are_the_union_of_text_graphics_and_borders(tmp_path, ocr):
+def test_artifact_share_is_the_union_of_text_graphics_and_borders(tmp_path, ocr):
     mask = np.zeros((90, 160), np.uint8)
     mask[:, :40] = 255  # the left quarter
     png = cv2.imencode(".png", mask)[1].tobytes()
@@ -103,15 +104,15 @@ def test_artifacts_are_the_union_of_text_graphics_and_borders(tmp_path, ocr):
     assert whole["text_share"] == 0.0
 
 
-def test_boxes_that_overlap_count_once():
+def test_overlapping_boxes_count_once():
     box = np.array([[0, 0], [64, 0], [64, 90], [0, 90]], np.float32)
-    assert area_share([box], 320, 180) == pytest.approx(0.1, abs=0.01)
-    assert area_share([box, box], 320, 180) == area_share([box], 320, 180)
-    assert area_share([box], 320, 180, borders=[0.1, 0, 0, 0]) == pytest.approx(0.15, abs=0.01)
+    assert covered_share([box], 320, 180) == pytest.approx(0.1, abs=0.01)
+    assert covered_share([box, box], 320, 180) == covered_share([box], 320, 180)
+    assert covered_share([box], 320, 180, borders=[0.1, 0, 0, 0]) == pytest.approx(0.15, abs=0.01)
 
 
-def test_a_clip_below_the_gate_is_not_looked_at_and_says_why(ocr):
-    text = Text()
+def test_clip_that_fails_the_prefilter_has_a_null_reason(ocr):
+    text = OcrStage()
     text._ledger, text._ocr = Folder("/nowhere"), ocr
     clip = scored(
         text, {"clips": [{"prefilter": "too dark", "segments": [{}], "null_reasons": {"a": "b"}}]}
@@ -122,7 +123,7 @@ def test_a_clip_below_the_gate_is_not_looked_at_and_says_why(ocr):
 
 
 @pytest.mark.parametrize("broken", [b"", b"no picture"])
-def test_a_key_frame_that_cannot_be_read_leaves_a_null_with_its_cause(tmp_path, ocr, broken):
+def test_unreadable_key_frame_gives_a_null_with_its_reason(tmp_path, ocr, broken):
     text, row = stage(tmp_path, [scene()] * 5, ocr)
     (tmp_path / "1.jpg").write_bytes(broken)
     clip = scored(text, row)
@@ -130,25 +131,25 @@ def test_a_key_frame_that_cannot_be_read_leaves_a_null_with_its_cause(tmp_path, 
     assert "1.jpg is not a readable image" in clip["null_reasons"]["artifact_share"]
 
 
-def test_a_missing_key_frame_leaves_a_null_with_its_cause(tmp_path, ocr):
+def test_missing_key_frame_gives_a_null_with_its_reason(tmp_path, ocr):
     text, row = stage(tmp_path, [scene()] * 5, ocr)
     row["clips"][0]["segments"][3]["key_frame"] = None
     assert "no key frame was stored" in scored(text, row)["null_reasons"]["text_share"]
 
 
-def test_a_video_without_clips_stays_one():
-    assert Text().process([{"video": "v", "clips": None}]) == [{"video": "v", "clips": []}]
+def test_video_without_clips_is_accepted():
+    assert OcrStage().process([{"video": "v", "clips": None}]) == [{"video": "v", "clips": []}]
 
 
-def test_frames_are_taken_evenly():
-    assert spread([0, 1, 2, 3, 4], 2) == [1, 3]
-    assert spread([0, 1, 2, 3, 4], 3) == [0, 2, 4]
-    assert spread([0, 1], 5) == [0, 1]
+def test_key_frames_are_evenly_spaced():
+    assert evenly_spaced([0, 1, 2, 3, 4], 2) == [1, 3]
+    assert evenly_spaced([0, 1, 2, 3, 4], 3) == [0, 2, 4]
+    assert evenly_spaced([0, 1], 5) == [0, 1]
 
 
-def test_reading_gives_text_confidence_and_place(ocr):
+def test_reading_returns_text_confidence_and_box(ocr):
     bgr = write(scene(), "Goal 42", 0.06, (0.6, 0.2))
-    [(text, confidence, box)] = ocr.read_text(bgr)
+    [(text, confidence, box)] = ocr.read_lines(bgr)
     assert text == "Goal 42"
     assert confidence > 0.9
     assert 0.6 < box[:, 0].mean() / 1280 < 0.8
@@ -156,8 +157,8 @@ def test_reading_gives_text_confidence_and_place(ocr):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2000, 3), (4, 900)])
-def test_pictures_of_odd_shapes_are_looked_at_like_others(ocr, size):
-    assert ocr.find_text(np.zeros((size[1], size[0], 3), np.uint8)) == []
+def test_images_of_extreme_aspect_have_no_text(ocr, size):
+    assert ocr.find_text_boxes(np.zeros((size[1], size[0], 3), np.uint8)) == []
 
 
 def frames_of(name: str, at_s: tuple[float, ...]) -> list[np.ndarray]:
@@ -186,23 +187,23 @@ def frames_of(name: str, at_s: tuple[float, ...]) -> list[np.ndarray]:
         "cut_locobot_plaza_2shots_1080p.mp4",
     ],
 )
-def test_real_long_takes_are_not_taken_for_text(ocr, name):
+def test_real_long_takes_have_almost_no_text(ocr, name):
     for bgr in frames_of(name, (2, 8, 14)):
-        assert area_share(ocr.find_text(bgr), bgr.shape[1], bgr.shape[0]) < 0.03
+        assert covered_share(ocr.find_text_boxes(bgr), bgr.shape[1], bgr.shape[0]) < 0.03
 
 
 @pytest.mark.parametrize(
     "name", ["text_slides_method_animation_1080p.mp4", "text_terminal_recording_566p_vp9.webm"]
 )
-def test_real_slides_and_terminals_are_taken_for_text(ocr, name):
+def test_real_slides_and_terminals_have_text(ocr, name):
     for bgr in frames_of(name, (4, 10)):
-        assert area_share(ocr.find_text(bgr), bgr.shape[1], bgr.shape[0]) > 0.1
+        assert covered_share(ocr.find_text_boxes(bgr), bgr.shape[1], bgr.shape[0]) > 0.1
 
 
-def test_looking_for_text_costs_little(ocr):
+def test_text_detection_takes_little_cpu_time(ocr):
     bgr = write(scene(768, 432), "LIVE", 0.05, (0.1, 0.1))
     started = time.process_time()
     for _ in range(5):
-        ocr.find_text(bgr)
-    # CPU-s, on a machine however busy; the detector left to scale frames up takes 15 times as much
+        ocr.find_text_boxes(bgr)
+    # CPU time, which other load does not change; with the default scaling it is 15 times higher
     assert (time.process_time() - started) / 5 < 0.6
