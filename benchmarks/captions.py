@@ -1,24 +1,23 @@
-"""Captions of a Qwen2.5-VL-7B-sized model by vLLM on one GPU: clips per GPU-hour.
+"""Captioning with a model of Qwen2.5-VL-7B's size by vLLM on one GPU: clips per GPU-hour.
 
     python -m benchmarks.captions [--graphs] [--in-flight 256] [--seconds 60] [--limit 550]
 
-One engine serves all measurements, each begun with empty caches:
-  engine         the requests, all known beforehand, six of a clip at once: it takes --in-flight of
-                 them at a time (max_num_seqs), and five times as many wait: what it can do
-  http           our captioner `openai` in another process, over the engine's own HTTP server
-  in-process     our captioner `vllm`: six requests a clip, in order
-  engine, again  so that a drift shows
-  uncached       as in-process, no request reading what another one of its clip computed
+One engine serves all measurements, each of which starts with empty caches:
+  engine         all requests of a clip at once, prepared before: the engine runs --in-flight of
+                 them (max_num_seqs) and five times as many wait; this is the engine's maximum
+  http           our captioner `openai` in another process, over the engine's HTTP server
+  in-process     our captioner `vllm`: six requests per clip, in order
+  engine, again  the first measurement repeated, to show drift
+  uncached       as in-process, but requests don't use the prefix cache
 
-Counted is what is answered in a window of --seconds in which --in-flight clips are under way at
-every moment, in all measurements alike: it opens when as many requests have been answered as there
-are clips under way, and at its end the run is cut off. So neither filling nor draining counts, as
-in a run of hours. Each place begins at another of the six requests of its first clip: at every
-moment all six are asked about equally often.
+A measurement counts the completions in a window of --seconds during which --in-flight clips are in
+flight all the time. The window starts once as many requests have completed as clips are in flight;
+at its end the run is cancelled. So neither the start nor the end of a run counts. Each slot starts
+at another of the six requests of its first clip, so that all six are equally frequent at any time.
 
-The weights are random (load_format=dummy), configuration and tokenizer are made on the spot. So
-every answer runs to its limit of OUTPUT tokens (chance seldom ends a JSON string), its checks
-are counted but decide nothing, and a set text of an answer's length goes into the next question.
+The weights are random (load_format=dummy); configuration and tokenizer are generated. So every
+completion has the maximum of MAX_TOKENS tokens (random tokens rarely end a JSON string). Its checks
+are counted, but have no effect, and a fixed text of the usual length goes into the next request.
 """
 
 from __future__ import annotations
@@ -55,12 +54,13 @@ from stages.captioning.vlm import VlmCaptioner
 from tests.support.paths import REPOSITORY
 
 MODULE = (sys.executable, "-m", "benchmarks.captions")
-OUTPUT = 100  # tokens of every answer
-STILL = (768, 432)  # px, as `score` stores stills of 16:9; sent with a long side of SIDE
-SIDE, SEGMENTS, NEIGHBOURS = 640, 5, 2
-REQUESTS = SEGMENTS + 1  # of a clip
-DRAWING = 8  # processes that draw the clips
-TEXTS = (  # about as long as real sub-captions, and unlike each other
+MAX_TOKENS = 100  # of a completion
+KEY_FRAME_SIZE = (768, 432)  # px, as `score` stores frames of 16:9
+IMAGE_SIDE = 640  # px, the longer one, as sent
+SEGMENTS, FRAME_SAMPLES = 5, 2
+REQUESTS_PER_CLIP = SEGMENTS + 1
+DRAWING_PROCESSES = 8
+TEXTS = (  # about as long as real sub-captions, and different from each other
     "A woman in a green raincoat walks along a wet cobbled street at dusk, past the lit windows of "
     "small shops. She holds a folded umbrella in her left hand and looks up at the signs above the "
     "doors. Behind her two cyclists cross the square. The camera follows her slowly at the height "
@@ -88,7 +88,7 @@ TEXTS = (  # about as long as real sub-captions, and unlike each other
 )
 
 
-# ---------------------------------------------------------------- a model of the size, on the spot
+# ---------------------------------------------------------------- the model
 
 SPECIAL = 151643  # the id of Qwen2.5's first special token
 SPECIALS = (
@@ -152,10 +152,10 @@ CONFIG = {
 
 
 def make_model(folder: Path) -> None:
-    """Qwen2.5-VL-7B's shape without its weights, and a tokenizer with as many entries as its own.
+    """Writes Qwen2.5-VL-7B's configuration, and a tokenizer with as many entries as its own.
 
-    English comes out at about four letters a token, as with the real one; what is left of the
-    vocabulary is filled with pieces that no text has.
+    English text has about four letters per token, as with the real tokenizer. The other entries of
+    the vocabulary are strings that no text contains.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import (
@@ -173,17 +173,17 @@ def make_model(folder: Path) -> None:
     bpe.train_from_iterator(
         corpus, trainers.BpeTrainer(vocab_size=16000, initial_alphabet=alphabet, min_frequency=2)
     )
-    learnt = json.loads(bpe.to_str())["model"]
-    vocabulary = dict(learnt["vocab"])
+    trained = json.loads(bpe.to_str())["model"]
+    vocabulary = dict(trained["vocab"])
     fillers = (f"Ġfiller{number}" for number in range(SPECIAL))
     while len(vocabulary) < SPECIAL:
         vocabulary.setdefault(next(fillers), len(vocabulary))
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learnt["merges"]]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in trained["merges"]]
     whole = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     whole.pre_tokenizer, whole.decoder = bpe.pre_tokenizer, decoders.ByteLevel()
     whole.add_special_tokens([AddedToken(text, special=True) for text in SPECIALS])
     assert whole.token_to_id("<|image_pad|>") == CONFIG["image_token_id"]
-    words = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=whole,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -193,7 +193,7 @@ def make_model(folder: Path) -> None:
     size = {"shortest_edge": 56 * 56, "longest_edge": 1280 * 28 * 28}  # areas, px
     processor = Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size),
-        tokenizer=words,
+        tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(size=size),
         chat_template=CHAT,
     )
@@ -202,95 +202,100 @@ def make_model(folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 151645}))
 
 
-# ---------------------------------------------------------------- clips, as `score` leaves them
+# ---------------------------------------------------------------- clips, as `score` writes them
 
 
 def make_clips(ledger: Path, numbers: Iterable[int]) -> list[Row]:
-    """Rows of clips, and their stills: textures like no other's."""
+    """Rows of clips; writes their frames, each with a random texture."""
     import hashlib
 
     ledger.mkdir(parents=True, exist_ok=True)
 
-    def still(clip: int, number: int) -> dict[str, Any]:
+    def write_frame(clip: int, number: int) -> dict[str, Any]:
         cells = np.random.default_rng([clip, number]).integers(0, 255, (27, 48, 3), np.uint8)
-        bgr = cv2.resize(cells, STILL, interpolation=cv2.INTER_CUBIC)
+        bgr = cv2.resize(cells, KEY_FRAME_SIZE, interpolation=cv2.INTER_CUBIC)
         jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
         name = f"{clip}_{number}.jpg"
         (ledger / name).write_bytes(jpeg)
         return {"s": float(number), "file": name, "sha256": hashlib.sha256(jpeg).hexdigest()}
 
-    def clip(number: int) -> Row:
+    def make_clip(number: int) -> Row:
         segments = []
         for part, (start_s, end_s) in enumerate(segment_spans(15.0, SEGMENTS)):
-            before, key, after = (still(number, 3 * part + place) for place in range(3))
+            before, key, after = (write_frame(number, 3 * part + i) for i in range(3))
             row = {"start_s": start_s, "end_s": end_s, "key_frame_s": key["s"]}
             row |= {"key_frame": key["file"], "key_frame_sha256": key["sha256"]}
-            segments.append(row | {"frame_samples": [before, after][:NEIGHBOURS]})
+            segments.append(row | {"frame_samples": [before, after][:FRAME_SAMPLES]})
         span = {"start_s": 0.0, "end_s": 15.0, "error": None}
         return {"clip_id": f"clip{number}", "segments": segments} | span
 
-    return [clip(number) for number in numbers]
+    return [make_clip(number) for number in numbers]
 
 
-# ---------------------------------------------------------------- what is measured
+# ---------------------------------------------------------------- the measurements
 
-first_asked: ContextVar[int] = ContextVar("first_asked", default=0)  # requests before it are not
+# the number of a clip's first request that is sent
+first_request: ContextVar[int] = ContextVar("first_request", default=0)
 
 
 @dataclass
-class Taken:
-    """What was answered in one window."""
+class Window:
+    """The completions of one measurement."""
 
     seconds: float
-    ramp_s: float  # before it
-    said: list[Completion]
+    ramp_s: float  # before the window
+    completions: list[Completion]
     cpu_s: float  # of this process and its threads
     failed_checks: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
 
     @property
     def requests_per_s(self) -> float:
-        return len(self.said) / self.seconds
+        return len(self.completions) / self.seconds
 
     def as_row(self) -> dict[str, Any]:
-        count = max(1, len(self.said))
+        count = max(1, len(self.completions))
         return {
-            "requests": len(self.said),
+            "requests": len(self.completions),
             "seconds": round(self.seconds, 2),
             "ramp_s": round(self.ramp_s, 1),
-            "clips_per_gpu_hour": round(3600 * self.requests_per_s / REQUESTS),
+            "clips_per_gpu_hour": round(3600 * self.requests_per_s / REQUESTS_PER_CLIP),
             "requests_per_s": round(self.requests_per_s, 2),
-            "prompt_tokens_per_request": round(sum(s.prompt_tokens for s in self.said) / count, 1),
-            "output_tokens_per_request": round(sum(s.output_tokens for s in self.said) / count, 1),
+            "prompt_tokens_per_request": round(self._mean("prompt_tokens"), 1),
+            "output_tokens_per_request": round(self._mean("output_tokens"), 1),
             "cpu_ms_per_request": round(1000 * self.cpu_s / count, 1),
-            "answers_that_fail_a_check": dict(self.failed_checks),
+            "failed_checks": dict(self.failed_checks),
             "errors": self.errors[:3],
         }
 
+    def _mean(self, field: str) -> float:
+        return sum(getattr(c, field) for c in self.completions) / max(1, len(self.completions))
 
-class Fixed(VlmCaptioner):
-    """Mixed into a captioner: answers of OUTPUT tokens, whose checks are counted alone."""
 
-    def forget(self) -> None:
-        self.said: list[Completion] = []
-        self.failed: Counter[str] = Counter()
+class FixedTexts(VlmCaptioner):
+    """Mixin of a captioner: completions have MAX_TOKENS tokens and are replaced by TEXTS; their
+    checks are only counted."""
+
+    def reset(self) -> None:
+        self.completions: list[Completion] = []
+        self.failed_checks: Counter[str] = Counter()
         self._checks = CheckLimits(8, estimate_t5_tokens)
 
     async def complete(self, request: Request) -> Completion:
-        question = str(request.messages[-1].parts[-1])
-        number = int(question[5]) - 1 if question.startswith("Part ") else SEGMENTS
-        if number >= first_asked.get():
-            said = await self.asked(request)
-            self.said.append(said)
-            reason = failed_check(parse_caption(said.text), self._checks)
-            self.failed[(reason or "none").partition(":")[0]] += 1
+        text = str(request.messages[-1].parts[-1])
+        number = int(text[5]) - 1 if text.startswith("Part ") else SEGMENTS
+        if number >= first_request.get():
+            completion = await self.send(request)
+            self.completions.append(completion)
+            reason = failed_check(parse_caption(completion.text), self._checks)
+            self.failed_checks[(reason or "none").partition(":")[0]] += 1
         return Completion(json.dumps({"caption": TEXTS[number]}))
 
-    async def asked(self, request: Request) -> Completion:
-        return await super().complete(replace(request, max_tokens=OUTPUT))
+    async def send(self, request: Request) -> Completion:
+        return await super().complete(replace(request, max_tokens=MAX_TOKENS))
 
 
-class FixedVllm(Fixed, VllmCaptioner):
+class FixedTextsVllm(FixedTexts, VllmCaptioner):
     read_prefix = True
 
     def _sampling(self, request: Request) -> Any:
@@ -299,126 +304,137 @@ class FixedVllm(Fixed, VllmCaptioner):
         return sampling
 
 
-class FixedOpenAI(Fixed, OpenAICaptioner):
+class FixedTextsOpenAI(FixedTexts, OpenAICaptioner):
     pass
 
 
-class Unasked(Fixed):
-    """Asks nobody: it keeps the requests, as our captioners make them."""
+class RequestRecorder(FixedTexts):
+    """Records the requests that our captioners make, and sends none."""
 
-    captioner = "unasked"
+    captioner = "recorder"
 
-    async def asked(self, request: Request) -> Completion:
-        self.made.append(request)
+    async def send(self, request: Request) -> Completion:
+        self.recorded.append(request)
         return Completion("")
 
-    def requests(self, clip: Row) -> list[Request]:
-        self.made: list[Request] = []
-        _check(asyncio.run(self.process_one(dict(clip))))
-        return self.made
+    def requests_of(self, clip: Row) -> list[Request]:
+        self.recorded: list[Request] = []
+        _raise_error(asyncio.run(self.process_one(dict(clip))))
+        return self.recorded
 
 
-def draw(scratch: Path, first: int, step: int, count: int) -> None:
-    """Clips and their requests, by one of `step` processes."""
-    stage = Unasked(image_side=SIDE)
+def draw_clips(scratch: Path, first: int, step: int, count: int) -> None:
+    """Writes every `step`-th clip and its requests; runs in a process of its own."""
+    stage = RequestRecorder(image_side=IMAGE_SIDE)
     stage.setup(RunContext(str(scratch)))
-    stage.forget()
+    stage.reset()
     clips = make_clips(scratch, range(first, count, step))
-    known = [stage.requests(clip) for clip in clips]
-    (scratch / f"{first}.pickle").write_bytes(pickle.dumps((clips, known)))
+    requests = [stage.requests_of(clip) for clip in clips]
+    (scratch / f"{first}.pickle").write_bytes(pickle.dumps((clips, requests)))
 
 
-def _check(row: Row) -> None:
+def _raise_error(row: Row) -> None:
     if row["error"] or row["rejected"]:
         raise RuntimeError(row["error"] or row["rejected"])
 
 
-async def steady(
+async def measure_window(
     stage: Any,
     clips: Iterable[Any],
     caption: Callable[[Any], Awaitable[None]],
     in_flight: int,
     seconds: float,
-) -> Taken:
-    """What `stage` is answered in `seconds` with `in_flight` clips under way, then cut off."""
-    stage.forget()
-    waiting, errors = iter(clips), list[str]()
+) -> Window:
+    """Completions in `seconds` with `in_flight` clips in flight all the time; then cancels them.
 
-    async def place(number: int) -> None:
-        first_asked.set(number % REQUESTS)
-        for clip in waiting:
+    Raises RuntimeError if there are too few clips.
+    """
+    stage.reset()
+    remaining, errors = iter(clips), list[str]()
+
+    async def slot(number: int) -> None:
+        first_request.set(number % REQUESTS_PER_CLIP)
+        for clip in remaining:
             try:
                 await caption(clip)
             except Exception as error:
                 errors.append(f"{type(error).__name__}: {error}")
-            first_asked.set(0)
-        raise RuntimeError("too few clips: not all places are taken to the end")
+            first_request.set(0)
+        raise RuntimeError("too few clips: some slots are empty before the end")
 
-    begun = time.perf_counter()
-    places = [asyncio.create_task(place(number)) for number in range(in_flight)]
+    begin_s = time.perf_counter()
+    slots = [asyncio.create_task(slot(number)) for number in range(in_flight)]
 
-    async def until(full: Callable[[], bool]) -> tuple[float, int, float]:
-        while not full():
+    async def wait_until(reached: Callable[[], bool]) -> tuple[float, int, float]:
+        while not reached():
             await asyncio.sleep(0.05)
-            for ended in filter(asyncio.Task.done, places):
+            for ended in filter(asyncio.Task.done, slots):
                 ended.result()
         used = resource.getrusage(resource.RUSAGE_SELF)
-        return time.perf_counter(), len(stage.said), used.ru_utime + used.ru_stime
+        return time.perf_counter(), len(stage.completions), used.ru_utime + used.ru_stime
 
     try:
-        start_s, before, cpu_s = await until(lambda: len(stage.said) >= in_flight)
-        stage.failed.clear()
-        end_s, after, cpu_end_s = await until(lambda: time.perf_counter() - start_s >= seconds)
-        said, failed_checks = stage.said[before:after], Counter(stage.failed)
+        start_s, before, cpu_s = await wait_until(lambda: len(stage.completions) >= in_flight)
+        stage.failed_checks.clear()
+        end_s, after, cpu_end_s = await wait_until(lambda: time.perf_counter() - start_s >= seconds)
+        completions, failed_checks = stage.completions[before:after], Counter(stage.failed_checks)
     finally:
-        for one in places:
-            one.cancel()
-        await asyncio.gather(*places, return_exceptions=True)
-    took_s = end_s - start_s
-    return Taken(took_s, start_s - begun, said, cpu_end_s - cpu_s, failed_checks, errors)
+        for task in slots:
+            task.cancel()
+        await asyncio.gather(*slots, return_exceptions=True)
+    ramp_s, cpu_s = start_s - begin_s, cpu_end_s - cpu_s
+    return Window(end_s - start_s, ramp_s, completions, cpu_s, failed_checks, errors)
 
 
-async def captioned(stage: Any, clips: list[Row], in_flight: int, seconds: float) -> Taken:
-    """Our captioner, its clips under way as the runner keeps them."""
+async def measure_captioner(stage: Any, clips: list[Row], in_flight: int, seconds: float) -> Window:
+    """Our captioner, with clips in flight as in the runner."""
 
     async def caption(clip: Row) -> None:
-        _check(await stage.process_one(dict(clip)))
+        _raise_error(await stage.process_one(dict(clip)))
 
-    return await steady(stage, clips, caption, in_flight, seconds)
+    return await measure_window(stage, clips, caption, in_flight, seconds)
 
 
-async def engine_alone(
-    stage: FixedVllm, known: list[list[Request]], in_flight: int, seconds: float
-) -> Taken:
-    """All requests of a clip at once: six times as many under way as a captioner has."""
+async def measure_engine(
+    stage: FixedTextsVllm, requests: list[list[Request]], in_flight: int, seconds: float
+) -> Window:
+    """All requests of a clip at once: six times as many in flight as a captioner has."""
 
     async def all_at_once(requests: list[Request]) -> None:
         await asyncio.gather(*(stage.complete(request) for request in requests))
 
-    return await steady(stage, known, all_at_once, in_flight, seconds)
+    return await measure_window(stage, requests, all_at_once, in_flight, seconds)
 
 
-async def emptied(stage: FixedVllm) -> None:
+async def empty_caches(stage: FixedTextsVllm) -> None:
     engine = stage._engine
     await engine.reset_mm_cache()
     await engine.reset_encoder_cache()
-    for _ in range(300):  # blocks of requests that just ended are freed a moment later
+    for _ in range(300):  # the blocks of requests that just ended are freed a moment later
         if await engine.reset_prefix_cache():
             return
         await asyncio.sleep(0.1)
     raise RuntimeError("the prefix cache can't be emptied")
 
 
-async def over_http(stage: FixedVllm, args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """The captioner `openai` as a process of its own, the server in this one."""
+async def measure_http(
+    stage: FixedTextsVllm, args: argparse.Namespace, scratch: Path
+) -> dict[str, Any]:
+    """The captioner `openai` in a process of its own, the server in this one."""
     from vllm.entrypoints.openai.api_server import build_and_serve, create_server_socket
     from vllm.entrypoints.openai.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    words = ["--model", stage.model, "--served-model-name", "bench", "--disable-uvicorn-access-log"]
-    words += ["--uvicorn-log-level", "warning", "--port", "8123", "--host", "127.0.0.1"]
-    words += ["--chat-template-content-format", "openai"]
-    served = make_arg_parser(FlexibleArgumentParser()).parse_args(words)
+    options = [
+        "--model",
+        stage.model,
+        "--served-model-name",
+        "bench",
+        "--disable-uvicorn-access-log",
+    ]
+    options += ["--uvicorn-log-level", "warning", "--port", "8123", "--host", "127.0.0.1"]
+    options += ["--chat-template-content-format", "openai"]
+    served = make_arg_parser(FlexibleArgumentParser()).parse_args(options)
     listening = create_server_socket(("127.0.0.1", 8123), reuse_port=False)
     address = "http://127.0.0.1:8123"
     server = asyncio.create_task(build_and_serve(stage._engine, address, listening, served))
@@ -429,44 +445,46 @@ async def over_http(stage: FixedVllm, args: argparse.Namespace, scratch: Path) -
     command += ["--in-flight", str(args.in_flight), "--seconds", str(args.seconds)]
     before = resource.getrusage(resource.RUSAGE_SELF)
     client = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
-    told, _ = await client.communicate()
+    output, _ = await client.communicate()
     after = resource.getrusage(resource.RUSAGE_SELF)
-    await asyncio.sleep(1)  # the server notices that nobody waits for the rest
+    await asyncio.sleep(1)  # the server drops the requests of the process that ended
     server.cancel()
-    with suppress(TimeoutError):  # it hands out its own closing, to be awaited
+    with suppress(TimeoutError):  # it returns a coroutine that shuts it down
         await asyncio.wait_for(await server, 20)
-    row, answered = json.loads(told.decode().splitlines()[-1])
+    row, completed = json.loads(output.decode().splitlines()[-1])
     used_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {**row, "server_cpu_ms_per_request": round(1000 * used_s / answered, 1)}
+    return {**row, "server_cpu_ms_per_request": round(1000 * used_s / completed, 1)}
 
 
-def client(url: str, args: argparse.Namespace) -> None:
-    """The other process of `over_http`: prints its measurement, and all that it was answered."""
-    stage = FixedOpenAI(url=url, model="bench", max_clips_in_flight=args.in_flight, image_side=SIDE)
+def run_client(url: str, args: argparse.Namespace) -> None:
+    """The other process of `measure_http`: prints its window and its number of completions."""
+    stage = FixedTextsOpenAI(
+        url=url, model="bench", max_clips_in_flight=args.in_flight, image_side=IMAGE_SIDE
+    )
     clips = json.loads((args.scratch / "clips.json").read_text())
     stage.check()
     stage.setup(RunContext(str(args.scratch)))
 
-    async def run() -> Taken:
+    async def run() -> Window:
         try:
-            return await captioned(stage, clips, args.in_flight, args.seconds)
+            return await measure_captioner(stage, clips, args.in_flight, args.seconds)
         finally:
             await stage.close()
 
     row = asyncio.run(run()).as_row()
-    print(json.dumps([row, len(stage.said)]))
+    print(json.dumps([row, len(stage.completions)]))
 
 
-async def measure(args: argparse.Namespace, say: Callable[[dict[str, Any]], None]) -> None:
+async def measure_all(args: argparse.Namespace, report: Callable[[dict[str, Any]], None]) -> None:
     started = time.perf_counter()
     scratch = Path(tempfile.mkdtemp(prefix="longtake-captions-"))
     model = scratch / "model"
     model.mkdir()
-    count = 2 * args.in_flight + round(4 * args.seconds)  # enough at 24 requests a second
+    count = 2 * args.in_flight + round(4 * args.seconds)  # enough for 24 requests per second
     command = [*MODULE, "--scratch", str(scratch), "--draw"]
-    drawing = [  # while the engine starts
-        subprocess.Popen([*command, str(first), str(DRAWING), str(count)])
-        for first in range(DRAWING)
+    processes = [  # while the engine starts
+        subprocess.Popen([*command, str(first), str(DRAWING_PROCESSES), str(count)])
+        for first in range(DRAWING_PROCESSES)
     ]
     make_model(model)
     engine: dict[str, Any] = {
@@ -474,66 +492,69 @@ async def measure(args: argparse.Namespace, say: Callable[[dict[str, Any]], None
         "dtype": "bfloat16",
         "max_model_len": 8192,
         "gpu_memory_utilization": 0.9,
-        "limit_mm_per_prompt": {"image": SEGMENTS + NEIGHBOURS, "video": 0},
+        "limit_mm_per_prompt": {"image": SEGMENTS + FRAME_SAMPLES, "video": 0},
         "max_num_seqs": args.in_flight,
-        "mm_processor_cache_gb": 8,  # 2.8 MB a picture, seven of each clip under way
+        "mm_processor_cache_gb": 8,  # 2.8 MB per image, seven images per clip in flight
     }
-    engine |= graphs() if args.graphs else {"enforce_eager": True}
-    stage = FixedVllm(
-        model=str(model), image_side=SIDE, max_clips_in_flight=args.in_flight, engine_args=engine
+    engine |= cuda_graphs() if args.graphs else {"enforce_eager": True}
+    stage = FixedTextsVllm(
+        model=str(model),
+        image_side=IMAGE_SIDE,
+        max_clips_in_flight=args.in_flight,
+        engine_args=engine,
     )
     stage.setup(RunContext(str(scratch)))
     clips: list[Row] = []
-    known: list[list[Request]] = []  # of each clip
-    for first, process in enumerate(drawing):
+    requests: list[list[Request]] = []  # of each clip
+    for first, process in enumerate(processes):
         if process.wait():
             raise RuntimeError("the clips could not be drawn")
-        drawn, asked = pickle.loads((scratch / f"{first}.pickle").read_bytes())
-        clips, known = clips + drawn, known + asked
+        drawn, recorded = pickle.loads((scratch / f"{first}.pickle").read_bytes())
+        clips, requests = clips + drawn, requests + recorded
     (scratch / "clips.json").write_text(json.dumps(clips))
     settings = {"graphs": args.graphs, "in_flight": args.in_flight, "clips": count}
-    say({"ready_s": round(time.perf_counter() - started, 1), **settings})
+    report({"ready_s": round(time.perf_counter() - started, 1), **settings})
 
     async def in_process() -> dict[str, Any]:
-        return (await captioned(stage, clips, args.in_flight, args.seconds)).as_row()
+        return (await measure_captioner(stage, clips, args.in_flight, args.seconds)).as_row()
 
-    async def alone() -> dict[str, Any]:
-        return (await engine_alone(stage, known, args.in_flight, args.seconds)).as_row()
+    async def engine_only() -> dict[str, Any]:
+        return (await measure_engine(stage, requests, args.in_flight, args.seconds)).as_row()
 
     async def http() -> dict[str, Any]:
-        return await over_http(stage, args, scratch)
+        return await measure_http(stage, args, scratch)
 
     async def uncached() -> dict[str, Any]:
         stage.read_prefix = False
         return await in_process()
 
-    steps = {"engine": alone, "http": http, "in-process": in_process}
-    steps |= {"engine, again": alone, "uncached": uncached}
+    steps = {"engine": engine_only, "http": http, "in-process": in_process}
+    steps |= {"engine, again": engine_only, "uncached": uncached}
     took_s = 0.0
     try:
-        await captioned(stage, clips[-64:], 32, 2)  # kernels are built
+        await measure_captioner(stage, clips[-64:], 32, 2)  # warm-up: compiles kernels
         for name, step in steps.items():
-            begun = time.perf_counter()
-            if begun - started + took_s > args.limit:
-                say({name: "left out: no time"})
+            start = time.perf_counter()
+            if start - started + took_s > args.limit:
+                report({name: "skipped: no time"})
                 continue
-            await emptied(stage)
-            say({name: await step()})
-            took_s = time.perf_counter() - begun
+            await empty_caches(stage)
+            report({name: await step()})
+            took_s = time.perf_counter() - start
     finally:
         stage._engine.shutdown()
 
 
-def ratios(found: dict[str, Any]) -> dict[str, float]:
-    """Of each measurement's rate to the engine's own, the mean of its measurements."""
+def ratios_to_engine(found: dict[str, Any]) -> dict[str, float]:
+    """The rate of each measurement, divided by the mean of the engine's measurements."""
     rates = {name: row["requests_per_s"] for name, row in found.items() if isinstance(row, dict)}
     own = [rate for name, rate in rates.items() if name.startswith("engine")]
     others = {name: rate for name, rate in rates.items() if not name.startswith("engine")}
     return {f"{name}/engine": round(r * len(own) / sum(own), 3) for name, r in others.items()}
 
 
-def graphs() -> dict[str, Any]:
-    """CUDA graphs of decoding alone: no compilation, which would take minutes of the start."""
+def cuda_graphs() -> dict[str, Any]:
+    """CUDA graphs for decoding only, without compilation, which would take minutes."""
     sizes = [1, 2, 4, *range(8, 257, 8)]
     return {
         "compilation_config": {
@@ -544,35 +565,40 @@ def graphs() -> dict[str, Any]:
     }
 
 
-def main(words: Iterable[str]) -> None:
+def main(argv: Iterable[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--graphs", action="store_true", help="CUDA graphs of decoding")
-    parser.add_argument("--in-flight", type=int, default=256, help="clips")
-    parser.add_argument("--seconds", type=float, default=60, help="of one window")
-    parser.add_argument("--limit", type=float, default=550, help="s for all; the rest is left out")
-    parser.add_argument("--out", help="JSON file for the results, written anew with each of them")
+    parser.add_argument("--in-flight", type=int, default=256, help="clips in flight")
+    parser.add_argument("--seconds", type=float, default=60, help="of a window")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=550,
+        help="s for all measurements; skips those for which no time is left",
+    )
+    parser.add_argument("--out", help="JSON file for the results, rewritten after each measurement")
     parser.add_argument("--client", help=argparse.SUPPRESS)
     parser.add_argument("--draw", type=int, nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args(list(words))
+    args = parser.parse_args(list(argv))
     if args.client:
-        client(args.client, args)
+        run_client(args.client, args)
         return
     if args.draw:
-        draw(args.scratch, *args.draw)
+        draw_clips(args.scratch, *args.draw)
         return
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     found: dict[str, Any] = {}
 
-    def say(told: dict[str, Any]) -> None:
-        found.update(told)
-        found.update(of := ratios(found))
-        print(json.dumps(told | of), flush=True)
+    def report(new: dict[str, Any]) -> None:
+        found.update(new)
+        found.update(to_engine := ratios_to_engine(found))
+        print(json.dumps(new | to_engine), flush=True)
         if args.out:
             Path(args.out).write_text(json.dumps(found, indent=1))
 
-    asyncio.run(measure(args, say))
+    asyncio.run(measure_all(args, report))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,12 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks.captions import REQUESTS, Fixed, ratios, steady
+from benchmarks.captions import (
+    REQUESTS_PER_CLIP,
+    FixedTexts,
+    measure_window,
+    ratios_to_engine,
+)
 from benchmarks.cpu_time import ProcessTimes, measure_command, total_cpu_s
 from benchmarks.score import clock_methods, differently_scored, pad_container, write_copies
 from stages.captioning.conversation import Completion, Message, Request
@@ -141,44 +146,47 @@ def test_clocked_methods_return_their_results_and_count_their_time():
     assert 0.001 < clock["busy"] < time.process_time() - start
 
 
-class Counting(Fixed):
-    """Answers after a while; it knows how many ask at once."""
+class Sleeping(FixedTexts):
+    """Completes each request after 50 ms and records how many are in flight."""
 
-    captioner = "counting"
-    now, seen = 0, ()
+    captioner = "sleeping"
+    in_flight = 0
+    history: tuple[int, ...] = ()
 
-    async def asked(self, request: Request) -> Completion:
-        self.now += 1
-        self.seen = (*self.seen, self.now)
+    async def send(self, request: Request) -> Completion:
+        self.in_flight += 1
+        self.history = (*self.history, self.in_flight)
         await asyncio.sleep(0.05)
-        self.now -= 1
+        self.in_flight -= 1
         return Completion("", 1, 1)
 
 
-QUESTIONS = [
-    Request((Message("user", (f"Part {n} of 5",)),), {}, 9, 0.0, n) for n in range(1, REQUESTS + 1)
+REQUESTS = [
+    Request((Message("user", (f"Part {n} of 5",)),), {}, 9, 0.0, n)
+    for n in range(1, REQUESTS_PER_CLIP + 1)
 ]
 
 
-async def one_after_the_other(stage: Counting) -> None:
-    for question in QUESTIONS:
-        await stage.complete(question)
+async def caption_in_order(stage: Sleeping) -> None:
+    for request in REQUESTS:
+        await stage.complete(request)
 
 
-def test_a_window_counts_what_is_answered_with_all_places_taken():
-    stage = Counting()
-    taken = asyncio.run(steady(stage, [stage] * 1000, one_after_the_other, 12, 1.0))
-    assert set(stage.seen[12:]) <= {11, 12}  # one answers while another asks
-    assert len(taken.said) == pytest.approx(taken.seconds * 12 / 0.05, rel=0.25)
-    assert taken.as_row()["clips_per_gpu_hour"] == round(600 * taken.requests_per_s)
+def test_window_counts_completions_while_all_slots_are_in_use():
+    stage = Sleeping()
+    window = asyncio.run(measure_window(stage, [stage] * 1000, caption_in_order, 12, 1.0))
+    assert set(stage.history[12:]) <= {11, 12}  # 11 between two requests of a slot
+    assert len(window.completions) == pytest.approx(window.seconds * 12 / 0.05, rel=0.25)
+    assert window.as_row()["clips_per_gpu_hour"] == round(600 * window.requests_per_s)
 
 
-def test_a_window_with_empty_places_is_refused():
-    stage = Counting()
+def test_window_with_empty_slots_is_refused():
+    stage = Sleeping()
     with pytest.raises(RuntimeError, match="too few clips"):
-        asyncio.run(steady(stage, [stage] * 13, one_after_the_other, 12, 30.0))
+        asyncio.run(measure_window(stage, [stage] * 13, caption_in_order, 12, 30.0))
 
 
-def test_a_rate_is_compared_with_the_mean_of_the_engines():
+def test_rates_are_compared_with_the_mean_of_the_engine():
     found = {"engine": {"requests_per_s": 10.0}, "engine, again": {"requests_per_s": 12.0}}
-    assert ratios(found | {"ready_s": 3, "http": {"requests_per_s": 9.9}}) == {"http/engine": 0.9}
+    found |= {"ready_s": 3, "http": {"requests_per_s": 9.9}}
+    assert ratios_to_engine(found) == {"http/engine": 0.9}
