@@ -203,7 +203,7 @@ class DecodePass(Stage):
             "fps": float(last - first) / (end_s - start_s),
             "starts_on_keyframe": bool(packets.is_key[at_start].any()),
             "packet_bytes": int(packets.bytes[inside].sum()),
-            "fingerprint": self.fingerprint.bytes_of(start_s, end_s),
+            "fingerprint": self.fingerprint.encode(start_s, end_s),
         }
         for meter in self.meters:
             if not meter.after_prefilter:

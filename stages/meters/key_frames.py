@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt
 from curation.images import encode_jpeg, shrink
 from curation.video.frames import Planes
 from curation.video.reader import colour
-from stages.meters.scratch_file import Scratch
+from stages.meters.scratch_file import ScratchFile
 
 JPEG_QUALITY = 90
 SPAN_TOLERANCE_S = 1e-6
@@ -32,7 +32,7 @@ class KeyFrames:
     pair_gap_s: Annotated[float, Gt(0)] | None = None
 
     def __post_init__(self) -> None:
-        self._kept: Scratch | None = None
+        self._kept: ScratchFile | None = None
 
     def start(self, side: int) -> None:
         """Begins a video and forgets the one before. side: the frames' longest long side, px."""
@@ -43,7 +43,7 @@ class KeyFrames:
         self._flow_frame_due_s = inf
         if self._kept is not None:
             self._kept.close()
-        self._kept = Scratch(JPEG_QUALITY)
+        self._kept = ScratchFile(JPEG_QUALITY)
 
     def process_frame(self, t_s: float, frame: Planes) -> None:
         last = len(self._times_s) - 1
@@ -58,7 +58,7 @@ class KeyFrames:
 
     def _keep(self, frame: Planes) -> int:
         assert self._kept is not None
-        self._kept.add(colour(frame, self._side))
+        self._kept.append(colour(frame, self._side))
         return len(self._kept) - 1
 
     def nearest(self, t_s: float, start_s: float, end_s: float) -> list[tuple[float, bytes]]:
@@ -83,7 +83,7 @@ class KeyFrames:
         best = self._nearest(t_s, start_s, end_s)
         if best is None:
             return None
-        image = shrink(self._kept.picture(self._places[best]), side)
+        image = shrink(self._kept.image(self._places[best]), side)
         return self._times_s[best], encode_jpeg(image, JPEG_QUALITY)
 
     def _nearest(self, t_s: float, start_s: float, end_s: float) -> int | None:

@@ -1,4 +1,4 @@
-"""Motion of the camera and of what it sees, a few looks a second."""
+"""Measures the motion of the camera and of the objects before it, a few times a second."""
 
 from __future__ import annotations
 
@@ -11,195 +11,213 @@ from annotated_types import Ge, Gt
 
 from curation.video.frames import Planes, VideoInfo
 from stages.meters.alignment import (
-    LEAST_SIDE,
-    STILL,
+    MIN_SIDE_PX,
+    NO_MOTION,
     Affine,
+    AlignmentImage,
     DisFlow,
-    Look,
     Match,
-    aligned,
-    guess,
-    likelier,
+    align,
+    better_match,
+    fit_flow,
     match,
-    mean_px,
+    mean_length,
 )
-from stages.meters.ken_burns import StillPicture, Window, still_stretches
+from stages.meters.ken_burns import KenBurnsDetector, Window, ken_burns_spans
 from stages.meters.meter import Meter
 
-# A look as one row of numbers: speeds in px/s at 320 wide, the camera as the motion of the content.
+# One sample as a row of numbers: speeds in px/s at 320 wide, the camera as motion of the content,
+# residual_flow as the mean flow that the camera does not explain.
 _FIELDS = (
-    *("t_s", "motion", "still", "camera", "x", "y", "zoom", "turn"),
-    *("left", "subject_x", "subject_y", "area", "at_x", "at_y", "weight"),
+    *("t_s", "motion", "is_static", "camera", "x", "y", "zoom", "rotation"),
+    *("residual_flow", "subject_x", "subject_y", "area", "at_x", "at_y", "weight"),
 )
-_AT = {name: i for i, name in enumerate(_FIELDS)}
+_COLUMN = {name: i for i, name in enumerate(_FIELDS)}
 NO_SUBJECT = (0.0, 0.0, 0.0, 0.0, 0.5, 0.5, 0.0)
 
-SLOW_PX = (
-    0.5  # in a look's gap, of the half-size picture: so slow a camera is measured between looks
-)
-SAME_PX = 0.1  # a camera that moves less in a look's gap stands still, whatever moves before it
-STIRS = 0.0025  # of the picture that moves: less is a flicker
+# px within a sample's gap, of the half-size image.
+SLOW_CAMERA_PX = 0.5  # below it the camera is measured from one sample to the next
+STATIC_CAMERA_PX = 0.1  # below it the camera stands still, whatever moves before it
+MIN_MOVING_SHARE = 0.0025  # of the frame: less is flicker
+TIME_TOLERANCE_S = 0.002  # else a frame at 0.0999 s would make every gap one frame longer
 
 
 @dataclass
 class Motion(Meter):
-    """Says how much moves, and what: the camera or the things before it; never whether it's enough.
+    """Measures how much moves, and whether it is the camera or objects before it.
 
-    A look is a pair of frames `gap_s` apart: short, so that fast things are still found by the
-    flow. A slow camera is measured from one look to the next. Speeds come from the frames' own
-    times, so that 4 fps, 100 fps and uneven times read the same.
+    A sample is a pair of frames `gap_s` apart, which is short so that the flow finds fast objects.
+    A slow camera is measured from one sample to the next. Speeds are computed from the frames' own
+    times, so that they do not depend on the frame rate.
     """
 
-    looks_per_s: Annotated[float, Gt(0)] = 2.0
+    looks_per_s: Annotated[float, Gt(0)] = 2.0  # samples
     gap_s: Annotated[float, Gt(0)] = 0.1
     still_below_px_s: Annotated[float, Ge(0)] = 1.0  # a camera slower than this stands still
-    # What is left of the flow moves by itself from here on, and from 0.2 x the camera's speed.
+    # Flow that the camera does not explain is an object's motion from here on, and from 0.2 x the
+    # camera's speed.
     subject_above_px_s: Annotated[float, Ge(0)] = 4.0
-    # a shorter zoom or pan over a still picture is not counted
+    # a shorter zoom or pan over a still image is not counted
     fake_least_s: Annotated[float, Ge(0)] = 2.0
     writes = ("motion_dis", "static_share", "camera_motion", "subject_motion", "ken_burns_share")
 
     def start(self, video: VideoInfo) -> None:
         sides = video.reduced_width // 2, video.reduced_height // 2
-        self._blind = min(sides) < LEAST_SIDE
+        self._is_too_small = min(sides) < MIN_SIDE_PX
         self._scale = 320 / max(*sides, 1)
-        self._dis = DisFlow()
-        self._still = StillPicture()
-        self._first: tuple[float, Look] | None = None
-        self._before: tuple[float, Look] | None = None  # the first frame of the look before
-        self._velocity, self._noise = STILL, 0.0  # of the look before: what is expected
+        self._flow = DisFlow()
+        self._ken_burns = KenBurnsDetector()
+        self._first: tuple[float, AlignmentImage] | None = None  # of the sample under way
+        self._previous: tuple[float, AlignmentImage] | None = None  # first of the sample before
+        self._velocity, self._noise = NO_MOTION, 0.0  # of the sample before: what is expected
         self._next_s = 0.0
-        self._looks: list[np.ndarray] = []
+        self._samples: list[np.ndarray] = []
         self._windows: list[Window] = []
-        self._ready: tuple[np.ndarray, list[tuple[float, float]]] | None = None
+        self._results: tuple[np.ndarray, list[tuple[float, float]]] | None = None
 
     def process_frame(self, t_s: float, frame: Planes) -> None:
-        # A hair's tolerance, or a frame at 0.0999 s would make every gap one frame longer.
-        ends = self._first is not None and t_s - self._first[0] >= self.gap_s - 0.002
-        if self._blind or not (ends or (self._first is None and t_s >= self._next_s)):
+        ends_sample = (
+            self._first is not None and t_s - self._first[0] >= self.gap_s - TIME_TOLERANCE_S
+        )
+        starts_sample = self._first is None and t_s >= self._next_s
+        if self._is_too_small or not (ends_sample or starts_sample):
             return
-        self._ready = None
-        look = Look.at(frame.y)
-        if ends:
+        self._results = None
+        image = AlignmentImage.from_plane(frame.y)
+        if ends_sample:
             assert self._first is not None
-            self._look(*self._first, t_s, look)
-            self._before, self._first = self._first, None
+            self._add_sample(*self._first, t_s, image)
+            self._previous, self._first = self._first, None
         if self._first is None and t_s >= self._next_s:
-            self._first = (t_s, look)
+            self._first = (t_s, image)
             self._next_s = max(self._next_s + 1 / self.looks_per_s, t_s)
 
-    def _look(self, t_s: float, first: Look, second_t_s: float, second: Look) -> None:
+    def _add_sample(
+        self, t_s: float, first: AlignmentImage, second_t_s: float, second: AlignmentImage
+    ) -> None:
         seconds = second_t_s - t_s
-        camera, flow = self._camera(first, second, seconds)
-        velocity = self._slow(t_s, first, camera, seconds) or camera.motion.times(1 / seconds)
-        self._looks.append(self._numbers(t_s, flow, camera, velocity, seconds))
+        camera, flow = self._estimate_camera(first, second, seconds)
+        velocity = self._slow_velocity(t_s, first, camera, seconds)
+        velocity = velocity or camera.motion.scaled(1 / seconds)
+        self._samples.append(self._numbers(t_s, flow, camera, velocity, seconds))
         self._velocity = velocity
-        window = self._still.process_frame(t_s, first, velocity)
+        window = self._ken_burns.process_image(t_s, first, velocity)
         if window is not None:
             self._windows.append(window)
 
-    def _camera(self, first: Look, second: Look, seconds: float) -> tuple[Match, np.ndarray | None]:
-        """The camera's motion and the flow; None where the camera explains all there is.
+    def _estimate_camera(
+        self, first: AlignmentImage, second: AlignmentImage, seconds: float
+    ) -> tuple[Match, np.ndarray | None]:
+        """The camera's motion and the flow, which is None where the camera explains everything.
 
-        A thing that moves before blank ground can hold most of the flow's votes: the ground, which
-        stays, is the evidence against it, so no motion at all is always tried as well.
+        An object before blank ground can have most of the flow's weight, while the ground shows
+        that the camera stands still: no motion at all is always tried as well.
         """
-        camera = aligned(first, second, self._velocity.times(seconds), rounds=1)
-        if self._velocity is not STILL:
-            camera = likelier(match(first, second, STILL), camera)
-        # A motion that is quite wrong fits nowhere: then all is noise, and more than there was.
-        lost = camera.noise > 2 * self._noise
-        flow = self._dis(first, second) if lost or camera.alien.mean() >= STIRS else None
-        if flow is not None and (lost or camera.motion_px > SAME_PX):
-            camera = likelier(camera, aligned(first, second, guess(first, flow)))
+        camera = align(first, second, self._velocity.scaled(seconds), steps=1)
+        if self._velocity is not NO_MOTION:
+            camera = better_match(match(first, second, NO_MOTION), camera)
+        # A wrong motion fits nowhere: the noise is then higher than in the sample before.
+        is_lost = camera.noise > 2 * self._noise
+        has_outliers = camera.outliers.mean() >= MIN_MOVING_SHARE
+        flow = self._flow(first, second) if is_lost or has_outliers else None
+        if flow is not None and (is_lost or camera.motion_px > STATIC_CAMERA_PX):
+            camera = better_match(camera, align(first, second, fit_flow(first, flow)))
         self._noise = camera.noise
         return camera, flow
 
-    def _slow(self, t_s: float, look: Look, camera: Match, seconds: float) -> Affine | None:
-        """The velocity since the look before, where too little moves from frame to frame."""
-        if self._before is None or camera.motion_px > SLOW_PX:
+    def _slow_velocity(
+        self, t_s: float, image: AlignmentImage, camera: Match, seconds: float
+    ) -> Affine | None:
+        """The velocity since the sample before, px/s; None for a faster camera."""
+        if self._previous is None or camera.motion_px > SLOW_CAMERA_PX:
             return None
-        before_s, before = self._before
-        start = camera.motion.times((t_s - before_s) / seconds)
-        found = aligned(before, look, start, rounds=1)
-        if found.cost(camera.noise) > 3:  # a cut, or a camera that jumped meanwhile
+        previous_s, previous = self._previous
+        start = camera.motion.scaled((t_s - previous_s) / seconds)
+        found = align(previous, image, start, steps=1)
+        if found.cost(camera.noise) > 3:  # a cut, or a camera that jumped in between
             return None
-        return found.motion.times(1 / (t_s - before_s))
+        return found.motion.scaled(1 / (t_s - previous_s))
 
     def _numbers(
         self, t_s: float, flow: np.ndarray | None, camera: Match, velocity: Affine, seconds: float
     ) -> np.ndarray:
-        points = camera.first.points
-        of_camera = velocity.at(points) * self._scale
-        camera_speed = cv2.magnitude(of_camera[..., 0], of_camera[..., 1])
+        """(fields,) float32: see _FIELDS."""
+        points = camera.first.cell_centres
+        camera_flow = velocity.displacement(points) * self._scale
+        camera_speed = cv2.magnitude(camera_flow[..., 0], camera_flow[..., 1])
         mean, shift = float(camera_speed.mean()), velocity.shift * self._scale
-        known = [mean, *shift, velocity.zoom, velocity.turn]
+        of_camera = [mean, *shift, velocity.zoom, velocity.rotation]
         if flow is None:
-            still = mean < self.still_below_px_s
-            return np.array([t_s, mean, still, *known, *NO_SUBJECT], np.float32)
+            is_static = mean < self.still_below_px_s
+            return np.array([t_s, mean, is_static, *of_camera, *NO_SUBJECT], np.float32)
         # Flow counts where the camera's motion leaves a difference; elsewhere it is noise.
-        own = (flow - camera.motion.at(points)) * np.float32(self._scale / seconds)
-        own *= camera.alien[..., None]
+        own = (flow - camera.motion.displacement(points)) * np.float32(self._scale / seconds)
+        own *= camera.outliers[..., None]
         speed = cv2.magnitude(own[..., 0], own[..., 1])
         moves = speed > np.maximum(self.subject_above_px_s, 0.2 * camera_speed)
         area, weight = float(moves.mean()), float(speed[moves].sum())
-        still = mean < self.still_below_px_s and area < STIRS
+        is_static = mean < self.still_below_px_s and area < MIN_MOVING_SHARE
         subject = [float(speed.mean()), *NO_SUBJECT[1:]]
         if weight:
             size = camera.first.luma.shape[::-1]
             at = (speed[moves] @ points[moves]) / weight / size + 0.5
             subject = [subject[0], *own[moves].mean(0), area, *at, weight]
-        return np.array([t_s, mean_px(of_camera + own), still, *known, *subject], np.float32)
+        motion = mean_length(camera_flow + own)
+        return np.array([t_s, motion, is_static, *of_camera, *subject], np.float32)
 
-    def _between(self, start_s: float, end_s: float) -> np.ndarray:
-        """(looks, numbers) of the looks with start_s <= t < end_s."""
-        looks, _ = self._answer()
-        return looks[(looks[:, 0] >= start_s) & (looks[:, 0] < end_s)]
+    def _samples_between(self, start_s: float, end_s: float) -> np.ndarray:
+        """(samples, fields) with start_s <= t < end_s."""
+        samples, _ = self._compute_results()
+        return samples[(samples[:, 0] >= start_s) & (samples[:, 0] < end_s)]
 
-    def _answer(self) -> tuple[np.ndarray, list[tuple[float, float]]]:
-        if self._ready is None:
-            looks = np.array(self._looks, np.float32).reshape(-1, len(_FIELDS))
-            self._ready = looks, still_stretches(self._windows, self.fake_least_s)
-        return self._ready
+    def _compute_results(self) -> tuple[np.ndarray, list[tuple[float, float]]]:
+        """All samples, and the spans of a Ken Burns effect."""
+        if self._results is None:
+            samples = np.array(self._samples, np.float32).reshape(-1, len(_FIELDS))
+            self._results = samples, ken_burns_spans(self._windows, self.fake_least_s)
+        return self._results
 
     def score(self, start_s: float, end_s: float) -> dict[str, float | None]:
-        looks = self._between(start_s, end_s)
-        if not len(looks):
+        samples = self._samples_between(start_s, end_s)
+        if not len(samples):
             return dict.fromkeys(self.writes)
-        names = ("motion", "still", "camera", "left")
-        motion, still, camera, left = (float(looks[:, _AT[name]].mean()) for name in names)
-        fake_s = sum(max(0.0, min(e, end_s) - max(s, start_s)) for s, e in self._answer()[1])
+        names = ("motion", "is_static", "camera", "residual_flow")
+        means = (float(samples[:, _COLUMN[name]].mean()) for name in names)
+        motion, static_share, camera, residual_flow = means
+        _, spans = self._compute_results()
+        ken_burns_s = sum(max(0.0, min(e, end_s) - max(s, start_s)) for s, e in spans)
         return {
-            "motion_dis": steady(motion),
-            "static_share": still,
-            "camera_motion": steady(camera),
-            "subject_motion": steady(left),
-            "ken_burns_share": min(1.0, fake_s / (end_s - start_s)),
+            "motion_dis": round_to_4_digits(motion),
+            "static_share": static_share,
+            "camera_motion": round_to_4_digits(camera),
+            "subject_motion": round_to_4_digits(residual_flow),
+            "ken_burns_share": min(1.0, ken_burns_s / (end_s - start_s)),
         }
 
     def score_segment(self, start_s: float, end_s: float) -> dict[str, float | None]:
-        """The facts of one segment, named and signed as in `curation.records.SEGMENT`."""
-        looks = self._between(start_s, end_s)
+        samples = self._samples_between(start_s, end_s)
         names = (
             *("motion_dis", "camera_x", "camera_y", "camera_zoom", "camera_roll", "camera_shake"),
             *("subject_motion", "subject_x", "subject_y", "subject_area"),
             *("subject_at_x", "subject_at_y"),
         )
-        if not len(looks):
+        if not len(samples):
             return dict.fromkeys(names)
-        mean = {name: float(looks[:, i].mean()) for name, i in _AT.items()}
+        mean = {name: float(samples[:, i].mean()) for name, i in _COLUMN.items()}
         # The view moves against its content.
-        camera = (-mean["x"], -mean["y"], mean["zoom"], -float(np.degrees(mean["turn"])))
-        shifts = looks[:, [_AT["x"], _AT["y"]]]
+        camera = (-mean["x"], -mean["y"], mean["zoom"], -float(np.degrees(mean["rotation"])))
+        shifts = samples[:, [_COLUMN["x"], _COLUMN["y"]]]
         shake = float(np.sqrt(((shifts - shifts.mean(0)) ** 2).sum(1).mean()))
-        weight = looks[:, _AT["weight"]]
-        share = weight / weight.sum() if weight.sum() > 0 else np.full(len(looks), 1 / len(looks))
-        subject = (share @ looks[:, [_AT[n] for n in ("subject_x", "subject_y")]]).tolist()
-        at = (share @ looks[:, [_AT[n] for n in ("at_x", "at_y")]]).tolist()
-        values = (mean["motion"], *camera, shake, mean["left"], *subject, mean["area"], *at)
-        return dict(zip(names, map(steady, values), strict=True))
+        weight = samples[:, _COLUMN["weight"]]
+        count = len(samples)
+        share = weight / weight.sum() if weight.sum() > 0 else np.full(count, 1 / count)
+        subject = (share @ samples[:, [_COLUMN[n] for n in ("subject_x", "subject_y")]]).tolist()
+        at = (share @ samples[:, [_COLUMN[n] for n in ("at_x", "at_y")]]).tolist()
+        subject_motion, area = mean["residual_flow"], mean["area"]
+        values = (mean["motion"], *camera, shake, subject_motion, *subject, area, *at)
+        return dict(zip(names, map(round_to_4_digits, values), strict=True))
 
 
-def steady(value: float) -> float:
-    """Four significant digits: the last bits of float32 sums hang on where arrays lie in memory."""
+def round_to_4_digits(value: float) -> float:
+    """To four significant digits: the last bits of a float32 sum depend on memory alignment."""
     return float(f"{value:.4g}")

@@ -1,4 +1,4 @@
-"""What a meter keeps for later, without keeping it in memory: pictures in one scratch file."""
+"""Keeps the images of a video outside of memory, as JPEGs in one temporary file."""
 
 from __future__ import annotations
 
@@ -10,61 +10,64 @@ import numpy as np
 
 from curation.images import decode_image, encode_jpeg
 
-IN_MEMORY_BYTES = 32 << 20  # a few minutes of video; beyond, the file is on disk
-WAITING_BYTES = 64 << 20  # of pictures as they are: a minute of stills
+MAX_FILE_IN_MEMORY_BYTES = 32 << 20  # a few minutes of video; larger files are on disk
+MAX_PENDING_BYTES = 64 << 20  # of images not encoded yet: a minute of key frames
 
 
-class Scratch:
-    """Grows by one picture at a time, gives JPEG files; gone with the object.
+class ScratchFile:
+    """A list of images that is read as JPEGs. The file is deleted with the object.
 
-    The latest pictures wait as they are: most belong to takes too short for a clip, or lie beside
-    the clips, and are never asked for.
+    The latest images are not encoded yet: most lie in takes too short for a clip, or between clips,
+    and are never read.
     """
 
     def __init__(self, quality: int) -> None:
         self._quality = quality
-        self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115 (kept)
+        self._file = tempfile.SpooledTemporaryFile(max_size=MAX_FILE_IN_MEMORY_BYTES)  # noqa: SIM115 (kept)
         self._end = 0
-        self._places: list[tuple[int, int] | np.ndarray] = []  # of the file; or the picture waiting
-        self._waiting: deque[int] = deque()
-        self._waiting_bytes = 0
+        # Per image: start and end in the file, or the image that is not encoded yet.
+        self._images: list[tuple[int, int] | np.ndarray] = []
+        self._pending: deque[int] = deque()
+        self._pending_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._images)
 
-    def add(self, picture: np.ndarray) -> None:
-        self._waiting.append(len(self._places))
-        self._waiting_bytes += picture.nbytes
-        self._places.append(picture)
-        while self._waiting_bytes > WAITING_BYTES:
-            self._write(self._waiting[0])
+    def append(self, image: np.ndarray) -> None:
+        """image: (h, w) grey or (h, w, 3) BGR, uint8. It must not change afterwards."""
+        self._pending.append(len(self._images))
+        self._pending_bytes += image.nbytes
+        self._images.append(image)
+        while self._pending_bytes > MAX_PENDING_BYTES:
+            self._encode(self._pending[0])
 
     def __getitem__(self, number: int) -> bytes:
-        start, end = self._write(number)
+        """The image as JPEG."""
+        start, end = self._encode(number)
         self._file.seek(start)
         return self._file.read(end - start)
 
-    def picture(self, number: int) -> np.ndarray:
-        """As it was added, or, if it waits no longer, as its file shows it."""
-        place = self._places[number]
-        if isinstance(place, np.ndarray):
-            return place
+    def image(self, number: int) -> np.ndarray:
+        """The image as it was appended, or decoded from its JPEG if that was written."""
+        image = self._images[number]
+        if isinstance(image, np.ndarray):
+            return image
         return decode_image(self[number], "a stored image", cv2.IMREAD_UNCHANGED)
 
-    def _write(self, number: int) -> tuple[int, int]:
-        """Where the picture lies in the file, which it is put into if it waits."""
-        place = self._places[number]
+    def _encode(self, number: int) -> tuple[int, int]:
+        """Writes the image to the file if it is pending. Returns its start and end there."""
+        place = self._images[number]
         if isinstance(place, np.ndarray):
             jpeg = encode_jpeg(place, self._quality)
             self._file.seek(self._end)
             self._file.write(jpeg)
-            self._waiting.remove(number)
-            self._waiting_bytes -= place.nbytes
-            self._places[number] = place = (self._end, self._end + len(jpeg))
+            self._pending.remove(number)
+            self._pending_bytes -= place.nbytes
+            self._images[number] = place = (self._end, self._end + len(jpeg))
             self._end += len(jpeg)
         return place
 
     def close(self) -> None:
         self._file.close()
-        self._places.clear()
-        self._waiting.clear()
+        self._images.clear()
+        self._pending.clear()

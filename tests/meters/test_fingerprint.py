@@ -1,4 +1,4 @@
-"""Fingerprints of drawn videos: what changes them, and what must not."""
+"""Fingerprints of drawn videos: which copies keep them, and which other clips do not."""
 
 import time
 
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from curation.video.frames import Planes, VideoInfo
-from stages.meters.fingerprint import CODE, SIGNS, Fingerprint, inside
+from stages.meters.fingerprint import CODE, SIGNS, Fingerprint, image_span
 
 WIDTH, HEIGHT = 320, 180
-PATH = np.random.default_rng(5).uniform(0.1, 0.9, (40, 2))  # where the ball is, every second
+PATH = np.random.default_rng(5).uniform(0.1, 0.9, (40, 2))  # of the ball, one point a second
 
 
 def background(seed: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
@@ -19,30 +19,30 @@ def background(seed: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarra
 
 
 def ball(t_s: float, seed: int = 0, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
-    """(height, width) grey picture: a bright ball on its way before an unmoving background."""
-    picture = background(1, width, height).copy()
+    """(height, width) grey: a bright ball that moves before a static background."""
+    image = background(1, width, height).copy()
     k, share = int(t_s) % (len(PATH) - 1), t_s % 1
     path = np.roll(PATH, seed * 7, axis=0)
     x, y = path[k] * (1 - share) + path[k + 1] * share
-    cv2.circle(picture, (int(x * width), int(y * height)), width // 12, 240.0, -1)
-    return picture
+    cv2.circle(image, (int(x * width), int(y * height)), width // 12, 240.0, -1)
+    return image
 
 
-def show(picture_at, seconds: float = 15.0, fps: float = 30.0, times=None) -> Fingerprint:
+def fingerprint_of(image_at, seconds: float = 15.0, fps: float = 30.0, times=None) -> Fingerprint:
     meter = Fingerprint()
     meter.start(VideoInfo(1280, 720, fps, WIDTH, HEIGHT))
     for t in np.arange(0, seconds, 1 / fps) if times is None else times:
-        grey = np.clip(picture_at(t), 0, 255).astype(np.uint8)
+        grey = np.clip(image_at(t), 0, 255).astype(np.uint8)
         meter.process_frame(float(t), Planes(grey))
     return meter
 
 
-def code_of(meter: Fingerprint, start_s: float = 0.0, end_s: float = 15.0) -> np.ndarray:
-    return np.frombuffer(meter.bytes_of(start_s, end_s), CODE)
+def codes_of(meter: Fingerprint, start_s: float = 0.0, end_s: float = 15.0) -> np.ndarray:
+    return np.frombuffer(meter.encode(start_s, end_s), CODE)
 
 
 def differing(one: np.ndarray, two: np.ndarray, part: str) -> float:
-    """Share of differing bits; of the motion's, where something moves."""
+    """Share of differing bits in the ticks in which something moves."""
     n = min(len(one), len(two))
     bits = np.bitwise_count((one[part][:n] ^ two[part][:n]) & SIGNS) / 63
     return float(bits[one["motion"][:n] > SIGNS].mean())
@@ -50,11 +50,11 @@ def differing(one: np.ndarray, two: np.ndarray, part: str) -> float:
 
 @pytest.fixture(scope="module")
 def original() -> np.ndarray:
-    return code_of(show(ball))
+    return codes_of(fingerprint_of(ball))
 
 
-def test_a_clip_of_15_s_takes_less_than_a_kilobyte():
-    assert len(show(ball).bytes_of(0, 15)) == 960
+def test_fingerprint_of_15_s_takes_less_than_a_kilobyte():
+    assert len(fingerprint_of(ball).encode(0, 15)) == 960
 
 
 COPIES = {
@@ -68,92 +68,94 @@ COPIES = {
 
 
 @pytest.mark.parametrize("how", COPIES)
-def test_a_copy_has_nearly_the_same_bits(original, how):
-    copy = code_of(show(COPIES[how]))
+def test_edited_copy_has_nearly_the_same_fingerprint(original, how):
+    copy = codes_of(fingerprint_of(COPIES[how]))
     assert differing(original, copy, "picture") < 0.08
     assert differing(original, copy, "motion") < 0.12
 
 
 @pytest.mark.parametrize("fps", [24.0, 12.0, 59.94])
-def test_another_frame_rate_has_nearly_the_same_bits(original, fps):
-    copy = code_of(show(ball, fps=fps))
+def test_copy_at_another_frame_rate_has_nearly_the_same_fingerprint(original, fps):
+    copy = codes_of(fingerprint_of(ball, fps=fps))
     assert differing(original, copy, "picture") < 0.08
     assert differing(original, copy, "motion") < 0.12
 
 
-def test_the_same_frames_at_true_uneven_times_have_nearly_the_same_bits(original):
+def test_copy_with_a_variable_frame_rate_has_nearly_the_same_fingerprint(original):
     times = np.cumsum(np.random.default_rng(0).uniform(0.01, 0.06, 440))
-    copy = code_of(show(ball, times=times[times < 15] - times[0]))
+    copy = codes_of(fingerprint_of(ball, times=times[times < 15] - times[0]))
     assert differing(original, copy, "motion") < 0.12
 
 
-def test_a_trimmed_copy_has_the_bits_of_its_later_start(original):
-    trimmed = code_of(show(lambda t: ball(t + 3.1)))  # the grids are a tenth of a second apart
+def test_trimmed_copy_has_the_codes_of_its_later_start(original):
+    trimmed = codes_of(
+        fingerprint_of(lambda t: ball(t + 3.1))
+    )  # the grids are a tenth of a second apart
     assert differing(original[12:], trimmed, "motion") < 0.2
 
 
-def test_the_same_camera_shows_the_same_picture_and_other_motion(original):
-    other = code_of(show(lambda t: ball(t, seed=2)))
+def test_static_camera_at_another_time_has_the_same_content_but_other_motion(original):
+    other = codes_of(fingerprint_of(lambda t: ball(t, seed=2)))
     assert differing(original, other, "picture") < 0.3  # the ball itself is elsewhere
     assert 0.35 < differing(original, other, "motion") < 0.65
 
 
-def test_another_place_shows_another_picture(original):
-    other = code_of(show(lambda t: ball(t) - background(1) + background(2)))
+def test_another_scene_has_other_content(original):
+    other = codes_of(fingerprint_of(lambda t: ball(t) - background(1) + background(2)))
     assert differing(original, other, "picture") > 0.3
 
 
-def test_nothing_moves_where_only_light_or_noise_changes():
+def test_change_of_light_and_noise_are_no_motion():
     rng = np.random.default_rng(0)
-    meter = show(
+    meter = fingerprint_of(
         lambda t: background(1) + 30 * np.sin(t) + rng.normal(0, 4, (HEIGHT, WIDTH)), seconds=5
     )
-    # The light is a tenth of the contrast, so clipping plays no part.
-    assert not (code_of(meter, 0, 5)["motion"] > SIGNS).any()
+    # The change of light is a tenth of the contrast: nothing is clipped.
+    assert not (codes_of(meter, 0, 5)["motion"] > SIGNS).any()
 
 
-def test_a_clip_is_told_by_its_own_span_alone():
-    meter = show(lambda t: ball(t) if t < 10 else background(7), seconds=12)
-    alone = show(ball, seconds=10)
-    assert meter.bytes_of(2, 9) == alone.bytes_of(2, 9)
+def test_fingerprint_depends_on_the_clips_own_span_alone():
+    meter = fingerprint_of(lambda t: ball(t) if t < 10 else background(7), seconds=12)
+    alone = fingerprint_of(ball, seconds=10)
+    assert meter.encode(2, 9) == alone.encode(2, 9)
 
 
-def test_a_meter_forgets_the_last_video():
-    meter = show(ball, seconds=5)
+def test_each_video_starts_afresh():
+    meter = fingerprint_of(ball, seconds=5)
     meter.start(VideoInfo(1280, 720, 30, WIDTH, HEIGHT))
-    assert meter.bytes_of(0, 5) == b""
+    assert meter.encode(0, 5) == b""
     for t in np.arange(0, 5, 1 / 30):
         meter.process_frame(float(t), Planes(ball(t, 3).astype(np.uint8)))
-    assert meter.bytes_of(0, 5) == show(lambda t: ball(t, 3), seconds=5).bytes_of(0, 5)
+    assert meter.encode(0, 5) == fingerprint_of(lambda t: ball(t, 3), seconds=5).encode(0, 5)
 
 
-def test_a_span_without_a_whole_tick_is_empty():
-    meter = show(ball, seconds=3)
-    assert meter.bytes_of(1.05, 1.2) == b""
-    assert meter.bytes_of(2, 2) == b""
+def test_span_without_a_whole_tick_has_an_empty_fingerprint():
+    meter = fingerprint_of(ball, seconds=3)
+    assert meter.encode(1.05, 1.2) == b""
+    assert meter.encode(2, 2) == b""
 
 
-def test_a_frame_that_stands_for_weeks_costs_nothing():
+def test_frame_that_is_shown_for_weeks_takes_no_time():
     start = time.process_time()
-    meter = show(ball, times=[0.0, 0.1, 2e6, 2e6 + 0.1])
-    assert len(meter.bytes_of(1e6, 1e6 + 15)) == 960
-    assert not (code_of(meter, 1e6, 1e6 + 15)["motion"] > SIGNS).any()
+    meter = fingerprint_of(ball, times=[0.0, 0.1, 2e6, 2e6 + 0.1])
+    assert len(meter.encode(1e6, 1e6 + 15)) == 960
+    assert not (codes_of(meter, 1e6, 1e6 + 15)["motion"] > SIGNS).any()
     assert time.process_time() - start < 1.0
 
 
-def test_black_borders_are_found_where_they_end_at_once():
+def test_black_borders_with_a_sharp_edge_are_left_out():
     rows = np.full(180, 120.0)
-    assert inside(rows) == (0.0, 1.0)
+    assert image_span(rows) == (0.0, 1.0)
     rows[:22] = rows[158:] = 1.0
-    assert inside(rows) == pytest.approx((22 / 180, 158 / 180))
-    assert inside(rows + 12) == pytest.approx((22 / 180, 158 / 180))  # borders graded as well
-    assert inside(np.linspace(0, 120, 180)) == (0.0, 1.0)  # a dark sky
-    assert inside(np.zeros(180)) == (0.0, 1.0)
+    assert image_span(rows) == pytest.approx((22 / 180, 158 / 180))
+    assert image_span(rows + 12) == pytest.approx((22 / 180, 158 / 180))  # borders graded as well
+    assert image_span(np.linspace(0, 120, 180)) == (0.0, 1.0)  # a dark sky
+    assert image_span(np.zeros(180)) == (0.0, 1.0)
 
 
-def test_a_frame_costs_less_than_a_tenth_of_a_millisecond():
+def test_frame_takes_less_than_a_tenth_of_a_millisecond():
     frames = [Planes(ball(t).astype(np.uint8)) for t in np.arange(0, 2, 1 / 30)]
-    meter = show(ball, seconds=0.1)
+    meter = fingerprint_of(ball, seconds=0.1)
     start = time.process_time()
     for k in range(600):
         meter.process_frame(1 + k / 30, frames[k % len(frames)])

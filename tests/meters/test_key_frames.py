@@ -1,4 +1,4 @@
-"""The stills that a clip's captioner is given: a key frame a segment, and others beside it."""
+"""Frames that the decode pass stores of a clip: key frames, frame samples and thumbnails."""
 
 import hashlib
 
@@ -11,7 +11,7 @@ from stages.meters.clip_frames import THUMBNAIL_SIDE
 from tests.support.small_input import scene, video
 
 
-def test_a_segment_has_stills_of_its_own_time_on_both_sides_of_its_key_frame(tmp_path):
+def test_segment_has_a_frame_sample_on_both_sides_of_its_key_frame(tmp_path):
     source = video(tmp_path / "take.mp4", scene(1), 16)
     decode = DecodePass()
     decode.setup(RunContext(str(tmp_path / "ledger")))
@@ -23,15 +23,15 @@ def test_a_segment_has_stills_of_its_own_time_on_both_sides_of_its_key_frame(tmp
         assert segment["start_s"] <= before["s"] < segment["key_frame_s"] < after["s"]
         assert after["s"] < segment["end_s"]
         assert after["s"] - before["s"] > 1.5
-        for still in (before, after):
-            data = (tmp_path / "ledger" / still["file"]).read_bytes()
-            assert hashlib.sha256(data).hexdigest() == still["sha256"]
-            files.add(still["sha256"])
+        for sample in (before, after):
+            data = (tmp_path / "ledger" / sample["file"]).read_bytes()
+            assert hashlib.sha256(data).hexdigest() == sample["sha256"]
+            files.add(sample["sha256"])
         files.add(segment["key_frame_sha256"])
     assert len(files) == 15
 
 
-def test_a_clip_below_the_gate_has_thumbs_for_the_report_and_is_spared_overlays(tmp_path):
+def test_clip_that_fails_the_prefilter_has_thumbnails_and_no_costly_scores(tmp_path):
     source = video(tmp_path / "take.mp4", scene(1), 16)
     decode = DecodePass(prefilter=Policy(motion_dis=Range(min=1e6)))
     decode.setup(RunContext(str(tmp_path / "ledger")))
@@ -40,5 +40,5 @@ def test_a_clip_below_the_gate_has_thumbs_for_the_report_and_is_spared_overlays(
     assert clip["overlay_share"] is None
     assert clip["null_reasons"]["overlay_share"].startswith("failed the prefilter: motion_dis")
     for segment in clip["segments"]:
-        thumb = cv2.imread(str(tmp_path / "ledger" / segment["key_frame"]))
-        assert max(thumb.shape) == THUMBNAIL_SIDE
+        thumbnail = cv2.imread(str(tmp_path / "ledger" / segment["key_frame"]))
+        assert max(thumbnail.shape) == THUMBNAIL_SIDE

@@ -1,4 +1,4 @@
-"""Levels, and black borders that are neither night nor fades nor subtitles."""
+"""Brightness, and black borders as opposed to night, fades and subtitles."""
 
 import cv2
 import numpy as np
@@ -25,7 +25,7 @@ def scene(seed: int = 1, gain: float = 1.0):
     return [gain * view(still, (600 + 40 * t, 500, 1.0, 0)) for t in times(3, 5)]
 
 
-def framed(frames, left=0, top=0, right=0, bottom=0):
+def with_borders(frames, left=0, top=0, right=0, bottom=0):
     for frame in frames:
         boxed = np.zeros_like(frame)
         part = np.s_[top : HEIGHT - bottom, left : WIDTH - right]
@@ -33,63 +33,63 @@ def framed(frames, left=0, top=0, right=0, bottom=0):
         yield boxed
 
 
-def borders(frames):
+def measured_borders(frames):
     meter = Light()
     feed([meter], decoded(encoded(noisy(frames, 1.5), 5)), 5)
     return meter.borders(0, 3), meter.score(0, 3)["border_share"]
 
 
 @pytest.mark.parametrize(
-    "bars", [{"top": 44, "bottom": 44}, {"left": 80, "right": 80}, {"top": 20}]
+    "widths", [{"top": 44, "bottom": 44}, {"left": 80, "right": 80}, {"top": 20}]
 )
-def test_bars_are_found_to_a_line_or_two(bars):
-    found, share = borders(framed(scene(), **bars))
+def test_borders_are_measured_to_a_line_or_two(widths):
+    found, share = measured_borders(with_borders(scene(), **widths))
     sizes = {"left": WIDTH, "right": WIDTH, "top": HEIGHT, "bottom": HEIGHT}
-    expected = [bars.get(side, 0) / sizes[side] for side in ("left", "top", "right", "bottom")]
+    expected = [widths.get(side, 0) / sizes[side] for side in ("left", "top", "right", "bottom")]
     assert found == pytest.approx(expected, abs=0.012)
     assert share == pytest.approx(
         1 - (1 - sum(expected[::2])) * (1 - sum(expected[1::2])), abs=0.02
     )
 
 
-def test_a_full_picture_has_no_borders():
-    assert borders(scene()) == ((0, 0, 0, 0), 0)
+def test_full_frame_has_no_borders():
+    assert measured_borders(scene()) == ((0, 0, 0, 0), 0)
 
 
-def test_a_dark_night_sky_is_no_border():
+def test_dark_night_sky_is_no_border():
     roofs = np.repeat(np.random.default_rng(1).uniform(60, 260, 32), WIDTH // 32)
     night = np.arange(HEIGHT)[:, None] < roofs
     frames = [np.where(night, 2.0, frame * 0.4) for frame in scene(2)]
-    assert borders(frames)[1] == 0
+    assert measured_borders(frames)[1] == 0
 
 
-def test_a_subtitle_in_the_bar_does_not_hide_it():
-    frames = list(framed(scene(), top=44, bottom=44))
+def test_border_with_a_subtitle_is_found():
+    frames = list(with_borders(scene(), top=44, bottom=44))
     for frame in frames:
         text = np.zeros(frame.shape, np.uint8)
         cv2.putText(
             text, "and where did it go then?", (150, 345), cv2.FONT_HERSHEY_DUPLEX, 0.8, 255, 2
         )
         frame[text > 0] = 250
-    assert borders(frames)[0] == pytest.approx((0, 44 / HEIGHT, 0, 44 / HEIGHT), abs=0.012)
+    assert measured_borders(frames)[0] == pytest.approx((0, 44 / HEIGHT, 0, 44 / HEIGHT), abs=0.012)
 
 
-def test_a_black_page_of_text_has_no_borders():
+def test_black_page_of_text_has_no_borders():
     page = np.zeros((HEIGHT, WIDTH), np.uint8)
     for row in range(4):
         place = (40, 80 + 70 * row)
         cv2.putText(page, "what was found here", place, cv2.FONT_HERSHEY_DUPLEX, 1.6, 255, 3)
     page[260:330, 30:610] = 200  # a box, wide and bright
-    assert borders([page] * 15)[1] == 0
+    assert measured_borders([page] * 15)[1] == 0
 
 
-def test_a_fade_to_black_is_no_border_and_hides_none():
+def test_fade_to_black_is_no_border_and_hides_none():
     faded = [
         frame * gain
-        for frame, gain in zip(framed(scene(), top=44), np.linspace(1, 0, 15), strict=True)
+        for frame, gain in zip(with_borders(scene(), top=44), np.linspace(1, 0, 15), strict=True)
     ]
-    assert borders(faded)[0] == pytest.approx((0, 44 / HEIGHT, 0, 0), abs=0.012)
-    assert borders([np.zeros((HEIGHT, WIDTH))] * 15)[1] == 0
+    assert measured_borders(faded)[0] == pytest.approx((0, 44 / HEIGHT, 0, 0), abs=0.012)
+    assert measured_borders([np.zeros((HEIGHT, WIDTH))] * 15)[1] == 0
 
 
 def test_brightness_is_the_mean_luma_of_the_span():
@@ -101,7 +101,7 @@ def test_brightness_is_the_mean_luma_of_the_span():
     assert meter.score(0, 4)["brightness"] == pytest.approx(120)
 
 
-def test_a_span_before_any_frame_has_no_score():
+def test_span_before_any_frame_has_no_score():
     meter = Light()
     meter.start(VideoInfo(640, 360, 25, 320, 180))
     assert meter.score(0, 1) == dict.fromkeys(meter.writes)

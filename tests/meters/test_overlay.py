@@ -1,4 +1,4 @@
-"""Graphics drawn over moving pictures are found where they lie; still scenes have none."""
+"""Graphics over moving video are found; static scenes and moving objects are none."""
 
 import csv
 
@@ -26,7 +26,7 @@ from tests.support.paths import VIDEOS
 
 def take(seed: int, camera: str, over: np.ndarray | float = 0.0, grey: float = 240):
     """15 s at 5 fps, with a graphic of that grey laid over it."""
-    still, tremor, thing = picture(seed, 2600, 1500), shake(seed, 6), cutout(seed, 160)
+    still, tremor, object_ = picture(seed, 2600, 1500), shake(seed, 6), cutout(seed, 160)
     for t in times(15, 5):
         dx, dy = tremor(t) * 8
         if camera == "pan":
@@ -35,20 +35,20 @@ def take(seed: int, camera: str, over: np.ndarray | float = 0.0, grey: float = 2
             frame = view(still, (900 + dx + 25 * t, 600 + dy, 1.1 + 0.02 * t, dx / 8))
         else:
             frame = view(still, (900, 600, 1, 0))
-            paste(frame, thing, 60 + 40 * t, 180 + 60 * np.sin(t))
+            paste(frame, object_, 60 + 40 * t, 180 + 60 * np.sin(t))
         yield frame + over * (grey - frame)
 
 
-def seen(frames, crf: int = 26) -> Overlay:
+def fed_meter(frames, crf: int = 26) -> Overlay:
     meter = Overlay()
     feed([meter], decoded(encoded(noisy(frames, 2), 5, crf)), 5)
     return meter
 
 
-def found_share(kind: str, alpha: float, seed: int, camera: str) -> tuple[float, float]:
-    """How much of the graphic the mask covers, and how much of the rest of the picture."""
+def found_shares(kind: str, alpha: float, seed: int, camera: str) -> tuple[float, float]:
+    """The share of the graphic that the mask covers, and the share of the remaining frame."""
     area = graphic(kind, seed)
-    mask = seen(
+    mask = fed_meter(
         take(seed, camera, area * alpha, 240 if seed % 2 else 15), 20 + 3 * (seed % 4)
     ).mask(0, 15)
     assert mask is not None
@@ -58,33 +58,33 @@ def found_share(kind: str, alpha: float, seed: int, camera: str) -> tuple[float,
 
 
 @pytest.mark.parametrize(("kind", "alpha", "camera"), [("text", 1.0, "pan"), ("disc", 0.4, "hand")])
-def test_a_logo_over_a_moving_picture_is_found_where_it_lies(kind, alpha, camera):
-    covered, beside = found_share(kind, alpha, 1, camera)
+def test_logo_over_moving_video_is_found_in_its_place(kind, alpha, camera):
+    covered, outside = found_shares(kind, alpha, 1, camera)
     assert covered > 0.7
-    assert beside < 0.002
+    assert outside < 0.002
 
 
-def test_a_moving_picture_without_graphics_has_no_overlay():
-    assert seen(take(3, "hand")).score(0, 15)["overlay_share"] == 0
+def test_moving_video_without_graphics_has_no_overlay():
+    assert fed_meter(take(3, "hand")).score(0, 15)["overlay_share"] == 0
 
 
-def test_a_thing_that_crosses_a_still_scene_makes_no_overlay_of_it():
-    assert seen(take(4, "tripod")).score(0, 15)["overlay_share"] in (0, None)
+def test_static_scene_that_an_object_crosses_is_no_overlay():
+    assert fed_meter(take(4, "tripod")).score(0, 15)["overlay_share"] in (0, None)
 
 
-def test_where_nothing_moves_no_overlay_can_be_measured():
+def test_overlay_is_not_measurable_where_nothing_moves():
     still = view(picture(5), (800, 500, 1, 0))
-    assert seen([still] * 75).score(0, 15) == {"overlay_share": None, "overlay_mask": None}
+    assert fed_meter([still] * 75).score(0, 15) == {"overlay_share": None, "overlay_mask": None}
 
 
 @pytest.mark.slow
-def test_logos_have_precision_and_recall_of_95_percent_on_forty_drawn_takes():
+def test_logos_are_found_with_95_percent_precision_and_recall():
     missed, false = [], []
     for seed in range(40):
         kind, camera = ("text", "disc")[seed % 2], ("pan", "hand")[seed // 2 % 2]
-        covered, beside = found_share(kind, (1.0, 0.7, 0.4)[seed % 3], seed, camera)
+        covered, outside = found_shares(kind, (1.0, 0.7, 0.4)[seed % 3], seed, camera)
         missed += [seed] if covered < 0.5 else []
-        false += [seed] if beside > 0.003 else []
+        false += [seed] if outside > 0.003 else []
     assert len(missed) <= 2, missed
     assert len(false) <= 2, false
 
@@ -93,7 +93,7 @@ def test_logos_have_precision_and_recall_of_95_percent_on_forty_drawn_takes():
 @pytest.mark.skipif(
     not VIDEOS.is_dir(), reason=f"no labelled videos at {VIDEOS}: set LONGTAKE_VIDEOS"
 )
-def test_no_labelled_real_take_has_overlays_or_freezes():
+def test_no_labelled_take_has_overlays_or_freezes():
     with open(VIDEOS / "labels.csv", newline="") as file:
         takes = [row["file"] for row in csv.DictReader(file) if row["file"].startswith("take_")]
     assert takes

@@ -237,7 +237,7 @@ def clips_of(frames) -> list[tuple[float, bytes]]:
         end = t
     fit = int(end // 15)
     starts = [(k + 0.5) * (end - 15 * fit) / fit + 15 * k for k in range(fit)]
-    return [(s, meter.bytes_of(s, s + 15)) for s in starts]
+    return [(s, meter.encode(s, s + 15)) for s in starts]
 
 
 def check_real(names, tmp_path, copies) -> tuple[int, int, int]:
@@ -308,7 +308,7 @@ def test_duplicates_among_drawn_videos_are_found_with_precision_and_recall_of_95
             meter.start(VideoInfo(640, 360, 12, 320, 180))
             for t, luma in version:
                 meter.process_frame(t, Planes(luma))
-            column.append(meter.bytes_of(0, 13))
+            column.append(meter.encode(0, 13))
             takes.append(seed)
     found = find_pairs(
         read_fingerprints(pa.chunked_array([pa.array(column)])), np.arange(len(column))

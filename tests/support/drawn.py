@@ -1,7 +1,7 @@
-"""Draws moving, textured scenes with known truth, and takes them through a real codec.
+"""Draws moving, textured scenes with known motion, and encodes them.
 
-Everything is grey (luma float32 (h, w), 0..255) and hangs on the seed alone. 640 x 360 px, so that
-the reduced planes are 320 x 180 as those of real videos.
+Everything is grey (luma float32 (h, w), 0..255) and depends on the seed alone. 640 x 360 px, so
+that the reduced planes are 320 x 180 as those of real videos.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import numpy as np
 from curation.video.frames import FrameProcessor, Planes, VideoInfo
 
 WIDTH, HEIGHT = 640, 360
-Camera = tuple[
-    float, float, float, float
-]  # x, y px of the picture at the view's centre, zoom, turn in degrees
+# x, y of the image at the view's centre, px; zoom; rotation in degrees
+Camera = tuple[float, float, float, float]
 Path = Callable[[float], Camera]
 
 
 def picture(seed: int, width: int = 1600, height: int = 1000) -> np.ndarray:
-    """A still with detail at every size: 1/f clouds, shapes with hard edges, fine grain."""
+    """An image with detail at every size: 1/f clouds, shapes with hard edges, fine grain."""
     rng = np.random.default_rng(seed)
     image = np.full((height, width), 120, np.float32)
     for octave in range(1, 8):
@@ -40,19 +39,19 @@ def picture(seed: int, width: int = 1600, height: int = 1000) -> np.ndarray:
 
 
 def view(still: np.ndarray, camera: Camera, size: tuple[int, int] = (WIDTH, HEIGHT)) -> np.ndarray:
-    """What a camera over a flat picture sees."""
-    x, y, zoom, turn = camera
-    to_view = cv2.getRotationMatrix2D((x, y), turn, zoom)
+    """The view of a camera over a flat image."""
+    x, y, zoom, degrees = camera
+    to_view = cv2.getRotationMatrix2D((x, y), degrees, zoom)
     to_view[:, 2] += size[0] / 2 - x, size[1] / 2 - y
-    # Area filtering where the picture shrinks, so that detail does not flicker.
+    # Area filtering where the image shrinks, so that detail does not flicker.
     soft = cv2.GaussianBlur(still, (0, 0), 0.45 / zoom) if zoom < 0.8 else still
     return cv2.warpAffine(soft, to_view, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
 
 
-def turned_view(
+def rotated_view(
     still: np.ndarray, pan: float, tilt: float, roll: float, field: float
 ) -> np.ndarray:
-    """What a camera that turns sees of a distant scene: a homography.
+    """The view of a rotating camera on a distant scene: a homography.
 
     Angles in degrees; field: the width of its view.
     """
@@ -69,7 +68,7 @@ def turned_view(
 
 
 def cutout(seed: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """A textured thing and its soft mask, both (side, side): mask 0..1."""
+    """A textured object and its soft mask, both (side, side): mask 0..1."""
     rng = np.random.default_rng(seed)
     texture = picture(seed + 7919, 2 * side, 2 * side)[:side, :side] * 0.8 + rng.uniform(-20, 70)
     mask = np.zeros((side, side), np.float32)
@@ -79,10 +78,10 @@ def cutout(seed: int, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def paste(
-    frame: np.ndarray, thing: tuple[np.ndarray, np.ndarray], x: float, y: float, scale: float = 1
+    frame: np.ndarray, cut: tuple[np.ndarray, np.ndarray], x: float, y: float, scale: float = 1
 ) -> None:
-    """Lays a cutout into the frame, its centre at x, y (fractions of a pixel count)."""
-    texture, mask = thing
+    """Draws a cutout into the frame, its centre at x, y, to fractions of a pixel."""
+    texture, mask = cut
     side = texture.shape[0]
     move = np.array([[scale, 0, x - scale * side / 2], [0, scale, y - scale * side / 2]])
     size = (frame.shape[1], frame.shape[0])
@@ -91,7 +90,7 @@ def paste(
 
 
 def shake(seed: int, amplitude_px: float) -> Callable[[float], np.ndarray]:
-    """A hand's tremor: (x, y) px at t, sums of sines of 0.3 to 6 Hz."""
+    """The motion of a handheld camera: (x, y) px at t, sums of sines of 0.3 to 6 Hz."""
     rng = np.random.default_rng(seed)
     frequency, phase = rng.uniform(0.3, 6, (6, 1)), rng.uniform(0, 6.28, (6, 2))
     strength = amplitude_px / np.sqrt(frequency) / 2
@@ -99,7 +98,7 @@ def shake(seed: int, amplitude_px: float) -> Callable[[float], np.ndarray]:
 
 
 def noisy(frames: Iterable[np.ndarray], sigma: float, seed: int = 0) -> Iterator[np.ndarray]:
-    """Sensor noise: fresh in every frame, (h, w) uint8."""
+    """(h, w) uint8 with sensor noise, other noise in every frame."""
     rng = np.random.default_rng(seed)
     for frame in frames:
         grain = rng.normal(0, sigma, frame.shape) if sigma else 0.0
@@ -166,17 +165,17 @@ def _reduced(plane: np.ndarray, by: int) -> np.ndarray:
 def planes(
     frames: Iterable[np.ndarray], fps: float = 25.0, by: int = 2
 ) -> Iterator[tuple[float, Planes]]:
-    """The same without a codec."""
+    """Time and reduced planes of frames that were not encoded."""
     for number, frame in enumerate(frames):
         yield number / fps, Planes(_reduced(frame, by))
 
 
 def feed(
-    meters: Iterable[FrameProcessor], seen: Iterable[tuple[float, Planes]], fps: float = 25.0
+    meters: Iterable[FrameProcessor], frames: Iterable[tuple[float, Planes]], fps: float = 25.0
 ) -> float:
-    """Lets meters see a whole video; returns the time of its last frame, s."""
+    """Gives a whole video to the meters; returns the time of its last frame, s."""
     started, t_s, meters = False, 0.0, list(meters)
-    for t_s, frame in seen:
+    for t_s, frame in frames:
         if not started:
             height, width = frame.y.shape
             for meter in meters:
