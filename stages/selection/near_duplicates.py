@@ -40,21 +40,29 @@ class ClipFingerprints:
     motion: np.ndarray  # (ticks,) uint64
     start: np.ndarray  # (n + 1,) int64: clip i has the ticks start[i] to start[i + 1]
 
+    def motion_distance(self, one: np.ndarray, two: np.ndarray) -> np.ndarray:
+        """(T,) motion bits that differ between ticks `one` and `two`."""
+        return np.bitwise_count((self.motion[one] ^ self.motion[two]) & SIGNS)
+
+    def picture_distance(self, one: np.ndarray, two: np.ndarray) -> np.ndarray:
+        """(T,) picture bits that differ between ticks `one` and `two`."""
+        return np.bitwise_count(self.picture[one] ^ self.picture[two])
+
 
 def read_fingerprints(column: pa.ChunkedArray) -> ClipFingerprints:
     """The fingerprints in the ledger's column; a null or empty one has no ticks."""
     chunks = [c.cast(pa.large_binary()) for c in column.chunks]
-    codes = pa.concat_arrays([pa.array([], pa.large_binary()), *chunks]).fill_null(b"")
-    sizes = np.diff(np.frombuffer(codes.buffers()[1], np.int64)[: len(codes) + 1])
+    values = pa.concat_arrays([pa.array([], pa.large_binary()), *chunks]).fill_null(b"")
+    sizes = np.diff(np.frombuffer(values.buffers()[1], np.int64)[: len(values) + 1])
     if (sizes % CODE.itemsize).any():
         raise ValueError(f"a fingerprint is not a whole number of {CODE.itemsize}-byte codes")
     start = np.concatenate([[0], np.cumsum(sizes // CODE.itemsize)]).astype(np.int64)
-    data = codes.buffers()[2]
+    data = values.buffers()[2]
     ticks = np.frombuffer(data, CODE, count=start[-1]) if start[-1] else np.empty(0, CODE)
     return ClipFingerprints(ticks["picture"], ticks["motion"], start)
 
 
-def find_pairs(fingerprints: ClipFingerprints, video: np.ndarray) -> np.ndarray:
+def find_pairs(codes: ClipFingerprints, video: np.ndarray) -> np.ndarray:
     """(P, 2) clips that are near-duplicates of each other, the lower number first.
 
     video: (n,) a number per clip; clips of one video never overlap, so they are no pairs.
@@ -62,52 +70,32 @@ def find_pairs(fingerprints: ClipFingerprints, video: np.ndarray) -> np.ndarray:
     is sorted by the remaining bits, and each tick is compared with the next
     MAX_COMPARISONS_PER_TICK only.
     """
-    clip = np.repeat(
-        np.arange(len(fingerprints.start) - 1, dtype=np.int32), np.diff(fingerprints.start)
-    )
+    clip = np.repeat(np.arange(len(codes.start) - 1, dtype=np.int32), np.diff(codes.start))
     found = [np.empty((0, 3), np.int64)]
-    for one, two in _candidate_ticks(fingerprints):
+    for one, two in _candidate_ticks(codes):
         a, b = clip[one], clip[two]
-        near = _motion_distance(fingerprints, one, two) <= MAX_MOTION_DISTANCE
-        near &= _picture_distance(fingerprints, one, two) <= MAX_PICTURE_DISTANCE
+        near = codes.motion_distance(one, two) <= MAX_MOTION_DISTANCE
+        near &= codes.picture_distance(one, two) <= MAX_PICTURE_DISTANCE
         near &= video[a] != video[b]
         one, two, a, b = one[near], two[near], a[near], b[near]
-        shift = (one - fingerprints.start[a]) - (two - fingerprints.start[b])
+        shift = (one - codes.start[a]) - (two - codes.start[b])
         swap = a > b
         low, high = np.where(swap, b, a), np.where(swap, a, b)
         found.append(np.stack([low, high, np.where(swap, -shift, shift)], 1))
     candidates = _unique_rows(np.concatenate(found))
-    return _unique_rows(candidates[_clips_agree(fingerprints, candidates)][:, :2])
+    return _unique_rows(candidates[_clips_agree(codes, candidates)][:, :2])
 
 
-def _motion_distance(
-    fingerprints: ClipFingerprints, one: np.ndarray, two: np.ndarray
-) -> np.ndarray:
-    """(T,) motion bits that differ between ticks `one` and `two`."""
-    return np.bitwise_count((fingerprints.motion[one] ^ fingerprints.motion[two]) & SIGNS)
-
-
-def _picture_distance(
-    fingerprints: ClipFingerprints, one: np.ndarray, two: np.ndarray
-) -> np.ndarray:
-    """(T,) picture bits that differ between ticks `one` and `two`."""
-    return np.bitwise_count(fingerprints.picture[one] ^ fingerprints.picture[two])
-
-
-def _candidate_ticks(fingerprints: ClipFingerprints) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _candidate_ticks(codes: ClipFingerprints) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of ticks whose 16 bits of picture and 16 bits of motion agree, band by band."""
-    assert len(fingerprints.motion) < 2**32, (
-        "4 billion ticks, 70 million clips: sort them in two passes"
-    )
-    moving = np.flatnonzero(fingerprints.motion > SIGNS).astype(np.uint32)
+    assert len(codes.motion) < 2**32, "4 billion ticks, 70 million clips: sort them in two passes"
+    moving = np.flatnonzero(codes.motion > SIGNS).astype(np.uint32)
     for band in range(BANDS):
         offset = np.uint64(16 * band)
         for part in range(SORT_SLICES):
-            slices = (fingerprints.motion[moving] >> offset) & np.uint64(SORT_SLICES - 1)
-            ticks = moving[slices == part]
-            del slices
-            picture = (fingerprints.picture[ticks] >> offset) << np.uint64(48)
-            motion = fingerprints.motion[ticks]
+            ticks = moving[((codes.motion[moving] >> offset) & np.uint64(SORT_SLICES - 1)) == part]
+            picture = (codes.picture[ticks] >> offset) << np.uint64(48)
+            motion = codes.motion[ticks]
             if band:  # rotate, so that the band's bits come first
                 motion = (motion >> offset) | (motion << (np.uint64(64) - offset))
             # The band's bits of motion, then the other bits: the most similar ticks are adjacent.
@@ -125,33 +113,33 @@ def _candidate_ticks(fingerprints: ClipFingerprints) -> Iterator[tuple[np.ndarra
                 yield ticks[same], ticks[same + step]
 
 
-def _clips_agree(fingerprints: ClipFingerprints, candidates: np.ndarray) -> np.ndarray:
+def _clips_agree(codes: ClipFingerprints, candidates: np.ndarray) -> np.ndarray:
     """(C,) bool: whether clips a and b of each row (a, b, shift) agree over their shared time.
 
     Tick t of b coincides with tick t + shift of a.
     """
     a, b, shift = candidates.T
-    first_a = fingerprints.start[a] + np.maximum(shift, 0)
-    first_b = fingerprints.start[b] + np.maximum(-shift, 0)
-    shared = np.minimum(fingerprints.start[a + 1] - first_a, fingerprints.start[b + 1] - first_b)
+    first_a = codes.start[a] + np.maximum(shift, 0)
+    first_b = codes.start[b] + np.maximum(-shift, 0)
+    shared = np.minimum(codes.start[a + 1] - first_a, codes.start[b + 1] - first_b)
     agree = np.zeros(len(candidates), bool)
     long = np.flatnonzero(shared >= MIN_SHARED_TICKS)
     batch = np.cumsum(shared[long]) // MAX_TICKS_PER_BATCH
     for rows in np.split(long, np.flatnonzero(np.diff(batch)) + 1):
-        agree[rows] = _spans_agree(fingerprints, first_a[rows], first_b[rows], shared[rows])
+        agree[rows] = _spans_agree(codes, first_a[rows], first_b[rows], shared[rows])
     return agree
 
 
 def _spans_agree(
-    fingerprints: ClipFingerprints, a: np.ndarray, b: np.ndarray, ticks: np.ndarray
+    codes: ClipFingerprints, a: np.ndarray, b: np.ndarray, ticks: np.ndarray
 ) -> np.ndarray:
     """(S,) bool: whether the spans of `ticks` ticks from ticks a and b agree; none is empty."""
     first = np.cumsum(ticks) - ticks
     span = np.repeat(np.arange(len(ticks)), ticks)
     position = np.arange(len(span)) - first[span]
     one, two = a[span] + position, b[span] + position
-    moves = (fingerprints.motion[one] | fingerprints.motion[two]) > SIGNS
-    distance = np.where(moves, _motion_distance(fingerprints, one, two), 0)
+    moves = (codes.motion[one] | codes.motion[two]) > SIGNS
+    distance = np.where(moves, codes.motion_distance(one, two), 0)
     pieces = ticks // PIECE_TICKS
     piece = (np.cumsum(pieces) - pieces)[span] + position * pieces[span] // ticks[span]
     piece_moving = np.bincount(piece, moves, minlength=pieces.sum())
@@ -160,7 +148,7 @@ def _spans_agree(
         piece_distance > MAX_PIECE_MOTION_DISTANCE * piece_moving
     )
     moving = np.add.reduceat(moves, first, dtype=np.int64)
-    picture = np.add.reduceat(_picture_distance(fingerprints, one, two), first, dtype=np.int64)
+    picture = np.add.reduceat(codes.picture_distance(one, two), first, dtype=np.int64)
     return (
         (moving >= MIN_MOVING_TICKS)
         & (np.add.reduceat(distance, first, dtype=np.int64) <= MAX_MOTION_DISTANCE * moving)
@@ -210,27 +198,27 @@ def suppress_duplicates(edges: np.ndarray, rank: np.ndarray) -> np.ndarray:
 
 
 def find_duplicates(
-    fingerprints: ClipFingerprints, video: np.ndarray, rank: np.ndarray
+    codes: ClipFingerprints, video: np.ndarray, rank: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(n,) the kept clip that each one duplicates or -1, and all pairs found, (P, 2).
 
     One search of many copies finds only pairs that are close in their buckets, so the kept clips
     that have duplicates are compared again until no more pairs among them are found.
     """
-    edges = find_pairs(fingerprints, video)
+    edges = find_pairs(codes, video)
     while True:
         kept_duplicate = suppress_duplicates(edges, rank)
         kept = np.flatnonzero(kept_duplicate < 0)
         paired = kept[np.isin(kept, edges)]
-        more = paired[find_pairs(_take(fingerprints, paired), video[paired])]
+        more = paired[find_pairs(_take(codes, paired), video[paired])]
         if not len(more):
             return kept_duplicate, edges
         edges = np.concatenate([edges, more])
 
 
-def _take(fingerprints: ClipFingerprints, clips: np.ndarray) -> ClipFingerprints:
+def _take(codes: ClipFingerprints, clips: np.ndarray) -> ClipFingerprints:
     """The fingerprints of these clips, in this order."""
-    sizes = np.diff(fingerprints.start)[clips]
+    sizes = np.diff(codes.start)[clips]
     start = np.concatenate([[0], np.cumsum(sizes)])
-    ticks = np.arange(start[-1]) + np.repeat(fingerprints.start[clips] - start[:-1], sizes)
-    return ClipFingerprints(fingerprints.picture[ticks], fingerprints.motion[ticks], start)
+    ticks = np.arange(start[-1]) + np.repeat(codes.start[clips] - start[:-1], sizes)
+    return ClipFingerprints(codes.picture[ticks], codes.motion[ticks], start)
