@@ -41,7 +41,7 @@ check: .venv/dev
 	.venv/bin/ruff check .
 	.venv/bin/mypy curation stages pipelines training
 
-# One command per number in docs/benchmarks.md; ARGS="--quick" and the like are passed on.
+# One command per number in docs/measurements; ARGS="--quick" and the like are passed on.
 bench-shots: BENCHMARK := shots
 bench-models: BENCHMARK := models_gpu
 bench-score: BENCHMARK := score

@@ -1,4 +1,4 @@
-"""The map of the repository holds: imports point one way, and what is written down is true."""
+"""Imports between folders are those of the picture in docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -9,22 +9,18 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
-
 from curation.records import CAPTION_SCORES, SCORE_NAMES, SCORES
 from pipelines.settings import ScoreSettings
 from stages.meters.key_frame_scores import KEY_FRAME_SCORES
 from stages.scorers.ocr import OcrStage
 from tests.support.paths import REPOSITORY
 
-MAY_IMPORT = {
-    "curation": {"curation"},
-    "stages": {"curation", "stages"},
-    "pipelines": {"curation", "stages", "pipelines"},
-    "training": {
-        *("curation.atomic", "curation.cli", "curation.config", "curation.errors"),
-        *("curation.measures", "curation.records", "curation.torchvision_fix", "training"),
-    },
+FOLDERS = ("curation", "stages", "pipelines", "training")
+OURS = {*FOLDERS, "benchmarks", "tests"}
+# the trainer and the pipelines share data on disk, and what reads it
+TRAINING_MAY_IMPORT = {
+    *("curation.atomic", "curation.cli", "curation.config", "curation.errors"),
+    *("curation.measures", "curation.records", "curation.torchvision_fix", "training"),
 }
 
 
@@ -47,25 +43,70 @@ def sources(folder: str) -> list[Path]:
     return sorted((REPOSITORY / folder).rglob("*.py"))
 
 
-@pytest.mark.parametrize("folder", MAY_IMPORT)
-def test_imports_point_one_way(folder):
-    assert sources(folder)
-    for path in sources(folder):
+def room_of(path: Path) -> str:
+    return str((path if path.is_dir() else path.parent).relative_to(REPOSITORY))
+
+
+def imports_between_rooms() -> dict[tuple[str, str], str]:
+    """(importing folder, imported folder) -> one of the files that do so."""
+    found = {}
+    for path in (path for folder in FOLDERS for path in sources(folder)):
         for name in imported(path):
-            if name.split(".")[0] not in MAY_IMPORT and name.split(".")[0] != "tests":
-                continue
-            allowed = any(name == ok or name.startswith(f"{ok}.") for ok in MAY_IMPORT[folder])
-            assert allowed, f"{path.relative_to(REPOSITORY)} imports {name}"
+            if name.split(".")[0] in OURS:
+                pair = room_of(path), room_of(REPOSITORY / name.replace(".", "/"))
+                found[pair] = f"{path.relative_to(REPOSITORY)} imports {name}"
+    return {pair: text for pair, text in found.items() if pair[0] != pair[1]}
+
+
+def drawn_arrows() -> list[set[tuple[str, str]]]:
+    """Per arrow of the picture in docs/architecture.md, the pairs of folders that it allows."""
+    page = (REPOSITORY / "docs/architecture.md").read_text()
+    picture = page.split("```mermaid")[1].split("```")[0]
+    boxes: dict[str, set[str]] = {}
+    group = ""
+    for line in picture.splitlines():
+        if box := re.match(r'\s*(subgraph )?(\w+)\["([\w/.]+)', line):
+            name, path = box[2], REPOSITORY / group / box[3]
+            boxes[name] = set() if box[1] else {room_of(path)}
+            if group:
+                boxes[group] |= boxes[name]
+            group = name if box[1] else group
+        elif line.strip() == "end":
+            group = ""
+    arrows = re.findall(r"(\w+) --> (\w+)", picture)
+    return [{(a, b) for a in boxes[start] for b in boxes[end]} for start, end in arrows]
+
+
+def test_picture_shows_all_imports_between_folders():
+    allowed = set().union(*drawn_arrows())
+    for pair, text in imports_between_rooms().items():
+        assert pair in allowed, (
+            f"{text}: docs/architecture.md has no arrow from {pair[0]} to {pair[1]}"
+        )
+
+
+def test_every_arrow_of_the_picture_is_an_import():
+    pairs = imports_between_rooms()
+    for arrow in drawn_arrows():
+        assert arrow & pairs.keys(), f"no import: {sorted(arrow)[0]}"
+
+
+def test_training_imports_only_what_reads_the_dataset():
+    for path in sources("training"):
+        for name in imported(path):
+            if name.split(".")[0] in OURS:
+                allowed = any(name == ok or name.startswith(f"{ok}.") for ok in TRAINING_MAY_IMPORT)
+                assert allowed, f"{path.relative_to(REPOSITORY)} imports {name}"
 
 
 def test_only_the_runner_folder_imports_ray():
-    for folder in MAY_IMPORT:
+    for folder in FOLDERS:
         for path in sources(folder):
             if path.parent.name != "runner":
                 assert "ray" not in {name.split(".")[0] for name in imported(path)}, path
 
 
-def test_curation_starts_without_any_of_the_extras():
+def test_pipelines_start_without_optional_packages():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = [line for name in ("models", "train", "captions") for line in extras[name]]
@@ -76,7 +117,7 @@ def test_curation_starts_without_any_of_the_extras():
     assert done.returncode == 0, done.stderr
 
 
-def test_every_score_is_written_by_exactly_one_part_or_needs_a_model():
+def test_every_score_is_written_once_or_needs_a_model():
     meters = ScoreSettings().decode.meters
     assert len(meters) >= 4
     written = [name for meter in meters for name in meter.writes if name in SCORE_NAMES]
@@ -88,20 +129,3 @@ def test_every_score_is_written_by_exactly_one_part_or_needs_a_model():
     from pipelines.select import MEASURED
 
     assert set(written) == set(MEASURED)
-
-
-def test_the_commands_that_the_readme_names_are_in_the_makefile():
-    targets = set(re.findall(r"^([a-z][a-z -]*):", (REPOSITORY / "Makefile").read_text(), re.M))
-    targets = {name for line in targets for name in line.split()}
-    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
-    for page in pages:
-        for name in re.findall(r"(?:^|`)make ([a-z][a-z-]*)", page.read_text(), re.M):
-            assert name in targets, f"{page.name}: make {name}"
-
-
-def test_the_modules_that_pages_name_are_there():
-    for page in [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]:
-        for name in re.findall(r"python -m ([a-z_.]+[a-z_])", page.read_text()):
-            path = REPOSITORY / name.replace(".", "/")
-            files = path.with_suffix(".py"), path / "__main__.py"
-            assert any(file.exists() for file in files), f"{page.name}: {name}"

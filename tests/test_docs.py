@@ -1,0 +1,56 @@
+"""The pages name files, headings, commands and modules that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import REPOSITORY
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+CODE = re.compile(r"^```.*?^```", re.M | re.S)
+by_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPOSITORY)))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)", CODE.sub("", page.read_text()), re.M)
+    kept = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in kept}
+
+
+@by_page
+def test_links_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", CODE.sub("", page.read_text())):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file), target
+
+
+@by_page
+def test_make_targets_exist(page):
+    makefile = (REPOSITORY / "Makefile").read_text()
+    lines = re.findall(r"^([a-z][a-z -]*):", makefile, re.M)
+    targets = {name for line in lines for name in line.split()}
+    for name in re.findall(r"(?:^|`)make ([a-z][a-z-]*)", page.read_text(), re.M):
+        assert name in targets, name
+
+
+@by_page
+def test_python_modules_exist(page):
+    for name in re.findall(r"python -m ([a-z_.]+[a-z_])", page.read_text()):
+        path = REPOSITORY / name.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), name
+
+
+@by_page
+def test_named_source_files_exist(page):
+    folders = "curation|stages|pipelines|training|configs|tests|benchmarks|docs"
+    for name in re.findall(rf"(?<!New file )`((?:{folders})/[\w./-]*\w\.\w+)`", page.read_text()):
+        assert (REPOSITORY / name).exists(), name
