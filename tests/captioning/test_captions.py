@@ -78,15 +78,15 @@ def assert_captions_are_correct(out) -> None:
 
 
 def test_frame_samples_of_a_segment_are_stored(dataset):
-    seen = 0
+    samples = 0
     for clip in clips_of(dataset.out).values():
         for segment in clip["segments"]:
-            for still in segment["frame_samples"] or []:
-                data = (dataset.out / "ledger" / still["file"]).read_bytes()
-                assert hashlib.sha256(data).hexdigest() == still["sha256"]
-                assert segment["start_s"] <= still["s"] < segment["end_s"]
-                assert still["s"] != segment["key_frame_s"]
-                seen += 1
+            for sample in segment["frame_samples"] or []:
+                data = (dataset.out / "ledger" / sample["file"]).read_bytes()
+                assert hashlib.sha256(data).hexdigest() == sample["sha256"]
+                assert segment["start_s"] <= sample["s"] < segment["end_s"]
+                assert sample["s"] != segment["key_frame_s"]
+                samples += 1
         assert clip["prefilter"] is None or all(
             s["frame_samples"] is None for s in clip["segments"]
         )
@@ -147,12 +147,12 @@ def test_shipped_configurations_name_an_existing_captioner(path):
 
 
 def test_display_shows_the_unavailable_server_and_no_clip_is_lost(out, cluster, capsys):
-    seen = ""
+    shown = ""
 
     def shows(text: str) -> bool:
-        nonlocal seen
-        seen += capsys.readouterr().err
-        return text in seen
+        nonlocal shown
+        shown += capsys.readouterr().err
+        return text in shown
 
     with ChatServer(model, lambda _: "slow", delay_s=0.2) as server:
         chosen = settings(out, server)
@@ -165,8 +165,8 @@ def test_display_shows_the_unavailable_server_and_no_clip_is_lost(out, cluster, 
         wait_until(lambda: shows("caption  continues"))
         run.join()
         shows("")
-    assert "and otherwise stops in about 14 min" in seen
-    assert seen.index("caption  continues") < seen.index("caption  4/4 clips · 0 failed · in")
+    assert "and otherwise stops in about 14 min" in shown
+    assert shown.index("caption  continues") < shown.index("caption  4/4 clips · 0 failed · in")
     assert_captions_are_correct(out)
 
 

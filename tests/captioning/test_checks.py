@@ -24,7 +24,9 @@ GOOD = (
     "A woman in a green coat walks along the wet street and stops at a bakery, where the light "
     "of the window falls on her face. The camera slowly moves towards her."
 )
-STILL = dict.fromkeys(("camera_x", "camera_y", "camera_zoom", "camera_roll", "camera_shake"), 0.0)
+STILL_CAMERA = dict.fromkeys(
+    ("camera_x", "camera_y", "camera_zoom", "camera_roll", "camera_shake"), 0.0
+)
 PROMPTS = VIDEOS.parent / "prompts/presto_test_67.jsonl"
 
 
@@ -81,7 +83,7 @@ def test_bad_caption_fails_with_a_reason(text, reason):
     ],
 )
 def test_caption_that_resembles_a_bad_one_passes(text):
-    assert failed_check(text, LIMITS, (), STILL) is None
+    assert failed_check(text, LIMITS, (), STILL_CAMERA) is None
 
 
 def test_most_released_prompts_of_the_paper_pass():
@@ -128,9 +130,9 @@ def test_similarity_is_compared_with_the_previous_sub_caption_and_may_equal_the_
     ],
 )
 def test_caption_that_moves_a_still_camera_fails(text):
-    assert contradiction(text, STILL).startswith("contradicts the measured still camera: “")
-    assert contradiction(text, STILL | {"camera_x": 2.0}) is None  # not certain
-    assert contradiction(text, STILL | {"camera_shake": None}) is None
+    assert contradiction(text, STILL_CAMERA).startswith("contradicts the measured still camera: “")
+    assert contradiction(text, STILL_CAMERA | {"camera_x": 2.0}) is None  # not certain
+    assert contradiction(text, STILL_CAMERA | {"camera_shake": None}) is None
 
 
 @pytest.mark.parametrize(
@@ -144,11 +146,11 @@ def test_caption_that_moves_a_still_camera_fails(text):
     ],
 )
 def test_caption_with_a_still_camera_and_moving_subjects_passes(text):
-    assert contradiction(text, STILL) is None
+    assert contradiction(text, STILL_CAMERA) is None
 
 
 def test_caption_with_a_still_camera_fails_for_a_moving_camera():
-    moving = STILL | {"camera_x": 40.0}
+    moving = STILL_CAMERA | {"camera_x": 40.0}
     assert certain_camera_motion(moving) == "moving"
     assert contradiction("The camera remains static.", moving).endswith("“camera remains static”")
     assert contradiction("The camera is still at first, then the camera pans.", moving) is None

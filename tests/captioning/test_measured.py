@@ -140,15 +140,15 @@ def test_hash_of_the_key_frames_depends_on_their_order(tmp_path, measured):
     assert row["frames_sha256"] != hash_frames(hashes[::-1])
 
 
-@pytest.mark.parametrize("trouble", ["missing", "broken", "unnamed", "no segments"])
-def test_clip_without_key_frames_is_an_error_of_its_row(tmp_path, measured, trouble):
+@pytest.mark.parametrize("fault", ["missing", "broken", "unnamed", "no segments"])
+def test_clip_without_key_frames_is_an_error_of_its_row(tmp_path, measured, fault):
     clip = clip_of(tmp_path, [drawn()] * 5)
-    if trouble == "missing":
+    if fault == "missing":
         (tmp_path / "c0_2.jpg").unlink()
-    elif trouble == "broken":
+    elif fault == "broken":
         (tmp_path / "c0_2.jpg").write_bytes(b"text")
         clip["segments"][2]["key_frame_sha256"] = hashlib.sha256(b"text").hexdigest()
-    elif trouble == "unnamed":
+    elif fault == "unnamed":
         clip["segments"][2]["key_frame"] = None
     else:
         clip["segments"] = []

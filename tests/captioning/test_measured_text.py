@@ -16,7 +16,7 @@ from stages.captioning.segment_state import (
 )
 
 GREY = (Colour("grey", "", 0.9, ""),)
-STILL = {
+MOTIONLESS = {
     "brightness": 120.0,
     "camera_x": 0.0,
     "camera_y": 0.0,
@@ -44,7 +44,7 @@ def states_of(*segments: dict, colours=GREY, **text) -> list[SegmentState]:
     found: list[SegmentState] = []
     for segment in segments:
         found.append(
-            quantize_segment(STILL | segment, colours, found[-1] if found else None, **text)
+            quantize_segment(MOTIONLESS | segment, colours, found[-1] if found else None, **text)
         )
     return found
 
@@ -134,8 +134,8 @@ def test_slow_change_of_light_is_mentioned_once_it_has_accumulated():
 
 def test_colours_that_appear_and_disappear_are_mentioned():
     green = (Colour("green", "", 0.6, "at the bottom"), Colour("black", "", 0.4, ""))
-    first = quantize_segment(STILL, GREY, None)
-    text = write_sub_captions([first, quantize_segment(STILL, green, first)])[1]
+    first = quantize_segment(MOTIONLESS, GREY, None)
+    text = write_sub_captions([first, quantize_segment(MOTIONLESS, green, first)])[1]
     assert "green at the bottom and black come in." in text
     assert "The grey is gone." in text
 
@@ -145,7 +145,7 @@ def test_text_in_the_image_is_mentioned_when_it_appears_changes_and_disappears()
         return {"quotes": tuple((t, "at the top left") for t in texts), "lines_read": texts}
 
     shown = [reads(), reads("Goal 2"), reads("Goal 2"), reads("Goal 3"), reads()]
-    texts = write_sub_captions([quantize_segment(STILL, GREY, None, **text) for text in shown])
+    texts = write_sub_captions([quantize_segment(MOTIONLESS, GREY, None, **text) for text in shown])
     assert 'at the top left it says "Goal 2".' in texts[1]
     assert "Goal" not in texts[2]
     assert 'at the top left it now says "Goal 3".' in texts[3]
@@ -156,7 +156,7 @@ def test_misread_text_is_neither_new_nor_gone():
     shown = ["Brandon Castellano", "Brandon Castellamo"]
     texts = write_sub_captions(
         [
-            quantize_segment(STILL, GREY, None, quotes=((t, "at the top"),), lines_read=(t,))
+            quantize_segment(MOTIONLESS, GREY, None, quotes=((t, "at the top"),), lines_read=(t,))
             for t in shown
         ]
     )
@@ -165,18 +165,18 @@ def test_misread_text_is_neither_new_nor_gone():
 
 def test_text_is_not_gone_where_lines_are_left_unread():
     page = quantize_segment(
-        STILL, GREY, None, quotes=(("Policy", "at the top"),), lines_read=("Policy",)
+        MOTIONLESS, GREY, None, quotes=(("Policy", "at the top"),), lines_read=("Policy",)
     )
     assert (
         "gone"
         not in write_sub_captions(
-            [page, quantize_segment(STILL, GREY, page, has_unread_lines=True)]
+            [page, quantize_segment(MOTIONLESS, GREY, page, has_unread_lines=True)]
         )[1]
     )
 
 
 def test_missing_measurements_are_not_mentioned():
-    nothing = dict.fromkeys(STILL)
+    nothing = dict.fromkeys(MOTIONLESS)
     texts = captions_of(nothing, nothing)
     assert texts[0] == "A picture, almost all of it grey."
     assert not any(word in " ".join(texts) for word in ("view", "moves", "still", "bright", "dark"))
@@ -195,7 +195,7 @@ def test_caption_quotes_each_text_once():
     shown = [("Goal 2",), ("Goal 2",), ("Goal 3",)]
     quoting = [
         quantize_segment(
-            STILL, GREY, None, quotes=tuple((t, "at the top") for t in texts), lines_read=texts
+            MOTIONLESS, GREY, None, quotes=tuple((t, "at the top") for t in texts), lines_read=texts
         )
         for texts in shown
     ]

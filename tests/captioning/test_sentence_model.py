@@ -18,7 +18,7 @@ from stages.captioning.openai_server import OpenAICaptioner
 from stages.captioning.sentence_model import SentenceModel
 from tests.support.chat_server import ChatServer
 from tests.support.drawn_key_frames import IdentifyingModel, make_clip
-from tests.support.tiny_vlm import tokenizer
+from tests.support.tiny_vlm import make_tokenizer
 
 TEXTS = ["A dog runs to the left.", "the camera pans", "A dog, and a dog again, runs and runs."]
 
@@ -28,10 +28,10 @@ def folder(tmp_path_factory):
     """all-MiniLM-L6-v2's architecture, small."""
     folder = tmp_path_factory.mktemp("minilm")
     torch.manual_seed(0)
-    words = tokenizer(("<|endoftext|>", "[CLS]", "[SEP]"), "[SEP]")
-    words.save_pretrained(folder)
+    tokenizer = make_tokenizer(("<|endoftext|>", "[CLS]", "[SEP]"), "[SEP]")
+    tokenizer.save_pretrained(folder)
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    BertModel(BertConfig(vocab_size=len(words), intermediate_size=48, **shape)).save_pretrained(
+    BertModel(BertConfig(vocab_size=len(tokenizer), intermediate_size=48, **shape)).save_pretrained(
         folder
     )
     return folder

@@ -23,7 +23,7 @@ from stages.captioning.openai_server import OpenAICaptioner
 from stages.captioning.transformers_model import TransformersCaptioner
 from stages.captioning.vllm_engine import VllmCaptioner
 from tests.support.drawn_key_frames import draw_jpeg, make_clip
-from tests.support.tiny_vlm import save_tiny, tokenizer
+from tests.support.tiny_vlm import make_tokenizer, save_tiny
 
 KINDS = ("qwen2_5_vl", "qwen3_vl", "smolvlm")
 
@@ -91,14 +91,14 @@ def test_missing_vllm_is_an_error_with_the_command(tmp_path):
 
 
 def test_tokens_are_counted_by_the_given_t5_tokenizer(tmp_path):
-    words = tokenizer(("<|endoftext|>", "</s>"), "</s>")
-    words.save_pretrained(tmp_path / "t5")
+    tokenizer = make_tokenizer(("<|endoftext|>", "</s>"), "</s>")
+    tokenizer.save_pretrained(tmp_path / "t5")
     stage = OpenAICaptioner(url="http://127.0.0.1:9/v1", t5_tokenizer=str(tmp_path / "t5"))
     stage.setup(RunContext())
     text = "the camera pans to the right " * 90
-    assert stage._limits.count_tokens(text) == len(words(text).input_ids) > 512
+    assert stage._limits.count_tokens(text) == len(tokenizer(text).input_ids) > 512
     assert failed_check(text, stage._limits).startswith(
-        f"too long: {len(words(text).input_ids)} T5"
+        f"too long: {len(tokenizer(text).input_ids)} T5"
     )
     stage.t5_tokenizer = str(tmp_path / "none")
     with pytest.raises(ConfigError, match=r"t5_tokenizer: no tokenizer in .*none(.|\n)*hf"):

@@ -93,12 +93,12 @@ def at_speed(picture, speed: int, index: int, width: int, height: int) -> np.nda
 
 @pytest.mark.slow
 def test_raft_of_the_real_class_beside_dis_out_of_a_scored_ledger(cluster, tmp_path, capsys):
-    from tests.support.tiny_models import random_raft
+    from tests.support.tiny_models import save_random_raft
 
     for number in range(3):
         film = partial(at_speed, scene(number), number + 1)
         video(tmp_path / "in" / f"{number}.mp4", film, width=160, height=128)
-    _, weights = random_raft(tmp_path)
+    _, weights = save_random_raft(tmp_path)
     out = str(tmp_path / "out")
     given = [f"input={tmp_path / 'in'}", f"output={out}", "score.models.gpus=0"]
     given += ["score.decode.key_frames.pair_gap_s=0.1", f"score.models.raft.weights={weights}"]

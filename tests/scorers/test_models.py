@@ -38,21 +38,28 @@ from stages.scorers.models import Models
 from stages.scorers.raft import RaftScorer, nearest_input_side
 from stages.scorers.scorer import ClipImages
 from tests.support.small_input import SETTINGS, scene, video
-from tests.support.tiny_models import HEAD, LINEAR, random_lpips, random_raft, tiny_clip, tiny_head
+from tests.support.tiny_models import (
+    HEAD_SHAPES,
+    LINEAR_SHAPES,
+    save_random_lpips,
+    save_random_raft,
+    save_tiny_clip,
+    save_tiny_head,
+)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
-    clip, clip_file = tiny_clip(folder)
-    alexnet, linear = random_lpips(folder)
-    raft, raft_file = random_raft(folder)
-    head = tiny_head(folder)
+    clip, clip_file = save_tiny_clip(folder)
+    alexnet, linear = save_random_lpips(folder)
+    raft, raft_file = save_random_raft(folder)
+    head = save_tiny_head(folder)
     named = {"clip": clip_file, "head": head, "alexnet": alexnet, "linear": linear}
     return {**named, "raft": raft_file, "nets": {"clip": clip, "raft": raft}}
 
 
-def picture(seed: int, width: int = 320, height: int = 180) -> np.ndarray:
+def draw_image(seed: int, width: int = 320, height: int = 180) -> np.ndarray:
     """Coarse and fine texture, RGB."""
     rng = np.random.default_rng(seed)
     cells = rng.integers(0, 255, (6, 8, 3), np.uint8)
@@ -68,7 +75,7 @@ def stored(folder: Path, clip_id: str, seeds: list[int], size=(320, 180), pairs=
         segment = {"start_s": 3.0 * number, "key_frame_s": 3.0 * number + 1.5}
         for which, shift in (("key_frame", 0), ("next_frame", 6))[: 1 + pairs]:
             name = f"key_frames/{clip_id}_{number}_{which}.jpg"
-            shown = np.roll(picture(seed, *size), shift, axis=1)
+            shown = np.roll(draw_image(seed, *size), shift, axis=1)
             done, jpeg = cv2.imencode(".jpg", shown[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
             assert done
             ledger.write(name, jpeg.tobytes())
@@ -95,8 +102,8 @@ def lpips_of(files) -> LpipsScorer:
 
 
 def test_published_head_has_these_weights():
-    assert HEAD["layers.0.weight"] == (1024, 768)
-    assert [name for name in HEAD if name.endswith("weight")] == [
+    assert HEAD_SHAPES["layers.0.weight"] == (1024, 768)
+    assert [name for name in HEAD_SHAPES if name.endswith("weight")] == [
         *("layers.0.weight", "layers.2.weight", "layers.4.weight"),
         *("layers.6.weight", "layers.7.weight"),
     ]
@@ -115,7 +122,7 @@ def test_head_is_linear_in_all_layers(files):
 def test_embeddings_equal_those_of_open_clip(files):
     from open_clip import image_transform
 
-    frames = [picture(seed, 322, 181) for seed in range(3)]
+    frames = [draw_image(seed, 322, 181) for seed in range(3)]
     clip = clip_of(files, aesthetics=False)
     clip.setup({"weights": files["clip"]}, "cpu")
     prepare = image_transform(56, is_train=False)
@@ -137,7 +144,7 @@ def test_embeddings_equal_those_of_open_clip(files):
 def test_crop_equals_that_of_open_clip(size):
     from open_clip import image_transform
 
-    frame = picture(1, *size)
+    frame = draw_image(1, *size)
     own = resize_and_crop(frame, 56)
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     theirs = image_transform(56, is_train=False)(Image.fromarray(frame)).numpy()
@@ -185,21 +192,21 @@ def test_lpips_equals_the_published_formula(files):
     assert len(FEATURE_LAYERS) == 5
     lpips = lpips_of(files)
     lpips.setup({"weights": files["alexnet"], "linear": files["linear"]}, "cpu")
-    frames = np.stack([picture(seed) for seed in (1, 2, 3)])
-    other = np.stack([picture(seed, 320, 200) for seed in (4, 4)])
+    frames = np.stack([draw_image(seed) for seed in (1, 2, 3)])
+    other = np.stack([draw_image(seed, 320, 200) for seed in (4, 4)])
     found = [s["key_lpips"] for s in lpips.score([frames, other, frames[:1]])]
     alexnet, linear = load_tensors(files["alexnet"]), load_tensors(files["linear"])
     expected = [reference_lpips(*frames[i : i + 2], alexnet, linear) for i in (0, 1)]
     assert found[0] == pytest.approx(np.mean(expected), rel=1e-4)
     assert found[0] > 0.01
-    assert found[1] == 0  # the same picture twice
+    assert found[1] == 0  # the same image twice
     assert found[2] is None  # no neighbour
 
 
 def test_raft_equals_torchvisions_and_speeds_are_in_px_per_s_at_320_px(files):
     raft = RaftScorer(weights=str(files["raft"]))
     raft.setup({"weights": files["raft"]}, "cpu")
-    a, b = (np.roll(picture(5, 128, 128), shift, axis=1) for shift in (0, 4))
+    a, b = (np.roll(draw_image(5, 128, 128), shift, axis=1) for shift in (0, 4))
     x, y = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1 for p in (a, b))
     with torch.inference_mode():
         flow = files["nets"]["raft"](x, y, num_flow_updates=12)[-1]
@@ -213,11 +220,11 @@ def test_raft_equals_torchvisions_and_speeds_are_in_px_per_s_at_320_px(files):
 def test_speed_does_not_depend_on_the_image_size(tmp_path, size):
     clip = stored(tmp_path, "a", [1, 2], size, pairs=True)
     raft = RaftScorer()
-    pictures, to_speed = raft.prepare(ClipImages(clip, Folder(str(tmp_path)).read))
-    height, width = pictures.shape[2:4]
+    image_pairs, to_speed = raft.prepare(ClipImages(clip, Folder(str(tmp_path)).read))
+    height, width = image_pairs.shape[2:4]
     assert height % 8 == width % 8 == 0
     assert min(height, width) >= 128
-    # the pictures were shifted by 6 of their own px in 0.125 s
+    # the images were shifted by 6 of their own px in 0.125 s
     shift = 6 * width / size[0]
     assert shift * to_speed[0, 0] == pytest.approx(6 * 320 / max(size) / 0.125)
 
@@ -234,7 +241,7 @@ def test_all_clips_get_all_scores_and_a_broken_image_affects_one_clip(files, tmp
     good["null_reasons"] = {"aesthetic_laion_l14": "no scorer configured", "text_share": "other"}
     lonely = stored(tmp_path, "lonely", [4, 5], (160, 128))  # scored before there were pairs
     broken = stored(tmp_path, "broken", [6, 7], (160, 128), pairs=True)
-    (tmp_path / broken["segments"][1]["key_frame"]).write_bytes(b"no picture")
+    (tmp_path / broken["segments"][1]["key_frame"]).write_bytes(b"no image")
     below = {"clip_id": "below", "prefilter": "9.3 s < 15 s", "null_reasons": {}, "segments": []}
     rows = [{"clips": [good, below]}, {"clips": [lonely, broken]}, {"clips": []}]
     done = models.process(rows)
@@ -353,7 +360,7 @@ def test_weights_of_another_network_are_an_error_with_their_names(files, tmp_pat
         load_image_encoder(files["head"])
     with pytest.raises(PlanError, match=r"other weights than expected .*layers.0.bias"):
         load_aesthetics_head(files["linear"])
-    assert set(load_tensors(files["linear"])) == set(LINEAR)
+    assert set(load_tensors(files["linear"])) == set(LINEAR_SHAPES)
     torch.save({"lin0.model.1.weight": torch.zeros(1, 512, 1, 1)}, tmp_path / "vgg.pth")
     with pytest.raises(PlanError, match=r"lin0"):
         load_lpips(files["alexnet"], tmp_path / "vgg.pth")
@@ -394,9 +401,9 @@ def test_model_enabled_later_adds_its_scores_without_decoding(
     after = clips_of(out)
     assert after.keys() == before.keys()
     names = ClipScorer(aesthetics="x").writes
-    seen = [c for c in after.values() if c["prefilter"] is None]
-    assert len(seen) == 5
-    assert all(isinstance(c[name], float) for c in seen for name in names)
+    passed = [c for c in after.values() if c["prefilter"] is None]
+    assert len(passed) == 5
+    assert all(isinstance(c[name], float) for c in passed for name in names)
     below = [dict(c["null_reasons"]) for c in after.values() if c["prefilter"] is not None]
     assert all(
         causes[name].startswith("failed the prefilter") for causes in below for name in names
@@ -408,7 +415,7 @@ def test_model_enabled_later_adds_its_scores_without_decoding(
         was = {k: v for k, v in dict(before[clip_id]["null_reasons"]).items() if k not in names}
         assert causes == was
     kept = pq.read_table(out / "ledger/embeddings").to_pylist()
-    assert {e["clip_id"] for e in kept} == {c["clip_id"] for c in seen}
+    assert {e["clip_id"] for e in kept} == {c["clip_id"] for c in passed}
     assert all(len(e["key_frames"]) == 5 and len(e["key_frames"][0]) == 768 for e in kept)
     again = videos_ledger(Folder(str(out))).read().to_pylist()
     assert [r["video"] for r in again] == [r["video"] for r in rows]
@@ -449,13 +456,13 @@ def test_models_in_the_first_run_give_the_scores_of_models_added_later(cluster, 
     run = settings(*given)
     score.run(run, Folder(str(out)), cluster)
     rows = {c["clip_id"]: c for c in clips_of(out).values()}
-    seen = [c for c in rows.values() if c["prefilter"] is None]
-    assert len(seen) == 1
-    for clip in seen:
+    passed = [c for c in rows.values() if c["prefilter"] is None]
+    assert len(passed) == 1
+    for clip in passed:
         for segment in clip["segments"]:
             assert segment["next_frame_s"] - segment["key_frame_s"] == pytest.approx(0.1)
     models = models_of(files, out / "ledger", clip=clip_of(files, aesthetics=False))
-    blank = [{"clips": [{**c, "null_reasons": {}} for c in seen]}]
+    blank = [{"clips": [{**c, "null_reasons": {}} for c in passed]}]
     for clip in models.process(blank)[0]["clips"]:
         for name in ("coherence_clip_l14", "richness_clip_l14"):
             assert rows[clip["clip_id"]][name] == pytest.approx(clip[name], rel=1e-4, abs=1e-5)

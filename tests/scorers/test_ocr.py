@@ -24,7 +24,7 @@ def scene(width: int = 1280, height: int = 720) -> np.ndarray:
 
 
 def write(bgr: np.ndarray, text: str, height_share: float, at: tuple[float, float]) -> np.ndarray:
-    """`text` in white on black outlines; letters about `height_share` of the picture high."""
+    """`text` in white on black outlines; letters about `height_share` of the image high."""
     rows, columns = bgr.shape[:2]
     scale = rows * height_share / 22
     corner = (int(at[0] * columns), int(at[1] * rows))
@@ -122,7 +122,7 @@ def test_clip_that_fails_the_prefilter_has_a_null_reason(ocr):
     assert clip["null_reasons"]["a"] == "b"
 
 
-@pytest.mark.parametrize("broken", [b"", b"no picture"])
+@pytest.mark.parametrize("broken", [b"", b"no image"])
 def test_unreadable_key_frame_gives_a_null_with_its_reason(tmp_path, ocr, broken):
     text, row = stage(tmp_path, [scene()] * 5, ocr)
     (tmp_path / "1.jpg").write_bytes(broken)

@@ -1,4 +1,4 @@
-"""Allegro's codec and text encoder, tiny and random, in the folders of the real ones."""
+"""Allegro's codec and text encoder, tiny and random, in the layout of the real ones."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ import torch
 
 from curation.torchvision_fix import fix_torchvision
 
-WIDTH = 16
+TEXT_DIM = 16
 
 
-def folder(path: Path, seed: int = 0) -> Path:
+def save(path: Path, seed: int = 0) -> Path:
     fix_torchvision()
     from diffusers import AutoencoderKLAllegro
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -33,7 +33,7 @@ def folder(path: Path, seed: int = 0) -> Path:
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(path / "tokenizer")
     config = T5Config(
-        vocab_size=len(letters), d_model=WIDTH, d_kv=4, d_ff=32, num_layers=2, num_heads=4
+        vocab_size=len(letters), d_model=TEXT_DIM, d_kv=4, d_ff=32, num_layers=2, num_heads=4
     )
     T5EncoderModel(config).save_pretrained(path / "text_encoder")
     return path

@@ -1,4 +1,4 @@
-"""Tiny random weights of the real models, as files: what they score means nothing."""
+"""Tiny random weights of the real models as files: their scores have no meaning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from curation.torchvision_fix import fix_torchvision
 
-HEAD = {  # of sac+logos+ava1-l14-linearMSE.pth, as published
+HEAD_SHAPES = {  # of sac+logos+ava1-l14-linearMSE.pth, as published
     "layers.0.weight": (1024, 768),
     "layers.0.bias": (1024,),
     "layers.2.weight": (128, 1024),
@@ -21,14 +21,14 @@ HEAD = {  # of sac+logos+ava1-l14-linearMSE.pth, as published
     "layers.7.weight": (1, 16),
     "layers.7.bias": (1,),
 }
-LINEAR = {  # of LPIPS 0.1 for AlexNet, as published
+LINEAR_SHAPES = {  # of LPIPS 0.1 for AlexNet, as published
     f"lin{number}.model.1.weight": (1, channels, 1, 1)
     for number, channels in enumerate((64, 192, 384, 256, 256))
 }
 
 
-def tiny_clip(folder: Path) -> tuple[torch.nn.Module, Path]:
-    """A whole CLIP with QuickGELU as OpenAI's, 768 numbers an embedding, and its file."""
+def save_tiny_clip(folder: Path) -> tuple[torch.nn.Module, Path]:
+    """Returns a CLIP with QuickGELU, as OpenAI's, with embeddings of 768 numbers, and its file."""
     fix_torchvision()
     from open_clip import CLIP
 
@@ -45,15 +45,15 @@ def tiny_clip(folder: Path) -> tuple[torch.nn.Module, Path]:
     return model.eval(), path
 
 
-def tiny_head(folder: Path) -> Path:
+def save_tiny_head(folder: Path) -> Path:
     torch.manual_seed(1)
     path = folder / "head.pth"
-    torch.save({name: 0.1 * torch.randn(shape) for name, shape in HEAD.items()}, path)
+    torch.save({name: 0.1 * torch.randn(shape) for name, shape in HEAD_SHAPES.items()}, path)
     return path
 
 
-def random_lpips(folder: Path) -> tuple[Path, Path]:
-    """AlexNet's features at full size, beside one of its other layers; LPIPS's own numbers."""
+def save_random_lpips(folder: Path) -> tuple[Path, Path]:
+    """Returns files of AlexNet (all feature layers and one other) and of LPIPS's linear weights."""
     fix_torchvision()
     from torchvision.models import alexnet
 
@@ -62,11 +62,11 @@ def random_lpips(folder: Path) -> tuple[Path, Path]:
         names = alexnet(weights=None).features.state_dict()
     state = {f"features.{name}": 0.05 * torch.randn(v.shape) for name, v in names.items()}
     save_file(state | {"classifier.6.bias": torch.zeros(1000)}, folder / "alexnet.safetensors")
-    torch.save({n: torch.rand(shape) for n, shape in LINEAR.items()}, folder / "linear.pth")
+    torch.save({n: torch.rand(shape) for n, shape in LINEAR_SHAPES.items()}, folder / "linear.pth")
     return folder / "alexnet.safetensors", folder / "linear.pth"
 
 
-def random_raft(folder: Path) -> tuple[torch.nn.Module, Path]:
+def save_random_raft(folder: Path) -> tuple[torch.nn.Module, Path]:
     fix_torchvision()
     from torchvision.models.optical_flow import raft_large
 

@@ -1,4 +1,4 @@
-"""Tiny random vision-language models of the real classes, made on the spot: they talk nonsense."""
+"""Tiny random vision-language models of the real classes: their texts are nonsense."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ QWEN_CHAT = (
 SMOL_CHAT = QWEN_CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>")
 
 
-def tokenizer(special: tuple[str, ...], end: str) -> PreTrainedTokenizerFast:
-    """Bytes and a few pieces; every text can be written with it."""
+def make_tokenizer(special: tuple[str, ...], end: str) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with a few merges, for any text."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -41,28 +41,30 @@ def tokenizer(special: tuple[str, ...], end: str) -> PreTrainedTokenizerFast:
 
 
 def save_tiny(kind: str, folder: Path) -> Path:
-    """A folder as `save_pretrained` leaves it. kind: qwen2_5_vl | qwen3_vl | smolvlm."""
+    """Saves a model and its processor. kind: qwen2_5_vl | qwen3_vl | smolvlm."""
     torch.manual_seed(0)
     model, processor = {"qwen2_5_vl": _qwen2_5, "qwen3_vl": _qwen3, "smolvlm": _smol}[kind]()
     with torch.no_grad():
         for weight in model.parameters():
-            weight *= 4 if weight.ndim > 1 else 1  # as drawn, pictures would hardly be felt
+            weight *= 4 if weight.ndim > 1 else 1  # otherwise images hardly change the answer
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
-def _qwen_ids(words: PreTrainedTokenizerFast) -> dict[str, int]:
-    ids = {name: words.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
+def _qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    ids = {
+        name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")
+    }
     return {
         "image_token_id": ids["image_pad"],
         "video_token_id": ids["video_pad"],
-        "vision_start_token_id": words.convert_tokens_to_ids("<|vision_start|>"),
-        "vision_end_token_id": words.convert_tokens_to_ids("<|vision_end|>"),
+        "vision_start_token_id": tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        "vision_end_token_id": tokenizer.convert_tokens_to_ids("<|vision_end|>"),
     }
 
 
-TEXT: dict[str, Any] = {
+TEXT_CONFIG: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
@@ -83,11 +85,11 @@ def _qwen2_5() -> tuple[Any, Any]:
         Qwen2VLVideoProcessor,
     )
 
-    words = tokenizer(QWEN_TOKENS, "<|im_end|>")
+    tokenizer = make_tokenizer(QWEN_TOKENS, "<|im_end|>")
     config = Qwen2_5_VLConfig(
-        text_config=TEXT
+        text_config=TEXT_CONFIG
         | {
-            "vocab_size": len(words),
+            "vocab_size": len(tokenizer),
             "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
         },
         vision_config={
@@ -98,18 +100,18 @@ def _qwen2_5() -> tuple[Any, Any]:
             "out_hidden_size": 64,
             "fullatt_block_indexes": [1],
         },
-        **_qwen_ids(words),
+        **_qwen_ids(tokenizer),
     )
     processor = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=SMALL),
-        tokenizer=words,
-        video_processor=Qwen2VLVideoProcessor(size=SMALL),
+        image_processor=Qwen2VLImageProcessor(size=IMAGE_AREAS_PX),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=IMAGE_AREAS_PX),
         chat_template=QWEN_CHAT,
     )
     return Qwen2_5_VLForConditionalGeneration(config), processor
 
 
-SMALL = {"shortest_edge": 28 * 28, "longest_edge": 4 * 28 * 28}  # areas, px
+IMAGE_AREAS_PX = {"shortest_edge": 28 * 28, "longest_edge": 4 * 28 * 28}
 
 
 def _qwen3() -> tuple[Any, Any]:
@@ -121,11 +123,11 @@ def _qwen3() -> tuple[Any, Any]:
         Qwen3VLVideoProcessor,
     )
 
-    words = tokenizer(QWEN_TOKENS, "<|im_end|>")
+    tokenizer = make_tokenizer(QWEN_TOKENS, "<|im_end|>")
     config = Qwen3VLConfig(
-        text_config=TEXT
+        text_config=TEXT_CONFIG
         | {
-            "vocab_size": len(words),
+            "vocab_size": len(tokenizer),
             "head_dim": 16,
             "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
         },
@@ -138,12 +140,12 @@ def _qwen3() -> tuple[Any, Any]:
             "deepstack_visual_indexes": [0],
             "num_position_embeddings": 64,
         },
-        **_qwen_ids(words),
+        **_qwen_ids(tokenizer),
     )
     processor = Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=SMALL, patch_size=16),
-        tokenizer=words,
-        video_processor=Qwen3VLVideoProcessor(size=SMALL),
+        image_processor=Qwen2VLImageProcessor(size=IMAGE_AREAS_PX, patch_size=16),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(size=IMAGE_AREAS_PX),
         chat_template=QWEN_CHAT,
     )
     return Qwen3VLForConditionalGeneration(config), processor
@@ -158,9 +160,9 @@ def _smol() -> tuple[Any, Any]:
         SmolVLMVideoProcessor,
     )
 
-    words = tokenizer(SMOL_TOKENS, "<end_of_utterance>")
+    tokenizer = make_tokenizer(SMOL_TOKENS, "<end_of_utterance>")
     config = SmolVLMConfig(
-        text_config=TEXT | {"model_type": "llama", "vocab_size": len(words)},
+        text_config=TEXT_CONFIG | {"model_type": "llama", "vocab_size": len(tokenizer)},
         vision_config={
             "hidden_size": 32,
             "intermediate_size": 48,
@@ -169,13 +171,13 @@ def _smol() -> tuple[Any, Any]:
             "image_size": 64,
             "patch_size": 16,
         },
-        image_token_id=words.convert_tokens_to_ids("<image>"),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2,
     )
     small = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 64}}
     processor = SmolVLMProcessor(
         image_processor=SmolVLMImageProcessor(do_image_splitting=False, **small),
-        tokenizer=words,
+        tokenizer=tokenizer,
         video_processor=SmolVLMVideoProcessor(**small),
         image_seq_len=4,
         chat_template=SMOL_CHAT,

@@ -68,8 +68,11 @@ def test_sampling_leaves_no_memory_behind(tmp_path, parts):
             pytest.importorskip(library)
         from tests.support import tiny_allegro
 
-        folder = str(tiny_allegro.folder(tmp_path / "weights"))
-        frozen = {"codec": AllegroConfig(folder), "text": T5Config(folder, tiny_allegro.WIDTH)}
+        folder = str(tiny_allegro.save(tmp_path / "weights"))
+        frozen = {
+            "codec": AllegroConfig(folder),
+            "text": T5Config(folder, tiny_allegro.TEXT_DIM),
+        }
         cfg = replace(cfg, system=replace(GPU, size=Size(24, 320, 320), **frozen))
         clip = random_clip(cfg.system)
     run = build(cfg)

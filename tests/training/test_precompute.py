@@ -36,7 +36,7 @@ def packed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    return tiny_allegro.folder(tmp_path_factory.mktemp("weights"))
+    return tiny_allegro.save(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,10 @@ def configured(folder, packed, system=SYSTEM, **changes):
 
 
 def of_allegro(weights, **changes):
-    allegro, t5 = AllegroConfig(str(weights)), T5Config(str(weights), tiny_allegro.WIDTH, 16)
+    allegro, t5 = (
+        AllegroConfig(str(weights)),
+        T5Config(str(weights), tiny_allegro.TEXT_DIM, 16),
+    )
     model = replace(SYSTEM.model, patch_size=2)
     return replace(SYSTEM, size=Size(8, 32, 80), codec=allegro, text=t5, model=model, **changes)
 
@@ -159,7 +162,7 @@ def test_a_cache_of_something_else_is_refused(tmp_path, packed, weights):
         ):
             with pytest.raises(BadData, match=said + r".*give another data\.cache"):
                 use(system)
-    other = tiny_allegro.folder(tmp_path / "other", seed=1)
+    other = tiny_allegro.save(tmp_path / "other", seed=1)
     with pytest.raises(BadData, match=r"codec\.weights: '\w+' -> '\w+'; text\.weights"):
         LatentCache(of_allegro(other), cfg.data, "train")
     with pytest.raises(BadData, match="nothing computed ahead there"):
@@ -206,7 +209,7 @@ def test_weights_that_are_missing_are_said_in_one_line(tmp_path, packed, weights
         T5Encoder(T5Config(str(tmp_path)))([["a"]])
     with pytest.raises(BadWeights, match=r"is 16 wide, text\.width is 4096"):
         T5Encoder(T5Config(str(weights)))([["a"]])
-    broken = tiny_allegro.folder(tmp_path / "broken")
+    broken = tiny_allegro.save(tmp_path / "broken")
     (file,) = Path(broken, "vae").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(BadWeights, match=r"vae can't be read .*hf download"):
@@ -242,7 +245,7 @@ def test_a_whole_video_comes_out_of_the_codec_s_tiles(weights):
 
 
 def test_captions_are_read_unpadded_and_in_lower_case(weights):
-    t5 = T5Encoder(T5Config(str(weights), tiny_allegro.WIDTH, 6))
+    t5 = T5Encoder(T5Config(str(weights), tiny_allegro.TEXT_DIM, 6))
     text = t5([["A red boat", "", "a red boat a red boat a red boat"]])
     assert text.lengths[0][1] == 1
     assert text.lengths[0][2] == 6

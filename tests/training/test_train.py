@@ -514,12 +514,12 @@ def test_prompts_are_sampled_one_by_one_with_frames_in_between(tmp_path, whole):
 def test_published_weights_are_sampled_from_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(AllegroConfig, "tile", (8, 32, 32))
     monkeypatch.setattr(AllegroConfig, "stride", (4, 16, 24))
-    folder = tiny_allegro.folder(tmp_path / "allegro")
-    model = ModelConfig(1, 2, 12, cross_attention_dim=24, caption_channels=tiny_allegro.WIDTH,
+    folder = tiny_allegro.save(tmp_path / "allegro")
+    model = ModelConfig(1, 2, 12, cross_attention_dim=24, caption_channels=tiny_allegro.TEXT_DIM,
                         sample_frames=2, sample_height=4, sample_width=10)  # fmt: skip
     export(Presto(model), folder / "transformer")
     monkeypatch.setattr(
-        "training.sample.T5Config", lambda folder: T5Config(folder, tiny_allegro.WIDTH)
+        "training.sample.T5Config", lambda folder: T5Config(folder, tiny_allegro.TEXT_DIM)
     )
     system, diffusion = open_system(folder)
     assert (diffusion.objective, system.cfg.rounding) == ("epsilon", "floor")
