@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.paths import REPOSITORY, VIDEOS
 from tests.support.small_input import draw_small_input
-from tests.support.whole_run import Ended, curate, ended
+from tests.support.whole_run import FinishedRun, curate, wait_for_end
 
 # The tests' own S3 server takes any key; Ray's workers know what is set before they start.
 os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")
@@ -52,7 +52,7 @@ class Dataset:
     source: Path
     videos: dict[str, Path]  # by what they are, see tests/support/small_input.py
     out: Path
-    ended: Ended
+    run: FinishedRun
     mark: str  # in the environment of all its processes
 
 
@@ -63,4 +63,4 @@ def dataset(tmp_path_factory) -> Dataset:
     videos = draw_small_input(folder / "in")
     mark = f"longtake-test-{os.getpid()}"
     run = curate(folder / "in", folder / "out", LONGTAKE_MARK=mark)
-    return Dataset(folder / "in", videos, folder / "out", ended(run), mark)
+    return Dataset(folder / "in", videos, folder / "out", wait_for_end(run), mark)

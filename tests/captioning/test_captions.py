@@ -22,7 +22,7 @@ from tests.curation.test_resume import worker_of
 from tests.support.chat_server import ChatRequest, ChatServer, wait_until
 from tests.support.drawn_key_frames import caption_of
 from tests.support.small_input import SETTINGS
-from tests.support.whole_run import ended, kill_when, start, wait_for
+from tests.support.whole_run import kill_when, start, wait_for, wait_for_end
 
 
 def number_of(hashes) -> int:
@@ -191,6 +191,6 @@ def test_captions_are_complete_after_a_process_is_killed(out, victim):
                 server.start()
             else:
                 os.kill(worker_of(process, victim), signal.SIGKILL)
-        last = ended(process)
-        assert last.code == 0, last.err
+        last = wait_for_end(process)
+        assert last.exit_code == 0, last.stderr
     assert_captions_are_correct(out)

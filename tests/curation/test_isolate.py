@@ -1,4 +1,4 @@
-"""Crashes, hangs and bombs in the child cost one call; nothing but data comes back."""
+"""A crash, a hang or a memory bomb in the child fails one call; only plain data is returned."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from curation.stage import BadVideo, OutputError
 from tests.support.paths import REPOSITORY
 
 
-def work(task: str, value: object = None) -> object:
-    """What the child does in these tests."""
+def run_task(task: str, value: object = None) -> object:
+    """The call that runs in the child in these tests."""
     if task == "echo":
         return value
     if task == "crash":
@@ -39,11 +39,11 @@ def work(task: str, value: object = None) -> object:
     if task == "full disk":
         raise OSError(errno.ENOSPC, "No space left on device")
     if task == "output":
-        raise OutputError("storage is gone")
+        raise OutputError("storage unreachable")
     if task == "bug":
         row: dict[str, object] = {}
         return row["no such column"]
-    if task == "chatter":
+    if task == "print":
         os.write(1, b"[h264 @ 0x55] error while decoding MB\n")
         os.write(2, b"x264 [info]: profile High\n")
     if task == "big file":
@@ -54,7 +54,7 @@ def work(task: str, value: object = None) -> object:
 
 
 class Counter:
-    """Counts its calls since its set-up."""
+    """Counts its calls since `setup`."""
 
     def setup(self) -> None:
         self.calls = 100
@@ -73,7 +73,7 @@ class NoWeights:
 
 @pytest.fixture(scope="module")
 def isolated():
-    with Isolated(work, timeout_s=20, memory_gib=0.5) as one:
+    with Isolated(run_task, timeout_s=20, memory_gib=0.5) as one:
         yield one
 
 
@@ -112,10 +112,10 @@ def test_exit_of_the_child_is_reported_with_its_exit_code(isolated):
 
 
 def test_hanging_call_ends_at_its_timeout(isolated):
-    began = time.monotonic()
+    started_s = time.monotonic()
     with pytest.raises(TimedOut, match=r"^no result after 0\.5 s$"):
         isolated("hang", timeout_s=0.5)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - started_s < 10
     assert isolated("echo", 2) == 2
 
 
@@ -128,7 +128,7 @@ def test_memory_limit_is_named_in_the_error(isolated):
 def test_errors_of_the_child_keep_their_class_and_message(isolated):
     with pytest.raises(BadVideo, match=r"^not a video: text$"):
         isolated("bad")
-    with pytest.raises(OutputError, match="storage is gone"):
+    with pytest.raises(OutputError, match="storage unreachable"):
         isolated("output")
     with pytest.raises(OutputError, match="No space left"):
         isolated("full disk")
@@ -137,8 +137,8 @@ def test_errors_of_the_child_keep_their_class_and_message(isolated):
 
 
 def test_output_of_the_decoder_goes_to_the_log(tmp_path, capfd):
-    with Isolated(work, log=str(tmp_path / "child.log")) as one:
-        one("chatter")
+    with Isolated(run_task, log=str(tmp_path / "child.log")) as one:
+        one("print")
     assert "error while decoding" in (tmp_path / "child.log").read_text()
     assert "x264" in (tmp_path / "child.log").read_text()
     assert capfd.readouterr() == ("", "")
@@ -150,7 +150,7 @@ def test_setup_runs_once_per_child_on_the_same_object():
         assert [one(), one()] == [101, 102]
         one.close()
         assert one() == 101
-    assert not hasattr(counter, "calls")  # the parent's own was left alone
+    assert not hasattr(counter, "calls")  # of the parent's object
 
 
 def test_failed_setup_is_no_error_of_the_input():
@@ -172,8 +172,8 @@ def test_hanging_child_ends_with_its_parent():
     code = (
         "import os, signal, threading, time\n"
         "from curation.isolate import Isolated\n"
-        "from tests.curation.test_isolate import work\n"
-        "one = Isolated(work)\n"
+        "from tests.curation.test_isolate import run_task\n"
+        "one = Isolated(run_task)\n"
         "print(one('pid'), flush=True)\n"
         "one('hang')\n"
     )
@@ -183,15 +183,15 @@ def test_hanging_child_ends_with_its_parent():
     ) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        time.sleep(0.3)  # it is in its hang by now, or about to be: both must end
+        time.sleep(0.3)  # it hangs by now, or is about to: the child must end in both cases
         parent.kill()
     deadline = time.monotonic() + 10
-    while alive(child) and time.monotonic() < deadline:
+    while is_alive(child) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not alive(child)
+    assert not is_alive(child)
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
@@ -200,14 +200,14 @@ def alive(pid: int) -> bool:
 
 
 def test_child_of_a_deleted_object_is_killed():
-    one = Isolated(work)
+    one = Isolated(run_task)
     pid = one("pid")
     del one
-    assert not alive(pid)
+    assert not is_alive(pid)
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "reply",
     [
         b"\x80\x04cos\nsystem\n(S'true'\ntR.",  # a pickle
         b"[" * 100_000,
@@ -217,12 +217,12 @@ def test_child_of_a_deleted_object_is_killed():
         b"\xff\xfe",
     ],
 )
-def test_malformed_reply_counts_as_a_crash(isolated, answer):
-    isolated("echo")  # the child runs
+def test_malformed_reply_counts_as_a_crash(isolated, reply):
+    isolated("echo")  # starts the child
     ours, theirs = socket.socketpair()
     isolated._socket.close()
     isolated._socket = ours
-    isolate._send(theirs, answer)
+    isolate._send(theirs, reply)
     with pytest.raises(Crashed, match="malformed JSON"):
         isolated("echo")
     theirs.close()

@@ -1,4 +1,4 @@
-"""Pure measures against formulas written out another way."""
+"""Measures on images, against their formulas written in another way."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_images_of_different_sizes_are_refused_with_both_sizes():
 
 
 def direct_ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Wang et al. window by window, without any filter: slow and plain."""
+    """SSIM of Wang et al., window by window, without a filter."""
     offset = np.arange(11) - 5
     window = np.exp(-(offset[:, None] ** 2 + offset**2) / (2 * 1.5**2))
     window /= window.sum()
@@ -45,10 +45,10 @@ def direct_ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_ssim_equals_its_formula_computed_window_by_window():
-    still = picture(1)[:40, :50].astype(np.uint8)
+    image = picture(1)[:40, :50].astype(np.uint8)
     other = next(noisy([picture(1)[:40, 2:52]], 8))
-    assert measures.ssim(still, other) == pytest.approx(direct_ssim(still, other), abs=1e-5)
-    assert measures.ssim(still, still) == pytest.approx(1.0)
+    assert measures.ssim(image, other) == pytest.approx(direct_ssim(image, other), abs=1e-5)
+    assert measures.ssim(image, image) == pytest.approx(1.0)
 
 
 def test_colourfulness_of_two_flat_colours_follows_its_formula():

@@ -1,4 +1,4 @@
-"""More than one machine: the same dataset, whatever node a row went to and whatever node died."""
+"""A cluster of several nodes writes the same dataset, whichever node a row goes to or dies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.support.whole_run import REPOSITORY, differences, leftovers
+from tests.support.whole_run import REPOSITORY, differences, unfinished_files
 
 
 def on_two_nodes(source, out, *more):
@@ -29,4 +29,4 @@ def test_two_nodes_write_the_same_dataset_as_one(dataset, tmp_path):
 def test_node_that_dies_during_a_run_does_not_change_the_dataset(dataset, tmp_path):
     on_two_nodes(dataset.source, tmp_path / "out", "kill")
     assert differences(dataset.out, tmp_path / "out") == []
-    assert leftovers(tmp_path / "out") == []
+    assert unfinished_files(tmp_path / "out") == []

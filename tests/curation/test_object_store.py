@@ -1,4 +1,4 @@
-"""Input and output in object stores: S3's and Google's servers on this machine, asked over HTTP."""
+"""Input and output in object stores: an S3 and a Google server on this machine, over HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from curation.stage import BadVideo, OutputError
 from curation.storage import Folder, InputError, list_videos, local_copy, stat_video
 from tests.curation.test_resume import run_all, settings
 from tests.support.paths import REPOSITORY
-from tests.support.whole_run import curate, ended, kill_when
+from tests.support.whole_run import curate, kill_when, wait_for_end
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Bucket:
 
 @pytest.fixture(scope="module", params=["s3", "gs"])
 def server(request) -> Iterator[tuple[str, str]]:
-    """Its scheme, and HOST:PORT."""
+    """The scheme of the server, and HOST:PORT."""
     if request.param == "s3":
         moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         moto.start()
@@ -72,14 +72,14 @@ def server(request) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture
 def bucket(server, request) -> Bucket:
-    scheme, at = server
-    options = "endpoint_override=" + urllib.parse.quote(at, safe="") + "&scheme=http"
+    scheme, address = server
+    options = "endpoint_override=" + urllib.parse.quote(address, safe="") + "&scheme=http"
     name = f"b{abs(hash(request.node.name))}"
-    store, making = f"s3://{name}", "allow_bucket_creation=true"
+    store, creation = f"s3://{name}", "allow_bucket_creation=true"
     if scheme == "gs":
-        store, making = f"gs://anonymous@{name}", "project_id=test"
+        store, creation = f"gs://anonymous@{name}", "project_id=test"
         options += "&retry_limit_seconds=3"
-    fs, _ = pafs.FileSystem.from_uri(f"{store}?{making}&{options}")
+    fs, _ = pafs.FileSystem.from_uri(f"{store}?{creation}&{options}")
     fs.create_dir(name)
     return Bucket(store, name, options, fs)
 
@@ -100,36 +100,44 @@ def test_input_is_a_prefix_an_object_a_pattern_or_a_list(bucket):
     assert names(list_videos(bucket.url("in/**/*.mp4")), bucket) == [
         *("in/a.mp4", "in/sub/deep/c.mp4")
     ]
-    bucket.put("in/list.txt", f"# two\na.mp4\n{bucket.url('other/d.mp4')}\ngone.mp4\n".encode())
+    bucket.put("in/list.txt", f"# two\na.mp4\n{bucket.url('other/d.mp4')}\nmissing.mp4\n".encode())
     listed = list(list_videos(bucket.url("in/list.txt")))
-    assert names(listed, bucket) == ["in/a.mp4", "other/d.mp4", "in/gone.mp4"]
+    assert names(listed, bucket) == ["in/a.mp4", "other/d.mp4", "in/missing.mp4"]
     assert [v.bytes for v in listed] == [1, 1, -1]
     assert all(v.video.endswith(bucket.options) for v in listed)
 
 
 def test_objects_with_unusual_names_are_listed_and_opened(bucket):
-    odd = ["with space.mp4", "-dash.mp4", "ünï.mp4", "100%20.mp4", "a+b.mp4", "what?.mp4", "#.mp4"]
-    for name in odd:
+    unusual = [
+        "with space.mp4",
+        "-dash.mp4",
+        "ünï.mp4",
+        "100%20.mp4",
+        "a+b.mp4",
+        "what?.mp4",
+        "#.mp4",
+    ]
+    for name in unusual:
         bucket.put(f"in/{name}", name.encode())
     for listed in list_videos(bucket.url("in")):
         with local_copy(listed.video) as path:
-            odd.remove(Path(path).read_text())
+            unusual.remove(Path(path).read_text())
         assert stat_video(listed.video) == listed
-    assert odd == []
+    assert unusual == []
 
 
 def test_missing_objects_buckets_and_servers_are_named_in_the_error(bucket, server):
     for path in ("none", "none/*.mp4"):
         with pytest.raises(InputError, match="no such file or folder, and no file matches it"):
             list(list_videos(bucket.url(path)))
-    with pytest.raises(BadVideo, match="can't be fetched"), local_copy(bucket.url("gone.mp4")):
+    with pytest.raises(BadVideo, match="can't be fetched"), local_copy(bucket.url("missing.mp4")):
         pass
-    nowhere = bucket.options.replace(server[1].rpartition(":")[2], "9")
+    unreachable = bucket.options.replace(server[1].rpartition(":")[2], "9")
     with pytest.raises(InputError, match="can't be reached"):
-        list(list_videos(f"{bucket.store}/in?{nowhere}"))
-    nobucket = bucket.store.replace(bucket.name, "nobucket")
-    with pytest.raises(OutputError, match=f"can't write {nobucket}/out/a.txt"):
-        Folder(f"{nobucket}/out?{bucket.options}").write("a.txt", b"data")
+        list(list_videos(f"{bucket.store}/in?{unreachable}"))
+    no_bucket = bucket.store.replace(bucket.name, "nobucket")
+    with pytest.raises(OutputError, match=f"can't write {no_bucket}/out/a.txt"):
+        Folder(f"{no_bucket}/out?{bucket.options}").write("a.txt", b"data")
 
 
 def test_keys_in_a_url_are_refused_and_not_printed():
@@ -140,7 +148,7 @@ def test_keys_in_a_url_are_refused_and_not_printed():
         assert "=secret" not in str(refused.value)
 
 
-def cuts(shards: list[dict]) -> dict[str, str]:
+def clip_hashes(shards: list[dict]) -> dict[str, str]:
     return {row["clip_id"]: row["sha256"] for row in shards}
 
 
@@ -153,21 +161,28 @@ def test_clips_in_an_object_store_equal_those_on_a_disk(dataset, bucket, cluster
     assert rows[bucket.url("in/a b.mp4")]["clips"] == 1
     assert rows[bucket.url("in/text.mp4")]["error"].startswith("not a video")
     [made] = bucket.table("out/shards.parquet")
-    known = cuts(pq.read_table(dataset.out / "shards.parquet").to_pylist())
+    known = clip_hashes(pq.read_table(dataset.out / "shards.parquet").to_pylist())
     assert made["sha256"] == known[made["clip_id"]]
 
     first = bucket.files("out")
     shard = f"{bucket.name}/out/shards/{made['shard']}"
-    bucket.fs.delete_file(shard)  # as if the run had ended before it
+    bucket.fs.delete_file(shard)  # as if the run had been killed before it was written
     run_all(run, cluster)
     again = bucket.files("out")
     assert again.keys() == first.keys()
-    once = ("/ledger/videos/", "/ledger/key_frames/", "/ledger/captions/measured/", "/shards/")
-    anew = {p for p in again if again[p] != first[p] and any(part in p for part in once)}
-    assert anew == {shard, f"{bucket.name}/out/ledger/shards/{made['shard']}.json"}
+    written_once = (
+        "/ledger/videos/",
+        "/ledger/key_frames/",
+        "/ledger/captions/measured/",
+        "/shards/",
+    )
+    rewritten = {
+        p for p in again if again[p] != first[p] and any(part in p for part in written_once)
+    }
+    assert rewritten == {shard, f"{bucket.name}/out/ledger/shards/{made['shard']}.json"}
 
 
-def there(bucket: Bucket, part: str) -> Callable[[], bool]:
+def exists(bucket: Bucket, part: str) -> Callable[[], bool]:
     return lambda: any(part in path for path in bucket.files("out"))
 
 
@@ -178,9 +193,9 @@ def there(bucket: Bucket, part: str) -> Callable[[], bool]:
 def test_killed_run_in_an_object_store_resumes_without_loss(dataset, bucket, part):
     bucket.put_folder("in", dataset.source)
     run = (bucket.url("in"), bucket.url("out"))
-    kill_when(curate(*run), there(bucket, part))  # type: ignore[arg-type]
-    last = ended(curate(*run))  # type: ignore[arg-type]
-    assert last.code == 0, last.err
-    known = cuts(pq.read_table(dataset.out / "shards.parquet").to_pylist())
-    assert cuts(bucket.table("out/shards.parquet")) == known
+    kill_when(curate(*run), exists(bucket, part))  # type: ignore[arg-type]
+    last = wait_for_end(curate(*run))  # type: ignore[arg-type]
+    assert last.exit_code == 0, last.stderr
+    known = clip_hashes(pq.read_table(dataset.out / "shards.parquet").to_pylist())
+    assert clip_hashes(bucket.table("out/shards.parquet")) == known
     assert len(bucket.table("out/clips.parquet")) == 6

@@ -47,13 +47,13 @@ def test_begin_and_end_of_a_wait_are_printed_at_once_in_a_pipe():
     out = io.StringIO()
     with Progress("caption", 9, "clips", out, every_s=0.2) as progress:
         for _ in range(3):
-            progress.show_wait_reason("the server\n is gone")
+            progress.show_wait_reason("the server\n is down")
             time.sleep(0.15)
         progress.show_wait_reason(None)
         progress.show_wait_reason(None)
     lines = lines_of(out)
-    assert lines[0] == r"caption  the server\n is gone"
-    assert r"caption  0/9 clips · 0 failed · the server\n is gone" in lines
+    assert lines[0] == r"caption  the server\n is down"
+    assert r"caption  0/9 clips · 0 failed · the server\n is down" in lines
     assert lines[-2:] == ["caption  continues", "caption  0/9 clips · 0 failed · in 0 s"]
 
 
@@ -68,7 +68,7 @@ def test_speed_and_time_left_follow_from_the_units_done(done, expected):
 
 
 def test_speed_is_that_of_the_last_minute():
-    """A model that loaded for an hour doesn't make the rest of the run look slow."""
+    """An hour of loading a model must not lower the speed of the run."""
     with Progress("caption", 1000, "clips", io.StringIO()) as progress:
         now = time.monotonic()
         progress._history.clear()
@@ -117,7 +117,7 @@ def test_live_line_on_a_terminal_is_redrawn_and_ends_with_the_final_counts():
         open(theirs, "w", encoding="utf-8") as out,
         Progress("score", 3, "videos", out) as progress,
     ):
-        for reason in (None, "the server is gone", None):
+        for reason in (None, "the server is down", None):
             progress.show_wait_reason(reason)
             progress.update(done=1, kept=1)
             time.sleep(0.4)
@@ -128,9 +128,9 @@ def test_live_line_on_a_terminal_is_redrawn_and_ends_with_the_final_counts():
     assert output.count("score  ") >= 2  # drawn more than once, in place
     assert "\x1b[" in output
     assert r"one \x1b[31m failed [bold]x[/bold]" in output  # not our markup either
-    assert "the server is gone" in output
+    assert "the server is down" in output
     assert "3/3 videos · 3 kept · 0 failed" in (last := output[output.rindex("score  ") :])
-    assert "gone" not in last
+    assert "down" not in last
 
 
 def test_printable_keeps_any_language_and_shortens_long_names_in_the_middle():

@@ -22,13 +22,13 @@ from pipelines.score import _finished
 from pipelines.settings import DEFAULT_CONFIG, Settings, batches
 from tests.support.small_input import SETTINGS, cut, scene, video
 from tests.support.whole_run import (
-    below,
     curate,
+    descendants,
     differences,
-    ended,
     kill_when,
-    leftovers,
+    unfinished_files,
     wait_for,
+    wait_for_end,
 )
 
 
@@ -61,7 +61,7 @@ def files(out: Path, pattern: str) -> Callable[[], bool]:
 
 
 def worker_of(process: subprocess.Popen[str], name: str) -> int:
-    return next((pid for pid, line in below(process.pid) if name in line), 0)
+    return next((pid for pid, line in descendants(process.pid) if name in line), 0)
 
 
 def test_a_driver_killed_while_scoring_and_while_exporting_loses_nothing(dataset, tmp_path):
@@ -71,10 +71,10 @@ def test_a_driver_killed_while_scoring_and_while_exporting_loses_nothing(dataset
     process = curate(dataset.source, out)
     assert kill_when(process, files(out, "extracted/*"))
     (out / "extracted/.tmp-half").write_bytes(b"as a kill in the middle of a write leaves it")
-    last = ended(curate(dataset.source, out))
-    assert last.code == 0, last.err
+    last = wait_for_end(curate(dataset.source, out))
+    assert last.exit_code == 0, last.stderr
     assert differences(dataset.out, out) == []
-    assert leftovers(out) == []
+    assert unfinished_files(out) == []
 
 
 @pytest.mark.slow
@@ -103,10 +103,10 @@ def test_a_driver_killed_while_scoring_and_while_exporting_loses_nothing(dataset
 def test_a_driver_killed_anywhere_loses_nothing(dataset, tmp_path, pattern):
     out = tmp_path / "out"
     kill_when(curate(dataset.source, out), files(out, pattern))
-    last = ended(curate(dataset.source, out))
-    assert last.code == 0, last.err
+    last = wait_for_end(curate(dataset.source, out))
+    assert last.exit_code == 0, last.stderr
     assert differences(dataset.out, out) == []
-    assert leftovers(out) == []
+    assert unfinished_files(out) == []
 
 
 @pytest.mark.slow
@@ -117,8 +117,8 @@ def test_a_worker_or_its_child_killed_costs_nothing(dataset, tmp_path, victim, p
     process = curate(dataset.source, out)
     assert wait_for(process, files(out, pattern))
     os.kill(worker_of(process, victim), signal.SIGKILL)
-    last = ended(process)
-    assert last.code == 0, last.err
+    last = wait_for_end(process)
+    assert last.exit_code == 0, last.stderr
     assert differences(dataset.out, out) == []
 
 

@@ -34,20 +34,20 @@ class Double(Stage):
         return [row | {"doubled": 2 * row["n"]} for row in rows]
 
 
-def kill(number):
+def kill_self(number):
     os.kill(os.getpid(), number)
-    time.sleep(5)  # another thread may be the one that gets it
+    time.sleep(5)  # the signal may go to another thread
 
 
 @dataclass
-class Trouble(Stage):
-    """What a row asks for."""
+class FailOnRequest(Stage):
+    """Fails in the way that the row names under `failure`."""
 
     reads = ("n",)
 
     def process(self, rows):
         for row in rows:
-            match row.get("trouble"):
+            match row.get("failure"):
                 case "bad":
                     raise BadVideo("no moov")
                 case "bug":
@@ -55,39 +55,39 @@ class Trouble(Stage):
                 case "full":
                     raise OutputError("disk full")
                 case "crash":
-                    kill(signal.SIGSEGV)
+                    kill_self(signal.SIGSEGV)
                 case "hang":
                     time.sleep(60)
-                case "once":  # kills the first worker that it meets
+                case "once":  # kills its first worker only
                     if not Path(row["mark"]).exists():
                         Path(row["mark"]).touch()
-                        kill(signal.SIGKILL)
+                        kill_self(signal.SIGKILL)
         return rows
 
 
 @dataclass
-class Isolated(Trouble):
+class Isolated(FailOnRequest):
     needs = Needs(isolated=True)
 
     def row_timeout_s(self, row):
         return 3.0
 
 
-def rows(count, **trouble):
-    return [{"n": n, "error": None} | trouble.get(f"row{n}", {}) for n in range(count)]
+def rows(count, **failures):
+    return [{"n": n, "error": None} | failures.get(f"row{n}", {}) for n in range(count)]
 
 
 def test_every_row_is_returned_once_through_all_stages(cluster):
     stages = [Double(), Isolated()]
-    done = list(cluster.stream(stages, rows(20, row3={"trouble": "bad"})))
+    done = list(cluster.stream(stages, rows(20, row3={"failure": "bad"})))
     assert sorted(r["n"] for r in done) == list(range(20))
     assert all(r["doubled"] == 2 * r["n"] for r in done)
     assert [r["error"] for r in done if r["error"]] == ["no moov"]
 
 
 def test_crash_hang_and_bug_fail_one_row_each(cluster):
-    trouble = {f"row{i}": {"trouble": t} for i, t in enumerate(["crash", "hang", "bug"])}
-    done = {r["n"]: r["error"] for r in cluster.stream([Isolated()], rows(8, **trouble))}
+    failures = {f"row{i}": {"failure": t} for i, t in enumerate(["crash", "hang", "bug"])}
+    done = {r["n"]: r["error"] for r in cluster.stream([Isolated()], rows(8, **failures))}
     assert "SIGSEGV" in done[0]
     assert done[1] == "no result after 3 s"
     assert "KeyError" in done[2]
@@ -95,7 +95,7 @@ def test_crash_hang_and_bug_fail_one_row_each(cluster):
 
 
 def test_row_that_kills_its_worker_fails_alone(cluster):
-    found = cluster.stream([Trouble()], rows(12, row5={"trouble": "crash"}))
+    found = cluster.stream([FailOnRequest()], rows(12, row5={"failure": "crash"}))
     done = {r["n"]: r["error"] for r in found}
     assert done.pop(5) == "the worker process died twice on this row"
     assert set(done.values()) == {None}
@@ -103,15 +103,15 @@ def test_row_that_kills_its_worker_fails_alone(cluster):
 
 
 def test_rows_of_a_killed_worker_are_retried(cluster, tmp_path):
-    once = {"trouble": "once", "mark": str(tmp_path / "mark")}
-    done = list(cluster.stream([Trouble()], rows(6, row2=once)))
+    once = {"failure": "once", "mark": str(tmp_path / "mark")}
+    done = list(cluster.stream([FailOnRequest()], rows(6, row2=once)))
     assert sorted(r["n"] for r in done) == list(range(6))
     assert all(r["error"] is None for r in done)
 
 
 def test_output_error_stops_the_run(cluster):
     with pytest.raises(OutputError, match="disk full"):
-        list(cluster.stream([Double(), Isolated()], rows(6, row2={"trouble": "full"})))
+        list(cluster.stream([Double(), Isolated()], rows(6, row2={"failure": "full"})))
 
 
 def test_stage_that_needs_more_than_the_cluster_has_is_refused(cluster):
@@ -132,7 +132,7 @@ def test_missing_cluster_is_reported_without_delay(tmp_path, address):
         "try: Cluster(ClusterSettings(sys.argv[1]), sys.argv[2]).start()\n"
         "except RunError as error: print(error)"
     )
-    told = subprocess.run(
+    run = subprocess.run(
         [sys.executable, "-c", code, address, str(tmp_path)],
         cwd=REPOSITORY,
         check=True,
@@ -140,8 +140,8 @@ def test_missing_cluster_is_reported_without_delay(tmp_path, address):
         text=True,
         timeout=30,
     )
-    assert told.stdout.startswith(f"no Ray cluster at {address}: ")
-    assert "fix: check the address" in told.stdout
+    assert run.stdout.startswith(f"no Ray cluster at {address}: ")
+    assert "fix: check the address" in run.stdout
 
 
 def test_stages_in_the_wrong_order_are_refused_with_the_fix():
@@ -167,31 +167,31 @@ def test_failed_setup_of_a_stage_stops_the_run(cluster):
 
 
 @dataclass
-class Together(Trouble):
-    """Takes rows in lists, and says how many came with each."""
+class Batched(FailOnRequest):
+    """Takes batches of rows, and adds the size of its batch to each row."""
 
     needs = Needs(batch_size=4)
 
     def process(self, rows):
-        return [row | {"together": len(rows)} for row in super().process(rows)]
+        return [row | {"batch": len(rows)} for row in super().process(rows)]
 
 
 def test_bad_row_of_a_batch_fails_alone(cluster):
-    trouble = {"row3": {"trouble": "bad"}, "row9": {"trouble": "bug"}}
-    done = {r["n"]: r for r in cluster.stream([Double(), Together()], rows(20, **trouble))}
+    failures = {"row3": {"failure": "bad"}, "row9": {"failure": "bug"}}
+    done = {r["n"]: r for r in cluster.stream([Double(), Batched()], rows(20, **failures))}
     assert sorted(done) == list(range(20))
     assert all(r["doubled"] == 2 * n for n, r in done.items())
     assert {n: r["error"] for n, r in done.items() if r["error"]} == {
         3: "no moov",
-        9: "Together: KeyError: 'x'",
+        9: "Batched: KeyError: 'x'",
     }
-    first = {r["n"]: r for r in cluster.stream([Together()], rows(20))}
-    assert max(r["together"] for r in first.values()) == 4
+    first = {r["n"]: r for r in cluster.stream([Batched()], rows(20))}
+    assert max(r["batch"] for r in first.values()) == 4
 
 
 def test_row_of_a_batch_that_kills_its_worker_fails_alone(cluster):
     done = {
-        r["n"]: r["error"] for r in cluster.stream([Together()], rows(8, row5={"trouble": "crash"}))
+        r["n"]: r["error"] for r in cluster.stream([Batched()], rows(8, row5={"failure": "crash"}))
     }
     assert done.pop(5) == "the worker process died twice on this row"
     assert set(done.values()) == {None}
@@ -199,117 +199,117 @@ def test_row_of_a_batch_that_kills_its_worker_fails_alone(cluster):
 
 
 @dataclass
-class Waiting(Trouble):
-    """Waits for something that is there only when `together` rows are under way at once."""
+class Concurrent(FailOnRequest):
+    """Waits until `concurrency` rows have been in flight."""
 
-    together: int = 8
+    concurrency: int = 8
     needs = Needs(max_concurrency=8, max_workers=1)
 
     def setup(self, context):
-        self.under_way, self.enough = 0, asyncio.Event()
+        self.in_flight, self.enough = 0, asyncio.Event()
 
     def row_timeout_s(self, row):
         return 3.0
 
     async def process_one(self, row):
-        self.under_way += 1
-        if self.under_way >= self.together:
+        self.in_flight += 1
+        if self.in_flight >= self.concurrency:
             self.enough.set()
         await self.enough.wait()
-        if row.get("trouble") == "gone":
-            raise Unavailable("the server is gone")
-        if row.get("trouble") == "hang":
+        if row.get("failure") == "unavailable":
+            raise Unavailable("the server is down")
+        if row.get("failure") == "hang":
             await asyncio.sleep(60)
         self.process([row])
         return row | {"worker": os.getpid()}
 
 
 def test_rows_of_an_async_stage_run_concurrently_in_one_worker(cluster):
-    done = list(cluster.stream([Double(), Waiting()], rows(30)))
+    done = list(cluster.stream([Double(), Concurrent()], rows(30)))
     assert sorted(r["n"] for r in done) == list(range(30))
     assert all(r["error"] is None and r["doubled"] == 2 * r["n"] for r in done)
     assert len({r["worker"] for r in done}) == 1
 
 
 def test_bug_hang_and_bad_input_among_concurrent_rows_fail_one_row_each(cluster):
-    trouble = {f"row{i}": {"trouble": t} for i, t in enumerate(["bug", "hang", "bad"])}
-    done = {r["n"]: r["error"] for r in cluster.stream([Waiting(4)], rows(12, **trouble))}
+    failures = {f"row{i}": {"failure": t} for i, t in enumerate(["bug", "hang", "bad"])}
+    done = {r["n"]: r["error"] for r in cluster.stream([Concurrent(4)], rows(12, **failures))}
     assert "KeyError" in done[0]
     assert done[1] == "no result after 3 s"
     assert done[2] == "no moov"
     assert [done[n] for n in range(3, 12)] == [None] * 9
 
 
-@pytest.mark.parametrize("trouble", ["crash", "once"])
-def test_concurrent_rows_of_a_dead_worker_are_retried(cluster, tmp_path, trouble):
-    row = {"trouble": trouble, "mark": str(tmp_path / "mark")}
-    done = {r["n"]: r["error"] for r in cluster.stream([Waiting(1)], rows(20, row5=row))}
+@pytest.mark.parametrize("failure", ["crash", "once"])
+def test_concurrent_rows_of_a_dead_worker_are_retried(cluster, tmp_path, failure):
+    row = {"failure": failure, "mark": str(tmp_path / "mark")}
+    done = {r["n"]: r["error"] for r in cluster.stream([Concurrent(1)], rows(20, row5=row))}
     assert done.pop(5) == (
-        "the worker process died twice on this row" if trouble == "crash" else None
+        "the worker process died twice on this row" if failure == "crash" else None
     )
     assert sorted(done) == [n for n in range(20) if n != 5]
     assert set(done.values()) == {None}
 
 
 @dataclass
-class Patient(Stage):
-    """Gets its answer once it has been told of that it waits."""
+class WaitForFile(Stage):
+    """Waits for a file, which the test creates once the wait is reported."""
 
-    answer: str = ""  # a file
+    path: str = ""
     needs = Needs(max_concurrency=3, max_workers=1)
     waiting = 0
 
     def wait_reason(self):
-        return f"{self.waiting} wait for an answer" if self.waiting else None
+        return f"{self.waiting} wait for a file" if self.waiting else None
 
     async def process_one(self, row):
         self.waiting += 1
-        while not Path(self.answer).exists():
+        while not Path(self.path).exists():
             await asyncio.sleep(0.01)
         self.waiting -= 1
         return row
 
 
 def test_wait_reason_of_workers_is_reported_and_cleared(cluster, tmp_path):
-    notes, answer = [], tmp_path / "answer"
+    reasons, path = [], tmp_path / "answer"
 
-    def note(text):
-        notes.append(text)
-        if text == "3 wait for an answer":
-            answer.touch()
+    def report_wait(reason):
+        reasons.append(reason)
+        if reason == "3 wait for a file":
+            path.touch()
 
-    done = list(cluster.stream([Patient(str(answer))], rows(8), note))
+    done = list(cluster.stream([WaitForFile(str(path))], rows(8), report_wait))
     assert sorted(r["n"] for r in done) == list(range(8))
-    assert "3 wait for an answer" in notes
-    assert notes[-1] is None
+    assert "3 wait for a file" in reasons
+    assert reasons[-1] is None
 
 
 @dataclass
 class SlowToStart(Double):
-    until: str = ""  # a file
+    path: str = ""  # of a file
 
     def setup(self, context):
-        while not Path(self.until).exists():
+        while not Path(self.path).exists():
             time.sleep(0.01)
 
 
 def test_slow_start_of_a_worker_is_reported(cluster, tmp_path):
-    notes, until = [], tmp_path / "loaded"
+    reasons, path = [], tmp_path / "loaded"
 
-    def note(text):
-        notes.append(text)
-        if text:
-            until.touch()
+    def report_wait(reason):
+        reasons.append(reason)
+        if reason:
+            path.touch()
 
-    assert len(list(cluster.stream([SlowToStart(str(until))], rows(2), note))) == 2
-    told = "the first worker of SlowToStart has been starting for "
-    assert any(text.startswith(told) for text in notes if text)
-    assert notes[-1] is None
+    assert len(list(cluster.stream([SlowToStart(str(path))], rows(2), report_wait))) == 2
+    expected = "the first worker of SlowToStart has been starting for "
+    assert any(reason.startswith(expected) for reason in reasons if reason)
+    assert reasons[-1] is None
 
 
 def test_unavailable_service_stops_the_run(cluster):
-    with pytest.raises(RunError, match="Waiting: the server is gone"):
-        list(cluster.stream([Waiting(1)], rows(6, row2={"trouble": "gone"})))
+    with pytest.raises(RunError, match="Concurrent: the server is down"):
+        list(cluster.stream([Concurrent(1)], rows(6, row2={"failure": "unavailable"})))
 
 
 def test_run_without_rows_does_not_import_ray():

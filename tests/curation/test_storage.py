@@ -8,7 +8,7 @@ from curation.stage import OutputError
 from curation.storage import Folder, InputError, list_videos, local_copy, local_path
 
 
-def touched(folder, *names):
+def create_files(folder, *names):
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -20,36 +20,43 @@ def names(found, folder):
 
 
 def test_videos_of_a_folder_and_its_subfolders_are_listed_in_order(tmp_path):
-    touched(tmp_path, "b.MP4", "a.mkv", "notes.txt", "sub/c.webm", "sub/deep/d.mov")
+    create_files(tmp_path, "b.MP4", "a.mkv", "notes.txt", "sub/c.webm", "sub/deep/d.mov")
     assert names(list_videos(str(tmp_path)), tmp_path) == [
         *("a.mkv", "b.MP4", "sub/c.webm", "sub/deep/d.mov")
     ]
 
 
 def test_symlink_loop_is_listed_once(tmp_path):
-    touched(tmp_path, "sub/a.mp4")
+    create_files(tmp_path, "sub/a.mp4")
     (tmp_path / "sub" / "up").symlink_to(tmp_path)
     assert names(list_videos(str(tmp_path)), tmp_path) == ["sub/a.mp4"]
 
 
 def test_videos_with_unusual_names_are_listed_and_opened(tmp_path):
-    odd = ["with space.mp4", "new\nline.mp4", "-dash.mp4", "ünï.mp4", "100%.mp4", b"\xff\xfe.mp4"]
-    for name in odd:
+    unusual = [
+        "with space.mp4",
+        "new\nline.mp4",
+        "-dash.mp4",
+        "ünï.mp4",
+        "100%.mp4",
+        b"\xff\xfe.mp4",
+    ]
+    for name in unusual:
         (tmp_path / os.fsdecode(name)).write_bytes(b"x")
     found = list(list_videos(str(tmp_path)))
-    assert len(found) == len(odd)
-    table = pa.table({"video": [v.video for v in found]})  # all of them fit into a table
+    assert len(found) == len(unusual)
+    table = pa.table({"video": [v.video for v in found]})  # a table can hold all of them
     for video in table["video"].to_pylist():
         with local_copy(video) as path, open(path, "rb") as file:
             assert file.read() == b"x"
 
 
 def test_input_is_a_list_a_pattern_or_a_single_file(tmp_path):
-    touched(tmp_path, "a.mp4", "b.mp4", "c.avi")
+    create_files(tmp_path, "a.mp4", "b.mp4", "c.avi")
     text = tmp_path / "list.txt"
-    text.write_text(f"# a comment\nb.mp4\n\n{tmp_path}/c.avi\ngone.mp4\n")
+    text.write_text(f"# a comment\nb.mp4\n\n{tmp_path}/c.avi\nmissing.mp4\n")
     listed = list(list_videos(str(text)))
-    assert names(listed, tmp_path) == ["b.mp4", "c.avi", "gone.mp4"]
+    assert names(listed, tmp_path) == ["b.mp4", "c.avi", "missing.mp4"]
     assert [v.bytes for v in listed] == [1, 1, -1]
     pq.write_table(pa.table({"video": ["a.mp4"]}), tmp_path / "list.parquet")
     assert names(list_videos(str(tmp_path / "list.parquet")), tmp_path) == ["a.mp4"]

@@ -13,7 +13,7 @@ from curation.texts import (
 
 
 def direct_cosine(texts: list[str], a: int, b: int) -> float:
-    """The documented formula, written out for one pair."""
+    """The documented formula for one pair."""
     bags = [text.split() for text in texts]
     words = sorted({word for bag in bags for word in bag})
     total = len(texts)

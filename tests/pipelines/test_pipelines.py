@@ -25,7 +25,7 @@ from stages.export.presto import CAPTION_KEYS
 from tests.support import zoo
 from tests.support.paths import REPOSITORY
 from tests.support.small_input import SETTINGS, scene, video
-from tests.support.whole_run import leftovers, with_mark
+from tests.support.whole_run import commands_with_mark, unfinished_files
 
 ALL = {"curate": curate, "score": score, "select": select, "caption": caption, "export": export}
 
@@ -45,13 +45,13 @@ def said(capsys, pipeline: str, *args: str) -> tuple[int, str]:
 
 
 def test_a_run_with_failed_videos_ends_well_and_its_sums_agree(dataset):
-    assert dataset.ended.code == 0, dataset.ended.err
-    lines = dataset.ended.out.splitlines()
+    assert dataset.run.exit_code == 0, dataset.run.stderr
+    lines = dataset.run.stdout.splitlines()
     assert "6 clips: 4 kept, 2 rejected (short 1, static 1), 0 failed" in lines
     assert f"look at {dataset.out}/report.html" in lines
-    assert "failed: " in dataset.ended.err
-    assert re.search(r"score  7/7 videos · 1 failed", dataset.ended.err)
-    assert re.search(r"export  4/4 clips · 0 failed", dataset.ended.err)
+    assert "failed: " in dataset.run.stderr
+    assert re.search(r"score  7/7 videos · 1 failed", dataset.run.stderr)
+    assert re.search(r"export  4/4 clips · 0 failed", dataset.run.stderr)
 
 
 def test_nothing_of_ray_reaches_the_screen_and_nothing_of_it_goes_on_running(dataset):
@@ -59,15 +59,15 @@ def test_nothing_of_ray_reaches_the_screen_and_nothing_of_it_goes_on_running(dat
         r"\w+  (the first worker of \w+ has been starting for|continues$)"  # on a busy machine
     )
     known = rf"(score|select|caption|export)  \d|failed: |{slow_start}"
-    odd = [line for line in dataset.ended.err.splitlines() if not re.match(known, line)]
+    odd = [line for line in dataset.run.stderr.splitlines() if not re.match(known, line)]
     assert odd == []
-    assert "ray" not in dataset.ended.out.lower()
+    assert "ray" not in dataset.run.stdout.lower()
     assert (dataset.out / "logs" / "ray.log").exists()
     until = time.monotonic() + 20
-    while (left := with_mark(dataset.mark)) and time.monotonic() < until:
+    while (left := commands_with_mark(dataset.mark)) and time.monotonic() < until:
         time.sleep(0.2)
     assert left == []
-    assert leftovers(dataset.out) == []
+    assert unfinished_files(dataset.out) == []
 
 
 def test_every_input_file_is_one_row_with_its_fate(dataset):

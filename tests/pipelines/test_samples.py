@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import samples
-from tests.support.whole_run import ended, start
+from tests.support.whole_run import start, wait_for_end
 
 SHORT = r"[\d.]+ s < 15 s$"
 # name: how its clips end, in order of time: kept, or how the first reason begins
@@ -33,7 +33,7 @@ def test_each_sample_is_kept_or_rejected_for_what_was_drawn_into_it(tmp_path):
     samples.draw(tmp_path / "in")
     assert sorted(os.listdir(tmp_path / "in")) == sorted(PROMISED)
     run = start("curate", f"input={tmp_path}/in", f"output={tmp_path}/out")
-    assert ended(run, 800).code == 0
+    assert wait_for_end(run, 800).exit_code == 0
     fates: dict[str, list[str]] = {name: [] for name in PROMISED}
     clips = pq.read_table(tmp_path / "out/clips.parquet").to_pylist()
     for clip in sorted(clips, key=lambda clip: (clip["video"], clip["start_s"])):

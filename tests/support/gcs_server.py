@@ -1,6 +1,6 @@
 """A Google Cloud Storage server in its own process: it prints its port and serves until killed.
 
-Not a thread of the tests': pyarrow's client may wait for an answer with Python's lock in its hand.
+In a thread of the tests it would deadlock: pyarrow's client may hold the GIL while it waits.
 """
 
 import logging

@@ -1,8 +1,8 @@
-"""Curates on a Ray cluster of two nodes of this machine, as its own process.
+"""Curates on a Ray cluster of two nodes on this machine, as its own process.
 
     python -m tests.support.two_nodes INPUT OUTPUT [kill]
 
-With `kill`, one node goes as soon as the first key frame is written.
+With `kill`, one node is killed once the first key frame is written.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-# A dead node is noticed after 3 s, not 30; before ray is imported.
+# Ray reads these when it is imported: a dead node is detected after 3 s instead of 30 s.
 os.environ |= {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
@@ -31,8 +31,9 @@ from tests.support.small_input import SETTINGS
 
 
 def run(source: str, out: str, kill: bool) -> None:
-    # The driver's node has no CPU to give: all rows go to the other two.
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0})
+    # The node of the driver has no CPU: all rows go to the other two.
+    head = {"num_cpus": 0, "include_dashboard": False}
+    nodes = Nodes(initialize_head=True, head_node_args=head)
     workers = [nodes.add_node(num_cpus=1) for _ in range(2)]
     nodes.wait_for_nodes()
     if kill:

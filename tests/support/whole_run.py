@@ -1,4 +1,4 @@
-"""Whole runs for tests: a pipeline as its own process, and what two datasets differ in."""
+"""Runs a pipeline as its own process, and compares the datasets of two runs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ TABLES = ("clips", "videos", "shards", "stats")
 
 
 @dataclass
-class Ended:
-    code: int
-    out: str
-    err: str
+class FinishedRun:
+    exit_code: int
+    stdout: str
+    stderr: str
 
 
 def start(module: str, *args: str, **env: str) -> subprocess.Popen[str]:
@@ -42,35 +42,35 @@ def start(module: str, *args: str, **env: str) -> subprocess.Popen[str]:
     )
 
 
-def ended(process: subprocess.Popen[str], within_s: float = 240) -> Ended:
-    out, err = process.communicate(timeout=within_s)
-    return Ended(process.returncode, out, err)
+def wait_for_end(process: subprocess.Popen[str], within_s: float = 240) -> FinishedRun:
+    stdout, stderr = process.communicate(timeout=within_s)
+    return FinishedRun(process.returncode, stdout, stderr)
 
 
 def curate(source: Path, out: Path, *overrides: str, **env: str) -> subprocess.Popen[str]:
     return start("curate", f"input={source}", f"output={out}", *SETTINGS, *overrides, **env)
 
 
-def wait_for(process: subprocess.Popen[str], seen: Callable[[], bool]) -> bool:
-    """False where the run ended before."""
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> bool:
+    """Returns False where the run ended before the condition was true."""
     while process.poll() is None:
-        if seen():
+        if condition():
             return True
         time.sleep(0.005)
     return False
 
 
-def kill_when(process: subprocess.Popen[str], seen: Callable[[], bool]) -> bool:
-    """kill -9 of the driver as soon as `seen`; False where the run ended before."""
-    if not wait_for(process, seen):
+def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> bool:
+    """Kills the driver once the condition is true. Returns False where the run ended before."""
+    if not wait_for(process, condition):
         return False
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     return True
 
 
-def below(pid: int) -> Iterator[tuple[int, str]]:
-    """Process id and command line of all that descend from a process."""
+def descendants(pid: int) -> Iterator[tuple[int, str]]:
+    """Yields process id and command line of all descendants of a process."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -90,26 +90,27 @@ def below(pid: int) -> Iterator[tuple[int, str]]:
             yield child, os.fsdecode(line)
 
 
-def with_mark(mark: str) -> list[str]:
-    """Command lines of the processes whose environment holds this text."""
+def commands_with_mark(mark: str) -> list[str]:
+    """Returns the command lines of processes with a variable of this value in the environment."""
+    entry_end = f"={mark}\0".encode()
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if mark.encode() in (entry / "environ").read_bytes():
+                if entry_end in (entry / "environ").read_bytes():
                     found.append(os.fsdecode((entry / "cmdline").read_bytes()))
             except OSError:
                 continue
     return found
 
 
-def leftovers(out: Path) -> list[str]:
-    """Files that are being written, in a dataset that nobody writes."""
+def unfinished_files(out: Path) -> list[str]:
+    """Returns the unfinished files in a dataset."""
     return [str(path) for path in out.rglob(".tmp-*")]
 
 
 def differences(a: Path, b: Path) -> list[str]:
-    """What two datasets differ in: tables by their rows, all other files by their bytes."""
+    """Returns the names of tables whose rows differ, and of files whose bytes differ."""
     found = []
     for name in TABLES:
         if not pq.read_table(a / f"{name}.parquet").equals(pq.read_table(b / f"{name}.parquet")):
