@@ -35,7 +35,7 @@ from stages.scorers.lpips import FEATURE_CHANNELS, LpipsScorer
 from stages.scorers.models import VIDEOS_PER_CALL, Models
 from stages.scorers.raft import RaftScorer
 from stages.shots import transnet
-from tests.support import zoo
+from tests.support import video_files
 from tests.support.small_input import scene
 
 KEY_FRAMES = 5
@@ -286,7 +286,7 @@ def measure_decode_pass(folder: Path) -> None:
         x, y = 2 * index % 60, index % 60
         return images[index // 200][y : y + height, x : x + width]
 
-    path = zoo.draw(
+    path = video_files.draw(
         folder / "drawn.mp4", picture=frame_at, frames=600, width=1280, height=720, fps=25.0
     )
     for detector, gpus in (("residual", 0.05), ("transnet", 0.05)):

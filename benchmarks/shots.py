@@ -26,7 +26,8 @@ from benchmarks.labelled_videos import LabelledVideo, Labels, Span, edited_video
 from benchmarks.shots_compressed import ENCODINGS, compressed_videos
 from curation.stage import BadVideo
 from curation.video.frames import Planes, VideoInfo
-from curation.video.reader import Reader, colour
+from curation.video.planes import bgr_image
+from curation.video.reader import Reader
 from stages.shots import residual
 from stages.shots import transnet as transnet_stage
 from stages.shots.transnet import TransNetDetector
@@ -50,7 +51,7 @@ def read_video(path: Path, labels: Labels) -> LabelledVideo | None:
                 times_s.append(t_s)
                 before = time.process_time()
                 # the small frame replaces the decoder's, because few of those fit in memory
-                planes.append(Planes(frame.y, colour(frame, 320)))
+                planes.append(Planes(frame.y, bgr_image(frame, 320)))
                 colour_s += time.process_time() - before
     except BadVideo as error:
         print(f"{path.name}: {error}")

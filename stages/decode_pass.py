@@ -21,7 +21,7 @@ from curation.records import CAPTION_SCORES, CLIP, SCORE_NAMES, SCORES, make_cli
 from curation.stage import Needs, PlanError, Row, RunContext, Stage
 from curation.storage import Folder, compute_sha256, local_copy
 from curation.video.frames import FrameProcessor, Planes
-from curation.video.reader import Limits, Reader, VideoHead
+from curation.video.reader import Limits, Reader, VideoHeader
 from stages.meters.clip_frames import THUMBNAIL_SIDE, ClipFrames
 from stages.meters.fingerprint import Fingerprint
 from stages.meters.freeze import Freeze
@@ -126,7 +126,7 @@ class DecodePass(Stage):
             with Reader(path, self.limits) as reader:
                 self._process_frames(reader)
         found = self._detector.transitions()
-        times, end_s, head = reader.times_s, reader.end_s, reader.head
+        times, end_s, head = reader.times_s, reader.end_s, reader.header
         takes = find_takes(found.cuts_s, found.gradual, times, end_s, self.guard_frames)
         columns: Row = {
             "sha256": sha256,
@@ -153,16 +153,16 @@ class DecodePass(Stage):
     def _process_frames(self, reader: Reader) -> None:
         """Gives every frame to the detector, to the meters and to the fingerprint."""
         processors: list[FrameProcessor] = [self._detector, *self.meters, self.fingerprint]
-        self.key_frames.start(self._key_frame_side(reader.head))
+        self.key_frames.start(self._key_frame_side(reader.header))
         for processor in processors:
-            processor.start(reader.head.facts())
+            processor.start(reader.header.info())
         frames = self._planes(reader, any(p.reads_source for p in processors))
         while batch := list(islice(frames, BATCH)):
             for processor in processors:
                 for t_s, planes in batch:
                     processor.process_frame(t_s, planes)
 
-    def _key_frame_side(self, head: VideoHead) -> int:
+    def _key_frame_side(self, head: VideoHeader) -> int:
         """px. The clips of a video that is too small for the prefilter need thumbnails only."""
         size = {"width": head.width, "height": head.height}
         prefilter = Policy({name: rule for name, rule in self.prefilter.items() if name in size})

@@ -1,7 +1,7 @@
-"""Opens a video safely and says in plain words what is wrong with it.
+"""Opens a video file safely, and names in plain words what is wrong with it.
 
-Files are hostile: only container formats that hold their own pictures are opened, only from the
-disk, so a playlist, a concat list or a manifest can't make the reader touch another file or the
+Files are hostile: only container formats that hold their own frames are opened, only from the disk,
+so that a playlist, a concat list or a manifest cannot make the reader open another file or the
 network.
 """
 
@@ -18,34 +18,38 @@ import av
 from annotated_types import Ge, Gt
 
 from curation.stage import BadVideo
-from curation.video import mp4_boxes as boxes
+from curation.video import mp4_boxes
 from curation.video.frames import VideoInfo
 
 av.logging.set_level(av.logging.PANIC)
-av.logging.set_skip_repeated(False)  # else a line of one file turns up in the log of the next
+av.logging.set_skip_repeated(False)  # else a line about one file appears in the log of the next
 
-REDUCED_SIDE = 320  # px, about: the long side of the planes that meters see
+REDUCED_SIDE_PX = 320  # about, of the long side of the planes that meters get
 
-# Demuxers whose files hold their own pictures. Not here: playlists and manifests (hls, dash,
-# concat, sdp, rtsp), image sequences (image2 reads a name as a pattern), devices, scripts.
-FORMATS = (
+# Demuxers whose files hold their own frames. Not here: playlists and manifests (hls, dash, concat,
+# sdp, rtsp), image sequences (image2 reads a name as a pattern), devices, scripts.
+ALLOWED_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,rm,dv,wtv,"
     "h264,hevc,m4v,obu,yuv4mpegpipe"
 )
-# Containers whose header says how long the video is; the others only guess it from the bit rate.
-KNOWS_DURATION = ("mov", "matroska", "avi", "flv", "asf", "mxf")
-COVER = (
+# Containers whose header has the duration; FFmpeg guesses that of the others from the bit rate.
+FORMATS_WITH_DURATION = ("mov", "matroska", "avi", "flv", "asf", "mxf")
+COVER_IMAGE = (
     av.stream.Disposition.attached_pic
     | av.stream.Disposition.timed_thumbnails
     | av.stream.Disposition.still_image
 )
+DEFAULT_FPS = 25.0  # FFmpeg's own for streams without a container
+MAX_BYTES_OUTSIDE_BOXES = 64 * 1024
+MAX_SHARE_OUTSIDE_BOXES = 0.01
+MAX_MISSING_S, MAX_MISSING_SHARE = 1.0, 0.05  # of the header's duration, else it is truncated
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a video may cost. A picture or a stream beyond them is refused, not shortened."""
+    """What a video may cost. A frame or a stream beyond them is refused, not shortened."""
 
-    max_pixels: Annotated[int, Ge(1)] = 8192 * 4608  # of one picture
+    max_pixels: Annotated[int, Ge(1)] = 8192 * 4608  # of one frame
     max_duration_s: Annotated[float, Gt(0)] = 12 * 3600.0
     max_frames: Annotated[int, Ge(1)] = 12 * 3600 * 60
 
@@ -54,38 +58,35 @@ DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
-class VideoHead:
-    """What the header and the first frame say. Width and height are as shown, after rotation."""
+class VideoHeader:
+    """Properties from the header and the first frame. Width and height are as shown."""
 
     width: int
     height: int
-    fps: float  # nominal; time stamps decide
+    fps: float  # nominal; the frames' own times decide
     codec: str
     pix_fmt: str
-    rotation: (
-        int  # degrees clockwise that the stored picture is turned by for showing: 0, 90, 180, 270
-    )
-    header_duration_s: float | None  # of the video stream, None where the container doesn't say
+    rotation: int  # degrees clockwise from the stored to the shown frame: 0, 90, 180 or 270
+    header_duration_s: float | None  # of the video stream; None where the container has none
     bytes: int
     container: str
     stream_index: int
-    sample_aspect: float  # width of a stored pixel over its height; width and height don't count it
+    sample_aspect: float  # width of a stored pixel over its height; not applied to width and height
     interlaced: bool
 
     @property
     def reduction(self) -> int:
         """The whole number that planes are divided by for the meters."""
-        by = max(1, round(max(self.width, self.height) / REDUCED_SIDE))
+        by = max(1, round(max(self.width, self.height) / REDUCED_SIDE_PX))
         return min(by, self.width, self.height)
 
-    def facts(self) -> VideoInfo:
-        """What meters may know."""
+    def info(self) -> VideoInfo:
         by = self.reduction
         return VideoInfo(self.width, self.height, self.fps, self.width // by, self.height // by)
 
 
 def check_file(path: str) -> int:
-    """The file's size. Only a plain file is opened: a pipe would wait for ever."""
+    """Returns the file's size. Only a plain file is opened: reading a pipe could block for ever."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as f:
             status = os.fstat(f.fileno())
@@ -106,37 +107,38 @@ def check_file(path: str) -> int:
 
 def open_container(path: str, limits: Limits) -> av.container.InputContainer:
     options = {
-        "format_whitelist": FORMATS,
+        "format_whitelist": ALLOWED_FORMATS,
         "protocol_whitelist": "file",
-        "max_pixels": str(limits.max_pixels),  # for the decoders that look into the first packets
+        "max_pixels": str(limits.max_pixels),  # for the decoders that probe the first packets
     }
-    try:  # `file:` before the name: it is never taken for a URL, an option or a pattern
+    try:  # `file:` before the name, so that it is never taken for a URL, an option or a pattern
         return av.open(f"file:{path}", options=options, metadata_errors="replace")
     except av.FFmpegError as error:
-        raise BadVideo(_why_not_opened(path, error)) from error
+        raise BadVideo(_open_failure_reason(path, error)) from error
 
 
-def _why_not_opened(path: str, error: av.FFmpegError) -> str:
+def _open_failure_reason(path: str, error: av.FFmpegError) -> str:
     if isinstance(error, av.error.FileNotFoundError):
         return "no such file"
     if isinstance(error, av.error.PermissionError):
         return "permission denied"
     if isinstance(error, MemoryError):
         return "opening it needs more memory than the limit"
-    kind = boxes.what_is(path)
+    kind = mp4_boxes.identify_other_file(path)
     if kind is not None:
         return f"not a video: {kind}"
-    found = boxes.walk(path)
-    if found.kinds and found.kinds[0] in boxes.TOP_LEVEL:
-        if b"moov" not in found.kinds:
+    boxes = mp4_boxes.read_top_level(path)
+    if boxes.kinds and boxes.kinds[0] in mp4_boxes.TOP_LEVEL:
+        if b"moov" not in boxes.kinds:
             return "truncated: the index (moov) is missing"
         return "damaged: the index (moov) can't be read"
     return "not a video, or damaged at its start: no known container format"
 
 
 def choose_stream(container: av.container.InputContainer) -> av.video.stream.VideoStream:
-    """The first real video stream that the container marks as default, else the first real one."""
-    videos = [s for s in container.streams.video if not s.disposition & COVER]
+    """The first video stream that the container marks as default, else the first one. A cover image
+    is none."""
+    videos = [s for s in container.streams.video if not s.disposition & COVER_IMAGE]
     if not videos:
         if container.streams.audio:
             also = ", with a cover picture" if container.streams.video else ""
@@ -147,19 +149,18 @@ def choose_stream(container: av.container.InputContainer) -> av.video.stream.Vid
 
 
 def set_up_decoder(
-    stream: av.video.stream.VideoStream, limits: Limits, *, to_measure: bool = False
+    stream: av.video.stream.VideoStream, limits: Limits, *, skip_loop_filter: bool = False
 ) -> av.video.codeccontext.VideoCodecContext:
-    """to_measure: frames that no other is predicted from are left without the codec's smoothing of
-    block edges. Their pictures differ by 47 to 75 dB, the others not at all, and a tenth of the
-    time is saved."""
+    """skip_loop_filter: on non-reference frames. They differ by 47 to 75 dB, the other frames not
+    at all, and a tenth of the time is saved: enough for measuring, not for cutting."""
     decoder = stream.codec_context
     if decoder is None:
         raise BadVideo("no decoder for the video's codec")
     check_pixels(decoder.width or 0, decoder.height or 0, limits)
     decoder.thread_count = 1
     decoder.thread_type = "NONE"
-    decoder.options = {"max_pixels": str(limits.max_pixels)}  # a stream may grow in the middle
-    if to_measure:
+    decoder.options = {"max_pixels": str(limits.max_pixels)}  # a stream may grow midway
+    if skip_loop_filter:
         decoder.options |= {"skip_loop_filter": "noref"}
     return decoder
 
@@ -171,8 +172,8 @@ def check_pixels(width: int, height: int, limits: Limits) -> None:
         )
 
 
-def refuse_without_frames(path: str, limits: Limits, errors: int) -> NoReturn:
-    """Looks once more with FFmpeg's log on: only there it names a size that it refused."""
+def raise_without_frames(path: str, limits: Limits, errors: int) -> NoReturn:
+    """Decodes again with FFmpeg's log on, which alone has the size of a frame that it refused."""
     av.logging.set_level(av.logging.ERROR)
     try:
         with av.logging.Capture() as log, open_container(path, limits) as container:
@@ -191,25 +192,24 @@ def refuse_without_frames(path: str, limits: Limits, errors: int) -> NoReturn:
     raise BadVideo(f"no frame could be decoded (damaged packets: {errors})")
 
 
-def read_head(
+def read_header(
     container: av.container.InputContainer,
     stream: av.video.stream.VideoStream,
     frame: av.VideoFrame,
     size: int,
-) -> VideoHead:
-    rotation = -90 * round(frame.rotation / 90) % 360  # ffmpeg counts counter-clockwise
+) -> VideoHeader:
+    """frame: the first one.  size: of the file, bytes."""
+    rotation = -90 * round(frame.rotation / 90) % 360  # FFmpeg counts counter-clockwise
     width, height = frame.width, frame.height
     aspect = float(stream.sample_aspect_ratio or 1) or 1.0
     if rotation in (90, 270):
         width, height, aspect = height, width, 1 / aspect
     rate = stream.average_rate or stream.guessed_rate
     name = container.format.name.split(",")[0]
-    return VideoHead(
+    return VideoHeader(
         width=width,
         height=height,
-        fps=float(rate)
-        if rate and 0 < rate <= 1000
-        else 25.0,  # ffmpeg's own guess for bare streams
+        fps=float(rate) if rate and 0 < rate <= 1000 else DEFAULT_FPS,
         codec=stream.codec_context.codec.canonical_name,
         pix_fmt=frame.format.name,
         rotation=rotation,
@@ -225,27 +225,28 @@ def read_head(
 def _header_duration_s(
     container: av.container.InputContainer, stream: av.video.stream.VideoStream, name: str
 ) -> float | None:
-    if name not in KNOWS_DURATION:
+    if name not in FORMATS_WITH_DURATION:
         return None
     whole_s = container.duration / 1e6 if container.duration else None
     if stream.duration and stream.time_base:
-        own_s = float(stream.duration * stream.time_base)
-        return own_s if whole_s is None else min(own_s, whole_s)  # an edit list may show less
+        stream_s = float(stream.duration * stream.time_base)
+        return stream_s if whole_s is None else min(stream_s, whole_s)  # an edit list may cut it
     return whole_s
 
 
 def check_boxes(path: str) -> tuple[float, float] | None:
-    """Of an MP4: what its headers claim and its tables hold, s. Raises BadVideo for stray bytes."""
-    found = boxes.walk(path)
-    if found.outside > max(64 * 1024, 0.01 * found.total):
+    """Of an MP4: `mp4_boxes.header_and_index_durations`. Raises BadVideo for stray bytes."""
+    boxes = mp4_boxes.read_top_level(path)
+    limit = max(MAX_BYTES_OUTSIDE_BOXES, MAX_SHARE_OUTSIDE_BOXES * boxes.total)
+    if boxes.outside > limit:
         raise BadVideo(
-            f"damaged: {found.outside} of {found.total} bytes belong to no box of the file "
-            f"(from byte {found.readable})"
+            f"damaged: {boxes.outside} of {boxes.total} bytes belong to no box of the file "
+            f"(from byte {boxes.readable})"
         )
-    return boxes.claimed_and_indexed_s(path)
+    return mp4_boxes.header_and_index_durations(path)
 
 
-def check_end(says_s: float, *ends_s: float) -> None:
-    """Whether the latest of these ends reaches what the header tells, within a second or 5 %."""
-    if says_s - max(ends_s) > max(1.0, 0.05 * says_s):
-        raise BadVideo(f"truncated: header says {says_s:.1f} s, frames end at {ends_s[0]:.1f} s")
+def check_end(header_s: float, *ends_s: float) -> None:
+    """Raises BadVideo where the latest of these ends is much earlier than the header's duration."""
+    if header_s - max(ends_s) > max(MAX_MISSING_S, MAX_MISSING_SHARE * header_s):
+        raise BadVideo(f"truncated: header says {header_s:.1f} s, frames end at {ends_s[0]:.1f} s")

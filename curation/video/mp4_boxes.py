@@ -1,4 +1,4 @@
-"""What a file is, told from its first bytes and its boxes: plain errors without any decoder."""
+"""Reads the first bytes and the boxes of a file without a decoder, for plain errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-# Boxes at the top of an MP4 or QuickTime file (ISO 14496-12, QuickTime File Format).
+# Boxes at the top level of an MP4 or QuickTime file (ISO 14496-12, QuickTime File Format).
 TOP_LEVEL = frozenset(
     b"ftyp styp moov moof mdat free skip wide uuid pnot sidx ssix mfra meta prft emsg udta junk "
     b"pdin imda bloc jP\x20\x20".split(b" ")
@@ -32,8 +32,7 @@ SIGNATURES = (
     (b"version https://git-lfs", "a Git LFS pointer: the file itself was not downloaded"),
 )
 
-
-MAX_INDEX = 256 << 20  # bytes of an index (moov) that is looked into; a day of video has 100 MB
+MAX_INDEX_BYTES = 256 << 20  # of a moov box that is read; that of a day of video has 100 MB
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Boxes:
     """The top-level boxes of an MP4 file."""
 
     kinds: tuple[bytes, ...]
-    readable: int  # bytes up to the first that belong to no box
+    readable: int  # bytes before the first that belongs to no box
     total: int  # bytes of the file
 
     @property
@@ -49,8 +48,8 @@ class Boxes:
         return self.total - self.readable
 
 
-def what_is(path: str) -> str | None:
-    """In plain words what the file is instead of a video, None where its bytes don't say."""
+def identify_other_file(path: str) -> str | None:
+    """Names in plain words a file that is no video. None where its first bytes do not show it."""
     with open(path, "rb") as file:
         head = file.read(4096)
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -62,111 +61,112 @@ def what_is(path: str) -> str | None:
     try:
         head.decode("utf-8", "strict")
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 4:  # a character cut off at the end is no sign
+        if error.start < len(head) - 4:  # the last character may be cut off
             return None
     return "text"
 
 
-def walk(path: str) -> Boxes:
-    """Reads the sizes of the top-level boxes, nothing else of them."""
+def read_top_level(path: str) -> Boxes:
+    """Reads the kinds and sizes of the top-level boxes, not their contents."""
     with open(path, "rb") as file:
         total = os.fstat(file.fileno()).st_size
-        found = list(_positions(file))
+        found = list(_top_level_boxes(file))
     readable = found[-1][2] if found else 0
     return Boxes(tuple(kind for kind, _, _ in found), readable, total)
 
 
-def _positions(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and end of the body of each top-level box, up to bytes that are none."""
+def _top_level_boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of the body of each box, up to bytes that are no box."""
     total = os.fstat(file.fileno()).st_size
     at = 0
     while at + 8 <= total:
         file.seek(at)
         header = file.read(16)
         size, kind = int.from_bytes(header[:4]), header[4:8]
-        smallest = 8
+        header_size = 8
         if size == 1 and len(header) == 16:
-            size, smallest = int.from_bytes(header[8:]), 16
+            size, header_size = int.from_bytes(header[8:]), 16
         elif size == 0:  # the last box: up to the end of the file
             size = total - at
         fits = at + size <= total
-        if size < smallest or not (kind in TOP_LEVEL or (fits and kind.isalnum())):
+        if size < header_size or not (kind in TOP_LEVEL or (fits and kind.isalnum())):
             return
-        end = min(at + size, total)  # a box that the end of the file cuts: its frames will tell
-        yield kind, at + smallest, end
+        end = min(at + size, total)  # a box may be cut off: its missing frames are found later
+        yield kind, at + header_size, end
         at = end
 
 
-def claimed_and_indexed_s(path: str) -> tuple[float, float] | None:
-    """The longest duration that an MP4's headers claim, and the longest that its tables hold, s.
+def header_and_index_durations(path: str) -> tuple[float, float] | None:
+    """The longest duration in an MP4's headers, and the longest in its sample tables, s.
 
-    FFmpeg silently believes the tables. None without an index, or where fragments hold the frames.
+    FFmpeg trusts the tables without a warning. None without an index, or if the frames are in
+    fragments.
     """
     index = _read_index(path)
-    if index is None or any(kind == b"mvex" for kind, _ in _inside(index)):
+    if index is None or any(kind == b"mvex" for kind, _ in _child_boxes(index)):
         return None
-    claimed, indexed, movie_scale = [0.0], [0.0], 0
-    for kind, body in _inside(index):
+    header_s, table_s, movie_scale = [0.0], [0.0], 0
+    for kind, body in _child_boxes(index):
         if kind == b"mvhd":
             movie_scale, duration = _scale_and_duration(body)
-            claimed.append(duration / max(1, movie_scale))
-    for kind, body in _inside(index):
+            header_s.append(duration / max(1, movie_scale))
+    for kind, body in _child_boxes(index):
         if kind == b"trak":
-            track = dict(_inside(body, into=(b"mdia", b"minf", b"stbl", b"edts")))
+            track = dict(_child_boxes(body, opened=(b"mdia", b"minf", b"stbl", b"edts")))
             if b"mdhd" not in track or b"stts" not in track:
                 return None
             scale, duration = _scale_and_duration(track[b"mdhd"])
-            delay_s = _delay(track.get(b"elst", b"")) / max(1, movie_scale)
-            claimed.append(duration / max(1, scale))
-            indexed.append(delay_s + _table_sum(track[b"stts"]) / max(1, scale))
-    return max(claimed), max(indexed)
+            delay_s = _empty_edit(track.get(b"elst", b"")) / max(1, movie_scale)
+            header_s.append(duration / max(1, scale))
+            table_s.append(delay_s + _sample_table_duration(track[b"stts"]) / max(1, scale))
+    return max(header_s), max(table_s)
 
 
 def _read_index(path: str) -> bytes | None:
     """The body of the first moov box."""
     with open(path, "rb") as file:
-        for kind, start, end in _positions(file):
+        for kind, start, end in _top_level_boxes(file):
             if kind == b"moov":
-                if end - start > MAX_INDEX:
+                if end - start > MAX_INDEX_BYTES:
                     return None
                 file.seek(start)
                 return file.read(end - start)
     return None
 
 
-def _inside(body: bytes, into: tuple[bytes, ...] = ()) -> Iterator[tuple[bytes, bytes]]:
-    """The boxes in a box; those named in `into` are opened, not given."""
+def _child_boxes(body: bytes, opened: tuple[bytes, ...] = ()) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and body of the boxes in a box; of the kinds in `opened`, those of their children."""
     at = 0
     while at + 8 <= len(body):
         size, kind = int.from_bytes(body[at : at + 4]), body[at + 4 : at + 8]
         if size < 8:
             return
-        part = body[at + 8 : at + size]
-        if kind in into:
-            yield from _inside(part, into)
+        child = body[at + 8 : at + size]
+        if kind in opened:
+            yield from _child_boxes(child, opened)
         else:
-            yield kind, part
+            yield kind, child
         at += size
 
 
 def _scale_and_duration(body: bytes) -> tuple[int, int]:
-    """Of mvhd or mdhd, version 0 (32 bit) or 1 (64 bit). Unknown (all ones) counts as 0."""
-    wide = body[:1] == b"\1"
-    at, size = (20, 8) if wide else (12, 4)
+    """Of mvhd or mdhd, version 0 (32 bit) or 1 (64 bit). An unknown duration (all ones) is 0."""
+    is_wide = body[:1] == b"\1"
+    at, size = (20, 8) if is_wide else (12, 4)
     duration = int.from_bytes(body[at + 4 : at + 4 + size])
     unknown = (1 << 8 * size) - 1
     return int.from_bytes(body[at : at + 4]), 0 if duration == unknown else duration
 
 
-def _table_sum(body: bytes) -> int:
-    """Of a time-to-sample table (stts): pairs of count and duration."""
+def _sample_table_duration(body: bytes) -> int:
+    """The sum of a time-to-sample table (stts): pairs of count and duration."""
     pairs = np.frombuffer(body[8 : 8 + (len(body) - 8) // 8 * 8], ">u4").astype(np.float64)
     return int(pairs[0::2] @ pairs[1::2])
 
 
-def _delay(body: bytes) -> int:
-    """Of an edit list (elst): how long nothing is shown at first, in the movie's ticks."""
-    wide = body[:1] == b"\1"
-    size = 8 if wide else 4
-    empty = body[8 + size : 8 + 2 * size] == b"\xff" * size
-    return int.from_bytes(body[8 : 8 + size]) if empty else 0
+def _empty_edit(body: bytes) -> int:
+    """Length of the empty edit at the start of an edit list (elst), in the movie's ticks."""
+    is_wide = body[:1] == b"\1"
+    size = 8 if is_wide else 4
+    is_empty = body[8 + size : 8 + 2 * size] == b"\xff" * size
+    return int.from_bytes(body[8 : 8 + size]) if is_empty else 0

@@ -1,6 +1,6 @@
-"""Reads a video in one pass: time stamps that are true, planes at reduced size, its packets.
+"""Reads a video in one pass: correct frame times, planes at reduced size, and its packets.
 
-`probe` and `Reader` open hostile files safely (curation/video/container.py) and raise BadVideo,
+`probe` and `Reader` open hostile files safely (curation/video/container.py) and raise BadVideo, and
 no other error, for anything that is wrong with one.
 """
 
@@ -18,38 +18,42 @@ from curation.stage import BadVideo
 from curation.video.container import (
     DEFAULT_LIMITS,
     Limits,
-    VideoHead,
+    VideoHeader,
     check_boxes,
     check_end,
     check_file,
     check_pixels,
     choose_stream,
     open_container,
-    read_head,
-    refuse_without_frames,
+    raise_without_frames,
+    read_header,
     set_up_decoder,
 )
 from curation.video.frames import Planes
-from curation.video.planes import colour, convert, reduce_frame
+from curation.video.planes import bgr_image, convert, reduce_frame
 
-__all__ = ["Limits", "Packets", "Reader", "VideoHead", "colour", "probe"]
+__all__ = ["Limits", "Packets", "Reader", "VideoHeader", "bgr_image", "probe"]
 
-cv2.setNumThreads(1)  # one worker is one core; the run decides how many workers there are
+cv2.setNumThreads(1)  # a worker has one core
+
+MAX_PACKETS_BEFORE_FRAME = 1000  # a decoder delays a few dozen frames at most
+MIN_STEP_S = 0.001  # between two frames whose time stamps do not increase
+MAX_STEP_BACK_S = 1.0  # a time stamp further back begins another recording
 
 
 @dataclass(frozen=True)
 class Packets:
-    """The stream's packets in order of time, for placing spans and for stream copy."""
+    """The stream's packets in order of time, for placing clips and for stream copy."""
 
     times_s: np.ndarray  # (N,) float64, s from the first frame; negative before an edit's start
     bytes: np.ndarray  # (N,) int64
     is_key: np.ndarray  # (N,) bool
 
 
-def probe(path: str, limits: Limits = DEFAULT_LIMITS) -> VideoHead:
+def probe(path: str, limits: Limits = DEFAULT_LIMITS) -> VideoHeader:
     """Opens the file and decodes its first frame. Raises BadVideo in plain words."""
     with Reader(path, limits) as reader:
-        return reader.head
+        return reader.header
 
 
 class Reader:
@@ -59,34 +63,34 @@ class Reader:
             for t_s, planes in reader.frames(): ...
             reader.times_s, reader.end_s, reader.packets, reader.errors
 
-    Times are seconds from the first shown frame and grow strictly. A stamp that stands still or
-    goes back by less than a second is put 1 ms after the one before it; one that jumps back further
-    (a joined recording) starts a new count one frame later, and the rest follows it. `repaired`
-    counts both.
+    Times are seconds from the first shown frame and strictly increase. A time stamp that is equal
+    to the one before or up to a second earlier is set 1 ms after it. One that is further back (a
+    joined recording) is set one frame after it, and all later ones are shifted by as much.
+    `repaired` counts both.
     """
 
     def __init__(self, path: str, limits: Limits = DEFAULT_LIMITS) -> None:
         self.path = path
         self.limits = limits
-        self.errors = 0  # packets that can't be decoded, frames that the decoder calls corrupt
-        self.corrupt_s: list[float] = []  # when the corrupt frames are shown
-        self.end_s = 0.0  # the last frame's time and its duration
-        self.start_s = 0.0  # the first frame's time in the container's own count
+        self.errors = 0  # packets that can't be decoded, and frames that the decoder marks corrupt
+        self.corrupt_s: list[float] = []  # times of the corrupt frames
+        self.end_s = 0.0  # the last frame's time plus its duration
+        self.start_s = 0.0  # the first frame's time stamp in the container
         self._clock: Clock | None = None
         self._times: list[float] = []
-        self._packets: list[tuple[int | None, int, bool]] = []
-        self._others_end_s = 0.0
+        self._packets: list[tuple[int | None, int, bool]] = []  # time stamp, bytes, is keyframe
+        self._other_streams_end_s = 0.0
         size = check_file(path)
         self._container = open_container(path, limits)
         try:
             self._stream = choose_stream(self._container)
-            # AVI stores no times of showing: the pts its demuxer gives are wrong where B-frames are
-            self._only_dts = self._container.format.name == "avi"
+            # AVI stores no presentation times: its demuxer's pts are wrong where there are B-frames
+            self._uses_dts = self._container.format.name == "avi"
             self._tick_s = float(self._stream.time_base or 0)
-            self._decoder = set_up_decoder(self._stream, limits, to_measure=True)
+            self._decoder = set_up_decoder(self._stream, limits, skip_loop_filter=True)
             self._pending = self._decode_until_first_frame()
-            self.head = read_head(self._container, self._stream, self._pending[0], size)
-            self._claim = check_boxes(path) if self.head.container == "mov" else None
+            self.header = read_header(self._container, self._stream, self._pending[0], size)
+            self._mp4_durations_s = check_boxes(path) if self.header.container == "mov" else None
         except BaseException:
             self.close()
             raise
@@ -115,13 +119,14 @@ class Reader:
 
     @cached_property
     def packets(self) -> Packets:
-        """All packets, once the pass is over."""
+        """All packets, after the pass."""
         stamps = [stamp for stamp, _, _ in self._packets if stamp is not None]
-        if len(stamps) < len(self._packets):  # a bare stream: as many steps as packets
-            times = np.arange(len(self._packets)) / self.head.fps
-        else:  # AVI's are of decoding: there the first packet is the first frame's
-            start_s = stamps[0] * self._tick_s if self._only_dts else self.start_s
-            times = unroll(np.array(stamps, np.float64) * self._tick_s - start_s, 1 / self.head.fps)
+        if len(stamps) < len(self._packets):  # a stream without a container: evenly spaced
+            times = np.arange(len(self._packets)) / self.header.fps
+        else:  # AVI's stamps are of decoding: the first packet is the first frame
+            start_s = stamps[0] * self._tick_s if self._uses_dts else self.start_s
+            times_s = np.array(stamps, np.float64) * self._tick_s - start_s
+            times = join_recordings(times_s, 1 / self.header.fps)
         order = np.argsort(times, kind="stable")
         return Packets(
             times[order],
@@ -131,10 +136,11 @@ class Reader:
 
     def frames(self) -> Iterator[tuple[float, Planes]]:
         """Each frame once: its time, and its planes at reduced size."""
-        head = self.head
-        self._clock = clock = Clock(1 / head.fps)
-        by, rotation = head.reduction, head.rotation
-        stored = (head.height, head.width) if rotation in (90, 270) else (head.width, head.height)
+        header = self.header
+        self._clock = clock = Clock(1 / header.fps)
+        by, rotation = header.reduction, header.rotation
+        width, height = header.width, header.height
+        stored = (height, width) if rotation in (90, 270) else (width, height)
         for frame in self._decoded():
             t_s = clock.read(self._stamp_s(frame))
             self._check_limits(t_s, frame)
@@ -142,30 +148,31 @@ class Reader:
             if frame.is_corrupt:
                 self.errors += 1
                 self.corrupt_s.append(t_s)
-            if (frame.width, frame.height) != stored:
-                frame = _to_size(frame, *stored)
+            if (frame.width, frame.height) != stored:  # the stream changes its size midway
+                frame = convert(frame, *stored, "yuvj420p")
             yield t_s, reduce_frame(frame, by, rotation)
             self.end_s = t_s + self._duration_s(frame)
         self.start_s = clock.start_s or 0.0
-        # a header counts from zero or from the first stamp, or tells the longest stream's end
-        ends_s = (self.end_s, self.start_s + self.end_s, self._others_end_s)
-        if head.header_duration_s is not None:
-            check_end(head.header_duration_s, *ends_s)
-        if self._claim is not None:
-            claimed_s, indexed_s = self._claim
-            check_end(claimed_s, *ends_s, indexed_s)
+        # A header's duration counts from zero or from the first time stamp, or is that of the
+        # longest stream.
+        ends_s = (self.end_s, self.start_s + self.end_s, self._other_streams_end_s)
+        if header.header_duration_s is not None:
+            check_end(header.header_duration_s, *ends_s)
+        if self._mp4_durations_s is not None:
+            header_s, index_s = self._mp4_durations_s
+            check_end(header_s, *ends_s, index_s)
 
     def _stamp_s(self, frame: av.VideoFrame) -> float | None:
-        stamp = frame.dts if self._only_dts else frame.pts
+        stamp = frame.dts if self._uses_dts else frame.pts
         return None if stamp is None else stamp * self._tick_s
 
     def _duration_s(self, frame: av.VideoFrame) -> float:
-        """How long the last frame is shown, as far as the container says."""
-        if self._only_dts and len(self._times) > 1:  # AVI tells the clock's tick instead
+        """Of the last frame."""
+        if self._uses_dts and len(self._times) > 1:  # AVI's frames have the duration of a tick
             return self._times[-1] - self._times[-2]
         if frame.duration and frame.pts is not None:
             return frame.duration * self._tick_s
-        return 1 / self.head.fps
+        return 1 / self.header.fps
 
     def _decode_until_first_frame(self) -> list[av.VideoFrame]:
         self._demuxed = self._demux()
@@ -173,9 +180,9 @@ class Reader:
             frames = self._decode(packet)
             if frames:
                 return frames
-            if len(self._packets) > 1000:  # a decoder holds back a few dozen at most
+            if len(self._packets) > MAX_PACKETS_BEFORE_FRAME:
                 break
-        refuse_without_frames(self.path, self.limits, self.errors)
+        raise_without_frames(self.path, self.limits, self.errors)
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         yield from self._pending
@@ -184,24 +191,25 @@ class Reader:
             yield from self._decode(packet)
 
     def _demux(self) -> Iterator[av.Packet]:
-        """The video's packets. The other streams' only count for how long the file really is."""
-        knows = self._stream.duration is not None
-        streams = [self._stream] if knows else [s for s in self._container.streams if s.time_base]
+        """The video's packets. Those of other streams show only where the file ends."""
+        has_duration = self._stream.duration is not None
+        timed = [s for s in self._container.streams if s.time_base]
+        streams = [self._stream] if has_duration else timed
         wanted = self._stream.index
         try:
             for packet in self._container.demux(streams):
                 if packet.stream_index != wanted:
                     if packet.pts is not None:
                         end = (packet.pts + (packet.duration or 0)) * packet.time_base
-                        self._others_end_s = max(self._others_end_s, float(end))
+                        self._other_streams_end_s = max(self._other_streams_end_s, float(end))
                     continue
                 if packet.size:  # the last, empty one flushes the decoder
-                    stamp = packet.dts if packet.pts is None or self._only_dts else packet.pts
+                    stamp = packet.dts if packet.pts is None or self._uses_dts else packet.pts
                     self._packets.append((stamp, packet.size, packet.is_keyframe))
                 yield packet
-        except av.FFmpegError:  # the file breaks off: what was read counts, check_end judges
+        except av.FFmpegError:  # the file breaks off: what was read counts, check_end decides
             self.errors += 1
-        except IndexError:  # PyAV 18 stumbles, at the very end, over streams that came up late
+        except IndexError:  # PyAV 18 raises it at the end of a file whose streams appeared late
             pass
 
     def _decode(self, packet: av.Packet) -> list[av.VideoFrame]:
@@ -223,22 +231,18 @@ class Reader:
             raise BadVideo(f"more than {self.limits.max_frames} frames, the limit")
 
 
-SMALL_STEP_S = 0.001
-JUMP_S = 1.0  # a stamp that falls back by more belongs to another count (recordings joined)
-
-
 class Clock:
-    """Turns the container's stamps into times that start at 0 and grow strictly."""
+    """Turns the container's time stamps into times that start at 0 and strictly increase."""
 
     def __init__(self, step_s: float) -> None:
-        self.step_s = step_s  # nominal, for frames without a stamp
-        self.start_s: float | None = None  # the first stamp
+        self.step_s = step_s  # nominal, for frames without a time stamp
+        self.start_s: float | None = None  # the first time stamp
         self.repaired = 0
-        self._shift_s = 0.0  # what jumps back have added up to
+        self._shift_s = 0.0  # of this recording against the first
         self._last_s = 0.0
 
     def read(self, stamp_s: float | None) -> float:
-        """The time of the next frame, in the order of showing."""
+        """The time of the next frame in presentation order."""
         if self.start_s is None:
             self.start_s = stamp_s or 0.0
             return 0.0
@@ -246,23 +250,19 @@ class Clock:
         t_s = next_s if stamp_s is None else stamp_s - self.start_s + self._shift_s
         if t_s <= self._last_s:
             self.repaired += 1
-            if t_s < self._last_s - JUMP_S:
+            if t_s < self._last_s - MAX_STEP_BACK_S:
                 self._shift_s += next_s - t_s
                 t_s = next_s
             else:
-                t_s = self._last_s + SMALL_STEP_S
+                t_s = self._last_s + MIN_STEP_S
         self._last_s = t_s
         return t_s
 
 
-def unroll(times_s: np.ndarray, step_s: float) -> np.ndarray:
-    """Packets' times in order of decoding; a count that starts anew goes on from the last one."""
+def join_recordings(times_s: np.ndarray, step_s: float) -> np.ndarray:
+    """times_s: of packets in decoding order. A recording that begins again at an earlier time is
+    shifted to begin `step_s` after the one before."""
     behind = np.maximum.accumulate(times_s) - times_s
-    for at in np.flatnonzero(np.diff(behind, prepend=0) > JUMP_S):
+    for at in np.flatnonzero(np.diff(behind, prepend=0) > MAX_STEP_BACK_S):
         times_s[at:] += times_s[:at].max() + step_s - times_s[at]
     return times_s
-
-
-def _to_size(frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
-    """A frame whose size changed in the middle of the stream, brought to the first frame's."""
-    return convert(frame, width, height, "yuvj420p")

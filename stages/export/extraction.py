@@ -91,7 +91,7 @@ def _copy(
     video: SeekableVideo, start_s: float, end_s: float, num_frames: int | None, out: BinaryIO
 ) -> ExtractedClip | None:
     """None where a copy can't show exactly the span."""
-    codec, head = video.head.codec, video.head
+    codec, head = video.header.codec, video.header
     if not video.indexed or codec not in COPIED_CODECS or video.stream.time_base is None:
         return None  # a bare or concatenated stream has no index
     if codec == "av1" and (head.rotation or head.sample_aspect != 1):
@@ -206,7 +206,7 @@ def _encode(video: SeekableVideo, start_s: float, end_s: float, out: BinaryIO) -
         if not times_s:
             raise BadVideo(f"no frame from {start_s:.3f} to {end_s:.3f} s")
 
-    encode_format = EncodeFormat.from_head(video.head)
+    encode_format = EncodeFormat.from_head(video.header)
     write_encoded(timed_frames(), time_base, encode_format, out)
     width, height = encode_format.shown_size
     return ExtractedClip(

@@ -93,14 +93,14 @@ def write_presto_clip(clip: Row, mp4: Path, extracted: ExtractedClip, folder: Pa
             shown = sorted(p.pts or 0 for p in packets if not p.is_discard)
             indices = frame_indices([video.time_s(pts) for pts in shown], duration_s)
             if _has_exactly_these_frames(video, extracted, indices, len(packets)):
-                encode_format = EncodeFormat.from_head(video.head)
+                encode_format = EncodeFormat.from_head(video.header)
                 new_pts = [shown.index(pts) * TICKS_PER_FRAME for pts in stamps]
                 time_base = Fraction(1, FPS * TICKS_PER_FRAME)
                 end = NUM_FRAMES * TICKS_PER_FRAME
                 write_copy(video.stream, packets, new_pts, time_base, end, out)
             else:
                 encode_format = EncodeFormat.from_head(
-                    video.head, Fraction(FPS), cover=(MIN_WIDTH, MIN_HEIGHT)
+                    video.header, Fraction(FPS), cover=(MIN_WIDTH, MIN_HEIGHT)
                 )
                 frames = _frames_at(video, indices)
                 write_encoded(frames, Fraction(1, FPS), encode_format, out)
@@ -129,7 +129,7 @@ def _has_exactly_these_frames(
     Not with stored but hidden frames, nor with a rotation in the header: that trainer reads with
     decord, which counts packets.
     """
-    head = video.head
+    head = video.header
     plain = extracted.codec == "h264" and head.pix_fmt == "yuv420p" and head.rotation == 0
     return plain and packets == NUM_FRAMES and np.array_equal(indices, np.arange(NUM_FRAMES))
 

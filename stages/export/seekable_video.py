@@ -13,7 +13,7 @@ from curation.video.container import (
     check_file,
     choose_stream,
     open_container,
-    read_head,
+    read_header,
     set_up_decoder,
 )
 from curation.video.reader import Clock
@@ -36,10 +36,10 @@ class SeekableVideo:
         first = next(self._decoded(self.container.demux(self.stream)), None)
         if first is None:
             raise BadVideo("no frame could be decoded")
-        self.head = read_head(self.container, self.stream, first, size)
+        self.header = read_header(self.container, self.stream, first, size)
         self.tick_s = float(self.stream.time_base or 0)
         self.start_stamp = self._stamp(first)
-        self.indexed = self.head.container in INDEXED_CONTAINERS and self.start_stamp is not None
+        self.indexed = self.header.container in INDEXED_CONTAINERS and self.start_stamp is not None
 
     def _open(self) -> None:
         self.container = open_container(self.path, DEFAULT_LIMITS)
@@ -75,7 +75,7 @@ class SeekableVideo:
 
     def frames(self, from_s: float) -> Iterator[tuple[float, av.VideoFrame]]:
         """Decoded frames with their times, in presentation order, from before `from_s` on."""
-        clock = Clock(1 / self.head.fps)
+        clock = Clock(1 / self.header.fps)
         if self._can_seek(from_s):
             clock.read(self._seconds(self.start_stamp))
         for frame in self._decoded(self.packets(from_s)):
@@ -96,7 +96,7 @@ class SeekableVideo:
                 return
         if previous is not None:
             t_s, frame = previous
-            duration_s = (frame.duration or 0) * self.tick_s or 1 / self.head.fps
+            duration_s = (frame.duration or 0) * self.tick_s or 1 / self.header.fps
             yield t_s, min(duration_s, end_s - t_s), frame
 
     def _can_seek(self, from_s: float) -> bool:

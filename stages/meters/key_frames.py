@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt
 
 from curation.images import encode_jpeg, shrink
 from curation.video.frames import Planes
-from curation.video.reader import colour
+from curation.video.planes import bgr_image
 from stages.meters.scratch_file import ScratchFile
 
 JPEG_QUALITY = 90
@@ -58,7 +58,7 @@ class KeyFrames:
 
     def _keep(self, frame: Planes) -> int:
         assert self._kept is not None
-        self._kept.append(colour(frame, self._side))
+        self._kept.append(bgr_image(frame, self._side))
         return len(self._kept) - 1
 
     def nearest(self, t_s: float, start_s: float, end_s: float) -> list[tuple[float, bytes]]:

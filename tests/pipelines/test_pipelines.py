@@ -22,7 +22,7 @@ from curation.storage import Folder
 from pipelines import caption, curate, export, score, select
 from pipelines.settings import Settings, main
 from stages.export.presto import CAPTION_KEYS
-from tests.support import zoo
+from tests.support import video_files
 from tests.support.paths import REPOSITORY
 from tests.support.small_input import SETTINGS, scene, video
 from tests.support.whole_run import commands_with_mark, unfinished_files
@@ -245,7 +245,7 @@ def test_configurations_with_models_are_refused_before_the_start_with_how_to_get
 ):
     monkeypatch.chdir(tmp_path)  # weights/ is looked for here
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    zoo.draw(tmp_path / "a.mp4", frames=3)
+    video_files.draw(tmp_path / "a.mp4", frames=3)
     path = str(REPOSITORY / "configs" / f"{name}.yaml")
     code, text = said(capsys, "curate", path, "input=a.mp4", f"output={tmp_path}/out")
     assert code == 1
@@ -329,19 +329,19 @@ def test_help_says_what_it_does_and_names_every_setting(capsys, name):
 def test_bad_files_are_a_row_each_and_the_good_one_among_them_is_untouched(tmp_path, cluster):
     folder = tmp_path / "in"
     good = video(folder / "good.mp4", scene(1))
-    long = zoo.draw(tmp_path / "long.mp4", frames=100)
+    long = video_files.draw(tmp_path / "long.mp4", frames=100)
     (folder / "empty.mp4").touch()
     (folder / "folder.mp4").mkdir()
     os.mkfifo(folder / "pipe.mp4")
     (folder / "dangling.mp4").symlink_to(folder / "nowhere")
     (folder / "playlist.mp4").write_text("#EXTM3U\n#EXTINF:4,\ngood.mp4\n")
     (folder / "concat.mp4").write_text("ffconcat version 1.0\nfile good.mp4\n")
-    zoo.truncated(folder / "no moov.mp4", long, 0.5)
-    zoo.with_unknown_codec(folder / "codec.mp4", long)
-    zoo.audio_only(folder / "audio.mp4")
-    zoo.audio_with_cover(folder / "cover.mp4")
-    png = zoo.draw(tmp_path / "png.mov", codec="png", pix_fmt="rgb24")
-    zoo.picture_bomb(folder / "16k.mov", png, 16384)
+    video_files.truncated(folder / "no moov.mp4", long, 0.5)
+    video_files.with_unknown_codec(folder / "codec.mp4", long)
+    video_files.audio_only(folder / "audio.mp4")
+    video_files.audio_with_cover(folder / "cover.mp4")
+    png = video_files.draw(tmp_path / "png.mov", codec="png", pix_fmt="rgb24")
+    video_files.picture_bomb(folder / "16k.mov", png, 16384)
     odd = folder / os.fsdecode(b"bytes \xff\xfe.mp4")
     shutil.copy(long, odd)
     run = settings(f"input={folder}", f"output={tmp_path}/out", "max_failed_share=1")

