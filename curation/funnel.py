@@ -1,4 +1,4 @@
-"""Where every video and clip went: counted by rule, and refused where the sums don't agree."""
+"""Counts what became of every video and clip, by reason; raises where the sums do not agree."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from curation.progress import printable
 
 VIDEO_STATUSES = ("ok", "duplicate", "failed")
 CLIP_STATUSES = ("kept", "rejected", "failed")
-MOST_RULES = 20  # per status; errors can be of any number of kinds
+MAX_REASONS = 20  # listed per status; the others are summed
 
-# What the last line calls a rule; any other is called by its column and "low" or "high".
-WORDS = {
+# Of rules, for the summary line; the others are the column and "low" or "high".
+SHORT_LABELS = {
     "duration_s <": "short",
     "static_share >": "static",
     "motion_dis <": "static",
@@ -29,7 +29,7 @@ WORDS = {
     "overlay_share >": "overlay",
     "border_share >": "borders",
     "artifact_share >": "artifacts",
-    "ken_burns_share >": "fake motion",
+    "ken_burns_share >": "Ken Burns",
     "frozen_share >": "frozen",
     "frozen_longest_s >": "frozen",
     "key_psnr >": "unchanging",
@@ -47,31 +47,31 @@ _NAMES_AND_NUMBERS = re.compile(r"(?<!\w)(?:'[^']*'|\"[^\"]*\"|\d+(?:\.\d+)?)")
 
 
 class Unaccounted(Exception):
-    """A video or clip is in no column, or in two: our fault, and never exit code 0."""
+    """A video or clip has no known status, or two: a bug, so the run must not end with success."""
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What was held against clips (or videos), without the number that each of them had."""
+class ReasonCount:
+    """How many clips (or videos) have a reason."""
 
-    name: str
-    first: int  # rows whose first reason it is: these add up to the status's count
-    any: int  # rows that have it among their reasons: these don't
+    name: str  # without measured values: `normalize_reason`
+    first: int  # rows whose first reason it is; these add up to the rows of the status
+    any: int  # rows that have it among their reasons
 
 
 @dataclass(frozen=True)
 class Funnel:
     videos: dict[str, int]  # status -> count
     clips: dict[str, int]
-    takes: int | None  # None where the table doesn't say
-    duplicate_videos: list[Rule]
-    failed_videos: list[Rule]
-    rejected: list[Rule]
-    failed: list[Rule]
+    takes: int | None  # None where the table has no such column
+    duplicate_videos: list[ReasonCount]
+    failed_videos: list[ReasonCount]
+    rejected: list[ReasonCount]
+    failed: list[ReasonCount]
 
 
-def rule(reason: str) -> str:
-    """The reason without measured values: `static_share > 0.5`. Names in an error become dots."""
+def normalize_reason(reason: str) -> str:
+    """The reason without measured values, `static_share > 0.5`, or names: these become `…`."""
     for start in ("duplicate of", "shows the same as", "same bytes as"):
         if reason.startswith(start):
             return f"{start} another"
@@ -85,54 +85,54 @@ def rule(reason: str) -> str:
     return printable(_NAMES_AND_NUMBERS.sub("…", head).strip(), 80) or "no reason given"
 
 
-def rules(reasons: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The rule of each reason. Numbers repeat, so a million reasons are some thousand texts."""
+def normalize_reasons(reasons: pa.ChunkedArray) -> pa.ChunkedArray:
+    """`normalize_reason` of each; a million reasons have only some thousand different texts."""
     encoded = reasons.dictionary_encode().combine_chunks()
     if isinstance(encoded, pa.ChunkedArray):  # pyarrow keeps zero chunks chunked
         return reasons
-    names = pa.array([rule(text) for text in encoded.dictionary.to_pylist()], pa.string())
+    names = pa.array(map(normalize_reason, encoded.dictionary.to_pylist()), pa.string())
     return pa.chunked_array([names.take(encoded.indices)])
 
 
-def word(name: str) -> str:
-    """The rule in the last line's words."""
+def short_label(name: str) -> str:
+    """A normalized reason in a word or two."""
     column, _, rest = name.partition(" ")
     if rest.startswith(("<", ">")):
         side = "low" if rest[0] == "<" else "high"
-        return WORDS.get(f"{column} {rest[0]}", f"{column.replace('_', ' ')} {side}")
+        return SHORT_LABELS.get(f"{column} {rest[0]}", f"{column.replace('_', ' ')} {side}")
     if rest == "not measured":
         return rest
     return column if column in ("duplicate", "caption") else name
 
 
-def count(videos: pa.Table, clips: pa.Table) -> Funnel:
-    """Counts both tables as users find them; Unaccounted where a row is in no column or in two.
+def count_rows(videos: pa.Table, clips: pa.Table) -> Funnel:
+    """Counts the rows of both tables. Raises Unaccounted.
 
     videos: video, status, error, clips (how many), takes (spans, or how many).
     clips: clip_id, status, reason, reasons.
     """
-    video_counts = _statuses("videos", videos["status"], VIDEO_STATUSES)
-    clip_counts = _statuses("clips", clips["status"], CLIP_STATUSES)
+    video_counts = _count_statuses("videos", videos["status"], VIDEO_STATUSES)
+    clip_counts = _count_statuses("clips", clips["status"], CLIP_STATUSES)
     if (ids := pc.count_distinct(clips["clip_id"], mode="all").as_py()) != clips.num_rows:
         raise Unaccounted(f"clips: {clips.num_rows} rows, but {ids} different clip_ids")
-    said = _total(videos["clips"]) if "clips" in videos.column_names else None
-    if said not in (None, clips.num_rows):
-        raise Unaccounted(f"videos say that they have {said} clips, but there are {clips.num_rows}")
-    spite = pc.and_(pc.equal(clips["status"], "kept"), pc.is_valid(clips["reason"]))
-    if n := pc.sum(spite).as_py():
-        raise Unaccounted(f"clips: {n} kept in spite of a reason against them")
+    expected = _total(videos["clips"]) if "clips" in videos.column_names else None
+    if expected not in (None, clips.num_rows):
+        raise Unaccounted(f"videos: {expected} clips in all, but there are {clips.num_rows}")
+    kept_with_reason = pc.and_(pc.equal(clips["status"], "kept"), pc.is_valid(clips["reason"]))
+    if n := pc.sum(kept_with_reason).as_py():
+        raise Unaccounted(f"clips: {n} kept with a reason against them")
     return Funnel(
         videos=video_counts,
         clips=clip_counts,
         takes=_total(videos["takes"]) if "takes" in videos.column_names else None,
-        duplicate_videos=_rules("videos", videos, "duplicate", "error"),
-        failed_videos=_rules("videos", videos, "failed", "error"),
-        rejected=_rules("clips", clips, "rejected", "reason"),
-        failed=_rules("clips", clips, "failed", "reason"),
+        duplicate_videos=_count_reasons("videos", videos, "duplicate", "error"),
+        failed_videos=_count_reasons("videos", videos, "failed", "error"),
+        rejected=_count_reasons("clips", clips, "rejected", "reason"),
+        failed=_count_reasons("clips", clips, "failed", "reason"),
     )
 
 
-def _statuses(what: str, status: pa.ChunkedArray, known: tuple[str, ...]) -> dict[str, int]:
+def _count_statuses(what: str, status: pa.ChunkedArray, known: tuple[str, ...]) -> dict[str, int]:
     found = {row["values"]: row["counts"] for row in pc.value_counts(status).to_pylist()}
     counts = {name: found.pop(name, 0) for name in known}
     if found:
@@ -143,54 +143,53 @@ def _statuses(what: str, status: pa.ChunkedArray, known: tuple[str, ...]) -> dic
 
 
 def _total(column: pa.ChunkedArray) -> int:
-    """How many things the rows have together: a column of lists, or of counts."""
+    """The sum of a column of counts, or of the lengths of lists."""
     lists = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
     return pc.sum(pc.list_value_length(column) if lists else column, min_count=0).as_py()
 
 
-def _rules(what: str, table: pa.Table, status: str, column: str) -> list[Rule]:
-    """The rules behind the rows of one status, the commonest first."""
-    names = [column] + [c for c in ("reasons",) if c in table.column_names]
-    rows = table.select(names).filter(pc.equal(table["status"], status))
+def _count_reasons(what: str, table: pa.Table, status: str, column: str) -> list[ReasonCount]:
+    """The reasons of the rows of one status, the most frequent first."""
+    columns = [column] + [c for c in ("reasons",) if c in table.column_names]
+    rows = table.select(columns).filter(pc.equal(table["status"], status))
     if missing := rows[column].null_count:
         raise Unaccounted(f"{what}: {missing} of {rows.num_rows} {status} without a reason")
-    first = _tally(rules(rows[column]))
-    of_any = dict(first)
-    if "reasons" in names and rows.num_rows:
+    first = _count_values(normalize_reasons(rows[column]))
+    of_any = Counter(first)
+    if "reasons" in columns and rows.num_rows:
         lists = rows["reasons"]
-        pairs = pa.table(
-            {"row": pc.list_parent_indices(lists), "rule": rules(pc.list_flatten(lists))}
-        )
-        of_any |= _tally(pairs.group_by(["row", "rule"]).aggregate([])["rule"])
-    found = [
-        Rule(name, first.get(name, 0), max(n, first.get(name, 0))) for name, n in of_any.items()
-    ]
+        names = normalize_reasons(pc.list_flatten(lists))
+        pairs = pa.table({"row": pc.list_parent_indices(lists), "reason": names})
+        of_any |= _count_values(pairs.group_by(["row", "reason"]).aggregate([])["reason"])
+    found = [ReasonCount(name, first.get(name, 0), n) for name, n in of_any.items()]
     found.sort(key=lambda r: (-r.first, -r.any, r.name))
-    if len(found) <= MOST_RULES:
+    if len(found) <= MAX_REASONS:
         return found
-    rest = found[MOST_RULES - 1 :]
-    other = Rule(f"{len(rest)} other reasons", sum(r.first for r in rest), sum(r.any for r in rest))
-    return [*found[: MOST_RULES - 1], other]
+    rest = found[MAX_REASONS - 1 :]
+    name = f"{len(rest)} other reasons"
+    other = ReasonCount(name, sum(r.first for r in rest), sum(r.any for r in rest))
+    return [*found[: MAX_REASONS - 1], other]
 
 
-def _tally(names: pa.ChunkedArray) -> dict[str, int]:
-    return {row["values"]: row["counts"] for row in pc.value_counts(names).to_pylist()}
+def _count_values(names: pa.ChunkedArray) -> Counter[str]:
+    counts = pc.value_counts(names).to_pylist()
+    return Counter({row["values"]: row["counts"] for row in counts})
 
 
-def last_line(funnel: Funnel) -> str:
+def summary_line(funnel: Funnel) -> str:
     """`1204 clips: 806 kept, 371 rejected (static 212, blurry 97, text 62), 27 failed (…)`"""
     parts = []
     for status, found in (("rejected", funnel.rejected), ("failed", funnel.failed)):
-        words: Counter[str] = Counter()
+        labels: Counter[str] = Counter()
         for r in found:
-            words[word(r.name)] += r.first
-        why = ", ".join(f"{name} {n}" for name, n in words.most_common() if n)
+            labels[short_label(r.name)] += r.first
+        why = ", ".join(f"{name} {n}" for name, n in labels.most_common() if n)
         parts.append(f"{funnel.clips[status]} {status}" + (f" ({why})" if why else ""))
     return f"{sum(funnel.clips.values())} clips: {funnel.clips['kept']} kept, {', '.join(parts)}"
 
 
-def as_text(funnel: Funnel) -> str:
-    """The funnel as a table for a terminal, the last line being `last_line`."""
+def format_funnel(funnel: Funnel) -> str:
+    """The funnel as a table for a terminal; its last line is `summary_line`."""
     n_videos, n_clips = sum(funnel.videos.values()), sum(funnel.clips.values())
     rows: list[tuple[str, str, str, str]] = [("", "", "share", "any reason")]
 
@@ -217,9 +216,4 @@ def as_text(funnel: Funnel) -> str:
         "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3))]).rstrip()
         for row in rows
     ]
-    return "\n".join([*lines, "", last_line(funnel)])
-
-
-def funnel(videos: pa.Table, clips: pa.Table) -> str:
-    """The table at the end of a run; raises Unaccounted where the sums don't agree."""
-    return as_text(count(videos, clips))
+    return "\n".join([*lines, "", summary_line(funnel)])

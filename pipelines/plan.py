@@ -187,7 +187,7 @@ def _reasons(rows: list[Row], kept: set[str]) -> list[str]:
     """The commonest reasons of the trial's clips."""
     clips = [clip for row in rows for clip in row["clips"]]
     against = [c["reason"] for c in clips if c["clip_id"] not in kept]
-    names = funnel.rules(pa.chunked_array([pa.array(against, pa.string())])).to_pylist()
+    names = funnel.normalize_reasons(pa.chunked_array([pa.array(against, pa.string())])).to_pylist()
     return [f"    {n / len(clips):5.1%} {name}" for name, n in Counter(names).most_common(6)]
 
 

@@ -55,7 +55,7 @@ def publish(
     facts: dict[str, Any],
 ) -> str:
     """Writes tables and report; the funnel as text. Raises where a clip is unaccounted for."""
-    counted = funnel.count(videos, clips)
+    counted = funnel.count_rows(videos, clips)
     statistics = score_statistics(clips)
     out.write_table("clips.parquet", clips)
     out.write_table("videos.parquet", videos)
@@ -64,4 +64,4 @@ def publish(
     policy = {name: (rule.min, rule.max) for name, rule in rules.items()}
     page = report_html(videos, clips, statistics, policy, facts, (out / "ledger").read)
     out.write("report.html", page.encode())
-    return funnel.as_text(counted)
+    return funnel.format_funnel(counted)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation.funnel import rule, rules
+from curation.funnel import normalize_reason, normalize_reasons
 from curation.images import decode_image, encode_jpeg, shrink
 from curation.progress import printable
 from curation.stage import Row
@@ -85,7 +85,8 @@ def rejected_examples(
 ) -> list[ExampleGroup]:
     """Rejected and failed clips by the rule of their first reason, the most frequent rule first."""
     rows = np.flatnonzero(pc.not_equal(clips["status"], "kept").to_numpy())
-    names = rules(clips["reason"].take(pa.array(rows))).combine_chunks().dictionary_encode()
+    names = normalize_reasons(clips["reason"].take(pa.array(rows)))
+    names = names.combine_chunks().dictionary_encode()
     if isinstance(names, pa.ChunkedArray):
         return []
     rule_index = names.indices.to_numpy()
@@ -128,7 +129,7 @@ def choose_examples(clips: pa.Table, rows: np.ndarray, most: int) -> list[int]:
 
 def _clip_view(clip: Row, policy: Mapping[str, Thresholds], read_file: ReadFile) -> ClipView:
     reasons = [r for r in clip.get("reasons") or [clip.get("reason")] if r]
-    columns = {rule(r).split(" ")[0] for r in reasons}
+    columns = {normalize_reason(r).split(" ")[0] for r in reasons}
     scores = [
         _score_view(clip, name, policy.get(name, (None, None)), name in columns)
         for name in MEASUREMENTS

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from curation.funnel import Funnel, Rule, count, last_line, word
+from curation.funnel import Funnel, ReasonCount, count_rows, short_label, summary_line
 from curation.progress import format_duration, printable
 from curation.records import CLIP
 from stages.report import histogram
@@ -62,7 +62,7 @@ def report_html(
 
     Counts are by column, and only the examples are read as rows: a million clips take seconds.
     """
-    funnel = count(videos, clips)
+    funnel = count_rows(videos, clips)
     columns = [c for c in ("start_s", "end_s", "captioner") if c in clips.column_names]
     kept = clips.select(columns).filter(pc.equal(clips["status"], "kept"))
     captioners = _captioners(kept)
@@ -80,7 +80,7 @@ def report_html(
         css=Markup(css),  # our own file, so not escaped
         css_hash=base64.b64encode(hashlib.sha256(css.encode()).digest()).decode(),
         funnel=funnel,
-        last_line=last_line(funnel),
+        summary_line=summary_line(funnel),
         total_videos=sum(funnel.videos.values()),
         total_clips=sum(funnel.clips.values()),
         kept_time=format_duration(_seconds(kept)),
@@ -126,13 +126,13 @@ def _video_rows(funnel: Funnel) -> list[FunnelRow]:
 def _clip_rows(funnel: Funnel) -> list[FunnelRow]:
     total = sum(funnel.clips.values())
     takes = f" in {funnel.takes} takes" if funnel.takes else ""
-    lost = [(r, "lost", word(r.name)) for r in funnel.rejected]
+    lost = [(r, "lost", short_label(r.name)) for r in funnel.rejected]
     lost += [(r, "failed", "failed") for r in funnel.failed]
     return _funnel_rows((f"clips{takes}", total), lost, ("clips kept", funnel.clips["kept"]))
 
 
 def _funnel_rows(
-    everything: tuple[str, int], lost: list[tuple[Rule, str, str]], kept: tuple[str, int]
+    everything: tuple[str, int], lost: list[tuple[ReasonCount, str, str]], kept: tuple[str, int]
 ) -> list[FunnelRow]:
     """A row for all, one for each rule, and one for what is kept. The bar of a rule shows its share
     at the end of what the rules above it leave.
@@ -142,12 +142,12 @@ def _funnel_rows(
     label, remaining = everything
     percent = 100 / max(remaining, 1)
     rows = [FunnelRow(label, "", remaining, None, "all", 0, remaining * percent)]
-    for r, kind, short_label in lost:
+    for r, kind, short in lost:
         remaining -= r.first
-        any_reason = r.any if kind == "lost" and short_label != "duplicate" else None
+        any_reason = r.any if kind == "lost" and short != "duplicate" else None
         bar = (remaining * percent, r.first * percent)
-        short_label = "" if f" {short_label} " in f" {r.name} " else short_label
-        rows.append(FunnelRow(r.name, short_label, r.first, any_reason, kind, *bar))
+        short = "" if f" {short} " in f" {r.name} " else short
+        rows.append(FunnelRow(r.name, short, r.first, any_reason, kind, *bar))
     return [*rows, FunnelRow(kept[0], "", kept[1], None, "kept", 0, kept[1] * percent)]
 
 

@@ -1,9 +1,15 @@
-"""Every video and clip is in exactly one column, and the sums agree."""
+"""Every video and clip has exactly one status, and the sums agree."""
 
 import pyarrow as pa
 import pytest
 
-from curation.funnel import Unaccounted, count, funnel, rule, word
+from curation.funnel import (
+    Unaccounted,
+    count_rows,
+    format_funnel,
+    normalize_reason,
+    short_label,
+)
 
 
 def clips_of(*rows: tuple[str, list[str]]) -> pa.Table:
@@ -31,6 +37,10 @@ def videos_of(*rows: tuple[str, str | None, int]) -> pa.Table:
     )
 
 
+def text_of(videos: pa.Table, clips: pa.Table) -> str:
+    return format_funnel(count_rows(videos, clips))
+
+
 CLIPS = clips_of(
     ("kept", []),
     ("kept", []),
@@ -43,36 +53,36 @@ CLIPS = clips_of(
 )
 
 
-def test_the_last_line_says_what_became_of_every_clip():
-    text = funnel(videos_of(("ok", None, 8)), CLIPS)
+def test_summary_line_counts_every_clip_by_status_and_reason():
+    text = text_of(videos_of(("ok", None, 8)), CLIPS)
     assert text.splitlines()[-1] == (
         "8 clips: 2 kept, 5 rejected (static 2, blurry 1, duplicate 1, short 1), "
         "1 failed (no frame decoded 1)"
     )
 
 
-def test_a_rule_counts_its_first_reasons_and_all_of_them():
-    found = {r.name: r for r in count(videos_of(("ok", None, 8)), CLIPS).rejected}
+def test_reason_counts_the_rows_that_have_it_first_and_those_that_have_it_at_all():
+    found = {r.name: r for r in count_rows(videos_of(("ok", None, 8)), CLIPS).rejected}
     assert (found["static_share > 0.5"].first, found["static_share > 0.5"].any) == (2, 2)
     assert (found["sharpness < 60"].first, found["sharpness < 60"].any) == (1, 2)
     assert sum(r.first for r in found.values()) == 5
 
 
-def test_videos_are_counted_with_why_they_failed():
+def test_failed_and_duplicate_videos_are_counted_by_reason():
     videos = videos_of(
         ("ok", None, 8),
         ("duplicate", "same bytes as a.mp4", 0),
         ("failed", "moov atom not found: truncated at 1500000", 0),
         ("failed", "moov atom not found: truncated at 77", 0),
     )
-    lines = [line.split() for line in funnel(videos, CLIPS).splitlines()]
+    lines = [line.split() for line in text_of(videos, CLIPS).splitlines()]
     assert ["videos", "4"] in lines
     assert ["moov", "atom", "not", "found", "2", "50.0", "%"] in lines
     assert ["same", "bytes", "as", "another", "1", "25.0", "%"] in lines
 
 
-def test_an_empty_input_has_a_funnel_too():
-    assert funnel(videos_of(), clips_of()).splitlines()[-1] == (
+def test_empty_input_has_a_funnel():
+    assert text_of(videos_of(), clips_of()).splitlines()[-1] == (
         "0 clips: 0 kept, 0 rejected, 0 failed"
     )
 
@@ -82,40 +92,40 @@ def test_an_empty_input_has_a_funnel_too():
     [
         ([("ok", None, 1)], [("lost", [])], r"1 rows, but 0 kept.*unaccounted for: 1 lost"),
         ([("ok", None, 1)], [("rejected", [])], "1 of 1 rejected without a reason"),
-        ([("ok", None, 1)], [("kept", ["text_share 0.2 > 0.1"])], "1 kept in spite of a reason"),
-        ([("ok", None, 2)], [("kept", [])], "videos say that they have 2 clips, but there are 1"),
+        ([("ok", None, 1)], [("kept", ["text_share 0.2 > 0.1"])], "1 kept with a reason"),
+        ([("ok", None, 2)], [("kept", [])], "videos: 2 clips in all, but there are 1"),
         ([("failed", None, 0)], [], "videos: 1 of 1 failed without a reason"),
         ([(None, None, 0)], [], "unaccounted for: 1 None"),
     ],
 )
-def test_sums_that_disagree_are_refused(videos, clips, message):
+def test_sums_that_disagree_raise_an_error(videos, clips, message):
     with pytest.raises(Unaccounted, match=message):
-        funnel(videos_of(*videos), clips_of(*clips))
+        text_of(videos_of(*videos), clips_of(*clips))
 
 
-def test_a_clip_that_is_there_twice_is_refused():
+def test_clip_that_occurs_twice_raises_an_error():
     twice = pa.concat_tables([CLIPS, CLIPS.slice(0, 1)])
     with pytest.raises(Unaccounted, match="9 rows, but 8 different clip_ids"):
-        funnel(videos_of(("ok", None, 9)), twice)
+        text_of(videos_of(("ok", None, 9)), twice)
 
 
-def test_tables_in_many_chunks_count_the_same():
+def test_tables_in_many_chunks_have_the_same_funnel():
     pieces = pa.concat_tables([CLIPS.slice(i, 1) for i in range(CLIPS.num_rows)])
     assert pieces["reasons"].num_chunks == 8
     videos = videos_of(("ok", None, 8))
-    assert funnel(videos, pieces) == funnel(videos, CLIPS)
+    assert text_of(videos, pieces) == text_of(videos, CLIPS)
 
 
-def test_hundreds_of_kinds_of_errors_are_summed_up_and_still_add_up():
+def test_hundreds_of_different_errors_are_listed_as_twenty_lines_with_the_same_sum():
     names = [chr(97 + i // 26) + chr(97 + i % 26) for i in range(300)]
-    found = count(videos_of(("ok", None, 300)), clips_of(*[("failed", [n]) for n in names]))
+    found = count_rows(videos_of(("ok", None, 300)), clips_of(*[("failed", [n]) for n in names]))
     assert len(found.failed) == 20
     assert found.failed[-1].name == "281 other reasons"
     assert sum(r.first for r in found.failed) == 300
 
 
 @pytest.mark.parametrize(
-    ("reason", "kind", "said"),
+    ("reason", "name", "label"),
     [
         ("static_share 0.90 > 0.5", "static_share > 0.5", "static"),
         ("brightness 12.00 < 20", "brightness < 20", "dark"),
@@ -130,6 +140,6 @@ def test_hundreds_of_kinds_of_errors_are_summed_up_and_still_add_up():
         ("", "no reason given", "no reason given"),
     ],
 )
-def test_a_reason_names_its_rule_and_the_rule_its_word(reason, kind, said):
-    assert rule(reason) == kind
-    assert word(kind) == said
+def test_reason_has_a_name_without_values_and_a_short_label(reason, name, label):
+    assert normalize_reason(reason) == name
+    assert short_label(name) == label
