@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import records
-from curation.policy import Policy, by_row, decide_table
+from curation.policy import Policy, group_by_row, decide_table
 from curation.records import CAPTION_SCORES
 from stages.selection.near_duplicates import (
     connected_components,
@@ -193,7 +193,7 @@ def _append_reasons(reasons: pa.ListArray, rows: np.ndarray, texts: np.ndarray) 
     """The lists, with each text appended to the list of its row."""
     all_rows = np.concatenate([pc.list_parent_indices(reasons).to_numpy(), rows])
     values = pa.concat_arrays([pc.list_flatten(reasons), pa.array(texts, pa.string())])
-    return by_row(all_rows, values, len(reasons))
+    return group_by_row(all_rows, values, len(reasons))
 
 
 def _selection_table(clip_id: pa.ChunkedArray, reasons: pa.ListArray, split: pa.Array) -> pa.Table:

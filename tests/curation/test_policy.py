@@ -1,4 +1,4 @@
-"""The policy: reasons, their order and their words, and what is refused before the start."""
+"""The policy: reasons, their order and texts, and which policies are refused."""
 
 import time
 from dataclasses import dataclass, field
@@ -19,24 +19,24 @@ from tests.support.paths import REPOSITORY
 
 
 @dataclass
-class Ruled:
+class SettingsWithPolicy:
     policy: Policy = field(default_factory=Policy)
 
 
-def test_a_clip_that_stands_still_is_rejected_with_its_number():
+def test_rejected_clip_has_a_reason_with_its_value():
     assert decide({"static_share": 0.9}, Policy(static_share=Range(max=0.5))) == [
         "static_share 0.90 > 0.5"
     ]
 
 
-def test_a_score_that_was_not_measured_is_no_reason_and_no_pass():
+def test_score_that_was_not_measured_does_not_pass_a_rule():
     policy = Policy(static_share=Range(max=0.5))
     assert decide({"static_share": None}, policy) == ["static_share not measured"]
     assert decide({}, policy) == ["static_share not measured"]
     assert decide({"static_share": float("nan")}, policy) == ["static_share not measured"]
 
 
-def test_a_score_that_was_not_measured_tells_its_cause():
+def test_reason_of_a_score_that_was_not_measured_includes_its_null_reason():
     row = {
         "text_share": None,
         "null_reasons": {"text_share": "below the prefilter", "motion_dis": "x"},
@@ -46,7 +46,7 @@ def test_a_score_that_was_not_measured_tells_its_cause():
     ]
 
 
-def test_a_short_take_is_told_in_seconds():
+def test_reason_of_a_short_take_is_in_seconds():
     policy = Policy(duration_s=Range(min=15))
     assert decide({"duration_s": 9.31}, policy) == ["9.3 s < 15 s"]
     assert decide({"duration_s": 14.99}, policy) == ["14.99 s < 15 s"]
@@ -54,7 +54,7 @@ def test_a_short_take_is_told_in_seconds():
     assert decide({"duration_s": 40.1 - 25.1}, policy) == []  # 14.999999999999996
 
 
-def test_reasons_follow_the_policy_and_numbers_come_before_gaps():
+def test_reasons_follow_the_order_of_the_policy_with_missing_scores_last():
     policy = Policy(
         {
             "text_share": Range(max=0.1),
@@ -70,7 +70,7 @@ def test_reasons_follow_the_policy_and_numbers_come_before_gaps():
     ]
 
 
-def test_a_threshold_belongs_to_what_passes():
+def test_value_equal_to_a_threshold_passes():
     assert decide({"artifact_share": 0.05}, Policy(artifact_share=Range(max=0.05))) == []
     assert decide({"brightness": 20.0}, Policy(brightness=Range(min=20, max=180))) == []
 
@@ -80,9 +80,7 @@ def test_a_threshold_belongs_to_what_passes():
     low=st.floats(-1000, 1000, width=32),
     high=st.floats(-1000, 1000, width=32),
 )
-def test_a_reason_is_given_exactly_where_a_value_is_outside_and_never_contradicts_itself(
-    value, low, high
-):
+def test_reason_is_given_exactly_where_a_value_is_outside_and_is_true_as_written(value, low, high):
     low, high = min(low, high), max(low, high)
     reasons = decide({"brightness": value}, Policy(brightness=Range(min=low, max=high)))
     assert len(reasons) == (not low <= value <= high)
@@ -92,7 +90,7 @@ def test_a_reason_is_given_exactly_where_a_value_is_outside_and_never_contradict
         assert float(bound) == pytest.approx(low if sign == "<" else high, rel=1e-5)
 
 
-def test_a_table_is_judged_as_its_rows_are():
+def test_table_and_single_rows_get_the_same_reasons():
     rng = np.random.default_rng(0)
     policy = Policy(
         duration_s=Range(min=15), fps=Range(min=15, max=120), text_share=Range(max=0.08)
@@ -110,12 +108,12 @@ def test_a_table_is_judged_as_its_rows_are():
     ]
     kinds = {c.name: c.type for c in records.CLIP}
     table = pa.Table.from_pylist(rows, schema=pa.schema([(k, kinds[k]) for k in rows[0]]))
-    judged = decide_table(table, policy).to_pylist()
-    assert judged == [decide(row, policy) for row in rows]
-    assert 0 < sum(not reasons for reasons in judged) < 200
+    decided = decide_table(table, policy).to_pylist()
+    assert decided == [decide(row, policy) for row in rows]
+    assert 0 < sum(not reasons for reasons in decided) < 200
 
 
-def test_a_column_that_a_table_lacks_was_not_measured_of_any_clip():
+def test_column_that_a_table_lacks_counts_as_not_measured():
     assert decide_table(
         pa.table({"width": [1280, 640]}), Policy(fps=Range(min=15))
     ).to_pylist() == [
@@ -124,38 +122,38 @@ def test_a_column_that_a_table_lacks_was_not_measured_of_any_clip():
     ]
 
 
-def test_an_empty_table_and_an_empty_policy_give_no_reasons():
+def test_empty_table_or_empty_policy_gives_no_reasons():
     assert decide_table(pa.table({"fps": pa.array([], pa.float32())}), Policy()).to_pylist() == []
     assert decide({"fps": 3.0}, Policy()) == []
 
 
-def test_an_unknown_column_is_refused_with_the_nearest_name():
+def test_unknown_column_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match="brightnes is not a score; did you mean brightness"):
         Policy(brightnes=Range(min=20))
 
 
 @pytest.mark.parametrize("ends", [{}, {"min": 2, "max": 1}, {"min": float("nan")}])
-def test_a_range_that_is_none_is_refused(ends):
+def test_invalid_range_is_refused(ends):
     with pytest.raises(ConfigError, match="expected min, max or both"):
         Range(**ends)
 
 
-def test_yaml_makes_a_policy_and_null_takes_a_rule_away():
+def test_policy_is_read_from_yaml_and_null_removes_a_rule():
     read = TypeAdapter(Policy).validate_python(
         {"width": {"min": 1280}, "text_share": None, "fps": {"min": 15, "max": 120}}
     )
     assert read == Policy(width=Range(min=1280), fps=Range(min=15, max=120))
 
 
-def test_a_rule_that_is_no_range_is_told_what_one_has(tmp_path):
+def test_error_of_a_rule_that_is_not_a_range_lists_the_settings_of_one(tmp_path):
     (tmp_path / "c.yaml").write_text("policy: {fps: {min: 15, maks: 120}}")
     with pytest.raises(ConfigError, match=r"policy\.fps\.maks is 120: no such.*known: min, max$"):
-        load(Ruled, tmp_path / "c.yaml")
+        load(SettingsWithPolicy, tmp_path / "c.yaml")
     with pytest.raises(ConfigError, match=r"policy\.text_share is 0\.02: expected .*: min, max$"):
-        load(Ruled, None, ["policy.text_share=0.02"])
+        load(SettingsWithPolicy, None, ["policy.text_share=0.02"])
 
 
-def test_a_policy_that_needs_scores_without_a_scorer_is_refused_by_name():
+def test_policy_that_needs_scores_without_a_scorer_is_refused_with_their_names():
     policy = Policy(
         width=Range(min=1280),
         motion_raft=Range(min=40),
@@ -177,7 +175,7 @@ def policy_of(name: str) -> Policy:
 
 
 COSTLY = {"text_share": "TextArea"}
-GATE = Policy(brightness=Range(min=20, max=235), motion_dis=Range(min=0.5))
+PREFILTER = Policy(brightness=Range(min=20, max=235), motion_dis=Range(min=0.5))
 
 
 @pytest.mark.parametrize(
@@ -188,22 +186,22 @@ GATE = Policy(brightness=Range(min=20, max=235), motion_dis=Range(min=0.5))
         {"motion_dis": Range(min=1)},
     ],
 )
-def test_a_policy_under_the_gate_is_refused_saying_what_to_run(rules):
+def test_policy_looser_than_the_prefilter_is_refused_with_what_to_run(rules):
     with pytest.raises(
         PlanError, match=r"looser than the prefilter .* in brightness, .*text_share"
     ) as e:
-        check_prefilter(Policy(rules, text_share=Range(max=0.1)), GATE, COSTLY)
+        check_prefilter(Policy(rules, text_share=Range(max=0.1)), PREFILTER, COSTLY)
     assert "runs TextArea" in str(e.value)
 
 
-def test_a_policy_within_the_gate_or_without_costly_scores_passes():
+def test_policy_within_the_prefilter_or_without_costly_scores_is_accepted():
     tight = {"brightness": Range(min=20, max=180), "motion_dis": Range(min=0.5)}
-    check_prefilter(Policy(tight, text_share=Range(max=0.1)), GATE, COSTLY)
-    check_prefilter(Policy(width=Range(min=10)), GATE, COSTLY)
+    check_prefilter(Policy(tight, text_share=Range(max=0.1)), PREFILTER, COSTLY)
+    check_prefilter(Policy(width=Range(min=10)), PREFILTER, COSTLY)
     check_prefilter(Policy(width=Range(min=10), text_share=Range(max=0.1)), Policy(), COSTLY)
 
 
-def test_a_hundred_thousand_clips_are_judged_in_less_than_two_cpu_seconds():
+def test_hundred_thousand_clips_are_decided_in_less_than_two_cpu_seconds():
     rng = np.random.default_rng(0)
     names = ("brightness", "motion_dis", "static_share", "text_share")
     table = pa.table({n: rng.uniform(0, 1, 100_000).astype(np.float32) for n in names})
@@ -214,19 +212,19 @@ def test_a_hundred_thousand_clips_are_judged_in_less_than_two_cpu_seconds():
 
 
 @pytest.mark.parametrize("name", ["longtake_hd_pretrain", "longtake_hd_finetune"])
-def test_table_4_is_refused_naming_the_three_scores_that_need_a_model(name):
+def test_table_4_policy_without_weights_is_refused_with_the_three_scores_that_need_a_model(name):
     have = [c.name for c in records.SCORES if not c.model]
     named = ": aesthetic_laion_l14, motion_raft, key_lpips\n"
     with pytest.raises(PlanError, match=named):
         check_columns(policy_of(name), have)
 
 
-def test_the_local_policy_needs_no_model():
+def test_local_policy_needs_no_model():
     check_columns(policy_of("local"), [c.name for c in records.SCORES if not c.model])
 
 
-def test_the_default_policy_keeps_a_watching_cameras_take_in_which_hardly_anything_moves():
-    """There no graphic can be told from the scene."""
+def test_default_policy_keeps_an_unmoved_cameras_take_with_little_motion():
+    """Overlays can't be measured in it: overlay_share is null."""
     text = (REPOSITORY / "configs/local.yaml").read_text()
     rules = TypeAdapter(Policy).validate_python(yaml.safe_load(text)["select"]["policy"])
     row = {"duration_s": 15.0, "width": 1280, "height": 720, "fps": 15.0, "brightness": 90.0}
