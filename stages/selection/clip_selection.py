@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import records
-from curation.policy import Policy, group_by_row, decide_table
+from curation.policy import Policy, decide_table, group_by_row
 from curation.records import CAPTION_SCORES
 from stages.selection.near_duplicates import (
     connected_components,
