@@ -25,6 +25,11 @@ SETTINGS = {
     "score.watch.shots": "score.decode.residual",
     "score.watch.stills": "score.decode.key_frames",
     "score.text": "score.ocr",
+    "caption.openai.clips_in_flight": "caption.openai.max_clips_in_flight",
+    "caption.openai.patience_s": "caption.openai.max_outage_s",
+    "caption.openai.pause_s": "caption.openai.backoff_s",
+    "caption.vllm.clips_in_flight": "caption.vllm.max_clips_in_flight",
+    "caption.vllm.engine": "caption.vllm.engine_args",
     **{f"select.policy.{old}": f"select.policy.{new}" for old, new in SCORES.items()},
 }
 

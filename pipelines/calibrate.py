@@ -26,7 +26,7 @@ from curation.policy import Policy, Range
 from curation.progress import printable
 from curation.stage import PlanError
 from curation.storage import Folder
-from pipelines.tables import read_clips, read_vectors
+from pipelines.tables import read_clips, read_embeddings
 from stages.selection.clip_selection import quality_ranks
 from stages.selection.near_duplicates import (
     connected_components,
@@ -176,7 +176,7 @@ def work(given: Arguments[NoSettings]) -> None:
         Policy({other[0]: rule})  # raises where there is no score of that name
         print("\n".join(matched_rule(name, rule, other[0], clips)))
     elif rule_text == "semantic_similarity":
-        print("\n".join(similarity(clips, read_vectors(out, clips["clip_id"]))))
+        print("\n".join(similarity(clips, read_embeddings(out, clips["clip_id"]))))
     else:
         raise ConfigError(f"{printable(rule_text)}: expected semantic_similarity, or two scores")
 

@@ -4,11 +4,11 @@
 
 VIDEOS is a folder (all below it), a video, a pattern like 'in/*.mp4', a .txt list with a path per
 line, or a Parquet list with a column `video`; local, or s3:// and gs:// URLs. Runs the four
-pipelines score, select, caption and export; interrupted anywhere, the same command goes on.
+phases score, select, caption and export; after an interruption the same command goes on.
 On a Ray cluster: cluster.address=auto (or HOST:PORT, ray://HOST:PORT).
 
-The dataset is that of the present input. Add files to it and run the command again: only they are
-scored. Another policy on the same videos takes no decode, only captions of what is newly kept.
+The dataset has the clips of the present input. Add files and run the command again: only these are
+scored. With another policy no video is decoded again; only newly kept clips are captioned.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pipelines.settings import Settings, main
 
 
 def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
-    # What can't be answered, or lacks its weights or its server, is refused before the decode.
+    # All checks come before the first decode.
     select.check(settings, out, will_score=True)
     score.check(settings.score)
     settings.caption.chosen.check()
     score.run(settings, out, cluster)
     select.run(settings, out)
     caption.run(settings, out, cluster)
-    select.run(settings, out)  # once more: now the captions count too
+    select.run(settings, out)  # again, with the rules on captions
     export.run(settings, out, cluster)
 
 

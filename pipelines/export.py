@@ -1,8 +1,8 @@
-"""Export: the kept clips as WebDataset shards, the tables, the report -> the finished dataset.
+"""Export: writes the kept clips to WebDataset shards, and the tables and report of the dataset.
 
     python -m pipelines.export [CONFIG] output=OUT [key=value …]
 
-A shard that stands is not written again; the same ledger gives the same bytes.
+A shard that is up to date is not written again; the same ledger gives the same bytes.
 """
 
 from __future__ import annotations
@@ -25,15 +25,9 @@ from curation.records import SCHEMA_VERSION
 from curation.runner.cluster import Cluster
 from curation.stage import PlanError, Row, RunError
 from curation.storage import Folder
-from pipelines.publish import SHARDS, made_with, publish, tables
+from pipelines.publish import SHARDS, publish, read_tables, recorded_config
 from pipelines.settings import KEY_FRAMES, Settings, main
-from pipelines.tables import (
-    INPUT,
-    captions_ledger,
-    matched,
-    read_clips,
-    read_selection,
-)
+from pipelines.tables import INPUT, captions_ledger, read_clips, read_selection, rows_of
 from stages.export.export_stages import (
     EXTRACTED,
     RECEIPTS,
@@ -50,17 +44,17 @@ PACKAGES = ("av", "numpy", "onnxruntime", "opencv-python-headless", "pyarrow", "
 def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     clips, selection = read_clips(out), read_selection(out)
     captions = captions_ledger(out, settings.caption.set_name).read()
-    made = made_with(settings, out)
-    rows = _ready(clips, selection, captions)
+    made = recorded_config(settings, out)
+    rows = _clips_to_pack(clips, selection, captions)
     plans = plan_shards(
         rows, int(settings.export.shard_mb * 1e6), settings.export.shard_clips, settings.export.seed
     )
     receipts = _pack(settings, out, cluster, plans, {row["clip_id"]: row for row in rows})
-    _tidy(out, plans, receipts)
+    _delete_outdated(out, plans, receipts)
     shards = shards_table(receipts)
     out.write_table(SHARDS, shards)
-    skipped = _presto(settings, out, receipts)
-    videos, table = tables(settings, out)
+    skipped = _write_presto(settings, out, receipts)
+    videos, table = read_tables(settings, out)
     manifest = _manifest(made, videos, table, shards, skipped)
     text = publish(out, videos, table, made, _facts(settings, manifest))
     out.write("manifest.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
@@ -69,19 +63,19 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     print(f"look at {out.path('report.html')}")
 
 
-def _ready(clips: pa.Table, selection: pa.Table, captions: pa.Table) -> list[Row]:
+def _clips_to_pack(clips: pa.Table, selection: pa.Table, captions: pa.Table) -> list[Row]:
     """The clips to pack: kept, with captions, in order of clip_id."""
-    chosen = matched(clips["clip_id"], selection, "clip_id")
-    said = matched(clips["clip_id"], captions, "clip_id")
+    chosen = rows_of(clips["clip_id"], selection, "clip_id")
+    captioned = rows_of(clips["clip_id"], captions, "clip_id")
     kept = pc.equal(chosen["status"], "kept")
     if unselected := kept.null_count:
         raise PlanError(f"{unselected} clips are newer than the selection; run pipelines.select")
-    if waiting := pc.sum(pc.and_(kept, pc.is_null(said["clip_id"]))).as_py():
-        raise PlanError(f"{waiting} kept clips have no captions yet; run pipelines.caption first")
-    ready = pc.and_(kept, pc.is_valid(said["caption"]))
+    if n := pc.sum(pc.and_(kept, pc.is_null(captioned["clip_id"]))).as_py():
+        raise PlanError(f"{n} kept clips have no captions yet; run pipelines.caption first")
+    ready = pc.and_(kept, pc.is_valid(captioned["caption"]))
     known = clips.drop_columns(["fingerprint", "overlay_mask"]).filter(ready).to_pylist()
     splits = chosen["split"].filter(ready).to_pylist()
-    texts = said.drop_columns(["clip_id", "error", "rejected"]).filter(ready).to_pylist()
+    texts = captioned.drop_columns(["clip_id", "error", "rejected"]).filter(ready).to_pylist()
     return [
         clip | text | {"split": split}
         for clip, text, split in zip(known, texts, splits, strict=True)
@@ -123,36 +117,32 @@ def _shard(plan: ShardPlan, clips: dict[str, Row], extracted: dict[str, Any]) ->
     return {"plan": asdict(plan), "clips": members, "extracted": receipts, "error": None}
 
 
-def _tidy(out: Folder, plans: list[ShardPlan], receipts: list[Receipt]) -> None:
-    """Takes away what an earlier selection left: shards, receipts and mp4s of no present clip; and
-    what killed workers of this run left half-written."""
+def _delete_outdated(out: Folder, plans: list[ShardPlan], receipts: list[Receipt]) -> None:
+    """Deletes shards, receipts and mp4s of an earlier selection, and unfinished files."""
     out.delete_unfinished(skip=KEY_FRAMES)
     wanted = {plan.name for plan in plans}
-    stale = [f"{EXTRACTED}/{n}" for n in out.names(EXTRACTED)]
+    outdated = [f"{EXTRACTED}/{n}" for n in out.names(EXTRACTED)]
     packed = {row["clip_id"] for receipt in receipts for row in receipt.extra if "path" in row}
-    stale += [f"shards/{n}" for n in out.names("shards") if n not in wanted]
-    stale += [
+    outdated += [f"shards/{n}" for n in out.names("shards") if n not in wanted]
+    outdated += [
         f"{RECEIPTS}/{n}" for n in out.names(RECEIPTS) if n.removesuffix(".json") not in wanted
     ]
-    stale += [
+    outdated += [
         f"presto/videos/{n}"
         for n in out.names("presto/videos")
         if n.removesuffix(".mp4") not in packed
     ]
     if not packed:
-        stale += [f"presto/{n}" for n in out.names("presto")]
-    for name in stale:
+        outdated += [f"presto/{n}" for n in out.names("presto")]
+    for name in outdated:
         out.delete(name)
 
 
-def _presto(settings: Settings, out: Folder, receipts: list[Receipt]) -> dict[str, int]:
-    """Writes presto/'s tables; how many clips that trainer would not take, by reason."""
+def _write_presto(settings: Settings, out: Folder, receipts: list[Receipt]) -> dict[str, int]:
+    """Writes the tables of presto/. Returns how many clips are not in it, by reason."""
     if not settings.export.presto:
         return {}
-    return _write_meta(out, [row for receipt in receipts for row in receipt.extra])
-
-
-def _write_meta(out: Folder, rows: list[Row]) -> dict[str, int]:
+    rows = [row for receipt in receipts for row in receipt.extra]
     if out.is_local:
         return write_meta_tables(rows, Path(out.url) / "presto")
     with tempfile.TemporaryDirectory() as scratch:
@@ -169,7 +159,7 @@ def _manifest(
     shards: pa.Table,
     skipped: dict[str, int],
 ) -> dict[str, Any]:
-    """What was made, from what, with what. No times and no places: equal runs, equal manifests."""
+    """Settings, input, versions and counts. Without times and paths: equal runs give equal ones."""
     listed = sorted(zip(videos["video"].to_pylist(), videos["sha256"].to_pylist(), strict=True))
     return {
         "schema_version": SCHEMA_VERSION,

@@ -1,10 +1,10 @@
-"""Plan: what a run would give and cost, from a short trial of `score`; nothing is kept of it.
+"""Plan: estimates what a run would keep and cost, from scoring a few videos; keeps no result.
 
     python -m pipelines.plan [CONFIG] input=VIDEOS output=OUT [plan.videos=12] [key=value …]
 
-First all settings that can't work, with what mends each; then some of the videos, drawn at random,
-are scored as `score` does it, and their counts and costs scaled by bytes to the whole input. Each
-estimate comes with the range that 8 of 10 such trials would give.
+First it checks all settings, and lists each problem with its fix. Then it scores some videos, drawn
+at random, and scales their counts and costs by bytes to the whole input. Each estimate has the
+range that 8 of 10 such trials would give.
 """
 
 from __future__ import annotations
@@ -31,70 +31,68 @@ from stages.captioning.vlm import VlmCaptioner
 from stages.selection.clip_selection import select_clips
 from stages.selection.semantic_duplicates import mean_embeddings
 
-DRAWS = 1000  # of videos out of the trial, with replacement, for the ranges
-RANGE = (10, 90)  # percentiles
-NONE_SEEN = 2.3  # events expected, at which 1 trial in 10 sees none
-PATCH = 28  # px: side of what one image token shows to Qwen2.5-VL
+BOOTSTRAP_DRAWS = 1000
+RANGE_PERCENTILES = (10, 90)
+MAX_EXPECTED_IF_NONE = 2.3  # with more expected events, less than 1 trial in 10 would have none
+IMAGE_TOKEN_PX = 28  # side of the image area of one token, of Qwen2.5-VL
 EMBEDDING_BYTES = 768 * 2
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of the whole input: the likeliest value, and the range of 8 trials in 10."""
+    """Of the whole input: the value, and the range of 8 trials in 10."""
 
     low: float
     value: float
     high: float
 
     def __str__(self) -> str:
-        low, value, high = (f"{v:,.4g}" if v < 1e4 else f"{v:,.0f}" for v in self.row())
+        numbers = (self.low, self.value, self.high)
+        low, value, high = (f"{v:,.4g}" if v < 1e4 else f"{v:,.0f}" for v in numbers)
         return f"{value} ({low} to {high})"
 
-    def row(self) -> tuple[float, float, float]:
-        return self.low, self.value, self.high
 
+def estimate_total(amounts: np.ndarray, sizes: np.ndarray, total: float) -> Estimate:
+    """The total amount of all videos by the ratio estimator, the range by bootstrap over videos.
 
-def scaled(amounts: np.ndarray, sizes: np.ndarray, total: float) -> Estimate:
-    """amounts, sizes: (V,) of the trial's videos; total: the size of all.
-
-    Ratio of sums: long videos count as what they are. Range: bootstrap over the videos, fixed seed;
-    a trial of all of them leaves none.
+    amounts, sizes: (V,) of the trial's videos.  total: the size of all. If the trial has all videos
+    the range is one value.
     """
     value = amounts.sum() / sizes.sum() * total
     if sizes.sum() >= total:
         return Estimate(value, value, value)
-    drawn = np.random.default_rng(0).integers(0, len(sizes), (DRAWS, len(sizes)))
+    drawn = np.random.default_rng(0).integers(0, len(sizes), (BOOTSTRAP_DRAWS, len(sizes)))
     ratios = amounts[drawn].sum(1) / sizes[drawn].sum(1) * total
-    low, high = np.percentile(ratios, RANGE)
+    low, high = np.percentile(ratios, RANGE_PERCENTILES)
     return Estimate(float(low), float(value), float(high))
 
 
 def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
-    problems = impossible(settings, out)
+    problems = find_problems(settings, out)
     if problems:
         raise PlanError("this can't run:\n" + "\n".join(problems))
-    print(report(settings, out, cluster))
+    print(make_report(settings, out, cluster))
 
 
-def impossible(settings: Settings, out: Folder) -> list[str]:
-    """Everything that would stop a run with these settings, each with its mend."""
+def find_problems(settings: Settings, out: Folder) -> list[str]:
+    """The message of each check that a run with these settings would fail."""
     checks: list[Callable[[], object]] = [
         lambda: select.check(settings, out, will_score=True),
         lambda: score.check(settings.score),
         settings.caption.chosen.check,
     ]
-    found = []
+    problems = []
     for check in checks:
         try:
             check()
         except UserError as error:
-            found.append(str(error))
-    return found
+            problems.append(str(error))
+    return problems
 
 
-def report(settings: Settings, out: Folder, cluster: Cluster) -> str:
-    """The trial, and what follows from it."""
-    listed = score.listed_videos(settings)
+def make_report(settings: Settings, out: Folder, cluster: Cluster) -> str:
+    """Scores a trial of the input. Returns the estimates as text."""
+    listed = score.list_input(settings)
     rng = np.random.default_rng(0)
     count = min(settings.plan.videos, listed.num_rows)
     chosen = listed.take(np.sort(rng.choice(listed.num_rows, count, replace=False)))
@@ -112,47 +110,48 @@ def report(settings: Settings, out: Folder, cluster: Cluster) -> str:
     clips = [[c for c in row["clips"] if c["clip_id"] in kept] for row in rows]
 
     def of(amounts: list[float]) -> Estimate:
-        return scaled(np.array(amounts, float), sizes, total)
+        return estimate_total(np.array(amounts, float), sizes, total)
 
     def count_of(counts: list[float]) -> Estimate:
-        found = of(counts)  # none seen in the trial: there may be some for all that
-        unseen = NONE_SEEN / sizes.sum() * total if count < listed.num_rows else 0.0
-        return Estimate(0.0, 0.0, unseen) if not any(counts) else found
+        if any(counts):
+            return of(counts)
+        # None in the trial; the other videos may have some.
+        high = MAX_EXPECTED_IF_NONE / sizes.sum() * total if count < listed.num_rows else 0.0
+        return Estimate(0.0, 0.0, high)
 
-    models = settings.score.models
-    gpu_share = {"Models": models.gpus, "DecodePass": settings.score.decode.needs.gpus}
+    stages = score.build(settings.score)
+    gpu_share = {type(stage).__name__: stage.needs.gpus for stage in stages}
     kept_clips = count_of([len(c) for c in clips])
-    disk = of(
-        [a + sum(c["packet_bytes"] or 0 for c in b) for a, b in zip(stored, clips, strict=True)]
-    )
+    packed = [sum(c["packet_bytes"] or 0 for c in of_video) for of_video in clips]
+    stored_bytes = [a + b for a, b in zip(stored, packed, strict=True)]
     lines = [
         f"trial: {count} of {listed.num_rows} videos, {sizes.sum() / 1e9:.3g} of "
-        f"{total / 1e9:.3g} GB; in brackets the range of 8 such trials in 10",
-        f"videos that fail     {scaled(failed, np.ones(count), listed.num_rows)}",
+        f"{total / 1e9:.3g} GB; in brackets the range of 8 in 10 such trials",
+        f"videos that fail     {estimate_total(failed, np.ones(count), listed.num_rows)}",
         f"hours of video       {of([(row.get('duration_s') or 0) / 3600 for row in rows])}",
         f"takes                {of([len(row.get('takes') or []) for row in rows])}",
         f"clips                {of([len(row['clips']) for row in rows])}",
-        f"  kept               {kept_clips}   near-duplicates among those not tried aside",
+        f"  kept               {kept_clips}   not counting near-duplicates among other videos",
         *_reasons(rows, kept),
         f"CPU hours to score   {of([_hours(row, gpu_share, on_gpu=False) for row in rows])}",
         f"GPU hours to score   {of([_hours(row, gpu_share, on_gpu=True) for row in rows])}",
         *_captions(settings, clips, of),
-        f"GB on disk           {Estimate(*(v / 1e9 for v in disk.row()))}   key frames, shards",
+        f"GB on disk           {of([b / 1e9 for b in stored_bytes])}   key frames, shards",
     ]
     if not is_url(out.url):
         free = shutil.disk_usage(local_path(out.url)).free
-        if disk.high > free:
+        if of(stored_bytes).high > free:
             lines.append(f"WARNING: {out.url} has room for {free / 1e9:.3g} GB; free some first")
     return "\n".join(lines)
 
 
 def _score(settings: Settings, cluster: Cluster, chosen: pa.Table, trial: Folder) -> list[Row]:
     stages = score.build(settings.score)
-    context = score.context_of(settings.score, trial.url, thumbnail_share=0.0)
+    context = score.make_context(settings.score, trial.url, thumbnail_share=0.0)
     check_plan(stages, ["video", "bytes", "version"])
-    rows, blank = [], score.blank_rows(chosen)
+    rows, new = [], score.new_rows(chosen)
     with Progress("plan", chosen.num_rows, "videos") as progress:
-        for row in cluster.stream(stages, blank, progress.show_wait_reason, context):
+        for row in cluster.stream(stages, new, progress.show_wait_reason, context):
             row.setdefault("clips", [])
             rows.append(row)
             progress.update(done=1, failed=int(row["error"] is not None))
@@ -160,12 +159,12 @@ def _score(settings: Settings, cluster: Cluster, chosen: pa.Table, trial: Folder
 
 
 def _select(settings: Settings, rows: list[Row]) -> set[str]:
-    """The clips that the policy keeps. Same bytes twice are the same clips: they count once."""
-    whole = {row["sha256"]: row for row in rows if row["error"] is None}
-    videos = pa.Table.from_pylist(list(whole.values()), records.schema(records.VIDEO))
+    """The clip_ids that the policy keeps. The clips of files with the same bytes count once."""
+    scored = {row["sha256"]: row for row in rows if row["error"] is None}
+    videos = pa.Table.from_pylist(list(scored.values()), records.schema(records.VIDEO))
     clips = flatten_clips(videos)
-    made = [embedding for row in rows for embedding in row.get("embeddings", [])]
-    embeddings = pa.Table.from_pylist(made, records.schema(records.EMBEDDING))
+    vectors = [embedding for row in rows for embedding in row.get("embeddings", [])]
+    embeddings = pa.Table.from_pylist(vectors, records.schema(records.EMBEDDING))
     chosen = select_clips(
         clips,
         settings.select.policy,
@@ -174,7 +173,7 @@ def _select(settings: Settings, rows: list[Row]) -> set[str]:
         seed=settings.select.seed,
     )
     for row in rows:
-        if row["error"] is None and whole[row["sha256"]] is not row:
+        if row["error"] is None and scored[row["sha256"]] is not row:
             row["clips"] = []
     reasons = dict(zip(chosen["clip_id"].to_pylist(), chosen["reason"].to_pylist(), strict=True))
     for row in rows:
@@ -184,7 +183,7 @@ def _select(settings: Settings, rows: list[Row]) -> set[str]:
 
 
 def _reasons(rows: list[Row], kept: set[str]) -> list[str]:
-    """The commonest reasons of the trial's clips."""
+    """Lines of the most frequent reasons against the trial's clips."""
     clips = [clip for row in rows for clip in row["clips"]]
     against = [c["reason"] for c in clips if c["clip_id"] not in kept]
     names = funnel.normalize_reasons(pa.chunked_array([pa.array(against, pa.string())])).to_pylist()
@@ -192,7 +191,7 @@ def _reasons(rows: list[Row], kept: set[str]) -> list[str]:
 
 
 def _hours(row: Row, gpu_share: dict[str, float], *, on_gpu: bool) -> float:
-    """Of a CPU, or of a whole GPU: a worker holds its share for as long as it works."""
+    """Hours of one CPU, or of a whole GPU of which a worker reserves a share."""
     took = row.get("took_s", {})
     if on_gpu:
         return sum(seconds * gpu_share.get(name, 0) for name, seconds in took.items()) / 3600
@@ -208,33 +207,25 @@ def _captions(
     segments = settings.score.decode.segments
     calls = (2 if captioner.refine else 1) * segments + 1
     side = captioner.image_side
-    tokens = round(side / PATCH) * round(side * 9 / 16 / PATCH)  # of one picture of 16:9
+    tokens = round(side / IMAGE_TOKEN_PX) * round(side * 9 / 16 / IMAGE_TOKEN_PX)  # at 16:9
     counts = [float(len(c)) for c in clips]
-    beside = (
-        settings.score.decode.frame_samples * segments
-    )  # shown once, key frames in every request
-    shown = calls * segments + beside
+    samples = settings.score.decode.frame_samples * segments  # in one request each
+    images = calls * segments + samples  # key frames are in every request
     return [
         f"captions: requests   {of([n * calls for n in counts])}",
-        f"  picture tokens     {of([n * shown * tokens for n in counts])}   {tokens} a picture at "
-        f"{PATCH} px a token; cached prefixes: {segments + beside} of {shown} computed",
+        f"  image tokens       {of([n * images * tokens for n in counts])}   {tokens} an image at "
+        f"{IMAGE_TOKEN_PX} px a token; cached prefixes: {segments + samples} of {images} computed",
         f"  answer tokens      {of([n * calls * captioner.max_tokens for n in counts])}   at most",
     ]
 
 
 def _stored(row: Row, trial: Folder) -> float:
-    """Bytes of its key frames and embeddings."""
-    names = [s.get(f) for c in row["clips"] for s in c["segments"] for f in STORED]
-    neighbours = [n["file"] for c in row["clips"] for s in c["segments"] for n in _beside(s)]
-    kept = sum(len(e["key_frames"]) for e in row.get("embeddings", []))
-    return kept * EMBEDDING_BYTES + sum(trial.size(n) for n in [*names, *neighbours] if n)
-
-
-STORED = ("key_frame", "next_frame")
-
-
-def _beside(segment: Row) -> list[Row]:
-    return segment.get("frame_samples") or []
+    """Bytes of the stored frames and embeddings of a video's clips."""
+    segments = [segment for clip in row["clips"] for segment in clip["segments"]]
+    files = [segment.get(name) for segment in segments for name in ("key_frame", "next_frame")]
+    files += [sample["file"] for s in segments for sample in s.get("frame_samples") or []]
+    vectors = sum(len(e["key_frames"]) for e in row.get("embeddings", []))
+    return vectors * EMBEDDING_BYTES + sum(trial.size(file) for file in files if file)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tables and the report as users find them, from what the ledger says now. No decode."""
+"""Writes the tables and the report for users from the present ledger."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from curation.storage import Folder
 from pipelines.settings import Settings
 from pipelines.tables import (
     captions_ledger,
-    joined,
-    public_videos,
+    make_clips_table,
+    make_videos_table,
     read_clips,
     read_selection,
     read_videos,
@@ -26,8 +26,8 @@ from stages.report.statistics import score_statistics
 SHARDS = "shards.parquet"
 
 
-def made_with(settings: Settings, out: Folder) -> dict[str, Any]:
-    """The settings of each phase when it ran, which need not be those of this command."""
+def recorded_config(settings: Settings, out: Folder) -> dict[str, Any]:
+    """The settings of each phase as it ran; of one that has not run, those of this command."""
     now, ledger, name = config.as_dict(settings), out / "ledger", settings.caption.set_name
     score = recorded_settings(ledger, "videos") or now["score"]
     captions = recorded_settings(ledger, f"captions/{name}")
@@ -39,12 +39,12 @@ def made_with(settings: Settings, out: Folder) -> dict[str, Any]:
     }
 
 
-def tables(settings: Settings, out: Folder) -> tuple[pa.Table, pa.Table]:
-    """videos and clips, as users find them. A shard is named where the last export packed one."""
+def read_tables(settings: Settings, out: Folder) -> tuple[pa.Table, pa.Table]:
+    """The tables of videos and clips for users. Shards are those of the last export."""
     captions = captions_ledger(out, settings.caption.set_name).read()
     shards = out.read_table(SHARDS) if out.exists(SHARDS) else schema(SHARD).empty_table()
-    clips = joined(read_clips(out), read_selection(out), captions, shards)
-    return public_videos(read_videos(out)), clips
+    clips = make_clips_table(read_clips(out), read_selection(out), captions, shards)
+    return make_videos_table(read_videos(out)), clips
 
 
 def publish(
@@ -54,7 +54,7 @@ def publish(
     made: dict[str, Any],
     facts: dict[str, Any],
 ) -> str:
-    """Writes tables and report; the funnel as text. Raises where a clip is unaccounted for."""
+    """Writes tables and report. Returns the funnel as text. Raises Unaccounted."""
     counted = funnel.count_rows(videos, clips)
     statistics = score_statistics(clips)
     out.write_table("clips.parquet", clips)

@@ -1,9 +1,9 @@
-"""Select: a policy turns scores into kept or rejected -> ledger/selection.parquet. No decode.
+"""Select: a policy decides which clips are kept -> ledger/selection.parquet. Decodes nothing.
 
     python -m pipelines.select [CONFIG] output=OUT [select.policy.NAME='{min: 1, max: 2}' …]
 
-Run it again with another policy: it takes seconds, and brings the tables and the report up to
-date. pipelines.caption and pipelines.export then write the shards of the new selection.
+With another policy it takes seconds and updates the tables and the report. After it,
+pipelines.caption and pipelines.export write the shards of the new selection.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from curation.policy import check_columns, check_prefilter
 from curation.runner.cluster import Cluster
 from curation.stage import PlanError
 from curation.storage import Folder
-from pipelines.publish import made_with, publish, tables
+from pipelines.publish import publish, read_tables, recorded_config
 from pipelines.settings import ScoreSettings, Settings, main
 from pipelines.tables import (
     SELECTION,
     captions_ledger,
     read_clips,
-    read_vectors,
+    read_embeddings,
     recorded_policy,
     videos_ledger,
 )
 from stages.selection.clip_selection import apply_caption_rules, select_clips
 
-MEASURED = tuple(c.name for c in records.SCORES if not c.model)
+SCORES_WITHOUT_MODEL = tuple(c.name for c in records.SCORES if not c.model)
 
 
 def costly_scores(settings: ScoreSettings) -> dict[str, str]:
-    """The scores that only clips above the prefilter have -> the stage that computes them."""
+    """Score that only clips that pass the prefilter have -> the stage that computes it."""
     by_models = [column.name for column in records.SCORES if column.model]
     return {
         **dict.fromkeys(settings.decode.costly_scores, type(settings.decode).__name__),
@@ -44,19 +44,19 @@ def costly_scores(settings: ScoreSettings) -> dict[str, str]:
 
 
 def check(settings: Settings, out: Folder, will_score: bool = False) -> None:
-    """Refuses a policy that the ledger can't answer, before anything starts.
+    """Raises PlanError for a policy that needs scores which the ledger does not have.
 
-    will_score: `score` runs first, so what its settings measure counts as well.
+    will_score: `score` runs before; the scores that its settings add count too.
     """
-    by_models = _by_models(settings, out, will_score)
-    known = {*MEASURED, *by_models, *settings.caption.chosen.scores}
+    by_models = _scores_by_models(settings, out, will_score)
+    known = {*SCORES_WITHOUT_MODEL, *by_models, *settings.caption.chosen.scores}
     check_columns(settings.select.policy, known)
     also = () if settings.select.semantic_similarity is None else ("semantic_similarity",)
-    if also and "richness_clip_l14" not in by_models:  # made of the embeddings, in the same look
+    if also and "richness_clip_l14" not in by_models:  # computed with the embeddings
         raise PlanError(
             f"select.semantic_similarity needs the clips' embeddings, and {out.url} has none\n"
-            "  fix: run pipelines.score with score.models.clip.weights (docs/models.md; it takes "
-            "no decode), or set select.semantic_similarity=null"
+            "  fix: run pipelines.score with score.models.clip.weights (docs/models.md), which "
+            "decodes no video again, or set select.semantic_similarity=null"
         )
     recorded = recorded_settings(out / "ledger", "videos")
     if recorded is not None:
@@ -66,24 +66,24 @@ def check(settings: Settings, out: Folder, will_score: bool = False) -> None:
     check_prefilter(settings.select.policy, prefilter, costly_scores(settings.score), also)
 
 
-def _by_models(settings: Settings, out: Folder, will_score: bool) -> set[str]:
-    """The scores that models are to give, or gave, to the clips of this output."""
+def _scores_by_models(settings: Settings, out: Folder, will_score: bool) -> set[str]:
+    """The scores that models computed in this output, or will."""
     scorers = settings.score.models.enabled_scorers().values() if will_score else ()
-    asked = {column for scorer in scorers for column in scorer.writes}
-    given = videos_ledger(out).read(["weights"])["weights"].combine_chunks()
-    return {*asked, *pc.unique(given.keys).to_pylist()}
+    planned = {column for scorer in scorers for column in scorer.writes}
+    recorded = videos_ledger(out).read(["weights"])["weights"].combine_chunks()
+    return {*planned, *pc.unique(recorded.keys).to_pylist()}
 
 
 def run(settings: Settings, out: Folder, _: Cluster | None = None) -> None:
     check(settings, out)
     chosen = settings.select
     clips = read_clips(out)
-    compared = chosen.semantic_similarity is not None
+    needs_embeddings = chosen.semantic_similarity is not None
     selection = select_clips(
         clips,
         chosen.policy,
         semantic_similarity=chosen.semantic_similarity,
-        embeddings=read_vectors(out, clips["clip_id"]) if compared else None,
+        embeddings=read_embeddings(out, clips["clip_id"]) if needs_embeddings else None,
         seed=chosen.seed,
         validation_share=chosen.validation_share,
     )
@@ -97,13 +97,13 @@ def run(settings: Settings, out: Folder, _: Cluster | None = None) -> None:
 
 def select_and_publish(settings: Settings, out: Folder, _: Cluster) -> None:
     run(settings, out)
-    videos, clips = tables(settings, out)
+    videos, clips = read_tables(settings, out)
     kept = clips.filter(pc.equal(clips["status"], "kept"))
-    waiting = kept["shard"].null_count
-    facts = {"kept clips in no shard yet": waiting}
-    print(publish(out, videos, clips, made_with(settings, out), facts))
-    if waiting:
-        print(f"{waiting} kept clips are in no shard yet: run pipelines.caption, pipelines.export")
+    unpacked = kept["shard"].null_count
+    facts = {"kept clips in no shard yet": unpacked}
+    print(publish(out, videos, clips, recorded_config(settings, out), facts))
+    if unpacked:
+        print(f"{unpacked} kept clips are in no shard yet: run pipelines.caption, pipelines.export")
     print(f"look at {out.path('report.html')}")
 
 

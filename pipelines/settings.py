@@ -1,4 +1,4 @@
-"""The settings of a whole run, and the one command line that every pipeline has."""
+"""The settings of a run, and the command line that all phases share."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from stages.decode_pass import DecodePass
 from stages.scorers.models import Models
 from stages.scorers.ocr import OcrStage
 
-COMMIT_S = 5.0  # results are committed this often
-ENOUGH_TO_JUDGE = 100  # rows; below, failures are the rows' own
+COMMIT_INTERVAL_S = 5.0
+MIN_ROWS_TO_STOP = 100  # fewer do not tell a general failure from single bad rows
 DEFAULT_CONFIG = str(Path(__file__).parent.parent / "configs/local.yaml")
-EXIT_CODE = "Exit code 0: every video and clip has its row; a video that failed is such a row."
-KEY_FRAMES = "key_frames"  # a million small files that are never written beside and renamed
+EXIT_CODE = "Exit code 0: every video and clip has a row in the tables, failed ones included."
+KEY_FRAMES = "key_frames"  # its million files are never renamed, so none is unfinished
 
 
 @dataclass
 class ScoreSettings:
     decode: DecodePass = field(default_factory=DecodePass)
     ocr: OcrStage = field(default_factory=OcrStage)
-    models: Models = field(default_factory=Models)  # off until they are given weights
+    models: Models = field(default_factory=Models)  # each is off until it has weights
 
 
 @dataclass
 class SelectSettings:
     policy: Policy = field(default_factory=Policy)
-    # of clips whose embeddings' cosine is above it, one is kept; null: whatever they show
+    # one of the clips is kept whose embeddings' cosine is above it; null: embeddings do not count
     semantic_similarity: Annotated[float, Gt(0), Lt(1)] | None = None
     validation_share: Annotated[float, Ge(0), Le(0.5)] = 0.05  # of the source videos
     seed: Annotated[int, Ge(0)] = 0  # of the split
@@ -56,7 +56,7 @@ class CaptionSettings:
     # measured, openai, vllm or transformers: the name of a captioner below; null: `openai` where
     # caption.openai.url is given, else `measured`
     captioner: str | None = None
-    # of this set of captions (ledger/captions/NAME): sets of other models stay beside it
+    # of this set of captions (ledger/captions/NAME); the sets of other models are kept
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     measured: MeasuredCaptioner = field(default_factory=MeasuredCaptioner)
     openai: OpenAICaptioner = field(default_factory=OpenAICaptioner)
@@ -69,7 +69,7 @@ class CaptionSettings:
 
     @property
     def chosen(self) -> Captioner:
-        """The captioner that `captioner` names."""
+        """The captioner that writes the captions."""
         return getattr(self, self.captioner or ("openai" if self.openai.url else "measured"))
 
     @property
@@ -80,22 +80,22 @@ class CaptionSettings:
 
 @dataclass
 class ExportSettings:
-    shard_mb: Annotated[float, Gt(0)] = 500.0  # size of a shard, about
-    shard_clips: Annotated[int, Ge(1)] = 1000  # clips in a shard at most
+    shard_mb: Annotated[float, Gt(0)] = 500.0  # approximate size of a shard
+    shard_clips: Annotated[int, Ge(1)] = 1000  # maximum of clips in a shard
     seed: str = ""  # of the order of clips in the shards
-    presto: bool = True  # also write presto/, what the authors' released trainer reads
+    presto: bool = True  # also write presto/, for the released trainer of Presto's authors
 
 
 @dataclass
 class PlanSettings:
-    videos: Annotated[int, Ge(1)] = 12  # of the input that the trial scores; more: less spread
+    videos: Annotated[int, Ge(1)] = 12  # of the input that are scored; more: narrower estimates
 
 
 @dataclass
 class Settings:
     input: str | None = None  # folder, file, pattern, or .txt / .parquet list; s3:// and gs:// too
     output: str = "out/dataset"  # folder of the dataset, local or a URL
-    retry_failed: bool = False  # do what failed in an earlier run once more: videos, captions
+    retry_failed: bool = False  # try again what failed in an earlier run: videos, captions
     # of the videos, and of the clips to caption; above it the run stops
     max_failed_share: Annotated[float, Gt(0), Le(1)] = 0.2
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
@@ -109,7 +109,7 @@ class Settings:
 def main(doc: str, run: Callable[[Settings, Folder, Cluster], None], argv: Sequence[str]) -> None:
     """The command line of a phase: `[CONFIG] [key=value …]`.
 
-    Exit code 0: every video and clip is accounted for, failed ones included (they have their row).
+    Exit code 0: every video and clip has a row in the tables, the failed ones too.
     """
 
     def work(given: Arguments[Settings]) -> None:
@@ -129,14 +129,14 @@ def main(doc: str, run: Callable[[Settings, Folder, Cluster], None], argv: Seque
     )
 
 
-def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Rows in lists, one every few seconds; what came before a failure is not lost with it."""
+def timed_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Yields the rows in lists, one every COMMIT_INTERVAL_S, and the last before an error too."""
     batch: list[Row] = []
     since = time.monotonic()
     try:
         for row in rows:
             batch.append(row)
-            if time.monotonic() - since > COMMIT_S:
+            if time.monotonic() - since > COMMIT_INTERVAL_S:
                 yield batch
                 batch, since = [], time.monotonic()
     except (Exception, KeyboardInterrupt):
@@ -145,11 +145,11 @@ def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
     yield batch
 
 
-def stop_where_most_fail(failed: Counter[str], done: int, max_share: float, unit: str) -> None:
-    """Raises RunError where too many fail to be their own fault. failed: by error."""
-    if done >= ENOUGH_TO_JUDGE and failed.total() > max_share * done:
+def stop_if_too_many_fail(failed: Counter[str], done: int, max_share: float, unit: str) -> None:
+    """Raises RunError where more than `max_share` fail. failed: error -> how many."""
+    if done >= MIN_ROWS_TO_STOP and failed.total() > max_share * done:
         worst = "; ".join(f"{error} ({n})" for error, n in failed.most_common(3))
         raise RunError(
             f"{failed.total()} of {done} {unit} failed, more than {max_share:.0%}: {worst}\n  fix: "
-            "mend the cause and run again with retry_failed=true, or go on with max_failed_share=1"
+            "remove the cause and run again with retry_failed=true, or set max_failed_share=1"
         )

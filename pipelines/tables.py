@@ -1,4 +1,4 @@
-"""The ledger's tables as the pipelines read them, and joined, as users find them."""
+"""Reads the tables of a ledger, and builds from them the tables for users."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from curation.stage import PlanError
 from curation.storage import Folder
 from stages.selection.semantic_duplicates import mean_embeddings
 
-INPUT = "input.parquet"  # what the last `score` was given
+INPUT = "input.parquet"  # the files of the last `score`
 SELECTION = "selection.parquet"
 
 # Columns whose meaning in the tables for users differs from that in the ledger.
@@ -32,7 +32,7 @@ PUBLIC_VIDEO = (
 
 
 def recorded_policy(rules: dict[str, Any]) -> Policy:
-    """A policy out of recorded settings."""
+    """The policy in recorded settings."""
     return Policy({name: Range(**rule) for name, rule in rules.items()})
 
 
@@ -50,7 +50,7 @@ def captions_ledger(out: Folder, captioner: str) -> Ledger:
 
 
 def read_videos(out: Folder, columns: list[str] | None = None) -> pa.Table:
-    """The rows of the videos that the last `score` was given."""
+    """The rows of the videos in the input of the last `score`. Raises PlanError."""
     ledger = out / "ledger"
     if not ledger.exists(INPUT):
         raise PlanError(f"{out.url} holds no scored videos; run pipelines.score first")
@@ -60,25 +60,25 @@ def read_videos(out: Folder, columns: list[str] | None = None) -> pa.Table:
 
 
 def read_clips(out: Folder) -> pa.Table:
-    """All clips of these videos, in order of clip_id."""
+    """All clips of these videos, in order of clip_id. Raises PlanError."""
     videos = read_videos(out, [*VIDEO_COLUMNS, "clips"])
     return flatten_clips(videos).sort_by("clip_id")
 
 
-def read_vectors(out: Folder, clip_id: pa.ChunkedArray) -> np.ndarray:
-    """(n, D) `mean_embeddings` of these clips. Raises PlanError where weights differ."""
+def read_embeddings(out: Folder, clip_id: pa.ChunkedArray) -> np.ndarray:
+    """(n, D) `mean_embeddings` of these clips. Raises PlanError for those of several models."""
     ledger = embeddings_ledger(out)
-    models = pc.unique(matched(clip_id, ledger.read(["model"]), "clip_id")["model"]).drop_null()
+    models = pc.unique(rows_of(clip_id, ledger.read(["model"]), "clip_id")["model"]).drop_null()
     if len(models) > 1:
         raise PlanError(
             f"{out.url}: the clips' embeddings are of {len(models)} models: "
             f"{', '.join(sorted(models.to_pylist()))}; select.semantic_similarity needs one\n"
-            "  fix: run pipelines.score with score.models.clip.weights, which brings all to those "
-            "weights, or set select.semantic_similarity=null"
+            "  fix: run pipelines.score with score.models.clip.weights, which computes all "
+            "with these weights, or set select.semantic_similarity=null"
         )
     parts = ledger.parts(["clip_id", "model", "key_frames"])
-    of_it = (part.filter(pc.is_in(part["model"], value_set=models)) for part in parts)
-    return mean_embeddings(of_it, clip_id)
+    of_model = (part.filter(pc.is_in(part["model"], value_set=models)) for part in parts)
+    return mean_embeddings(of_model, clip_id)
 
 
 def read_selection(out: Folder) -> pa.Table:
@@ -87,24 +87,26 @@ def read_selection(out: Folder) -> pa.Table:
     return (out / "ledger").read_table(SELECTION)
 
 
-def matched(ids: pa.ChunkedArray, table: pa.Table, key: str) -> pa.Table:
-    """The table's row for each id, nulls where it has none. (Arrow's joins refuse lists.)"""
+def rows_of(ids: pa.ChunkedArray, table: pa.Table, key: str) -> pa.Table:
+    """The table's row of each id, nulls where it has none. (Arrow's own joins refuse lists.)"""
     place = pc.index_in(ids, value_set=table[key].combine_chunks())
     return table.take(place)
 
 
-def joined(clips: pa.Table, selection: pa.Table, captions: pa.Table, shards: pa.Table) -> pa.Table:
-    """OUT/clips.parquet: what became of each clip, and all that is known of it.
+def make_clips_table(
+    clips: pa.Table, selection: pa.Table, captions: pa.Table, shards: pa.Table
+) -> pa.Table:
+    """OUT/clips.parquet: each clip with its status, scores, captions and shard.
 
-    A kept clip whose caption or cut failed is `failed`, with that error as its reason.
+    A kept clip whose captions or export failed is `failed`, with that error as its reason.
     """
-    chosen = matched(clips["clip_id"], selection, "clip_id")
-    said = matched(clips["clip_id"], captions, "clip_id")
+    chosen = rows_of(clips["clip_id"], selection, "clip_id")
+    captioned = rows_of(clips["clip_id"], captions, "clip_id")
     kept = pc.equal(chosen["status"], "kept")
-    packed = matched(clips["clip_id"], shards, "clip_id")
+    packed = rows_of(clips["clip_id"], shards, "clip_id")
     error = pc.coalesce(
-        pc.binary_join_element_wise("caption failed", said["error"], ": "),
-        pc.binary_join_element_wise("cut failed", packed["error"], ": "),
+        pc.binary_join_element_wise("caption failed", captioned["error"], ": "),
+        pc.binary_join_element_wise("export failed", packed["error"], ": "),
     )
     shard = pc.if_else(pc.is_null(packed["error"]), packed["shard"], None)
     failed = pc.and_(kept, pc.is_valid(error))
@@ -122,30 +124,21 @@ def joined(clips: pa.Table, selection: pa.Table, captions: pa.Table, shards: pa.
     for name in records.SCORE_NAMES:
         columns[name] = clips[name]
     for name in CAPTION_SCORES:
-        columns[name] = said[name]
+        columns[name] = captioned[name]
     for name in ("caption", "sub_captions", "captioner"):
-        columns[name] = said[name]
+        columns[name] = captioned[name]
     columns["split"] = pc.if_else(kept, chosen["split"], None)
     columns["shard"] = pc.if_else(kept, shard, None)
-    rest = (
-        "take",
-        "duration_s",
-        "num_frames",
-        "width",
-        "height",
-        "fps",
-        "prefilter",
-        "null_reasons",
-    )
-    for name in (*rest, "segments"):
+    measured = ("take", "duration_s", "num_frames", "width", "height", "fps")
+    for name in (*measured, "prefilter", "null_reasons", "segments"):
         columns[name] = clips[name]
     known = (*PUBLIC_CLIP, *records.CLIP, *records.SELECTION, *records.CAPTION, *records.VIDEO)
     return records.described(pa.table(columns), known)
 
 
-def public_videos(videos: pa.Table) -> pa.Table:
-    """OUT/videos.parquet: one row per input file; its takes and clips are counted."""
-    # What differs between equal runs, or between a run and the same one interrupted, stays out.
+def make_videos_table(videos: pa.Table) -> pa.Table:
+    """OUT/videos.parquet: each input file with its status, cuts and numbers of takes and clips."""
+    # without cpu_s: it differs between equal runs
     videos = videos.drop_columns(["cpu_s"]).append_column("take_spans", videos["takes"])
     for name in ("takes", "clips"):
         count = pc.fill_null(pc.list_value_length(videos[name]), 0)

@@ -18,8 +18,8 @@ from curation.runner.cluster import Cluster
 from curation.stage import OutputError, RunError
 from curation.storage import Folder
 from pipelines import caption, export, score, select
-from pipelines.score import _finished
-from pipelines.settings import DEFAULT_CONFIG, Settings, batches
+from pipelines.score import _with_status
+from pipelines.settings import DEFAULT_CONFIG, Settings, timed_batches
 from tests.support.small_input import SETTINGS, cut, scene, video
 from tests.support.whole_run import (
     curate,
@@ -186,10 +186,10 @@ def test_a_video_that_is_gone_or_changed_at_export_costs_its_clips_alone(tmp_pat
     assert rows == {
         "changed.mp4": (
             "failed",
-            "cut failed: the video changed after it was scored; run pipelines.score again",
+            "export failed: the video changed after it was scored; run pipelines.score again",
             True,
         ),
-        "gone.mp4": ("failed", "cut failed: no such file", True),
+        "gone.mp4": ("failed", "export failed: no such file", True),
         "good.mp4": ("kept", None, False),
         "touched.mp4": ("kept", None, False),
     }
@@ -220,12 +220,12 @@ def test_more_than_a_fifth_of_failed_videos_stop_the_run_once_there_are_a_hundre
         )
 
     progress = Progress("score", None, "videos", out=open(os.devnull, "w"))  # noqa: SIM115
-    assert len(list(_finished(rows(99, 2), 0.2, progress))) == 98  # too few to judge
-    assert len(list(_finished(rows(300, 6), 0.2, progress))) == 299
+    assert len(list(_with_status(rows(99, 2), 0.2, progress))) == 98  # too few to judge
+    assert len(list(_with_status(rows(300, 6), 0.2, progress))) == 299
     done = []
 
     def commit():
-        for batch in batches(_finished(rows(300, 2), 0.2, progress)):
+        for batch in timed_batches(_with_status(rows(300, 2), 0.2, progress)):
             done.extend(batch)
 
     with pytest.raises(RunError, match=r"no moov \(50\)\n  fix: .* retry_failed=true"):

@@ -8,7 +8,7 @@ import pytest
 
 from curation.ledger import flatten_clips
 from curation.records import CAPTION, SEGMENT, SELECTION, SHARD, VIDEO, schema
-from pipelines.tables import joined, public_videos
+from pipelines.tables import make_clips_table, make_videos_table
 from stages.export.shards import sample_metadata
 from stages.report.statistics import STATS
 from tests.export.test_shards import EXTRACTED, row
@@ -23,7 +23,8 @@ def empty(columns) -> pa.Table:
 
 
 def clips_schema() -> pa.Schema:
-    return joined(flatten_clips(empty(VIDEO)), *map(empty, (SELECTION, CAPTION, SHARD))).schema
+    clips, *others = flatten_clips(empty(VIDEO)), *map(empty, (SELECTION, CAPTION, SHARD))
+    return make_clips_table(clips, *others).schema
 
 
 def named_columns(page: str, start: str) -> list[str]:
@@ -38,7 +39,7 @@ def named_columns(page: str, start: str) -> list[str]:
     [
         (DATASET, "### clips.parquet", clips_schema().names),
         (DATASET, "An entry of `segments`", [field.name for field in SEGMENT]),
-        (DATASET, "### videos.parquet", public_videos(empty(VIDEO)).schema.names),
+        (DATASET, "### videos.parquet", make_videos_table(empty(VIDEO)).schema.names),
         (DATASET, "### shards.parquet", schema(SHARD).names),
         (REPORT, "## stats.parquet", schema(STATS).names),
     ],
@@ -57,7 +58,7 @@ def test_page_shows_the_json_of_a_clip_with_its_fields():
 
 
 def test_every_public_column_has_its_own_meaning_in_the_table():
-    clips, videos = clips_schema(), public_videos(empty(VIDEO)).schema
+    clips, videos = clips_schema(), make_videos_table(empty(VIDEO)).schema
     assert all(field.metadata[b"what"] for field in [*clips, *videos])
     assert clips.field("status").metadata[b"what"] == b"kept | rejected | failed"
     assert videos.field("status").metadata[b"what"] == b"ok | duplicate | failed"

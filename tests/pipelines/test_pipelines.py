@@ -220,7 +220,7 @@ def test_other_settings_than_the_ledgers_are_refused_by_name(dataset, capsys):
     code, text = said(capsys, "curate", *args, "score.decode.segments=4")
     assert code == 1
     assert "decode.segments: 5 -> 4" in text
-    assert "give another output" in text
+    assert "use these settings, or another output" in text
 
 
 def test_a_policy_looser_than_the_gate_is_refused(dataset, capsys):
@@ -236,7 +236,7 @@ def test_a_gate_on_a_score_that_it_spares_is_refused(dataset, tmp_path, capsys):
     args = (f"input={dataset.source}", f"output={tmp_path}", *SETTINGS)
     code, text = said(capsys, "score", *args, "score.decode.prefilter.overlay_share={max: 0.05}")
     assert code == 1
-    assert "score.decode.prefilter asks for overlay_share, which are computed only" in text
+    assert "score.decode.prefilter has rules for overlay_share, which are computed only" in text
 
 
 @pytest.mark.parametrize("name", ["longtake_hd_pretrain", "longtake_hd_finetune", "cluster"])

@@ -31,7 +31,7 @@ def number(text: str, name: str) -> tuple[float, float, float]:
 
 def test_a_trial_of_the_whole_input_says_what_the_run_gave(dataset, cluster, tmp_path):
     out = Folder(str(tmp_path / "out"))
-    text = plan.report(settings(f"input={dataset.source}", f"output={out.url}"), out, cluster)
+    text = plan.make_report(settings(f"input={dataset.source}", f"output={out.url}"), out, cluster)
     assert number(text, "kept") == (4, 4, 4)
     assert number(text, "clips") == (6, 6, 6)
     assert number(text, "videos that fail") == (1, 1, 1)
@@ -66,7 +66,7 @@ def test_a_disk_that_is_too_small_is_warned_of(dataset, cluster, tmp_path, monke
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
     given = [f"input={dataset.videos['kept']}", f"output={tmp_path}/out", "plan.videos=1"]
-    text = plan.report(settings(*given), Folder(f"{tmp_path}/out"), cluster)
+    text = plan.make_report(settings(*given), Folder(f"{tmp_path}/out"), cluster)
     assert "WARNING" in text
     assert number(text, "kept")[1] == 1
 
@@ -78,10 +78,10 @@ def test_the_range_holds_the_truth_in_about_eight_trials_of_ten():
     held = 0
     for _ in range(100):
         tried = rng.choice(4000, 30, replace=False)
-        found = plan.scaled(amounts[tried].astype(float), sizes[tried], sizes.sum())
+        found = plan.estimate_total(amounts[tried].astype(float), sizes[tried], sizes.sum())
         held += found.low <= amounts.sum() <= found.high
     assert 65 <= held <= 92
-    whole = plan.scaled(amounts.astype(float), sizes, sizes.sum())
+    whole = plan.estimate_total(amounts.astype(float), sizes, sizes.sum())
     assert whole.low == whole.value == whole.high == amounts.sum()
 
 
@@ -96,5 +96,5 @@ def test_the_pictures_of_all_requests_are_counted():
         lines = plan._captions(chosen, [[{}, {}], [{}]], lambda v: plan.Estimate(*3 * [sum(v)]))
         pictures = 3 * (5 * requests + 5 * 2)  # key frames each time, two others of each segment
         assert number("\n".join(lines), "captions: requests")[1] == 3 * requests
-        assert number("\n".join(lines), "picture tokens")[1] == pictures * 23 * 13  # 640 x 360
+        assert number("\n".join(lines), "image tokens")[1] == pictures * 23 * 13  # 640 x 360
         assert f"15 of {pictures // 3} computed" in lines[1]
