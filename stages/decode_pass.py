@@ -1,6 +1,6 @@
 """The one decode pass: every frame of a video is decoded once and given to every meter.
 
-It gives the video's properties, its cuts and takes, and its clips with the scores that need no
+It returns the video's properties, its cuts and takes, and its clips with the scores that need no
 model.
 """
 
@@ -17,7 +17,15 @@ from annotated_types import Ge, Gt
 
 from curation import config
 from curation.policy import Policy, decide
-from curation.records import CAPTION_SCORES, CLIP, SCORE_NAMES, SCORES, make_clip_id, segment_spans
+from curation.records import (
+    CAPTION_SCORES,
+    CLIP,
+    SCORE_NAMES,
+    SCORES,
+    SPAN_TOLERANCE_S,
+    make_clip_id,
+    segment_spans,
+)
 from curation.stage import Needs, PlanError, Row, RunContext, Stage
 from curation.storage import Folder, compute_sha256, local_copy
 from curation.video.frames import FrameProcessor, Planes
@@ -33,11 +41,10 @@ from stages.meters.motion import Motion
 from stages.meters.overlay import Overlay
 from stages.shots.detector import Detector
 from stages.shots.residual import ResidualDetector
-from stages.shots.takes import find_takes, place_clips
+from stages.shots.takes import TIME_TOLERANCE_S, find_takes, place_clips
 from stages.shots.transnet import TransNetDetector
 
 BATCH = 16  # frames for one meter, then for the next: its code and data stay in the CPU's caches
-SPAN_TOLERANCE_S = 1e-6
 
 
 @dataclass
@@ -55,7 +62,7 @@ class DecodePass(Stage):
     guard_frames: Annotated[int, Ge(0)] = 2  # left out on both sides of a cut or transition
     prefilter: Policy = field(default_factory=Policy)
     limits: Limits = field(default_factory=Limits)
-    detector: str = "residual"  # finds where takes end: residual or transnet
+    detector: str = "residual"  # finds cuts and transitions: residual or transnet
     residual: ResidualDetector = field(default_factory=ResidualDetector)
     transnet: TransNetDetector = field(default_factory=TransNetDetector)
     motion: Motion = field(default_factory=Motion)
@@ -126,17 +133,17 @@ class DecodePass(Stage):
             with Reader(path, self.limits) as reader:
                 self._process_frames(reader)
         found = self._detector.transitions()
-        times, end_s, head = reader.times_s, reader.end_s, reader.header
+        times, end_s, header = reader.times_s, reader.end_s, reader.header
         takes = find_takes(found.cuts_s, found.gradual, times, end_s, self.guard_frames)
         columns: Row = {
             "sha256": sha256,
             "duration_s": end_s,
-            "width": head.width,
-            "height": head.height,
+            "width": header.width,
+            "height": header.height,
             "fps": len(times) / end_s,
-            "codec": head.codec,
-            "pix_fmt": head.pix_fmt,
-            "rotation": head.rotation,
+            "codec": header.codec,
+            "pix_fmt": header.pix_fmt,
+            "rotation": header.rotation,
             "num_frames": len(times),
             "cuts_s": found.cuts_s,
             "gradual": [{"start_s": a, "end_s": b} for a, b in found.gradual],
@@ -162,9 +169,9 @@ class DecodePass(Stage):
                 for t_s, planes in batch:
                     processor.process_frame(t_s, planes)
 
-    def _key_frame_side(self, head: VideoHeader) -> int:
+    def _key_frame_side(self, header: VideoHeader) -> int:
         """px. The clips of a video that is too small for the prefilter need thumbnails only."""
-        size = {"width": head.width, "height": head.height}
+        size = {"width": header.width, "height": header.height}
         prefilter = Policy({name: rule for name, rule in self.prefilter.items() if name in size})
         return THUMBNAIL_SIDE if decide(size, prefilter) else self.key_frames.side
 
@@ -189,7 +196,7 @@ class DecodePass(Stage):
         first, last = np.searchsorted(reader.times_s, edges)
         packets = reader.packets
         inside = (packets.times_s >= edges[0]) & (packets.times_s < edges[1])
-        at_start = np.abs(packets.times_s - start_s) < 1e-3
+        at_start = np.abs(packets.times_s - start_s) < TIME_TOLERANCE_S
         clip: Row = dict.fromkeys(column.name for column in CLIP)
         clip |= {
             "clip_id": make_clip_id(video["sha256"], start_s, end_s),
@@ -240,7 +247,8 @@ class DecodePass(Stage):
         return segments, key_frames
 
     def _null_reasons(self, clip: Row) -> dict[str, str]:
-        """Why each score is null that the decode pass or a model computes, or a captioner."""
+        """Score -> why it is null. The OCR stage adds those of its own scores."""
+        costly = self.costly_scores
         own = {*KEY_FRAME_SCORES, *(name for meter in self.meters for name in meter.writes)}
         reasons = {}
         for column in SCORES:
@@ -250,7 +258,7 @@ class DecodePass(Stage):
                 reasons[column.name] = "no scorer configured"
             elif column.name in CAPTION_SCORES:
                 reasons[column.name] = "only kept clips are captioned"
-            elif clip["prefilter"] is not None and column.name in self.costly_scores:
+            elif clip["prefilter"] is not None and column.name in costly:
                 reasons[column.name] = f"failed the prefilter: {clip['prefilter']}"
             elif column.name in own:
                 reasons[column.name] = "not measurable"

@@ -15,12 +15,12 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 
 from curation.images import encode_jpeg, shrink
+from curation.records import SPAN_TOLERANCE_S
 from curation.video.frames import Planes
 from curation.video.planes import bgr_image
 from stages.meters.scratch_file import ScratchFile
 
 JPEG_QUALITY = 90
-SPAN_TOLERANCE_S = 1e-6
 GAP_TOLERANCE_S = 0.002  # of time stamps: without it a frame at 0.0999 s would wait for the next
 
 

