@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from curation.stage import BadVideo, OutputError
+from curation.texts import MAX_ERROR_CHARS, clean_outside_text
 
 BYTES_KEY = "\0bytes"  # of a JSON object that stands for bytes
 MAX_REPLY_BYTES = 256 << 20  # rows are a few kilobytes
+MAX_TEXT_CHARS = 1 << 16  # of one string in a reply; a path has at most 4096
 MAX_FILE_BYTES = 1 << 30  # a child writes key frames
 START_TIMEOUT_S = 120.0  # imports and models, on a busy machine
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -164,7 +166,7 @@ class Isolated:
     def _result_of(self, reply: dict[str, Any]) -> Any:
         if "ok" in reply:
             return reply["ok"]
-        kind, message = reply.get("error"), str(reply.get("message"))[:2000]
+        kind, message = reply.get("error"), str(reply.get("message"))[:MAX_ERROR_CHARS]
         if kind == "OutputError":
             raise OutputError(message)
         if kind == "BadVideo":
@@ -219,16 +221,25 @@ def encode_reply(value: Any) -> bytes:
 
 
 def decode_reply(data: bytes) -> Any:
-    """Returns what `encode_reply` was given. Raises ValueError or RecursionError of other data."""
+    """Returns what `encode_reply` was given, its texts cleaned (`clean_outside_text`).
 
-    def revive(found: dict[str, Any]) -> Any:
-        if found.keys() != {BYTES_KEY}:
+    Raises ValueError or RecursionError of other data.
+    """
+
+    def revive(found: Any) -> Any:
+        if isinstance(found, str):
+            return clean_outside_text(found, MAX_TEXT_CHARS)
+        if isinstance(found, list):
+            return [revive(item) for item in found]
+        if not isinstance(found, dict):
             return found
+        if found.keys() != {BYTES_KEY}:
+            return {revive(name): revive(item) for name, item in found.items()}
         if not isinstance(found[BYTES_KEY], str):
             raise ValueError("not bytes")
         return base64.b64decode(found[BYTES_KEY], validate=True)
 
-    return json.loads(data, object_hook=revive)
+    return revive(json.loads(data))
 
 
 def _send(connection: socket.socket, data: bytes, deadline: float | None = None) -> None:

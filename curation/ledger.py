@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -24,9 +25,11 @@ from curation.records import (
 )
 from curation.stage import PlanError, Row
 from curation.storage import Folder
+from curation.texts import MAX_ERROR_CHARS, clean_outside_text
 
 MAX_PARTS = 64  # more are merged at the end of a phase
 MAX_MERGED_BYTES = 1 << 30  # of one part in memory, about: a list column's offsets end at 2**31
+CONVERSION_ERRORS = (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError)
 VIDEO_COLUMNS = ("codec", "version", "bytes", "sha256", "video")  # of a clip's video, in its row
 ADDED_LATER = "scored by an older version"  # the null reason of a score that a part does not have
 
@@ -44,9 +47,32 @@ class Ledger:
             _check_version(self._folder, parts[-1])
 
     def append(self, rows: list[Row]) -> None:
-        """Commits rows as one part."""
-        if rows:
-            self._write(pa.Table.from_pylist(rows, schema=self._schema))
+        """Commits rows as one part. A row with a value that does not fit the schema becomes one
+        with an `error`, so that it costs no other row; without that column it raises."""
+        if not rows:
+            return
+        try:
+            table = pa.Table.from_pylist(rows, schema=self._schema)
+        except CONVERSION_ERRORS:
+            table = pa.concat_tables([self._table_of_row(row) for row in rows])
+        self._write(table)
+
+    def _table_of_row(self, row: Row) -> pa.Table:
+        try:
+            return pa.Table.from_pylist([row], schema=self._schema)
+        except CONVERSION_ERRORS as error:
+            if "error" not in self._schema.names:
+                raise
+            cause = clean_outside_text(f"{type(error).__name__}: {error}", MAX_ERROR_CHARS)
+        row = row | {"error": f"a value does not fit the ledger: {cause}"}
+        if "status" in row:
+            row["status"] = "failed"
+        fitting = {}
+        for name, value in row.items():
+            with suppress(*CONVERSION_ERRORS, KeyError):
+                pa.array([value], self._schema.field(name).type)
+                fitting[name] = value
+        return pa.Table.from_pylist([fitting], schema=self._schema)
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """All rows, one per key, in order of key. A column added since a part was written is null

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-JOINERS = "\u200c\u200d"  # invisible, but Persian, Hindi and emoji are misspelt without them
+from curation.texts import JOINERS
 
 
 def printable(text: object, limit: int = 200) -> str:

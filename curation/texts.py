@@ -1,4 +1,4 @@
-"""Pure functions on texts: similarity, joining, and sanitizing text of unknown origin."""
+"""Pure functions on texts: similarity, joining, and cleaning text of unknown origin."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+JOINERS = "\u200c\u200d"  # invisible, but Persian, Hindi and emoji are misspelt without them
+MAX_ERROR_CHARS = 2000
 _WORD = re.compile(r"\w+(?:'\w+)?")
 
 
@@ -62,6 +65,29 @@ def format_sentence(text: str) -> str:
     if not text:
         return ""
     return text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")
+
+
+def clean_outside_text(text: str, max_chars: int) -> str:
+    """Returns text of unknown origin so that Parquet, JSON, pages and terminals can hold it.
+
+    U+FFFD stands for each lone surrogate, control character (newline and tab excepted), invisible
+    formatting character (bidirectional controls; not JOINERS) and unassigned or private character.
+    Text longer than `max_chars` ends in an ellipsis; what is cut off costs nothing.
+    """
+    if len(text) > max_chars:
+        text = text[: max_chars - 1] + "…"
+    if text.isprintable():
+        return text
+    return "".join(c if _is_safe(c) else REPLACEMENT for c in text.replace("\r\n", "\n"))
+
+
+def _is_safe(c: str) -> bool:
+    return (
+        c.isprintable()
+        or c in "\n\t"
+        or c in JOINERS
+        or unicodedata.category(c) == "Zs"  # spaces of other widths
+    )
 
 
 def sanitize_text(text: str, max_chars: int) -> str:

@@ -21,6 +21,7 @@ from curation.stage import (
     Unavailable,
     record_duration,
 )
+from curation.texts import MAX_ERROR_CHARS, clean_outside_text
 
 STOPS_RUN = (OutputError, NotStarted, Unavailable)  # no row's fault
 
@@ -70,7 +71,10 @@ class Worker:
         stage = self._stages[number]
         with record_error_on_row(row, stage):
             if self._child is not None:
-                row = self._child.call_with_retry(number, row, timeout_s=stage.row_timeout_s(row))
+                limit_s = stage.row_timeout_s(row)
+                given = {k: v for k, v in row.items() if isinstance(v, str)}  # such as the path
+                row = self._child.call_with_retry(number, row, timeout_s=limit_s)
+                row |= {k: v for k, v in given.items() if k not in stage.writes}
             else:
                 [row] = stage.process([row])
         return row
@@ -117,8 +121,9 @@ def record_error_on_row(row: Row, stage: Stage) -> Iterator[None]:
     try:
         yield
     except BadVideo as e:
-        row["error"] = str(e)
+        row["error"] = clean_outside_text(str(e), MAX_ERROR_CHARS)
     except STOPS_RUN:
         raise
     except Exception as e:
-        row["error"] = f"{type(stage).__name__}: {type(e).__name__}: {e}"
+        error = f"{type(stage).__name__}: {type(e).__name__}: {e}"
+        row["error"] = clean_outside_text(error, MAX_ERROR_CHARS)

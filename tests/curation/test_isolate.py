@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ import pytest
 
 from curation import isolate
 from curation.isolate import Crashed, Isolated, TimedOut, Unexpected
-from curation.stage import BadVideo, OutputError
+from curation.runner.worker import Worker
+from curation.stage import BadVideo, Needs, OutputError, RunContext, Stage
 from tests.support.paths import REPOSITORY
 
 
@@ -79,12 +81,35 @@ def isolated():
 
 def test_plain_data_is_returned_unchanged(isolated):
     value = {
-        "name": "odd \udcff name\n",
+        "name": "odd Ünï\u200cname\n\t",
         "fingerprint": bytes(range(256)),
-        "spans": [{"start_s": 0.1, "end_s": 1e-12}, None, True, -5, "\0bytes"],
+        "spans": [{"start_s": 0.1, "end_s": 1e-12}, None, True, -5, "bytes"],
         "nan": float("inf"),
     }
     assert isolated("echo", value) == value
+
+
+def test_texts_of_the_child_come_back_without_unsafe_characters(isolated):
+    value = {"title\0": ["lone \ud800", {"codec": "\x1b[2Jh264\u202e"}], "long": "x" * 100_000}
+    found = isolated("echo", value)
+    assert found.pop("long") == "x" * (isolate.MAX_TEXT_CHARS - 1) + "…"
+    assert found == {"title\ufffd": ["lone \ufffd", {"codec": "\ufffd[2Jh264\ufffd"}]}
+
+
+@dataclass
+class NameCodec(Stage):
+    writes = ("codec",)
+    needs = Needs(isolated=True)
+
+    def process(self, rows):
+        return [row | {"codec": f"of {row['video']}", "video": "another"} for row in rows]
+
+
+def test_isolated_stage_changes_no_text_that_it_does_not_write():
+    path = "odd \u202e name\x1b.mp4"
+    [row] = Worker([NameCodec()], RunContext(), memory_gib=0.5).run([{"video": path}])
+    assert row["video"] == path
+    assert row["codec"] == "of odd \ufffd name\ufffd.mp4"
 
 
 def test_numpy_numbers_are_returned_as_python_numbers(isolated):

@@ -27,6 +27,22 @@ def test_rows_come_back_in_order_of_key_and_the_later_part_counts(tmp_path):
     assert again.read(["n"]).column_names == ["video", "n"]
 
 
+@pytest.mark.parametrize("bad", ["\ud800", 7, ["x"], 10**30, 1.5])
+def test_row_that_does_not_fit_fails_alone(tmp_path, bad):
+    schema = pa.schema(
+        [("id", pa.string()), ("error", pa.string()), ("text", pa.list_(pa.string()))]
+    )
+    parts = Ledger(Folder(str(tmp_path)), "captions", schema, "id")
+    rows = [{"id": name, "error": None, "text": ["a", "b"]} for name in "abc"]
+    rows[1]["text"] = [bad]
+    parts.append(rows)
+    first, failed, last = parts.read().to_pylist()
+    assert (first, last) == (rows[0], rows[2])
+    assert failed["id"] == "b"
+    assert failed["error"].startswith("a value does not fit the ledger: ")
+    assert failed["text"] is None
+
+
 def test_a_new_ledger_is_an_empty_table(tmp_path):
     assert ledger(tmp_path).read().num_rows == 0
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from curation.texts import (
+    clean_outside_text,
     format_sentence,
     join_words,
     max_adjacent_similarity,
@@ -92,3 +93,22 @@ def test_long_text_is_shortened_and_ends_in_an_ellipsis():
 
 def test_sanitizing_keeps_plain_text_of_any_script():
     assert sanitize_text("Café 東京 Привет 42%", 40) == "Café 東京 Привет 42%"
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("A dog\n\truns – “Café”, 100 %. 犬\u3000👩\u200d🚀", None),
+        ("lone \ud800 surrogate", "lone \ufffd surrogate"),
+        ("nul\0 esc\x1b[2J bell\x07 c1\x9b", "nul\ufffd esc\ufffd[2J bell\ufffd c1\ufffd"),
+        ("bidi \u202eevil\u2066", "bidi \ufffdevil\ufffd"),
+        ("tag \U000e0041 private \ue000 line\u2028", "tag \ufffd private \ufffd line\ufffd"),
+        ("lines\r\nof two", "lines\nof two"),
+        ("x" * 101, "x" * 99 + "…"),
+    ],
+)
+def test_outside_text_keeps_what_prose_needs_and_nothing_unsafe(text, cleaned):
+    found = clean_outside_text(text, 100)
+    assert found == (text if cleaned is None else cleaned)
+    assert clean_outside_text(found, 100) == found
+    found.encode()
