@@ -1,13 +1,13 @@
-"""Calibrate: the threshold of one score that decides as a known rule on another. Reads alone.
+"""Calibrate: finds the threshold of a score that decides as a known rule on another score.
 
     python -m pipelines.calibrate OUT 'motion_dis: {min: 13}' motion_raft
     python -m pipelines.calibrate OUT semantic_similarity
 
-OUT is scored. The first gives the rule on the second score that as many of its clips pass, and on
-how many clips both rules decide alike. The second compares the clips' embeddings: limits of
-select.semantic_similarity lie above what clips of different videos reach, and below what copies of
-the same footage (known by their fingerprints) reach. Ranges in brackets: 19 of 20 inputs like this
-one, by drawing its videos anew.
+OUT is a scored output; nothing is written. The first command finds the rule on motion_raft that as
+many clips pass as the rule on motion_dis, and on how many clips both agree. The second compares the
+clips' embeddings: select.semantic_similarity belongs above the similarity of clips of different
+videos, and below that of copies of the same footage (known by their fingerprints). Ranges in
+brackets hold for 19 of 20 inputs like this one: a bootstrap over its videos.
 """
 
 from __future__ import annotations
@@ -35,40 +35,44 @@ from stages.selection.near_duplicates import (
 )
 from stages.selection.semantic_duplicates import find_semantic_duplicates
 
-DRAWS = 200
-RANGE = (2.5, 97.5)  # percentiles
-MOST = 2000  # clips whose embeddings are compared, all with all
-UNRELATED = 0.9999  # of the pairs of different videos lie below the lower bound
-COPIES = 0.05  # of the copies lie below the upper bound
-LIMITS = (0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
+BOOTSTRAP_DRAWS = 200
+RANGE_PERCENTILES = (2.5, 97.5)
+MAX_COMPARED_CLIPS = 2000  # each with each other
+UNRELATED_SHARE_BELOW = 0.9999  # of the pairs of different videos, below the lower bound
+COPIES_SHARE_BELOW = 0.05  # of the pairs of copies, below the upper bound
+SHOWN_LIMITS = (0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
 
 
-def spread(of: Callable[[np.ndarray], float], video: np.ndarray) -> tuple[float, float]:
-    """The range of a statistic where the videos are drawn anew; of: rows -> the statistic.
+def bootstrap_range(
+    statistic: Callable[[np.ndarray], float], video: np.ndarray
+) -> tuple[float, float]:
+    """The RANGE_PERCENTILES of a statistic over videos drawn with replacement.
 
-    video: (n,) int. A video's clips are alike, so they are drawn together.
+    statistic: row numbers -> its value.  video: (n,) int. The clips of a video are similar, so they
+    are drawn together.
     """
     order, rng = np.argsort(video, kind="stable"), np.random.default_rng(0)
     rows_of = np.split(order, np.flatnonzero(np.diff(video[order])) + 1)
-    drawn = rng.integers(0, len(rows_of), (DRAWS, len(rows_of)))
-    found = [of(np.concatenate([rows_of[v] for v in draw])) for draw in drawn]
-    low, high = np.nanpercentile(found, RANGE)
+    drawn = rng.integers(0, len(rows_of), (BOOTSTRAP_DRAWS, len(rows_of)))
+    found = [statistic(np.concatenate([rows_of[v] for v in draw])) for draw in drawn]
+    low, high = np.nanpercentile(found, RANGE_PERCENTILES)
     return float(low), float(high)
 
 
-def threshold(known: np.ndarray, other: np.ndarray, at: float, *, lowest: bool) -> float:
-    """Where to cut `other` so that as many pass as do where `known` is cut `at`.
+def matching_threshold(known: np.ndarray, other: np.ndarray, at: float, *, lowest: bool) -> float:
+    """The threshold of `other` that as many values pass as `known` passes with the threshold `at`.
 
-    lowest: a floor, else a ceiling. Halfway between the two values that it comes between.
+    lowest: thresholds are minima, else maxima. Returns the middle of the two nearest values.
     """
     under = int((known < at).sum() if lowest else (known <= at).sum())
     values = np.sort(other)
     return float(values[[max(under - 1, 0), min(under, len(values) - 1)]].mean())
 
 
-def matched_rule(name: str, rule: Range, other: str, clips: pa.Table) -> list[str]:
+def match_rule(name: str, rule: Range, other: str, clips: pa.Table) -> list[str]:
+    """Lines of text with the rule on `other`. Raises PlanError where none matches."""
     clips = clips.filter(pc.and_(pc.is_valid(clips[name]), pc.is_valid(clips[other])))
-    known, its = (clips[column].to_numpy().astype(float) for column in (name, other))
+    known, values = (clips[column].to_numpy().astype(float) for column in (name, other))
     video = pc.rank(clips["sha256"], tiebreaker="min").to_numpy().astype(int)
     if not clips.num_rows:
         raise PlanError(f"no clip has both {name} and {other}; score OUT with what measures both")
@@ -80,19 +84,19 @@ def matched_rule(name: str, rule: Range, other: str, clips: pa.Table) -> list[st
         passes = known >= at if lowest else known <= at
         if passes.all() or not passes.any():
             raise PlanError(
-                f"{passes.sum()} of {len(passes)} clips pass {name} {end} {at:g}: there is nothing "
-                f"to match; its values are {known.min():.4g} to {known.max():.4g}"
+                f"{passes.sum()} of {len(passes)} clips pass {name} {end} {at:g}: there is no "
+                f"threshold to match; the values are {known.min():.4g} to {known.max():.4g}"
             )
 
         def matching(rows: np.ndarray, at: float = at, lowest: bool = lowest) -> float:
-            return threshold(known[rows], its[rows], at, lowest=lowest)
+            return matching_threshold(known[rows], values[rows], at, lowest=lowest)
 
-        found = ends[end] = matching(np.arange(len(its)))
-        low, high = spread(matching, video)
-        alike = np.mean(passes == (its >= found if lowest else its <= found))
+        found = ends[end] = matching(np.arange(len(values)))
+        low, high = bootstrap_range(matching, video)
+        agreement = np.mean(passes == (values >= found if lowest else values <= found))
         lines.append(
             f"{end}: {found:.4g} ({low:.4g} to {high:.4g}) passes {passes.mean():.1%} as "
-            f"{name} {end} {at:g} does; both decide alike on {alike:.1%} of the clips"
+            f"{name} {end} {at:g} does; both agree on {agreement:.1%} of the clips"
         )
     ranks = [pc.rank(clips[column]).to_numpy() for column in (name, other)]
     correlation = np.asarray(np.corrcoef(ranks))[0, 1]
@@ -105,13 +109,16 @@ def matched_rule(name: str, rule: Range, other: str, clips: pa.Table) -> list[st
     ]
 
 
-def similarity(clips: pa.Table, v: np.ndarray) -> list[str]:
-    """v: (n, D) `mean_embeddings` of the clips, NaN where one has none."""
+def compare_embeddings(clips: pa.Table, v: np.ndarray) -> list[str]:
+    """Lines of text with the bounds and a table of limits. Raises PlanError.
+
+    v: (n, D) `mean_embeddings` of the clips, NaN where one has none.
+    """
     rows = np.flatnonzero(~np.isnan(v[:, 0]))
     if len(rows) < 2:
         raise PlanError("no clips with embeddings; score OUT with score.models.clip.weights")
     total = len(rows)
-    rows = np.sort(np.random.default_rng(0).permutation(rows)[:MOST])
+    rows = np.sort(np.random.default_rng(0).permutation(rows)[:MAX_COMPARED_CLIPS])
     clips, v = clips.take(pa.array(rows)), v[rows]
     cosine, rank = v @ v.T, quality_ranks(clips)
     video = pc.rank(clips["sha256"], tiebreaker="min").to_numpy().astype(int)
@@ -129,33 +136,33 @@ def similarity(clips: pa.Table, v: np.ndarray) -> list[str]:
         f"{len(rows)} of {total} clips with embeddings, of {len(np.unique(video))} videos; "
         + ", ".join(f"{mask.sum()} pairs of {what}" for what, mask in pairs.items())
     ]
-    for what, share, words in (
-        ("clips of different videos", UNRELATED, f"{UNRELATED:.2%} below"),
-        ("copies of the same footage", COPIES, f"{1 - COPIES:.0%} above"),
+    for what, share, bound in (
+        ("clips of different videos", UNRELATED_SHARE_BELOW, f"{UNRELATED_SHARE_BELOW:.2%} below"),
+        ("copies of the same footage", COPIES_SHARE_BELOW, f"{1 - COPIES_SHARE_BELOW:.0%} above"),
     ):
         mask = pairs[what]
         if not mask.any():
             lines.append(f"{what}: none here")
             continue
 
-        def quantile(some: np.ndarray, mask: np.ndarray = mask, share: float = share) -> float:
-            values = cosine[np.ix_(some, some)][mask[np.ix_(some, some)]]
+        def quantile(drawn: np.ndarray, mask: np.ndarray = mask, share: float = share) -> float:
+            values = cosine[np.ix_(drawn, drawn)][mask[np.ix_(drawn, drawn)]]
             return float(np.quantile(values, share)) if len(values) else np.nan
 
-        low, high = spread(quantile, video)
+        low, high = bootstrap_range(quantile, video)
         value = quantile(np.arange(len(rows)))
-        lines.append(f"{what}: {words} {value:.4f} ({low:.4f} to {high:.4f})")
-    lines.append("limit   " + "   ".join(pairs) + "   clips that go")
-    for limit in LIMITS:
+        lines.append(f"{what}: {bound} {value:.4f} ({low:.4f} to {high:.4f})")
+    lines.append("limit   " + "   ".join(pairs) + "   clips rejected")
+    for limit in SHOWN_LIMITS:
         shares = [f"{np.mean(cosine[m] > limit):.2%}" if m.any() else "-" for m in pairs.values()]
-        gone = (find_semantic_duplicates(v, rank, limit)[0] >= 0).mean()
+        rejected = (find_semantic_duplicates(v, rank, limit)[0] >= 0).mean()
         cells = [s.rjust(len(w)) for s, w in zip(shares, pairs, strict=True)]
-        lines.append(f"{limit:<8g}" + "   ".join(cells) + f"   {gone:13.1%}")
+        lines.append(f"{limit:<8g}" + "   ".join(cells) + f"   {rejected:13.1%}")
     return lines
 
 
-def rule_of(text: str) -> tuple[str, Range]:
-    """'motion_dis: {min: 13}' -> its name and range."""
+def parse_rule(text: str) -> tuple[str, Range]:
+    """'motion_dis: {min: 13}' -> name and range. Raises ConfigError."""
     try:
         [(name, ends)] = yaml.safe_load(text).items()
         rule = Range(**ends)
@@ -163,7 +170,7 @@ def rule_of(text: str) -> tuple[str, Range]:
         raise ConfigError(
             f"{printable(text)}: expected a rule, 'motion_dis: {{min: 13}}'"
         ) from None
-    Policy({name: rule})  # a score of that name
+    Policy({name: rule})  # raises where there is no score of that name
     return name, rule
 
 
@@ -172,11 +179,11 @@ def work(given: Arguments[NoSettings]) -> None:
     out = Folder(folder)
     clips = read_clips(out)
     if other:
-        name, rule = rule_of(rule_text)
+        name, rule = parse_rule(rule_text)
         Policy({other[0]: rule})  # raises where there is no score of that name
-        print("\n".join(matched_rule(name, rule, other[0], clips)))
+        print("\n".join(match_rule(name, rule, other[0], clips)))
     elif rule_text == "semantic_similarity":
-        print("\n".join(similarity(clips, read_embeddings(out, clips["clip_id"]))))
+        print("\n".join(compare_embeddings(clips, read_embeddings(out, clips["clip_id"]))))
     else:
         raise ConfigError(f"{printable(rule_text)}: expected semantic_similarity, or two scores")
 

@@ -23,7 +23,6 @@ from curation.stage import Row, RunContext
 from curation.storage import Folder
 from pipelines.settings import Settings, main, stop_if_too_many_fail, timed_batches
 from pipelines.tables import captions_ledger, read_clips, read_selection, rows_of
-from stages.captioning.openai_server import OpenAICaptioner
 from stages.captioning.vlm import VlmCaptioner
 from stages.selection.clip_selection import clips_to_caption
 
@@ -64,7 +63,7 @@ def _make_context(settings: Settings, ledger_url: str) -> RunContext:
         ledger_url,
         caption_set=settings.caption.set_name,
         similarity_limit=rule.max if rule else None,
-        api_key=captioner.api_key() if isinstance(captioner, OpenAICaptioner) else None,
+        api_key=captioner.api_key(),
     )
 
 

@@ -1,10 +1,9 @@
-"""Draws the sample videos that `make curate` starts with when it is given none.
+"""Draws sample videos, the input of `make curate` where no other is given.
 
     python -m pipelines.samples out/samples
 
-Ten small files that show what curation does: takes to keep, and one of each thing to reject or to
-survive: a cut, a dissolve, slides, a zoom over a still picture, a copy, a short take, a small
-picture, a broken file.
+Ten small files that show what curation does: two takes to keep; and a cut, a dissolve, slides, a
+zoom over a still picture, a copy, a short take, a small picture and a broken file.
 """
 
 from __future__ import annotations
@@ -49,15 +48,15 @@ def tinted(texture: np.ndarray, dark: tuple, light: tuple) -> np.ndarray:
 
 @dataclass
 class Scene:
-    """Hills under a sky, a ground in front, things that move; camera and light move too."""
+    """Hills under a sky, a ground in front, discs that move on it; camera and light change too."""
 
     seed: int
-    camera: Callable[[float], float]  # seconds -> how far the view has moved to the right, px
-    light: Callable[[float], float]  # seconds -> factor
+    camera: Callable[[float], float]  # seconds -> position of the view to the right, px
+    light: Callable[[float], float]  # seconds -> factor of the brightness
     sky: tuple = ((205, 160, 110), (240, 215, 190))
     hills: tuple = ((50, 80, 60), (110, 160, 130))
     ground: tuple = ((40, 70, 95), (110, 150, 185))
-    movers: int = 3
+    discs: int = 3
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.seed)
@@ -71,7 +70,7 @@ class Scene:
         self._far = np.where((rows > skyline)[..., None], hills, far)
         self._near = tinted(noise_texture(rng, 260, wide * 2, 9), *self.ground)
         self._noise = rng.normal(128, 2.5, (HEIGHT + 64, WIDTH + 64, 3)).astype(np.uint8)
-        self._things = [_Thing.drawn(rng) for _ in range(self.movers)]
+        self._discs = [_Disc.random(rng) for _ in range(self.discs)]
         self._rng = rng
 
     def frames(self, seconds: float, from_s: float = 0.0) -> Frames:
@@ -81,41 +80,40 @@ class Scene:
     def at(self, t_s: float) -> np.ndarray:
         picture = np.empty((HEIGHT, WIDTH, 3), np.uint8)
         shift = self.camera(t_s) + WIDTH / 2
-        picture[:460] = _view(self._far, shift * 0.4, 0, 460)
-        picture[460:] = _view(self._near, shift, 0, 260)
-        for thing in self._things:
-            thing.paint(picture, t_s, self.camera(t_s))
+        picture[:460] = _crop(self._far, shift * 0.4, 0, 460)
+        picture[460:] = _crop(self._near, shift, 0, 260)
+        for disc in self._discs:
+            disc.paint(picture, t_s, self.camera(t_s))
         row, column = self._rng.integers(64, size=2)
         grain = self._noise[row : row + HEIGHT, column : column + WIDTH]
         return cv2.addWeighted(picture, self.light(t_s), grain, 1, -128)
 
 
 @dataclass
-class _Thing:
-    """A textured disc on the ground that goes to and fro."""
+class _Disc:
+    """A textured disc on the ground that moves back and forth."""
 
-    skin: np.ndarray
-    radius: int
-    centre: float
-    reach: float
+    texture: np.ndarray
+    radius: int  # px
+    centre: float  # of the motion, px
+    amplitude: float  # px
     period_s: float
-    phase: float
-    floor: int
+    phase: float  # radians
+    floor: int  # row of its lowest point, px
 
     @classmethod
-    def drawn(cls, rng: np.random.Generator) -> _Thing:
+    def random(cls, rng: np.random.Generator) -> _Disc:
         radius = int(rng.integers(45, 95))
         hue = int(rng.integers(180))
         bright = cv2.cvtColor(np.full((1, 1, 3), (hue, 210, 235), np.uint8), cv2.COLOR_HSV2BGR)[
             0, 0
         ]
-        texture = noise_texture(rng, 2 * radius, 2 * radius, 4)
-        skin = tinted(texture, tuple(bright * 0.45), tuple(bright))
+        noise = noise_texture(rng, 2 * radius, 2 * radius, 4)
         return cls(
-            skin,
+            tinted(noise, tuple(bright * 0.45), tuple(bright)),
             radius,
             centre=rng.uniform(300, 980),
-            reach=rng.uniform(180, 420),
+            amplitude=rng.uniform(180, 420),
             period_s=rng.uniform(6, 11),
             phase=rng.uniform(0, 6.28),
             floor=int(rng.integers(520, 680)),
@@ -123,35 +121,35 @@ class _Thing:
 
     def paint(self, picture: np.ndarray, t_s: float, camera: float) -> None:
         turn = 6.2832 * t_s / self.period_s + self.phase
-        x = int(self.centre + self.reach * np.sin(turn) - camera) % (WIDTH + 400) - 200
+        x = int(self.centre + self.amplitude * np.sin(turn) - camera) % (WIDTH + 400) - 200
         y = int(self.floor - self.radius - abs(np.sin(2 * turn)) * 40)
         left, top = max(0, x - self.radius), max(0, y - self.radius)
         right, bottom = min(WIDTH, x + self.radius), min(HEIGHT, y + self.radius)
         if right <= left or bottom <= top:
             return
-        angle = np.degrees(self.reach * np.sin(turn) / self.radius)
+        angle = np.degrees(self.amplitude * np.sin(turn) / self.radius)
         spin = cv2.getRotationMatrix2D((self.radius, self.radius), -angle, 1)
-        skin = cv2.warpAffine(
-            self.skin, spin, self.skin.shape[1::-1], borderMode=cv2.BORDER_REFLECT
+        texture = cv2.warpAffine(
+            self.texture, spin, self.texture.shape[1::-1], borderMode=cv2.BORDER_REFLECT
         )
-        disc = np.zeros(skin.shape[:2], np.uint8)
+        disc = np.zeros(texture.shape[:2], np.uint8)
         cv2.circle(disc, (self.radius, self.radius), self.radius - 2, 255, -1, cv2.LINE_AA)
         inside = (
             slice(top - y + self.radius, bottom - y + self.radius),
             slice(left - x + self.radius, right - x + self.radius),
         )
-        skin, share = skin[inside], disc[inside][..., None] / np.float32(255)
+        texture, share = texture[inside], disc[inside][..., None] / np.float32(255)
         place = picture[top:bottom, left:right]
-        place[:] = place * (1 - share) + skin * share
+        place[:] = place * (1 - share) + texture * share
 
 
-def _view(layer: np.ndarray, left: float, top: int, height: int) -> np.ndarray:
-    """WIDTH x height of a layer that repeats, from a place between pixels."""
+def _crop(layer: np.ndarray, left: float, top: int, height: int) -> np.ndarray:
+    """WIDTH x height px of a layer that repeats; `left` may lie between pixels."""
     left %= layer.shape[1] - WIDTH - 1
-    whole, rest = int(left), left - int(left)
+    whole, fraction = int(left), left - int(left)
     a = layer[top : top + height, whole : whole + WIDTH]
     b = layer[top : top + height, whole + 1 : whole + 1 + WIDTH]
-    return cv2.addWeighted(a, 1 - rest, b, rest, 0)
+    return cv2.addWeighted(a, 1 - fraction, b, fraction, 0)
 
 
 def slides(seconds: float) -> Frames:
@@ -174,7 +172,7 @@ def zoom_over_still(scene: Scene, seconds: float) -> Frames:
 
 
 def dissolve(a: Scene, b: Scene, seconds: float, over_s: float = 1.0) -> Frames:
-    """a, then b from the middle on, blended over `over_s`."""
+    """a, then b from the middle on, with a dissolve of `over_s`."""
     for number in range(round(seconds * FPS)):
         t_s = number / FPS
         share = np.clip((t_s - seconds / 2) / over_s + 0.5, 0, 1)
@@ -215,7 +213,7 @@ def dusk_scene() -> Scene:
 
 
 def draw(folder: Path) -> None:
-    """All samples; a file that is there already stays."""
+    """Draws all samples whose files do not exist."""
     steady, dusk = steady_scene(), dusk_scene()
     winter = Scene(
         3,
@@ -223,7 +221,7 @@ def draw(folder: Path) -> None:
         light=lambda t: 0.85 + 0.15 * np.cos(t / 5),
         hills=((150, 140, 130), (225, 225, 220)),
         ground=((170, 165, 160), (240, 238, 235)),
-        movers=4,
+        discs=4,
     )
     plans: dict[str, Callable[[Path], None]] = {
         "take_dusk_pan.mp4": lambda p: encode(dusk.frames(31), p),
@@ -247,7 +245,7 @@ def draw(folder: Path) -> None:
 
 
 def _write_broken(path: Path) -> None:
-    """An MP4 that breaks off after its first box."""
+    """An MP4 that ends after its first box."""
     path.write_bytes(b"\0\0\0\x18ftypisom" + bytes(64))
 
 

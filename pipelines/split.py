@@ -1,11 +1,11 @@
-"""Split: an idea of a clip becomes five progressive sub-captions, by the model that captions.
+"""Split: turns a prompt into five progressive sub-captions, by the model that writes captions.
 
     python -m pipelines.split OUT.json "PROMPT" [CONFIG] [key=value …]
     python -m pipelines.split OUT.jsonl PROMPTS.txt [CONFIG] [key=value …]
 
-Gives a line of JSON per prompt, {"name", "prompt", "cap": [five texts]}, as training.sample and the
-trainer that Presto's authors released read it. PROMPTS.txt has a prompt per line. The model is the
-one under `caption:`, for example caption.openai.url=http://HOST:8000/v1 caption.openai.model=NAME.
+Writes a line of JSON per prompt, {"name", "prompt", "cap": [five texts]}; training.sample and the
+trainer that Presto's authors released read it. PROMPTS.txt has a prompt per line. The model is that
+of the captioner, for example caption.openai.url=http://HOST:8000/v1 caption.openai.model=NAME.
 """
 
 from __future__ import annotations
@@ -24,24 +24,21 @@ from curation.progress import Progress, printable
 from curation.stage import RunContext, Unavailable
 from curation.storage import Folder, InputError
 from pipelines.settings import DEFAULT_CONFIG, Settings
-from stages.captioning.openai_server import OpenAICaptioner
 from stages.captioning.vlm import ChecksFailed, VlmCaptioner
 
-AT_ONCE = 64  # prompts
+MAX_PROMPTS_IN_FLIGHT = 64
 
 
 def split(settings: Settings, prompts: Sequence[str]) -> list[dict[str, Any]]:
-    """A row per prompt; one that no answer was fit for has `error` instead of `cap`."""
+    """A row per prompt: name, prompt and cap; `error` instead of cap where every answer failed."""
     writer = settings.caption.chosen
     if not isinstance(writer, VlmCaptioner):
         raise ConfigError(
-            f"the captioner `{writer.captioner}` can't write of what it doesn't see; give a model: "
+            f"the captioner `{writer.captioner}` writes captions of videos only; give a model: "
             "caption.openai.url=http://HOST:8000/v1 caption.openai.model=NAME"
         )
     writer.check()
-    writer.setup(
-        RunContext(api_key=writer.api_key() if isinstance(writer, OpenAICaptioner) else None)
-    )
+    writer.setup(RunContext(api_key=writer.api_key()))
     with Progress("split", len(prompts), "prompts") as progress:
         return asyncio.run(_split_all(writer, settings, prompts, progress))
 
@@ -49,37 +46,37 @@ def split(settings: Settings, prompts: Sequence[str]) -> list[dict[str, Any]]:
 async def _split_all(
     writer: VlmCaptioner, settings: Settings, prompts: Sequence[str], progress: Progress
 ) -> list[Any]:
-    decode, room = settings.score.decode, asyncio.Semaphore(AT_ONCE)
+    decode, limit = settings.score.decode, asyncio.Semaphore(MAX_PROMPTS_IN_FLIGHT)
 
-    async def one(prompt: str) -> dict[str, Any]:
+    async def split_one(prompt: str) -> dict[str, Any]:
         name = hashlib.sha256(prompt.encode()).hexdigest()[:12]
-        async with room:
+        async with limit:
             try:
                 parts = await writer.split(prompt, decode.segments, decode.clip_s)
             except Unavailable:
                 raise
-            except Exception as error:  # one prompt's trouble
+            except Exception as error:  # of this prompt only
                 progress.update(done=1, failed=1)
                 kind = "" if isinstance(error, ChecksFailed) else f"{type(error).__name__}: "
                 return {"name": name, "prompt": prompt, "error": f"{kind}{error}"}
         progress.update(done=1)
         return {"name": name, "prompt": prompt, "cap": parts}
 
-    async def tell() -> None:
+    async def show_wait_reason() -> None:
         while True:
             progress.show_wait_reason(writer.wait_reason())
             await asyncio.sleep(1.0)
 
-    telling = asyncio.create_task(tell())
+    shown = asyncio.create_task(show_wait_reason())
     try:
-        return list(await asyncio.gather(*(one(prompt) for prompt in prompts)))
+        return list(await asyncio.gather(*(split_one(prompt) for prompt in prompts)))
     finally:
-        telling.cancel()
+        shown.cancel()
         await writer.close()
 
 
 def read_prompts(given: str) -> list[str]:
-    """A prompt, or those in the lines of a .txt file."""
+    """The prompt itself, or the lines of a .txt file. Raises InputError."""
     if not given.endswith(".txt"):
         return [given] if given.strip() else []
     try:

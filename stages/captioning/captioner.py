@@ -66,6 +66,10 @@ class Captioner(Stage):
         self._ledger = Folder(context.ledger_url)
         self._set_name = context.caption_set or self.captioner
 
+    def api_key(self) -> str | None:
+        """The key of its server, from this machine's environment; None where there is none."""
+        return None
+
     @property
     def scores(self) -> tuple[str, ...]:
         """Columns with scores of the texts that it fills with these settings."""

@@ -1,4 +1,4 @@
-"""Thresholds of another score: known relations come back, with ranges that hold them."""
+"""Calibration finds known relations between scores, with ranges that contain the truth."""
 
 import re
 from functools import partial
@@ -29,43 +29,42 @@ def speeds(rng: np.random.Generator, clips: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("end", "at"), [("min", 6.0), ("max", 20.0)])
-def test_scores_that_rank_alike_give_the_same_rule_in_their_own_unit(end, at):
+def test_rule_on_a_monotonic_function_of_a_score_is_that_function_of_the_threshold(end, at):
     known = speeds(np.random.default_rng(0), 400)
     clips = scored(known, 3 * known**0.8)
-    about, line, rule = calibrate.matched_rule(
-        "motion_dis", Range(**{end: at}), "motion_raft", clips
-    )
+    about, line, rule = calibrate.match_rule("motion_dis", Range(**{end: at}), "motion_raft", clips)
     assert "400 clips of 100 videos; rank correlation 1.000" in about
-    assert "decide alike on 100.0%" in line
+    assert "both agree on 100.0%" in line
     found = float(re.search(rf"{end}: ([\d.]+)", rule)[1])
     assert found == pytest.approx(3 * at**0.8, rel=0.02)
 
 
-def test_the_range_holds_the_true_threshold_about_19_times_in_20():
+def test_range_contains_the_true_threshold_about_19_times_in_20():
     rng, at, held = np.random.default_rng(1), 6.0, 0
 
     def drawn(videos: int) -> tuple[np.ndarray, np.ndarray]:
-        known = np.repeat(speeds(rng, videos), 4)  # a video's clips move alike
+        known = np.repeat(speeds(rng, videos), 4)  # the clips of a video have similar motion
         return known, 0.5 * known * np.exp(np.repeat(rng.normal(0, 0.3, videos), 4))
 
-    truth = calibrate.threshold(*drawn(100_000), at, lowest=True)
+    truth = calibrate.matching_threshold(*drawn(100_000), at, lowest=True)
     for _ in range(60):
         known, other = drawn(50)
-        low, high = calibrate.spread(
-            lambda rows, k=known, o=other: calibrate.threshold(k[rows], o[rows], at, lowest=True),
-            np.repeat(np.arange(50), 4),
-        )
+
+        def statistic(rows, k=known, o=other):
+            return calibrate.matching_threshold(k[rows], o[rows], at, lowest=True)
+
+        low, high = calibrate.bootstrap_range(statistic, np.repeat(np.arange(50), 4))
         held += low <= truth <= high
     assert held >= 52
 
 
-def test_a_rule_that_all_clips_pass_has_nothing_to_match():
+def test_rule_that_all_clips_pass_is_refused():
     clips = scored(np.array([5.0, 6.0]), np.array([1.0, 2.0]))
     with pytest.raises(PlanError, match=r"2 of 2 clips pass motion_dis min 3: .*5 to 6"):
-        calibrate.matched_rule("motion_dis", Range(min=3), "motion_raft", clips)
+        calibrate.match_rule("motion_dis", Range(min=3), "motion_raft", clips)
 
 
-def test_limits_lie_between_unrelated_clips_and_copies():
+def test_similarity_limit_lies_between_unrelated_clips_and_copies():
     rng = np.random.default_rng(2)
     rows, v = [], []
     for number in range(40):  # each source twice, re-encoded: its fingerprint and embedding differ
@@ -77,7 +76,7 @@ def test_limits_lie_between_unrelated_clips_and_copies():
     rows.append(clip("none", "none"))
     vectors = np.array([*v, np.full(64, np.nan)], np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    about, unrelated, copies, _, *limits = calibrate.similarity(table(rows), vectors)
+    about, unrelated, copies, _, *limits = calibrate.compare_embeddings(table(rows), vectors)
     assert about.startswith("80 of 80 clips with embeddings, of 80 videos; 40 pairs of copies")
     below, above = (
         float(re.search(r"(?:below|above) ([\d.]+)", s)[1]) for s in (unrelated, copies)
@@ -92,7 +91,7 @@ def at_speed(picture, speed: int, index: int, width: int, height: int) -> np.nda
 
 
 @pytest.mark.slow
-def test_raft_of_the_real_class_beside_dis_out_of_a_scored_ledger(cluster, tmp_path, capsys):
+def test_raft_threshold_is_calibrated_by_dis_on_a_scored_output(cluster, tmp_path, capsys):
     from tests.support.tiny_models import save_random_raft
 
     for number in range(3):
@@ -105,6 +104,6 @@ def test_raft_of_the_real_class_beside_dis_out_of_a_scored_ledger(cluster, tmp_p
     score.run(config.load(Settings, DEFAULT_CONFIG, [*SETTINGS, *given]), Folder(out), cluster)
     motion = read_clips(Folder(out))["motion_dis"].to_numpy()
     calibrate.main([out, f"motion_dis: {{min: {np.median(motion)}}}", "motion_raft"])
-    said = capsys.readouterr().out
-    assert said.startswith(f"{len(motion)} clips of 3 videos; rank correlation")
-    assert "select.policy.motion_raft='{min: " in said
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{len(motion)} clips of 3 videos; rank correlation")
+    assert "select.policy.motion_raft='{min: " in printed

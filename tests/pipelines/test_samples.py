@@ -1,4 +1,4 @@
-"""The drawn samples that `make curate` starts with lead to what they promise."""
+"""The drawn samples of `make curate` are kept and rejected as their names say."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.whole_run import start, wait_for_end
 
 SHORT = r"[\d.]+ s < 15 s$"
 # name: how its clips end, in order of time: kept, or how the first reason begins
-PROMISED = {
+EXPECTED = {
     "take_dusk_pan.mp4": ["kept", "kept"],
     "take_steady_camera.mp4": ["kept"],
     "two_takes_one_cut.mp4": ["kept", SHORT],
@@ -29,18 +29,18 @@ PROMISED = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_each_sample_is_kept_or_rejected_for_what_was_drawn_into_it(tmp_path):
+def test_each_sample_is_kept_or_rejected_as_its_name_says(tmp_path):
     samples.draw(tmp_path / "in")
-    assert sorted(os.listdir(tmp_path / "in")) == sorted(PROMISED)
+    assert sorted(os.listdir(tmp_path / "in")) == sorted(EXPECTED)
     run = start("curate", f"input={tmp_path}/in", f"output={tmp_path}/out")
     assert wait_for_end(run, 800).exit_code == 0
-    fates: dict[str, list[str]] = {name: [] for name in PROMISED}
+    fates: dict[str, list[str]] = {name: [] for name in EXPECTED}
     clips = pq.read_table(tmp_path / "out/clips.parquet").to_pylist()
     for clip in sorted(clips, key=lambda clip: (clip["video"], clip["start_s"])):
         fates[os.path.basename(clip["video"])].append(clip["reason"] or clip["status"])
-    for name, promised in PROMISED.items():
-        assert len(fates[name]) == len(promised), (name, fates[name])
-        assert all(map(re.match, promised, fates[name])), (name, fates[name])
+    for name, expected in EXPECTED.items():
+        assert len(fates[name]) == len(expected), (name, fates[name])
+        assert all(map(re.match, expected, fates[name])), (name, fates[name])
     videos = pq.read_table(tmp_path / "out/videos.parquet").to_pylist()
     failed = {os.path.basename(v["video"]): v["error"] for v in videos if v["status"] == "failed"}
     assert failed.keys() == {"broken.mp4"}

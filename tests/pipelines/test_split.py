@@ -90,7 +90,7 @@ def test_another_count_of_texts_than_asked_for_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["a.json", "x"], "the captioner `measured` can't write of what it doesn't see; give a"),
+        (["a.json", "x"], "the captioner `measured` writes captions of videos only; give a"),
         (["a.json", " "], "InputError: no prompt given"),
         (["a.json", "no such.txt"], "InputError: no such.txt: can't be read as prompts"),
         (["a.json"], "UsageError: expected OUT PROMPT [CONFIG], found a.json; --help explains"),
