@@ -34,8 +34,9 @@ from benchmarks import other_tools  # before cv2: it sets the log level of OpenC
 from benchmarks.cpu_time import Cost, measure_command
 from curation import config
 from curation.stage import BadVideo, Row, RunContext
-from curation.storage import Folder, list_videos
+from curation.storage import Folder
 from curation.video.reader import Reader
+from curation.video_list import list_videos
 from pipelines.score import build
 from pipelines.settings import DEFAULT_CONFIG, Settings
 from pipelines.tables import videos_ledger

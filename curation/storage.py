@@ -1,25 +1,15 @@
-"""Files on local disks and in object stores (`s3://`, `gs://`), through pyarrow's file systems.
-
-`list_videos` lists the input. `Folder` is a folder of the output.
-"""
+"""Local disks and object stores (`s3://`, `gs://`), through pyarrow's file systems."""
 
 from __future__ import annotations
 
 import fcntl
-import glob
 import hashlib
 import os
-import re
 import shutil
-import stat
 import tempfile
 import urllib.parse
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import IntEnum
-from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
@@ -31,48 +21,9 @@ from curation.atomic import TEMPORARY, write_atomic
 from curation.errors import UserError
 from curation.stage import BadVideo, OutputError
 
-VIDEO_SUFFIXES = tuple(
-    f".{suffix}"
-    for suffix in (
-        *("mp4", "m4v", "mov", "3gp", "mkv", "webm", "avi", "ts", "mts", "m2ts"),
-        *("mpg", "mpeg", "vob", "wmv", "flv", "ogv", "mxf"),
-    )
-)
-LIST_SUFFIXES = (".txt", ".parquet")
-MAX_CONCURRENT_STATS = 32  # files of a list: a store takes some milliseconds to answer for each
-
-
-class FileError(IntEnum):
-    """Why a listed file can't be read. Stands in the column `bytes` in place of a size."""
-
-    MISSING = -1
-    NOT_A_FILE = -2
-    UNREACHABLE = -3
-
-
-ERROR_TEXTS = {
-    FileError.MISSING: "no such file",
-    FileError.NOT_A_FILE: "not a file",
-    FileError.UNREACHABLE: "can't be reached",
-}
-
 
 class InputError(UserError):
     """The input can't be listed: which, and what was expected."""
-
-
-@dataclass(frozen=True)
-class VideoFile:
-    """One file of the input. Its fields are columns of the ledger."""
-
-    video: str  # path or URL
-    bytes: int  # size, or a FileError
-    version: str  # changes when the file does
-
-
-def file_error(size: int) -> str | None:
-    """Returns what is wrong with a listed file by its column `bytes`, None where it has a size."""
-    return ERROR_TEXTS[FileError(size)] if size < 0 else None
 
 
 def is_url(path: str) -> bool:
@@ -93,156 +44,8 @@ def local_path(video: str) -> str:
     return video
 
 
-def _encode_path(path: str) -> str:
-    """Returns a path as text that any table can hold; the inverse of `local_path`."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return "file://" + urllib.parse.quote_from_bytes(os.fsencode(path))
-    return path
-
-
-# ---------------------------------------------------------------- input
-
-
-def list_videos(source: str) -> Iterator[VideoFile]:
-    """Yields the videos of a folder (recursive), a file, a glob, or a .txt or .parquet list.
-
-    Of a folder, only files with a suffix of VIDEO_SUFFIXES; of a list or a glob, every file. A
-    missing file of a list is yielded too, with a FileError: its row fails with that reason.
-    Raises InputError where the source does not exist or matches nothing.
-    """
-    if _is_remote(source):
-        yield from _list_url(source)
-        return
-    path = local_path(source)
-    if os.path.isdir(path):
-        yield from map(stat_video, _walk_videos(path))
-    elif os.path.isfile(path) and path.lower().endswith(LIST_SUFFIXES):
-        yield from _stat_videos(_read_list(pafs.LocalFileSystem(), path, path))
-    elif os.path.lexists(path):
-        yield stat_video(path)
-    elif glob.has_magic(path):
-        found = sorted(p for p in glob.iglob(path, recursive=True) if not os.path.isdir(p))
-        if not found:
-            raise InputError(f"{source}: no file matches this pattern")
-        yield from map(stat_video, found)
-    else:
-        raise InputError(
-            f"{source}: no such file or folder; expected a folder, a video, a pattern like "
-            "'in/*.mp4', or a .txt or .parquet list"
-        )
-
-
-def _walk_videos(folder: str) -> Iterator[str]:
-    """Depth first, in order of name. A folder reached twice (a symlink loop) is entered once."""
-    entered: set[tuple[int, int]] = set()
-    stack = [folder]
-    while stack:
-        here = stack.pop()
-        try:
-            info = os.stat(here)
-            entries = sorted(os.scandir(here), key=lambda e: e.name)
-        except OSError:
-            continue  # the folder vanished, or may not be read
-        if (info.st_dev, info.st_ino) in entered:
-            continue
-        entered.add((info.st_dev, info.st_ino))
-        folders = []
-        for entry in entries:
-            try:
-                is_folder = entry.is_dir()
-            except OSError:
-                is_folder = False
-            if is_folder:
-                folders.append(entry.path)
-            elif os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES:
-                yield entry.path
-        stack.extend(reversed(folders))
-
-
-def _read_list(fs: pafs.FileSystem, inner: str, source: str) -> list[str]:
-    """Returns the names in a list. A relative name starts from the folder of the list."""
-    if inner.lower().endswith(".parquet"):
-        try:
-            names = pq.read_schema(inner, filesystem=fs).names
-        except (pa.ArrowException, OSError) as e:
-            raise InputError(f"{source}: not a Parquet list: {e}") from None
-        column = next((c for c in ("video", "path", "url") if c in names), None)
-        if column is None:
-            raise InputError(f"{source}: expected a column video, path or url; found {names}")
-        lines = pq.read_table(inner, columns=[column], filesystem=fs)[column].to_pylist()
-    else:
-        with fs.open_input_stream(inner) as stream:
-            lines = os.fsdecode(stream.read()).splitlines()
-        lines = [line for line in lines if line.strip() and not line.startswith("#")]
-    if is_url(source):
-        folder = _url_of(os.path.dirname(inner), source)
-        return [n if is_url(n) else join_path(folder, urllib.parse.quote(n)) for n in lines]
-    root = os.path.dirname(os.path.abspath(source))
-    return [n if is_url(n) else os.path.join(root, n) for n in lines]
-
-
-def _stat_videos(paths: list[str]) -> Iterator[VideoFile]:
-    with ThreadPoolExecutor(MAX_CONCURRENT_STATS) as pool:
-        for first in range(0, len(paths), 10_000):
-            yield from pool.map(stat_video, paths[first : first + 10_000])
-
-
-def stat_video(path: str) -> VideoFile:
-    """Returns the current size and version of a video."""
-    if _is_remote(path):
-        try:
-            fs, inner = _file_system(path)
-            info = fs.get_file_info(inner)
-        except (InputError, OSError, pa.ArrowException):
-            return VideoFile(path, FileError.UNREACHABLE, "")
-        size = info.size if info.type == pafs.FileType.File else FileError.MISSING
-        return VideoFile(path, size, str(info.mtime_ns))
-    path = os.path.abspath(local_path(path))
-    try:
-        info = os.stat(path)
-    except OSError:
-        return VideoFile(_encode_path(path), FileError.MISSING, "")
-    size = info.st_size if stat.S_ISREG(info.st_mode) else FileError.NOT_A_FILE
-    return VideoFile(_encode_path(path), size, str(info.st_mtime_ns))
-
-
-def _is_remote(path: str) -> bool:
+def is_remote(path: str) -> bool:
     return is_url(path) and not path.startswith("file://")
-
-
-def _list_url(url: str) -> Iterator[VideoFile]:
-    fs, inner = _file_system(url)
-    try:
-        info = fs.get_file_info(inner)
-        if info.type == pafs.FileType.File and inner.lower().endswith(LIST_SUFFIXES):
-            yield from _stat_videos(_read_list(fs, inner, url))
-            return
-        found = [info] if info.type == pafs.FileType.File else []
-        if info.type == pafs.FileType.Directory:
-            found = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
-            found = [f for f in found if Path(f.path).suffix.lower() in VIDEO_SUFFIXES]
-        elif not found and glob.has_magic(inner):
-            root = inner[: re.search(r"[*[?]", inner).start()].rpartition("/")[0]  # type: ignore[union-attr]
-            found = fs.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
-            found = [f for f in found if _matches(f.path.split("/"), inner.split("/"))]
-    except (OSError, pa.ArrowException) as e:
-        raise InputError(f"{url}: can't be reached: {e}") from None
-    if info.type == pafs.FileType.NotFound and not found:
-        raise InputError(f"{url}: no such file or folder, and no file matches it as a pattern")
-    for f in sorted(found, key=lambda f: f.path):
-        if f.type == pafs.FileType.File:
-            yield VideoFile(_url_of(f.path, url), f.size, str(f.mtime_ns))
-
-
-def _matches(path: list[str], pattern: list[str]) -> bool:
-    """Whether the parts of a path match those of a pattern; `**` matches any number of folders."""
-    if not pattern or not path:
-        return path == pattern
-    if pattern[0] == "**":
-        return _matches(path, pattern[1:]) or _matches(path[1:], pattern)
-    return fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
 
 
 def _split_url(url: str) -> tuple[str, str, str, str]:
@@ -253,14 +56,14 @@ def _split_url(url: str) -> tuple[str, str, str, str]:
     return scheme, bucket, urllib.parse.unquote(path), options
 
 
-def _url_of(inner: str, sibling: str) -> str:
+def url_of(inner: str, sibling: str) -> str:
     """Returns the URL of a path in the file system of the URL `sibling`."""
     scheme, bucket, _, options = _split_url(sibling)
     path = inner.removeprefix(_connect(scheme, bucket, options)[1])
     return f"{scheme}://{bucket}{urllib.parse.quote(path)}" + (f"?{options}" if options else "")
 
 
-def _file_system(url: str) -> tuple[pafs.FileSystem, str]:
+def file_system(url: str) -> tuple[pafs.FileSystem, str]:
     """Returns the file system of a URL, and the path in it. Raises InputError."""
     scheme, bucket, path, options = _split_url(url)
     if not bucket and scheme != "file":
@@ -299,10 +102,10 @@ def local_copy(video: str) -> Iterator[str]:
 
     Raises BadVideo where it can't be read, OutputError where the scratch folder is full.
     """
-    if not _is_remote(video):
+    if not is_remote(video):
         yield local_path(video)
         return
-    fs, inner = _file_system(video)
+    fs, inner = file_system(video)
     with tempfile.NamedTemporaryFile(suffix=Path(inner).suffix) as scratch:
         for chunk in _chunks(fs, inner):
             try:
@@ -322,9 +125,6 @@ def _chunks(fs: pafs.FileSystem, inner: str) -> Iterator[bytes]:
         raise BadVideo(f"can't be fetched: {e}") from None
 
 
-# ---------------------------------------------------------------- output
-
-
 class Folder:
     """A folder of the output, local or remote. A file in it is complete or absent.
 
@@ -340,7 +140,7 @@ class Folder:
             self._root = self.url
         else:
             try:
-                self._fs, self._root = _file_system(url)
+                self._fs, self._root = file_system(url)
             except InputError as e:
                 raise OutputError(str(e)) from None
 

@@ -20,7 +20,8 @@ from curation.ledger import Ledger, check_settings, record_settings
 from curation.progress import Progress
 from curation.runner.cluster import Cluster
 from curation.stage import PlanError, Row, RunContext, RunError, Stage, check_plan
-from curation.storage import Folder, InputError, file_error, list_videos
+from curation.storage import Folder, InputError
+from curation.video_list import file_error, list_videos
 from pipelines.select import costly_scores
 from pipelines.settings import (
     ScoreSettings,

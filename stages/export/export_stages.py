@@ -19,7 +19,8 @@ from typing import Any
 from curation.atomic import TEMPORARY
 from curation.isolate import Isolated
 from curation.stage import BadVideo, Needs, Row, RunContext, Stage
-from curation.storage import Folder, compute_sha256, file_error, local_copy, stat_video
+from curation.storage import Folder, compute_sha256, local_copy
+from curation.video_list import file_error, stat_video
 from stages.export.extraction import ExtractedClip, extract_clip
 from stages.export.presto import write_presto_clip
 from stages.export.shards import (

@@ -15,7 +15,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from curation.stage import BadVideo, OutputError
-from curation.storage import Folder, InputError, list_videos, local_copy, stat_video
+from curation.storage import Folder, InputError, local_copy
+from curation.video_list import list_videos, stat_video
 from tests.curation.test_resume import run_all, settings
 from tests.support.paths import REPOSITORY
 from tests.support.whole_run import curate, kill_when, wait_for_end

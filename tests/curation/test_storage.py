@@ -5,7 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.stage import OutputError
-from curation.storage import Folder, InputError, list_videos, local_copy, local_path
+from curation.storage import Folder, InputError, local_copy, local_path
+from curation.video_list import list_videos
 
 
 def create_files(folder, *names):

@@ -1,0 +1,213 @@
+"""Lists the videos of the input: a folder, a file, a pattern or a list, on disk or in a store."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import stat
+import urllib.parse
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import IntEnum
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from curation.storage import (
+    InputError,
+    file_system,
+    is_remote,
+    is_url,
+    join_path,
+    local_path,
+    url_of,
+)
+
+VIDEO_SUFFIXES = tuple(
+    f".{suffix}"
+    for suffix in (
+        *("mp4", "m4v", "mov", "3gp", "mkv", "webm", "avi", "ts", "mts", "m2ts"),
+        *("mpg", "mpeg", "vob", "wmv", "flv", "ogv", "mxf"),
+    )
+)
+LIST_SUFFIXES = (".txt", ".parquet")
+MAX_CONCURRENT_STATS = 32  # files of a list: a store takes some milliseconds to answer for each
+
+
+class FileError(IntEnum):
+    """Why a listed file can't be read. Stands in the column `bytes` in place of a size."""
+
+    MISSING = -1
+    NOT_A_FILE = -2
+    UNREACHABLE = -3
+
+
+ERROR_TEXTS = {
+    FileError.MISSING: "no such file",
+    FileError.NOT_A_FILE: "not a file",
+    FileError.UNREACHABLE: "can't be reached",
+}
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """One file of the input. Its fields are columns of the ledger."""
+
+    video: str  # path or URL
+    bytes: int  # size, or a FileError
+    version: str  # changes when the file does
+
+
+def file_error(size: int) -> str | None:
+    """Returns what is wrong with a listed file by its column `bytes`, None where it has a size."""
+    return ERROR_TEXTS[FileError(size)] if size < 0 else None
+
+
+def list_videos(source: str) -> Iterator[VideoFile]:
+    """Yields the videos of a folder (recursive), a file, a glob, or a .txt or .parquet list.
+
+    Of a folder, only files with a suffix of VIDEO_SUFFIXES; of a list or a glob, every file. A
+    missing file of a list is yielded too, with a FileError: its row fails with that reason.
+    Raises InputError where the source does not exist or matches nothing.
+    """
+    if is_remote(source):
+        yield from _list_url(source)
+        return
+    path = local_path(source)
+    if os.path.isdir(path):
+        yield from map(stat_video, _walk_videos(path))
+    elif os.path.isfile(path) and path.lower().endswith(LIST_SUFFIXES):
+        yield from _stat_videos(_read_list(pafs.LocalFileSystem(), path, path))
+    elif os.path.lexists(path):
+        yield stat_video(path)
+    elif glob.has_magic(path):
+        found = sorted(p for p in glob.iglob(path, recursive=True) if not os.path.isdir(p))
+        if not found:
+            raise InputError(f"{source}: no file matches this pattern")
+        yield from map(stat_video, found)
+    else:
+        raise InputError(
+            f"{source}: no such file or folder; expected a folder, a video, a pattern like "
+            "'in/*.mp4', or a .txt or .parquet list"
+        )
+
+
+def _walk_videos(folder: str) -> Iterator[str]:
+    """Depth first, in order of name. A folder reached twice (a symlink loop) is entered once."""
+    entered: set[tuple[int, int]] = set()
+    stack = [folder]
+    while stack:
+        here = stack.pop()
+        try:
+            info = os.stat(here)
+            entries = sorted(os.scandir(here), key=lambda e: e.name)
+        except OSError:
+            continue  # the folder vanished, or may not be read
+        if (info.st_dev, info.st_ino) in entered:
+            continue
+        entered.add((info.st_dev, info.st_ino))
+        folders = []
+        for entry in entries:
+            try:
+                is_folder = entry.is_dir()
+            except OSError:
+                is_folder = False
+            if is_folder:
+                folders.append(entry.path)
+            elif os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES:
+                yield entry.path
+        stack.extend(reversed(folders))
+
+
+def _read_list(fs: pafs.FileSystem, inner: str, source: str) -> list[str]:
+    """Returns the names in a list. A relative name starts from the folder of the list."""
+    if inner.lower().endswith(".parquet"):
+        try:
+            names = pq.read_schema(inner, filesystem=fs).names
+        except (pa.ArrowException, OSError) as e:
+            raise InputError(f"{source}: not a Parquet list: {e}") from None
+        column = next((c for c in ("video", "path", "url") if c in names), None)
+        if column is None:
+            raise InputError(f"{source}: expected a column video, path or url; found {names}")
+        lines = pq.read_table(inner, columns=[column], filesystem=fs)[column].to_pylist()
+    else:
+        with fs.open_input_stream(inner) as stream:
+            lines = os.fsdecode(stream.read()).splitlines()
+        lines = [line for line in lines if line.strip() and not line.startswith("#")]
+    if is_url(source):
+        folder = url_of(os.path.dirname(inner), source)
+        return [n if is_url(n) else join_path(folder, urllib.parse.quote(n)) for n in lines]
+    root = os.path.dirname(os.path.abspath(source))
+    return [n if is_url(n) else os.path.join(root, n) for n in lines]
+
+
+def _stat_videos(paths: list[str]) -> Iterator[VideoFile]:
+    with ThreadPoolExecutor(MAX_CONCURRENT_STATS) as pool:
+        for first in range(0, len(paths), 10_000):
+            yield from pool.map(stat_video, paths[first : first + 10_000])
+
+
+def stat_video(path: str) -> VideoFile:
+    """Returns the current size and version of a video."""
+    if is_remote(path):
+        try:
+            fs, inner = file_system(path)
+            info = fs.get_file_info(inner)
+        except (InputError, OSError, pa.ArrowException):
+            return VideoFile(path, FileError.UNREACHABLE, "")
+        size = info.size if info.type == pafs.FileType.File else FileError.MISSING
+        return VideoFile(path, size, str(info.mtime_ns))
+    path = os.path.abspath(local_path(path))
+    try:
+        info = os.stat(path)
+    except OSError:
+        return VideoFile(_encode_path(path), FileError.MISSING, "")
+    size = info.st_size if stat.S_ISREG(info.st_mode) else FileError.NOT_A_FILE
+    return VideoFile(_encode_path(path), size, str(info.st_mtime_ns))
+
+
+def _list_url(url: str) -> Iterator[VideoFile]:
+    fs, inner = file_system(url)
+    try:
+        info = fs.get_file_info(inner)
+        if info.type == pafs.FileType.File and inner.lower().endswith(LIST_SUFFIXES):
+            yield from _stat_videos(_read_list(fs, inner, url))
+            return
+        found = [info] if info.type == pafs.FileType.File else []
+        if info.type == pafs.FileType.Directory:
+            found = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
+            found = [f for f in found if Path(f.path).suffix.lower() in VIDEO_SUFFIXES]
+        elif not found and glob.has_magic(inner):
+            root = inner[: re.search(r"[*[?]", inner).start()].rpartition("/")[0]  # type: ignore[union-attr]
+            found = fs.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+            found = [f for f in found if _matches(f.path.split("/"), inner.split("/"))]
+    except (OSError, pa.ArrowException) as e:
+        raise InputError(f"{url}: can't be reached: {e}") from None
+    if info.type == pafs.FileType.NotFound and not found:
+        raise InputError(f"{url}: no such file or folder, and no file matches it as a pattern")
+    for f in sorted(found, key=lambda f: f.path):
+        if f.type == pafs.FileType.File:
+            yield VideoFile(url_of(f.path, url), f.size, str(f.mtime_ns))
+
+
+def _matches(path: list[str], pattern: list[str]) -> bool:
+    """Whether the parts of a path match those of a pattern; `**` matches any number of folders."""
+    if not pattern or not path:
+        return path == pattern
+    if pattern[0] == "**":
+        return _matches(path, pattern[1:]) or _matches(path[1:], pattern)
+    return fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
+
+
+def _encode_path(path: str) -> str:
+    """Returns a path as text that any table can hold; the inverse of `local_path`."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "file://" + urllib.parse.quote_from_bytes(os.fsencode(path))
+    return path
