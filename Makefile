@@ -21,12 +21,12 @@ endif
 plan score caption export: .venv/base
 	$(RUN) -m pipelines.$@ "$(CONFIG)" $(if $(INPUT),input="$(INPUT)") output="$(OUTPUT)" $(ARGS)
 
-# A tiny Presto on what `make curate` made: out/train-smoke/loss.png and samples/ are to be looked at.
-# Threads that wait sleep: spinning, they took 5.6 CPU-seconds a step instead of 0.9 where others use the machine too.
+# A tiny Presto on the output of `make curate`; writes out/train-smoke/loss.png and samples/.
+# Waiting threads sleep: on a machine in use, spinning took 5.6 CPU-seconds per step instead of 0.9.
 train: .venv/train
 	OMP_WAIT_POLICY=passive $(RUN) -m training.train "$(TRAIN)" data.dataset="$(OUTPUT)" $(ARGS)
 
-# Another policy on what is scored already: seconds, no decode.
+# Another policy on an existing output: takes seconds, decodes nothing.
 select reselect: .venv/base
 	$(RUN) -m pipelines.select "$(CONFIG)" output="$(OUTPUT)" $(ARGS)
 

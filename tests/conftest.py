@@ -8,7 +8,7 @@ from tests.support.paths import REPOSITORY, VIDEOS
 from tests.support.small_input import draw_small_input
 from tests.support.whole_run import FinishedRun, curate, wait_for_end
 
-# The tests' own S3 server takes any key; Ray's workers know what is set before they start.
+# The S3 server of the tests accepts any key. Ray's workers get the variables set before they start.
 os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")
 os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
 os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
@@ -24,8 +24,8 @@ def real_videos() -> Path:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
-    """One Ray for all tests of this process."""
-    # Ray's workers and the children of these import the stages that tests define.
+    """One Ray session for all tests of this process."""
+    # Ray's workers and their child processes import the stages that tests define.
     root = str(REPOSITORY)
     os.environ["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     from curation.runner.cluster import Cluster
@@ -38,7 +38,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def unused_cluster():
-    """A cluster for what must end before any worker starts. Starting it is an error."""
+    """A cluster for runs that must end before any worker starts. Starting it is an error."""
     from curation.runner.cluster import Cluster
     from curation.runner.settings import ClusterSettings
 
@@ -47,10 +47,10 @@ def unused_cluster():
 
 @dataclass
 class Dataset:
-    """A whole run on a small drawn input, as its own process."""
+    """The output of a whole run on a small drawn input, in a process of its own."""
 
     source: Path
-    videos: dict[str, Path]  # by what they are, see tests/support/small_input.py
+    videos: dict[str, Path]  # by outcome, see tests/support/small_input.py
     out: Path
     run: FinishedRun
     mark: str  # in the environment of all its processes
@@ -58,7 +58,7 @@ class Dataset:
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> Dataset:
-    """Curated once, for all tests. Nobody writes to it: copy it to go on from it."""
+    """Curated once for all tests. Tests copy it before they change it."""
     folder = tmp_path_factory.mktemp("dataset")
     videos = draw_small_input(folder / "in")
     mark = f"longtake-test-{os.getpid()}"

@@ -54,8 +54,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return light(index, width, height) if index < 160 else dark(index, width, height) // 3
 
     hd = {"width": 1280, "height": 720}
-    small_input.video(root / "videos" / "two_takes.mp4", picture, 32, **hd)
-    small_input.video(root / "videos" / "one_frame.mp4", light, 0.1, **hd)
+    small_input.write_video(root / "videos" / "two_takes.mp4", picture, 32, **hd)
+    small_input.write_video(root / "videos" / "one_frame.mp4", light, 0.1, **hd)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"PATH": path, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     for command in follow(PAGE, root):

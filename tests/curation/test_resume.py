@@ -20,7 +20,7 @@ from curation.storage import Folder
 from pipelines import caption, export, score, select
 from pipelines.score import _with_status
 from pipelines.settings import DEFAULT_CONFIG, Settings, timed_batches
-from tests.support.small_input import SETTINGS, cut, scene, video
+from tests.support.small_input import SETTINGS, scene, with_cut, write_video
 from tests.support.whole_run import (
     curate,
     descendants,
@@ -125,7 +125,7 @@ def test_a_worker_or_its_child_killed_costs_nothing(dataset, tmp_path, victim, p
 @pytest.fixture
 def source(tmp_path):
     """Two videos that differ, of which one is there twice."""
-    video(tmp_path / "in" / "b.mp4", scene(1))
+    write_video(tmp_path / "in" / "b.mp4", scene(1))
     shutil.copy(tmp_path / "in" / "b.mp4", tmp_path / "in" / "c.mp4")
     return tmp_path / "in"
 
@@ -148,7 +148,7 @@ def test_files_come_change_and_go_between_runs(source, tmp_path, cluster):
     assert pq.read_table(out / "clips.parquet").equals(first)
 
     # New bytes under the original's name: scored anew, and one of the copies in its place.
-    video(source / "b.mp4", scene(9))
+    write_video(source / "b.mp4", scene(9))
     run_all(run, cluster)
     assert videos(out)["b.mp4"] == ("ok", None)
     assert videos(out)["a.mp4"] == ("ok", None)
@@ -172,11 +172,11 @@ def test_files_come_change_and_go_between_runs(source, tmp_path, cluster):
 def test_a_video_that_is_gone_or_changed_at_export_costs_its_clips_alone(tmp_path, cluster):
     source, out = tmp_path / "in", tmp_path / "out"
     for name, seed in (("changed", 1), ("gone", 2), ("good", 3), ("touched", 4)):
-        video(source / f"{name}.mp4", scene(seed))
+        write_video(source / f"{name}.mp4", scene(seed))
     run = settings(source, out)
     run_to_selection(run, cluster)
     (source / "gone.mp4").unlink()
-    video(source / "changed.mp4", scene(11))
+    write_video(source / "changed.mp4", scene(11))
     os.utime(source / "touched.mp4", (0, 0))  # another time, the same bytes
     export.run(run, Folder(run.output), cluster)
     rows = {
@@ -198,7 +198,7 @@ def test_a_video_that_is_gone_or_changed_at_export_costs_its_clips_alone(tmp_pat
 def test_a_failed_video_is_tried_again_only_when_asked(tmp_path, cluster):
     source, out = tmp_path / "in", tmp_path / "out"
     listed = tmp_path / "list.txt"
-    video(source / "good.mp4", scene(1))
+    write_video(source / "good.mp4", scene(1))
     listed.write_text(f"{source}/good.mp4\n{source}/late.mp4\n")
     run = settings(listed, out)
     score.run(run, Folder(run.output), cluster)
@@ -208,7 +208,7 @@ def test_a_failed_video_is_tried_again_only_when_asked(tmp_path, cluster):
     assert set((out / "ledger/videos").iterdir()) == parts  # nothing was done
     score.run(settings(listed, out, "retry_failed=true"), Folder(run.output), cluster)
     assert len(list((out / "ledger/videos").iterdir())) == len(parts) + 1
-    video(source / "late.mp4", scene(2))  # it changed by coming: no need to ask
+    write_video(source / "late.mp4", scene(2))  # it changed by coming: no need to ask
     score.run(run, Folder(run.output), cluster)
     assert videos(out)["late.mp4"] == ("ok", None)
 
@@ -264,8 +264,8 @@ def test_a_full_disk_stops_the_run_plainly_and_it_goes_on_with_space(
 
 
 def test_a_video_with_a_cut_gives_the_same_clips_whatever_its_name(tmp_path, cluster):
-    picture = cut(scene(2), scene(3), 40)
-    video(tmp_path / "in" / "a.mp4", picture, 8)
+    picture = with_cut(scene(2), scene(3), 40)
+    write_video(tmp_path / "in" / "a.mp4", picture, 8)
     run = settings(tmp_path / "in", tmp_path / "out")
     score.run(run, Folder(run.output), cluster)
     [row] = pq.read_table(tmp_path / "out/ledger/videos").to_pylist()

@@ -8,11 +8,11 @@ from curation.policy import Policy, Range
 from curation.stage import RunContext
 from stages.decode_pass import DecodePass
 from stages.meters.clip_frames import THUMBNAIL_SIDE
-from tests.support.small_input import scene, video
+from tests.support.small_input import scene, write_video
 
 
 def test_segment_has_a_frame_sample_on_both_sides_of_its_key_frame(tmp_path):
-    source = video(tmp_path / "take.mp4", scene(1), 16)
+    source = write_video(tmp_path / "take.mp4", scene(1), 16)
     decode = DecodePass()
     decode.setup(RunContext(str(tmp_path / "ledger")))
     [row] = decode.process([{"video": str(source), "bytes": source.stat().st_size}])
@@ -32,7 +32,7 @@ def test_segment_has_a_frame_sample_on_both_sides_of_its_key_frame(tmp_path):
 
 
 def test_clip_that_fails_the_prefilter_has_thumbnails_and_no_costly_scores(tmp_path):
-    source = video(tmp_path / "take.mp4", scene(1), 16)
+    source = write_video(tmp_path / "take.mp4", scene(1), 16)
     decode = DecodePass(prefilter=Policy(motion_dis=Range(min=1e6)))
     decode.setup(RunContext(str(tmp_path / "ledger")))
     [row] = decode.process([{"video": str(source), "bytes": source.stat().st_size}])

@@ -15,7 +15,7 @@ from pipelines import calibrate, score
 from pipelines.settings import DEFAULT_CONFIG, Settings
 from pipelines.tables import read_clips
 from tests.selection.test_clip_selection import clip, random_fingerprint, table
-from tests.support.small_input import SETTINGS, scene, video
+from tests.support.small_input import SETTINGS, scene, write_video
 
 
 def scored(known: np.ndarray, other: np.ndarray, clips_a_video: int = 4) -> pa.Table:
@@ -96,7 +96,7 @@ def test_raft_threshold_is_calibrated_by_dis_on_a_scored_output(cluster, tmp_pat
 
     for number in range(3):
         film = partial(at_speed, scene(number), number + 1)
-        video(tmp_path / "in" / f"{number}.mp4", film, width=160, height=128)
+        write_video(tmp_path / "in" / f"{number}.mp4", film, width=160, height=128)
     _, weights = save_random_raft(tmp_path)
     out = str(tmp_path / "out")
     given = [f"input={tmp_path / 'in'}", f"output={out}", "score.models.gpus=0"]

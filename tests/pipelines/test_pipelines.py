@@ -24,7 +24,7 @@ from pipelines.settings import Settings, main
 from stages.export.presto import CAPTION_KEYS
 from tests.support import video_files
 from tests.support.paths import REPOSITORY
-from tests.support.small_input import SETTINGS, scene, video
+from tests.support.small_input import SETTINGS, scene, write_video
 from tests.support.whole_run import commands_with_mark, unfinished_files
 
 ALL = {"curate": curate, "score": score, "select": select, "caption": caption, "export": export}
@@ -82,7 +82,7 @@ def test_every_input_file_is_one_row_with_its_fate(dataset):
     assert fate["copy"]["clips"] == fate["no video"]["clips"] == 0
     ok = {name: row for name, row in fate.items() if row["status"] == "ok"}
     assert {name: row["takes"] for name, row in ok.items()} == {
-        **{"kept": 1, "two takes": 2, "hd": 1, "short": 1, "still": 1}
+        **{"kept": 1, "two takes": 2, "hd": 1, "short": 1, "static": 1}
     }
     assert fate["two takes"]["cuts_s"] == [pytest.approx(4.0)]
     assert (fate["hd"]["width"], fate["hd"]["height"]) == (1280, 720)
@@ -328,7 +328,7 @@ def test_help_says_what_it_does_and_names_every_setting(capsys, name):
 
 def test_bad_files_are_a_row_each_and_the_good_one_among_them_is_untouched(tmp_path, cluster):
     folder = tmp_path / "in"
-    good = video(folder / "good.mp4", scene(1))
+    good = write_video(folder / "good.mp4", scene(1))
     long = video_files.draw(tmp_path / "long.mp4", frames=100)
     (folder / "empty.mp4").touch()
     (folder / "folder.mp4").mkdir()
@@ -341,7 +341,7 @@ def test_bad_files_are_a_row_each_and_the_good_one_among_them_is_untouched(tmp_p
     video_files.audio_only(folder / "audio.mp4")
     video_files.audio_with_cover(folder / "cover.mp4")
     png = video_files.draw(tmp_path / "png.mov", codec="png", pix_fmt="rgb24")
-    video_files.picture_bomb(folder / "16k.mov", png, 16384)
+    video_files.decompression_bomb(folder / "16k.mov", png, 16384)
     odd = folder / os.fsdecode(b"bytes \xff\xfe.mp4")
     shutil.copy(long, odd)
     run = settings(f"input={folder}", f"output={tmp_path}/out", "max_failed_share=1")

@@ -37,7 +37,7 @@ from stages.scorers.lpips import FEATURE_LAYERS, RGB_SCALE, RGB_SHIFT, LpipsScor
 from stages.scorers.models import Models
 from stages.scorers.raft import RaftScorer, nearest_input_side
 from stages.scorers.scorer import ClipImages
-from tests.support.small_input import SETTINGS, scene, video
+from tests.support.small_input import SETTINGS, scene, write_video
 from tests.support.tiny_models import (
     HEAD_SHAPES,
     LINEAR_SHAPES,
@@ -446,8 +446,8 @@ def test_model_enabled_later_adds_its_scores_without_decoding(
 @pytest.mark.slow
 def test_models_in_the_first_run_give_the_scores_of_models_added_later(cluster, files, tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
-    video(source / "a.mp4", scene(2), width=160, height=128)
-    video(source / "b.mp4", scene(3), 1.5, width=160, height=128)
+    write_video(source / "a.mp4", scene(2), width=160, height=128)
+    write_video(source / "b.mp4", scene(3), 1.5, width=160, height=128)
     given = [f"input={source}", f"output={out}", "score.models.gpus=0"]
     given += [
         "score.decode.key_frames.pair_gap_s=0.1",
@@ -472,7 +472,7 @@ def test_models_in_the_first_run_give_the_scores_of_models_added_later(cluster, 
 
 
 def test_run_without_weights_or_frame_pairs_stops_before_anything_starts(tmp_path, unused_cluster):
-    video(tmp_path / "in" / "a.mp4", scene(1))
+    write_video(tmp_path / "in" / "a.mp4", scene(1))
     out = Folder(f"{tmp_path}/out")
     given = [f"input={tmp_path}/in", f"output={tmp_path}/out"]
     with pytest.raises(PlanError, match="get it with"):
