@@ -1,13 +1,12 @@
-"""How many samples a second reach the trainer: decoded from shards, or computed ahead.
+"""Samples per second that reach the trainer, decoded from shards or from the latent cache.
 
     python -m benchmarks.loader [--clips 8] [--workers 0 2] [--encode]
 
-Draws clips of 15 s at 1280 x 720, 30 fps, H.264 as export writes them, packs them as `make
-curate` does, and reads them as the trainer does: 88 frames at 720 x 1280. The cache holds latents
-and texts of Allegro's shapes (captions of 100 tokens) with drawn values. --encode (a GPU,
-diffusers): what Allegro's codec takes for a clip, with random weights, which is what a step would
-wait for without a cache. decord, where it is installed, reads the same 88 frames from the same file
-beside PyAV.
+Renders clips of 15 s at 1280 x 720, 30 fps, H.264, packs them as `make curate` does, and reads them
+as the trainer does: 88 frames at 720 x 1280. The cache holds random latents and texts of Allegro's
+shapes (captions of 100 tokens). --encode (needs a GPU and diffusers): the time of Allegro's codec,
+with random weights, for a clip, which a step would need without a cache. The time to decode 88
+frames of a file is compared with decord's, if decord is installed.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ from safetensors.torch import save as tensor_bytes
 from stages.export.extraction import ExtractedClip
 from tests.support import drawn_clips
 from training import precompute
-from training.clips import Shards
+from training.clips import ShardedClips
 from training.config import AllegroConfig, DataConfig, Size, SystemConfig, T5Config
-from training.data import Batch, Share, stream
+from training.data import Batch, LocalBatch, stream_batches
 from training.latent_cache import LatentCache, cache_key
 from training.pretrained import AllegroCodec
 
@@ -56,12 +55,18 @@ def scene() -> bytes:
     grain = rng.integers(0, 20, (8, HEIGHT, WIDTH, 3), np.uint8)
     file = BytesIO()
     with av.open(file, "w", format="mp4") as out:
-        stream = out.add_stream("libx264", rate=FPS, options={"crf": "18", "preset": "veryfast"})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream_batches = out.add_stream(
+            "libx264", rate=FPS, options={"crf": "18", "preset": "veryfast"}
+        )
+        stream_batches.width, stream_batches.height, stream_batches.pix_fmt = (
+            WIDTH,
+            HEIGHT,
+            "yuv420p",
+        )
         for i in range(FRAMES):
             picture = cv2.add(wide[:, 2 * i : 2 * i + WIDTH], grain[i % 8])
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        out.mux(stream.encode())
+            out.mux(stream_batches.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream_batches.encode())
     return file.getvalue()
 
 
@@ -74,21 +79,21 @@ def rows(count: int) -> list[dict]:
     return [one(i) for i in range(count)]
 
 
-def cached(cfg: SystemConfig, data: DataConfig) -> None:
-    """A cache of the real shapes, with drawn values."""
-    source = Shards(data.dataset, "train", cfg.size)
+def write_cache(cfg: SystemConfig, data: DataConfig) -> None:
+    """Writes a cache with random values of the real shapes."""
+    source = ShardedClips(data.dataset, "train", cfg.size)
     cache = Path(data.cache)
     (cache / "shards").mkdir(parents=True)
-    precompute.claim(cache, cache_key(cfg))
+    precompute.write_or_check_key(cache, cache_key(cfg))
     by_shard: dict[str, list] = {}
-    for place in source.places.values():
-        by_shard.setdefault(place.shard, []).append(place)
-    for name, places in by_shard.items():
+    for location in source.locations.values():
+        by_shard.setdefault(location.shard, []).append(location)
+    for name, locations in by_shard.items():
         files = []
-        for place in places:
-            captions = [f"{place.row['clip_id']} {s}" for s in range(5)]
+        for location in locations:
+            captions = [f"{location.row['clip_id']} {s}" for s in range(5)]
             spans = [(3.0 * s, 3.0 * s + 3) for s in range(5)]
-            told = {
+            metadata = {
                 "duration_s": 15.0,
                 "caption": "all",
                 "sub_captions": [
@@ -98,10 +103,10 @@ def cached(cfg: SystemConfig, data: DataConfig) -> None:
             }
             tensors = {"latents": torch.randn(2, 4, 22, 90, 160).half()}
             tensors |= {f"text.{i}": torch.randn(100, 4096).bfloat16() for i in range(7)}
-            files.append(cache / place.row["clip_id"])
-            files[-1].write_bytes(tensor_bytes(tensors, {"told": json.dumps(told)}))
-        precompute.pack(cache, name, places, files)
-    precompute.precompute(cfg, data)  # finds all done, and writes the table
+            files.append(cache / location.row["clip_id"])
+            files[-1].write_bytes(tensor_bytes(tensors, {"clip": json.dumps(metadata)}))
+        precompute.pack(cache, name, locations, files)
+    precompute.precompute(cfg, data)  # all shards are complete: writes the table
 
 
 def rate(batches: Iterator[Batch], count: int) -> tuple[float, float]:
@@ -126,10 +131,10 @@ def decord_seconds(path: Path) -> float | None:
 
 
 def pyav_seconds(path: Path) -> float:
-    from training.clips import even_frames
+    from training.clips import sample_frames
 
     start = time.process_time()
-    even_frames(path.read_bytes(), {"duration_s": 15.0}, FRAMES, SIZE)
+    sample_frames(path.read_bytes(), 15.0, FRAMES, SIZE)
     return time.process_time() - start
 
 
@@ -162,24 +167,24 @@ def main() -> None:
         dataset = drawn_clips.dataset(Path(folder, "data"), rows(args.clips), 4, draw)
         cfg = SystemConfig(SIZE, (), AllegroConfig("-"), T5Config("-"))
         data = DataConfig(str(dataset), cache=str(Path(folder, "cache")))
-        cached(cfg, data)
-        shards, ahead = Shards(dataset, "train", SIZE), LatentCache(cfg, data, "train")
+        write_cache(cfg, data)
+        shards, cache = ShardedClips(dataset, "train", SIZE), LatentCache(cfg, data, "train")
         sizes = [sum(f.stat().st_size for f in Path(d, "shards").glob("*.tar")) for d in
                  (dataset, data.cache)]  # fmt: skip
         print(f"a clip: {sizes[0] / args.clips / 1e6:.1f} MB of mp4, "
-              f"{sizes[1] / args.clips / 1e6:.1f} MB ahead")  # fmt: skip
+              f"{sizes[1] / args.clips / 1e6:.1f} MB in the cache")  # fmt: skip
         print("| source | workers | samples/s | CPU s a sample, in the trainer's process |")
-        for name, source in (("shards", shards), ("ahead", ahead)):
+        for name, source in (("shards", shards), ("cache", cache)):
             for workers in args.workers:
-                batches = stream(source, Share(1), 0, 0, workers)
+                batches = stream_batches(source, LocalBatch(1), 0, 0, workers)
                 per_s, cpu = rate(batches, args.samples)
                 print(f"| {name} | {workers} | {per_s:.2f} | {cpu:.3f} |", flush=True)
         mp4 = Path(folder, "one.mp4")
         mp4.write_bytes(scene())
         times = [(pyav_seconds(mp4), decord_seconds(mp4)) for _ in range(3)]
         best = [min(t) if None not in t else None for t in zip(*times, strict=True)]
-        said = "not installed" if best[1] is None else f"{best[1]:.2f}"
-        print(f"88 frames of one file, CPU s (best of 3): PyAV {best[0]:.2f}, decord {said}")
+        decord = "not installed" if best[1] is None else f"{best[1]:.2f}"
+        print(f"88 frames of one file, CPU s (best of 3): PyAV {best[0]:.2f}, decord {decord}")
     if args.encode:
         print(f"Allegro's codec, one clip of 88 x 720 x 1280: {encode_seconds():.1f} s")
 

@@ -1,26 +1,26 @@
-"""Do a small run's captions give their own clips? Run `make curate` and `make train` first.
+"""Compares samples of a small run with its training clips; after `make curate` and `make train`.
 
     python -m benchmarks.own_clip out/train-smoke/checkpoints/step-00000400 out/samples-dataset
 
-Mean squared error (grey levels) of a sample on each training clip's captions to every clip:
-guidance 2, 20 steps, one seed.
+Prints the mean squared error (grey levels squared) between a sample from each training clip's
+captions and every clip: guidance 2, 20 steps, one seed.
 """
 
 import sys
 
-from training.clips import Shards
+from training.clips import ShardedClips
 from training.config import SampleConfig
-from training.sample import open_system, sample
-from training.text_to_video import Script
+from training.sample import load_system, sample
+from training.text_to_video import Prompt
 
 
 def main(checkpoint: str, dataset: str) -> None:
-    system, diffusion = open_system(checkpoint)
-    source = Shards(dataset, "train", system.cfg.size)
+    system, diffusion = load_system(checkpoint)
+    source = ShardedClips(dataset, "train", system.cfg.size)
     clips = [source[i] for i in range(len(source.clip_ids))]
     for number, clip in enumerate(clips):
-        script = Script.of(clip, system.cfg.mode)
-        video = sample(system, script, diffusion, SampleConfig(20, 2.0)).float()
+        prompt = Prompt.of(clip, system.cfg.mode)
+        video = sample(system, prompt, diffusion, SampleConfig(20, 2.0)).float()
         errors = [(video - other.video.float()).square().mean().item() for other in clips]
         own = errors.pop(number)
         nearest = min(errors, default=float("nan"))

@@ -1,14 +1,14 @@
-"""The trainer's own step on the GPUs of one host: FSDP2, Ulysses, and the longest videos.
+"""The trainer's step on the GPUs of one host: FSDP2, Ulysses, and the longest videos.
 
     python -m benchmarks.scaling [--gpus 4] [--out rows.json]
 
-Each row is training.train's `one_step` (forward, backward, AdamW, average) under torchrun, on drawn
-latents and texts: FSDP2 on 1, 2, 4 … GPUs, one sample over 2, 4 … of them (Ulysses), and by Ulysses
-on all of them the whole network on longer videos, for whose steps few are enough. Efficiency:
-samples a second and GPU, over that of FSDP2 on one. There 8 of the 32 layers are taken, so that one
-GPU of 80 GB holds them: a layer's computing and its weights' traffic stay in proportion. The rows
-of one number of GPUs share their processes; one that fails, or says nothing for `--limit` seconds,
-is left out.
+Each row is training.train's `one_step` (forward, backward, AdamW, average) under torchrun, with
+random latents and texts: FSDP2 on 1, 2, 4 … GPUs; Ulysses, with one sample over 2, 4 … GPUs; and
+Ulysses on all GPUs with the full network on longer videos, for one or two steps. Efficiency is
+samples per second and GPU relative to FSDP2 on one GPU. Those rows use 8 of the 32 layers, so that
+they fit on one GPU of 80 GB: compute and communication are proportional to the layers. Rows of the
+same number of GPUs run in the same processes. A row that fails, or takes longer than `--limit`, is
+skipped.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def run_cases(args: argparse.Namespace) -> None:
     import torch
 
     from curation import config
-    from training.clips import Listed
+    from training.clips import ClipList
     from training.config import Size, TrainConfig
-    from training.data import Share, stream
-    from training.dry_run import random_clip
-    from training.log import finish, peak_memory_gb
-    from training.parallel import leave
+    from training.data import LocalBatch, stream_batches
+    from training.dry_run import make_random_clip
+    from training.log import peak_memory_gb, synchronize
+    from training.parallel import shutdown
     from training.resume import build
     from training.train import one_step
 
@@ -69,14 +69,14 @@ def run_cases(args: argparse.Namespace) -> None:
         torch._dynamo.reset()  # else a second length would be compiled for any length
         run = build(cfg)
         device = run.world.device
-        share = Share(1, run.world.replica, run.world.replicas)
-        batches = stream(Listed([random_clip(system)]), share, 0)
+        local = LocalBatch(1, run.world.replica, run.world.replicas)
+        batches = stream_batches(ClipList([make_random_clip(system)]), local, 0)
         times, tokens = [], 0.0
         for step in range(1 + case["steps"]):
-            finish(device)
+            synchronize(device)
             start = time.perf_counter()
             tokens = one_step(run, batches, cfg, step)["tokens"] / run.samples
-            finish(device)
+            synchronize(device)
             times.append(time.perf_counter() - start)
         row = case | {
             "tokens": tokens,
@@ -85,7 +85,7 @@ def run_cases(args: argparse.Namespace) -> None:
             "samples": run.samples,
             "peak_gb": peak_memory_gb(device),
         }
-        if run.world.first:
+        if run.world.is_first:
             with Path(args.rows).open("a") as file:
                 file.write(json.dumps(row) + "\n")
         del run
@@ -93,7 +93,7 @@ def run_cases(args: argparse.Namespace) -> None:
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-    leave()
+    shutdown()
 
 
 def launched(todo: list[dict], args: argparse.Namespace) -> Iterator[dict]:

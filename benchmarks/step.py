@@ -1,13 +1,13 @@
 """One training step (forward and backward, no optimizer) of the 2.8 B model on one GPU.
 
-    python -m benchmarks.step                      # the standard table, as in docs/training.md
+    python -m benchmarks.step                      # the standard table, as in docs/measurements
     python -m benchmarks.step --diffusers          # and diffusers' Allegro, gradient checkpointing
     python -m benchmarks.step --case flash4 44 5 attention   # may be repeated
     python -m benchmarks.step --compare ../older --layers 8 --steps 8   # this checkout, and another
 
-A case: back end, latent frames, captions, what is kept for backward (`Presto.keep`).
-MFU = 3 x forward FLOPs / step time / peak: recomputation is not counted. `peak` is a bf16 product
-8192^3 measured in the same run. Weights and latents are random (never zeros: those run faster).
+A case: back end, latent frames, captions, recompute policy (Presto.set_recompute_policy).
+MFU = 3 x forward FLOPs / step time / peak: recomputation is not counted. `peak` is that of
+a bf16 product 8192^3 in the same run. Weights and latents are random, for zeros run faster.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import torch
 from benchmarks.gpu_time import milliseconds, peak_flops
 from training import sca
 from training.attention import usable_backends
-from training.config import Keep, ModelConfig
+from training.config import ModelConfig, RecomputePolicy
 from training.model import Presto, Text, forward_flops
 
 SIZE = (90, 160)  # latent height and width of 720 x 1280
@@ -63,10 +63,10 @@ def step(model: Presto, inputs: tuple) -> None:
 
 
 def measure(model: Presto, case: list[str], steps: int) -> dict:
-    backend, keep = case[0], cast(Keep, case[3])
+    backend, policy = case[0], cast(RecomputePolicy, case[3])
     frames, captions = int(case[1]), int(case[2])
     model.attention = backend
-    model.keep(keep)
+    model.set_recompute_policy(policy)
     inputs = batch(frames, captions)
     start = time.perf_counter()
     step(model, inputs)
@@ -76,32 +76,32 @@ def measure(model: Presto, case: list[str], steps: int) -> dict:
     if steps:
         torch.cuda.reset_peak_memory_stats()
         step_s = milliseconds(lambda: step(model, inputs), steps, warm=0) / 1e3
-    heard = CAPTION_TOKENS * float((inputs[3][0] > 0).sum()) / frames
-    return row(backend, keep, model.cfg, frames, captions, heard, step_s, first_s)
+    text_tokens = CAPTION_TOKENS * float((inputs[3][0] > 0).sum()) / frames
+    return row(backend, policy, model.cfg, frames, captions, text_tokens, step_s, first_s)
 
 
-def row(backend, keep, cfg, frames, captions, heard, step_s, first_s) -> dict:
+def row(backend, policy, cfg, frames, captions, text_tokens, step_s, first_s) -> dict:
     grid = (frames, SIZE[0] // 2, SIZE[1] // 2)
     return {
         "backend": backend,
-        "keep": keep,
+        "policy": policy,
         "layers": cfg.num_layers,
         "latent_frames": frames,
         "tokens": grid[0] * grid[1] * grid[2],
         "captions": captions,
         "step_s": step_s,
         "first_s": first_s,
-        "flops": 3 * forward_flops(cfg, grid, heard),
+        "flops": 3 * forward_flops(cfg, grid, text_tokens),
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
     }
 
 
 def cross_attention(backend: str, captions: int, frames: int = 22) -> float:
-    """Segmented cross-attention alone, 32 blocks' worth of two forwards (one is recomputed) and a
+    """Segmented cross-attention of 32 blocks, each with two forwards (one for recomputation) and a
     backward, ms."""
     cfg, per_frame = ModelConfig(), SIZE[0] // 2 * SIZE[1] // 2
     _, _, text, schedules = batch(frames, captions)
-    how = sca.plan(schedules, text.lengths, per_frame, device="cuda")
+    plan = sca.make_plan(schedules, text.lengths, per_frame, device="cuda")
     shape = (cfg.num_attention_heads, cfg.attention_head_dim)
     q = torch.randn(frames * per_frame, *shape, device="cuda", dtype=torch.bfloat16)
     kv = torch.randn(2, captions * CAPTION_TOKENS, *shape, device="cuda", dtype=torch.bfloat16)
@@ -110,8 +110,8 @@ def cross_attention(backend: str, captions: int, frames: int = 22) -> float:
 
     def work() -> None:
         with torch.no_grad():
-            sca.segmented_attention(q, k, v, how, backend)
-        torch.autograd.grad(sca.segmented_attention(q, k, v, how, backend), (q, k, v), grad)
+            sca.segmented_attention(q, k, v, plan, backend)
+        torch.autograd.grad(sca.segmented_attention(q, k, v, plan, backend), (q, k, v), grad)
 
     return milliseconds(work, 10, warm=3) * cfg.num_layers
 
@@ -171,7 +171,7 @@ def compare(other: Path, cases: list[list[str]], args: argparse.Namespace) -> No
 def show(one: dict, peak: float) -> None:
     mfu = one["flops"] / one["step_s"] / peak
     print(
-        f"| {one['backend']} | {one['keep']} | {one['layers']} | {one['latent_frames']} "
+        f"| {one['backend']} | {one['policy']} | {one['layers']} | {one['latent_frames']} "
         f"| {one['tokens']:,} | {one['captions']} | {one['step_s']:.2f} | {100 * mfu:.0f} % "
         f"| {one['peak_gb']:.1f} | {one['first_s']:.0f} |",
         flush=True,

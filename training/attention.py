@@ -1,15 +1,15 @@
-"""Softmax attention as two operators; the kernel behind them is chosen by what is installed.
+"""Softmax attention as two operators, each with several back ends.
 
-`attention` takes whole samples (self-attention), `packed_attention` takes sequences of different
-length laid end to end (text without padding). Both are PyTorch operators of their own, so that
-checkpointing can name them (`save_attention`) and `torch.compile` sees them as one node each.
+`attention` takes samples of equal length (self-attention), `packed_attention` takes sequences of
+different lengths laid end to end (captions without padding). Both are custom operators of PyTorch,
+so that recompute policies can name them (`save_attention`) and torch.compile keeps them whole.
 
-| back end | needs | remark (speeds: docs/training.md) |
+| back end | needs | remark (speeds: docs/measurements/training.md) |
 |---|---|---|
-| flash4 | CUDA 9.0+, package flash-attn-4 | the fastest |
-| cudnn | CUDA 8.0+ | packed sequences go through `flash` |
-| flash | CUDA 8.0+ | FlashAttention 2, inside PyTorch |
-| cpu | nothing | any floating type |
+| flash4 | compute capability 9.0, package flash-attn-4 | the fastest |
+| cudnn | compute capability 8.0 | packed sequences use `flash` |
+| flash | compute capability 8.0 | FlashAttention 2 of PyTorch |
+| cpu | – | any floating type |
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ aten = torch.ops.aten
 
 
 def usable_backends(device: torch.device) -> list[str]:
-    """Back ends that can run on this device, the fastest first."""
+    """The back ends that run on this device, the fastest first."""
     if device.type != "cuda":
         return ["cpu"]
-    exact = torch.are_deterministic_algorithms_enabled()  # which cuDNN's backward is not
-    found = ["cudnn", "flash"] if torch.backends.cudnn.is_available() and not exact else ["flash"]
+    # cuDNN's backward is not deterministic
+    cudnn = torch.backends.cudnn.is_available() and not torch.are_deterministic_algorithms_enabled()
+    found = ["cudnn", "flash"] if cudnn else ["flash"]
     has_flash4 = torch.cuda.get_device_capability(device) >= (9, 0) and _installed(
         "flash_attn.cute.interface"
     )
@@ -39,8 +40,7 @@ def usable_backends(device: torch.device) -> list[str]:
 
 
 def choose_backend(wanted: str, device: torch.device, dtype: torch.dtype) -> str:
-    """`auto` or one of BACKENDS -> a back end that runs here; raises ValueError with the reason
-    otherwise."""
+    """The fastest back end for `auto`, else `wanted`. ValueError where it can't run."""
     usable = usable_backends(device)
     if wanted != "auto" and wanted not in usable:
         hint = "; pip install flash-attn-4" if wanted == "flash4" else ""
@@ -64,25 +64,25 @@ def _installed(module: str) -> bool:
 
 
 def save_attention(_ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    """Policy for selective checkpointing: self-attention's output and log-sum-exp stay.
+    """Recompute policy that saves self-attention's output and log-sum-exp.
 
-    At 79,200 tokens attention is 83 % of the arithmetic and its output a twentieth of a block's
+    At 79,200 tokens attention is 83 % of the arithmetic, its output a twentieth of a block's
     activations.
     """
-    keep = op is torch.ops.presto.attention.default
-    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+    saved = op is torch.ops.presto.attention.default
+    return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def save_products(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """The same, and what products give that shrink their input: the feed-forward's second, four
-    times the arithmetic of others for a result of the same size."""
+    """Recompute policy that also saves the results of products whose output is narrower than their
+    input: the feed-forward's second, which takes four times the arithmetic of others for a result
+    of the same size."""
     if op is aten.addmm.default and args[2].shape[0] > args[2].shape[1]:
         return CheckpointPolicy.MUST_SAVE
     return save_attention(ctx, op, *args, **kwargs)
 
 
-# ---- whole samples
-# -----------------------------------------------------------------------------------------
+# ---- samples of equal length
 
 
 @torch.library.custom_op("presto::attention", mutates_args=())
@@ -121,8 +121,7 @@ def _attention_backward(
         return tuple(g.view_as(q) for g in grads)  # type: ignore[return-value]
     grad, q, k, v, out = (x.transpose(1, 2) for x in (grad, q, k, v, out))
     if backend == "cudnn":
-        # the random state is read only under dropout; without a bias and with equal lengths the
-        # rest is None
+        # the random state is read only with dropout; None: bias and lengths
         state = torch.zeros((), dtype=torch.int64, device=q.device)
         grads = aten._scaled_dot_product_cudnn_attention_backward(
             grad,
@@ -161,21 +160,20 @@ def _(grad, q, k, v, out, lse, backend):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
 
 
-def _keep(ctx, inputs, output) -> None:
+def _save(ctx, inputs, output) -> None:
     *tensors, ctx.backend = inputs
     ctx.save_for_backward(*tensors, *output)
 
 
-def _give(ctx, grad, _lse):
+def _backward(ctx, grad, _lse):
     q, k, v, out, lse = ctx.saved_tensors
     return *torch.ops.presto.attention_backward(grad, q, k, v, out, lse, ctx.backend), None
 
 
-attention.register_autograd(_give, setup_context=_keep)
+attention.register_autograd(_backward, setup_context=_save)
 
 
 # ---- sequences laid end to end
-# -----------------------------------------------------------------------------
 
 
 @torch.library.custom_op("presto::packed_attention", mutates_args=())
@@ -188,12 +186,11 @@ def packed_attention(
     longest: Tensor,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Sequence i of q sees sequence i of k, v alone, and all of it.
+    """Attention of sequence i of q to sequence i of k and v.
 
     q: (M, H, D), k, v: (L, H, D), sequences end to end.  cu_q, cu_k: (sequences + 1,) int32, where
-    each starts.  longest: (2,) on the CPU, the most queries and the most keys of a sequence; no
-    ints, for which torch.compile would make graphs of their own.  -> (M, H, D) and the log-sum-exp
-    (H, M).
+    each starts.  longest: (2,) on the CPU, the most queries and the most keys of a sequence; a
+    tensor, for torch.compile compiles again for other ints.  -> (M, H, D), log-sum-exp (H, M).
     """
     max_q, max_k = longest.tolist()
     if backend == "flash4":
@@ -217,9 +214,9 @@ def packed_attention(
         return out, lse
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty((q.shape[1], q.shape[0]), dtype=_lse_dtype(q))
-    for of_q, of_k in _spans(cu_q, cu_k):
-        out_i, lse_i = attention(q[None, of_q], k[None, of_k], v[None, of_k], backend)
-        out[of_q], lse[:, of_q] = out_i[0], lse_i[0]
+    for i, j in _slices(cu_q, cu_k):
+        out_i, lse_i = attention(q[None, i], k[None, j], v[None, j], backend)
+        out[i], lse[:, i] = out_i[0], lse_i[0]
     return out, lse
 
 
@@ -252,26 +249,17 @@ def _packed_backward(
             max_seqlen_k=max_k,
         )
     if backend != "cpu":
-        state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # read only under dropout
+        state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # read only with dropout
         return aten._flash_attention_backward(
             grad, q, k, v, out, lse, cu_q, cu_k, max_q, max_k, 0.0, False, state, state
         )
     dq, dk, dv = (
         torch.empty_like(x, memory_format=torch.contiguous_format).zero_() for x in (q, k, v)
     )
-    for of_q, of_k in _spans(cu_q, cu_k):
-        dq[of_q], dk[of_k], dv[of_k] = (
-            g[0]
-            for g in _attention_backward(
-                grad[None, of_q],
-                q[None, of_q],
-                k[None, of_k],
-                v[None, of_k],
-                out[None, of_q],
-                lse[None, :, of_q],
-                backend,
-            )
-        )
+    for i, j in _slices(cu_q, cu_k):
+        parts = [q[None, i], k[None, j], v[None, j], out[None, i], lse[None, :, i]]
+        grads = _attention_backward(grad[None, i], *parts, backend)
+        dq[i], dk[j], dv[j] = (g[0] for g in grads)
     return dq, dk, dv
 
 
@@ -286,22 +274,21 @@ def _(grad, q, k, v, out, lse, cu_q, cu_k, longest, backend):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
 
 
-def _keep_packed(ctx, inputs, output) -> None:
+def _save_packed(ctx, inputs, output) -> None:
     q, k, v, cu_q, cu_k, longest, ctx.backend = inputs
     ctx.save_for_backward(q, k, v, *output, cu_q, cu_k, longest)
 
 
-def _give_packed(ctx, grad, _lse):
+def _backward_packed(ctx, grad, _lse):
     saved = ctx.saved_tensors
     grads = torch.ops.presto.packed_attention_backward(grad, *saved, ctx.backend)
     return *grads, None, None, None, None
 
 
-packed_attention.register_autograd(_give_packed, setup_context=_keep_packed)
+packed_attention.register_autograd(_backward_packed, setup_context=_save_packed)
 
 
-# ---- shared
-# ------------------------------------------------------------------------------------------------
+# ---- both
 
 
 def _flash4_backward(grad, q, k, v, out, lse, **lengths) -> tuple[Tensor, Tensor, Tensor]:
@@ -315,7 +302,7 @@ def _lse_dtype(q: Tensor) -> torch.dtype:
     return torch.promote_types(q.dtype, torch.float32)
 
 
-def _spans(cu_q: Tensor, cu_k: Tensor) -> list[tuple[slice, slice]]:
+def _slices(cu_q: Tensor, cu_k: Tensor) -> list[tuple[slice, slice]]:
     return [
         (slice(*a), slice(*b))
         for a, b in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()), strict=True)
@@ -323,8 +310,7 @@ def _spans(cu_q: Tensor, cu_k: Tensor) -> list[tuple[slice, slice]]:
 
 
 def _pack(q: Tensor, k: Tensor, v: Tensor) -> tuple:
-    """(B, N, H, D) as B sequences of equal length, with what `packed_attention` wants beside
-    them."""
+    """(B, N, H, D) as B sequences of equal length: the arguments of `packed_attention`."""
     lengths = [x.shape[1] for x in (q, k)]
     starts = [torch.arange(q.shape[0] + 1, dtype=torch.int32, device=q.device) * n for n in lengths]
     return *(x.flatten(0, 1) for x in (q, k, v)), *starts, torch.tensor(lengths)

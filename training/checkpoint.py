@@ -1,10 +1,11 @@
-"""Checkpoints: a folder each, there whole or not at all, read without running code from it.
+"""Checkpoints: one folder each, renamed into place when complete, read without running code in it.
 
-step-00000300/     state.json: step, settings and what else is no tensor
-                   *.distcp, .metadata: tensors in PyTorch's distributed format, each rank its part
-best               a link to the one with the lowest validation loss
+step-00000300/     state.json: step, settings and the other data that are not tensors
+                   *.distcp, .metadata: tensors in PyTorch's distributed format, from all ranks
+best               a link to the checkpoint with the lowest validation loss
 
-Any number of processes reads what any other number has written; several need one file system.
+The number of processes may differ between writing and reading. Several processes need a shared file
+system.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from curation.errors import UserError
 
 FORMAT = 2
-TOLD = "state.json"
-# what the description of a checkpoint's tensors consists of; nothing else in it is called
-PLAIN = {
+STATE_FILE = "state.json"
+# the classes that .metadata consists of; unpickling calls no others
+SAFE_CLASSES = {
     "torch.distributed.checkpoint.metadata": {
         "BytesStorageMetadata",
         "ChunkStorageMetadata",
@@ -50,15 +51,15 @@ PLAIN = {
 
 
 class CheckpointError(UserError):
-    """A checkpoint can't be written or read: which, why, what to do."""
+    """A checkpoint can't be written or read."""
 
 
-def path_of(run_dir: str | Path, step: int) -> Path:
+def folder_of_step(run_dir: str | Path, step: int) -> Path:
     return Path(run_dir, "checkpoints", f"step-{step:08d}")
 
 
-def saved(run_dir: str | Path) -> list[Path]:
-    """The checkpoints of a run, the oldest first."""
+def list_checkpoints(run_dir: str | Path) -> list[Path]:
+    """The complete checkpoints of a run, the oldest first."""
     found = Path(run_dir, "checkpoints").glob("step-*")
     return sorted(path for path in found if path.suffix != ".part")
 
@@ -67,100 +68,98 @@ def save(
     run_dir: str | Path,
     step: int,
     tensors: Mapping[str, Tensor],
-    told: Mapping[str, Any],
+    state: Mapping[str, Any],
     keep: int,
     best: bool = False,
 ) -> Path:
-    """Writes a checkpoint; keeps the last `keep`, and the last one that was `best`. Every rank of a
-    run calls this. told: plain data."""
-    path, first = path_of(run_dir, step), not dist.is_initialized() or dist.get_rank() == 0
+    """Writes a checkpoint; deletes others but the last `keep` and the last `best`. Every rank of a
+    run calls this. state: goes to state.json."""
+    path = folder_of_step(run_dir, step)
+    is_first = not dist.is_initialized() or dist.get_rank() == 0
     part = path.with_suffix(".part")
     try:
-        if first:
+        if is_first:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
-            (part / TOLD).write_text(json.dumps({"format": FORMAT, **told}))
-        with warnings.catch_warnings():  # a single process is no mistake
+            (part / STATE_FILE).write_text(json.dumps({"format": FORMAT, **state}))
+        with warnings.catch_warnings():  # of having one process only
             warnings.simplefilter("ignore", UserWarning)
             dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(part, overwrite=True))
     except (OSError, RuntimeError, CheckpointException) as error:
-        # PyTorch's own words for a full disk don't name it
-        room = [
-            f"{shutil.disk_usage(p).free / 1e9:.2f} GB free there; " for p in (part,) if p.is_dir()
-        ]
+        # PyTorch's message for a full disk does not mention the disk
+        free = f"{shutil.disk_usage(part).free / 1e9:.2f} GB free there; " if part.is_dir() else ""
         shutil.rmtree(part, ignore_errors=True)
-        last = [str(p) for p in saved(run_dir)[-1:]] or ["none yet"]
+        last = [str(p) for p in list_checkpoints(run_dir)[-1:]] or ["none yet"]
         raise CheckpointError(
-            f"{path}: {_reason(error)}; {''.join(room)}the last good checkpoint: {last[0]}"
+            f"{path}: {_reason(error)}; {free}the last good checkpoint: {last[0]}"
         ) from error
-    if first:
+    if is_first:
         shutil.rmtree(path, ignore_errors=True)
         part.replace(path)
-        _forget(path, keep, best)
+        _delete_old(path, keep, best)
     if dist.is_initialized():
         dist.barrier()
     return path
 
 
-def _forget(path: Path, keep: int, best: bool) -> None:
-    """Points `best` to `path` where it is the best; removes the older ones."""
+def _delete_old(path: Path, keep: int, best: bool) -> None:
+    """Points the link `best` to `path` if it is the best; deletes older checkpoints."""
     link = path.with_name("best")
     if best:
         new = path.with_name("best.part")
         new.unlink(missing_ok=True)
         new.symlink_to(path.name)
         new.replace(link)
-    spared = {path, link.resolve()}
-    for old in saved(path.parent.parent)[:-keep]:
-        if old.resolve() not in spared:
+    for old in list_checkpoints(path.parent.parent)[:-keep]:
+        if old.resolve() not in (path, link.resolve()):
             shutil.rmtree(old)
 
 
 def _reason(error: BaseException) -> str:
-    """Of several ranks' failures, the first."""
+    """The error's message; of several ranks' failures, the first one's."""
     if isinstance(error, CheckpointException):
         first = next(iter(error.failures.values()))[0]
         return f"{type(first).__name__}: {first}"
     return str(error)
 
 
-def told(path: str | Path) -> dict[str, Any]:
-    """All that is no tensor."""
+def read_state(path: str | Path) -> dict[str, Any]:
+    """The content of state.json."""
     try:
-        state = json.loads(Path(path, TOLD).read_text())
+        state = json.loads(Path(path, STATE_FILE).read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
             f"{path}: no such checkpoint; expected a folder that training.train wrote"
         ) from None
     except (OSError, ValueError) as error:
-        raise _torn(path, error) from error
+        raise _damaged(path, error) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of training.train in format {FORMAT}")
     return state
 
 
-def load_into(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    """Fills the tensors, each rank its own parts of them."""
+def load_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fills the tensors in place; each rank reads its own parts."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             dcp.load(dict(tensors), storage_reader=_Reader(path))
     except (OSError, RuntimeError, CheckpointException, *UNREADABLE) as error:
-        raise _torn(path, error) from error
+        raise _damaged(path, error) from error
 
 
-def load(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, on the CPU, in a process of its own."""
+def read_tensors(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
+    """The whole tensors whose names begin with `prefix`, on the CPU. For a single process."""
     try:
         known = _Reader(path).read_metadata().state_dict_metadata
     except (OSError, RuntimeError, *UNREADABLE) as error:
-        raise _torn(path, error) from error
+        raise _damaged(path, error) from error
     tensors = {
         name: torch.empty(about.size, dtype=about.properties.dtype)
         for name, about in known.items()
         if name.startswith(prefix) and isinstance(about, TensorStorageMetadata)
     }
-    load_into(path, tensors)
+    load_tensors(path, tensors)
     return tensors
 
 
@@ -176,25 +175,25 @@ UNREADABLE = (
 )
 
 
-def _torn(path: str | Path, error: BaseException) -> CheckpointError:
+def _damaged(path: str | Path, error: BaseException) -> CheckpointError:
     lines = (_reason(error) or type(error).__name__).strip().splitlines()
     return CheckpointError(
-        f"{path}: not a whole checkpoint ({lines[0]:.200}); delete it to go on from the one before"
+        f"{path}: damaged or incomplete ({lines[0]:.200}); delete it to resume from the one before"
     )
 
 
-class _Plain(pickle.Unpickler):
+class _SafeUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if name not in PLAIN.get(module, ()):
+        if name not in SAFE_CLASSES.get(module, ()):
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return super().find_class(module, name)
 
 
 class _Reader(dcp.FileSystemReader):
-    """PyTorch's own, which unpickles the description of the tensors with whatever it names."""
+    """FileSystemReader, but .metadata may name SAFE_CLASSES only: PyTorch's calls what it names."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        metadata = _Plain(io.BytesIO(Path(self.path, ".metadata").read_bytes())).load()
+        metadata = _SafeUnpickler(io.BytesIO(Path(self.path, ".metadata").read_bytes())).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError("its .metadata describes no tensors")
         metadata.storage_meta = metadata.storage_meta or StorageMeta()

@@ -11,9 +11,9 @@ from training.config import PixelConfig
 
 
 def sample_posterior(encoded: Tensor, rngs: Sequence[torch.Generator] | None) -> Tensor:
-    """Latents (B, C, t, h, w) from what a codec's `encode` gives: they themselves, or mean and
-    log-variance (B, 2, C, t, h, w), from which each sample draws with its own generator. Without
-    generators: the mean."""
+    """Latents (B, C, t, h, w) from the output of a codec's `encode`: latents, returned as they are,
+    or mean and log-variance (B, 2, C, t, h, w). Each sample has its own generator; rngs None:
+    returns the mean."""
     if encoded.ndim == 5:
         return encoded
     mean, log_variance = encoded.float().unbind(1)
@@ -26,7 +26,7 @@ def sample_posterior(encoded: Tensor, rngs: Sequence[torch.Generator] | None) ->
 
 
 class PixelCodec:
-    """Patches of pixels, values -1..1: what is decoded is what was encoded."""
+    """Patches of pixels, values -1..1; lossless."""
 
     def __init__(self, cfg: PixelConfig):
         self.cfg = cfg

@@ -1,6 +1,6 @@
 """All settings of training, sampling and evaluation.
 
-Imports neither torch nor numpy, so that a command refuses a mistyped setting at once.
+Imports neither torch nor numpy, so that commands refuse a mistyped setting at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Decay = Annotated[float, Ge(0), Lt(1)]
 
 Mode = Literal["overlapped", "isolated", "sequential", "single", "tent"]
 Rounding = Literal["nearest", "floor"]
-Keep = Literal["all", "products", "attention", "nothing"]
+RecomputePolicy = Literal["all", "products", "attention", "nothing"]
 Positions = Literal["relative", "space", "space_time"]
 
 # By the name that `diffusion.objective` selects it with.
@@ -38,8 +38,8 @@ OBJECTIVES: dict[str, Objective] = {
 
 @dataclass(frozen=True)
 class Size:
-    """What every clip of a run is brought to: frames evenly over its whole time, scaled to cover
-    height x width, the middle cut out."""
+    """A clip is sampled at `frames` evenly spaced times, scaled to cover height x width, and
+    cropped to its middle."""
 
     frames: Count = 88
     height: Count = 720  # px
@@ -48,7 +48,7 @@ class Size:
 
 @dataclass(frozen=True)
 class PixelConfig:
-    """Latents are space-time patches of `frames` x `side` x `side` pixels: no weights, no loss."""
+    """Latents are patches of `frames` x `side` x `side` pixels: no weights, lossless."""
 
     frames: Count = 2
     side: Count = 4  # px
@@ -76,7 +76,7 @@ class PixelConfig:
 
 @dataclass(frozen=True)
 class AllegroConfig:
-    """Allegro's video VAE: 4 x 8 x 8 pixels become 4 numbers. It works on overlapping tiles."""
+    """Allegro's video VAE: 4 x 8 x 8 pixels become 4 numbers. It processes overlapping tiles."""
 
     allegro: str  # folder of Allegro: vae/ in it
 
@@ -111,7 +111,7 @@ class BytesConfig:
     width: Count = 96
     heads: Count = 4
     layers: CountOrZero = 2
-    max_bytes: Count = 320  # of a caption; the rest is not read
+    max_bytes: Count = 320  # of a caption; longer ones are cut off
 
     pretrained: ClassVar[bool] = False
 
@@ -130,7 +130,7 @@ class T5Config:
 
     t5: str  # folder of Allegro: text_encoder/ and tokenizer/ in it
     width: Count = 4096
-    max_tokens: Count = 512  # of a caption; the rest is not read
+    max_tokens: Count = 512  # of a caption; longer ones are cut off
 
     pretrained: ClassVar[bool] = True
 
@@ -151,12 +151,12 @@ class ModelConfig:
     patch_size: Count = 2
     cross_attention_dim: Count = 2304
     caption_channels: Count = 4096
-    interpolation_scale_t: Positive = 2.2  # positions are divided by these
+    interpolation_scale_t: Positive = 2.2  # positions are divided by it
     interpolation_scale_h: Positive = 2.0
     interpolation_scale_w: Positive = 2.0
-    # what tokens are told of their place, beside RoPE's distances; Allegro tells nothing more
+    # position codes added to the tokens, besides rotary positions; Allegro has none
     positions: Positions = "relative"
-    # latent size it was trained at; for the pipelines that read an export
+    # latent size of the training; for pipelines that read the exported config.json
     sample_frames: Count = 22
     sample_height: Count = 90
     sample_width: Count = 160
@@ -173,10 +173,10 @@ class ModelConfig:
 @dataclass(frozen=True)
 class SystemConfig:
     size: Size = field(default_factory=Size)
-    sizes: tuple[Size, ...] = ()  # others: a clip is brought to the one most like it
+    sizes: tuple[Size, ...] = ()  # others: each clip gets the nearest one
     codec: PixelConfig | AllegroConfig = field(default_factory=PixelConfig)
     text: BytesConfig | T5Config = field(default_factory=BytesConfig)
-    # channels and text width follow from codec and text, whatever is written here
+    # channels, text width and sample size are set from codec, text and size
     model: ModelConfig = field(default_factory=ModelConfig)
     mode: Mode = "overlapped"
     widen_frames: CountOrZero = 1  # overlapped: each segment, on both sides
@@ -195,9 +195,9 @@ class SystemConfig:
 class DiffusionConfig:
     objective: str = "epsilon"  # epsilon, v, flow or clean: training/objectives.py
     min_snr_gamma: Positive | None = 5.0  # epsilon and v; None: every t weighs the same
-    # Presto: 0.02; a constant per sample and channel, added to the noise
+    # of a constant per sample and channel that is added to the noise; Presto: 0.02
     noise_offset: PositiveOrZero = 0.0
-    flow_shift: Positive = 1.0  # above 1: more steps at high noise, for longer or larger videos
+    flow_shift: Positive = 1.0  # above 1: more noise, for longer or larger videos
 
     def __post_init__(self) -> None:
         check_choice("objective", self.objective, OBJECTIVES)
@@ -211,43 +211,43 @@ class DiffusionConfig:
 @dataclass(frozen=True)
 class DataConfig:
     dataset: str = "out/samples-dataset"  # what `make curate` wrote
-    workers: CountOrZero = 2  # processes that decode ahead; 0: in the training process
-    memory_mb: PositiveOrZero = 0.0  # of decoded clips that a worker keeps
-    cache: str = ""  # folder of what `python -m training.precompute` computes ahead; "": nothing
+    workers: CountOrZero = 2  # reading processes; 0: the training process reads
+    memory_mb: PositiveOrZero = 0.0  # of decoded clips that each reading process keeps
+    cache: str = ""  # folder of training.precompute's latent cache; "": none
 
 
 @dataclass(frozen=True)
 class SampleConfig:
     steps: Count = 50
-    guidance: PositiveOrZero = 4.0  # classifier-free; 1: the captions alone
+    guidance: PositiveOrZero = 4.0  # scale of classifier-free guidance; 1: none
     seed: CountOrZero = 0
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     run_dir: str = "out/train"
-    weights: str = ""  # folder of Allegro's, Presto's or an export's, to start from; "": random
+    weights: str = ""  # folder of Allegro's or Presto's weights to start from; "": random
     steps: Count = 1000
-    batch: Count = 1  # samples at a time, of each process (or its group)
+    batch: Count = 1  # samples at a time, of each process (or sequence group)
     accumulate: Count = 1  # batches per step
     sequence_ranks: Count = 1  # processes that share the tokens of one sample
     seed: CountOrZero = 0
     lr: Positive = 1e-4
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: PositiveOrZero = 1e-2
-    warmup_steps: CountOrZero = 100  # the rate grows to `lr` and stays there
+    warmup_steps: CountOrZero = 100  # of linear growth to `lr`
     max_norm: Positive = 1.0  # of the gradient
-    ema_decay: Share01 = 0.9999  # less in the first steps: (1 + step) / (10 + step)
-    drop_all: Share01 = 0.1  # of the samples: no caption at all, which guidance samples from
-    drop_one: Share01 = 0.02  # of the captions of the others
-    precision: Literal["bf16", "fp32"] = "bf16"  # of the products; weights are fp32
-    keep_activations: Keep = "all"  # see Presto.keep
+    ema_decay: Share01 = 0.9999  # at most; (1 + step) / (10 + step) in the first steps
+    drop_all: Share01 = 0.1  # share of samples without captions, for guidance
+    drop_one: Share01 = 0.02  # share of dropped captions in the other samples
+    precision: Literal["bf16", "fp32"] = "bf16"  # of matrix products; weights are fp32
+    keep_activations: RecomputePolicy = "all"  # Presto.set_recompute_policy
     compile: bool = False
-    deterministic: bool = False  # on a GPU: resuming gives equal losses to the last bit, slower
-    save_every: Count = 500  # steps; a validation goes before each
+    deterministic: bool = False  # on a GPU: slower, and a resumed run has bit-equal losses
+    save_every: Count = 500  # steps; validates first
     keep_checkpoints: Count = 2
     validation_clips: CountOrZero = 16  # at most
-    sample_every: CountOrZero = 0  # steps; 0: at the end alone
+    sample_every: CountOrZero = 0  # steps; 0: only at the end
     log_every: Count = 10
     data: DataConfig = field(default_factory=DataConfig)
     system: SystemConfig = field(default_factory=SystemConfig)
@@ -264,9 +264,9 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class SampleCommandConfig(SampleConfig):
-    duration_s: Positive = 15.0  # of the video, where the captions give no times
-    videos: Count = 1  # of each prompt; more are NAME-0.mp4 …, as VBench names them
-    fps: PositiveOrZero = 0.0  # of the mp4: training/interpolate.py; 0: the network's own
+    duration_s: Positive = 15.0  # of the video, if the captions have no times
+    videos: Count = 1  # per prompt; several are NAME-0.mp4 …, as VBench expects
+    fps: PositiveOrZero = 0.0  # of the mp4, by interpolation; 0: the network's frames
 
 
 @dataclass(frozen=True)

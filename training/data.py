@@ -1,12 +1,11 @@
-"""The order in which clips are seen: a function of the seed alone.
+"""The order of the clips in a run, a function of the seed alone, and the batches.
 
-Every sample of a run has a number, from 0. Sample `n` is place `n % clips` of epoch `n // clips`,
-and an epoch is a shuffle of all clips: each comes exactly once. Which worker decodes it, how many
-ranks there are and where a run was interrupted change nothing: to resume is to go on at a number.
+The samples of a run are numbered from 0. Sample `n` is clip `n % clips` of epoch `n // clips`; an
+epoch is a shuffle of all clips. The order depends neither on the reading processes nor on the
+number of ranks, and a run resumes at a sample number.
 
-Where clips are of several sizes, those that are worked on at the same time, the samples of a batch
-on all ranks, are of one size. Each size's last batch of an epoch is then filled up with clips of
-this size that came already.
+Where clips have several sizes, the samples of a global batch (that of all ranks) have one size. In
+each epoch the last batch of a size is filled up with clips of that size from the same epoch.
 """
 
 from __future__ import annotations
@@ -22,123 +21,122 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from training.clips import BadData, Clip, Source
+from training.clips import BadData, Clip, ClipSource
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Made by the worker: each tensor that comes from another process costs the training one."""
+    """Collated in the reading process: receiving many small tensors would take the trainer time."""
 
     numbers: list[int]  # of its samples in the run
-    clips: list[Clip]  # their frames and latents are below, not here
+    clips: list[Clip]  # without frames and latents
     video: Tensor  # (B, frames, height, width, 3) uint8
-    latents: Tensor | None  # what the codec gave ahead of time, one row per clip
+    latents: Tensor | None  # (B, …) from the latent cache
 
     @classmethod
     def of(cls, numbers: Sequence[int], clips: Sequence[Clip]) -> Batch:
         video = torch.stack([clip.video for clip in clips])
-        ahead = [clip.latents for clip in clips if clip.latents is not None]
-        told = [replace(clip, video=torch.empty(0), latents=None) for clip in clips]
-        return cls(list(numbers), told, video, torch.stack(ahead) if ahead else None)
+        latents = [clip.latents for clip in clips if clip.latents is not None]
+        captions = [replace(clip, video=torch.empty(0), latents=None) for clip in clips]
+        return cls(list(numbers), captions, video, torch.stack(latents) if latents else None)
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which part of every micro-batch this process takes: `batch` samples of `ranks * batch`."""
+class LocalBatch:
+    """Which samples of each global batch this process takes: `size` of `size * ranks`."""
 
-    batch: int
+    size: int
     rank: int = 0
     ranks: int = 1
 
 
-class Order:
-    """The clips of a source in the order in which a run sees them, without end."""
+class SampleOrder:
+    """Sample number -> index of the clip, for any number."""
 
-    def __init__(self, source: Source, seed: int, together: int):
-        """together: samples that are worked on at the same time."""
+    def __init__(self, source: ClipSource, seed: int, global_batch: int):
+        """global_batch: samples that are processed at the same time, on all ranks."""
         clips = len(source.clip_ids)
-        self.groups = np.asarray(getattr(source, "groups", np.zeros(clips)))
-        self.seed, self.together = seed, together if len(set(self.groups)) > 1 else 1
-        counts = np.unique(self.groups, return_counts=True)[1]
-        self.epoch = int((-(-counts // self.together) * self.together).sum())  # samples
+        self.sizes = np.asarray(getattr(source, "size_indices", np.zeros(clips)))
+        self.seed, self.batch = seed, global_batch if len(set(self.sizes)) > 1 else 1
+        counts = np.unique(self.sizes, return_counts=True)[1]
+        self.epoch_length = int((-(-counts // self.batch) * self.batch).sum())  # samples
         self._shuffled = lru_cache(maxsize=2)(self._shuffle)
 
     def __getitem__(self, number: int, /) -> int:
-        """The index of the clip that is sample `number` of a run."""
-        epoch, at = divmod(number, self.epoch)
-        return int(self._shuffled(epoch)[at])
+        epoch, position = divmod(number, self.epoch_length)
+        return int(self._shuffled(epoch)[position])
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-        shuffled = rng.permutation(len(self.groups))
-        if self.together == 1:
+        shuffled = rng.permutation(len(self.sizes))
+        if self.batch == 1:
             return shuffled
-        rows = []
-        for group in np.unique(self.groups):
-            of_group = shuffled[self.groups[shuffled] == group]
-            whole = -(-len(of_group) // self.together) * self.together
-            rows.append(np.resize(of_group, whole).reshape(-1, self.together))
-        return rng.permutation(np.concatenate(rows)).ravel()
+        batches = []
+        for size in np.unique(self.sizes):
+            of_size = shuffled[self.sizes[shuffled] == size]
+            length = -(-len(of_size) // self.batch) * self.batch
+            batches.append(np.resize(of_size, length).reshape(-1, self.batch))
+        return rng.permutation(np.concatenate(batches)).ravel()
 
 
-def generator(*key: object, device: torch.device | str = "cpu") -> torch.Generator:
-    """Random numbers that hang on the key (and the kind of device) alone: a sample's noise, say, on
-    the seed and its number."""
+def seeded_generator(*key: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator whose numbers depend on the key and the kind of device alone. A sample's noise,
+    for example, depends on the run's seed and the sample's number."""
     value = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(value) >> 1)
 
 
-def fingerprint(source: Source) -> str:
-    """Which clips, in which order of index: a run goes on only on the clips that it began with."""
+def clip_ids_digest(source: ClipSource) -> str:
+    """Identifies the clips and their indices: a run resumes on the clips that it began with."""
     return hashlib.sha256("\n".join(source.clip_ids).encode()).hexdigest()[:16]
 
 
 class _Numbers(Sampler[int]):
-    """The numbers of this process's samples, from `first` on and without end."""
+    """The numbers of this process's samples, from `first` on, without end."""
 
-    def __init__(self, first: int, share: Share):
-        self.first, self.share = first, share
+    def __init__(self, first: int, local: LocalBatch):
+        self.first, self.local = first, local
 
     def __iter__(self) -> Iterator[int]:
-        start = self.first + self.share.rank * self.share.batch
+        start = self.first + self.local.rank * self.local.size
         while True:
-            yield from range(start, start + self.share.batch)
-            start += self.share.ranks * self.share.batch
+            yield from range(start, start + self.local.size)
+            start += self.local.ranks * self.local.size
 
 
 class _Samples(Dataset[tuple[int, Clip]]):
-    def __init__(self, source: Source, order: Order):
+    def __init__(self, source: ClipSource, order: SampleOrder):
         self.source, self.order = source, order
 
     def __getitem__(self, number: int) -> tuple[int, Clip]:
         return number, self.source[self.order[number]]
 
 
-def _together(samples: list[tuple[int, Clip]]) -> Batch:
+def _collate(samples: list[tuple[int, Clip]]) -> Batch:
     numbers, clips = zip(*samples, strict=True)
     return Batch.of(numbers, clips)
 
 
-def plainly(loaded: Iterable[Any]) -> Iterator[Any]:
-    """What a DataLoader gives; of a clip that a worker can't read, BadData with its own words and
-    without the traceback that PyTorch puts around them."""
+def reraise_bad_data(loaded: Iterable[Any]) -> Iterator[Any]:
+    """The items of a DataLoader. Where a worker raises BadData, so does this, without the traceback
+    that PyTorch adds to the message."""
     try:
         yield from loaded
     except BadData as error:
         raise BadData(str(error).strip().rpartition("BadData: ")[2]) from error
 
 
-def stream(
-    source: Source, share: Share, seed: int, first: int = 0, workers: int = 0
+def stream_batches(
+    source: ClipSource, local: LocalBatch, seed: int, first: int = 0, workers: int = 0
 ) -> Iterator[Batch]:
-    """Batches without end, from sample number `first` of the run. Workers decode two ahead each."""
+    """Batches without end, from sample number `first` of the run. workers: processes that read."""
     if not len(source.clip_ids):
         raise BadData("there is no clip to train on; see the report of `make curate` for why")
     loader = DataLoader(
-        _Samples(source, Order(source, seed, share.batch * share.ranks)),
-        batch_size=share.batch,
-        sampler=_Numbers(first, share),
+        _Samples(source, SampleOrder(source, seed, local.size * local.ranks)),
+        batch_size=local.size,
+        sampler=_Numbers(first, local),
         num_workers=workers,
-        collate_fn=_together,
+        collate_fn=_collate,
     )
-    return plainly(loader)
+    return reraise_bad_data(loader)

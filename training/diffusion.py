@@ -12,17 +12,18 @@ from torch import Tensor
 from training.config import OBJECTIVES, DiffusionConfig
 from training.objectives import Diffusion, Flow
 
-STEPS = 1000
+NUM_TIMESTEPS = 1000
 Predict = Callable[[Tensor, Tensor], Tensor]  # (latents, t of shape (B,)) -> prediction
 
 
-def signal(device: torch.device | str = "cpu") -> Tensor:
-    """(1000,) float64: the share of the signal's variance at each t (cumulated alpha)."""
-    return torch.cumprod(1 - torch.linspace(1e-4, 0.02, STEPS, dtype=torch.float64), 0).to(device)
+def alphas_cumprod(device: torch.device | str = "cpu") -> Tensor:
+    """(1000,) float64: the signal's share of the variance at each t; betas from 1e-4 to 0.02."""
+    betas = torch.linspace(1e-4, 0.02, NUM_TIMESTEPS, dtype=torch.float64)
+    return torch.cumprod(1 - betas, 0).to(device)
 
 
-def draw_noise(latents: Tensor, cfg: DiffusionConfig, rng: torch.Generator) -> Tensor:
-    """Gaussian noise of the latents' shape, fp32, on the generator's device and moved to theirs."""
+def sample_noise(latents: Tensor, cfg: DiffusionConfig, rng: torch.Generator) -> Tensor:
+    """Gaussian noise of the latents' shape, fp32, on their device; drawn on the generator's."""
     noise = torch.randn(latents.shape, generator=rng, device=rng.device)
     if cfg.noise_offset:
         per_channel = (*latents.shape[:2], 1, 1, 1)
@@ -32,45 +33,46 @@ def draw_noise(latents: Tensor, cfg: DiffusionConfig, rng: torch.Generator) -> T
     return noise.to(latents.device)
 
 
-def draw_t(count: int, cfg: DiffusionConfig, rng: torch.Generator) -> Tensor:
-    """(count,) fp32 on the generator's device. Whole steps, all alike; flow: 1000 s, s
+def sample_timesteps(count: int, cfg: DiffusionConfig, rng: torch.Generator) -> Tensor:
+    """(count,) fp32 on the generator's device: uniform integers; for flows 1000 s, where s is
     logit-normal, then shifted."""
     if not cfg.flows:
-        return torch.randint(STEPS, (count,), generator=rng, device=rng.device).float()
+        return torch.randint(NUM_TIMESTEPS, (count,), generator=rng, device=rng.device).float()
     s = torch.randn(count, generator=rng, device=rng.device).sigmoid()
-    return STEPS * shifted(s, cfg.flow_shift)
+    return NUM_TIMESTEPS * shift_noise_level(s, cfg.flow_shift)
 
 
-def shifted(s: Tensor, shift: float) -> Tensor:
-    """Moves flow times towards noise: shift s / (1 + (shift - 1) s), arXiv 2403.03206 eq. 23."""
+def shift_noise_level(s: Tensor, shift: float) -> Tensor:
+    """Moves s towards 1, noise: shift s / (1 + (shift - 1) s), arXiv 2403.03206 eq. 23."""
     return shift * s / (1 + (shift - 1) * s)
 
 
 def noisy_and_target(
     x: Tensor, noise: Tensor, t: Tensor, cfg: DiffusionConfig
 ) -> tuple[Tensor, Tensor]:
-    """x, noise: (B, ...).  t: (B,). In fp32 (or wider), of the latents' shape."""
+    """Noisy latents, and what the objective predicts from them: fp32 or wider, of x's shape.  x,
+    noise: (B, ...).  t: (B,)."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     noise, t = noise.to(x), t.to(x.device)
     if cfg.flows:
-        add = _over(t / STEPS, x)
+        add = _broadcast(t / NUM_TIMESTEPS, x)
         keep = 1 - add
     else:
-        a = signal(x.device)[t.long()]
-        keep, add = _over(a.sqrt(), x), _over((1 - a).sqrt(), x)
+        a = alphas_cumprod(x.device)[t.long()]
+        keep, add = _broadcast(a.sqrt(), x), _broadcast((1 - a).sqrt(), x)
     return keep * x + add * noise, OBJECTIVES[cfg.objective].target(x, noise, keep, add)
 
 
 def loss_weight(t: Tensor, cfg: DiffusionConfig) -> Tensor:
     """(B,) fp32. Min-SNR (arXiv 2303.09556): min(snr, gamma) / snr for epsilon, / (snr + 1) for
-    v. clean: 1 / s², which makes it flow's loss."""
+    v. clean: 1 / s², which gives flow's loss."""
     objective = OBJECTIVES[cfg.objective]
     if isinstance(objective, Flow):
-        return objective.loss_weight(t / STEPS).float()
+        return objective.loss_weight(t / NUM_TIMESTEPS).float()
     assert isinstance(objective, Diffusion)
     if cfg.min_snr_gamma is None:
         return torch.ones_like(t, dtype=torch.float32)
-    a = signal(t.device)[t.long()]
+    a = alphas_cumprod(t.device)[t.long()]
     snr = a / (1 - a)
     return (snr.clamp(max=cfg.min_snr_gamma) / objective.error_scale(snr)).float()
 
@@ -78,20 +80,21 @@ def loss_weight(t: Tensor, cfg: DiffusionConfig) -> Tensor:
 def denoising_loss(
     predict: Predict, x: Tensor, noise: Tensor, t: Tensor, cfg: DiffusionConfig
 ) -> Tensor:
-    """(B,) weighted mean squared error of each sample. The network sees the latents' own type."""
+    """(B,) weighted mean squared error of each sample. The network gets the latents' dtype."""
     noisy, target = noisy_and_target(x, noise, t, cfg)
     error = predict(noisy.to(x.dtype), t.to(x.device)).to(target.dtype) - target
     return error.square().flatten(1).mean(1) * loss_weight(t, cfg).to(error.device)
 
 
-def guided(with_text: Predict, without_text: Predict, scale: float) -> Predict:
-    """Classifier-free guidance: without + scale (with - without). Scale 1 asks the text alone."""
+def guided(conditional: Predict, unconditional: Predict, scale: float) -> Predict:
+    """Classifier-free guidance: unconditional + scale (conditional - unconditional). With scale 1
+    only the conditional prediction is computed."""
     if scale == 1:
-        return with_text
+        return conditional
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
-        free = without_text(x, t).float()
-        return free + scale * (with_text(x, t).float() - free)
+        base = unconditional(x, t).float()
+        return base + scale * (conditional(x, t).float() - base)
 
     return predict
 
@@ -100,8 +103,8 @@ def guided(with_text: Predict, without_text: Predict, scale: float) -> Predict:
 def sample_ancestral(
     predict: Predict, noise: Tensor, steps: int, cfg: DiffusionConfig, rng: torch.Generator
 ) -> Tensor:
-    """Euler-ancestral for epsilon and v, as Allegro and Presto are released: `steps` times from t =
-    999 to 0.
+    """Euler-ancestral sampling for epsilon and v, Allegro's and Presto's sampler: `steps` timesteps
+    from 999 to 0.
 
     noise: (B, ...) standard normal. State and arithmetic in fp32. Formulas: Karras et al., arXiv
     2206.00364, with the ancestral split of k-diffusion: sigma_up² = to² (from² - to²) / from²,
@@ -110,11 +113,11 @@ def sample_ancestral(
     objective = OBJECTIVES[cfg.objective]
     if not isinstance(objective, Diffusion):
         raise ValueError("Euler-ancestral samples epsilon and v; use sample_flow for flow matching")
-    a = signal().numpy()
-    times = np.linspace(0, STEPS - 1, steps, dtype=np.float32)[::-1]
-    sigmas = [*np.interp(times, np.arange(STEPS), ((1 - a) / a) ** 0.5).tolist(), 0.0]
+    a = alphas_cumprod().numpy()
+    timesteps = np.linspace(0, NUM_TIMESTEPS - 1, steps, dtype=np.float32)[::-1]
+    sigmas = [*np.interp(timesteps, np.arange(NUM_TIMESTEPS), ((1 - a) / a) ** 0.5).tolist(), 0.0]
     x = noise.float() * sigmas[0]
-    for t, now, to in zip(times.tolist(), sigmas, sigmas[1:], strict=False):
+    for t, now, to in zip(timesteps.tolist(), sigmas, sigmas[1:], strict=False):
         scaled = (x / (now**2 + 1) ** 0.5).to(noise.dtype)
         out = predict(scaled, torch.full((len(x),), t, device=x.device)).float()
         clean = objective.clean_latents(x, out, now)
@@ -128,22 +131,21 @@ def sample_ancestral(
 
 @torch.no_grad()
 def sample_flow(predict: Predict, noise: Tensor, steps: int, cfg: DiffusionConfig) -> Tensor:
-    """Euler steps along the flow from noise (s = 1) to latents (s = 0); more of them at high noise
-    if shifted."""
+    """Euler steps along the flow from noise (s = 1) to latents (s = 0), at shifted levels s."""
     objective = OBJECTIVES[cfg.objective]
     if not isinstance(objective, Flow):
         raise ValueError(
             f"sample_flow samples flow matching; {cfg.objective} needs sample_ancestral"
         )
-    s = shifted(torch.linspace(1, 0, steps + 1), cfg.flow_shift).tolist()
+    s = shift_noise_level(torch.linspace(1, 0, steps + 1), cfg.flow_shift).tolist()
     x = noise.float()
     for now, to in itertools.pairwise(s):
         out = predict(
-            x.to(noise.dtype), torch.full((len(x),), STEPS * now, device=x.device)
+            x.to(noise.dtype), torch.full((len(x),), NUM_TIMESTEPS * now, device=x.device)
         ).float()
         x = x + (to - now) * objective.velocity(x, out, now)
     return x
 
 
-def _over(per_sample: Tensor, like: Tensor) -> Tensor:
+def _broadcast(per_sample: Tensor, like: Tensor) -> Tensor:
     return per_sample.to(like).view(-1, *[1] * (like.ndim - 1))

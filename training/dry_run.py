@@ -10,12 +10,12 @@ from dataclasses import replace
 import torch
 
 from curation.config import ConfigError
-from training.clips import BadData, Clip, Listed, Source
+from training.clips import BadData, Clip, ClipList, ClipSource
 from training.config import SystemConfig, TrainConfig
-from training.data import Batch, Share, stream
+from training.data import Batch, LocalBatch, stream_batches
 from training.latent_cache import open_source
-from training.log import memory_gb, peak_memory_gb
-from training.parallel import join
+from training.log import free_memory_gb, peak_memory_gb
+from training.parallel import init_distributed
 from training.resume import Run, build
 from training.text_to_video import System
 from training.weights import BadWeights
@@ -25,48 +25,48 @@ Step = Callable[[Run, Iterator[Batch], TrainConfig, int], dict[str, float]]
 
 def dry_run(cfg: TrainConfig, one_step: Step) -> None:
     """one_step: that of training.train, which imports this module."""
-    world = join(cfg.sequence_ranks)
+    world = init_distributed(cfg.sequence_ranks)
     device, cfg = world.device, replace(cfg, accumulate=1)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in System(cfg.system).parameters())
-    # masters, gradients, two moments, average: fp32; weights and average are whole at the start
-    need, room = 1e-9 * parameters * max(20 / world.size, 8), memory_gb(device)
-    if need > room:
+    # fp32 weights, gradients, two moments, average; weights and average are unsharded at the start
+    needed, free = 1e-9 * parameters * max(20 / world.size, 8), free_memory_gb(device)
+    if needed > free:
         raise ConfigError(
-            f"{parameters:,} parameters take {need:.0f} GB of one {device.type} process; "
-            f"{room:.0f} GB are there"
+            f"{parameters:,} parameters take {needed:.0f} GB of one {device.type} process; "
+            f"{free:.0f} GB are free"
         )
     try:
-        source: Source = open_source(cfg.system, cfg.data, "train")
+        source: ClipSource = open_source(cfg.system, cfg.data, "train")
         epoch = f"{len(source.clip_ids)} clips"
     except BadData as error:
-        source, epoch = Listed([random_clip(cfg.system)]), f"one random clip ({error})"
+        source, epoch = ClipList([make_random_clip(cfg.system)]), f"one random clip ({error})"
     try:
         run = build(cfg)
     except BadWeights as error:
         run = build(replace(cfg, weights=""))
         epoch += f", random weights ({error})"
-    share = Share(cfg.batch, run.world.replica, run.world.replicas)
-    batches = stream(source, share, cfg.seed, 0, 0)
-    took, values = [], {}
-    for step in range(2):  # compilers work in the first
+    local = LocalBatch(cfg.batch, run.world.replica, run.world.replicas)
+    batches = stream_batches(source, local, cfg.seed, 0, 0)
+    seconds, values = [], {}
+    for step in range(2):  # the first includes compilation
         start = time.perf_counter()
         values = one_step(run, batches, cfg, step)
-        took.append(time.perf_counter() - start)
+        seconds.append(time.perf_counter() - start)
     clips = len(source.clip_ids)
-    if not run.world.first:
+    if not run.world.is_first:
         return
     print(
         f"{parameters:,} parameters, {epoch}, {values['tokens'] / run.samples:,.0f} tokens a "
         f"sample, {run.samples} at a time on {run.world.size} processes\n"
-        f"first batch {took[0]:.1f} s, second {took[1]:.1f} s ({values['wait_s']:.1f} s of it for "
-        f"data), loss {values['loss']:.4f}, peak {peak_memory_gb(device):.1f} GB\n"
+        f"first batch {seconds[0]:.1f} s, second {seconds[1]:.1f} s ({values['wait_s']:.1f} s of "
+        f"it for data), loss {values['loss']:.4f}, peak {peak_memory_gb(device):.1f} GB\n"
         f"an epoch: {clips / run.samples:.1f} such batches, "
-        f"about {took[1] * clips / run.samples:.0f} s"
+        f"about {seconds[1] * clips / run.samples:.0f} s"
     )
 
 
-def random_clip(cfg: SystemConfig) -> Clip:
+def make_random_clip(cfg: SystemConfig) -> Clip:
     """A clip of the right size: noise, and five captions, of 100 tokens each where the text encoder
     is pretrained."""
     spans = [(3.0 * i, 3.0 * (i + 1)) for i in range(5)]

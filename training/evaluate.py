@@ -1,22 +1,22 @@
-"""Measures sampled videos: how much moves, how well captions are met, how smooth borders are.
+"""Measures sampled videos: motion, agreement with the captions, changes between segments.
 
     python -m training.evaluate VIDEOS OUT [reference=FOLDER] [clip=FOLDER] [raft=FILE]
 
-VIDEOS is a folder of mp4 files that training.sample wrote: their captions and times are read from
-the files themselves. OUT gets evaluation.parquet, a row per video, and evaluation.html to look at.
+VIDEOS is a folder of mp4 files of training.sample, whose metadata contains the captions and their
+times. OUT gets evaluation.parquet, with a row per video, and the page evaluation.html.
 
 | column | meaning |
 |---|---|
-| dynamic_dis, dynamic_raft | VBench's dynamic degree, the formula for one video: is_dynamic |
-| flow_top_dis, flow_top_raft | what it looks at: flow of the fastest 5 % of pixels, px a pair |
-| motion_px_s | mean flow, px a second at 320 wide |
-| border_steps | per border between captions: its largest change that no motion explains, by usual |
+| dynamic_dis, dynamic_raft | VBench's dynamic degree of one video: is_dynamic |
+| flow_top_dis, flow_top_raft | flow of the fastest 5 % of pixels, px per frame pair: is_dynamic |
+| motion_px_s | mean flow, px per second at 320 px wide |
+| border_steps | per segment border: largest change not due to motion, relative to the median |
 | clip_similarity | per segment: cosine of its caption and its frames by CLIP, mean over frames |
 | sharpness | variance of the Laplacian, mean over frames |
 | psnr, ssim | to the video of the same name in `reference`, at the same share of its time |
 
-VBench counts by RAFT; by DIS the same formula has another name, for the numbers don't compare. What
-needs weights or a reference that are not there is null.
+VBench uses RAFT; values by DIS have names of their own because they are not comparable. Measures
+whose weights or reference are not given are null.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ from torch import Tensor
 from curation import measures
 from curation.errors import UserError
 from curation.torchvision_fix import fix_torchvision
-from training.interpolate import flow, warped
+from training.interpolate import optical_flow, warp
 from training.weights import BadWeights
 
-SMALL = 320  # px wide: motion and what it leaves unexplained
-NEAR_S = 0.5  # around a border
-FRAMES = 8  # of a segment, shown to CLIP; VBench shows its models as many
-MOTION_BINS = ((2, "still"), (10, "slow"), (40, "medium"), (float("inf"), "fast"))  # px/s
+MOTION_WIDTH = 320  # px, of frames for motion_px_s and border_steps
+BORDER_WINDOW_S = 0.5  # on both sides of a border
+CLIP_FRAMES = 8  # of a segment; as many as VBench gives its models
+MOTION_BINS = ((2, "static"), (10, "slow"), (40, "medium"), (float("inf"), "fast"))  # px/s
 QUALITY = ["dynamic_degree", "motion_smoothness", "subject_consistency", "imaging_quality"]
-Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two RGB pictures -> (H, W, 2) px
+Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two RGB frames -> (H, W, 2) px
 Row = dict[str, Any]
 
 
@@ -76,17 +76,17 @@ class Video:
 
 
 class BadSample(UserError):
-    """A video can't be measured: which, why."""
+    """A video can't be measured."""
 
 
 def read_video(path: Path) -> Video:
     try:
         with av.open(str(path)) as file:
             stream = file.streams.video[0]
-            told = json.loads(file.metadata.get("comment") or "{}")
+            comment = json.loads(file.metadata.get("comment") or "{}")
             frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(stream)]
             fps = float(stream.average_rate or 0)
-        parts = told.get("captions", [])
+        parts = comment.get("captions", [])
         spans = [(float(part["start_s"]), float(part["end_s"])) for part in parts]
         captions = [str(part["text"]) for part in parts]
     except (av.FFmpegError, IndexError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -100,11 +100,11 @@ def read_video(path: Path) -> Video:
 
 
 def is_dynamic(frames: np.ndarray, fps: float, flow: Flow) -> tuple[bool, float]:
-    """VBench's dynamic degree of one video, and the mean of what it compares.
+    """VBench's dynamic degree of one video, and the mean of the values that it compares.
 
-    Every max(1, round(fps / 8))-th frame is kept. A pair moves where the mean of its largest 5 % of
-    flow magnitudes exceeds 6 * min(height, width) / 256 px; the video is dynamic where at least
-    round(4 * kept / 16) pairs move (vbench/dynamic_degree.py; rounds as Python does).
+    Every max(1, round(fps / 8))-th frame is kept. A pair of frames moves where the mean of its
+    largest 5 % of flow magnitudes exceeds 6 * min(height, width) / 256 px; the video is dynamic
+    where at least round(4 * kept / 16) pairs move (vbench/dynamic_degree.py, Python's round).
     """
     kept = frames[:: max(1, round(fps / 8))]
     threshold = 6.0 * min(kept.shape[1:3]) / 256
@@ -117,29 +117,31 @@ def is_dynamic(frames: np.ndarray, fps: float, flow: Flow) -> tuple[bool, float]
 
 
 def motion_and_steps(video: Video) -> tuple[float, list[float]]:
-    """Mean flow, px/s at 320 wide, and a number per border between captions: the largest change
-    between neighbouring frames near it that motion does not explain, over the usual one. 1: nothing
-    to see; a cut is far above."""
-    height = round(video.frames.shape[1] * SMALL / video.frames.shape[2])
-    small = [cv2.resize(f, (SMALL, height), interpolation=cv2.INTER_AREA) for f in video.frames]
-    moved, unexplained = [], []
+    """Mean flow, px/s at 320 px wide, and for each border between segments the largest change of
+    neighbouring frames near it after motion compensation, relative to the video's median. About 1
+    for a smooth border, far more for a cut."""
+    height = round(video.frames.shape[1] * MOTION_WIDTH / video.frames.shape[2])
+    size = (MOTION_WIDTH, height)
+    small = [cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in video.frames]
+    motion, residual = [], []
     for one, two in pairwise(small):
-        by = flow(two, one)
-        moved.append(float(np.linalg.norm(by, axis=-1).mean()))
-        unexplained.append(float(np.abs(two - warped(one, by)).mean()))
-    at = (np.arange(len(unexplained)) + 1) / video.fps  # of the moment between two frames
-    change = np.array(unexplained)
-    usual = float(np.median(change)) + 0.5  # grey levels: of a still video any step would be huge
+        displacement = optical_flow(two, one)
+        motion.append(float(np.linalg.norm(displacement, axis=-1).mean()))
+        residual.append(float(np.abs(two - warp(one, displacement)).mean()))
+    change = np.array(residual)
+    times = (np.arange(len(change)) + 1) / video.fps  # between two frames
+    # 0.5 grey levels more: in a static video any change would be large
+    median = float(np.median(change)) + 0.5
     steps = []
     for start, _ in video.spans[1:]:
-        near = np.abs(at - start) <= max(NEAR_S, 1.5 / video.fps)
-        steps.append(float(change[near].max() / usual) if near.any() else float("nan"))
-    return statistics.fmean(moved) * video.fps, steps
+        near = np.abs(times - start) <= max(BORDER_WINDOW_S, 1.5 / video.fps)
+        steps.append(float(change[near].max() / median) if near.any() else float("nan"))
+    return statistics.fmean(motion) * video.fps, steps
 
 
 def fidelity(video: Video, real: Video) -> tuple[float, float]:
-    """PSNR (dB) and SSIM to a real video, frame for frame at the same share of the time; the real
-    one is brought to the sampled one's size."""
+    """PSNR (dB) and SSIM to a real video, mean over frames at the same share of the time; the real
+    frames are resized to the sampled ones."""
     psnrs, ssims = [], []
     height, width = video.frames.shape[1:3]
     for i, frame in enumerate(video.frames):
@@ -154,8 +156,8 @@ def _grey(picture: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
 
 
-class Clip:
-    """CLIP's likeness of a text and pictures (arXiv 2103.00020)."""
+class ClipModel:
+    """Similarity of texts and frames by CLIP (arXiv 2103.00020)."""
 
     def __init__(self, folder: str):
         fix_torchvision()
@@ -164,7 +166,7 @@ class Clip:
         try:
             self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # whatever the library raises on a missing or damaged file
+        except Exception as error:  # the library raises many types for a missing or damaged file
             raise BadWeights(
                 f"{folder}: no CLIP model can be read there ({str(error).splitlines()[0]:.150}); "
                 f"get one: hf download openai/clip-vit-large-patch14 --local-dir {folder}"
@@ -174,7 +176,7 @@ class Clip:
 
     @torch.no_grad()
     def similarity(self, frames: np.ndarray, caption: str) -> float:
-        """Mean cosine. frames: (N, H, W, 3) uint8."""
+        """Mean cosine of the caption's and the frames' embeddings. frames: (N, H, W, 3) uint8."""
         side = self.model.config.vision_config.image_size
         x = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device).movedim(-1, 1) / 255
         scale = side / min(x.shape[2:])
@@ -191,8 +193,8 @@ class Clip:
         return F.cosine_similarity(out.image_embeds, out.text_embeds).mean().item()
 
 
-def raft(path: str) -> Flow:
-    """torchvision's raft_large with the weights in a file; 20 updates, as VBench."""
+def load_raft(path: str) -> Flow:
+    """torchvision's raft_large with the weights in a file; 20 updates, as in VBench."""
     fix_torchvision()
     try:
         from torchvision.models.optical_flow import raft_large
@@ -214,8 +216,8 @@ def raft(path: str) -> Flow:
 
     @torch.no_grad()
     def calc(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-        by = network(tensor(one), tensor(two), num_flow_updates=20)[-1][0]
-        return by.movedim(0, -1)[: one.shape[0], : one.shape[1]].cpu().numpy()
+        flow = network(tensor(one), tensor(two), num_flow_updates=20)[-1][0]
+        return flow.movedim(0, -1)[: one.shape[0], : one.shape[1]].cpu().numpy()
 
     return calc
 
@@ -223,10 +225,11 @@ def raft(path: str) -> Flow:
 # ---- a folder
 
 
-def evaluate(video: Video, real: Video | None, clip: Clip | None, by_raft: Flow | None) -> Row:
+def evaluate(video: Video, real: Video | None, clip: ClipModel | None, raft: Flow | None) -> Row:
+    """The row of a video; see the table at the top of this file."""
     height, width = video.frames.shape[1:3]
     motion, steps = motion_and_steps(video)
-    dynamic, top = is_dynamic(video.frames, video.fps, flow)
+    dynamic, top = is_dynamic(video.frames, video.fps, optical_flow)
     row: Row = {
         "video": video.path.name,
         "width": width,
@@ -244,11 +247,11 @@ def evaluate(video: Video, real: Video | None, clip: Clip | None, by_raft: Flow 
         "psnr": None,
         "ssim": None,
     }
-    if by_raft:
-        row["dynamic_raft"], row["flow_top_raft"] = is_dynamic(video.frames, video.fps, by_raft)
+    if raft:
+        row["dynamic_raft"], row["flow_top_raft"] = is_dynamic(video.frames, video.fps, raft)
     if clip:
         row["clip_similarity"] = [
-            clip.similarity(segment(video, *span), caption)
+            clip.similarity(sample_segment(video, *span), caption)
             for span, caption in zip(video.spans, video.captions, strict=True)
         ]
     if real:
@@ -256,14 +259,15 @@ def evaluate(video: Video, real: Video | None, clip: Clip | None, by_raft: Flow 
     return row
 
 
-def segment(video: Video, start_s: float, end_s: float) -> np.ndarray:
-    """Frames evenly over a segment."""
-    at = (start_s + (np.arange(FRAMES) + 0.5) / FRAMES * (end_s - start_s)) * video.fps
-    return video.frames[np.clip(at.astype(int), 0, len(video.frames) - 1)]
+def sample_segment(video: Video, start_s: float, end_s: float) -> np.ndarray:
+    """CLIP_FRAMES evenly spaced frames of a segment."""
+    share = (np.arange(CLIP_FRAMES) + 0.5) / CLIP_FRAMES
+    index = ((start_s + share * (end_s - start_s)) * video.fps).astype(int)
+    return video.frames[np.clip(index, 0, len(video.frames) - 1)]
 
 
-def groups(row: Row) -> Iterator[str]:
-    """Which lines of the summary a video counts in."""
+def summary_groups(row: Row) -> Iterator[str]:
+    """The groups of the summary that a video belongs to."""
     yield "all"
     limit = next(i for i, (below, _) in enumerate(MOTION_BINS) if row["motion_px_s"] < below)
     yield f"motion: {MOTION_BINS[limit][1]}"
@@ -294,11 +298,11 @@ MEANS = [
 ]
 
 
-def summary(rows: Sequence[Row]) -> list[Row]:
-    """Means over groups of videos; null where nothing was measured."""
+def summarize(rows: Sequence[Row]) -> list[Row]:
+    """Means over groups of videos; null where no video has the measure."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        for group in groups(row):
+        for group in summary_groups(row):
             found.setdefault(group, []).append(row)
     table = []
     for group in sorted(found):
@@ -311,18 +315,18 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     return table
 
 
-def page(rows: Sequence[Row], strips: dict[str, bytes], videos: Path) -> str:
-    """evaluation.html: nothing in it but what is in this file."""
+def html_page(rows: Sequence[Row], strips: dict[str, bytes], videos: Path) -> str:
+    """The text of evaluation.html, which loads no other files."""
     folder = html.escape(str(videos))
     lines = [
         "<!doctype html><meta charset=utf-8><title>Evaluation</title>",
         "<style>body{font:14px sans-serif;margin:2em}td,th{padding:2px 10px;text-align:right}",
         "img{max-width:100%}tr:nth-child(even){background:#f4f4f4}</style>",
-        f"<h1>{len(rows)} videos</h1>{_table(summary(rows))}",
-        "<p>Columns: see <code>training/evaluate.py</code>. VBench's own numbers, with its weights:"
+        f"<h1>{len(rows)} videos</h1>{_table(summarize(rows))}",
+        "<p>Columns: see <code>training/evaluate.py</code>. VBench's metrics, with its weights:"
         f"<pre>vbench evaluate --mode custom_input --videos_path {folder} "
         f"--dimension {' '.join(QUALITY)}</pre>"
-        "and its semantic score, of videos of its own prompts named PROMPT-0.mp4 to PROMPT-4.mp4:"
+        "and its semantic score, for videos of its prompts named PROMPT-0.mp4 to PROMPT-4.mp4:"
         f"<pre>vbench evaluate --videos_path {folder} --dimension overall_consistency</pre>",
     ]
     for row in rows:
@@ -347,14 +351,14 @@ def _table(rows: Sequence[Row]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def strip(video: Video) -> bytes:
-    """A JPEG: one frame of each segment, side by side, 240 px high."""
+def film_strip(video: Video) -> bytes:
+    """A JPEG of one frame per segment, side by side, 240 px high."""
     spans = video.spans or [(0.0, video.duration_s)]
     middle = [min(len(video.frames) - 1, int((a + b) / 2 * video.fps)) for a, b in spans]
     row = np.hstack([video.frames[i] for i in middle])
-    scale = 240 / row.shape[0]  # a video of 32 px is to be seen too
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-    row = cv2.resize(row, None, fx=scale, fy=scale, interpolation=how)
+    scale = 240 / row.shape[0]
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    row = cv2.resize(row, None, fx=scale, fy=scale, interpolation=interpolation)
     return cv2.imencode(".jpg", row[..., ::-1])[1].tobytes()
 
 
@@ -362,19 +366,19 @@ def evaluate_folder(videos: Path, out: Path, cfg: EvaluateConfig) -> list[Row]:
     paths = sorted(videos.glob("*.mp4"))
     if not paths:
         raise BadSample(f"{videos}: no .mp4 in it; expected videos of training.sample")
-    clip = Clip(cfg.clip) if cfg.clip else None
-    by_raft = raft(cfg.raft) if cfg.raft else None
+    clip = ClipModel(cfg.clip) if cfg.clip else None
+    raft = load_raft(cfg.raft) if cfg.raft else None
     rows, strips = [], {}
     for path in paths:
         video, real = read_video(path), None
         if cfg.reference and Path(cfg.reference, path.name).exists():
             real = read_video(Path(cfg.reference, path.name))
-        rows.append(evaluate(video, real, clip, by_raft))
-        strips[path.name] = strip(video)
+        rows.append(evaluate(video, real, clip, raft))
+        strips[path.name] = film_strip(video)
         print(path, flush=True)
     out.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), out / "evaluation.parquet")
-    (out / "evaluation.html").write_text(page(rows, strips, videos))
+    (out / "evaluation.html").write_text(html_page(rows, strips, videos))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The averaged network of a checkpoint as safetensors that Allegro's tools and diffusers read.
+"""Exports a checkpoint's averaged weights as safetensors that Allegro's tools and diffusers read.
 
 python -m training.export CHECKPOINT FOLDER
 """
@@ -20,15 +20,15 @@ from curation import config
 from training import checkpoint
 from training.config import SystemConfig
 from training.text_to_video import System
-from training.weights import export
+from training.weights import export_presto
 
 
-def averaged(path: str | Path, system_class: type[System] = System) -> System:
-    """The averaged network of a checkpoint, on the CPU, in fp32."""
-    known = checkpoint.told(path)["settings"]
+def load_averaged_system(path: str | Path, system_class: type[System] = System) -> System:
+    """A checkpoint's system with the averaged weights, on the CPU, in fp32."""
+    settings = checkpoint.read_state(path)["settings"]
     with torch.device("meta"):
-        system = system_class(config.build(SystemConfig, known["system"], str(path)))
-    averages = checkpoint.load(path, "ema.")
+        system = system_class(config.build(SystemConfig, settings["system"], str(path)))
+    averages = checkpoint.read_tensors(path, "ema.")
     state = {name.removeprefix("ema."): t for name, t in averages.items()}
     system.load_state_dict(state, assign=True)
     return system
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
 
 def run(arguments: Arguments) -> None:
     checkpoint_path, folder = arguments.values
-    export(averaged(checkpoint_path).presto, folder)
+    export_presto(load_averaged_system(checkpoint_path).presto, folder)
     print(folder)
 
 

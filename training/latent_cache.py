@@ -1,9 +1,9 @@
-"""Latents and text tokens of every clip, computed once: reading them, and what they belong to.
+"""The latent cache: latents and text tokens of every clip, computed before training.
 
 A cache has a shard for each shard of the dataset, of the same name. It holds, per clip, a JSON and
 a safetensors file with
 
-    latents       mean and log-variance (2, C, t, h, w) fp16; of a codec without noise (C, t, h, w)
+    latents       mean and log-variance (2, C, t, h, w) fp16; of PixelCodec (C, t, h, w) fp32
     text.0 …      tokens of '', of the caption and of each sub-caption, without padding
 
 There is no text where the text encoder is trained along. key.json records the codec, text encoder
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,28 @@ import torch
 from safetensors.torch import load as read_tensors
 
 from curation import config
-from training.clips import BadData, Clip, Place, Shards, Source, groups, members, parse, places
+from training.clips import (
+    BadData,
+    Clip,
+    ClipLocation,
+    ClipSource,
+    ShardedClips,
+    locate_clips,
+    parse_clip,
+    read_files,
+    size_indices,
+)
 from training.config import DataConfig, SystemConfig
 
 KEY_FILE = "key.json"
 AGAIN = "run python -m training.precompute with this configuration"
 
 
-def open_source(cfg: SystemConfig, data: DataConfig, split: str) -> Source:
+def open_source(cfg: SystemConfig, data: DataConfig, split: str) -> ClipSource:
     """The clips of a split: from the cache where `data.cache` is given, else from the shards."""
     if data.cache:
         return LatentCache(cfg, data, split)
-    return Shards(data.dataset, split, cfg.size, data.memory_mb, cfg.sizes)
+    return ShardedClips(data.dataset, split, cfg.size, data.memory_mb, cfg.sizes)
 
 
 def cache_key(cfg: SystemConfig) -> dict[str, Any]:
@@ -55,7 +65,7 @@ def check_key(cache: Path, key: dict[str, Any]) -> None:
     try:
         made: dict[str, Any] = json.loads((cache / KEY_FILE).read_text())
     except FileNotFoundError:
-        raise BadData(f"{cache}: nothing computed ahead there; {AGAIN}") from None
+        raise BadData(f"{cache}: no latent cache there; {AGAIN}") from None
     except ValueError as error:
         raise BadData(
             f"{cache / KEY_FILE} is damaged ({error}); delete {cache}, and {AGAIN}"
@@ -63,22 +73,24 @@ def check_key(cache: Path, key: dict[str, Any]) -> None:
     changed = [line for line in config.differences(made, key) if not line.endswith("-> None")]
     if changed:
         raise BadData(
-            f"{cache} was made with something else ({'; '.join(changed)}); "
+            f"{cache} was made with other settings ({'; '.join(changed)}); "
             f"give another data.cache, and {AGAIN}"
         )
 
 
-def origin_of(place: Place) -> tuple[str, str, str]:
-    row = place.row
+def origin_of(location: ClipLocation) -> tuple[str, str, str]:
+    """clip_id, and the hashes of the clip's mp4 and JSON."""
+    row = location.row
     if not row.get("json_sha256"):
         raise BadData(
-            "shards.parquet has no json_sha256, which says whether captions have changed; pack the "
+            "shards.parquet has no json_sha256, which identifies the captions; pack the "
             "dataset again: python -m pipelines.export"
         )
     return row["clip_id"], row["sha256"], row["json_sha256"]
 
 
 def texts_of(clip: Clip) -> list[str]:
+    """The texts whose tokens are cached, in their order."""
     return ["", clip.caption, *clip.sub_captions]
 
 
@@ -90,37 +102,36 @@ class LatentCache:
         self.cache = Path(data.cache)
         check_key(self.cache, cache_key(cfg))
         if not (self.cache / "shards.parquet").is_file():
-            raise BadData(f"{self.cache}: not all is computed yet; {AGAIN}")
-        of_dataset = places(Path(data.dataset), split)
-        self.places = places(self.cache, split)
-        wanted = [origin_of(place)[1:] for place in of_dataset.values()]
-        found = [
-            tuple(self.places[clip_id].row["of"]) if clip_id in self.places else None
-            for clip_id in of_dataset
+            raise BadData(f"{self.cache}: incomplete; {AGAIN}")
+        in_dataset = locate_clips(Path(data.dataset), split)
+        self.locations = locate_clips(self.cache, split)
+        cached = {clip_id: tuple(at.row["of"]) for clip_id, at in self.locations.items()}
+        changed = [
+            clip_id
+            for clip_id, at in in_dataset.items()
+            if cached.get(clip_id) != origin_of(at)[1:]
         ]
-        changed = [c for c, a, b in zip(of_dataset, wanted, found, strict=True) if a != b]
         if changed:
             raise BadData(
-                f"{len(changed)} of {len(of_dataset)} clips of {data.dataset} are not in "
-                f"{self.cache} or have changed since, {changed[0]} for one; {AGAIN}"
+                f"{len(changed)} of {len(in_dataset)} clips of {data.dataset} are not in "
+                f"{self.cache} or have changed since, for example {changed[0]}; {AGAIN}"
             )
-        self.clip_ids: Sequence[str] = list(of_dataset)
-        self.groups = groups(of_dataset, cfg.all_sizes)
+        self.clip_ids: Sequence[str] = list(in_dataset)
+        self.size_indices = size_indices(in_dataset, cfg.all_sizes)
 
     def __getitem__(self, index: int, /) -> Clip:
         clip_id = self.clip_ids[index]
-        place = self.places[clip_id]
-        where = self.cache / "shards" / place.shard
+        location = self.locations[clip_id]
+        shard = self.cache / "shards" / location.shard
         try:
-            told, data = members(where, place, ".safetensors")
+            metadata, data = read_files(shard, location, ".safetensors")
             tensors = read_tensors(data)
-            clip = parse(clip_id, told, torch.empty(0, dtype=torch.uint8))
+            clip = parse_clip(clip_id, metadata, torch.empty(0, dtype=torch.uint8))
             texts = texts_of(clip) if "text.0" in tensors else []
             by_text = {text: tensors[f"text.{i}"] for i, text in enumerate(texts)}
-            fields = {"latents": tensors["latents"], "texts": by_text}
-            return Clip(**(vars(clip) | fields))
+            return replace(clip, latents=tensors["latents"], texts=by_text)
         except (BadData, OSError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
             raise BadData(
-                f"clip {clip_id} in {where}: {error or type(error).__name__}; delete this shard, "
+                f"clip {clip_id} in {shard}: {error or type(error).__name__}; delete this shard, "
                 f"and {AGAIN}"
             ) from error

@@ -1,4 +1,4 @@
-"""The parts of Allegro's transformer, under Allegro's own parameter names."""
+"""The layers of Allegro's transformer, under Allegro's parameter names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Attention(nn.Module):
 
 
 class Projection(nn.Module):
-    """A linear layer under the name `proj`."""
+    """A linear layer named `proj`."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -66,7 +66,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """adaln_single: t -> (embedding, six modulations for all blocks)."""
+    """adaln_single: t (B,) -> embedding (B, D) and the modulations of all blocks (B, 6 D)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -75,13 +75,13 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
         mlp = self.emb.timestep_embedder
-        wave = sinusoid(t).to(self.linear.weight.dtype)
+        wave = timestep_sinusoids(t).to(self.linear.weight.dtype)
         embedded = mlp.linear_2(F.silu(mlp.linear_1(wave)))
         return embedded, self.linear(F.silu(embedded))
 
 
 class PatchEmbedding(nn.Module):
-    """Each frame by itself: patch x patch squares become tokens."""
+    """Turns patch x patch squares of a frame into tokens."""
 
     def __init__(self, channels: int, width: int, patch: int):
         super().__init__()
@@ -89,12 +89,12 @@ class PatchEmbedding(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without weights, then scale and shift, in fp32 (or wider); back to x's type."""
+    """LayerNorm without weights, then scale and shift, in fp32 or wider. Returns x's dtype."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (F.layer_norm(wide, wide.shape[-1:], eps=1e-6) * (1 + scale) + shift).to(x.dtype)
 
 
-def sinusoid(t: Tensor) -> Tensor:
+def timestep_sinusoids(t: Tensor) -> Tensor:
     """(B,) -> (B, 256) fp32: cosines, then sines, of frequencies 1 down to 1/10000 (exclusive)."""
     frequencies = torch.exp(-math.log(10000) / 128 * torch.arange(128, device=t.device))
     angles = t.float()[:, None] * frequencies
@@ -108,12 +108,12 @@ def rope_table(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines, (tokens, 3, 2, head_dim / 6): axes t, h, w, then a pair's two
-    parts.
+    """Cosines and signed sines for `rotate`, (tokens, 3, 2, head_dim / 6): axes t, h, w, then the
+    two parts of a pair.
 
     angle = index / interpolation scale * 10000^(-2 i / (head_dim / 3)). With dtype bfloat16 the
-    angle is rounded before the cosine, as Allegro's code does and its weights have seen: up to
-    0.06 rad off.
+    angle is rounded before the cosine, as in Allegro's code, with which its weights were trained:
+    up to 0.06 rad off.
     """
     pairs = head_dim // 6
     speed = 1.0 / 10000 ** (torch.arange(pairs, device=device).float() / pairs)
@@ -128,32 +128,33 @@ def rope_table(
     return torch.stack([cos, cos], 2), torch.stack([-sin, sin], 2)
 
 
-def place_table(width: int, grid: tuple[int, int, int], axes: Sequence[int], device) -> Tensor:
-    """(tokens, width) fp32: sinusoids of each token's index on these axes (0 t, 1 h, 2 w), an equal
-    share of the width each."""
+def position_table(width: int, grid: tuple[int, int, int], axes: Sequence[int], device) -> Tensor:
+    """(tokens, width) fp32: sinusoids of each token's index on these axes (0 t, 1 h, 2 w), which
+    divide the width equally."""
     share, parts = width // (2 * len(axes)) * 2, []
     for axis in axes:
         shape = [1, 1, 1, share]
         shape[axis] = grid[axis]
-        places = torch.arange(grid[axis], device=device)
-        parts.append(sinusoids(places, share).view(shape).expand(*grid, -1))
+        indices = torch.arange(grid[axis], device=device)
+        parts.append(position_sinusoids(indices, share).view(shape).expand(*grid, -1))
     table = torch.cat(parts, -1).flatten(0, 2)
     return F.pad(table, (0, width - table.shape[1]))
 
 
-def sinusoids(places: Tensor, width: int) -> Tensor:
+def position_sinusoids(positions: Tensor, width: int) -> Tensor:
     """(N,) -> (N, width) fp32: sines, then cosines, with periods from 2 pi to 200 pi."""
     waves = width // 2
-    speed = 100 ** -(torch.arange(waves, device=places.device) / waves)
-    angle = torch.outer(places.float(), speed)
+    speed = 100 ** -(torch.arange(waves, device=positions.device) / waves)
+    angle = torch.outer(positions.float(), speed)
     return F.pad(torch.cat([angle.sin(), angle.cos()], -1), (0, width % 2))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x: (B, N, H, D). Each third of a head belongs to one axis; its halves are the pairs' parts.
+    """Rotary positions on three axes: each third of a head belongs to one axis, and its halves are
+    the two parts of the pairs.  x: (B, N, H, D).
 
-    (a, b) -> (a cos - b sin, b cos + a sin), written so that one kernel reads each part once.
+    (a, b) -> (a cos - b sin, b cos + a sin), in a form that compiles to one kernel.
     """
     parts = x.unflatten(-1, (3, 2, -1)).to(torch.promote_types(x.dtype, cos.dtype))
-    turned = parts * cos[:, None] + parts.flip(-2) * sin[:, None]  # the same for all heads
-    return turned.flatten(-3).to(x.dtype)
+    rotated = parts * cos[:, None] + parts.flip(-2) * sin[:, None]  # the same for all heads
+    return rotated.flatten(-3).to(x.dtype)

@@ -1,7 +1,8 @@
-"""What a run says of itself: a line on the terminal, metrics.csv, TensorBoard, a curve to look at.
+"""The log of a run: lines on the terminal, metrics.csv, TensorBoard, a plot of the losses.
 
-MFU is 3 x the network's forward FLOPs x samples / time / peak; recomputation is not counted. The
-peak is that of a matrix product measured on the same device when the run starts, times the devices.
+MFU (model FLOPs utilization) is 3 x the network's forward FLOPs x samples / time / peak, without
+recomputation. The peak is that of a matrix product on the same device at the start of the run,
+times the number of devices.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from training.parallel import World
 
 
 def peak_flops(device: torch.device) -> float:
-    """FLOP/s of a large square product, the best of a few: bf16 on a GPU, fp32 on a CPU."""
+    """FLOP/s of a large square matrix product, the best of some: bf16 on a GPU, fp32 on a CPU."""
     cuda = device.type == "cuda"
     n, dtype, repeats = (8192, torch.bfloat16, 4) if cuda else (1024, torch.float32, 20)
     a = torch.ones(n, n, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(repeats):
-        finish(device)
+        synchronize(device)
         start = time.perf_counter()
         a @ a
-        finish(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
 
@@ -46,21 +47,21 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def memory_gb(device: torch.device) -> float:
-    """What is there for this process."""
+def free_memory_gb(device: torch.device) -> float:
+    """Of the GPU, or of the machine where there is none."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 1e9
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
 
 
-def finish(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def report_recompile_limit() -> None:
-    """From now on, one line instead of torch.compile's several where it stops compiling a function
-    for new shapes, which from then on run uncompiled until the process ends."""
+    """Replaces torch.compile's warning of several lines, that it compiles a function for no more
+    shapes, by one that names the settings. Batches of new shapes then run uncompiled."""
     logging.getLogger("torch._dynamo.convert_frame").addFilter(_print_recompile_limit)
 
 
@@ -69,7 +70,7 @@ def _print_recompile_limit(record: logging.LogRecord) -> bool:
     if "hit config." not in lines[0]:
         return True
     print(
-        f"warning: {lines[0]}: batches of new shapes run uncompiled from here on, slower;"
+        f"warning: {lines[0]}: batches of new shapes run uncompiled from now on, slower;"
         + ";".join(line.replace("   ", " ") for line in lines[1:3])
         + ". Start again with fewer system.sizes, or with compile=false",
         file=sys.stderr,
@@ -79,18 +80,17 @@ def _print_recompile_limit(record: logging.LogRecord) -> bool:
 
 
 class Log:
-    """metrics.csv and TensorBoard in the run's folder, a line on the terminal now and then; of
-    several processes the first one's alone.
+    """Writes metrics.csv, TensorBoard's files and a line per `every` steps, on the first rank only.
 
-    A run that goes on from a checkpoint forgets what it had logged after it.
+    A run that resumes from a checkpoint removes the log of later steps.
     """
 
     def __init__(self, run_dir: str | Path, step: int, every: int, world: World):
         folder = Path(run_dir)
         self.path, self.every, self.device = folder / "metrics.csv", every, world.device
-        self.first, self._peak = world.first, peak_flops(world.device) * world.size
-        self._begin()
-        if not self.first:
+        self.is_first, self._peak = world.is_first, peak_flops(world.device) * world.size
+        self._restart()
+        if not self.is_first:
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ class Log:
         self._write(kept)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    def _begin(self) -> None:
+    def _restart(self) -> None:
         self._since, self._steps = time.perf_counter(), 0
         self._sums = dict.fromkeys(("loss", "wait_s", "tokens", "flops"), 0.0)
 
@@ -111,16 +111,16 @@ class Log:
             self._sums[name] += values[name]
         shown = {name: values[name] for name in ("loss", "norm", "lr")}
         if step % self.every == 0 or step == steps:
-            finish(self.device)
+            synchronize(self.device)
             shown |= self._rates()
-            self.say(
+            self.print(
                 f"step {step}/{steps}  loss {self._sums['loss'] / self._steps:.4f}"
                 f"  {shown['step_s']:.2f} s/step  {shown['tokens_per_s']:,.0f} tokens/s"
                 f"  MFU {shown['mfu']:.0%}  data wait {shown['data_wait']:.0%}"
                 f"  peak {shown['memory_gb']:.1f} GB"
             )
-            self._begin()
-        self.add(step, shown)
+            self._restart()
+        self.record(step, shown)
 
     def _rates(self) -> dict[str, float]:
         took = time.perf_counter() - self._since
@@ -132,25 +132,26 @@ class Log:
             "memory_gb": peak_memory_gb(self.device),
         }
 
-    def say(self, line: str) -> None:
-        if self.first:
+    def print(self, line: str) -> None:
+        if self.is_first:
             print(line, flush=True)
 
-    def add(self, step: int, values: dict[str, float]) -> None:
-        if not self.first:
+    def record(self, step: int, values: dict[str, float]) -> None:
+        if not self.is_first:
             return
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerows((step, name, repr(v)) for name, v in values.items())
 
-    def pause(self) -> None:
-        """What took place since the last line (a validation, say) is not a step's time."""
+    def resume_timing(self) -> None:
+        """Excludes the time since the last printed line, for example a validation's, from the next
+        step's time."""
         if not self._steps:
             self._since = time.perf_counter()
 
     def close(self) -> None:
-        if self.first:
+        if self.is_first:
             self._board.close()
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
@@ -161,7 +162,7 @@ class Log:
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Rows with step, name and value; a last line that was cut off is left out."""
+    """Rows with step, name and value, without an incomplete last line."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -169,7 +170,7 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 
 
 def draw_curve(run_dir: str | Path) -> Path:
-    """loss.png: the loss of every step, its mean over a twentieth of the run, and validation's."""
+    """Writes loss.png: the loss of every step, its moving mean, and the validation loss."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -190,7 +191,9 @@ def draw_curve(run_dir: str | Path) -> Path:
     axes.plot(steps, losses, color="0.8", linewidth=0.8, label="loss of a step")
     axes.plot(steps, means, color="C0", label=f"mean of {window + 1} steps")
     if line("validation_loss")[0]:
-        axes.plot(*line("validation_loss"), "o-", color="C1", label="validation, fixed times, EMA")
+        axes.plot(
+            *line("validation_loss"), "o-", color="C1", label="validation, fixed timesteps, EMA"
+        )
     axes.set(xlabel="step", ylabel="loss")
     if losses and min(losses) > 0:
         axes.set_yscale("log")

@@ -1,8 +1,30 @@
-"""Allegro's video transformer, its cross-attention segmented.
+"""Presto's network: Allegro's video transformer with segmented cross-attention.
 
-Parameters carry Allegro's own names (diffusers' are the same), so weights of Allegro and Presto
-load without conversion. Order of tokens: frame, row, column. Formulas are those of Allegro (arXiv
-2410.15458) and PixArt's adaLN-single (arXiv 2310.00426).
+    latents (B, C, T, H, W)      t (B,)               captions' T5 tokens (L, 4096)
+            │ pos_embed            │ adaln_single              │ caption_projection
+            ▼                      ▼                           ▼
+    x (B, N, D) ─────────┐    temb (B, 6 D)               text (L, D)      plan (training/sca.py)
+                         ▼         │                           │                 │
+    ┌ Block, 32 times ─────────────┼───────────────────────────┼─────────────────┼───────┐
+    │  self-attention     x + gate * attn1(modulate(x)), rotary positions on q, k │       │
+    │  cross-attention    x + attn2(x, text): each frame to the captions of the plan     │
+    │  feed-forward       x + gate * ff(modulate(x))                                     │
+    └────────────────────────┬───────────────────────────────────────────────────────────┘
+                             ▼ modulate, proj_out, unpatchify
+                      prediction (B, C, T, H, W)
+
+| symbol | meaning | 88 frames of 720 x 1280 px |
+|---|---|---|
+| B | samples of a batch | 1 |
+| C, T, H, W | latent channels, frames, rows, columns | 4, 22, 90, 160 |
+| N | tokens of a sample: T * H/2 * W/2, ordered by frame, row, column | 79,200 |
+| D = heads * head_dim | width | 2304 = 24 * 96 |
+| L | text tokens of all captions of a batch, end to end, without padding | about 500 |
+| M | B * N, the queries of cross-attention | 79,200 |
+
+Parameters have Allegro's names, which are also those of diffusers, so weights of Allegro and Presto
+load without conversion. Formulas: Allegro (arXiv 2410.15458), PixArt's adaLN-single (arXiv
+2310.00426).
 """
 
 from __future__ import annotations
@@ -18,7 +40,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from training import sca
 from training.attention import attention, choose_backend, save_attention, save_products
-from training.config import Keep, ModelConfig
+from training.config import ModelConfig, RecomputePolicy
 from training.layers import (
     Attention,
     CaptionProjection,
@@ -26,7 +48,7 @@ from training.layers import (
     PatchEmbedding,
     TimeEmbedding,
     modulate,
-    place_table,
+    position_table,
     rope_table,
     rotate,
 )
@@ -37,28 +59,28 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Text(NamedTuple):
-    """Captions of a batch without padding, all laid end to end: sample by sample, segment by
-    segment. A tuple, for FSDP (torch 2.11) finds gradients in nothing else that a module gives."""
+    """The captions of a batch without padding, end to end by sample and segment. A NamedTuple
+    because FSDP (torch 2.11) finds the tensors of a module's output in tuples only."""
 
     tokens: Tensor  # (L, caption_channels)
-    lengths: Sequence[Sequence[int]]  # per sample, per segment: tokens
-    kv: tuple[tuple[Tensor, Tensor], ...] | None = None  # per block K and V, by `Presto.cache_text`
+    lengths: Sequence[Sequence[int]]  # tokens per sample, per segment
+    kv: tuple[tuple[Tensor, Tensor], ...] | None = None  # per block K and V: Presto.cache_text
 
 
 @dataclass(frozen=True)
-class Shard:
-    """A range of every sample's tokens on this rank, and how ranks meet (sequence parallelism)."""
+class SequenceShard:
+    """With sequence parallelism: the range of every sample's tokens that this rank computes."""
 
     window: tuple[int, int]
-    attend: Callable[[Attend], Attend]  # wraps self-attention: local tokens in, local tokens out
+    # wraps self-attention so that it takes and returns the local tokens and attends to all
+    distribute: Callable[[Attend], Attend]
     gather: Callable[[Tensor], Tensor]  # (B, local tokens, C) -> (B, all tokens, C)
 
 
 class Block(nn.Module):
-    """Self-attention over all tokens, cross-attention to the captions of their time,
-    feed-forward."""
+    """Self-attention over all tokens, segmented cross-attention to the captions, feed-forward."""
 
-    keep: Keep = "all"  # what backward finds ready; the rest is computed again
+    recompute_policy: RecomputePolicy = "all"  # see Presto.set_recompute_policy
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -67,15 +89,15 @@ class Block(nn.Module):
         self.ff = FeedForward(cfg.width)
         self.scale_shift_table = nn.Parameter(torch.randn(6, cfg.width) / cfg.width**0.5)
 
-    def forward(self, x, temb, rope, text, how, attend, backend):
-        """x: (B, N, D).  temb: (B, 6 D).  rope: see `rope_table`.  text: (L, D), or K and V of
-        it."""
-        args = (x, temb, rope, text, how, attend, backend)
-        if self.keep == "all" or not torch.is_grad_enabled():
+    def forward(self, x, temb, rope, text, plan, attend, backend):
+        """x: (B, N, D).  temb: (B, 6 D).  rope: see `rope_table`.  text: (L, D), or its K and V.
+        plan: sca.Plan.  attend: self-attention.  backend: of cross-attention."""
+        args = (x, temb, rope, text, plan, attend, backend)
+        if self.recompute_policy == "all" or not torch.is_grad_enabled():
             return self.compute(*args)
         extra: dict[str, Any] = {}
-        if self.keep != "nothing":
-            policy = POLICIES[self.keep]
+        if self.recompute_policy != "nothing":
+            policy = POLICIES[self.recompute_policy]
             extra["context_fn"] = partial(create_selective_checkpoint_contexts, policy)
         return checkpoint(
             self.compute, *args, use_reentrant=False, preserve_rng_state=False, **extra
@@ -84,7 +106,7 @@ class Block(nn.Module):
     def keys_values(self, captions: Tensor) -> tuple[Tensor, Tensor]:
         return self.attn2.keys_values(captions)
 
-    def compute(self, x, temb, rope, text, how, attend, backend):
+    def compute(self, x, temb, rope, text, plan, attend, backend):
         table = (self.scale_shift_table + temb.unflatten(-1, (6, -1))).unsqueeze(2)  # (B, 6, 1, D)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = table.unbind(1)
         h = modulate(x, shift_a, scale_a)
@@ -95,16 +117,16 @@ class Block(nn.Module):
         # as in Allegro: no norm, no modulation, no gate, no positions around cross-attention
         q = self.attn2.split(self.attn2.to_q(x)).flatten(0, 1)
         k, v = text if isinstance(text, tuple) else self.attn2.keys_values(text)
-        h = sca.segmented_attention(q, k, v, how, backend).flatten(1)
+        h = sca.segmented_attention(q, k, v, plan, backend).flatten(1)
         x = x + self.attn2.to_out[0](h).view_as(x)
         return x + gate_m * self.ff(modulate(x, shift_m, scale_m))
 
 
 class Presto(nn.Module):
-    """model(latents, t, text, schedules) -> what the objective predicts, of the latents' shape."""
+    """model(latents, t, text, schedules) -> the prediction, of the latents' shape."""
 
     def __init__(self, cfg: ModelConfig | None = None):
-        """cfg: Allegro's own where none is given."""
+        """cfg: None for Allegro's."""
         super().__init__()
         self.cfg = cfg = cfg or ModelConfig()
         if cfg.attention_head_dim % 6:
@@ -114,9 +136,9 @@ class Presto(nn.Module):
             )
         self.is_compiled = False
         self.attention = "auto"  # back end: see training/attention.py
-        # with sequence parallelism: a sample's number of tokens -> this rank's share of them
-        self.across: Callable[[int], Shard] | None = None
-        self.rope_dtype = torch.float32  # bfloat16 rounds angles as Allegro's own code does
+        # with sequence parallelism: a sample's number of tokens -> this rank's part
+        self.shard_sequence: Callable[[int], SequenceShard] | None = None
+        self.rope_dtype = torch.float32  # bfloat16 rounds angles as Allegro's code does
         self.pos_embed = PatchEmbedding(cfg.in_channels, cfg.width, cfg.patch_size)
         self.adaln_single = TimeEmbedding(cfg.width)
         self.caption_projection = CaptionProjection(cfg.caption_channels, cfg.width)
@@ -130,22 +152,22 @@ class Presto(nn.Module):
         t: Tensor,
         text: Text,
         schedules: Sequence[Tensor],
-        shard: Shard | None = None,
+        shard: SequenceShard | None = None,
     ) -> Tensor:
         """latents: (B, C, T, H, W).  t: (B,) in 0..1000.  schedules: per sample (segments, T), see
         sca.schedule."""
         x, grid = self.patchify(latents)
         if axes := AXES[self.cfg.positions]:
-            x = x + place_table(self.cfg.width, grid, axes, x.device).to(x.dtype)
-        if shard is None and self.across:
-            shard = self.across(x.shape[1])
+            x = x + position_table(self.cfg.width, grid, axes, x.device).to(x.dtype)
+        if shard is None and self.shard_sequence:
+            shard = self.shard_sequence(x.shape[1])
         first, last = shard.window if shard else (0, x.shape[1])
-        x = x[:, first:last].contiguous()  # a slice's strides would be compiled for by themselves
+        x = x[:, first:last].contiguous()  # torch.compile would compile again for a slice's strides
         backend = choose_backend(self.attention, x.device, _compute_dtype(x))
         if any(w.shape[1] != grid[0] for w in schedules):
             found = next(w.shape[1] for w in schedules if w.shape[1] != grid[0])
             raise ValueError(f"the schedule has {found} frames, the latents have {grid[0]}")
-        how = sca.plan(
+        plan = sca.make_plan(
             schedules,
             text.lengths,
             grid[1] * grid[2],
@@ -161,16 +183,17 @@ class Presto(nn.Module):
         )
         attend: Attend = partial(_attend, backend=backend)
         if shard:
-            attend = shard.attend(attend)
+            attend = shard.distribute(attend)
         embedded, temb = self.adaln_single(t)
-        captions = None if text.kv else self.caption_projection(text.tokens)
-        if captions is not None and self.is_compiled:
-            captions = nn.functional.pad(captions, (0, 0, 0, int(len(captions) == 1)))
-            for tensor in (captions, *how._replace(longest=captions)):
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        for number, block in enumerate(self.blocks):
-            heard = text.kv[number] if text.kv else captions
-            x = block(x, temb, rope, heard, how, attend, backend)
+        if text.kv:
+            texts: Sequence[Any] = text.kv
+        else:
+            captions = self.caption_projection(text.tokens)
+            if self.is_compiled:
+                captions = _with_dynamic_sizes(captions, plan)
+            texts = [captions] * len(self.blocks)
+        for block, block_text in zip(self.blocks, texts, strict=True):
+            x = block(x, temb, rope, block_text, plan, attend, backend)
         shift, scale = (self.scale_shift_table + embedded[:, None]).unsqueeze(2).unbind(1)
         x = self.proj_out(modulate(x, shift, scale))
         return self.unpatchify(shard.gather(x) if shard else x, grid)
@@ -201,25 +224,26 @@ class Presto(nn.Module):
         captions = self.caption_projection(text.tokens)
         return text._replace(kv=tuple(b.keys_values(captions) for b in self.blocks))
 
-    def keep(self, what: Keep) -> None:
-        """What backward finds ready in each block; it computes the rest again.
+    def set_recompute_policy(self, policy: RecomputePolicy) -> None:
+        """Sets which activations of a block are kept for backward; it computes the others again.
 
-        nothing: the block's input alone.  attention: also self-attention's output (twice the memory
-        of `nothing`).  products: also the feed-forward's (three times).  all: everything (about 25
-        times).
+        nothing: the block's input only.  attention: also self-attention's output (twice the memory
+        of `nothing`).  products: also the feed-forward's output (three times).  all: all of them
+        (about 25 times).
         """
         for block in self.blocks:
-            block.keep = what
+            block.recompute_policy = policy
 
     def compile_blocks(self, backend: str | Callable = "inductor") -> None:
-        """One compiled block serves all: seconds, not minutes. Checkpointing lies inside it, the
-        hooks that gather sharded parameters outside."""
+        """Compiles one block for all: seconds, not minutes. Activation checkpointing is inside the
+        compiled function, FSDP's hooks, which gather parameters, are outside."""
         self.is_compiled = True
         for block in self.blocks:
             block.forward = torch.compile(block.forward, backend=backend)  # type: ignore[method-assign]
 
     def reset_parameters(self) -> None:
-        """PixArt's start: blocks nearly the identity, cross-attention and the output silent."""
+        """Initializes as PixArt does: each block is nearly the identity, cross-attention and the
+        network's output are zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.flatten(1))
@@ -235,6 +259,16 @@ class Presto(nn.Module):
             nn.init.normal_(block.scale_shift_table, std=self.cfg.width**-0.5)
 
 
+def _with_dynamic_sizes(captions: Tensor, plan: sca.Plan) -> Tensor:
+    """Marks the sizes that depend on the captions, so that torch.compile makes one graph for all of
+    them. Returns the captions with two tokens at least: a size of 1 would take another graph."""
+    if len(captions) == 1:
+        captions = nn.functional.pad(captions, (0, 0, 0, 1))
+    for tensor in (captions, *plan._replace(longest=captions)):
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return captions
+
+
 def _attend(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
     return attention(q, k, v, backend)[0]
 
@@ -247,12 +281,11 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 def forward_flops(cfg: ModelConfig, grid: tuple[int, int, int], text_tokens: float) -> float:
     """Floating-point operations of one sample's forward; a training step does three times as many.
 
-    2 per weight and token, 4 N L D per attention.  grid: tokens along t, h, w.  text_tokens:
-    captions' tokens that an average frame hears. Recomputation is not counted.
+    2 per weight and token, 4 N L D per attention.  grid: tokens along t, h, w.  text_tokens: those
+    that a frame attends to on average. Recomputation is not counted.
     """
     n, d = grid[0] * grid[1] * grid[2], cfg.width
     patches = 2 * n * d * cfg.patch_size**2 * (cfg.in_channels + cfg.out_channels)
-    linear = (
-        2 * n * d * d * (4 + 2 + 8)
-    )  # self-attention, cross-attention's Q and output, feed-forward
+    # self-attention, cross-attention's Q and output, feed-forward
+    linear = 2 * n * d * d * (4 + 2 + 8)
     return patches + cfg.num_layers * (linear + 4 * n * n * d + 4 * n * text_tokens * d)

@@ -2,16 +2,16 @@
 
 | objective | noisy latents | target | t given to the network |
 |---|---|---|---|
-| epsilon | sqrt(a) x + sqrt(1 - a) e | e | 0..999, whole |
-| v | the same | sqrt(a) e - sqrt(1 - a) x | 0..999, whole |
+| epsilon | sqrt(a) x + sqrt(1 - a) e | e | 0..999, integers |
+| v | the same | sqrt(a) e - sqrt(1 - a) x | 0..999, integers |
 | flow | (1 - s) x + s e | e - x | 1000 s |
 | clean | the same | x; the error over s is flow's | 1000 s |
 
-x: latents, e: Gaussian noise, a: `signal` at t. Allegro and Presto use epsilon with betas from 1e-4
-to 0.02 in 1000 steps (DDPM, arXiv 2006.11239); v: arXiv 2202.00512; flow matching: arXiv
-2210.02747, 2403.03206; clean: arXiv 2511.13720. The first three ask the network to give back the
-noise, so each token's numbers have to pass through its width. Pixels in large patches are more
-numbers than their content needs: such latents need `clean`.
+x: latents, e: Gaussian noise, a: `alphas_cumprod` at t. Allegro and Presto use epsilon with betas
+from 1e-4 to 0.02 in 1000 steps (DDPM, arXiv 2006.11239); v: arXiv 2202.00512; flow matching: arXiv
+2210.02747, 2403.03206; clean: arXiv 2511.13720. With the first three the network predicts noise, so
+all numbers of a token have to pass through its width. Where a token has more numbers than that, as
+large patches of pixels do, use `clean`.
 
 To add one: a subclass of Diffusion or Flow in a file of its own, and an entry in `OBJECTIVES`
 (training/config.py). Settings name an objective and are checked before torch is imported, so such a

@@ -36,8 +36,8 @@ from torch.utils.data import DataLoader
 
 from curation.atomic import atomic_path, write_atomic
 from curation.config import ConfigError
-from training.clips import Clip, Place, Shards
-from training.data import plainly
+from training.clips import Clip, ClipLocation, ShardedClips
+from training.data import reraise_bad_data
 from training.latent_cache import KEY_FILE, cache_key, check_key, origin_of, texts_of
 from training.text_to_video import Codec, TextEncoder, build_codec, build_text_encoder
 
@@ -45,38 +45,39 @@ SPLITS = ("train", "validation")
 
 
 def precompute(cfg: SystemConfig, data: DataConfig, rank: int = 0, ranks: int = 1) -> None:
+    """Writes this rank's shards of the cache, and the table once all shards are complete."""
     if not data.cache:
-        raise ConfigError("data.cache is empty: expected the folder to compute to")
+        raise ConfigError("data.cache is empty: expected the folder to write to")
     cache = Path(data.cache)
     (cache / "shards").mkdir(parents=True, exist_ok=True)
-    claim(cache, cache_key(cfg))
-    sources = [Shards(data.dataset, split, cfg.size, 0, cfg.sizes) for split in SPLITS]
-    by_shard: dict[str, tuple[Shards, list[int]]] = {}
+    write_or_check_key(cache, cache_key(cfg))
+    sources = [ShardedClips(data.dataset, split, cfg.size, 0, cfg.sizes) for split in SPLITS]
+    by_shard: dict[str, tuple[ShardedClips, list[int]]] = {}
     for source in sources:
-        for index, place in enumerate(source.places.values()):
-            by_shard.setdefault(place.shard, (source, []))[1].append(index)
+        for index, location in enumerate(source.locations.values()):
+            by_shard.setdefault(location.shard, (source, []))[1].append(index)
     names = sorted(by_shard)
     for name in names[rank::ranks]:
         source, indices = by_shard[name]
-        if receipt(cache, name, _places(source, indices)) is None:
+        if complete_rows(cache, name, _locations(source, indices)) is None:
             start = time.perf_counter()
-            make_shard(cfg, cache, name, source, indices, data.workers)
-            took = (time.perf_counter() - start) / len(indices)
-            print(f"{name}: {len(indices)} clips, {took:.2f} s a clip", flush=True)
-    found = [receipt(cache, name, _places(*by_shard[name])) for name in names]
-    if all(rows is not None for rows in found):  # the last rank to end writes the table
+            write_shard(cfg, cache, name, source, indices, data.workers)
+            seconds = (time.perf_counter() - start) / len(indices)
+            print(f"{name}: {len(indices)} clips, {seconds:.2f} s a clip", flush=True)
+    found = [complete_rows(cache, name, _locations(*by_shard[name])) for name in names]
+    if all(rows is not None for rows in found):  # true for the last rank to finish
         table = pa.Table.from_pylist([row for rows in found for row in rows or []])
         with atomic_path(cache / "shards.parquet") as part:
             pq.write_table(table, part)
         print(f"{cache}: {table.num_rows} clips in {len(names)} shards", flush=True)
 
 
-def _places(source: Shards, indices: Sequence[int]) -> list[Place]:
-    return [source.places[source.clip_ids[i]] for i in indices]
+def _locations(source: ShardedClips, indices: Sequence[int]) -> list[ClipLocation]:
+    return [source.locations[source.clip_ids[i]] for i in indices]
 
 
-def claim(cache: Path, key: dict[str, Any]) -> None:
-    """Marks a new cache as of this key; BadData where it is of another."""
+def write_or_check_key(cache: Path, key: dict[str, Any]) -> None:
+    """Writes the key of a new cache; BadData where an existing one has another key."""
     path = cache / KEY_FILE
     if path.exists():
         check_key(cache, key)
@@ -84,28 +85,37 @@ def claim(cache: Path, key: dict[str, Any]) -> None:
     write_atomic(path, json.dumps(key, indent=1))
 
 
-def receipt(cache: Path, name: str, wanted: Iterable[Place]) -> list[dict[str, Any]] | None:
-    """The rows of a shard that is whole and of these very clips and captions; None where not."""
+def complete_rows(
+    cache: Path, name: str, expected: Iterable[ClipLocation]
+) -> list[dict[str, Any]] | None:
+    """The table's rows of a shard that is complete and was made from the expected clips and
+    captions; None for other shards."""
     try:
-        told = json.loads((cache / "shards" / f"{name}.json").read_text())
-        whole = (cache / "shards" / name).stat().st_size == told["bytes"]
+        receipt = json.loads((cache / "shards" / f"{name}.json").read_text())
+        is_complete = (cache / "shards" / name).stat().st_size == receipt["bytes"]
     except (OSError, ValueError, KeyError):
         return None
-    made = [(row["clip_id"], *row["of"]) for row in told["rows"]]
-    return told["rows"] if whole and made == [origin_of(place) for place in wanted] else None
+    origins = [(row["clip_id"], *row["of"]) for row in receipt["rows"]]
+    is_current = origins == [origin_of(location) for location in expected]
+    return receipt["rows"] if is_complete and is_current else None
 
 
-def make_shard(
-    cfg: SystemConfig, cache: Path, name: str, source: Shards, indices: list[int], workers: int
+def write_shard(
+    cfg: SystemConfig,
+    cache: Path,
+    name: str,
+    source: ShardedClips,
+    indices: list[int],
+    workers: int,
 ) -> None:
-    """Each clip's file is written beside, so that an interrupted shard goes on at the clip."""
+    """Writes a file per clip first, so that an interrupted run resumes at the clip."""
     scratch = cache / "shards" / f"{name}.part"
     scratch.mkdir(exist_ok=True)
     files = []
-    for place in _places(source, indices):
-        clip_id, sha256, json_sha256 = origin_of(place)
-        of = hashlib.sha256(f"{sha256}{json_sha256}".encode()).hexdigest()[:16]
-        files.append(scratch / f"{clip_id}-{of}")
+    for location in _locations(source, indices):
+        clip_id, sha256, json_sha256 = origin_of(location)
+        origin = hashlib.sha256(f"{sha256}{json_sha256}".encode()).hexdigest()[:16]
+        files.append(scratch / f"{clip_id}-{origin}")
     codec = build_codec(cfg.codec)
     text = build_text_encoder(cfg.text) if cfg.text.pretrained else None
     todo = [(i, file) for i, file in zip(indices, files, strict=True) if not file.exists()]
@@ -114,18 +124,18 @@ def make_shard(
         batch_size=None,
         sampler=[i for i, _ in todo],
         num_workers=min(workers, len(todo)),
-        collate_fn=_same,
+        collate_fn=_identity,
     )
-    for clip, (_, file) in zip(plainly(clips), todo, strict=True):
+    for clip, (_, file) in zip(reraise_bad_data(clips), todo, strict=True):
         tensors = encode_clip(codec, text, clip)
-        write_atomic(file, tensor_bytes(tensors, {"told": json.dumps(told_of(clip))}))
-    pack(cache, name, _places(source, indices), files)
+        write_atomic(file, tensor_bytes(tensors, {"clip": json.dumps(clip_json(clip))}))
+    pack(cache, name, _locations(source, indices), files)
     for file in scratch.iterdir():
         file.unlink()
     scratch.rmdir()
 
 
-def _same(clip: Any) -> Any:
+def _identity(clip: Any) -> Any:
     return clip
 
 
@@ -133,18 +143,18 @@ def encode_clip(codec: Codec, text: TextEncoder | None, clip: Clip) -> dict[str,
     """A clip's latents and, where the text encoder is pretrained, its text tokens; on the CPU."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoded = codec.encode(clip.video[None].to(device))[0].cpu()
-    if encoded.ndim == 5:  # mean and log-variance: 11 bits are more than the codec's products have
+    if encoded.ndim == 5:  # mean and log-variance; fp16 is more precise than the codec's products
         encoded = encoded.half()
     found = {"latents": encoded.contiguous()}
     if text:
-        tokens = text([texts_of(clip)])
-        parts = tokens.tokens.cpu().split(list(tokens.lengths[0]))
+        encoded_text = text([texts_of(clip)])
+        parts = encoded_text.tokens.cpu().split(list(encoded_text.lengths[0]))
         found |= {f"text.{i}": part.clone() for i, part in enumerate(parts)}
     return found
 
 
-def told_of(clip: Clip) -> dict[str, Any]:
-    """The JSON beside the tensors: what `parse` reads, and the rate of the frames."""
+def clip_json(clip: Clip) -> dict[str, Any]:
+    """What `parse_clip` reads, and the frame rate and size."""
     spans = zip(clip.spans, clip.sub_captions, strict=True)
     return {
         "clip_id": clip.clip_id,
@@ -156,19 +166,19 @@ def told_of(clip: Clip) -> dict[str, Any]:
     }
 
 
-def pack(cache: Path, name: str, of: Sequence[Place], files: Sequence[Path]) -> None:
-    """The clips' files as one tar, and its receipt."""
+def pack(cache: Path, name: str, origins: Sequence[ClipLocation], files: Sequence[Path]) -> None:
+    """Writes the clips' files as one tar, and its receipt."""
     path, rows = cache / "shards" / name, []
     with (
         atomic_path(path) as part,
         part.open("wb") as out,
         tarfile.open(fileobj=out, mode="w") as tar,
     ):
-        for place, file in zip(of, files, strict=True):
-            clip_id, sha256, json_sha256 = origin_of(place)
+        for location, file in zip(origins, files, strict=True):
+            clip_id, sha256, json_sha256 = origin_of(location)
             data = file.read_bytes()
             end = 0
-            for suffix, content in ((".json", _metadata(data)), (".safetensors", data)):
+            for suffix, content in ((".json", _clip_json_in(data)), (".safetensors", data)):
                 info = tarfile.TarInfo(clip_id + suffix)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
@@ -178,22 +188,22 @@ def pack(cache: Path, name: str, of: Sequence[Place], files: Sequence[Path]) -> 
                 {
                     "clip_id": clip_id,
                     "shard": name,
-                    "split": place.row["split"],
+                    "split": location.row["split"],
                     "offset": end - padded,
                     "bytes": len(data),
                     "sha256": hashlib.sha256(data).hexdigest(),
                     "error": None,
-                    "of": [sha256, json_sha256],  # the mp4 and the JSON that it was made of
+                    "of": [sha256, json_sha256],  # hashes of the mp4 and JSON that it was made from
                 }
             )
-    told = {"bytes": path.stat().st_size, "rows": rows}
-    write_atomic(path.with_name(f"{name}.json"), json.dumps(told))
+    receipt = {"bytes": path.stat().st_size, "rows": rows}
+    write_atomic(path.with_name(f"{name}.json"), json.dumps(receipt))
 
 
-def _metadata(data: bytes) -> bytes:
-    """Of a safetensors file: what `told_of` gave."""
+def _clip_json_in(data: bytes) -> bytes:
+    """The clip_json in a safetensors file's metadata."""
     length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length])["__metadata__"]["told"].encode()
+    return json.loads(data[8 : 8 + length])["__metadata__"]["clip"].encode()
 
 
 def main(argv: Sequence[str]) -> None:

@@ -50,15 +50,15 @@ class AllegroCodec:
 
 
 class T5Encoder:
-    """T5's encoder. Captions are read as Allegro's code reads them, in lower case, but not cleaned
-    of HTML."""
+    """T5's encoder; its weights load when they are first needed. Captions become lower case, as in
+    Allegro's code, but HTML is not removed from them."""
 
     def __init__(self, cfg: T5Config):
         self.cfg = cfg
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[Sequence[str]]) -> Text:
-        """Of each sample, of each segment; no padding in what comes back."""
+        """captions: per sample, per segment. The tokens have no padding."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tokenizer, encoder = _t5(self.cfg.t5, device)
         if encoder.config.d_model != self.cfg.width:
@@ -68,18 +68,17 @@ class T5Encoder:
             )
         lengths, tokens = [], []
         for texts in captions:
-            plain = [" ".join(text.lower().split()) for text in texts]
+            lower = [" ".join(text.lower().split()) for text in texts]
             read = tokenizer(
-                plain,
+                lower,
                 padding=True,
                 truncation=True,
                 max_length=self.cfg.max_tokens,
                 return_tensors="pt",
             ).to(device)
             out = encoder(read.input_ids, attention_mask=read.attention_mask)[0]
-            of_sample = read.attention_mask.sum(1).tolist()
-            lengths.append(of_sample)
-            tokens += [row[:n] for row, n in zip(out, of_sample, strict=True)]
+            lengths.append(read.attention_mask.sum(1).tolist())
+            tokens += [row[:n] for row, n in zip(out, lengths[-1], strict=True)]
         return Text(torch.cat(tokens), lengths)
 
 
@@ -89,8 +88,8 @@ def _vae(cfg: AllegroConfig, device: torch.device) -> Any:
     fix_torchvision()
     from diffusers import AutoencoderKLAllegro
 
-    vae: Any = _opened(AutoencoderKLAllegro, cfg.allegro, "vae")
-    vae.enable_tiling()  # without it, it can do nothing
+    vae: Any = _load(AutoencoderKLAllegro, cfg.allegro, "vae")
+    vae.enable_tiling()  # encode and decode need it
     vae.kernel, vae.stride = cfg.tile, cfg.stride
     overlaps = [tile - step for tile, step in zip(cfg.tile, cfg.stride, strict=True)]
     vae.tile_overlap_t, vae.tile_overlap_h, vae.tile_overlap_w = overlaps
@@ -104,27 +103,27 @@ def _t5(folder: str, device: torch.device) -> tuple[Any, Any]:
     from transformers import AutoTokenizer, T5EncoderModel
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    tokenizer = _opened(AutoTokenizer, folder, "tokenizer")
-    encoder = _opened(T5EncoderModel, folder, "text_encoder", dtype=dtype)
+    tokenizer = _load(AutoTokenizer, folder, "tokenizer")
+    encoder = _load(T5EncoderModel, folder, "text_encoder", dtype=dtype)
     return tokenizer, encoder.to(device).eval().requires_grad_(False)
 
 
-def release() -> None:
-    """Gives the memory of codec and text encoder back; they load again when they are asked."""
+def free_memory() -> None:
+    """Frees the memory of codec and text encoder; they load again when they are used."""
     _vae.cache_clear()
     _t5.cache_clear()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _opened(kind: Any, folder: str, part: str, **how: Any) -> Any:
+def _load(kind: Any, folder: str, part: str, **options: Any) -> Any:
     try:
-        return kind.from_pretrained(Path(folder, part), local_files_only=True, **how)
-    except Exception as error:  # whatever these libraries raise on a damaged file
+        return kind.from_pretrained(Path(folder, part), local_files_only=True, **options)
+    except Exception as error:  # these libraries raise many types for a damaged file
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise BadWeights(
-            f"{Path(folder, part)} can't be read ({reason[0]:.200}); get it again: "
-            f"{command(folder, part)}"
+            f"{Path(folder, part)} can't be read ({reason[0]:.200}); download it again: "
+            f"{download_command(folder, part)}"
         ) from error
 
 
@@ -132,12 +131,12 @@ def _require(folder: str, *parts: str) -> None:
     missing = [part for part in parts if not Path(folder, part).is_dir()]
     if missing:
         raise BadWeights(
-            f"{folder}: no {' and no '.join(f'{part}/' for part in missing)} in it, where "
-            f"Allegro's weights were looked for; get them: {command(folder, *missing)}"
+            f"{folder}: no {' and no '.join(f'{part}/' for part in missing)} in it; expected a "
+            f"folder of Allegro's weights; get them: {download_command(folder, *missing)}"
         )
 
 
-def command(folder: str, *parts: str) -> str:
-    """That downloads parts of Allegro to a folder."""
+def download_command(folder: str, *parts: str) -> str:
+    """The command that downloads parts of Allegro to a folder."""
     wanted = " ".join(f"'{part}/*'" for part in parts)
     return f"hf download {REPOSITORY} --include {wanted} --local-dir {folder}"

@@ -1,4 +1,4 @@
-"""A run's state: how it is built, written to a checkpoint and read back."""
+"""The state of a run: built, written to checkpoints, read from them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 from curation import config
 from curation.config import ConfigError
 from training import checkpoint
-from training.clips import Source
+from training.clips import ClipSource
 from training.config import TrainConfig
-from training.data import fingerprint
+from training.data import clip_ids_digest
 from training.log import report_recompile_limit
-from training.parallel import World, join, spread
+from training.parallel import World, init_distributed, shard_model
 from training.text_to_video import System
-from training.weights import load_into
+from training.weights import load_weights
 
 
 @dataclass
 class Run:
-    """What training changes."""
+    """What a training step changes."""
 
     system: System
-    ema: System
+    ema: System  # with averaged weights
     optimizer: torch.optim.AdamW
     world: World
     samples: int  # per step, of all processes
@@ -34,20 +34,20 @@ class Run:
 
 
 def build(cfg: TrainConfig, resumed: bool = False, system_class: type[System] = System) -> Run:
-    """resumed: weights come from a checkpoint."""
+    """A new run. resumed: its weights will be read from a checkpoint."""
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    world = join(cfg.sequence_ranks)
+    world = init_distributed(cfg.sequence_ranks)
     torch.manual_seed(cfg.seed)
     system = initial_system(cfg, world.device, resumed, system_class)
     ema = copy.deepcopy(system).requires_grad_(False).eval()
-    system.presto.keep(cfg.keep_activations)
+    system.presto.set_recompute_policy(cfg.keep_activations)
     if cfg.compile:
         report_recompile_limit()
         system.presto.compile_blocks()
     for one in (system, ema):
-        spread(one.presto, one.trained_text_encoder, world, cfg.precision == "bf16")
+        shard_model(one.presto, one.trained_text_encoder, world, cfg.precision == "bf16")
     optimizer = torch.optim.AdamW(
         system.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay
     )
@@ -66,11 +66,11 @@ def initial_system(
         system = system_class(cfg.system)
     system.to_empty(device=device)
     if not resumed:
-        load_into(system.presto, cfg.weights)
+        load_weights(system.presto, cfg.weights)
     return system
 
 
-def save(cfg: TrainConfig, step: int, run: Run, source: Source, loss: float | None) -> None:
+def save(cfg: TrainConfig, step: int, run: Run, source: ClipSource, loss: float | None) -> None:
     """Writes a checkpoint. loss: of the validation, None where there was none."""
     best = loss is not None and loss < run.best
     run.best = loss if best and loss is not None else run.best
@@ -78,45 +78,46 @@ def save(cfg: TrainConfig, step: int, run: Run, source: Source, loss: float | No
         "step": step,
         "samples": run.samples,
         "best": run.best,
-        "clips": fingerprint(source),
+        "clips": clip_ids_digest(source),
         "settings": config.as_dict(cfg),
     }
-    checkpoint.save(cfg.run_dir, step, tensors(run), state, cfg.keep_checkpoints, best)
+    checkpoint.save(cfg.run_dir, step, run_tensors(run), state, cfg.keep_checkpoints, best)
 
 
-def restore(cfg: TrainConfig, run: Run, source: Source) -> int:
-    """Loads the run's last checkpoint; returns its step, 0 for a new run."""
-    found = checkpoint.saved(cfg.run_dir)
+def restore(cfg: TrainConfig, run: Run, source: ClipSource) -> int:
+    """Loads the run's last checkpoint and returns its step; 0 for a new run. ConfigError where it
+    belongs to a run with other settings, clips or samples per step."""
+    found = checkpoint.list_checkpoints(cfg.run_dir)
     if not found:
         return 0
-    state = checkpoint.told(found[-1])
+    state = checkpoint.read_state(found[-1])
     changed = config.differences(state["settings"], config.as_dict(cfg))
     fixed = ("system.", "diffusion.", "seed:")
     refused = [line for line in changed if line.startswith(fixed)]
     if state["samples"] != run.samples:
         refused.append(f"samples a step, of all processes: {state['samples']} -> {run.samples}")
-    if state["clips"] != fingerprint(source):
+    if state["clips"] != clip_ids_digest(source):
         refused.append(f"other clips in {cfg.data.dataset}")
     if refused:
         raise ConfigError(
-            f"{found[-1]} is of another run ({'; '.join(refused)}); "
+            f"{found[-1]} belongs to another run ({'; '.join(refused)}); "
             "undo that, or give a new run_dir"
         )
-    checkpoint.load_into(found[-1], tensors(run))
+    checkpoint.load_tensors(found[-1], run_tensors(run))
     run.best = state["best"]
-    if run.world.first:
-        print(f"goes on from {found[-1]}", *changed, sep="\n  ", flush=True)
+    if run.world.is_first:
+        print(f"resumes from {found[-1]}", *changed, sep="\n  ", flush=True)
     return state["step"]
 
 
-def tensors(run: Run) -> dict[str, Tensor]:
-    """All that training changes, under the names that it has in a checkpoint."""
+def run_tensors(run: Run) -> dict[str, Tensor]:
+    """All tensors that training changes, by their names in a checkpoint."""
     found = {f"system.{name}": t for name, t in run.system.state_dict().items()}
     found |= {f"ema.{name}": t for name, t in run.ema.state_dict().items()}
     for name, weight in run.system.named_parameters():
-        of_weight = run.optimizer.state[weight]
-        if not of_weight:  # before the first step: what AdamW starts from
-            of_weight |= {"step": torch.tensor(0.0)}
-            of_weight |= {key: torch.zeros_like(weight) for key in ("exp_avg", "exp_avg_sq")}
-        found |= {f"optimizer.{name}.{key}": t for key, t in of_weight.items()}
+        state = run.optimizer.state[weight]
+        if not state:  # before the first step: AdamW's initial state
+            state |= {"step": torch.tensor(0.0)}
+            state |= {key: torch.zeros_like(weight) for key in ("exp_avg", "exp_avg_sq")}
+        found |= {f"optimizer.{name}.{key}": t for key, t in state.items()}
     return found

@@ -1,14 +1,14 @@
-"""Captions in, a video out.
+"""Samples videos from captions.
 
     python -m training.sample CHECKPOINT OUT.mp4 CAPTIONS.json [duration_s=15] [key=value …]
     python -m training.sample CHECKPOINT OUT.mp4 "first part" "second part" …
     python -m training.sample CHECKPOINT FOLDER PROMPTS.jsonl …   # FOLDER/{name}.mp4 each
 
-CHECKPOINT is one of training.train, or a folder of Allegro's or Presto's weights. CAPTIONS.json is
-a list of texts, which share the time evenly, or of {"start_s", "end_s", "text"}; a clip's own JSON
-(its sub_captions) does too. PROMPTS.jsonl has {"name", "cap": [texts]} a line, as the test prompts
-of Presto's authors and what pipelines.split writes. The same seed gives the same video. fps=24
-fills the time between the frames of the network by motion.
+CHECKPOINT is a checkpoint of training.train or a folder of Allegro's or Presto's weights.
+CAPTIONS.json is a list of texts, which divide the time equally, or of {"start_s", "end_s", "text"},
+or a clip's JSON with sub_captions. PROMPTS.jsonl has {"name", "cap": [texts]} on each line, like
+the test prompts of Presto's authors and the output of pipelines.split. The same seed gives the same
+video. fps=24 interpolates between the network's frames by optical flow.
 """
 
 from __future__ import annotations
@@ -46,49 +46,49 @@ from curation.atomic import atomic_path
 from curation.config import ConfigError
 from curation.records import segment_spans
 from training import checkpoint
-from training.data import generator
+from training.data import seeded_generator
 from training.diffusion import Predict, guided, sample_ancestral, sample_flow
-from training.export import averaged
-from training.interpolate import resampled
-from training.text_to_video import Script, System
-from training.weights import load, read_config
+from training.export import load_averaged_system
+from training.interpolate import resample_frames
+from training.text_to_video import Prompt, System
+from training.weights import load_presto, read_config
 
 
 def sample(
     system: System,
-    script: Script,
+    prompt: Prompt,
     diffusion: DiffusionConfig,
     cfg: SampleConfig,
     size: Size | None = None,
 ) -> Tensor:
-    """(frames, height, width, 3) uint8, on the CPU. size: the system's own where none is given."""
-    return sample_many(system, [script], diffusion, cfg, size)[0]
+    """(frames, height, width, 3) uint8, on the CPU. size: None for the system's."""
+    return sample_many(system, [prompt], diffusion, cfg, size)[0]
 
 
 @torch.no_grad()
 def sample_many(
     system: System,
-    scripts: Sequence[Script],
+    prompts: Sequence[Prompt],
     diffusion: DiffusionConfig,
     cfg: SampleConfig,
     size: Size | None = None,
 ) -> Tensor:
-    """(scripts, frames, height, width, 3) uint8, on the CPU; each script's noise is its own."""
-    for script in scripts:
-        if system.cfg.mode == "single" and len(script.captions) != 1:
+    """(prompts, frames, height, width, 3) uint8, on the CPU."""
+    for prompt in prompts:
+        if system.cfg.mode == "single" and len(prompt.captions) != 1:
             raise ConfigError(
-                f"{len(script.captions)} captions; "
+                f"{len(prompt.captions)} captions; "
                 "this network was trained with one for the whole clip"
             )
-    rng = generator(cfg.seed, "sample")
+    rng = seeded_generator(cfg.seed, "sample")
     device = next(system.parameters()).device
     shape = system.cfg.codec.latent_size(size or system.cfg.size)
-    noise = torch.randn((len(scripts), system.cfg.codec.channels, *shape), generator=rng).to(device)
-    silent = [replace(script, captions=[""] * len(script.captions)) for script in scripts]
+    noise = torch.randn((len(prompts), system.cfg.codec.channels, *shape), generator=rng).to(device)
+    empty = [replace(prompt, captions=[""] * len(prompt.captions)) for prompt in prompts]
     dtype = system.presto.proj_out.weight.dtype
     with torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else nullcontext():
-        hearing, deaf = (_hearing(system, these, shape[0]) for these in (scripts, silent))
-        predict = guided(hearing, deaf, cfg.guidance)
+        conditional, unconditional = (_with_prompts(system, p, shape[0]) for p in (prompts, empty))
+        predict = guided(conditional, unconditional, cfg.guidance)
         if diffusion.flows:
             latents = sample_flow(predict, noise, cfg.steps, diffusion)
         else:
@@ -96,26 +96,26 @@ def sample_many(
     return system.codec.decode(latents).cpu()
 
 
-def _hearing(system: System, scripts: Sequence[Script], frames: int) -> Predict:
-    """The network with these captions; their keys and values are computed once for all steps."""
-    text = system.presto.cache_text(system.read(scripts))
-    schedules = system.schedules(scripts, frames)
+def _with_prompts(system: System, prompts: Sequence[Prompt], frames: int) -> Predict:
+    """The network with these captions, whose keys and values are computed once for all steps."""
+    text = system.presto.cache_text(system.encode_text(prompts))
+    schedules = system.schedules(prompts, frames)
     return lambda x, t: system.presto(x, t, text, schedules)
 
 
 def write_mp4(
-    video: Tensor, path: str | Path, duration_s: float, about: dict[str, str] | None = None
+    video: Tensor, path: str | Path, duration_s: float, metadata: dict[str, str] | None = None
 ) -> None:
-    """video: (T, H, W, 3) uint8. H.264, BT.709, evenly over `duration_s`; there whole or not at
-    all. about: metadata of the file (title, comment)."""
+    """Writes H.264 with BT.709 colours, the frames evenly over `duration_s`; a complete file only.
+    video: (T, H, W, 3) uint8. metadata: of the file, for example title and comment."""
     frames, height, width, _ = video.shape
-    # x264's AVX-512 code gives other bytes from run to run
+    # x264's AVX-512 code is not deterministic
     encoding = {"crf": "14", "x264-params": "asm=avx2"}
     with (
         atomic_path(Path(path)) as part,
         av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as out,
     ):
-        out.metadata.update(about or {})
+        out.metadata.update(metadata or {})
         rate = Fraction(frames / duration_s).limit_denominator(1001)
         stream = out.add_stream("libx264", rate=rate, options=encoding)
         stream.width, stream.height = width - width % 2, height - height % 2
@@ -129,24 +129,26 @@ def write_mp4(
         out.mux(stream.encode())
 
 
-def open_system(
+def load_system(
     path: str | Path, system_class: type[System] = System
 ) -> tuple[System, DiffusionConfig]:
-    """The averaged network of a checkpoint, or a folder of Allegro's or Presto's weights, ready to
-    sample from."""
-    if not Path(path, checkpoint.TOLD).exists() and any(Path(path).glob("**/config.json")):
-        known, system = {"diffusion": {"objective": "epsilon"}}, released(str(path))
+    """A system to sample from: of a checkpoint, with averaged weights, or of a folder of Allegro's
+    or Presto's weights."""
+    if not Path(path, checkpoint.STATE_FILE).exists() and any(Path(path).glob("**/config.json")):
+        system = published_system(str(path))
+        settings = {"objective": "epsilon"}
     else:
-        known, system = checkpoint.told(path)["settings"], averaged(path, system_class)
+        system = load_averaged_system(path, system_class)
+        settings = checkpoint.read_state(path)["settings"]["diffusion"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":  # the GPU's attention takes no fp32
+    if device == "cuda":  # attention on a GPU has no fp32
         system = system.to(torch.bfloat16)
-    diffusion = config.build(DiffusionConfig, known["diffusion"], str(path))
+    diffusion = config.build(DiffusionConfig, settings, str(path))
     return system.to(device).eval().requires_grad_(False), diffusion
 
 
-def released(folder: str) -> System:
-    """Published weights: with Allegro's codec and T5, and captions cut as the release cuts them."""
+def published_system(folder: str) -> System:
+    """Published weights with Allegro's codec and T5; segments are rounded as in the release."""
     model = read_config(folder)
     frames, rows, columns = model.sample_frames, model.sample_height, model.sample_width
     size = Size(
@@ -155,35 +157,35 @@ def released(folder: str) -> System:
     cfg = SystemConfig(size, (), AllegroConfig(folder), T5Config(folder), model, rounding="floor")
     with torch.device("meta"):
         system = System(cfg)
-    system.presto = load(folder)
+    system.presto = load_presto(folder)
     return system
 
 
-def read_prompts(path: str, duration_s: float) -> dict[str, Script]:
-    """Name -> captions, from a .jsonl of {"name", "cap"}."""
-    found: dict[str, Script] = {}
+def read_prompts(path: str, duration_s: float) -> dict[str, Prompt]:
+    """Name -> prompt, from a .jsonl of {"name", "cap"}. ConfigError where it is invalid."""
+    found: dict[str, Prompt] = {}
     try:
         lines = Path(path).read_text().splitlines()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; expected prompts as JSON lines") from None
     for number, line in enumerate(lines, 1):
         try:
-            told = json.loads(line)
-            name, texts = str(told["name"]), [str(text) for text in told["cap"]]
+            row = json.loads(line)
+            name, texts = str(row["name"]), [str(text) for text in row["cap"]]
         except (ValueError, TypeError, KeyError):
             raise ConfigError(
                 f'{path}: line {number} is {line!r:.60}; expected {{"name": …, "cap": [texts]}}'
             ) from None
         if not texts or Path(name).name != name or name in found:
             raise ConfigError(
-                f"{path}: line {number}: {name!r:.60} must be a file name of its own, with captions"
+                f"{path}: line {number}: {name!r:.60} must be a new file name, with captions"
             )
-        found[name] = Script(segment_spans(duration_s, len(texts)), texts)
+        found[name] = Prompt(segment_spans(duration_s, len(texts)), texts)
     return found
 
 
-def read_script(texts: Sequence[str], duration_s: float) -> Script:
-    """From the command line: texts, or one .json file."""
+def read_prompt(texts: Sequence[str], duration_s: float) -> Prompt:
+    """From the command line: texts, or one .json file. ConfigError where it is invalid."""
     parts: Any = list(texts)
     if len(texts) == 1 and (texts[0].endswith(".json") or _is_file(texts[0])):
         try:
@@ -194,11 +196,13 @@ def read_script(texts: Sequence[str], duration_s: float) -> Script:
             raise ConfigError(f"{texts[0]}: not valid JSON: {error}") from None
         parts = parts.get("sub_captions", parts.get("cap")) if isinstance(parts, dict) else parts
     if isinstance(parts, list) and parts and all(isinstance(p, str) for p in parts):
-        return Script(segment_spans(duration_s, len(parts)), parts)
+        return Prompt(segment_spans(duration_s, len(parts)), parts)
     try:
         spans = [(float(p["start_s"]), float(p["end_s"])) for p in parts]
-        script = Script(spans, [str(p["text"]) for p in parts])
-        return script if script.duration_s > 0 else Script([], [])
+        prompt = Prompt(spans, [str(p["text"]) for p in parts])
+        if not prompt.duration_s > 0:
+            raise ValueError
+        return prompt
     except (TypeError, KeyError, ValueError, IndexError):
         raise ConfigError(
             f"captions are {parts!r:.80}; expected a list of texts, or of start_s, end_s and text"
@@ -208,7 +212,7 @@ def read_script(texts: Sequence[str], duration_s: float) -> Script:
 def _is_file(text: str) -> bool:
     try:
         return Path(text).is_file()
-    except (OSError, ValueError):  # a caption too long for a name
+    except (OSError, ValueError):  # a caption too long for a file name
         return False
 
 
@@ -219,46 +223,46 @@ def main(argv: Sequence[str]) -> None:
         argv,
         settings=SampleCommandConfig,
         arguments="CHECKPOINT OUT CAPTION...",
-        stopped="the videos named above are whole",
+        stopped="the videos printed above are complete",
         user_errors=(OSError, ValueError),
     )
 
 
 def run(arguments: Arguments[SampleCommandConfig]) -> None:
     cfg = arguments.settings
-    made_with, out, *texts = arguments.values
+    checkpoint_path, out, *texts = arguments.values
     if texts[0].endswith(".jsonl"):
-        prompts = read_prompts(texts[0], cfg.duration_s)
-        scripts = {f"{out}/{name}.mp4": script for name, script in prompts.items()}
+        by_name = read_prompts(texts[0], cfg.duration_s)
+        prompts = {f"{out}/{name}.mp4": prompt for name, prompt in by_name.items()}
     else:
-        scripts = {out: read_script(texts, cfg.duration_s)}
-    for path in scripts:
+        prompts = {out: read_prompt(texts, cfg.duration_s)}
+    for path in prompts:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    system, diffusion = open_system(made_with)
-    for (path, script), i in product(scripts.items(), range(cfg.videos)):
-        one = replace(cfg, seed=cfg.seed + i)
-        video = sample(system, script, diffusion, one)
+    system, diffusion = load_system(checkpoint_path)
+    for (path, prompt), i in product(prompts.items(), range(cfg.videos)):
+        seeded = replace(cfg, seed=cfg.seed + i)
+        video = sample(system, prompt, diffusion, seeded)
         if cfg.fps:
-            frames = resampled(video.numpy(), round(script.duration_s * cfg.fps))
+            frames = resample_frames(video.numpy(), round(prompt.duration_s * cfg.fps))
             video = torch.from_numpy(frames)
         to = path if cfg.videos == 1 else f"{path.removesuffix('.mp4')}-{i}.mp4"
-        write_mp4(video, to, script.duration_s, about(script, made_with, one))
+        write_mp4(video, to, prompt.duration_s, mp4_metadata(prompt, checkpoint_path, seeded))
         print(to, flush=True)
 
 
-def about(script: Script, made_with: str, cfg: SampleConfig) -> dict[str, str]:
-    """What an mp4 says of itself: its captions, and with what it can be made again."""
-    told = {
-        "checkpoint": Path(made_with).name,
+def mp4_metadata(prompt: Prompt, checkpoint_path: str, cfg: SampleConfig) -> dict[str, str]:
+    """A title, and a comment with the captions and settings that reproduce the video."""
+    comment = {
+        "checkpoint": Path(checkpoint_path).name,
         "seed": cfg.seed,
         "steps": cfg.steps,
         "guidance": cfg.guidance,
         "captions": [
             {"start_s": a, "end_s": b, "text": text}
-            for (a, b), text in zip(script.spans, script.captions, strict=True)
+            for (a, b), text in zip(prompt.spans, prompt.captions, strict=True)
         ],
     }
-    return {"title": script.captions[0][:100], "comment": json.dumps(told, ensure_ascii=False)}
+    return {"title": prompt.captions[0][:100], "comment": json.dumps(comment, ensure_ascii=False)}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""Captions to tokens, trained along with the network: for runs that have no text encoder's
-weights."""
+"""A small text encoder, trained along with the network, for runs without T5's weights."""
 
 from __future__ import annotations
 
@@ -19,52 +18,49 @@ from training.attention import choose_backend, packed_attention
 from training.config import BytesConfig
 from training.model import Text
 
-END = 256  # after the last byte; all that an empty caption consists of
-WORDS = 4096  # rows that words share
+END = 256  # the token after the last byte; an empty caption has no other
+WORD_ROWS = 4096  # of the table that words are hashed to
 
 
 class ByteEncoder(nn.Module):
-    """A caption's UTF-8 bytes through a small transformer: as many tokens as bytes, and an end.
+    """A transformer over a caption's UTF-8 bytes, whose output has a token per byte and END.
 
-    Each byte also carries its whole word (a hash of it picks a row): a network that has to learn to
-    read first takes several times as long to tell captions apart.
+    To each byte's embedding it adds one of the byte's word, a row that a hash of the word selects:
+    from bytes alone the network takes several times as long to learn to distinguish captions.
     """
 
     def __init__(self, cfg: BytesConfig):
         super().__init__()
         self.cfg = cfg
         self.byte = nn.Embedding(END + 1, cfg.width)
-        self.word = nn.Embedding(WORDS, cfg.width)
+        self.word = nn.Embedding(WORD_ROWS, cfg.width)
         self.position = nn.Embedding(cfg.max_bytes + 1, cfg.width)
         self.layers = nn.ModuleList(_Layer(cfg) for _ in range(cfg.layers))
         self.norm = nn.LayerNorm(cfg.width)
 
     def forward(self, captions: Sequence[Sequence[str]]) -> Text:
-        """captions: of each sample, of each segment."""
-        read = [[spelled(text, self.cfg.max_bytes) for text in texts] for texts in captions]
-        lengths = [[one.shape[1] for one in sample] for sample in read]
-        tokens = np.concatenate([one for sample in read for one in sample], 1)
-        values, words, places = torch.from_numpy(tokens).to(self.byte.weight.device)
+        """captions: per sample, per segment."""
+        read = [[byte_tokens(text, self.cfg.max_bytes) for text in texts] for texts in captions]
+        lengths = [[tokens.shape[1] for tokens in sample] for sample in read]
+        joined = np.concatenate([tokens for sample in read for tokens in sample], 1)
+        values, words, positions = torch.from_numpy(joined).to(self.byte.weight.device)
         ends = np.cumsum([0, *chain.from_iterable(lengths)], dtype=np.int32)
-        starts, longest = (
-            torch.from_numpy(ends).to(values.device),
-            torch.tensor([np.diff(ends).max()] * 2),
-        )
-        x = self.byte(values) + self.word(words) + self.position(places)
+        starts = torch.from_numpy(ends).to(values.device)
+        longest = torch.tensor([np.diff(ends).max()] * 2)
+        x = self.byte(values) + self.word(words) + self.position(positions)
         for layer in self.layers:
             x = layer(x, starts, longest)
         return Text(self.norm(x), lengths)
 
 
 @lru_cache(maxsize=4096)
-def spelled(text: str, most: int) -> np.ndarray:
-    """(3, bytes + 1): each byte, the row of its word, and its place; at most `most` bytes, and the
-    end."""
+def byte_tokens(text: str, max_bytes: int) -> np.ndarray:
+    """(3, bytes + 1): each byte, the row of its word, and its position. END comes last."""
     found: list[tuple[int, int]] = []
     for word in re.findall(r"\w+|\W", text):
-        row = zlib.crc32(word.lower().encode("utf-8", "replace")) % WORDS
+        row = zlib.crc32(word.lower().encode("utf-8", "replace")) % WORD_ROWS
         found += [(byte, row) for byte in word.encode("utf-8", "replace")]
-    found = [*found[:most], (END, 0)]
+    found = [*found[:max_bytes], (END, 0)]
     return np.array([*zip(*found, strict=True), range(len(found))])
 
 
@@ -79,10 +75,10 @@ class _Layer(nn.Module):
         self.down = nn.Linear(4 * cfg.width, cfg.width)
 
     def forward(self, x: Tensor, starts: Tensor, longest: Tensor) -> Tensor:
-        """x: (L, width), captions end to end.  starts: where each begins."""
+        """x: (L, width), captions end to end.  starts, longest: as in `packed_attention`."""
         q, k, v = self.qkv(self.norms[0](x)).unflatten(-1, (3, self.heads, -1)).unbind(1)
         backend = choose_backend("auto", q.device, q.dtype)
         q, k, v = (part.contiguous() for part in (q, k, v))
-        heard = packed_attention(q, k, v, starts, starts, longest, backend)[0]
-        x = x + self.out(cast(Tensor, heard).flatten(1))
+        attended = packed_attention(q, k, v, starts, starts, longest, backend)[0]
+        x = x + self.out(cast(Tensor, attended).flatten(1))
         return x + self.down(F.gelu(self.up(self.norms[1](x))))

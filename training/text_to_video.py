@@ -1,4 +1,4 @@
-"""All that turns captions into a video: codec, text encoder, network, and how they are bound."""
+"""The system that turns captions into a video: text encoder, network and codec."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from training.model import Presto, Text, forward_flops
 from training.pretrained import AllegroCodec, T5Encoder
 from training.text_encoder import ByteEncoder
 
-_schedule = lru_cache(maxsize=1024)(sca.schedule)  # most clips of a dataset are cut alike
-
+_schedule = lru_cache(maxsize=1024)(sca.schedule)  # most clips have the same segments
 
 Codec = PixelCodec | AllegroCodec
 TextEncoder = ByteEncoder | T5Encoder
@@ -40,15 +39,15 @@ def build_text_encoder(cfg: BytesConfig | T5Config) -> TextEncoder:
 
 
 @dataclass(frozen=True)
-class Script:
-    """What a video is to show, and when."""
+class Prompt:
+    """The captions of a video to be sampled or trained on, with their times."""
 
     spans: Sequence[tuple[float, float]]  # s
     captions: Sequence[str]  # one per span
-    texts: Mapping[str, Tensor] = field(default_factory=dict)  # as in Clip: what is read already
+    texts: Mapping[str, Tensor] = field(default_factory=dict)  # cached tokens, as in Clip
 
     @classmethod
-    def of(cls, clip: Clip, mode: str) -> Script:
+    def of(cls, clip: Clip, mode: str) -> Prompt:
         if mode == "single":
             return cls([(0.0, clip.duration_s)], [clip.caption], clip.texts)
         return cls(clip.spans, clip.sub_captions, clip.texts)
@@ -59,7 +58,7 @@ class Script:
 
 
 class System(nn.Module):
-    """system(latents, t, scripts) -> what the objective predicts."""
+    """system(latents, t, prompts) -> the network's prediction, of the latents' shape."""
 
     def __init__(self, cfg: SystemConfig):
         super().__init__()
@@ -84,24 +83,23 @@ class System(nn.Module):
     def trained_text_encoder(self) -> nn.Module | None:
         return None if self.cfg.text.pretrained else cast(nn.Module, self.text)
 
-    def forward(self, latents: Tensor, t: Tensor, scripts: Sequence[Script]) -> Tensor:
+    def forward(self, latents: Tensor, t: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """latents: (B, C, T, H, W).  t: (B,) in 0..1000."""
-        schedules = self.schedules(scripts, latents.shape[2])
-        return self.presto(latents, t, self.read(scripts), schedules)
+        schedules = self.schedules(prompts, latents.shape[2])
+        return self.presto(latents, t, self.encode_text(prompts), schedules)
 
-    def read(self, scripts: Sequence[Script]) -> Text:
-        if not all(script.texts for script in scripts):
-            return self.text([script.captions for script in scripts])
-        read = [[script.texts[caption] for caption in script.captions] for script in scripts]
-        tokens = torch.cat([one for of_sample in read for one in of_sample])
+    def encode_text(self, prompts: Sequence[Prompt]) -> Text:
+        if not all(prompt.texts for prompt in prompts):
+            return self.text([prompt.captions for prompt in prompts])
+        cached = [[prompt.texts[caption] for caption in prompt.captions] for prompt in prompts]
+        tokens = torch.cat([part for sample in cached for part in sample])
         device = self.presto.proj_out.weight.device
-        return Text(tokens.to(device), [[len(one) for one in of_sample] for of_sample in read])
+        return Text(tokens.to(device), [[len(part) for part in sample] for sample in cached])
 
-    def schedules(self, scripts: Sequence[Script], frames: int) -> list[Tensor]:
-        """frames: of the latents."""
-        cfg = self.cfg
-        how = (cfg.mode, cfg.rounding, cfg.widen_frames)
-        return [_schedule(tuple(script.spans), frames, *how) for script in scripts]
+    def schedules(self, prompts: Sequence[Prompt], frames: int) -> list[Tensor]:
+        """Per prompt (segments, latent frames). frames: of the latents."""
+        options = (self.cfg.mode, self.cfg.rounding, self.cfg.widen_frames)
+        return [_schedule(tuple(prompt.spans), frames, *options) for prompt in prompts]
 
     def grid(self, latents: Tensor) -> tuple[int, int, int]:
         """Tokens along time, height and width."""
@@ -109,6 +107,6 @@ class System(nn.Module):
         return frames, height // patch, width // patch
 
     def training_flops(self, grid: tuple[int, int, int], text_tokens: float) -> float:
-        """Of one sample's step: three times the network's forward, recomputation and text encoder
-        not counted. text_tokens: of the captions that an average frame hears."""
+        """Of one sample's step: three times the network's forward, without recomputation and text
+        encoder. text_tokens: those that a frame attends to on average."""
         return 3 * forward_flops(self.presto.cfg, grid, text_tokens)

@@ -3,9 +3,9 @@
     python -m training.train CONFIG [--dry-run] [key=value …]
     torchrun --nproc-per-node N -m training.train CONFIG …   # several GPUs: training/parallel.py
 
-Interrupted anywhere, the same command goes on from the last checkpoint, and every loss is the one
-that an uninterrupted run would have had. --dry-run builds everything, runs two steps, prints memory
-and time, and writes nothing; where weights or data are missing it draws some.
+After an interruption the same command resumes from the last checkpoint, and its losses equal those
+of an uninterrupted run. --dry-run builds everything, runs two steps, prints memory and time, and
+writes nothing; missing weights or clips are replaced by random ones.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from torch.distributed.tensor import DTensor
 
 from curation.errors import UserError
 from training import checkpoint
-from training.clips import Clip, Source
+from training.clips import Clip, ClipSource
 from training.codecs import sample_posterior
-from training.data import Batch, Share, generator, stream
-from training.diffusion import denoising_loss, draw_noise, draw_t
+from training.data import Batch, LocalBatch, seeded_generator, stream_batches
+from training.diffusion import denoising_loss, sample_noise, sample_timesteps
 from training.dry_run import dry_run
 from training.latent_cache import open_source
 from training.log import Log, draw_curve
-from training.parallel import World, leave, local
-from training.pretrained import release
+from training.parallel import World, local_parts, shutdown
+from training.pretrained import free_memory
 from training.resume import Run, build, restore, save
 from training.sample import sample, write_mp4
-from training.text_to_video import Script, System
+from training.text_to_video import Prompt, System
 
 RESUMES = "the same command resumes from the last checkpoint"
-VALIDATION_TIMES = 8  # fixed: (i + 0.5) / 8 of the way from clean to noise
+VALIDATION_TIMESTEPS = 8  # 1000 (i + 0.5) / 8
 
 
 class Diverged(UserError):
@@ -65,15 +65,15 @@ class WorkerDied(UserError):
 
 def train(
     cfg: TrainConfig,
-    source: Source,
-    held_out: Source | None = None,
+    source: ClipSource,
+    held_out: ClipSource | None = None,
     system_class: type[System] = System,
 ) -> list[float]:
-    """The losses of the steps that this call made, those before a resumed one not included."""
-    run = build(cfg, bool(checkpoint.saved(cfg.run_dir)), system_class)
+    """Returns the losses of the steps that this call makes, without those before a resumption."""
+    run = build(cfg, bool(checkpoint.list_checkpoints(cfg.run_dir)), system_class)
     step = restore(cfg, run, source)
-    share = Share(cfg.batch, run.world.replica, run.world.replicas)
-    batches = stream(source, share, cfg.seed, step * run.samples, cfg.data.workers)
+    local = LocalBatch(cfg.batch, run.world.replica, run.world.replicas)
+    batches = stream_batches(source, local, cfg.seed, step * run.samples, cfg.data.workers)
     log = Log(cfg.run_dir, step, cfg.log_every, run.world)
     losses = []
     while step < cfg.steps:
@@ -84,18 +84,18 @@ def train(
         if step % cfg.save_every == 0 or step == cfg.steps:
             loss = validation_loss(run.ema, held_out, cfg, run.world)
             if loss is not None:
-                log.say(f"step {step}/{cfg.steps}  validation loss {loss:.4f}")
-                log.add(step, {"validation_loss": loss})
+                log.print(f"step {step}/{cfg.steps}  validation loss {loss:.4f}")
+                log.record(step, {"validation_loss": loss})
             save(cfg, step, run, source, loss)
         if step == cfg.steps or (cfg.sample_every and step % cfg.sample_every == 0):
-            show(cfg, step, run, source[0])
-        log.pause()
+            sample_training_clip(cfg, step, run, source[0])
+        log.resume_timing()
     log.close()
     return losses
 
 
 def one_step(run: Run, batches: Iterator[Batch], cfg: TrainConfig, step: int) -> dict[str, float]:
-    """Accumulates gradients, checks them, moves the weights and their average."""
+    """Accumulates gradients, updates the weights and their average. Raises Diverged."""
     values = dict.fromkeys(("loss", "wait_s", "tokens", "flops"), 0.0)
     start = time.perf_counter()
     for batch in islice(batches, cfg.accumulate):
@@ -115,7 +115,7 @@ def one_step(run: Run, batches: Iterator[Batch], cfg: TrainConfig, step: int) ->
         raise Diverged(
             f"step {step + 1}: loss {values['loss']}, gradient norm {norm.item()}; samples "
             f"{step * run.samples} to {(step + 1) * run.samples - 1}. The last checkpoint in "
-            f"{cfg.run_dir} is sound: go on from it with a lower lr or another seed"
+            f"{cfg.run_dir} is good: resume from it with a lower lr, or start with another seed"
         )
     values["lr"] = cfg.lr * min(1.0, (step + 1) / max(1, cfg.warmup_steps))
     values["norm"] = norm.item()
@@ -125,30 +125,32 @@ def one_step(run: Run, batches: Iterator[Batch], cfg: TrainConfig, step: int) ->
     run.optimizer.zero_grad(set_to_none=True)
     decay = min(cfg.ema_decay, (1 + step) / (10 + step))
     with torch.no_grad():
-        averages, weights = local(run.ema.parameters()), local(run.system.parameters())
+        averages = local_parts(run.ema.parameters())
+        weights = local_parts(run.system.parameters())
         torch._foreach_lerp_(averages, weights, 1 - decay)
     return values
 
 
 def batch_loss(system: System, batch: Batch, cfg: TrainConfig) -> tuple[Tensor, dict[str, float]]:
-    """Mean loss of a batch, and its tokens and FLOPs. All chance hangs on the samples' numbers."""
-    latents = latents_of(system, batch, cfg.seed)
-    rngs = [generator(cfg.seed, "sample", number) for number in batch.numbers]
-    t = torch.cat([draw_t(1, cfg.diffusion, rng) for rng in rngs])
+    """Mean loss of a batch, and its tokens and FLOPs. Random numbers depend on the seed and the
+    samples' numbers only."""
+    latents = encode_batch(system, batch, cfg.seed)
+    rngs = [seeded_generator(cfg.seed, "sample", number) for number in batch.numbers]
+    t = torch.cat([sample_timesteps(1, cfg.diffusion, rng) for rng in rngs])
     noise = torch.cat(
         [
-            draw_noise(x, cfg.diffusion, generator(cfg.seed, "noise", n, device=x.device))
+            sample_noise(x, cfg.diffusion, seeded_generator(cfg.seed, "noise", n, device=x.device))
             for x, n in zip(latents.split(1), batch.numbers, strict=True)
         ]
     )
-    scripts = [
-        dropped(Script.of(clip, system.cfg.mode), cfg.drop_all, cfg.drop_one, rng)
+    prompts = [
+        drop_captions(Prompt.of(clip, system.cfg.mode), cfg.drop_all, cfg.drop_one, rng)
         for clip, rng in zip(batch.clips, rngs, strict=True)
     ]
     text_tokens = []
 
     def predict(noisy: Tensor, t: Tensor) -> Tensor:
-        text, schedules = system.read(scripts), system.schedules(scripts, latents.shape[2])
+        text, schedules = system.encode_text(prompts), system.schedules(prompts, latents.shape[2])
         for weights, lengths in zip(schedules, text.lengths, strict=True):
             text_tokens.append(float((weights.numpy() > 0).mean(1) @ lengths))
         return system.presto(noisy, t, text, schedules)
@@ -160,69 +162,70 @@ def batch_loss(system: System, batch: Batch, cfg: TrainConfig) -> tuple[Tensor, 
     return loss, {"tokens": len(t) * math.prod(grid), "flops": flops}
 
 
-def latents_of(system: System, batch: Batch, seed: int | None) -> Tensor:
-    """(B, C, t, h, w): from the codec, or computed ahead. seed: of the draw from its posterior;
-    None takes the mean."""
+def encode_batch(system: System, batch: Batch, seed: int | None) -> Tensor:
+    """Latents (B, C, t, h, w), from the cache or the codec. seed: of the sample from the posterior;
+    None: the posterior's mean."""
     encoded = batch.latents
     if encoded is None:
         encoded = system.codec.encode(batch.video.to(device_of(system)))
-    rngs = None if seed is None else [generator(seed, "posterior", n) for n in batch.numbers]
+    rngs = None if seed is None else [seeded_generator(seed, "posterior", n) for n in batch.numbers]
     return sample_posterior(encoded.to(device_of(system)), rngs)
 
 
-def dropped(script: Script, drop_all: float, drop_one: float, rng: torch.Generator) -> Script:
-    """The script without some of its captions: an empty text is what stands for none."""
-    chances = torch.rand(1 + len(script.captions), generator=rng).tolist()
-    silent = [chances[0] < drop_all or chance < drop_one for chance in chances[1:]]
-    texts = ["" if s else text for s, text in zip(silent, script.captions, strict=True)]
-    return replace(script, captions=texts)
+def drop_captions(prompt: Prompt, drop_all: float, drop_one: float, rng: torch.Generator) -> Prompt:
+    """The prompt with some of its captions replaced by the empty one. drop_all, drop_one: the
+    probabilities for all captions together and for each of the others."""
+    draws = torch.rand(1 + len(prompt.captions), generator=rng).tolist()
+    dropped = [draws[0] < drop_all or draw < drop_one for draw in draws[1:]]
+    captions = ["" if d else text for d, text in zip(dropped, prompt.captions, strict=True)]
+    return replace(prompt, captions=captions)
 
 
 @torch.no_grad()
 def validation_loss(
-    system: System, source: Source | None, cfg: TrainConfig, world: World
+    system: System, source: ClipSource | None, cfg: TrainConfig, world: World
 ) -> float | None:
-    """The objective at fixed times with fixed noise: comparable from step to step. None where there
-    are no clips."""
+    """The training loss at fixed timesteps with fixed noise; None without clips."""
     clips = min(cfg.validation_clips, len(source.clip_ids)) if source else 0
     if source is None or not clips:
         return None
     device, loss_sum = device_of(system), 0.0
-    for turn in range(-(-clips // world.replicas)):
-        # all ranks run the network equally often, for they gather its weights together
-        mine = turn * world.replicas + world.replica
-        index = min(mine, clips - 1)
+    for first in range(0, clips, world.replicas):
+        # all ranks run the network equally often, because each run gathers its sharded weights
+        number = first + world.replica
+        index = min(number, clips - 1)
         clip = source[index]
-        predict = partial(system, scripts=[Script.of(clip, system.cfg.mode)])
-        latents = latents_of(system, Batch.of([index], [clip]), None)
-        for i in range(VALIDATION_TIMES):
-            noise = draw_noise(latents, cfg.diffusion, generator(cfg.seed, "validation", index, i))
-            t = torch.tensor([float(int(1000 * (i + 0.5) / VALIDATION_TIMES))])
+        predict = partial(system, prompts=[Prompt.of(clip, system.cfg.mode)])
+        latents = encode_batch(system, Batch.of([index], [clip]), None)
+        for i in range(VALIDATION_TIMESTEPS):
+            rng = seeded_generator(cfg.seed, "validation", index, i)
+            noise = sample_noise(latents, cfg.diffusion, rng)
+            t = torch.tensor([float(int(1000 * (i + 0.5) / VALIDATION_TIMESTEPS))])
             with autocast(cfg, device):
                 loss = denoising_loss(predict, latents, noise, t, cfg.diffusion)
-            loss_sum += loss.item() if mine < clips else 0.0
-    return world.total(loss_sum) / world.sequence / (clips * VALIDATION_TIMES)
+            loss_sum += loss.item() if number < clips else 0.0
+    return world.sum(loss_sum) / world.sequence_ranks / (clips * VALIDATION_TIMESTEPS)
 
 
-def show(cfg: TrainConfig, step: int, run: Run, clip: Clip) -> None:
-    """Samples a training clip's captions: the mp4, and a picture with the clip's own frames above
-    the sample's."""
-    script, own = Script.of(clip, cfg.system.mode), clip.video
-    if clip.latents is not None:  # what the codec leaves of it is what a sample can reach at best
+def sample_training_clip(cfg: TrainConfig, step: int, run: Run, clip: Clip) -> None:
+    """Samples a video from a training clip's captions. Writes it as mp4, and a picture of the
+    clip's frames above the sample's."""
+    prompt, original = Prompt.of(clip, cfg.system.mode), clip.video
+    if clip.latents is not None:  # decoded latents are the best that a sample can be
         encoded = clip.latents[None].to(run.world.device)
-        own = run.ema.codec.decode(sample_posterior(encoded, None))[0].cpu()
+        original = run.ema.codec.decode(sample_posterior(encoded, None))[0].cpu()
     with autocast(cfg, device_of(run.ema)):
-        video = sample(run.ema, script, cfg.diffusion, cfg.sample, Size(*own.shape[:3]))
-    if clip.latents is not None:  # the codec is not needed until the next sample
-        release()
-    if not run.world.first:
+        video = sample(run.ema, prompt, cfg.diffusion, cfg.sample, Size(*original.shape[:3]))
+    if clip.latents is not None:  # codec and text encoder are not needed until the next sample
+        free_memory()
+    if not run.world.is_first:
         return
     base = Path(cfg.run_dir, "samples", f"step-{step:08d}")
     write_mp4(video, base.with_suffix(".mp4"), clip.duration_s)
     times = [(a + b) / 2 / clip.duration_s for a, b in clip.spans]
-    rows = [[v[int(t * len(v))].numpy() for t in times] for v in (own, video)]
-    sheet = np.vstack([np.hstack(row) for row in rows])
-    base.with_suffix(".png").write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
+    rows = [[v[int(t * len(v))].numpy() for t in times] for v in (original, video)]
+    picture = np.vstack([np.hstack(row) for row in rows])
+    base.with_suffix(".png").write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
     print(f"{draw_curve(cfg.run_dir)}  {base}.mp4  {base}.png", flush=True)
 
 
@@ -268,7 +271,7 @@ def run(arguments: Arguments[TrainConfig]) -> None:
             f"{error} A process that reads clips died, perhaps for lack of memory: lower "
             "data.workers or data.memory_mb; " + RESUMES
         ) from error
-    leave()
+    shutdown()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Weights in and out: Allegro's, diffusers' and Presto's safetensors as they are.
+"""Reads and writes safetensors of Allegro, diffusers and Presto.
 
-A folder holds `config.json` and either `*.safetensors` or its parts with an index, as
-`save_pretrained` of diffusers writes it; the original Allegro's folders differ only in more fields
-of config.json. A published pipeline keeps the transformer in a folder of that name, which is found
-too.
+A folder holds `config.json` and either one `.safetensors` file or several with an index, as
+`save_pretrained` of diffusers writes it. The original Allegro's config.json has more fields. A
+published pipeline has them in the subfolder transformer/, which is also found.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from training.config import ModelConfig
 from training.model import Presto
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-# fields of config.json that change the network, and the only value that it is built for here
+# fields of config.json that change the network, with the only value that is implemented here
 FIXED = {
     "activation_fn": "gelu-approximate",
     "attention_bias": True,
@@ -39,12 +38,11 @@ FIXED = {
 
 
 class BadWeights(UserError):
-    """A folder of weights can't be read: where, what, what was expected."""
+    """A folder of weights can't be read."""
 
 
 def transformer_folder(path: str | Path) -> Path:
-    """The folder that has the transformer's config.json: `path` itself, or transformer/ under
-    it."""
+    """The folder with the transformer's config.json: `path` or its subfolder transformer/."""
     for folder in (Path(path), Path(path, "transformer")):
         if (folder / "config.json").is_file():
             known = json.loads((folder / "config.json").read_text())
@@ -58,12 +56,12 @@ def transformer_folder(path: str | Path) -> Path:
 
 
 def read_config(folder: str | Path) -> ModelConfig:
-    """config.json in diffusers' spelling, or the original's (`sample_size_t`, `sample_size`)."""
+    """From config.json with diffusers' names or the original's (`sample_size_t`, `sample_size`)."""
     path = transformer_folder(folder) / "config.json"
     found: dict[str, Any] = json.loads(path.read_text())
     for name, only in FIXED.items():
         if found.get(name, only) != only:
-            raise BadWeights(f"{path}: {name} is {found[name]!r}; this network has {only!r}")
+            raise BadWeights(f"{path}: {name} is {found[name]!r}; only {only!r} is supported")
     if "sample_size" in found and "sample_height" not in found:
         size = found["sample_size"]
         found["sample_height"], found["sample_width"] = (
@@ -75,24 +73,24 @@ def read_config(folder: str | Path) -> ModelConfig:
     return ModelConfig(**{k: v for k, v in found.items() if k in names and v is not None})
 
 
-def load(folder: str | Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Presto:
-    """The network with its weights, on the CPU. changes: fields of ModelConfig (the interpolation
-    scales, say)."""
+def load_presto(folder: str | Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Presto:
+    """The network with its weights, on the CPU. changes: fields of ModelConfig to replace, for
+    example the interpolation scales."""
     with torch.device("meta"):
         model = Presto(replace(read_config(folder), **changes)).to(dtype)
-    load_into(model.to_empty(device="cpu"), folder)
+    load_weights(model.to_empty(device="cpu"), folder)
     return model
 
 
 @torch.no_grad()
-def load_into(model: Presto, folder: str | Path) -> None:
-    """Fills a network that is there, one tensor at a time."""
+def load_weights(model: Presto, folder: str | Path) -> None:
+    """Copies the folder's weights into the network, one tensor at a time."""
     found = read_config(folder)
     folder = transformer_folder(folder)
     for name in ("num_attention_heads", "attention_head_dim", "patch_size"):
-        theirs, ours = getattr(found, name), getattr(model.cfg, name)
-        if theirs != ours:
-            raise BadWeights(f"{folder}: its {name} is {theirs}, the network's is {ours}")
+        value, expected = getattr(found, name), getattr(model.cfg, name)
+        if value != expected:
+            raise BadWeights(f"{folder}: its {name} is {value}, the network's is {expected}")
     state, files = model.state_dict(), tensor_files(folder)
     try:
         shapes: dict[str, tuple[int, ...]] = {}
@@ -107,12 +105,12 @@ def load_into(model: Presto, folder: str | Path) -> None:
                     state[name].copy_(opened.get_tensor(name))
     except BadWeights:
         raise
-    except Exception as error:  # safetensors has an error of its own for a torn file
+    except Exception as error:  # safetensors has its own exception for a damaged file
         raise BadWeights(f"{file}: {error}; download it again") from error
 
 
 def tensor_files(folder: Path) -> list[Path]:
-    """The folder's safetensors file, or its parts, found through their index."""
+    """The folder's safetensors file, or those that its index lists."""
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if indexes:
         names = set(json.loads(indexes[0].read_text())["weight_map"].values())
@@ -122,40 +120,40 @@ def tensor_files(folder: Path) -> list[Path]:
     else:
         files = sorted(folder.glob("*.safetensors"))
         if len(files) > 1:
-            raise BadWeights(f"{folder}: {len(files)} safetensors files and no index: keep one")
+            raise BadWeights(f"{folder}: {len(files)} safetensors files and no index: expected one")
     if not files:
         raise BadWeights(f"{folder}: no .safetensors file")
     return files
 
 
-def export(model: Presto, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Writes what diffusers' AllegroTransformer3DModel reads, each file whole or not at all."""
+def export_presto(model: Presto, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Writes a folder that diffusers' AllegroTransformer3DModel reads; complete files only."""
     folder = Path(folder)
     if model.cfg.positions != "relative":
         raise BadWeights(
-            f"model.positions is {model.cfg.positions}; diffusers' network has relative ones alone"
+            f"model.positions is {model.cfg.positions}; diffusers' network has relative ones only"
         )
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob("*.index.json")):
-        raise BadWeights(f"{folder} holds weights in parts already: export to a folder of its own")
+        raise BadWeights(f"{folder} already holds weights in several files: export to a new folder")
     state = {
         name: t.detach().to("cpu", dtype).contiguous() for name, t in model.state_dict().items()
     }
     with atomic_path(folder / WEIGHTS) as part:
         save_file(state, part, metadata={"format": "pt"})
-    of_diffusers = {
+    fixed = {
         k: v for k, v in FIXED.items() if not k.startswith(("double", "only", "use", "norm_type"))
     }
-    known = {"_class_name": "AllegroTransformer3DModel", **asdict(model.cfg), **of_diffusers}
-    write_atomic(folder / "config.json", json.dumps(known, indent=2, sort_keys=True) + "\n")
+    content = {"_class_name": "AllegroTransformer3DModel", **asdict(model.cfg), **fixed}
+    write_atomic(folder / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def _check(folder: Path, shapes: dict[str, tuple[int, ...]], want: dict[str, Tensor]) -> None:
-    problems = [f"missing {name}" for name in want if name not in shapes]
-    problems += [f"unknown {name}" for name in shapes if name not in want]
+def _check(folder: Path, shapes: dict[str, tuple[int, ...]], expected: dict[str, Tensor]) -> None:
+    problems = [f"missing {name}" for name in expected if name not in shapes]
+    problems += [f"unknown {name}" for name in shapes if name not in expected]
     problems += [
         f"{name} is {shapes[name]}, expected {tuple(t.shape)}"
-        for name, t in want.items()
+        for name, t in expected.items()
         if name in shapes and shapes[name] != t.shape
     ]
     if problems:

@@ -35,7 +35,7 @@ def chat(server: ChatServer) -> list[str]:
 
 def test_a_prompt_becomes_five_texts_that_the_sampler_reads(tmp_path, capsys):
     pytest.importorskip("torch")
-    from training.sample import read_script
+    from training.sample import read_prompt
 
     target = tmp_path / "new" / "captions.json"
     with ChatServer(model) as server:
@@ -45,9 +45,9 @@ def test_a_prompt_becomes_five_texts_that_the_sampler_reads(tmp_path, capsys):
     row = json.loads(target.read_text())
     assert row["cap"] == parts("harbour")
     assert row["prompt"] == "harbour"
-    script = read_script([str(target)], 15.0)
-    assert script.captions == parts("harbour")
-    assert script.spans == [(0, 3), (3, 6), (6, 9), (9, 12), (12, 15)]
+    prompt = read_prompt([str(target)], 15.0)
+    assert prompt.captions == parts("harbour")
+    assert prompt.spans == [(0, 3), (3, 6), (6, 9), (9, 12), (12, 15)]
 
 
 def test_a_list_of_prompts_gives_a_line_each_in_order_whatever_the_server_does(tmp_path, capsys):

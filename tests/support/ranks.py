@@ -55,7 +55,7 @@ def _heard(pipe: Any) -> tuple[Any, str]:
 def _run(rank, count, port, pipe, work, args):
     import torch
 
-    from training.parallel import leave
+    from training.parallel import shutdown
 
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
@@ -65,4 +65,4 @@ def _run(rank, count, port, pipe, work, args):
     except BaseException:
         pipe.send((None, traceback.format_exc()))
         os._exit(1)  # as a process that died: no goodbye to the others
-    leave()
+    shutdown()

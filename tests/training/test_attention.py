@@ -88,27 +88,27 @@ def check_packed(backend, device, dtype, bound, **size):
 @pytest.mark.parametrize(
     ("dtype", "bound"), [(torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)]
 )
-def test_on_a_cpu_attention_equals_its_formula_with_gradients(dtype, bound):
+def test_attention_on_a_cpu_equals_the_formula_with_gradients(dtype, bound):
     check_dense("cpu", "cpu", dtype, bound, n=70, dim=12)
     check_packed("cpu", "cpu", dtype, bound, dim=12)
 
 
 @pytest.mark.parametrize("backend", on_gpu)
-def test_each_back_end_on_a_gpu_equals_the_formula_with_gradients(backend):
+def test_every_back_end_on_a_gpu_equals_the_formula_with_gradients(backend):
     check_dense(backend, "cuda", torch.bfloat16, 1e-2)
 
 
 @pytest.mark.parametrize("backend", on_gpu)
-def test_each_back_end_on_a_gpu_keeps_packed_sequences_apart(backend):
+def test_every_back_end_on_a_gpu_separates_packed_sequences(backend):
     check_packed(backend, "cuda", torch.bfloat16, 1e-2)
 
 
 @pytest.mark.parametrize("backend", on_gpu)
-def test_on_a_gpu_a_query_s_output_hangs_on_no_other_query_to_the_bit(backend):
+def test_a_query_s_output_on_a_gpu_does_not_depend_on_other_queries(backend):
     q, k, v, _, _, _, starts = packed_case("cuda", torch.bfloat16)
-    whole = starts[0][[0, -1]], starts[1][[0, 1]]
+    single = starts[0][[0, -1]], starts[1][[0, 1]]
     k, v = k[:77], v[:77]
-    plain, _ = packed_attention(q, k, v, *whole, longest([len(q)], [77]), backend)
+    plain, _ = packed_attention(q, k, v, *single, longest([len(q)], [77]), backend)
     keys = torch.arange(5, device="cuda", dtype=torch.int32) * 77
     parts, _ = packed_attention(
         q, k.repeat(4, 1, 1), v.repeat(4, 1, 1), starts[0], keys, longest([300], [77]), backend
@@ -116,14 +116,14 @@ def test_on_a_gpu_a_query_s_output_hangs_on_no_other_query_to_the_bit(backend):
     assert torch.equal(plain, parts)
 
 
-def test_the_operators_keep_their_promises_to_the_compiler():
+def test_the_custom_operators_pass_pytorch_s_checks():
     q, k, v, _ = dense_case("cpu", torch.float32, n=9, dim=12)
     torch.library.opcheck(attention, (q, k, v, "cpu"))
     q, k, v, _, of_q, of_k, starts = packed_case("cpu", torch.float32, dim=12)
     torch.library.opcheck(packed_attention, (q, k, v, *starts, longest(of_q, of_k), "cpu"))
 
 
-def test_a_back_end_that_is_not_there_is_refused_with_what_is():
+def test_an_unavailable_back_end_is_refused_with_the_available_ones():
     with pytest.raises(
         ValueError,
         match=r"'flash4' can't run on cpu: expected auto or one of \['cpu'\]; pip install",

@@ -55,12 +55,12 @@ def test_every_number_has_a_range(kind):
         "sample.guidance=-1",
     ],
 )
-def test_a_number_out_of_its_range_is_refused_with_its_name(wrong):
+def test_a_number_outside_its_range_is_refused_with_its_name(wrong):
     with pytest.raises(ConfigError, match=f"command line: {wrong.partition('=')[0]}"):
         config.load(TrainConfig, None, [wrong])
 
 
-def test_settings_that_do_not_fit_each_other_are_refused():
+def test_settings_that_contradict_each_other_are_refused():
     for wrong, match in (
         ("system.codec.frames=3", "expected multiples of the codec's patch"),
         ("system.text.heads=7", "expected a multiple of 7 heads"),

@@ -12,9 +12,9 @@ pytest.importorskip("torch")
 from curation.stage import BadVideo
 from tests.support import drawn_clips
 from tests.support.drawn_clips import FRAMES, dataset, row, write_mp4
-from training.clips import BadData, Listed, Shards, fitted
+from training.clips import BadData, ClipList, ShardedClips, nearest_size, resize_and_crop
 from training.config import Size
-from training.data import Share, fingerprint, generator, stream
+from training.data import LocalBatch, SampleOrder, clip_ids_digest, seeded_generator, stream_batches
 
 SMALL = Size(10, 24, 40)
 
@@ -32,8 +32,8 @@ def packed(tmp_path_factory):
     return dataset(tmp_path_factory.mktemp("dataset"), rows, make=make)
 
 
-def test_every_clip_of_a_split_is_read_from_its_shard_with_its_own_captions(packed):
-    source = Shards(packed, "train", SMALL)
+def test_every_clip_of_a_split_is_read_with_its_captions(packed):
+    source = ShardedClips(packed, "train", SMALL)
     assert sorted(source.clip_ids) == sorted(row(i)["clip_id"] for i in range(8) if i != 5)
     for index, clip_id in enumerate(source.clip_ids):
         number = next(i for i in range(10) if row(i)["clip_id"] == clip_id)
@@ -44,15 +44,15 @@ def test_every_clip_of_a_split_is_read_from_its_shard_with_its_own_captions(pack
         assert clip.spans[4] == pytest.approx((1.6, 2.0))
         left = clip.video[:, :, :18].float().mean()
         assert left == pytest.approx(drawn_clips.frame(number, 0)[0, 0, 0], abs=3)
-    assert len(Shards(packed, "validation", SMALL).clip_ids) == 2
+    assert len(ShardedClips(packed, "validation", SMALL).clip_ids) == 2
 
 
 @pytest.mark.parametrize("frames", [1, 7, 10, 50, 88])
-def test_frames_lie_evenly_over_the_whole_clip(packed, frames):
-    every = grey(Shards(packed, "train", Size(FRAMES, 24, 40))[0])
+def test_frames_are_sampled_evenly_over_the_clip(packed, frames):
+    every = grey(ShardedClips(packed, "train", Size(FRAMES, 24, 40))[0])
     assert (np.diff(every) > 2).all()  # the clip grows lighter with every frame
     shown = np.floor((np.arange(frames) + 0.5) * FRAMES / frames + 1e-6).astype(int)  # mid-part
-    clip = Shards(packed, "train", Size(frames, 24, 40))[0]
+    clip = ShardedClips(packed, "train", Size(frames, 24, 40))[0]
     assert clip.video.shape == (frames, 24, 40, 3)
     assert np.array_equal(grey(clip), every[shown])
 
@@ -61,18 +61,20 @@ def grey(clip):
     return clip.video[:, :, 30:].float().mean((1, 2, 3)).numpy()
 
 
-def test_a_picture_of_another_shape_keeps_its_middle_and_its_proportions():
+def test_a_frame_of_another_aspect_is_cropped_to_its_middle_undistorted():
     picture = np.zeros((96, 160, 3), np.uint8)
     picture[:, 32:128] = 200  # the middle square, 96 wide
     frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-    square = fitted(frame, Fraction(1), Size(1, 48, 48))
+    square = resize_and_crop(frame, Fraction(1), Size(1, 48, 48))
     assert square.shape == (48, 48, 3)
     assert square.min() > 150
     # pixels twice as wide as high: the picture is 320 x 96, and its middle is 96 of them
-    assert fitted(frame, Fraction(2), Size(1, 48, 160))[24].mean(-1).tolist()[:30] == [0] * 30
+    assert (
+        resize_and_crop(frame, Fraction(2), Size(1, 48, 160))[24].mean(-1).tolist()[:30] == [0] * 30
+    )
 
 
-def test_a_clip_that_was_decoded_stays_in_memory_as_far_as_it_may(packed, monkeypatch):
+def test_decoded_clips_stay_in_memory_up_to_the_limit(packed, monkeypatch):
     def opened(source):
         before = len(calls)
         source[0], source[1], source[0], source[1]
@@ -81,19 +83,19 @@ def test_a_clip_that_was_decoded_stays_in_memory_as_far_as_it_may(packed, monkey
     calls, open_ = [], av.open
     monkeypatch.setattr(av, "open", lambda *a, **k: calls.append(a) or open_(*a, **k))
     one_mb = 10 * 24 * 40 * 3 / 1e6
-    assert opened(Shards(packed, "train", SMALL)) == 4
-    assert opened(Shards(packed, "train", SMALL, memory_mb=1.5 * one_mb)) == 3
-    assert opened(Shards(packed, "train", SMALL, memory_mb=2 * one_mb)) == 2
+    assert opened(ShardedClips(packed, "train", SMALL)) == 4
+    assert opened(ShardedClips(packed, "train", SMALL, memory_mb=1.5 * one_mb)) == 3
+    assert opened(ShardedClips(packed, "train", SMALL, memory_mb=2 * one_mb)) == 2
 
 
-def test_a_damaged_clip_is_named_with_its_shard(tmp_path):
+def test_a_damaged_clip_is_reported_with_its_shard(tmp_path):
     folder = dataset(tmp_path, [row(i) for i in range(3)])
     table = pq.read_table(folder / "shards.parquet").to_pylist()
     path = folder / "shards" / table[1]["shard"]
     data = bytearray(path.read_bytes())
     data[table[1]["offset"] + 60] ^= 1
     path.write_bytes(data)
-    source = Shards(folder, "train", SMALL)
+    source = ShardedClips(folder, "train", SMALL)
     with pytest.raises(BadData, match=rf"clip {table[1]['clip_id']} in .*{path.name}: its mp4"):
         source[1]
     assert source[0].clip_id == table[0]["clip_id"]
@@ -105,85 +107,122 @@ def test_a_damaged_clip_is_named_with_its_shard(tmp_path):
         source[0]
 
 
-def test_a_clip_that_ends_too_early_is_refused(tmp_path):
+def test_a_clip_with_too_few_frames_is_refused(tmp_path):
     folder = dataset(tmp_path, [row(0)], make=lambda c, t: write_mp4(c, t, frames=FRAMES - 20))
     with pytest.raises(BadData, match="30 of 50 frames can be decoded"):
-        Shards(folder, "train", SMALL)[0]
+        ShardedClips(folder, "train", SMALL)[0]
 
 
-def test_a_folder_that_is_no_dataset_and_one_without_clips_are_refused(tmp_path, packed):
+def test_a_folder_without_a_dataset_or_without_clips_is_refused(tmp_path, packed):
     with pytest.raises(BadData, match=r"shards.parquet: no such file; expected the output of"):
-        Shards(tmp_path, "train", SMALL)
+        ShardedClips(tmp_path, "train", SMALL)
     with pytest.raises(BadData, match="there is no clip to train on"):
-        stream(Shards(packed, "test", SMALL), Share(2), seed=0)
+        stream_batches(ShardedClips(packed, "test", SMALL), LocalBatch(2), seed=0)
 
 
-def test_a_shard_s_name_can_t_lead_out_of_the_dataset(tmp_path):
+def test_a_shard_s_name_with_a_path_is_refused(tmp_path):
     folder = dataset(tmp_path, [row(0)])
     rows = pq.read_table(folder / "shards.parquet")
     at = rows.schema.get_field_index("shard")
     pq.write_table(rows.set_column(at, "shard", [["../../secret.tar"]]), folder / "shards.parquet")
     with pytest.raises(BadData, match="is not the name of a file"):
-        Shards(folder, "train", SMALL)
+        ShardedClips(folder, "train", SMALL)
 
 
-# ---------------------------------------------------------------- the order
+# ---- order
 
 
-def seen(source, batches, share, first=0, workers=0):
+def read_samples(source, batches, share, first=0, workers=0):
     """(number, clip_id, the frames' sum) of each sample."""
     return [
         (n, clip.clip_id, int(clip.video.sum()))
-        for batch in islice(stream(source, share, 3, first, workers), batches)
+        for batch in islice(stream_batches(source, share, 3, first, workers), batches)
         for n, clip in zip(batch.numbers, batch.clips, strict=True)
     ]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # of two cores
-def test_workers_change_nothing_in_the_stream(packed):
-    source = Shards(packed, "train", SMALL)
-    alone = seen(source, 9, Share(2))
+def test_the_number_of_workers_does_not_change_the_batches(packed):
+    source = ShardedClips(packed, "train", SMALL)
+    alone = read_samples(source, 9, LocalBatch(2))
     assert [n for n, _, _ in alone] == list(range(18))
-    assert seen(source, 9, Share(2), workers=2) == alone
-    assert seen(source, 9, Share(2), workers=4) == alone
+    assert read_samples(source, 9, LocalBatch(2), workers=2) == alone
+    assert read_samples(source, 9, LocalBatch(2), workers=4) == alone
 
 
-def test_each_epoch_has_every_clip_exactly_once_in_another_order():
-    source = Listed([drawn_clips.clip(i) for i in range(7)])
-    ids = [clip_id for _, clip_id, _ in seen(source, 14, Share(2))]
+def test_every_epoch_has_each_clip_once_in_a_new_order():
+    source = ClipList([drawn_clips.clip(i) for i in range(7)])
+    ids = [clip_id for _, clip_id, _ in read_samples(source, 14, LocalBatch(2))]
     epochs = [ids[i : i + 7] for i in range(0, 28, 7)]
     assert all(sorted(epoch) == source.clip_ids for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
 @pytest.mark.parametrize("first", [1, 6, 12])
-def test_a_stream_goes_on_at_any_sample(first):
-    source = Listed([drawn_clips.clip(i) for i in range(5)])
-    assert seen(source, 4, Share(3), first) == seen(source, 24, Share(1))[first : first + 12]
+def test_batches_can_start_at_any_sample(first):
+    source = ClipList([drawn_clips.clip(i) for i in range(5)])
+    assert (
+        read_samples(source, 4, LocalBatch(3), first)
+        == read_samples(source, 24, LocalBatch(1))[first : first + 12]
+    )
 
 
 @pytest.mark.parametrize(("ranks", "batch"), [(1, 12), (2, 6), (3, 4), (4, 3), (12, 1)])
-def test_all_ranks_together_see_what_one_sees(ranks, batch):
-    source = Listed([drawn_clips.clip(i) for i in range(5)])
-    alone = seen(source, 36, Share(1))
-    parts = [seen(source, 3, Share(batch, rank, ranks)) for rank in range(ranks)]
+def test_several_ranks_read_the_same_samples_as_one(ranks, batch):
+    source = ClipList([drawn_clips.clip(i) for i in range(5)])
+    alone = read_samples(source, 36, LocalBatch(1))
+    parts = [read_samples(source, 3, LocalBatch(batch, rank, ranks)) for rank in range(ranks)]
     for step in range(3):
         together = [s for part in parts for s in part[step * batch : (step + 1) * batch]]
         assert together == alone[step * 12 : (step + 1) * 12]
 
 
-def test_random_numbers_hang_on_the_key_alone():
+def test_random_numbers_depend_on_the_key_only():
     import torch
 
     def numbers(*key):
-        return torch.rand(4, generator=generator(*key)).tolist()
+        return torch.rand(4, generator=seeded_generator(*key)).tolist()
 
     assert numbers(1, "noise", 7) == numbers(1, "noise", 7)
     keys = [(1, "noise", 7), (1, "noise", 8), (2, "noise", 7), (1, "drop", 7), (1, 17), (11, 7)]
     assert len({tuple(numbers(*key)) for key in keys}) == len(keys)
 
 
-def test_other_clips_have_another_fingerprint():
+def test_other_clips_have_another_digest():
     clips = [drawn_clips.clip(i) for i in range(3)]
-    marks = {fingerprint(Listed(c)) for c in (clips, clips[:2], clips[::-1])}
+    marks = {clip_ids_digest(ClipList(c)) for c in (clips, clips[:2], clips[::-1])}
     assert len(marks) == 3
+
+
+# ---- several sizes
+
+
+def test_a_clip_gets_the_size_of_the_nearest_aspect_and_length():
+    sizes = [Size(88, 720, 1280), Size(88, 1280, 720), Size(40, 720, 1280), Size(176, 720, 1280)]
+    for width, height, seconds, expected in (
+        (1920, 1080, 15.0, 0),
+        (1080, 1920, 15.0, 1),
+        (608, 1080, 60.0, 1),
+        (1280, 720, 7.0, 2),
+        (1280, 720, 28.0, 3),
+        (1300, 720, 15.4, 0),
+    ):
+        assert nearest_size(sizes, width, height, seconds) == expected
+
+
+class SizedClips:
+    def __init__(self, size_indices):
+        self.size_indices = size_indices
+        self.clip_ids = [str(i) for i in range(len(size_indices))]
+
+
+def test_a_global_batch_has_one_size_and_an_epoch_has_every_clip():
+    sizes = [0] * 7 + [1] * 3 + [2]
+    order = SampleOrder(SizedClips(sizes), seed=3, global_batch=4)
+    assert order.epoch_length == 8 + 4 + 4
+    for epoch in range(3):
+        read_samples = [order[epoch * 16 + i] for i in range(16)]
+        assert set(read_samples) == set(range(11))
+        for at in range(0, 16, 4):
+            assert len({sizes[i] for i in read_samples[at : at + 4]}) == 1
+    assert [order[i] for i in range(16)] != [order[16 + i] for i in range(16)]

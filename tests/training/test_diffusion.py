@@ -4,34 +4,34 @@ from torch import Tensor
 
 from training.config import DiffusionConfig
 from training.diffusion import (
+    alphas_cumprod,
     denoising_loss,
-    draw_noise,
-    draw_t,
     guided,
     loss_weight,
     noisy_and_target,
     sample_ancestral,
     sample_flow,
-    shifted,
-    signal,
+    sample_noise,
+    sample_timesteps,
+    shift_noise_level,
 )
 
 SHAPE = (2, 4, 3, 2, 5)
 
 
-def drawn(seed: int, *shape: int) -> Tensor:
+def random_tensor(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_noise_schedule_is_ddpm_s():
+def test_the_noise_schedule_equals_that_of_ddpm():
     scheduler = pytest.importorskip("diffusers").DDPMScheduler()
-    assert torch.allclose(signal().float(), scheduler.alphas_cumprod, rtol=1e-5)
+    assert torch.allclose(alphas_cumprod().float(), scheduler.alphas_cumprod, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("objective", "theirs"), [("epsilon", "epsilon"), ("v", "v_prediction")])
-def test_noisy_latents_and_targets_are_those_of_diffusers_scheduler(objective, theirs):
+def test_noisy_latents_and_targets_equal_those_of_diffusers(objective, theirs):
     scheduler = pytest.importorskip("diffusers").DDPMScheduler(prediction_type=theirs)
-    x, noise, t = drawn(0, *SHAPE), drawn(1, *SHAPE), torch.tensor([3, 907])
+    x, noise, t = random_tensor(0, *SHAPE), random_tensor(1, *SHAPE), torch.tensor([3, 907])
     noisy, target = noisy_and_target(x, noise, t, DiffusionConfig(objective))
     assert torch.allclose(noisy, scheduler.add_noise(x, noise, t), atol=1e-5)
     want = noise if objective == "epsilon" else scheduler.get_velocity(x, noise, t)
@@ -39,19 +39,23 @@ def test_noisy_latents_and_targets_are_those_of_diffusers_scheduler(objective, t
 
 
 @pytest.mark.parametrize("objective", ["epsilon", "v", "flow", "clean"])
-def test_a_network_that_knows_the_noise_has_no_loss(objective):
+def test_a_perfect_prediction_has_no_loss(objective):
     cfg = DiffusionConfig(objective)
-    x, noise, t = drawn(0, *SHAPE).double(), drawn(1, *SHAPE), torch.tensor([10.0, 800.0])
+    x, noise, t = (
+        random_tensor(0, *SHAPE).double(),
+        random_tensor(1, *SHAPE),
+        torch.tensor([10.0, 800.0]),
+    )
     target = noisy_and_target(x, noise, t, cfg)[1]
     assert denoising_loss(lambda *_: target, x, noise, t, cfg).tolist() == [0, 0]
     off = denoising_loss(lambda *_: target + 2, x, noise, t, cfg)
     assert torch.allclose(off, 4 * loss_weight(t, cfg).double())
 
 
-def test_min_snr_weighs_both_objectives_as_the_same_error_of_the_clean_latents():
+def test_min_snr_weights_of_epsilon_and_v_agree_on_the_error_of_clean_latents():
     """An error of e in epsilon is e / sqrt(snr) in x; of e in v it is e / sqrt(snr + 1)."""
     t = torch.arange(0.0, 1000.0)
-    a = signal()
+    a = alphas_cumprod()
     snr = a / (1 - a)
     in_x = snr.clamp(max=5.0)
     assert torch.allclose(loss_weight(t, DiffusionConfig("epsilon")).double() * snr, in_x)
@@ -59,27 +63,30 @@ def test_min_snr_weighs_both_objectives_as_the_same_error_of_the_clean_latents()
     assert loss_weight(t, DiffusionConfig(min_snr_gamma=None)).unique().tolist() == [1]
 
 
-def test_times_are_drawn_over_the_whole_range_and_repeat_with_the_seed():
+def test_timesteps_cover_the_range_and_repeat_with_the_seed():
     for cfg in (DiffusionConfig(), DiffusionConfig("flow")):
-        t = draw_t(5000, cfg, torch.Generator().manual_seed(0))
-        assert torch.equal(t, draw_t(5000, cfg, torch.Generator().manual_seed(0)))
+        t = sample_timesteps(5000, cfg, torch.Generator().manual_seed(0))
+        assert torch.equal(t, sample_timesteps(5000, cfg, torch.Generator().manual_seed(0)))
         assert 0 <= t.min() < 60
         assert 940 < t.max() <= 1000
         assert abs(t.mean() - 500) < 20
-    assert draw_t(5000, DiffusionConfig("flow", flow_shift=3.0), torch.Generator()).mean() > 650
-    assert shifted(torch.tensor([0.0, 0.5, 1.0]), 3.0).tolist() == [0, 0.75, 1]
+    assert (
+        sample_timesteps(5000, DiffusionConfig("flow", flow_shift=3.0), torch.Generator()).mean()
+        > 650
+    )
+    assert shift_noise_level(torch.tensor([0.0, 0.5, 1.0]), 3.0).tolist() == [0, 0.75, 1]
 
 
-def test_noise_offset_moves_whole_channels():
+def test_noise_offset_shifts_each_channel():
     x = torch.zeros(64, 4, 5, 8, 8)
-    plain = draw_noise(x, DiffusionConfig(), torch.Generator().manual_seed(0))
-    offset = draw_noise(x, DiffusionConfig(noise_offset=1.0), torch.Generator().manual_seed(0))
+    plain = sample_noise(x, DiffusionConfig(), torch.Generator().manual_seed(0))
+    offset = sample_noise(x, DiffusionConfig(noise_offset=1.0), torch.Generator().manual_seed(0))
     moved = offset - plain
     assert torch.allclose(moved, moved[..., :1, :1, :1].expand_as(moved), atol=1e-6)
     assert 0.8 < moved[..., 0, 0, 0].std() < 1.2
 
 
-def gaussian_truth(cfg: DiffusionConfig, mean: float, spread: float):
+def gaussian_truth(cfg: DiffusionConfig, mean: float, deviation: float):
     """What a perfect network predicts for latents that are Gaussian: the posterior mean of the
     target, exactly."""
 
@@ -88,10 +95,10 @@ def gaussian_truth(cfg: DiffusionConfig, mean: float, spread: float):
             keep, add = 1 - t[0] / 1000, t[0] / 1000
         else:
             lower = t.floor().long()
-            below, above = signal()[lower], signal()[(lower + 1).clamp(max=999)]
+            below, above = alphas_cumprod()[lower], alphas_cumprod()[(lower + 1).clamp(max=999)]
             a = (below + (above - below) * (t - lower))[0].float()
             keep, add = a.sqrt(), (1 - a).sqrt()
-        clean = mean + (x - keep * mean) * keep * spread**2 / (keep**2 * spread**2 + add**2)
+        clean = mean + (x - keep * mean) * keep * deviation**2 / (keep**2 * deviation**2 + add**2)
         noise = (x - keep * clean) / add if add > 0 else torch.zeros_like(x)
         if cfg.objective == "clean":
             return clean
@@ -103,9 +110,9 @@ def gaussian_truth(cfg: DiffusionConfig, mean: float, spread: float):
 
 
 @pytest.mark.parametrize("objective", ["epsilon", "v", "flow", "clean"])
-def test_with_a_perfect_network_samples_have_the_data_s_mean_and_spread(objective):
+def test_samples_of_a_perfect_network_have_the_data_s_mean_and_deviation(objective):
     cfg = DiffusionConfig(objective)
-    predict, noise = gaussian_truth(cfg, 0.7, 0.4), drawn(0, 1, 1, 4, 50, 50)
+    predict, noise = gaussian_truth(cfg, 0.7, 0.4), random_tensor(0, 1, 1, 4, 50, 50)
     if cfg.flows:
         out = sample_flow(predict, noise, 100, cfg)
     else:
@@ -115,11 +122,11 @@ def test_with_a_perfect_network_samples_have_the_data_s_mean_and_spread(objectiv
 
 
 @pytest.mark.parametrize(("objective", "theirs"), [("epsilon", "epsilon"), ("v", "v_prediction")])
-def test_the_ancestral_sampler_is_the_released_one(objective, theirs):
+def test_the_ancestral_sampler_equals_diffusers(objective, theirs):
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.EulerAncestralDiscreteScheduler(prediction_type=theirs)
     scheduler.set_timesteps(7)
-    noise, seen = drawn(0, *SHAPE), []
+    noise, seen = random_tensor(0, *SHAPE), []
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         seen.append(t[0].item())
@@ -136,10 +143,10 @@ def test_the_ancestral_sampler_is_the_released_one(objective, theirs):
     assert torch.allclose(ours, x, rtol=1e-3, atol=1e-3)
 
 
-def test_clean_has_flow_s_loss_and_flow_s_samples():
-    """The same network, told once as the latents and once as the velocity that leads to them."""
+def test_clean_has_the_loss_and_the_samples_of_flow():
+    """The same predictions, once as latents and once as the velocity that leads to them."""
     flow, clean = DiffusionConfig("flow"), DiffusionConfig("clean")
-    x, noise, t = drawn(0, *SHAPE), drawn(1, *SHAPE), torch.tensor([60.0, 999.0])
+    x, noise, t = random_tensor(0, *SHAPE), random_tensor(1, *SHAPE), torch.tensor([60.0, 999.0])
 
     def guess(noisy: Tensor, t: Tensor) -> Tensor:
         return torch.sin(noisy)
@@ -153,14 +160,14 @@ def test_clean_has_flow_s_loss_and_flow_s_samples():
     assert torch.allclose(samples, sample_flow(velocity, noise, 7, flow), atol=1e-5)
 
 
-def test_guidance_of_one_asks_the_text_alone_and_more_goes_beyond_it():
-    x, t = drawn(0, *SHAPE), torch.zeros(2)
+def test_guidance_of_one_is_the_conditional_prediction():
+    x, t = random_tensor(0, *SHAPE), torch.zeros(2)
     with_text, without = (lambda x, t: x), (lambda x, t: 0 * x)
     assert guided(with_text, without, 1) is with_text
     assert torch.equal(guided(with_text, without, 7)(x, t), 7 * x)
 
 
-def test_a_sampler_refuses_the_other_s_objective():
+def test_each_sampler_refuses_the_other_s_objectives():
     with pytest.raises(ValueError, match="use sample_flow"):
         sample_ancestral(
             lambda x, t: x, torch.zeros(SHAPE), 2, DiffusionConfig("flow"), torch.Generator()

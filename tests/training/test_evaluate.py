@@ -11,9 +11,9 @@ torch = pytest.importorskip("torch")
 from curation.torchvision_fix import fix_torchvision
 from training import evaluate
 from training.config import SampleConfig
-from training.evaluate import BadSample, Video, is_dynamic, main, motion_and_steps, summary
-from training.sample import about, write_mp4
-from training.text_to_video import Script
+from training.evaluate import BadSample, Video, is_dynamic, main, motion_and_steps, summarize
+from training.sample import mp4_metadata, write_mp4
+from training.text_to_video import Prompt
 from training.weights import BadWeights
 
 rng = np.random.default_rng(1)
@@ -21,7 +21,7 @@ PATTERN = rng.integers(0, 256, (40, 60, 3), np.uint8)
 
 
 def picture(x: float, of: np.ndarray = PATTERN, size=(160, 96)) -> np.ndarray:
-    """The pattern, scaled up four times, seen from x px further left."""
+    """The pattern, scaled up four times, shifted to the left by x px."""
     import cv2
 
     big = cv2.resize(of, (240, 160), interpolation=cv2.INTER_CUBIC)
@@ -41,26 +41,26 @@ def moves_by(px):
     [
         (8, 16, 2.26, True),  # the threshold: 6 x 96 / 256 = 2.25 px
         (8, 16, 2.24, False),
-        (15, 16, 2.26, True),  # every second frame: 8 kept, 7 pairs of the 2 that are wanted
+        (15, 16, 2.26, True),  # every second frame: 8 kept, 7 pairs, of which 2 must move
         (24, 5, 2.26, True),  # two kept; round(0.5) is 0 in Python, so everything is dynamic
         (24, 5, 0.0, True),
     ],
 )
-def test_dynamic_degree_is_vbench_s(fps, frames, px, dynamic):
+def test_dynamic_degree_equals_vbench_s_formula(fps, frames, px, dynamic):
     video = np.zeros((frames, 96, 160, 3), np.uint8)
     found, top = is_dynamic(video, fps, moves_by(px))
     assert found == dynamic
     assert top == pytest.approx(px, abs=1e-5)
 
 
-def test_a_quarter_of_the_kept_frames_has_to_move():
+def test_a_video_is_dynamic_if_a_quarter_of_its_kept_frames_moves():
     video = np.zeros((16, 96, 160, 3), np.uint8)
     for moving, dynamic in ((3, False), (4, True)):
         steps = iter([100.0] * moving + [0.0] * 20)
         assert is_dynamic(video, 8, lambda a, b: moves_by(next(steps))(a, b))[0] == dynamic  # noqa: B023
 
 
-def test_only_the_fastest_pixels_count():
+def test_dynamic_degree_uses_the_fastest_pixels_only():
     def flow(one, two):
         by = np.zeros((*one.shape[:2], 2), np.float32)
         by[:, :8] = 40  # a twentieth of the width
@@ -76,13 +76,13 @@ def video_of(frames, borders=(), fps=8.0, path="x.mp4"):
     return Video(path, fps, frames, spans, [f"part {i}" for i in range(len(spans))])
 
 
-def test_motion_is_measured_in_pixels_a_second_at_320_wide():
+def test_motion_is_in_pixels_per_second_at_320_px_wide():
     motion, _ = motion_and_steps(video_of(panning(1.5)))
     assert motion == pytest.approx(1.5 * 2 * 8, rel=0.15)
     assert motion_and_steps(video_of(panning(0)))[0] < 0.5
 
 
-def test_a_cut_at_a_border_stands_out_and_a_steady_pan_does_not():
+def test_a_cut_at_a_border_has_a_high_border_step_and_a_steady_pan_has_not():
     smooth = panning(1.5)
     other = np.stack([picture(1.5 * i, PATTERN[::-1, ::-1]) for i in range(24)])
     cut = np.concatenate([smooth[:12], other[12:]])
@@ -97,13 +97,15 @@ def test_a_cut_at_a_border_stands_out_and_a_steady_pan_does_not():
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("videos")
     for name, px in (("still", 0.0), ("moving", 3.0)):
-        script = Script([(0.0, 1.5), (1.5, 3.0)], [f"a {name} pattern", "<b>the same</b>"])
+        prompt = Prompt([(0.0, 1.5), (1.5, 3.0)], [f"a {name} pattern", "<b>the same</b>"])
         path = out / f"{name}.mp4"
-        write_mp4(torch.from_numpy(panning(px)), path, 3.0, about(script, "x", SampleConfig()))
+        write_mp4(
+            torch.from_numpy(panning(px)), path, 3.0, mp4_metadata(prompt, "x", SampleConfig())
+        )
     return out
 
 
-def test_a_folder_of_videos_becomes_a_table_and_a_page(tmp_path, folder, capsys):
+def test_a_folder_of_videos_gives_a_table_and_a_page(tmp_path, folder, capsys):
     real = tmp_path / "real"
     real.mkdir()
     write_mp4(torch.from_numpy(panning(3.0)), real / "moving.mp4", 3.0)
@@ -120,19 +122,19 @@ def test_a_folder_of_videos_becomes_a_table_and_a_page(tmp_path, folder, capsys)
     text = (tmp_path / "out/evaluation.html").read_text()
     assert text.count("data:image/jpeg;base64,") == 2
     assert f"--videos_path {folder}" in text
-    assert "motion: still" in text
+    assert "motion: static" in text
     assert "<b>the same" not in text
 
 
-def test_the_summary_says_how_many_videos_and_leaves_out_what_was_not_measured():
+def test_the_summary_counts_videos_and_skips_missing_measures():
     base = {"duration_s": 14.0, "width": 1280, "height": 720, **dict.fromkeys(evaluate.MEANS)}
     rows = [
         base | {"motion_px_s": 1.0, "sharpness": 10.0, "border_steps": [1.0, 3.0]},
         base | {"motion_px_s": 100.0, "sharpness": 30.0, "border_steps": [], "height": 2276},
     ]
-    table = {line["group"]: line for line in summary(rows)}
+    table = {line["group"]: line for line in summarize(rows)}
     assert set(table) == {
-        "all", "motion: still", "motion: fast", "aspect: 16:9", "aspect: 9:16", "length: 15 s",
+        "all", "motion: static", "motion: fast", "aspect: 16:9", "aspect: 9:16", "length: 15 s",
     }  # fmt: skip
     assert table["all"]["sharpness"] == 20
     assert table["all"]["border_steps"] == 2
@@ -140,7 +142,7 @@ def test_the_summary_says_how_many_videos_and_leaves_out_what_was_not_measured()
     assert table["motion: fast"]["videos"] == 1
 
 
-def test_clip_s_likeness_is_the_cosine_that_the_model_gives(tmp_path, folder):
+def test_clip_similarity_is_a_cosine_per_segment(tmp_path, folder):
     fix_torchvision()
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
@@ -166,16 +168,16 @@ def test_clip_s_likeness_is_the_cosine_that_the_model_gives(tmp_path, folder):
     assert len({round(v, 5) for v in values}) > 1
     assert all(-1 <= v <= 1 for v in values)
     with pytest.raises(BadWeights, match="hf download openai/clip-vit-large-patch14"):
-        evaluate.Clip(str(tmp_path / "none"))
+        evaluate.ClipModel(str(tmp_path / "none"))
 
 
 @pytest.mark.slow  # RAFT on a CPU
-def test_raft_s_flow_is_of_the_picture_s_own_size(tmp_path):
+def test_raft_s_flow_has_the_size_of_the_frames(tmp_path):
     fix_torchvision()
     flows = pytest.importorskip("torchvision.models.optical_flow")
     torch.manual_seed(0)
     torch.save(flows.raft_large().state_dict(), tmp_path / "raft.pth")
-    calc = evaluate.raft(str(tmp_path / "raft.pth"))
+    calc = evaluate.load_raft(str(tmp_path / "raft.pth"))
     one, two = (picture(x, size=(150, 131)) for x in (0, 4))
     by = calc(one, two)
     assert by.shape == (131, 150, 2)
@@ -183,7 +185,7 @@ def test_raft_s_flow_is_of_the_picture_s_own_size(tmp_path):
     assert np.abs(by).max() > 0
 
 
-def test_what_can_not_be_measured_is_said(tmp_path):
+def test_a_video_that_can_not_be_measured_is_reported(tmp_path):
     with pytest.raises(BadSample, match=r"no \.mp4 in it"):
         evaluate.evaluate_folder(tmp_path, tmp_path / "out", evaluate.EvaluateConfig())
     (tmp_path / "a.mp4").write_bytes(b"nonsense")
@@ -194,4 +196,4 @@ def test_what_can_not_be_measured_is_said(tmp_path):
     with pytest.raises(BadSample, match=r"expected an mp4 of training\.sample"):
         evaluate.read_video(tmp_path / "a.mp4")
     with pytest.raises(BadWeights, match="RAFT can't be loaded"):
-        evaluate.raft(str(tmp_path / "none.pth"))
+        evaluate.load_raft(str(tmp_path / "none.pth"))

@@ -1,4 +1,4 @@
-"""What only a GPU can show of training."""
+"""What only a GPU can sample_training_clip of training."""
 
 from dataclasses import replace
 
@@ -8,14 +8,14 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tensorboard")
 
 from tests.support.ranks import on_ranks
-from tests.training.test_train import CLIPS, HELD_OUT, SYSTEM, settings, written
+from tests.support.tiny_run import CLIPS, HELD_OUT, SYSTEM, tiny_config, write_config
 from training import checkpoint
 from training.config import AllegroConfig, Size, T5Config
-from training.dry_run import random_clip
+from training.dry_run import make_random_clip
 from training.resume import build
 from training.sample import main
 from training.train import main as command
-from training.train import show, train
+from training.train import sample_training_clip, train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,17 +26,17 @@ GPU = replace(SYSTEM, model=replace(SYSTEM.model, attention_head_dim=96), text=r
 
 
 def trained(folder, steps, **changes):
-    cfg = settings(folder, system=GPU, precision="bf16", steps=steps, **changes)
+    cfg = tiny_config(folder, system=GPU, precision="bf16", steps=steps, **changes)
     return train(cfg, CLIPS, HELD_OUT)
 
 
 def exact(folder):
-    whole = trained(folder / "whole", 6, deterministic=True)
+    uninterrupted = trained(folder / "uninterrupted", 6, deterministic=True)
     parts = [trained(folder / "parts", n, deterministic=True) for n in (2, 6)]
-    return whole, parts[0] + parts[1]
+    return uninterrupted, parts[0] + parts[1]
 
 
-def test_a_deterministic_run_goes_on_to_the_bit(tmp_path):
+def test_a_deterministic_run_resumes_with_equal_losses(tmp_path):
     (found,) = on_ranks(1, exact, tmp_path)  # the setting stays in its own process
     assert found[0] == found[1]
 
@@ -46,48 +46,48 @@ def several_ways(folder):
     return [trained(folder / "plain", 3), trained(folder / "compiled", 3, **ways)]
 
 
-def test_sharded_and_compiled_steps_are_those_of_autocast_up_to_bf16(tmp_path):
+def test_sharded_and_compiled_steps_equal_plain_ones_up_to_bf16(tmp_path):
     alone = trained(tmp_path / "alone", 3)
     (found,) = on_ranks(1, several_ways, tmp_path)
     for losses in found:
         assert losses == pytest.approx(alone, rel=0.03)
 
 
-def test_a_checkpoint_is_sampled_from_by_command(tmp_path):
+def test_the_sample_command_writes_a_video_of_a_checkpoint(tmp_path):
     trained(tmp_path / "run", 1)
-    path = str(checkpoint.saved(tmp_path / "run")[-1])
+    path = str(checkpoint.list_checkpoints(tmp_path / "run")[-1])
     main([path, str(tmp_path / "out.mp4"), "one", "two", "steps=2"])
     assert (tmp_path / "out.mp4").stat().st_size > 0
 
 
-@pytest.mark.parametrize("parts", ["trained along", "frozen"])
-def test_sampling_leaves_no_memory_behind(tmp_path, parts):
-    cfg, clip = settings(tmp_path, system=GPU, precision="bf16"), CLIPS[0]
-    if parts == "frozen":  # computed ahead: codec and T5Config are loaded for a sample alone
+@pytest.mark.parametrize("parts", ["trained along", "pretrained"])
+def test_sampling_frees_its_memory(tmp_path, parts):
+    cfg, clip = tiny_config(tmp_path, system=GPU, precision="bf16"), CLIPS[0]
+    if parts == "pretrained":  # cached: codec and T5 are loaded for sampling only
         for library in ("diffusers", "transformers", "tokenizers"):
             pytest.importorskip(library)
         from tests.support import tiny_allegro
 
         folder = str(tiny_allegro.save(tmp_path / "weights"))
-        frozen = {
+        pretrained = {
             "codec": AllegroConfig(folder),
             "text": T5Config(folder, tiny_allegro.TEXT_DIM),
         }
-        cfg = replace(cfg, system=replace(GPU, size=Size(24, 320, 320), **frozen))
-        clip = random_clip(cfg.system)
+        cfg = replace(cfg, system=replace(GPU, size=Size(24, 320, 320), **pretrained))
+        clip = make_random_clip(cfg.system)
     run = build(cfg)
-    show(cfg, 1, run, clip)
+    sample_training_clip(cfg, 1, run, clip)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     for step in range(2, 5):
-        show(cfg, step, run, clip)
+        sample_training_clip(cfg, step, run, clip)
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() <= before
-    assert not checkpoint.saved(tmp_path)
+    assert not checkpoint.list_checkpoints(tmp_path)
 
 
 def too_large(path):
-    """What a run says that needs more than a fiftieth of the GPU."""
+    """The error of a run that needs more than a fiftieth of the GPU."""
     torch.cuda.set_per_process_memory_fraction(0.02)
     try:
         command(
@@ -97,8 +97,8 @@ def too_large(path):
         return str(error)
 
 
-def test_a_run_that_a_gpu_cannot_hold_ends_with_what_lowers_its_need(tmp_path):
-    path = written(tmp_path, settings(tmp_path / "run", system=GPU, precision="bf16"))
-    (said,) = on_ranks(1, too_large, path)  # the limit stays in its own process
-    assert said.startswith("rank 0: OutOfMemory: CUDA out of memory")
-    assert "keep_activations=products" in said
+def test_a_run_that_exceeds_gpu_memory_ends_with_settings_that_need_less(tmp_path):
+    path = write_config(tmp_path, tiny_config(tmp_path / "run", system=GPU, precision="bf16"))
+    (message,) = on_ranks(1, too_large, path)  # the limit stays in its own process
+    assert message.startswith("rank 0: OutOfMemory: CUDA out of memory")
+    assert "keep_activations=products" in message

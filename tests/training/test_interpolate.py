@@ -3,7 +3,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from training.interpolate import along_flow, flow, resampled
+from training.interpolate import interpolate_by_flow, optical_flow, resample_frames
 
 rng = np.random.default_rng(0)
 COARSE = rng.integers(0, 256, (12, 20, 3), np.uint8)
@@ -22,29 +22,29 @@ def scene(x: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("t", [0.25, 0.5, 0.8])
-def test_what_moves_is_where_it_would_be_and_not_in_two_places(t):
+def test_a_moving_object_is_interpolated_to_its_position(t):
     first, second, truth = scene(40), scene(52), scene(40 + 12 * t).astype(float)
-    (made,) = along_flow(first, second, [t])
+    (made,) = interpolate_by_flow(first, second, [t])
     blended = (1 - t) * first + t * second
     wrong = np.abs(made - truth).mean()
     assert wrong < 0.35 * np.abs(blended - truth).mean()
     assert wrong < 2
 
 
-def test_flow_is_the_motion_in_pixels():
-    inside = flow(scene(40), scene(52))[30:50, 50:70]
+def test_optical_flow_is_the_motion_in_pixels():
+    inside = optical_flow(scene(40), scene(52))[30:50, 50:70]
     assert np.median(inside, (0, 1)) == pytest.approx([12, 0], abs=0.5)
 
 
-def test_the_frames_lie_evenly_over_the_same_time():
+def test_resampled_frames_are_spaced_evenly_over_the_same_time():
     still = np.stack([np.full((8, 8, 3), 20 * i, np.uint8) for i in range(5)])
 
     def blend(a, b, moments):
         return (np.rint((1 - t) * a + t * b).astype(np.uint8) for t in moments)
 
-    out = resampled(still, 15, blend)[:, 0, 0, 0]
-    wanted = np.clip((np.arange(15) + 0.5) / 3 - 0.5, 0, 4) * 20
-    assert np.abs(out - wanted).max() <= 0.5
-    assert np.array_equal(resampled(still, 5), still)
-    assert len(resampled(still, 2, blend)) == 2
-    assert len(resampled(still[:1], 3)) == 3
+    out = resample_frames(still, 15, blend)[:, 0, 0, 0]
+    expected = np.clip((np.arange(15) + 0.5) / 3 - 0.5, 0, 4) * 20
+    assert np.abs(out - expected).max() <= 0.5
+    assert np.array_equal(resample_frames(still, 5), still)
+    assert len(resample_frames(still, 2, blend)) == 2
+    assert len(resample_frames(still[:1], 3)) == 3

@@ -10,9 +10,9 @@ from curation.torchvision_fix import fix_torchvision
 from training import sca
 from training.attention import usable_backends
 from training.config import ModelConfig
-from training.layers import place_table, rope_table, rotate
+from training.layers import position_table, rope_table, rotate
 from training.log import report_recompile_limit
-from training.model import Presto, Shard, Text, forward_flops
+from training.model import Presto, SequenceShard, Text, forward_flops
 
 SMALL = ModelConfig(
     num_layers=2,
@@ -55,21 +55,21 @@ class Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def diffusers_twin(model: Presto):
+def diffusers_model(model: Presto):
     """diffusers' model with our weights, and its rotary argument."""
     fix_torchvision()
     diffusers = pytest.importorskip("diffusers")
     cfg = model.cfg
-    twin = diffusers.AllegroTransformer3DModel(
+    other = diffusers.AllegroTransformer3DModel(
         num_attention_heads=cfg.num_attention_heads,
         attention_head_dim=cfg.attention_head_dim,
         num_layers=cfg.num_layers,
         cross_attention_dim=cfg.cross_attention_dim,
         caption_channels=cfg.caption_channels,
     )
-    twin = twin.to(model.proj_out.weight.dtype)
-    twin.load_state_dict(model.state_dict())  # strict: the names and shapes are the same
-    return twin
+    other = other.to(model.proj_out.weight.dtype)
+    other.load_state_dict(model.state_dict())  # strict: the names and shapes are the same
+    return other
 
 
 def diffusers_rope(cfg: ModelConfig, grid):
@@ -85,30 +85,30 @@ def diffusers_rope(cfg: ModelConfig, grid):
 # theirs turns heads by fp32 positions whatever the dtype, so float64 agrees to fp32's rounding
 # there
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-7), (torch.float32, 1e-4)])
-def test_it_is_diffusers_model_forward_and_gradients(dtype, bound):
+def test_forward_and_gradients_equal_those_of_diffusers(dtype, bound):
     model = built(dtype=dtype)
-    twin = diffusers_twin(model)
+    other = diffusers_model(model)
     latents, t, text, schedules = drawn([[7], [4]], dtype=dtype)
     padded, mask = torch.zeros(2, 7, 10, dtype=dtype), torch.zeros(2, 7, dtype=dtype)
     padded[0], padded[1, :4] = text.tokens[:7], text.tokens[7:]
     mask[0], mask[1, :4] = 1, 1
     ours = model(latents, t, text, schedules)
     rope = diffusers_rope(model.cfg, (5, 2, 3))
-    theirs = twin(latents, padded, t, None, mask, rope, return_dict=False)[0]
+    theirs = other(latents, padded, t, None, mask, rope, return_dict=False)[0]
     assert ours.shape == latents.shape
     assert (ours - theirs).abs().max() < bound
     grad = torch.randn_like(ours)
     ours.backward(grad)
     theirs.backward(grad)
-    wanted = dict(twin.named_parameters())
+    expected = dict(other.named_parameters())
     for name, p in model.named_parameters():
         assert p.grad is not None, name
-        assert (p.grad - wanted[name].grad).abs().max() < bound * wanted[
+        assert (p.grad - expected[name].grad).abs().max() < bound * expected[
             name
         ].grad.abs().max().clamp(min=1), name
 
 
-def test_at_full_size_it_has_allegro_s_687_tensors_and_2_771_907_856_parameters():
+def test_the_full_size_network_has_allegro_s_parameters():
     with torch.device("meta"):
         state = Presto().state_dict()
     assert len(state) == 687
@@ -145,22 +145,22 @@ def test_at_full_size_it_has_allegro_s_687_tensors_and_2_771_907_856_parameters(
     }
 
 
-def five_of(text: Text) -> Text:
+def five_times(text: Text) -> Text:
     """One sample's caption for all five segments, its K and V copied."""
     assert text.kv is not None
     kv = tuple((k.repeat(5, 1, 1), v.repeat(5, 1, 1)) for k, v in text.kv)
     return Text(text.tokens.repeat(5, 1), [list(text.lengths[0]) * 5], kv)
 
 
-def test_one_caption_in_all_segments_is_a_model_with_one_caption_to_the_bit():
+def test_one_caption_in_all_segments_equals_a_single_caption():
     model, frames = built(), 22
     latents, t, text, _ = drawn([[7]], frames, size=(8, 8))
     text = model.cache_text(text)  # a product may round differently with more rows: copy its result
     one = model(latents, t, text, [sca.schedule([(0, 15)], frames, "single")])
-    assert torch.equal(model(latents, t, five_of(text), [sca.schedule(FIVE, frames)]), one)
+    assert torch.equal(model(latents, t, five_times(text), [sca.schedule(FIVE, frames)]), one)
 
 
-def test_samples_of_a_batch_do_not_hear_each_other():
+def test_a_sample_does_not_depend_on_others_of_its_batch():
     model = built()
     latents, t, text, schedules = drawn([[3, 5, 2, 4, 6], [7, 2]])
     both = model(latents, t, text, schedules)
@@ -171,24 +171,26 @@ def test_samples_of_a_batch_do_not_hear_each_other():
         assert (one[0] - both[i]).abs().max() < 1e-12
 
 
-def test_text_cached_for_sampling_gives_the_same():
+def test_cached_text_gives_the_same_prediction():
     model = built()
     latents, t, text, schedules = drawn([[3, 5, 2, 4, 6]])
     cached = model.cache_text(text)
-    other = cached._replace(tokens=torch.full_like(text.tokens, math.nan))  # not looked at any more
+    other = cached._replace(tokens=torch.full_like(text.tokens, math.nan))  # not used any more
     assert torch.equal(model(latents, t, other, schedules), model(latents, t, text, schedules))
 
 
 # two blocks: a second run shows in both
 @pytest.mark.parametrize(
-    ("keep", "attention", "feed_forward"),
+    ("policy", "attention", "feed_forward"),
     [("all", 2, 2), ("products", 2, 2), ("attention", 2, 4), ("nothing", 4, 4)],
 )
-def test_what_is_kept_is_not_computed_again_and_no_gradient_changes(keep, attention, feed_forward):
+def test_recompute_policies_change_no_gradient_and_recompute_what_they_do_not_keep(
+    policy, attention, feed_forward
+):
     model = built(dtype=torch.float32)
     inputs = drawn([[3, 5, 2, 4, 6], [7, 2]], dtype=torch.float32)
     want = torch.autograd.grad(model(*inputs).square().sum(), list(model.parameters()))
-    model.keep(keep)
+    model.set_recompute_policy(policy)
     with Count() as count:
         got = torch.autograd.grad(model(*inputs).square().sum(), list(model.parameters()))
     assert (count.attention, count.feed_forward) == (attention, feed_forward)
@@ -198,23 +200,23 @@ def test_what_is_kept_is_not_computed_again_and_no_gradient_changes(keep, attent
 def self_attentions(profile: torch.profiler.profile) -> int:
     """How often attention ran over tokens that meet themselves; no caption is as long as they."""
     ran = [e for e in profile.events() if e.name == "presto::attention"]
-    assert ran  # captions are heard again in backward, whatever is kept
+    assert ran  # cross-attention is always recomputed in backward
     return sum(e.input_shapes[0] == e.input_shapes[1] for e in ran)
 
 
 @pytest.mark.slow  # the compiler, not the network
-@pytest.mark.parametrize(("keep", "spared"), [("products", True), ("nothing", False)])
-def test_compiled_blocks_give_the_same_and_spare_attention_its_second_run(keep, spared):
+@pytest.mark.parametrize(("policy", "kept"), [("products", True), ("nothing", False)])
+def test_compiled_blocks_give_equal_gradients_and_keep_attention(policy, kept):
     model = built(replace(SMALL, num_layers=1), torch.float32)
     inputs = drawn([[3, 5, 2, 4, 7]], dtype=torch.float32)
     want = torch.autograd.grad(model(*inputs).square().sum(), list(model.parameters()))
-    model.keep(keep)
+    model.set_recompute_policy(policy)
     torch._dynamo.reset()
     model.compile_blocks()
     out = model(*inputs)
     with torch.profiler.profile(record_shapes=True) as profile:
         got = torch.autograd.grad(out.square().sum(), list(model.parameters()))
-    assert (self_attentions(profile) == 0) == spared
+    assert (self_attentions(profile) == 0) == kept
     for a, b in zip(got, want, strict=True):
         assert (a - b).abs().max() <= 1e-4 * b.abs().max().clamp(min=1)
 
@@ -240,7 +242,7 @@ def test_sixty_steps_of_three_sizes_and_one_to_ten_captions_take_at_most_four_gr
         return graph.forward
 
     model = built(replace(SMALL, num_layers=1), torch.float32)
-    model.keep("products")
+    model.set_recompute_policy("products")
     torch._dynamo.reset()
     model.compile_blocks(backend)
     for step in range(60):
@@ -262,34 +264,33 @@ def test_reaching_the_compiler_s_limit_is_reported_in_one_line(capfd):
     assert "compile=false" in line
 
 
-class Lockstep:
-    """Sequence shards of one process: each shard's turn of self-attention waits for the others'
-    keys.
+class RecordedKeys:
+    """Sequence shards in one process, without ranks.
 
-    Here the whole sequence's q, k, v are recorded by one unsharded pass, so that each shard can be
-    run on its own: what a rank's collective would bring is looked up.
+    The k and v of all tokens are recorded in an unsharded pass; each shard then uses them in place
+    of the collective operations.
     """
 
     def __init__(self):
-        self.whole: list = []
+        self.keys_values: list = []
 
     def record(self, attend):
         def wrapped(q, k, v):
-            self.whole.append((k, v))
+            self.keys_values.append((k, v))
             return attend(q, k, v)
 
         return wrapped
 
     def replay(self, attend):
-        keys = iter(self.whole)
+        keys = iter(self.keys_values)
         return lambda q, k, v: attend(q, *next(keys))
 
 
-def test_a_sequence_shard_that_is_no_whole_frame_computes_its_part():
+def test_a_sequence_shard_of_incomplete_frames_computes_its_part():
     model = built()
     inputs = drawn([[3, 5, 2, 4, 6], [7, 2]])
-    tokens, lockstep, outputs = 5 * 2 * 3, Lockstep(), []
-    catch = Shard((0, tokens), lockstep.record, lambda x: outputs.append(x) or x)
+    tokens, recorded, outputs = 5 * 2 * 3, RecordedKeys(), []
+    catch = SequenceShard((0, tokens), recorded.record, lambda x: outputs.append(x) or x)
     model(*inputs, catch)
     for a, b in [(0, 7), (7, 16), (16, 30)]:
 
@@ -297,11 +298,11 @@ def test_a_sequence_shard_that_is_no_whole_frame_computes_its_part():
             outputs.append(x)
             return torch.nn.functional.pad(x, (0, 0, a, tokens - b))
 
-        model(*inputs, Shard((a, b), lockstep.replay, pad))
+        model(*inputs, SequenceShard((a, b), recorded.replay, pad))
     assert (torch.cat(outputs[1:], 1) - outputs[0]).abs().max() < 1e-12
 
 
-def test_positions_turn_each_third_of_a_head_by_its_own_axis():
+def test_rotary_positions_rotate_each_third_of_a_head_by_its_axis():
     cos, sin = rope_table(12, (3, 2, 2), (1.0, 2.0, 4.0), CPU, torch.float32)
     x = torch.zeros(1, 12, 1, 12)
     x[..., 0] = x[..., 4] = x[..., 8] = 1  # the first pair of each third
@@ -312,23 +313,22 @@ def test_positions_turn_each_third_of_a_head_by_its_own_axis():
 
 
 @pytest.mark.parametrize(
-    ("positions", "told"), [("relative", set()), ("space", {1, 2}), ("space_time", {0, 1, 2})]
+    ("positions", "axes"), [("relative", set()), ("space", {1, 2}), ("space_time", {0, 1, 2})]
 )
-def test_a_token_knows_its_place_on_the_axes_that_it_is_told_of(positions, told):
-    """Everywhere the same latents: nothing but its place can tell one token from another. RoPE
-    can't: a mean of equal values is that value, however it is weighted. (Once values differ, RoPE
-    lets the other axes' edges through.)"""
+def test_tokens_of_equal_latents_differ_along_the_axes_with_position_codes(positions, axes):
+    """With equal latents everywhere only position codes distinguish tokens. Rotary positions
+    do not: the mean of equal values is that value with any weights."""
     model = built(replace(SMALL, positions=positions))
     latents, t, text, schedules = drawn([[7]])
     out = model(torch.ones_like(latents), t, text, schedules)[0]
     out = out.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))  # c t h ph w pw
     differ = {axis for axis, dim in enumerate((1, 2, 4)) if out.diff(dim=dim).abs().max() > 1e-6}
-    assert told <= differ
-    assert told or not differ
+    assert axes <= differ
+    assert axes or not differ
 
 
-def test_a_table_of_places_holds_equal_shares_and_differs_everywhere():
-    table = place_table(26, (3, 4, 5), (1, 2), CPU).view(3, 4, 5, 26)
+def test_position_codes_divide_the_width_equally_and_are_distinct():
+    table = position_table(26, (3, 4, 5), (1, 2), CPU).view(3, 4, 5, 26)
     assert torch.equal(table, table[:1].expand_as(table))
     assert torch.equal(table[..., :12], table[:, :, :1, :12].expand(-1, -1, 5, -1))
     assert torch.equal(table[..., 12:24], table[:, :1, :, 12:24].expand(-1, 4, -1, -1))
@@ -337,7 +337,7 @@ def test_a_table_of_places_holds_equal_shares_and_differs_everywhere():
     assert far.min() > 0.5
 
 
-def test_bf16_angles_are_off_by_as_much_as_allegro_s_own():
+def test_bf16_angles_have_the_error_of_allegro_s_code():
     """Facts of Allegro at 88 x 720 x 1280: up to 0.058 rad on w, 0.029 on h."""
     full, scales = (1, 45, 80), (2.2, 2.0, 2.0)
     exact, rounded = (
@@ -352,14 +352,14 @@ def test_bf16_angles_are_off_by_as_much_as_allegro_s_own():
     assert 1e-4 < off.abs().mean() < 5e-3
 
 
-def test_the_arithmetic_of_a_step_is_counted():
+def test_the_flops_of_a_full_size_step_are_as_computed_by_hand():
     """2.24 PFLOP forward at 88 x 720 x 1280, 512 text tokens; 82.6 % in self-attention."""
     total = forward_flops(ModelConfig(), (22, 45, 80), 512)
     assert total == pytest.approx(2.24e15, rel=0.01)
     assert 32 * 4 * 79200**2 * 2304 / total == pytest.approx(0.826, abs=0.005)
 
 
-def test_the_count_agrees_with_what_torch_counts():
+def test_the_flops_agree_with_pytorch_s_counter():
     flop_counter = pytest.importorskip("torch.utils.flop_counter")
     model, inputs = built(dtype=torch.float32), drawn([[9]], dtype=torch.float32)
     with flop_counter.FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -372,7 +372,7 @@ def test_the_count_agrees_with_what_torch_counts():
     assert forward_flops(model.cfg, (5, 2, 3), 9) == pytest.approx(counted - extra, rel=1e-6)
 
 
-def test_a_fresh_network_starts_near_the_identity():
+def test_an_initialized_network_predicts_zero_and_ignores_captions():
     model = built(dtype=torch.float32)
     model.reset_parameters()
     latents, t, text, schedules = drawn([[3, 2]], dtype=torch.float32)
@@ -382,10 +382,10 @@ def test_a_fresh_network_starts_near_the_identity():
         model.proj_out.weight.normal_()
     out = model(latents, t, text, schedules)
     assert out.abs().max() > 0
-    assert torch.equal(out, model(latents, t, other, schedules))  # text is silent at first
+    assert torch.equal(out, model(latents, t, other, schedules))  # cross-attention starts at zero
 
 
-def test_wrong_sizes_are_named():
+def test_wrong_sizes_are_refused_with_the_expected_ones():
     model = built()
     latents, t, text, schedules = drawn([[3, 2]])
     with pytest.raises(ValueError, match=r"latents \(1, 4, 5, 3, 6\): expected .* multiples of 2"):
@@ -407,7 +407,7 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
     ("backend", "how"),
     [("flash4", "eager"), ("cudnn", "eager"), ("flash", "eager"), ("auto", "compiled")],
 )
-def test_on_a_gpu_in_bf16_it_follows_float64_forward_and_gradients(backend, how):
+def test_bf16_on_a_gpu_is_close_to_float64_forward_and_gradients(backend, how):
     if backend not in ["auto", *usable_backends(torch.device("cuda"))]:
         pytest.skip(f"{backend} is not installed")
     cfg = replace(SMALL, attention_head_dim=96, cross_attention_dim=192)
@@ -418,7 +418,7 @@ def test_on_a_gpu_in_bf16_it_follows_float64_forward_and_gradients(backend, how)
     want = exact(*inputs).detach()
     model = built(cfg).to("cuda", torch.bfloat16)
     model.attention = backend
-    model.keep("products")
+    model.set_recompute_policy("products")
     if how == "compiled":
         torch._dynamo.reset()
         model.compile_blocks()
@@ -434,7 +434,7 @@ def test_on_a_gpu_in_bf16_it_follows_float64_forward_and_gradients(backend, how)
 
 @pytest.mark.gpu
 @GPU
-def test_on_a_gpu_one_caption_everywhere_is_one_caption_to_the_bit():
+def test_one_caption_in_all_segments_equals_a_single_caption_on_a_gpu():
     cfg = replace(SMALL, attention_head_dim=96, cross_attention_dim=192)
     model = built(cfg).to("cuda", torch.bfloat16)
     latents, t, text, _ = drawn([[70]], 22, size=(16, 16))
@@ -443,15 +443,15 @@ def test_on_a_gpu_one_caption_everywhere_is_one_caption_to_the_bit():
     with torch.no_grad():
         text = model.cache_text(text)
         one = model(latents, t, text, [sca.schedule([(0, 15)], 22, "single")])
-        assert torch.equal(model(latents, t, five_of(text), [sca.schedule(FIVE, 22)]), one)
+        assert torch.equal(model(latents, t, five_times(text), [sca.schedule(FIVE, 22)]), one)
 
 
 @pytest.mark.gpu
 @GPU
-def test_on_a_gpu_autocast_over_fp32_masters_works():
+def test_fp32_weights_train_under_autocast_on_a_gpu():
     cfg = replace(SMALL, attention_head_dim=96, cross_attention_dim=192)
     model = built(cfg, torch.float32).cuda()
-    model.keep("attention")
+    model.set_recompute_policy("attention")
     latents, t, text, schedules = drawn([[30, 50]], dtype=torch.float32)
     text = text._replace(tokens=text.tokens.cuda())
     with torch.autocast("cuda", torch.bfloat16):

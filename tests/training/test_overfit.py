@@ -1,4 +1,4 @@
-"""The whole of training at once: few clips, learned by heart, come back on their own captions."""
+"""Training and sampling together: four clips are overfitted and sampled from their captions."""
 
 from dataclasses import replace
 
@@ -9,12 +9,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tensorboard")
 pytest.importorskip("matplotlib")
 
-from tests.training.test_train import settings
+from tests.support.tiny_run import tiny_config
 from training import checkpoint
-from training.clips import Clip, Listed
+from training.clips import Clip, ClipList
 from training.config import DiffusionConfig, SampleConfig
-from training.sample import open_system, sample
-from training.text_to_video import Script
+from training.sample import load_system, sample
+from training.text_to_video import Prompt
 from training.train import train
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230), "white": (240,) * 3}
@@ -35,11 +35,11 @@ def moving_square(number: int) -> Clip:
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory):
-    """Four clips, the losses of learning them by heart, and the run's folder."""
+def overfitted(tmp_path_factory):
+    """Four clips, the losses of a run that overfits them, and its folder."""
     folder = tmp_path_factory.mktemp("run")
     clips = [moving_square(i) for i in range(4)]
-    cfg = settings(
+    cfg = tiny_config(
         folder,
         steps=STEPS,
         batch=8,
@@ -59,23 +59,25 @@ def learned(tmp_path_factory):
         positions="space",
     )
     text = replace(cfg.system.text, width=48)
-    losses = train(replace(cfg, system=replace(cfg.system, model=model, text=text)), Listed(clips))
+    losses = train(
+        replace(cfg, system=replace(cfg.system, model=model, text=text)), ClipList(clips)
+    )
     return clips, losses, folder
 
 
 @pytest.mark.slow
-def test_learning_four_clips_by_heart_drives_the_loss_down(learned):
-    _, losses, _ = learned
+def test_overfitting_four_clips_lowers_the_loss(overfitted):
+    _, losses, _ = overfitted
     assert np.mean(losses[-50:]) < 0.25 * np.mean(losses[:10])
 
 
 @pytest.mark.slow
-def test_four_clips_learned_by_heart_come_back_on_their_own_captions(learned):
-    clips, _, folder = learned
-    system, diffusion = open_system(checkpoint.path_of(folder, STEPS))
+def test_overfitted_clips_are_sampled_from_their_captions(overfitted):
+    clips, _, folder = overfitted
+    system, diffusion = load_system(checkpoint.folder_of_step(folder, STEPS))
     for own, clip in enumerate(clips):
-        script = Script.of(clip, "overlapped")
-        video = sample(system, script, diffusion, SampleConfig(steps=20, guidance=2.0)).float()
+        prompt = Prompt.of(clip, "overlapped")
+        video = sample(system, prompt, diffusion, SampleConfig(steps=20, guidance=2.0)).float()
         errors = [(video - other.video.float()).square().mean().item() for other in clips]
         nearest, next_best = np.argsort(errors)[:2]
         assert nearest == own

@@ -1,4 +1,4 @@
-"""Several processes give what one gives."""
+"""Several processes compute what one process computes."""
 
 import os
 import signal
@@ -17,13 +17,13 @@ from torch.utils._pytree import tree_leaves
 from curation.config import ConfigError
 from tests.support.drawn_clips import clip
 from tests.support.ranks import on_ranks
-from tests.training.test_train import SYSTEM, settings
+from tests.support.tiny_run import SYSTEM, tiny_config
 from training import checkpoint
-from training.clips import Listed
+from training.clips import ClipList
 from training.config import Size
-from training.data import Share, stream
-from training.parallel import World, join, spread
-from training.resume import build, tensors
+from training.data import LocalBatch, stream_batches
+from training.parallel import World, init_distributed, shard_model
+from training.resume import build, run_tensors
 from training.text_to_video import System
 from training.train import batch_loss, train, validation_loss
 
@@ -33,12 +33,12 @@ MANY = replace(
     size=Size(4, 24, 24),
     model=replace(SYSTEM.model, num_attention_heads=4, attention_head_dim=6),
 )
-CLIPS = Listed([clip(i, 4, 24, 24) for i in range(5)])
-HELD_OUT = Listed([clip(i, 4, 24, 24) for i in range(10, 13)])
+CLIPS = ClipList([clip(i, 4, 24, 24) for i in range(5)])
+HELD_OUT = ClipList([clip(i, 4, 24, 24) for i in range(10, 13)])
 
 
 def cfg(folder, sequence=1, replicas=1, **changes):
-    return settings(
+    return tiny_config(
         folder, system=MANY, sequence_ranks=sequence, batch=4 // replicas, accumulate=1, **changes
     )
 
@@ -48,9 +48,9 @@ def gradients(folder, start, sequence):
     replicas = int(os.environ.get("WORLD_SIZE", "1")) // sequence
     one = cfg(folder, sequence, replicas)
     run = build(one)
-    checkpoint.load_into(start, tensors(run))
-    share = Share(one.batch, run.world.replica, run.world.replicas)
-    loss, _ = batch_loss(run.system, next(stream(CLIPS, share, 0)), one)
+    checkpoint.load_tensors(start, run_tensors(run))
+    share = LocalBatch(one.batch, run.world.replica, run.world.replicas)
+    loss, _ = batch_loss(run.system, next(stream_batches(CLIPS, share, 0)), one)
     loss.backward()
     found = {}
     for name, weight in run.system.named_parameters():
@@ -67,18 +67,18 @@ def each_way(folder, start, sequences):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """Weights that are silent nowhere, and what one process makes of them."""
+    """A checkpoint with random weights everywhere, and the gradients of one process."""
     folder = tmp_path_factory.mktemp("alone")
     run = build(cfg(folder))
     torch.manual_seed(1)
     for weight in [*run.system.parameters(), *run.ema.parameters()]:
         torch.nn.init.normal_(weight, std=0.2)
-    start = checkpoint.save(folder, 1, tensors(run), {}, 1)
+    start = checkpoint.save(folder, 1, run_tensors(run), {}, 1)
     return start, gradients(folder, start, 1)
 
 
 @pytest.mark.parametrize(("ranks", "sequences"), [(2, [1, 2]), (4, [1, 2, 4])])
-def test_gradients_of_several_ranks_are_those_of_one_process(tmp_path, alone, ranks, sequences):
+def test_gradients_of_several_ranks_equal_those_of_one_process(tmp_path, alone, ranks, sequences):
     start, (loss, grads, validation) = alone
     for ways in on_ranks(ranks, each_way, tmp_path, start, sequences):
         for sequence, (loss_here, grads_here, validation_here) in zip(sequences, ways, strict=True):
@@ -98,44 +98,44 @@ def trained(folder, steps, sequence):
     return train(one, CLIPS, HELD_OUT)
 
 
-def whole_and_in_parts(folder):
+def uninterrupted_and_resumed(folder):
     parts = [trained(folder / "parts", steps, 2) for steps in (2, 4)]
-    return trained(folder / "whole", 4, 2), *parts
+    return trained(folder / "uninterrupted", 4, 2), *parts
 
 
-def test_a_run_on_several_ranks_goes_on_to_the_bit_and_on_one_process_too(tmp_path):
-    (whole, before, after), second = on_ranks(2, whole_and_in_parts, tmp_path)
-    assert second == (whole, before, after)
-    assert before + after == whole
+def test_a_run_on_several_ranks_resumes_with_equal_losses_and_on_one_process(tmp_path):
+    (uninterrupted, before, after), second = on_ranks(2, uninterrupted_and_resumed, tmp_path)
+    assert second == (uninterrupted, before, after)
+    assert before + after == uninterrupted
     (tmp_path / "parts" / "checkpoints" / "step-00000004").rename(tmp_path / "last")
     assert trained(tmp_path / "parts", 4, 1) == pytest.approx(after, rel=1e-4)
-    names = {p.name for p in (tmp_path / "whole").iterdir()}
+    names = {p.name for p in (tmp_path / "uninterrupted").iterdir()}
     assert names == {"checkpoints", "samples", "loss.png", "metrics.csv", "tensorboard"}
 
 
-def test_what_a_sharded_text_encoder_gives_is_where_fsdp_looks_for_gradients():
+def test_fsdp_finds_the_tokens_in_the_text_encoder_s_output():
     text = System(SYSTEM).text([["a red boat"]])
     assert any(leaf is text.tokens for leaf in tree_leaves(text))  # as torch 2.11 does, not 2.13
 
 
-def test_numbers_of_ranks_that_do_not_fit_are_said(monkeypatch):
+def test_a_number_of_ranks_that_does_not_fit_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match="start with torchrun --nproc-per-node 2"):
-        join(2)
+        init_distributed(2)
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ConfigError, match="torchrun started 4 processes"):
-        join(3)
-    monkeypatch.setattr(World, "sharded", True)
+        init_distributed(3)
+    monkeypatch.setattr(World, "is_distributed", True)
     system = System(SYSTEM)
     with pytest.raises(ConfigError, match="a divisor of the network's 2 heads"):
-        spread(system.presto, None, World(torch.device("cpu"), 0, 4, 4), False)
+        shard_model(system.presto, None, World(torch.device("cpu"), 0, 4, 4), False)
 
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 
 
 @pytest.mark.slow  # torchrun, and two processes that import torch
-def test_a_lost_worker_stops_the_run_and_its_last_checkpoint_is_sound(tmp_path):
+def test_a_killed_rank_stops_the_run_and_the_run_resumes(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
         "import sys\n"
@@ -152,18 +152,18 @@ def test_a_lost_worker_stops_the_run_and_its_last_checkpoint_is_sound(tmp_path):
         text=True,
     )
     try:
-        wait_until(lambda: len(checkpoint.saved(tmp_path / "run")) > 1, 120)
+        wait_until(lambda: len(checkpoint.list_checkpoints(tmp_path / "run")) > 1, 120)
         children = subprocess.run(
             ["ps", "--ppid", str(running.pid), "-o", "pid="], capture_output=True, text=True
         ).stdout.split()
         os.kill(int(children[-1]), signal.SIGKILL)
-        _, said = running.communicate(timeout=60)
+        _, message = running.communicate(timeout=60)
     finally:
         running.kill()
     assert running.returncode != 0
-    assert "exitcode  : -9" in said
-    last = checkpoint.saved(tmp_path / "run")[-1]
-    step = checkpoint.told(last)["step"]
+    assert "exitcode  : -9" in message
+    last = checkpoint.list_checkpoints(tmp_path / "run")[-1]
+    step = checkpoint.read_state(last)["step"]
     assert len(on_ranks(2, trained, tmp_path / "run", step + 2, 2)[0]) == 2
 
 

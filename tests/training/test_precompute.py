@@ -1,4 +1,4 @@
-"""Latents and texts computed ahead are what training would have computed."""
+"""The latent cache: its content equals what training computes without it."""
 
 import json
 from dataclasses import replace
@@ -15,12 +15,12 @@ pytest.importorskip("safetensors")
 from curation.config import ConfigError
 from tests.support import tiny_allegro
 from tests.support.drawn_clips import dataset, row
-from tests.training.test_train import SYSTEM, settings
+from tests.support.tiny_run import SYSTEM, tiny_config
 from training import precompute
-from training.clips import BadData, Shards
+from training.clips import BadData, ShardedClips
 from training.codecs import sample_posterior
 from training.config import AllegroConfig, Size, T5Config
-from training.data import Order, Share, stream
+from training.data import LocalBatch, stream_batches
 from training.latent_cache import LatentCache
 from training.pretrained import AllegroCodec, T5Encoder
 from training.train import train
@@ -47,7 +47,7 @@ def small_tiles(monkeypatch):
 
 
 def configured(folder, packed, system=SYSTEM, **changes):
-    base = settings(folder / "run", system=system, steps=2, **changes)
+    base = tiny_config(folder / "run", system=system, steps=2, **changes)
     data = replace(base.data, dataset=str(packed), cache=str(folder / "cache"))
     return replace(base, data=data)
 
@@ -65,24 +65,22 @@ def run(cfg, rank=0, ranks=1):
     precompute.precompute(cfg.system, cfg.data, rank, ranks)
 
 
-def test_training_from_the_cache_is_training_from_the_shards(tmp_path, packed, capsys):
-    """Pixels are latents without chance and the text encoder is trained: equal to the bit."""
+def test_training_from_the_cache_equals_training_from_the_shards(tmp_path, packed, capsys):
+    """Pixel latents are not sampled and the text encoder is trained: losses are bit-equal."""
     cfg = configured(tmp_path, packed)
     run(cfg)
     assert "6 clips in 4 shards" in capsys.readouterr().out
     cached = [LatentCache(cfg.system, cfg.data, split) for split in ("train", "validation")]
-    straight = [Shards(packed, split, SYSTEM.size) for split in ("train", "validation")]
+    straight = [ShardedClips(packed, split, SYSTEM.size) for split in ("train", "validation")]
     assert [list(c.clip_ids) for c in cached] == [list(s.clip_ids) for s in straight]
     there = train(replace(cfg, run_dir=str(tmp_path / "straight")), *straight)
     assert train(cfg, *cached) == there
 
 
-def test_a_cached_clip_has_the_codec_s_latents_and_its_own_captions_tokens(
-    tmp_path, packed, weights
-):
+def test_a_cached_clip_has_its_latents_and_caption_tokens(tmp_path, packed, weights):
     cfg = configured(tmp_path, packed, of_allegro(weights))
     run(cfg)
-    source = Shards(packed, "train", cfg.system.size)
+    source = ShardedClips(packed, "train", cfg.system.size)
     for index, clip in enumerate(source[i] for i in range(3)):
         cached = LatentCache(cfg.system, cfg.data, "train")[index]
         encoded = AllegroCodec(cfg.system.codec).encode(clip.video[None])
@@ -93,31 +91,31 @@ def test_a_cached_clip_has_the_codec_s_latents_and_its_own_captions_tokens(
         for caption, tokens in cached.texts.items():
             assert torch.allclose(tokens, T5Encoder(cfg.system.text)([[caption]]).tokens, atol=1e-5)
         assert (cached.sub_captions, cached.spans) == (clip.sub_captions, clip.spans)
-    # every noise of the posterior is a sample's own
+    # samples differ in the noise of the posterior
     twice = torch.stack([encoded[0], encoded[0]])
     first, second = sample_posterior(twice, [torch.Generator().manual_seed(i) for i in (1, 2)])
     assert not torch.equal(first, second)
     assert torch.allclose(first, encoded[0, 0], atol=6 * (encoded[0, 1] / 2).exp().max().item())
 
 
-def test_a_run_needs_no_frozen_weights_once_they_have_done_their_part(
-    tmp_path, packed, weights, monkeypatch
-):
+def test_training_from_a_cache_needs_no_pretrained_weights(tmp_path, packed, weights, monkeypatch):
     cfg = configured(tmp_path, packed, of_allegro(weights), keep_activations="attention")
     run(cfg)
     gone = replace(
         cfg.system, codec=AllegroConfig("gone"), text=replace(cfg.system.text, t5="gone")
     )
     cfg = replace(cfg, system=gone)
-    monkeypatch.setattr("training.train.show", lambda *_: None)  # samples need the codec
+    monkeypatch.setattr(
+        "training.train.sample_training_clip", lambda *_: None
+    )  # samples need the codec
     held_out = LatentCache(cfg.system, cfg.data, "validation")
     assert len(train(cfg, LatentCache(cfg.system, cfg.data, "train"), held_out)) == 2
 
 
-def test_ranks_take_a_part_each_and_the_last_writes_the_table(tmp_path, packed):
+def test_each_rank_writes_its_shards_and_the_last_the_table(tmp_path, packed):
     cfg = configured(tmp_path, packed)
     run(cfg, 0, 2)
-    with pytest.raises(BadData, match="not all is computed yet"):
+    with pytest.raises(BadData, match=": incomplete"):
         LatentCache(cfg.system, cfg.data, "train")
     run(cfg, 1, 2)
     two = {p.name: p.read_bytes() for p in (tmp_path / "cache" / "shards").iterdir()}
@@ -127,31 +125,31 @@ def test_ranks_take_a_part_each_and_the_last_writes_the_table(tmp_path, packed):
     assert len(LatentCache(cfg.system, cfg.data, "train").clip_ids) == 5
 
 
-def test_an_interrupted_one_goes_on_at_the_clip(tmp_path, packed, monkeypatch):
+def test_an_interrupted_precompute_resumes_at_the_clip(tmp_path, packed, monkeypatch):
     cfg = configured(tmp_path, packed)
-    seen, whole = [], precompute.encode_clip
+    encoded_ids, encode_clip = [], precompute.encode_clip
 
     def stops(codec, text, clip):
-        seen.append(clip.clip_id)
-        if len(seen) == 4:
+        encoded_ids.append(clip.clip_id)
+        if len(encoded_ids) == 4:
             raise KeyboardInterrupt
-        return whole(codec, text, clip)
+        return encode_clip(codec, text, clip)
 
     monkeypatch.setattr(precompute, "encode_clip", stops)
     with pytest.raises(KeyboardInterrupt):
         run(cfg)
     run(cfg)
-    assert len(seen) == 7  # six clips, and the one that was interrupted
+    assert len(encoded_ids) == 7  # six clips, and the one that was interrupted
     before = sorted((tmp_path / "cache").rglob("*"))
     run(cfg)
-    assert len(seen) == 7
+    assert len(encoded_ids) == 7
     assert sorted((tmp_path / "cache").rglob("*")) == before
 
 
-def test_a_cache_of_something_else_is_refused(tmp_path, packed, weights):
+def test_a_cache_of_other_settings_or_weights_is_refused(tmp_path, packed, weights):
     cfg = configured(tmp_path, packed, of_allegro(weights))
     run(cfg)
-    for system, said in (
+    for system, message in (
         (replace(cfg.system, size=Size(12, 32, 80)), r"sizes: .*'frames': 8.*'frames': 12"),
         (SYSTEM, r"codec.kind: 'Allegro' -> 'Pixel'"),
         (replace(cfg.system, text=replace(cfg.system.text, max_tokens=8)), r"text.max_tokens"),
@@ -160,23 +158,23 @@ def test_a_cache_of_something_else_is_refused(tmp_path, packed, weights):
             lambda s: LatentCache(s, cfg.data, "train"),
             lambda s: run(replace(cfg, system=s)),
         ):
-            with pytest.raises(BadData, match=said + r".*give another data\.cache"):
+            with pytest.raises(BadData, match=message + r".*give another data\.cache"):
                 use(system)
     other = tiny_allegro.save(tmp_path / "other", seed=1)
     with pytest.raises(BadData, match=r"codec\.weights: '\w+' -> '\w+'; text\.weights"):
         LatentCache(of_allegro(other), cfg.data, "train")
-    with pytest.raises(BadData, match="nothing computed ahead there"):
+    with pytest.raises(BadData, match="no latent cache there"):
         LatentCache(SYSTEM, replace(cfg.data, cache=str(tmp_path)), "train")
 
 
-def test_a_stale_cache_is_refused_and_made_again_where_it_is_stale(tmp_path, packed):
+def test_a_changed_caption_refuses_the_cache_until_its_shard_is_computed_again(tmp_path, packed):
     cfg = configured(tmp_path, packed)
     run(cfg)
     texts = [part | {"text": f"klip {part['text'][5:]}"} for part in ROWS[0]["sub_captions"]]
     changed = [ROWS[0] | {"sub_captions": texts}, *ROWS[1:]]  # not a byte longer
     new = dataset(tmp_path / "new", changed, most=2)
     cfg = replace(cfg, data=replace(cfg.data, dataset=str(new)))
-    with pytest.raises(BadData, match=rf"1 of 5 clips .* {ROWS[0]['clip_id']} for one; run python"):
+    with pytest.raises(BadData, match=rf"1 of 5 clips .*, for example {ROWS[0]['clip_id']}; "):
         LatentCache(cfg.system, cfg.data, "train")
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache" / "shards").glob("*.tar")}
     run(cfg)
@@ -186,7 +184,7 @@ def test_a_stale_cache_is_refused_and_made_again_where_it_is_stale(tmp_path, pac
     assert source[index].sub_captions[0] == "klip 0, part 0"
 
 
-def test_a_damaged_shard_is_named(tmp_path, packed):
+def test_a_damaged_shard_of_the_cache_is_reported(tmp_path, packed):
     cfg = configured(tmp_path, packed)
     run(cfg)
     source = LatentCache(cfg.system, cfg.data, "train")
@@ -198,13 +196,13 @@ def test_a_damaged_shard_is_named(tmp_path, packed):
         source[0]
 
 
-def test_weights_that_are_missing_are_said_in_one_line(tmp_path, packed, weights):
+def test_missing_or_damaged_weights_are_reported_in_one_line(tmp_path, packed, weights):
     cfg = configured(tmp_path, packed, of_allegro(tmp_path / "none"))
     with pytest.raises(BadWeights) as error:
         run(cfg)
-    said = str(error.value)
-    assert "\n" not in said
-    assert f"hf download rhymes-ai/Allegro --include 'vae/*' --local-dir {tmp_path}/none" in said
+    message = str(error.value)
+    assert "\n" not in message
+    assert f"hf download rhymes-ai/Allegro --include 'vae/*' --local-dir {tmp_path}/none" in message
     with pytest.raises(BadWeights, match=r"no text_encoder/ and no tokenizer/ in it"):
         T5Encoder(T5Config(str(tmp_path)))([["a"]])
     with pytest.raises(BadWeights, match=r"is 16 wide, text\.width is 4096"):
@@ -218,21 +216,21 @@ def test_weights_that_are_missing_are_said_in_one_line(tmp_path, packed, weights
         )
 
 
-def test_sizes_that_the_codec_s_tiles_leave_black_are_refused(monkeypatch):
+def test_sizes_that_the_codec_s_tiles_do_not_fill_are_refused(monkeypatch):
     monkeypatch.undo()  # the true tiles
     codec = AllegroConfig("unused")
     assert codec.latent_size(Size(88, 720, 1280)) == (22, 90, 160)
     assert codec.latent_size(Size(40, 520, 800)) == (10, 65, 100)
-    for size, said in (
+    for size, message in (
         (Size(88, 368, 640), r"height is 368.* nearest are 320 and 520"),
         (Size(88, 720, 1200), r"width is 1200.* nearest are 1040 and 1280"),
         (Size(16, 720, 1280), r"frames is 16.* nearest are 24 and 40"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             codec.latent_size(size)
 
 
-def test_a_whole_video_comes_out_of_the_codec_s_tiles(weights):
+def test_the_codec_s_tiles_cover_the_video(weights):
     """Latents of tiles that overlap are one picture: no row or column is left at zero."""
     codec = AllegroCodec(AllegroConfig(str(weights)))
     video = torch.randint(0, 256, (1, 12, 48, 56, 3), dtype=torch.uint8)
@@ -244,7 +242,7 @@ def test_a_whole_video_comes_out_of_the_codec_s_tiles(weights):
     assert decoded.float().std() > 0
 
 
-def test_captions_are_read_unpadded_and_in_lower_case(weights):
+def test_t5_tokens_are_unpadded_and_of_lower_case_text(weights):
     t5 = T5Encoder(T5Config(str(weights), tiny_allegro.TEXT_DIM, 6))
     text = t5([["A red boat", "", "a red boat a red boat a red boat"]])
     assert text.lengths[0][1] == 1
@@ -254,43 +252,7 @@ def test_captions_are_read_unpadded_and_in_lower_case(weights):
     assert torch.allclose(text.tokens[: text.lengths[0][0]], alone.tokens, atol=1e-5)
 
 
-# ---------------------------------------------------------------- several sizes in one run
-
-
-def test_a_clip_goes_to_the_size_most_like_it():
-    from training.clips import nearest
-
-    sizes = [Size(88, 720, 1280), Size(88, 1280, 720), Size(40, 720, 1280), Size(176, 720, 1280)]
-    for width, height, seconds, wanted in (
-        (1920, 1080, 15.0, 0),
-        (1080, 1920, 15.0, 1),
-        (608, 1080, 60.0, 1),
-        (1280, 720, 7.0, 2),
-        (1280, 720, 28.0, 3),
-        (1300, 720, 15.4, 0),
-    ):
-        assert nearest(sizes, width, height, seconds) == wanted
-
-
-class Mixed:
-    def __init__(self, groups):
-        self.groups = groups
-        self.clip_ids = [str(i) for i in range(len(groups))]
-
-
-def test_samples_that_are_worked_on_together_are_of_one_size_and_every_clip_comes():
-    groups = [0] * 7 + [1] * 3 + [2]
-    order = Order(Mixed(groups), seed=3, together=4)
-    assert order.epoch == 8 + 4 + 4
-    for epoch in range(3):
-        seen = [order[epoch * 16 + i] for i in range(16)]
-        assert set(seen) == set(range(11))
-        for at in range(0, 16, 4):
-            assert len({groups[i] for i in seen[at : at + 4]}) == 1
-    assert [order[i] for i in range(16)] != [order[16 + i] for i in range(16)]
-
-
-def test_a_run_of_two_sizes_trains_on_both_and_resumes_to_the_bit(tmp_path):
+def test_a_run_of_two_sizes_trains_on_both_and_resumes(tmp_path):
     tall = [r | {"clip_id": f"{i:024x}"} for i, r in enumerate(ROWS)]
     packed = dataset(tmp_path / "data", tall, most=3)
     table = tmp_path / "data" / "shards.parquet"
@@ -304,12 +266,12 @@ def test_a_run_of_two_sizes_trains_on_both_and_resumes_to_the_bit(tmp_path):
     cfg = configured(tmp_path, packed, system, batch=2, accumulate=1)
     run(cfg)
     source = LatentCache(system, cfg.data, "train")
-    assert sorted(set(source.groups)) == [0, 1]
+    assert sorted(set(source.size_indices)) == [0, 1]
     shapes = {tuple(source[i].latents.shape[-2:]) for i in range(len(source.clip_ids))}
     assert shapes == {(4, 4), (8, 4)}
-    batches = stream(source, Share(1, 1, 2), 0)
+    batches = stream_batches(source, LocalBatch(1, 1, 2), 0)
     assert {len(next(batches).clips) for _ in range(4)} == {1}
-    whole = train(replace(cfg, steps=4, run_dir=str(tmp_path / "whole")), source)
+    uninterrupted = train(replace(cfg, steps=4, run_dir=str(tmp_path / "uninterrupted")), source)
     first = train(replace(cfg, steps=1), source)
-    assert first + train(replace(cfg, steps=4), source) == whole
+    assert first + train(replace(cfg, steps=4), source) == uninterrupted
     assert json.loads((tmp_path / "cache" / "key.json").read_text())["sizes"][1]["height"] == 32

@@ -6,16 +6,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.sca import cut_points, plan, reference, schedule, segmented_attention
+from training.sca import make_plan, reference, schedule, segment_starts, segmented_attention
 
 
 def equal_spans(segments: int, length_s: float = 15.0) -> list[tuple[float, float]]:
     return [(length_s * i / segments, length_s * (i + 1) / segments) for i in range(segments)]
 
 
-def drawn(frames: int, per_frame: int, lengths, heads=2, dim=6, seed=0, dtype=torch.float64):
-    """q (B, frames * per_frame, H, D) and packed k, v, drawn anew for each seed; all want
-    gradients."""
+def random_inputs(
+    frames: int, per_frame: int, lengths, heads=2, dim=6, seed=0, dtype=torch.float64
+):
+    """q (B, frames * per_frame, H, D) and packed k, v, with gradients."""
     rng = torch.Generator().manual_seed(seed)
     text = sum(sum(of_sample) for of_sample in lengths)
     shapes = [(len(lengths), frames * per_frame), (text,), (text,)]
@@ -25,7 +26,7 @@ def drawn(frames: int, per_frame: int, lengths, heads=2, dim=6, seed=0, dtype=to
 
 
 def fast(q, k, v, schedules, lengths, per_frame, window=None):
-    how = plan(
+    how = make_plan(
         schedules, lengths, per_frame, window, dtype=torch.promote_types(q.dtype, torch.float32)
     )
     return segmented_attention(q.flatten(0, 1), k, v, how, "cpu").view_as(q)
@@ -78,37 +79,37 @@ def both_ways(frames: int, segments: int):
     return theirs, ours
 
 
-def test_it_equals_the_published_loop_at_22_frames_and_5_captions():
+def test_22_frames_with_5_captions_equal_the_released_loop():
     theirs, ours = both_ways(22, 5)
     assert (theirs - ours).abs().max() < 1e-14
 
 
-def test_it_is_right_where_a_frame_lies_in_three_windows_and_the_published_loop_is_not():
+def test_a_frame_in_three_windows_is_averaged_correctly():
     weights = schedule(equal_spans(6), 10, rounding="floor")
     assert (weights > 0).sum(0).max() == 3
     assert torch.allclose(weights[weights[:, 5] > 0, 5], torch.full((3,), 1 / 3).double())
     lengths = [[2, 3, 4, 2, 5, 3]]
-    q, k, v = drawn(10, 3, lengths)
+    q, k, v = random_inputs(10, 3, lengths)
     want = reference(q, k, v, [weights], lengths, 3)
     assert (fast(q, k, v, [weights], lengths, 3) - want).abs().max() < 1e-14
     theirs, ours = both_ways(10, 6)
     assert theirs.shape != ours.shape or (theirs - ours).abs().max() > 1e-3
 
 
-def test_the_cuts_of_the_release_and_of_the_clip_s_own_times():
-    assert cut_points(equal_spans(5), 22, "floor") == [0, 4, 8, 13, 17, 22]
-    assert cut_points(equal_spans(5), 22, "nearest") == [0, 4, 9, 13, 18, 22]
+def test_segments_start_at_rounded_times_or_as_in_the_release():
+    assert segment_starts(equal_spans(5), 22, "floor") == [0, 4, 8, 13, 17, 22]
+    assert segment_starts(equal_spans(5), 22, "nearest") == [0, 4, 9, 13, 18, 22]
     late = [(2.0, 4.0), (4.0, 12.0), (12.0, 22.0)]  # a time line that starts at 2 s
-    assert cut_points(late, 10) == [0, 1, 5, 10]
+    assert segment_starts(late, 10) == [0, 1, 5, 10]
 
 
 @given(st.integers(1, 12), st.integers(1, 40))
-def test_the_release_s_cuts_are_whole_number_arithmetic(segments, frames):
+def test_floor_rounding_equals_integer_division(segments, frames):
     want = [frames * i // segments for i in range(segments + 1)]
-    assert cut_points(equal_spans(segments, 15.0), frames, "floor") == want
+    assert segment_starts(equal_spans(segments, 15.0), frames, "floor") == want
 
 
-def test_the_windows_of_the_release():
+def test_floor_rounding_matches_released_windows():
     weights = schedule(equal_spans(5), 22, rounding="floor")
     windows = [(int(r.nonzero()[0]), int(r.nonzero()[-1]) + 1) for r in weights]
     assert windows == [(0, 5), (3, 9), (7, 14), (12, 18), (16, 22)]
@@ -138,7 +139,7 @@ def test_the_windows_of_the_release():
     ]
 
 
-def test_the_other_modes():
+def test_isolated_sequential_and_single_schedules():
     spans = equal_spans(3)
     assert schedule(spans, 3, "isolated").tolist() == torch.eye(3).tolist()
     third = pytest.approx([1 / 3] * 3)
@@ -165,8 +166,8 @@ def test_every_frame_s_weights_sum_to_one(lengths_s, frames, mode, widen):
 
 @pytest.mark.parametrize("mode", ["overlapped", "isolated"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_one_caption_everywhere_is_plain_cross_attention_to_the_bit(mode, dtype):
-    q, k, v = drawn(22, 16, [[7]], dtype=dtype)
+def test_one_caption_in_all_segments_is_plain_cross_attention(mode, dtype):
+    q, k, v = random_inputs(22, 16, [[7]], dtype=dtype)
     plain = fast(q, k, v, [schedule([(0, 15)], 22, "single")], [[7]], 16)
     weights = schedule(equal_spans(5), 22, mode)
     same = fast(q, k.repeat(5, 1, 1), v.repeat(5, 1, 1), [weights], [[7] * 5], 16)
@@ -174,21 +175,21 @@ def test_one_caption_everywhere_is_plain_cross_attention_to_the_bit(mode, dtype)
     assert torch.allclose(plain[0].double(), softmax_attention(q[0], k, v).double(), atol=3e-2)
 
 
-def test_a_caption_s_gradient_stays_in_its_window():
+def test_a_caption_s_gradient_comes_from_its_window_only():
     weights = schedule(equal_spans(5), 22)
-    q, k, v = drawn(22, 2, [[3] * 5])
-    heard = fast(q, k, v, [weights], [[3] * 5], 2)
+    q, k, v = random_inputs(22, 2, [[3] * 5])
+    attended = fast(q, k, v, [weights], [[3] * 5], 2)
     (grad,) = torch.autograd.grad(
-        heard[0, 5 * 2 : 8 * 2].sum(), v
+        attended[0, 5 * 2 : 8 * 2].sum(), v
     )  # frames 5..7: the second segment's own
     assert [bool(g.any()) for g in grad.view(5, -1)] == [False, True, False, False, False]
 
 
 @pytest.mark.parametrize("mode", ["overlapped", "sequential", "isolated"])
-def test_samples_of_different_schedules_equal_the_reference_with_gradients(mode):
+def test_samples_with_different_schedules_equal_the_reference_with_gradients(mode):
     lengths = [[3, 5, 2, 4, 6], [7, 2], [1], [2] * 9]
     schedules = [schedule(equal_spans(len(n)), 8, mode) for n in lengths]
-    q, k, v = drawn(8, 3, lengths)
+    q, k, v = random_inputs(8, 3, lengths)
     ours, want = fast(q, k, v, schedules, lengths, 3), reference(q, k, v, schedules, lengths, 3)
     assert (ours - want).abs().max() < 1e-14
     grad = torch.randn_like(want)
@@ -202,47 +203,49 @@ def test_any_weights_equal_the_reference(segments, frames, seed):
     rng = torch.Generator().manual_seed(seed)
     weights = torch.rand(segments, frames, dtype=torch.float64, generator=rng)
     weights *= torch.rand(segments, frames, generator=rng) < 0.5
-    weights[seed % segments] += weights.sum(0) == 0  # nobody listens to nothing
+    weights[seed % segments] += weights.sum(0) == 0  # each frame attends to some caption
     weights /= weights.sum(0)
     lengths = [[1 + (seed + i) % 4 for i in range(segments)]]
-    q, k, v = drawn(frames, 2, lengths, seed=seed)
+    q, k, v = random_inputs(frames, 2, lengths, seed=seed)
     want = reference(q, k, v, [weights], lengths, 2)
     assert (fast(q, k, v, [weights], lengths, 2) - want).abs().max() < 1e-13
 
 
-def test_shards_that_are_no_whole_frames_give_the_whole():
+def test_sequence_shards_of_incomplete_frames_equal_the_unsharded_result():
     lengths, per_frame, frames = [[3, 4, 5, 2, 3], [6, 2, 4]], 5, 11
     schedules = [schedule(equal_spans(len(n)), frames) for n in lengths]
-    q, k, v = drawn(frames, per_frame, lengths)
-    whole = fast(q, k, v, schedules, lengths, per_frame)
+    q, k, v = random_inputs(frames, per_frame, lengths)
+    unsharded = fast(q, k, v, schedules, lengths, per_frame)
     cuts = [0, 7, 18, 41, 55]
     shards = [
         fast(q[:, a:b], k, v, schedules, lengths, per_frame, (a, b))
         for a, b in itertools.pairwise(cuts)
     ]
     # not to the bit: a CPU's matrix product may treat the last rows of an odd block in another way
-    assert (torch.cat(shards, 1) - whole).abs().max() < 1e-14
+    assert (torch.cat(shards, 1) - unsharded).abs().max() < 1e-14
 
 
-def test_padding_past_the_last_frame_changes_nothing_before_it():
+def test_padding_after_the_last_frame_changes_no_frame():
     weights, lengths = schedule(equal_spans(5), 6), [[3, 4, 5, 2, 3]]
-    q, k, v = drawn(6, 4, lengths)
+    q, k, v = random_inputs(6, 4, lengths)
     padded = torch.cat([q, torch.ones_like(q[:, :3])], 1)
-    whole = fast(q, k, v, [weights], lengths, 4)
-    assert (fast(padded, k, v, [weights], lengths, 4, (0, 27))[:, :24] - whole).abs().max() < 1e-14
+    unsharded = fast(q, k, v, [weights], lengths, 4)
+    assert (
+        fast(padded, k, v, [weights], lengths, 4, (0, 27))[:, :24] - unsharded
+    ).abs().max() < 1e-14
 
 
-def test_bad_input_is_named():
+def test_invalid_schedules_are_refused_with_the_reason():
     with pytest.raises(ValueError, match=r"segment 1 ends at 5 s and segment 2 starts at 6 s"):
         schedule([(0, 5), (6, 9)], 8)
     with pytest.raises(ValueError, match="segment 2 ends at 5 s, before"):
         schedule([(0, 5), (5, 5)], 8)
     weights = schedule(equal_spans(2), 8)
     with pytest.raises(ValueError, match="caption 1 has no tokens"):
-        plan([weights], [[3, 0]], 2)
+        make_plan([weights], [[3, 0]], 2)
     with pytest.raises(ValueError, match="3 captions for a schedule of 2 segments"):
-        plan([weights], [[3, 1, 1]], 2)
+        make_plan([weights], [[3, 1, 1]], 2)
     with pytest.raises(ValueError, match="sum to 1"):
-        plan([weights * 0.9], [[3, 1]], 2)
+        make_plan([weights * 0.9], [[3, 1]], 2)
     with pytest.raises(ValueError, match="0 or more"):
-        plan([torch.tensor([[1.5], [-0.5]])], [[3, 1]], 2)
+        make_plan([torch.tensor([[1.5], [-0.5]])], [[3, 1]], 2)

@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib")
 
 from curation import config
 from curation.config import ConfigError
-from tests.training.test_train import SYSTEM
+from tests.support.tiny_run import SYSTEM
 from training import sca
 from training.segmentation.figures import bootstrap_interval, draw_all
 from training.segmentation.oracle import compare, confusion, observe
@@ -37,7 +37,7 @@ from training.segmentation.videos import (
     to_clip,
     unseen_events,
 )
-from training.text_to_video import Script, System
+from training.text_to_video import Prompt, System
 
 CONFIG = VideoConfig()
 SMALL = config.load(ExperimentConfig, "configs/train/segmentation_small.yaml", [])
@@ -164,7 +164,7 @@ def test_frames_of_a_single_event_exclude_transitions():
 def test_each_variant_trains_on_its_own_captions():
     clip = to_clip(CONFIG, VIDEOS[0])
     captions = {
-        name: Script.of(with_segments(clip, variant), variant.mode).captions
+        name: Prompt.of(with_segments(clip, variant), variant.mode).captions
         for name, variant in VARIANTS.items()
     }
     assert captions["overlapped"] == captions["timed"] == clip.sub_captions
@@ -186,19 +186,19 @@ def test_half_of_the_captions_are_shuffled_in_half_shuffled():
 def test_timed_variant_adds_time_codes_and_attends_to_all_captions():
     torch.manual_seed(0)
     system = TimedSystem(SYSTEM)
-    two = Script(replace(CONFIG, frames=2, events=2).spans, ["same", "same"])
-    text = system.read([two])
+    two = Prompt(replace(CONFIG, frames=2, events=2).spans, ["same", "same"])
+    text = system.encode_text([two])
     assert text.lengths == [[10]]
     assert not torch.allclose(text.tokens[:5], text.tokens[5:])
     assert [w.tolist() for w in system.schedules([two], 2)] == [[[1.0, 1.0]]]
     # codes depend on the absolute time: a longer video's first captions have the same ones
-    four = Script(replace(CONFIG, frames=4, events=4).spans, ["same"] * 4)
-    assert torch.allclose(system.read([four]).tokens[:10], text.tokens)
-    slower = Script(replace(CONFIG, frames=8, events=4).spans, ["same"] * 4)
-    assert not torch.allclose(system.read([slower]).tokens[:10], text.tokens)
+    four = Prompt(replace(CONFIG, frames=4, events=4).spans, ["same"] * 4)
+    assert torch.allclose(system.encode_text([four]).tokens[:10], text.tokens)
+    slower = Prompt(replace(CONFIG, frames=8, events=4).spans, ["same"] * 4)
+    assert not torch.allclose(system.encode_text([slower]).tokens[:10], text.tokens)
     untimed = System(replace(SYSTEM, mode="isolated"))
     untimed.load_state_dict(system.state_dict())
-    tokens = untimed.read([two]).tokens
+    tokens = untimed.encode_text([two]).tokens
     assert torch.allclose(tokens[:5], tokens[5:])
 
 

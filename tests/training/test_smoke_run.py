@@ -1,4 +1,4 @@
-"""`make train` as a user looks at it: a sample on a clip's captions is to be that clip."""
+"""The configuration of `make train`: a sample from a clip's captions resembles that clip."""
 
 import cv2
 import pytest
@@ -12,10 +12,10 @@ from curation.records import segment_spans
 from pipelines.samples import Scene, dusk_scene, steady_scene
 from tests.support.whole_run import REPOSITORY
 from training import checkpoint
-from training.clips import Clip, Listed
+from training.clips import Clip, ClipList
 from training.config import SampleConfig, TrainConfig
-from training.sample import open_system, sample
-from training.text_to_video import Script
+from training.sample import load_system, sample
+from training.text_to_video import Prompt
 from training.train import train
 
 torch.set_num_threads(1)
@@ -66,7 +66,7 @@ def clip(number: int, scene: Scene, from_s: float, texts: list[str]) -> Clip:
     return Clip(f"{number:024d}", torch.stack(frames), CLIP_S, spans, texts, " ".join(texts))
 
 
-def test_the_smoke_run_gives_each_clips_captions_the_clips_own_picture(tmp_path):
+def test_samples_of_the_smoke_run_resemble_their_own_clip(tmp_path):
     """configs/train/smoke.yaml but for fewer, smaller pictures and fewer steps. With flow_shift 1
     it fails: captions give each other's scenes."""
     steady, dusk = steady_scene(), dusk_scene()
@@ -79,10 +79,10 @@ def test_the_smoke_run_gives_each_clips_captions_the_clips_own_picture(tmp_path)
         "validation_clips=0",
         f"system.size={{frames: {FRAMES}, height: {HEIGHT}, width: {WIDTH}}}",
     ]
-    train(config.load(TrainConfig, REPOSITORY / "configs/train/smoke.yaml", less), Listed(clips))
-    system, diffusion = open_system(checkpoint.path_of(tmp_path, STEPS))
+    train(config.load(TrainConfig, REPOSITORY / "configs/train/smoke.yaml", less), ClipList(clips))
+    system, diffusion = load_system(checkpoint.folder_of_step(tmp_path, STEPS))
     for own, its in enumerate(clips):
-        script = Script.of(its, system.cfg.mode)
-        video = sample(system, script, diffusion, SampleConfig(steps=20, guidance=2.0)).float()
+        prompt = Prompt.of(its, system.cfg.mode)
+        video = sample(system, prompt, diffusion, SampleConfig(steps=20, guidance=2.0)).float()
         errors = [(video - other.video.float()).square().mean().item() for other in clips]
         assert errors[own] < 0.5 * min(errors[:own] + errors[own + 1 :]), (own, errors)

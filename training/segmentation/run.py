@@ -35,9 +35,9 @@ from curation.config import ConfigError
 from training import checkpoint
 from training.clips import Clip
 from training.config import DiffusionConfig, Size, TrainConfig
-from training.data import generator
+from training.data import seeded_generator
 from training.diffusion import loss_weight, noisy_and_target
-from training.sample import open_system, sample_many
+from training.sample import load_system, sample_many
 from training.segmentation.figures import AS_TRAINED, TRUTH, draw_all
 from training.segmentation.oracle import compare, confusion, observe
 from training.segmentation.variants import (
@@ -58,8 +58,8 @@ from training.segmentation.videos import (
     to_clip,
     unseen_events,
 )
-from training.text_to_video import Script, System
-from training.train import VALIDATION_TIMES, train
+from training.text_to_video import Prompt, System
+from training.train import VALIDATION_TIMESTEPS, train
 
 STORED_SAMPLES = 1  # of each test
 SAMPLING_BATCH = 64  # videos sampled at a time
@@ -156,7 +156,7 @@ def run_variant(cfg: ExperimentConfig, name: str, seed: int, out: Path) -> None:
         pq.write_table(pa.Table.from_pylist([run | r for r in rows]), folder / test.table)
         means = (f"{m} {np.mean([r[m] for r in rows]):.3f}" for m in PRINTED)
         print(name, seed, test.step, test.name, *means, flush=True)
-    for older in checkpoint.saved(folder)[:-1]:
+    for older in checkpoint.list_checkpoints(folder)[:-1]:
         shutil.rmtree(older)
 
 
@@ -165,17 +165,17 @@ def run_test(
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
     """One row per video: the oracle's measures of its sample, and the loss of the true video. The
     samples: (videos, frames, height, width, 3) uint8."""
-    path = checkpoint.path_of(train_cfg.run_dir, test.step)
-    system, diffusion = open_system(path, variant.system_class)
+    path = checkpoint.folder_of_step(train_cfg.run_dir, test.step)
+    system, diffusion = load_system(path, variant.system_class)
     cfg, rows, samples = test.video, [], []
     for first in range(0, test.videos, SAMPLING_BATCH):
         numbers = range(first, min(test.videos, first + SAMPLING_BATCH))
         videos = [make_video(cfg, i, test=True) for i in numbers]
         clips = [with_segments(to_clip(cfg, v, variant.progressive), variant) for v in videos]
-        scripts = [Script.of(clip, system.cfg.mode) for clip in clips]
+        prompts = [Prompt.of(clip, system.cfg.mode) for clip in clips]
         sampling = replace(train_cfg.sample, seed=train_cfg.sample.seed + first)
-        sampled = sample_many(system, scripts, diffusion, sampling, size_of(cfg)).numpy()
-        losses = held_out_loss(system, diffusion, cfg, clips, scripts)
+        sampled = sample_many(system, prompts, diffusion, sampling, size_of(cfg)).numpy()
+        losses = held_out_loss(system, diffusion, cfg, clips, prompts)
         samples.append(sampled)
         rows += [
             measure(cfg, video, sample) | loss
@@ -212,20 +212,20 @@ def held_out_loss(
     diffusion: DiffusionConfig,
     cfg: VideoConfig,
     clips: Sequence[Clip],
-    scripts: Sequence[Script],
+    prompts: Sequence[Prompt],
 ) -> list[dict[str, float]]:
     """Training's loss on the true videos at fixed timesteps: in frames of one event and in those of
     transitions."""
     weight = next(system.parameters())
     latents = system.codec.encode(torch.stack([c.video for c in clips]).to(weight.device))
     per_frame = torch.zeros(len(clips), latents.shape[2])
-    for i in range(VALIDATION_TIMES):
-        noise = torch.randn(latents.shape, generator=generator("events", i)).to(latents)
-        t = torch.full((len(clips),), 1000 * (i + 0.5) / VALIDATION_TIMES)
+    for i in range(VALIDATION_TIMESTEPS):
+        noise = torch.randn(latents.shape, generator=seeded_generator("events", i)).to(latents)
+        t = torch.full((len(clips),), 1000 * (i + 0.5) / VALIDATION_TIMESTEPS)
         noisy, target = noisy_and_target(latents, noise, t, diffusion)
-        out = system(noisy.to(weight.dtype), t.to(weight.device), scripts).float()
+        out = system(noisy.to(weight.dtype), t.to(weight.device), prompts).float()
         error = (out - target).square().mean((1, 3, 4)).cpu()
-        per_frame += error * loss_weight(t, diffusion)[:, None] / VALIDATION_TIMES
+        per_frame += error * loss_weight(t, diffusion)[:, None] / VALIDATION_TIMESTEPS
     frames_per_latent = cfg.frames // latents.shape[2]
     single = torch.zeros(latents.shape[2], dtype=torch.bool)
     single[[f // frames_per_latent for event in single_event_frames(cfg) for f in event]] = True

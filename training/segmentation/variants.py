@@ -14,10 +14,10 @@ from curation.config import ConfigError
 from training import sca
 from training.clips import Clip
 from training.config import SystemConfig
-from training.layers import sinusoids
+from training.layers import position_sinusoids
 from training.model import Text
 from training.segmentation.videos import SECONDS_PER_FRAME, VideoConfig, make_video, to_clip
-from training.text_to_video import Script, System
+from training.text_to_video import Prompt, System
 
 
 class TimedSystem(System):
@@ -27,16 +27,16 @@ class TimedSystem(System):
     def __init__(self, cfg: SystemConfig):
         super().__init__(replace(cfg, model=replace(cfg.model, positions="space_time")))
 
-    def read(self, scripts: Sequence[Script]) -> Text:
-        text = super().read(scripts)
-        centres = [_frame_at((a + b) / 2) for script in scripts for a, b in script.spans]
-        codes = sinusoids(torch.tensor(centres), text.tokens.shape[1]).to(text.tokens)
+    def encode_text(self, prompts: Sequence[Prompt]) -> Text:
+        text = super().encode_text(prompts)
+        centres = [_frame_at((a + b) / 2) for prompt in prompts for a, b in prompt.spans]
+        codes = position_sinusoids(torch.tensor(centres), text.tokens.shape[1]).to(text.tokens)
         lengths = torch.tensor([n for of_video in text.lengths for n in of_video])
         tokens = text.tokens + codes.repeat_interleave(lengths.to(codes.device), 0)
         return Text(tokens, [[sum(of_video)] for of_video in text.lengths])
 
-    def schedules(self, scripts: Sequence[Script], frames: int) -> list[Tensor]:
-        return [torch.ones(1, frames, dtype=torch.float64) for _ in scripts]
+    def schedules(self, prompts: Sequence[Prompt], frames: int) -> list[Tensor]:
+        return [torch.ones(1, frames, dtype=torch.float64) for _ in prompts]
 
 
 def _frame_at(time_s: float) -> float:

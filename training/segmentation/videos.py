@@ -52,7 +52,7 @@ class VideoConfig:
     @property
     def boundaries(self) -> list[int]:
         """First frame of each event, and `frames`."""
-        return sca.cut_points(self.spans, self.frames)
+        return sca.segment_starts(self.spans, self.frames)
 
     @property
     def spans(self) -> list[tuple[float, float]]:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from curation.torchvision_fix import fix_torchvision
 from training.config import ModelConfig
 from training.model import Presto
-from training.weights import BadWeights, export, load, read_config
+from training.weights import BadWeights, export_presto, load_presto, read_config
 
 SMALL = ModelConfig(
     num_layers=2,
@@ -24,33 +24,33 @@ def same(one: dict, two: dict) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
 
 
-def test_what_is_exported_loads_again_to_the_bit(tmp_path):
+def test_exported_weights_load_without_change(tmp_path):
     model = Presto(SMALL)
-    export(model, tmp_path, torch.float32)
-    again = load(tmp_path)
+    export_presto(model, tmp_path, torch.float32)
+    again = load_presto(tmp_path)
     assert again.cfg == SMALL
     assert same(again.state_dict(), model.state_dict())
     assert not list(tmp_path.glob("*.part"))
-    assert load(tmp_path, torch.bfloat16).proj_out.weight.dtype == torch.bfloat16
-    assert load(tmp_path, interpolation_scale_t=2.2).cfg.interpolation_scale_t == 2.2
+    assert load_presto(tmp_path, torch.bfloat16).proj_out.weight.dtype == torch.bfloat16
+    assert load_presto(tmp_path, interpolation_scale_t=2.2).cfg.interpolation_scale_t == 2.2
 
 
-def test_diffusers_reads_an_export_and_we_read_diffusers_in_parts(tmp_path):
+def test_diffusers_reads_our_export_and_we_read_theirs_in_several_files(tmp_path):
     fix_torchvision()
     diffusers = pytest.importorskip("diffusers")
     model = Presto(SMALL)
-    export(model, tmp_path / "ours", torch.float32)
+    export_presto(model, tmp_path / "ours", torch.float32)
     theirs = diffusers.AllegroTransformer3DModel.from_pretrained(tmp_path / "ours")
     assert same(theirs.state_dict(), model.state_dict())
     assert theirs.config.interpolation_scale_t == 1.0
     theirs.save_pretrained(tmp_path / "pipe" / "transformer", max_shard_size="20KB")
     assert len(list((tmp_path / "pipe" / "transformer").glob("*.safetensors"))) > 1
-    again = load(tmp_path / "pipe")  # a whole pipeline's folder: the transformer is found
+    again = load_presto(tmp_path / "pipe")  # the folder of a pipeline
     assert again.cfg == SMALL
     assert same(again.state_dict(), model.state_dict())
 
 
-def test_the_original_s_spelling_of_its_config_is_read(tmp_path):
+def test_the_field_names_of_the_original_config_are_read(tmp_path):
     original = {
         "num_layers": 32,
         "num_attention_heads": 24,
@@ -85,57 +85,57 @@ def change(folder, **values):
 
 @pytest.fixture
 def folder(tmp_path):
-    export(Presto(SMALL), tmp_path, torch.float32)
+    export_presto(Presto(SMALL), tmp_path, torch.float32)
     return tmp_path
 
 
-def test_weights_that_do_not_fit_are_named(folder):
+def test_tensors_that_do_not_fit_are_named(folder):
     change(folder, num_layers=3)
     with pytest.raises(BadWeights, match=r"missing transformer_blocks\.2\..* and 16 more"):
-        load(folder)
+        load_presto(folder)
     change(folder, num_layers=1)
     with pytest.raises(BadWeights, match=r"unknown transformer_blocks\.1\."):
-        load(folder)
+        load_presto(folder)
     change(folder, num_layers=2, caption_channels=11)
     with pytest.raises(BadWeights, match=r"linear_1\.weight is \(24, 10\), expected \(24, 11\)"):
-        load(folder)
+        load_presto(folder)
 
 
-def test_a_network_of_another_kind_is_refused(folder):
+def test_a_config_of_another_network_is_refused(folder):
     change(folder, activation_fn="geglu")
-    with pytest.raises(BadWeights, match="activation_fn is 'geglu'; this network has 'gelu-approx"):
-        load(folder)
+    with pytest.raises(BadWeights, match="activation_fn is 'geglu'; only 'gelu-approx"):
+        load_presto(folder)
 
 
-def test_a_torn_or_missing_file_is_named(folder, tmp_path):
+def test_a_damaged_or_missing_file_is_named(folder, tmp_path):
     file = folder / "diffusion_pytorch_model.safetensors"
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-100])
+    complete = file.read_bytes()
+    file.write_bytes(complete[:-100])
     with pytest.raises(BadWeights, match=r"model\.safetensors: .*; download it again"):
-        load(folder)
+        load_presto(folder)
     file.unlink()
     with pytest.raises(BadWeights, match=r"no \.safetensors file"):
-        load(folder)
+        load_presto(folder)
     with pytest.raises(BadWeights, match=r"no transformer's config\.json"):
-        load(folder / "nowhere")
+        load_presto(folder / "nowhere")
 
 
-def test_what_diffusers_network_can_not_do_is_not_exported(tmp_path):
+def test_a_network_that_diffusers_can_not_run_is_not_exported(tmp_path):
     with pytest.raises(BadWeights, match=r"model\.positions is space; diffusers"):
-        export(Presto(replace(SMALL, positions="space")), tmp_path / "out")
+        export_presto(Presto(replace(SMALL, positions="space")), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_does_not_hide_behind_older_parts(folder):
+def test_an_export_into_a_folder_of_several_files_is_refused(folder):
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
-    with pytest.raises(BadWeights, match="holds weights in parts already"):
-        export(Presto(SMALL), folder)
+    with pytest.raises(BadWeights, match="already holds weights in several files"):
+        export_presto(Presto(SMALL), folder)
 
 
-def test_an_index_can_not_name_files_elsewhere(folder):
+def test_an_index_that_names_files_elsewhere_is_refused(folder):
     weights = load_file(folder / "diffusion_pytorch_model.safetensors")
     save_file(weights, folder.parent / "elsewhere.safetensors")
     index = {"weight_map": {name: "../elsewhere.safetensors" for name in weights}}
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(BadWeights, match="names a file outside its folder"):
-        load(folder)
+        load_presto(folder)

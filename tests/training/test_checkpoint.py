@@ -1,0 +1,70 @@
+"""Checkpoints on disk."""
+
+import pickle
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tensorboard")
+pytest.importorskip("matplotlib")
+
+from training import checkpoint
+from training.checkpoint import CheckpointError
+
+
+def save(folder, step, keep=1, best=False):
+    tensors = {"x": torch.arange(1000.0) + step}
+    return checkpoint.save(folder, step, tensors, {"step": step}, keep, best)
+
+
+def test_the_last_and_the_best_checkpoints_are_kept(tmp_path):
+    for step, best in ((1, True), (2, True), (3, False), (4, False), (5, False)):
+        save(tmp_path, step, 2, best)
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == ["best", "step-00000002", "step-00000004", "step-00000005"]
+    assert checkpoint.read_state(tmp_path / "checkpoints" / "best")["step"] == 2
+    assert torch.equal(
+        checkpoint.read_tensors(tmp_path / "checkpoints" / "best")["x"], torch.arange(1000.0) + 2
+    )
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_complete(tmp_path):
+    import resource
+
+    save(tmp_path, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # a file can grow no further than this: writing fails as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"large.* GB free there; the last good.*01"):
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    assert torch.equal(
+        checkpoint.read_tensors(checkpoint.list_checkpoints(tmp_path)[-1])["x"][:2],
+        torch.tensor([1.0, 2]),
+    )
+
+
+def test_a_damaged_checkpoint_is_reported_and_code_in_it_does_not_run(tmp_path):
+    path = save(tmp_path, 1)
+    (data,) = path.glob("*.distcp")
+    data.write_bytes(data.read_bytes()[:900])
+    with pytest.raises(CheckpointError, match=r"01: damaged or incomplete"):
+        checkpoint.read_tensors(path)
+
+    class Harm:
+        def __reduce__(self):
+            return (tmp_path.joinpath("harm").touch, ())
+
+    (path / ".metadata").write_bytes(pickle.dumps(Harm()))
+    with pytest.raises(CheckpointError, match=r"damaged or incomplete \(it names "):
+        checkpoint.read_tensors(path)
+    assert not (tmp_path / "harm").exists()
+    for text, message in (("{", "damaged or incomplete"), ("[1]", "not a checkpoint of training")):
+        (path / "state.json").write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            checkpoint.read_state(path)
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        checkpoint.read_state(tmp_path / "none")

@@ -1,0 +1,169 @@
+"""Sampling from checkpoints and published weights, by function and by command."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tensorboard")
+pytest.importorskip("matplotlib")
+
+from curation.config import ConfigError
+from tests.support import tiny_allegro
+from tests.support.tiny_run import CLIPS, SYSTEM, tiny_config
+from training import checkpoint
+from training.config import (
+    AllegroConfig,
+    DiffusionConfig,
+    ModelConfig,
+    SampleConfig,
+    T5Config,
+)
+from training.model import Presto
+from training.sample import load_system, read_prompt, sample, write_mp4
+from training.sample import main as sample_main
+from training.text_to_video import Prompt, System
+from training.train import train
+from training.weights import export_presto
+
+
+def test_a_run_ends_with_a_video_a_picture_and_a_plot(finished_run):
+    folder, _ = finished_run
+    names = {p.name for p in (folder / "samples").iterdir()}
+    assert names == {"step-00000006.mp4", "step-00000006.png"}
+    with av.open(str(folder / "samples" / "step-00000006.mp4")) as file:
+        frames = [f.to_ndarray(format="rgb24") for f in file.decode(video=0)]
+        assert [f.shape for f in frames] == [(16, 16, 3)] * 4
+        assert float(file.streams.video[0].average_rate) == 2  # four frames over two seconds
+    assert (folder / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((folder / "tensorboard").iterdir())
+    assert (folder / "checkpoints" / "best").exists()
+
+
+def test_the_same_seed_gives_the_same_video_and_another_seed_another(tmp_path, finished_run):
+    path = str(checkpoint.folder_of_step(finished_run[0], 6))
+    videos = []
+    for number, seed in enumerate((1, 1, 2)):
+        out = tmp_path / f"{number}.mp4"
+        sample_main([path, str(out), "one", "two", "steps=3", f"seed={seed}", "duration_s=2"])
+        videos.append(out.read_bytes())
+    assert videos[0] == videos[1] != videos[2]
+
+
+def test_several_videos_of_a_prompt_have_different_seeds_and_names(tmp_path, finished_run):
+    path = str(checkpoint.folder_of_step(finished_run[0], 6))
+    sample_main([path, str(tmp_path / "a dog.mp4"), "one", "videos=2", "steps=1", "seed=3"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a dog-0.mp4", "a dog-1.mp4"]
+    sample_main([path, str(tmp_path / "four.mp4"), "one", "steps=1", "seed=4"])
+    assert (tmp_path / "a dog-1.mp4").read_bytes() == (tmp_path / "four.mp4").read_bytes()
+
+
+def test_every_objective_is_sampled_with_any_number_of_captions():
+    torch.manual_seed(0)
+    system = System(SYSTEM)
+    for objective in ("epsilon", "v", "flow", "clean"):
+        for count in (1, 2, 5):
+            prompt = read_prompt(["text"] * count, 15.0)
+            video = sample(system, prompt, DiffusionConfig(objective), SampleConfig(steps=2))
+            assert video.shape == (4, 16, 16, 3)
+
+
+def test_bf16_weights_give_nearly_the_same_video(finished_run):
+    system, diffusion = load_system(checkpoint.folder_of_step(finished_run[0], 6))
+    prompt, cfg = read_prompt(["one", "two"], 2.0), SampleConfig(steps=4)
+    exact = sample(system, prompt, diffusion, cfg).float()
+    rough = sample(system.to(torch.bfloat16), prompt, diffusion, cfg).float()
+    assert (exact - rough).abs().mean() < 0.05 * exact.std()
+
+
+def test_captions_are_read_as_texts_or_with_times(tmp_path):
+    path = tmp_path / "captions.json"
+    for text in ('{"sub_captions": [%s]}', "[%s]"):
+        path.write_text(text % '{"start_s": 0, "end_s": 4.5, "text": "a"}')
+        assert read_prompt([str(path)], 15.0) == Prompt([(0.0, 4.5)], ["a"])
+    assert read_prompt(["a", "b"], 4.0) == Prompt([(0.0, 2.0), (2.0, 4.0)], ["a", "b"])
+    for bad in ("[]", "{}", "[1]", '[{"text": "a"}]', "7", "nonsense"):
+        path.write_text(bad)
+        with pytest.raises(ConfigError, match=r"captions are|not valid JSON"):
+            read_prompt([str(path)], 15.0)
+
+
+def test_a_network_of_single_captions_refuses_several(tmp_path):
+    single = tiny_config(tmp_path, steps=1, system=replace(SYSTEM, mode="single"))
+    assert len(train(single, CLIPS)) == 1
+    system, diffusion = load_system(checkpoint.folder_of_step(tmp_path, 1))
+    with pytest.raises(ConfigError, match="trained with one for the whole clip"):
+        sample(system, read_prompt(["a", "b"], 15.0), diffusion, SampleConfig(steps=1))
+
+
+def test_prompts_are_sampled_and_interpolated_with_captions_in_the_metadata(tmp_path, finished_run):
+    path = tmp_path / "prompts.jsonl"
+    lines = [{"name": "ants", "cap": ["one", "two"]}, {"name": "boy", "cap": ["three"] * 5}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    saved = str(checkpoint.folder_of_step(finished_run[0], 6))
+    sample_main([saved, str(tmp_path / "out"), str(path), "steps=1", "duration_s=2", "fps=12"])
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["ants.mp4", "boy.mp4"]
+    with av.open(str(tmp_path / "out" / "ants.mp4")) as file:
+        assert len(list(file.decode(video=0))) == 24
+        comment = json.loads(file.metadata["comment"])
+        assert file.metadata["title"] == "one"
+        assert file.streams.video[0].codec_context.colorspace == 1
+    assert [part["text"] for part in comment["captions"]] == ["one", "two"]
+    assert (comment["seed"], comment["checkpoint"]) == (0, "step-00000006")
+    for bad in (
+        '{"name": "../a", "cap": ["x"]}',
+        '{"name": "a"}',
+        "nonsense",
+        '{"name": "a", "cap": []}',
+    ):
+        path.write_text(bad)
+        with pytest.raises(SystemExit, match=r"ConfigError: .*line 1"):
+            sample_main([saved, str(tmp_path / "out"), str(path)])
+
+
+def test_published_weights_are_sampled_without_conversion(tmp_path, monkeypatch):
+    monkeypatch.setattr(AllegroConfig, "tile", (8, 32, 32))
+    monkeypatch.setattr(AllegroConfig, "stride", (4, 16, 24))
+    folder = tiny_allegro.save(tmp_path / "allegro")
+    model = ModelConfig(1, 2, 12, cross_attention_dim=24, caption_channels=tiny_allegro.TEXT_DIM,
+                        sample_frames=2, sample_height=4, sample_width=10)  # fmt: skip
+    export_presto(Presto(model), folder / "transformer")
+    monkeypatch.setattr(
+        "training.sample.T5Config", lambda folder: T5Config(folder, tiny_allegro.TEXT_DIM)
+    )
+    system, diffusion = load_system(folder)
+    assert (diffusion.objective, system.cfg.rounding) == ("epsilon", "floor")
+    video = sample(system, read_prompt(["a boat", "the sea"], 15.0), diffusion, SampleConfig(2))
+    assert video.shape == (8, 32, 80, 3)
+    assert video.float().std() > 0
+
+
+def test_a_written_video_shows_the_given_frames(tmp_path):
+    video = torch.zeros(6, 32, 48, 3, dtype=torch.uint8)
+    video[3:, :, :24] = 200
+    write_mp4(video, tmp_path / "out.mp4", 3.0)
+    with av.open(str(tmp_path / "out.mp4")) as file:
+        assert file.streams.video[0].duration * file.streams.video[0].time_base == 3
+        frames = np.stack([f.to_ndarray(format="rgb24") for f in file.decode(video=0)])
+    assert np.abs(frames.astype(int) - video.numpy()).mean() < 4
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["a boat", "stesp=2"], "stesp is not a setting; did you mean steps?"),
+        (["captions.yaml"], "not valid JSON"),
+    ],
+)
+def test_a_mistyped_setting_or_a_yaml_file_is_not_taken_for_a_caption(
+    tmp_path, monkeypatch, given, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("captions.yaml").write_text("- a boat")
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        sample_main(["checkpoint", "out.mp4", *given])
