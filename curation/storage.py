@@ -23,7 +23,7 @@ from curation.stage import BadVideo, OutputError
 
 
 class InputError(UserError):
-    """The input can't be listed: which, and what was expected."""
+    """The input can't be listed. The message names it and what was expected."""
 
 
 def is_url(path: str) -> bool:
@@ -37,8 +37,7 @@ def join_path(folder: str, name: str) -> str:
 
 
 def local_path(video: str) -> str:
-    """Returns the system's path of a listed video. A `file://` name holds bytes that are not
-    UTF-8."""
+    """Returns the path of a listed local video. One that is not UTF-8 is listed as `file://…`."""
     if video.startswith("file://"):
         return os.fsdecode(urllib.parse.unquote_to_bytes(video[len("file://") :]))
     return video
@@ -56,10 +55,10 @@ def _split_url(url: str) -> tuple[str, str, str, str]:
     return scheme, bucket, urllib.parse.unquote(path), options
 
 
-def url_of(inner: str, sibling: str) -> str:
+def url_of(fs_path: str, sibling: str) -> str:
     """Returns the URL of a path in the file system of the URL `sibling`."""
     scheme, bucket, _, options = _split_url(sibling)
-    path = inner.removeprefix(_connect(scheme, bucket, options)[1])
+    path = fs_path.removeprefix(_connect(scheme, bucket, options)[1])
     return f"{scheme}://{bucket}{urllib.parse.quote(path)}" + (f"?{options}" if options else "")
 
 
@@ -67,10 +66,10 @@ def file_system(url: str) -> tuple[pafs.FileSystem, str]:
     """Returns the file system of a URL, and the path in it. Raises InputError."""
     scheme, bucket, path, options = _split_url(url)
     if not bucket and scheme != "file":
-        raise InputError(f"{url}: names no bucket; expected {scheme}://BUCKET/FOLDER")
+        raise InputError(f"{url}: has no bucket; expected {scheme}://BUCKET/FOLDER")
     if ":" in bucket.rpartition("@")[0] or "secret_key=" in options:
         raise InputError(
-            f"{scheme}://…: URLs are written into the dataset, so they must not hold keys; set "
+            f"{scheme}://…: URLs are written into the dataset, so they must not contain keys; set "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
         )
     try:
@@ -82,13 +81,13 @@ def file_system(url: str) -> tuple[pafs.FileSystem, str]:
 
 @cache
 def _connect(scheme: str, bucket: str, options: str) -> tuple[pafs.FileSystem, str]:
-    if scheme == "s3":  # one request writes a small file
+    if scheme == "s3":  # with this option, a small file is written in one request
         options += "&" * bool(options) + "allow_delayed_open=true"
     return pafs.FileSystem.from_uri(f"{scheme}://{bucket}" + (f"?{options}" if options else ""))
 
 
 def compute_sha256(path: str | Path) -> str:
-    """Returns the hash of a local file, 64 hex digits. Raises BadVideo where it can't be read."""
+    """Returns the SHA-256 of a local file, 64 hex digits. Raises BadVideo if it can't be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -98,27 +97,27 @@ def compute_sha256(path: str | Path) -> str:
 
 @contextmanager
 def local_copy(video: str) -> Iterator[str]:
-    """Yields a local path of a video. A remote one is copied to a scratch file until the end.
+    """Yields a local path of a video: of a remote one, of a temporary copy.
 
-    Raises BadVideo where it can't be read, OutputError where the scratch folder is full.
+    Raises BadVideo if the video can't be read, OutputError if the temporary folder is full.
     """
     if not is_remote(video):
         yield local_path(video)
         return
-    fs, inner = file_system(video)
-    with tempfile.NamedTemporaryFile(suffix=Path(inner).suffix) as scratch:
-        for chunk in _chunks(fs, inner):
+    fs, fs_path = file_system(video)
+    with tempfile.NamedTemporaryFile(suffix=Path(fs_path).suffix) as scratch:
+        for chunk in _chunks(fs, fs_path):
             try:
                 scratch.write(chunk)
             except OSError as e:
-                raise OutputError(f"can't write to the scratch folder: {e}") from None
+                raise OutputError(f"can't write to the temporary folder: {e}") from None
         scratch.flush()
         yield scratch.name
 
 
-def _chunks(fs: pafs.FileSystem, inner: str) -> Iterator[bytes]:
+def _chunks(fs: pafs.FileSystem, fs_path: str) -> Iterator[bytes]:
     try:
-        with fs.open_input_stream(inner) as stream:
+        with fs.open_input_stream(fs_path) as stream:
             while chunk := stream.read(8 << 20):
                 yield chunk
     except (OSError, pa.ArrowException) as e:
@@ -126,9 +125,9 @@ def _chunks(fs: pafs.FileSystem, inner: str) -> Iterator[bytes]:
 
 
 class Folder:
-    """A folder of the output, local or remote. A file in it is complete or absent.
+    """A folder of the output, local or remote. Each file in it is complete or absent.
 
-    Every failure of the storage is an OutputError: it stops the run, which can be resumed.
+    Every failure of the storage raises OutputError, which stops the run; it can be resumed.
     """
 
     def __init__(self, url: str) -> None:
@@ -162,11 +161,10 @@ class Folder:
         with storage_errors("access", self.path(name)):
             return self._fs.get_file_info(f"{self._root}/{name}")
 
-    def names(self, under: str = "") -> list[str]:
-        """Returns the files directly in this folder (or in one inside it), sorted, without
-        unfinished ones."""
-        root = f"{self._root}/{under}".rstrip("/")
-        with storage_errors("list", self.path(under)):
+    def names(self, subfolder: str = "") -> list[str]:
+        """Returns the sorted names of the finished files directly in this folder or a subfolder."""
+        root = f"{self._root}/{subfolder}".rstrip("/")
+        with storage_errors("list", self.path(subfolder)):
             found = self._fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
         files = [f.base_name for f in found if f.type == pafs.FileType.File]
         return sorted(n for n in files if not n.startswith(TEMPORARY))
@@ -179,7 +177,7 @@ class Folder:
             return stream.read()
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """Returns the columns of these names that the file has; None: all."""
+        """Returns those of the columns that the file has; None: all columns."""
         with storage_errors("read", self.path(name)), self._parquet(name) as file:
             return file.read(columns)
 
@@ -192,10 +190,10 @@ class Folder:
         return pq.ParquetFile(path, filesystem=self._fs, pre_buffer=True)
 
     def write(self, name: str, data: bytes, durable: bool = True) -> None:
-        """Writes the whole file or none: by renaming, or by the PUT of an object store.
+        """Writes the whole file or none: by a rename, or by the PUT of an object store.
 
-        durable=False: without renaming and fsync, for many small files whose row is stored after
-        them, and whose hash is checked when they are read.
+        durable=False: without rename and fsync. For many small files whose row, with their hash,
+        is stored later; the hash is checked when they are read.
         """
         target = f"{self._root}/{name}"
         with storage_errors("write", self.path(name)):
@@ -216,9 +214,9 @@ class Folder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Raises OutputError where another process holds the lock. The lock ends with its process.
+        """Holds a lock, which also ends with the process. Raises OutputError if another has it.
 
-        An object store has no locks: the user has to take care that one run at a time writes.
+        An object store has no locks: the user must start only one run at a time that writes.
         """
         if not self.is_local:
             yield
@@ -239,13 +237,13 @@ class Folder:
             yield
 
     def delete_unfinished(self, skip: str) -> None:
-        """Deletes the unfinished files of killed processes in this folder and those inside it.
+        """Deletes the unfinished files of killed processes in this folder and its subfolders.
 
-        skip: name of folders without unfinished files that hold too many files to list.
+        skip: name of subfolders that never contain unfinished files but too many others to list.
         """
-        for here, folders, files in os.walk(self._root) if self.is_local else ():
+        for current, folders, files in os.walk(self._root) if self.is_local else ():
             for name in (n for n in [*folders, *files] if n.startswith(TEMPORARY)):
-                _remove(os.path.join(here, name))
+                _remove(os.path.join(current, name))
             folders[:] = [n for n in folders if n != skip and not n.startswith(TEMPORARY)]
 
     def upload(self, name: str, local: os.PathLike[str]) -> None:
@@ -266,7 +264,7 @@ class Folder:
 
 @contextmanager
 def storage_errors(action: str, place: str) -> Iterator[None]:
-    """Turns errors of the storage into OutputError, except FileNotFoundError of a read."""
+    """Raises OutputError for an error of the storage; a read's FileNotFoundError is unchanged."""
     try:
         yield
     except (OSError, pa.ArrowException) as e:

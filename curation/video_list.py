@@ -36,11 +36,11 @@ VIDEO_SUFFIXES = tuple(
     )
 )
 LIST_SUFFIXES = (".txt", ".parquet")
-MAX_CONCURRENT_STATS = 32  # files of a list: a store takes some milliseconds to answer for each
+MAX_CONCURRENT_STATS = 32  # for the files of a list: a request to a store takes milliseconds
 
 
 class FileError(IntEnum):
-    """Why a listed file can't be read. Stands in the column `bytes` in place of a size."""
+    """Why a listed file can't be read. Stored in the column `bytes` instead of a size."""
 
     MISSING = -1
     NOT_A_FILE = -2
@@ -64,16 +64,16 @@ class VideoFile:
 
 
 def file_error(size: int) -> str | None:
-    """Returns what is wrong with a listed file by its column `bytes`, None where it has a size."""
+    """Returns the text of a FileError in the column `bytes`; None if it is a size."""
     return ERROR_TEXTS[FileError(size)] if size < 0 else None
 
 
 def list_videos(source: str) -> Iterator[VideoFile]:
     """Yields the videos of a folder (recursive), a file, a glob, or a .txt or .parquet list.
 
-    Of a folder, only files with a suffix of VIDEO_SUFFIXES; of a list or a glob, every file. A
-    missing file of a list is yielded too, with a FileError: its row fails with that reason.
-    Raises InputError where the source does not exist or matches nothing.
+    A folder gives the files with a suffix of VIDEO_SUFFIXES; a list or a glob gives every file. A
+    missing file of a list is yielded with a FileError, so that its row fails with that reason.
+    Raises InputError if the source does not exist or matches nothing.
     """
     if is_remote(source):
         yield from _list_url(source)
@@ -98,16 +98,16 @@ def list_videos(source: str) -> Iterator[VideoFile]:
 
 
 def _walk_videos(folder: str) -> Iterator[str]:
-    """Depth first, in order of name. A folder reached twice (a symlink loop) is entered once."""
+    """Yields paths depth first, sorted by name. Enters each folder once, also in symlink loops."""
     entered: set[tuple[int, int]] = set()
     stack = [folder]
     while stack:
-        here = stack.pop()
+        current = stack.pop()
         try:
-            info = os.stat(here)
-            entries = sorted(os.scandir(here), key=lambda e: e.name)
+            info = os.stat(current)
+            entries = sorted(os.scandir(current), key=lambda e: e.name)
         except OSError:
-            continue  # the folder vanished, or may not be read
+            continue  # deleted meanwhile, or without permission to read
         if (info.st_dev, info.st_ino) in entered:
             continue
         entered.add((info.st_dev, info.st_ino))
@@ -124,23 +124,23 @@ def _walk_videos(folder: str) -> Iterator[str]:
         stack.extend(reversed(folders))
 
 
-def _read_list(fs: pafs.FileSystem, inner: str, source: str) -> list[str]:
-    """Returns the names in a list. A relative name starts from the folder of the list."""
-    if inner.lower().endswith(".parquet"):
+def _read_list(fs: pafs.FileSystem, fs_path: str, source: str) -> list[str]:
+    """Returns the paths or URLs in a list. Relative ones are relative to the list's folder."""
+    if fs_path.lower().endswith(".parquet"):
         try:
-            names = pq.read_schema(inner, filesystem=fs).names
+            names = pq.read_schema(fs_path, filesystem=fs).names
         except (pa.ArrowException, OSError) as e:
             raise InputError(f"{source}: not a Parquet list: {e}") from None
         column = next((c for c in ("video", "path", "url") if c in names), None)
         if column is None:
             raise InputError(f"{source}: expected a column video, path or url; found {names}")
-        lines = pq.read_table(inner, columns=[column], filesystem=fs)[column].to_pylist()
+        lines = pq.read_table(fs_path, columns=[column], filesystem=fs)[column].to_pylist()
     else:
-        with fs.open_input_stream(inner) as stream:
+        with fs.open_input_stream(fs_path) as stream:
             lines = os.fsdecode(stream.read()).splitlines()
         lines = [line for line in lines if line.strip() and not line.startswith("#")]
     if is_url(source):
-        folder = url_of(os.path.dirname(inner), source)
+        folder = url_of(os.path.dirname(fs_path), source)
         return [n if is_url(n) else join_path(folder, urllib.parse.quote(n)) for n in lines]
     root = os.path.dirname(os.path.abspath(source))
     return [n if is_url(n) else os.path.join(root, n) for n in lines]
@@ -156,8 +156,8 @@ def stat_video(path: str) -> VideoFile:
     """Returns the current size and version of a video."""
     if is_remote(path):
         try:
-            fs, inner = file_system(path)
-            info = fs.get_file_info(inner)
+            fs, fs_path = file_system(path)
+            info = fs.get_file_info(fs_path)
         except (InputError, OSError, pa.ArrowException):
             return VideoFile(path, FileError.UNREACHABLE, "")
         size = info.size if info.type == pafs.FileType.File else FileError.MISSING
@@ -172,20 +172,20 @@ def stat_video(path: str) -> VideoFile:
 
 
 def _list_url(url: str) -> Iterator[VideoFile]:
-    fs, inner = file_system(url)
+    fs, fs_path = file_system(url)
     try:
-        info = fs.get_file_info(inner)
-        if info.type == pafs.FileType.File and inner.lower().endswith(LIST_SUFFIXES):
-            yield from _stat_videos(_read_list(fs, inner, url))
+        info = fs.get_file_info(fs_path)
+        if info.type == pafs.FileType.File and fs_path.lower().endswith(LIST_SUFFIXES):
+            yield from _stat_videos(_read_list(fs, fs_path, url))
             return
         found = [info] if info.type == pafs.FileType.File else []
         if info.type == pafs.FileType.Directory:
-            found = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
+            found = fs.get_file_info(pafs.FileSelector(fs_path, recursive=True))
             found = [f for f in found if Path(f.path).suffix.lower() in VIDEO_SUFFIXES]
-        elif not found and glob.has_magic(inner):
-            root = inner[: re.search(r"[*[?]", inner).start()].rpartition("/")[0]  # type: ignore[union-attr]
+        elif not found and glob.has_magic(fs_path):
+            root = fs_path[: re.search(r"[*[?]", fs_path).start()].rpartition("/")[0]  # type: ignore[union-attr]
             found = fs.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
-            found = [f for f in found if _matches(f.path.split("/"), inner.split("/"))]
+            found = [f for f in found if _matches(f.path.split("/"), fs_path.split("/"))]
     except (OSError, pa.ArrowException) as e:
         raise InputError(f"{url}: can't be reached: {e}") from None
     if info.type == pafs.FileType.NotFound and not found:
@@ -196,7 +196,7 @@ def _list_url(url: str) -> Iterator[VideoFile]:
 
 
 def _matches(path: list[str], pattern: list[str]) -> bool:
-    """Whether the parts of a path match those of a pattern; `**` matches any number of folders."""
+    """Returns whether the parts of a path match a pattern's; `**` matches any number of folders."""
     if not pattern or not path:
         return path == pattern
     if pattern[0] == "**":
@@ -205,7 +205,7 @@ def _matches(path: list[str], pattern: list[str]) -> bool:
 
 
 def _encode_path(path: str) -> str:
-    """Returns a path as text that any table can hold; the inverse of `local_path`."""
+    """Returns a path as valid UTF-8; the inverse of `local_path`."""
     try:
         path.encode()
     except UnicodeEncodeError:

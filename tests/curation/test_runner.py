@@ -41,7 +41,7 @@ def kill_self(number):
 
 @dataclass
 class FailOnRequest(Stage):
-    """Fails in the way that the row names under `failure`."""
+    """Fails on a row as its value `failure` requires."""
 
     reads = ("n",)
 
@@ -58,7 +58,7 @@ class FailOnRequest(Stage):
                     kill_self(signal.SIGSEGV)
                 case "hang":
                     time.sleep(60)
-                case "once":  # kills its first worker only
+                case "crash once":
                     if not Path(row["mark"]).exists():
                         Path(row["mark"]).touch()
                         kill_self(signal.SIGKILL)
@@ -86,7 +86,7 @@ def test_every_row_is_returned_once_through_all_stages(cluster):
 
 
 def test_crash_hang_and_bug_fail_one_row_each(cluster):
-    failures = {f"row{i}": {"failure": t} for i, t in enumerate(["crash", "hang", "bug"])}
+    failures = {f"row{i}": {"failure": f} for i, f in enumerate(["crash", "hang", "bug"])}
     done = {r["n"]: r["error"] for r in cluster.stream([Isolated()], rows(8, **failures))}
     assert "SIGSEGV" in done[0]
     assert done[1] == "no result after 3 s"
@@ -103,8 +103,8 @@ def test_row_that_kills_its_worker_fails_alone(cluster):
 
 
 def test_rows_of_a_killed_worker_are_retried(cluster, tmp_path):
-    once = {"failure": "once", "mark": str(tmp_path / "mark")}
-    done = list(cluster.stream([FailOnRequest()], rows(6, row2=once)))
+    crash_once = {"failure": "crash once", "mark": str(tmp_path / "mark")}
+    done = list(cluster.stream([FailOnRequest()], rows(6, row2=crash_once)))
     assert sorted(r["n"] for r in done) == list(range(6))
     assert all(r["error"] is None for r in done)
 
@@ -124,7 +124,7 @@ def test_stage_that_needs_more_than_the_cluster_has_is_refused(cluster):
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:many"])
-def test_missing_cluster_is_reported_without_delay(tmp_path, address):
+def test_wrong_cluster_address_is_reported_within_seconds(tmp_path, address):
     code = (
         "import sys; from curation.runner.cluster import Cluster\n"
         "from curation.runner.settings import ClusterSettings\n"
@@ -144,14 +144,14 @@ def test_missing_cluster_is_reported_without_delay(tmp_path, address):
     assert "fix: check the address" in run.stdout
 
 
-def test_stages_in_the_wrong_order_are_refused_with_the_fix():
+def test_stage_that_reads_an_unknown_column_is_refused():
     with pytest.raises(PlanError, match="reads 'n', which no earlier stage writes"):
         check_plan([Double()], ["video"])
     check_plan([Double()], ["n"])
 
 
 @dataclass
-class NeverReady(Stage):
+class SetupFails(Stage):
     needs = Needs(isolated=True)
 
     def setup(self, context):
@@ -162,13 +162,13 @@ class NeverReady(Stage):
 
 
 def test_failed_setup_of_a_stage_stops_the_run(cluster):
-    with pytest.raises(RunError, match=r"NeverReady: the isolated worker did not start: .*weights"):
-        list(cluster.stream([NeverReady()], rows(3)))
+    with pytest.raises(RunError, match=r"SetupFails: the isolated worker did not start: .*weights"):
+        list(cluster.stream([SetupFails()], rows(3)))
 
 
 @dataclass
 class Batched(FailOnRequest):
-    """Takes batches of rows, and adds the size of its batch to each row."""
+    """Processes rows in batches, and adds the size of its batch to each row."""
 
     needs = Needs(batch_size=4)
 
@@ -185,8 +185,7 @@ def test_bad_row_of_a_batch_fails_alone(cluster):
         3: "no moov",
         9: "Batched: KeyError: 'x'",
     }
-    first = {r["n"]: r for r in cluster.stream([Batched()], rows(20))}
-    assert max(r["batch"] for r in first.values()) == 4
+    assert max(r["batch"] for r in cluster.stream([Batched()], rows(20))) == 4
 
 
 def test_row_of_a_batch_that_kills_its_worker_fails_alone(cluster):
@@ -200,13 +199,13 @@ def test_row_of_a_batch_that_kills_its_worker_fails_alone(cluster):
 
 @dataclass
 class Concurrent(FailOnRequest):
-    """Waits until `concurrency` rows have been in flight."""
+    """Every row waits until `concurrency` rows are in flight."""
 
     concurrency: int = 8
     needs = Needs(max_concurrency=8, max_workers=1)
 
     def setup(self, context):
-        self.in_flight, self.enough = 0, asyncio.Event()
+        self.in_flight, self.all_in_flight = 0, asyncio.Event()
 
     def row_timeout_s(self, row):
         return 3.0
@@ -214,8 +213,8 @@ class Concurrent(FailOnRequest):
     async def process_one(self, row):
         self.in_flight += 1
         if self.in_flight >= self.concurrency:
-            self.enough.set()
-        await self.enough.wait()
+            self.all_in_flight.set()
+        await self.all_in_flight.wait()
         if row.get("failure") == "unavailable":
             raise Unavailable("the server is down")
         if row.get("failure") == "hang":
@@ -232,7 +231,7 @@ def test_rows_of_an_async_stage_run_concurrently_in_one_worker(cluster):
 
 
 def test_bug_hang_and_bad_input_among_concurrent_rows_fail_one_row_each(cluster):
-    failures = {f"row{i}": {"failure": t} for i, t in enumerate(["bug", "hang", "bad"])}
+    failures = {f"row{i}": {"failure": f} for i, f in enumerate(["bug", "hang", "bad"])}
     done = {r["n"]: r["error"] for r in cluster.stream([Concurrent(4)], rows(12, **failures))}
     assert "KeyError" in done[0]
     assert done[1] == "no result after 3 s"
@@ -240,7 +239,7 @@ def test_bug_hang_and_bad_input_among_concurrent_rows_fail_one_row_each(cluster)
     assert [done[n] for n in range(3, 12)] == [None] * 9
 
 
-@pytest.mark.parametrize("failure", ["crash", "once"])
+@pytest.mark.parametrize("failure", ["crash", "crash once"])
 def test_concurrent_rows_of_a_dead_worker_are_retried(cluster, tmp_path, failure):
     row = {"failure": failure, "mark": str(tmp_path / "mark")}
     done = {r["n"]: r["error"] for r in cluster.stream([Concurrent(1)], rows(20, row5=row))}
@@ -286,7 +285,7 @@ def test_wait_reason_of_workers_is_reported_and_cleared(cluster, tmp_path):
 
 @dataclass
 class SlowToStart(Double):
-    path: str = ""  # of a file
+    path: str = ""  # `setup` waits for this file
 
     def setup(self, context):
         while not Path(self.path).exists():
@@ -322,7 +321,7 @@ def test_run_without_rows_does_not_import_ray():
 
 
 def test_messages_about_dead_workers_go_to_the_log(monkeypatch, caplog, capsys):
-    # Fails where a new Ray has no such function: look for what prints these messages there.
+    # If this fails with a new version of Ray, find the function that prints these messages in it.
     monkeypatch.setattr(ray_worker, PRINT_FUNCTION, getattr(ray_worker, PRINT_FUNCTION))
     log_cluster_messages(logging.getLogger("of-the-cluster"))
     data = {"lines": ["A worker died"], "pid": "raylet", "is_err": False}

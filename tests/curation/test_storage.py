@@ -99,5 +99,5 @@ def test_full_disk_is_an_output_error():
 
 @pytest.mark.parametrize("url", ["s3://", "gs:///folder"])
 def test_url_without_a_bucket_is_refused(url):
-    with pytest.raises(OutputError, match=r"names no bucket; expected .*://BUCKET/FOLDER"):
+    with pytest.raises(OutputError, match=r"has no bucket; expected .*://BUCKET/FOLDER"):
         Folder(url)
