@@ -435,7 +435,7 @@ def test_model_enabled_later_adds_its_scores_without_decoding(
         select.run(settings(f"output={dataset.out}", alike), Folder(str(dataset.out)))
     prefilter = [alike, "select.policy.width=null", "select.policy.duration_s=null"]
     with pytest.raises(
-        PlanError, match="semantic_similarity, which clips under the prefilter were"
+        PlanError, match="semantic_similarity, which only clips that pass the prefilter have"
     ):
         select.run(settings(f"output={out}", *prefilter), Folder(str(out)))
     embeddings_ledger(Folder(str(out))).append([kept[0] | {"model": "another"}])
