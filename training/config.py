@@ -241,7 +241,8 @@ class TrainConfig:
     drop_all: Share01 = 0.1  # share of samples without captions, for guidance
     drop_one: Share01 = 0.02  # share of dropped captions in the other samples
     precision: Literal["bf16", "fp32"] = "bf16"  # of matrix products; weights are fp32
-    keep_activations: RecomputePolicy = "all"  # Presto.set_recompute_policy
+    # for backward: all, products, attention or nothing (docs/training.md)
+    keep_activations: RecomputePolicy = "all"
     compile: bool = False
     deterministic: bool = False  # on a GPU: slower, and a resumed run has bit-equal losses
     save_every: Count = 500  # steps; validates first
