@@ -42,7 +42,7 @@ def compute_flow(video: str) -> int:
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
     capture = cv2.VideoCapture(video)
     fps = capture.get(cv2.CAP_PROP_FPS) or 25.0
-    every, gap = max(1, round(fps / settings.looks_per_s)), max(1, round(fps * settings.gap_s))
+    every, gap = max(1, round(fps / settings.samples_per_s)), max(1, round(fps * settings.gap_s))
     first, number, pairs = None, 0, 0
     while capture.grab():
         if first is None and number % every == 0:

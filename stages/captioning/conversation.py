@@ -1,11 +1,11 @@
-"""The requests to a vision-language model about one clip, and what its answers contain. Pure.
+"""Builds the requests to a vision-language model about one clip, and parses its answers.
 
-There is one request per segment and one for the whole clip. Each begins with the same bytes, the
-system text and the key frames in order, so that a server computes that prefix once per clip.
-Text of unknown origin (earlier answers, text read in the image) is quoted as one harmless line
-between <data> tags, which it can't close.
+There is one request per segment and one for the whole clip. All begin with the same system text
+and key frames, so that a server computes this prefix once per clip. Text of unknown origin
+(earlier answers, text that OCR read) is quoted as JSON on one line between <data> tags, which it
+can't close.
 
-The prompts are files in stages/captioning/prompts/; a hash over them is their version.
+The prompts are files in stages/captioning/prompts/; their version is a hash of their texts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from curation.images import decode_image, encode_jpeg, shrink
 from curation.texts import sanitize_text
 
 PROMPTS_FOLDER = Path(__file__).parent / "prompts"
-MAX_DATA_CHARS = 2000  # of one text that is quoted as data
+MAX_DATA_CHARS = 2000  # of each text that is quoted as data
 
 
 @cache
@@ -48,7 +48,7 @@ def render_prompt(name: str, **values: object) -> str:
 
 @dataclass(frozen=True)
 class PromptImage:
-    """A JPEG, and the forms in which back ends take it, each computed once."""
+    """A JPEG, and the forms that back ends need, each computed once."""
 
     jpeg: bytes
 
@@ -68,7 +68,8 @@ class PromptImage:
 
 
 def make_prompt_image(jpeg: bytes, name: str, max_side_px: int) -> PromptImage:
-    """The JPEG with a long side of at most `max_side_px`. Raises ValueError with `name`."""
+    """Returns the JPEG, shrunk if its long side is above `max_side_px`. Raises ValueError that
+    contains `name` if it is damaged."""
     bgr = decode_image(jpeg, name)
     if max(bgr.shape[:2]) <= max_side_px:
         return PromptImage(jpeg)
@@ -77,7 +78,7 @@ def make_prompt_image(jpeg: bytes, name: str, max_side_px: int) -> PromptImage:
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a chat; `parts` are texts and images in their order."""
+    """One message of a chat; `parts` are texts and images in order."""
 
     role: str  # system | user
     parts: tuple[str | PromptImage, ...]
@@ -122,24 +123,24 @@ class Completion:
 
 @dataclass(frozen=True)
 class PromptSegment:
-    """What the model is given about one segment."""
+    """The images and texts of one segment in the requests."""
 
     start_s: float
     end_s: float
     key_frame: PromptImage
     frame_samples: tuple[PromptImage, ...]
-    camera: str  # the measured motion as a phrase
-    lines_read: tuple[str, ...] = ()  # text in the key frame, of unknown origin
+    camera: str  # phrase for the measured camera motion
+    ocr_lines: tuple[str, ...] = ()  # text that OCR read in the key frame
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """The messages of the requests about one clip. `_shared_prefix` is common to all of them."""
+    """The requests about one clip. Their messages all begin with `_shared_prefix`."""
 
     segments: Sequence[PromptSegment]
 
-    def sub_caption(self, number: int, earlier: Sequence[str]) -> tuple[Message, ...]:
-        """Asks about segment `number`, from 0; earlier: the sub-captions before it."""
+    def sub_caption_messages(self, number: int, earlier: Sequence[str]) -> tuple[Message, ...]:
+        """Asks for the sub-caption of segment `number`, from 0. earlier: those before it."""
         segment, samples = self.segments[number], len(self.segments[number].frame_samples)
         question = render_prompt(
             "next" if earlier else "first",
@@ -149,19 +150,19 @@ class Conversation:
             end=f"{segment.end_s:g}",
             shown=f"the last {samples} frames show more of it" if samples else "its frame is above",
             camera=segment.camera,
-            text=_quote_lines_read(segment.lines_read),
+            text=_quote_ocr_lines(segment.ocr_lines),
             earlier=quote_as_json(earlier),
         )
         return self._messages(*segment.frame_samples, question)
 
-    def overall(self, sub_captions: Sequence[str]) -> tuple[Message, ...]:
+    def overall_messages(self, sub_captions: Sequence[str]) -> tuple[Message, ...]:
         """Asks for the caption of the whole clip."""
         return self._messages(render_prompt("overall", earlier=quote_as_json(sub_captions)))
 
-    def refined(
+    def refine_messages(
         self, number: int, draft: str, earlier: Sequence[str], caption: str
     ) -> tuple[Message, ...]:
-        """Asks to rewrite segment `number`'s draft; earlier: the rewritten texts before it."""
+        """Asks to rewrite the draft of segment `number`. earlier: the rewritten texts before it."""
         return self._messages(
             render_prompt(
                 "refine",
@@ -180,7 +181,7 @@ class Conversation:
 
     @cached_property
     def _shared_prefix(self) -> tuple[Message, tuple[str | PromptImage, ...]]:
-        """The system message, and the user's parts that come first: key frames in order of time."""
+        """The system message, and the first parts of the user message: key frames by time."""
         duration = f"{self.segments[-1].end_s:g}"
         frames = render_prompt("frames", count=len(self.segments), duration=duration)
         system = Message("system", (render_prompt("system"),))
@@ -188,17 +189,18 @@ class Conversation:
 
 
 def split_messages(prompt: str, count: int, duration_s: float) -> tuple[Message, ...]:
-    """Asks for `count` progressive sub-captions of a clip that `prompt` describes."""
+    """Asks for `count` progressive sub-captions of the clip that `prompt` describes."""
     values = {"count": count, "duration": f"{duration_s:g}"}
     system = Message("system", (render_prompt("split_system", **values),))
-    idea = sanitize_text(prompt, 4 * MAX_DATA_CHARS)
-    return system, Message("user", (render_prompt("split", prompt=idea, **values),))
+    description = sanitize_text(prompt, 4 * MAX_DATA_CHARS)
+    return system, Message("user", (render_prompt("split", prompt=description, **values),))
 
 
 def retry_messages(messages: tuple[Message, ...], reason: str) -> tuple[Message, ...]:
-    """The same messages, with why the last answer failed at their end: the prefix stays shared.
+    """The same messages with the reason why the last answer failed added at the end, which keeps
+    the shared prefix.
 
-    reason: a check's reason. Text of unknown origin may follow its colon and is left out.
+    reason: of a check. The part after a colon is dropped: it may contain text of unknown origin.
     """
     *before, last = messages
     prompt = render_prompt("again", reason=reason.partition(":")[0])
@@ -206,11 +208,11 @@ def retry_messages(messages: tuple[Message, ...], reason: str) -> tuple[Message,
 
 
 def quote_as_json(texts: Sequence[str]) -> str:
-    """Texts of unknown origin as a JSON list that no tag and no quotation mark can close."""
+    """Texts of unknown origin as a JSON list; tags and quotation marks in them can't close it."""
     return json.dumps([sanitize_text(text, MAX_DATA_CHARS) for text in texts], ensure_ascii=False)
 
 
-def _quote_lines_read(lines: Sequence[str]) -> str:
+def _quote_ocr_lines(lines: Sequence[str]) -> str:
     if not lines:
         return ""
     return f"\nWords read in its middle frame: <data>{quote_as_json(lines)}</data>"
@@ -230,27 +232,27 @@ def split_schema(count: int) -> dict[str, Any]:
 
 
 def find_json_value(text: str, name: str) -> Any:
-    """The value of `name` in the first JSON object in an answer that has it; None without one.
+    """The value of `name` in the first JSON object of an answer that has it, else None.
 
     A code fence or other text may surround the object: not every server enforces the schema.
     """
     decoder = json.JSONDecoder()
-    at = text.find("{")
-    while at >= 0:
+    start = text.find("{")
+    while start >= 0:
         try:
-            value, _ = decoder.raw_decode(text, at)
+            value, _ = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
             value = None
         if isinstance(value, dict) and name in value:
             return value[name]
-        at = text.find("{", at + 1)
+        start = text.find("{", start + 1)
     return None
 
 
 def parse_caption(text: str) -> str:
-    """The caption in an answer, on one line: that of its JSON object, or an answer without JSON.
+    """The caption on one line, from the answer's JSON, or the whole answer if it has no JSON.
 
-    Empty where the JSON is incomplete.
+    Empty if the JSON is incomplete.
     """
     caption = find_json_value(text, "caption")
     if caption is None and "{" not in text:
@@ -259,6 +261,6 @@ def parse_caption(text: str) -> str:
 
 
 def derive_seed(*parts: object) -> int:
-    """A seed in 0..2^31-1 that depends on the parts alone: clip, text and attempt."""
+    """A seed in 0..2^31-1 that depends only on the parts: clip, text and attempt."""
     digest = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

@@ -54,7 +54,7 @@ class MeasuredCaptioner(Captioner):
                     name_colours(bgr),
                     states[-1] if states else None,
                     quotes=quotable_lines(lines, *bgr.shape[:2]),
-                    lines_read=tuple(sanitize_text(text, MAX_QUOTE_CHARS) for text, _, _ in lines),
+                    ocr_lines=tuple(sanitize_text(text, MAX_QUOTE_CHARS) for text, _, _ in lines),
                     has_unread_lines=len(lines) >= MAX_LINES,
                 )
             )

@@ -100,8 +100,8 @@ def _by_position(quotes: Quotes) -> list[tuple[str, list[str]]]:
 
 def describe_text_changes(previous: SegmentState, state: SegmentState) -> list[str]:
     """Phrases for text that appears, is replaced, or is gone."""
-    appeared = tuple(q for q in state.quotes if not _is_among(previous.lines_read, q[0]))
-    gone = [q for q in previous.quotes if not _is_among(state.lines_read, q[0])]
+    appeared = tuple(q for q in state.quotes if not _is_among(previous.ocr_lines, q[0]))
+    gone = [q for q in previous.quotes if not _is_among(state.ocr_lines, q[0])]
     if state.has_unread_lines:
         gone = []
     replaced = {position for _, position in gone} & {position for _, position in appeared}

@@ -82,7 +82,9 @@ class SegmentState:
     camera: CameraState | None
     subject: SubjectState | None
     quotes: tuple[tuple[str, str], ...] = ()  # text in the image, fit to quote, and its position
-    lines_read: tuple[str, ...] = ()  # every line that OCR read: a line among them is not gone
+    ocr_lines: tuple[
+        str, ...
+    ] = ()  # every line that OCR read: a quote among them has not disappeared
     has_unread_lines: bool = False  # there are more lines than OCR reads: none counts as gone
 
 
@@ -92,7 +94,7 @@ def quantize_segment(
     previous: SegmentState | None,
     *,
     quotes: tuple[tuple[str, str], ...] = (),
-    lines_read: tuple[str, ...] = (),
+    ocr_lines: tuple[str, ...] = (),
     has_unread_lines: bool = False,
 ) -> SegmentState:
     """Returns the state of a segment (records.SEGMENT); previous: that of the segment before."""
@@ -106,7 +108,7 @@ def quantize_segment(
         camera=quantize_camera(segment, previous.camera if previous else None),
         subject=_quantize_subject(segment, previous.subject if previous else None),
         quotes=quotes,
-        lines_read=lines_read,
+        ocr_lines=ocr_lines,
         has_unread_lines=has_unread_lines,
     )
 

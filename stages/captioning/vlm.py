@@ -132,13 +132,13 @@ class VlmCaptioner(Captioner):
         caption = ""
         try:
             for number, segment in enumerate(segments):
-                messages = conversation.sub_caption(number, texts)
+                messages = conversation.sub_caption_messages(number, texts)
                 texts.append(await ask(f"sub-caption {number + 1}", messages, texts, segment))
-            caption = await ask("overall caption", conversation.overall(texts), [], None)
+            caption = await ask("overall caption", conversation.overall_messages(texts), [], None)
             if self.refine:
                 drafts, texts = texts, []
                 for number, segment in enumerate(segments):
-                    messages = conversation.refined(number, drafts[number], texts, caption)
+                    messages = conversation.refine_messages(number, drafts[number], texts, caption)
                     name = f"refined sub-caption {number + 1}"
                     texts.append(await ask(name, messages, texts, segment))
         except ChecksFailed as error:
@@ -233,7 +233,7 @@ class VlmCaptioner(Captioner):
                     key_frame=key_frame,
                     frame_samples=tuple(samples),
                     camera="not known" if camera is None else f"the view {describe_camera(camera)}",
-                    lines_read=self._read_lines(frame),
+                    ocr_lines=self._read_lines(frame),
                 )
             )
         return segments

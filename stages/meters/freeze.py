@@ -42,7 +42,7 @@ class Freeze(Meter):
     """Compares each frame with the one before it."""
 
     # a shorter repeat (pulldown, a dropped frame) is no freeze
-    least_s: Annotated[float, Gt(0)] = 0.5
+    min_freeze_s: Annotated[float, Gt(0)] = 0.5
     writes = ("frozen_share", "frozen_longest_s")
 
     def start(self, video: VideoInfo) -> None:
@@ -67,7 +67,7 @@ class Freeze(Meter):
             return dict.fromkeys(self.writes)
         if self._freezes is None:
             change, share = (np.frombuffer(a, np.float32) for a in (self._change, self._share))
-            self._freezes = find_freezes(times, change, share, self._frame_s, self.least_s)
+            self._freezes = find_freezes(times, change, share, self._frame_s, self.min_freeze_s)
         inside = [
             min(e, end_s) - max(s, start_s) for s, e in self._freezes if e > start_s and s < end_s
         ]

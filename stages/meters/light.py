@@ -27,7 +27,7 @@ MIN_BORDER_SHARE = 0.01  # of the width or height: a dark rim of a pixel or two 
 class Light(Meter):
     """Keeps two numbers per sample, and how much of each row and column is brighter than black."""
 
-    looks_per_s: Annotated[float, Gt(0)] = 2.0  # samples
+    samples_per_s: Annotated[float, Gt(0)] = 2.0
     writes = ("brightness", "sharpness", "border_share", "borders")
 
     def start(self, video: VideoInfo) -> None:
@@ -42,7 +42,7 @@ class Light(Meter):
     def process_frame(self, t_s: float, frame: Planes) -> None:
         if t_s < self._next_s:
             return
-        self._next_s = max(self._next_s + 1 / self.looks_per_s, t_s)
+        self._next_s = max(self._next_s + 1 / self.samples_per_s, t_s)
         self._times_s.append(t_s)
         self._levels.append((brightness(frame.y), sharpness(frame.y)))
         rows, columns = _bright_shares(frame.y)

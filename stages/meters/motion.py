@@ -51,14 +51,14 @@ class Motion(Meter):
     times, so that they do not depend on the frame rate.
     """
 
-    looks_per_s: Annotated[float, Gt(0)] = 2.0  # samples
+    samples_per_s: Annotated[float, Gt(0)] = 2.0
     gap_s: Annotated[float, Gt(0)] = 0.1
-    still_below_px_s: Annotated[float, Ge(0)] = 1.0  # a camera slower than this stands still
-    # Flow that the camera does not explain is an object's motion from here on, and from 0.2 x the
-    # camera's speed.
+    static_below_px_s: Annotated[float, Ge(0)] = 1.0  # a slower camera is static
+    # Flow that the camera does not explain is an object's motion if it is faster than this and
+    # than 0.2 x the camera's speed.
     subject_above_px_s: Annotated[float, Ge(0)] = 4.0
     # a shorter zoom or pan over a still image is not counted
-    fake_least_s: Annotated[float, Ge(0)] = 2.0
+    min_ken_burns_s: Annotated[float, Ge(0)] = 2.0
     writes = ("motion_dis", "static_share", "camera_motion", "subject_motion", "ken_burns_share")
 
     def start(self, video: VideoInfo) -> None:
@@ -90,7 +90,7 @@ class Motion(Meter):
             self._previous, self._first = self._first, None
         if self._first is None and t_s >= self._next_s:
             self._first = (t_s, image)
-            self._next_s = max(self._next_s + 1 / self.looks_per_s, t_s)
+            self._next_s = max(self._next_s + 1 / self.samples_per_s, t_s)
 
     def _add_sample(
         self, t_s: float, first: AlignmentImage, second_t_s: float, second: AlignmentImage
@@ -148,7 +148,7 @@ class Motion(Meter):
         mean, shift = float(camera_speed.mean()), velocity.shift * self._scale
         of_camera = [mean, *shift, velocity.zoom, velocity.rotation]
         if flow is None:
-            is_static = mean < self.still_below_px_s
+            is_static = mean < self.static_below_px_s
             return np.array([t_s, mean, is_static, *of_camera, *NO_SUBJECT], np.float32)
         # Flow counts where the camera's motion leaves a difference; elsewhere it is noise.
         own = (flow - camera.motion.displacement(points)) * np.float32(self._scale / seconds)
@@ -156,7 +156,7 @@ class Motion(Meter):
         speed = cv2.magnitude(own[..., 0], own[..., 1])
         moves = speed > np.maximum(self.subject_above_px_s, 0.2 * camera_speed)
         area, weight = float(moves.mean()), float(speed[moves].sum())
-        is_static = mean < self.still_below_px_s and area < MIN_MOVING_SHARE
+        is_static = mean < self.static_below_px_s and area < MIN_MOVING_SHARE
         subject = [float(speed.mean()), *NO_SUBJECT[1:]]
         if weight:
             size = camera.first.luma.shape[::-1]
@@ -174,7 +174,7 @@ class Motion(Meter):
         """All samples, and the spans of a Ken Burns effect."""
         if self._results is None:
             samples = np.array(self._samples, np.float32).reshape(-1, len(_FIELDS))
-            self._results = samples, ken_burns_spans(self._windows, self.fake_least_s)
+            self._results = samples, ken_burns_spans(self._windows, self.min_ken_burns_s)
         return self._results
 
     def score(self, start_s: float, end_s: float) -> dict[str, float | None]:

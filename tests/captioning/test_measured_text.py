@@ -142,7 +142,7 @@ def test_colours_that_appear_and_disappear_are_mentioned():
 
 def test_text_in_the_image_is_mentioned_when_it_appears_changes_and_disappears():
     def reads(*texts: str) -> dict:
-        return {"quotes": tuple((t, "at the top left") for t in texts), "lines_read": texts}
+        return {"quotes": tuple((t, "at the top left") for t in texts), "ocr_lines": texts}
 
     shown = [reads(), reads("Goal 2"), reads("Goal 2"), reads("Goal 3"), reads()]
     texts = write_sub_captions([quantize_segment(MOTIONLESS, GREY, None, **text) for text in shown])
@@ -156,7 +156,7 @@ def test_misread_text_is_neither_new_nor_gone():
     shown = ["Brandon Castellano", "Brandon Castellamo"]
     texts = write_sub_captions(
         [
-            quantize_segment(MOTIONLESS, GREY, None, quotes=((t, "at the top"),), lines_read=(t,))
+            quantize_segment(MOTIONLESS, GREY, None, quotes=((t, "at the top"),), ocr_lines=(t,))
             for t in shown
         ]
     )
@@ -165,7 +165,7 @@ def test_misread_text_is_neither_new_nor_gone():
 
 def test_text_is_not_gone_where_lines_are_left_unread():
     page = quantize_segment(
-        MOTIONLESS, GREY, None, quotes=(("Policy", "at the top"),), lines_read=("Policy",)
+        MOTIONLESS, GREY, None, quotes=(("Policy", "at the top"),), ocr_lines=("Policy",)
     )
     assert (
         "gone"
@@ -195,7 +195,7 @@ def test_caption_quotes_each_text_once():
     shown = [("Goal 2",), ("Goal 2",), ("Goal 3",)]
     quoting = [
         quantize_segment(
-            MOTIONLESS, GREY, None, quotes=tuple((t, "at the top") for t in texts), lines_read=texts
+            MOTIONLESS, GREY, None, quotes=tuple((t, "at the top") for t in texts), ocr_lines=texts
         )
         for texts in shown
     ]

@@ -16,7 +16,7 @@ from curation.stage import BadVideo, OutputError
 from stages.export.extraction import ExtractedClip, extract_clip
 from stages.export.shards import (
     check_captions_match,
-    estimated_bytes,
+    estimate_bytes,
     pack_shard,
     plan_shards,
     read_receipt,
@@ -126,7 +126,7 @@ def test_empty_input_gives_no_shards():
 
 def test_size_of_an_encoded_clip_is_estimated_from_its_area():
     clip = row(0, starts_on_keyframe=False, num_frames=450, width=1280, height=720)
-    assert 2e6 < estimated_bytes(clip) < 8e6
+    assert 2e6 < estimate_bytes(clip) < 8e6
 
 
 # ---------------------------------------------------------------- the sample

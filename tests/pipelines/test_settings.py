@@ -69,8 +69,8 @@ def test_a_number_that_is_none_is_refused(name):
 
 @pytest.mark.parametrize("meter", ["motion", "light", "overlay"])
 def test_zero_samples_per_second_are_refused_before_a_worker_divides_by_them(meter):
-    with pytest.raises(ConfigError, match=rf"score.decode.{meter}.looks_per_s is 0"):
-        load(Settings, DEFAULT_CONFIG, [f"score.decode.{meter}.looks_per_s=0"])
+    with pytest.raises(ConfigError, match=rf"score.decode.{meter}.samples_per_s is 0"):
+        load(Settings, DEFAULT_CONFIG, [f"score.decode.{meter}.samples_per_s=0"])
 
 
 def test_recorded_settings_hold_every_setting_and_nothing_else():
