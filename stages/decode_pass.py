@@ -1,4 +1,4 @@
-"""The one decode pass: every frame of a video is decoded once and given to every meter.
+"""The decode pass: decodes every frame of a video once and passes it to every meter.
 
 It returns the video's properties, its cuts and takes, and its clips with the scores that need no
 model.
@@ -44,22 +44,24 @@ from stages.shots.residual import ResidualDetector
 from stages.shots.takes import TIME_TOLERANCE_S, find_takes, place_clips
 from stages.shots.transnet import TransNetDetector
 
-BATCH = 16  # frames for one meter, then for the next: its code and data stay in the CPU's caches
+# Each meter processes so many frames before the next one does: its code and data stay in the
+# CPU's caches.
+FRAMES_PER_BATCH = 16
 
 
 @dataclass
 class DecodePass(Stage):
     """Decodes once and computes all scores that need no model.
 
-    The fields are the lists: a field that holds a Meter is fed and scored; the name of a field that
-    holds a Detector is a value of `detector`.
+    Every field of type Meter processes the frames and scores the clips. `detector` is the name of
+    the field of type Detector that finds cuts and transitions.
     """
 
-    clip_s: Annotated[float, Gt(0)] = 15.0  # length of a clip; a shorter take gives none
-    max_clip_s: Annotated[float, Gt(0)] = 15.0  # larger: fewer, longer clips that use up the take
+    clip_s: Annotated[float, Gt(0)] = 15.0  # shortest length of a clip
+    max_clip_s: Annotated[float, Gt(0)] = 15.0  # longest; above clip_s, clips fill takes
     segments: Annotated[int, Ge(1)] = 5  # of a clip: each has a key frame and a sub-caption
-    frame_samples: Annotated[int, Ge(0)] = 2  # stored of a segment in addition to its key frame
-    guard_frames: Annotated[int, Ge(0)] = 2  # left out on both sides of a cut or transition
+    frame_samples: Annotated[int, Ge(0)] = 2  # stored per segment, in addition to its key frame
+    guard_frames: Annotated[int, Ge(0)] = 2  # dropped on both sides of a cut or transition
     prefilter: Policy = field(default_factory=Policy)
     limits: Limits = field(default_factory=Limits)
     detector: str = "residual"  # finds cuts and transitions: residual or transnet
@@ -95,12 +97,12 @@ class DecodePass(Stage):
 
     @property
     def costly_scores(self) -> list[str]:
-        """The scores that are computed only of clips that pass the prefilter."""
+        """The scores that are computed only for clips that pass the prefilter."""
         costly = [name for meter in self.meters if meter.after_prefilter for name in meter.writes]
         return [name for name in (*costly, *KEY_FRAME_SCORES) if name in SCORE_NAMES]
 
     def check(self) -> None:
-        """Raises PlanError where the detector's package or a meter's column is missing."""
+        """Raises PlanError if the detector's package or a meter's column is missing."""
         self._detector.check()
         known = {column.name for column in CLIP}
         for name, meter in config.fields_of(self, Meter).items():
@@ -120,7 +122,7 @@ class DecodePass(Stage):
         self._detector.setup()
 
     def row_timeout_s(self, row: Row) -> float:
-        # By the file's size, since its header may lie: 10 kB of video a second is little.
+        # From the file's size, because its header may be wrong; 10 kB of video per second is slow.
         return 120.0 + max(row["bytes"], 0) / 1e4
 
     def process(self, rows: list[Row]) -> list[Row]:
@@ -158,44 +160,44 @@ class DecodePass(Stage):
         return columns
 
     def _process_frames(self, reader: Reader) -> None:
-        """Gives every frame to the detector, to the meters and to the fingerprint."""
+        """Passes every frame to the detector, the meters, the fingerprint and the key frames."""
         processors: list[FrameProcessor] = [self._detector, *self.meters, self.fingerprint]
         self.key_frames.start(self._key_frame_side(reader.header))
         for processor in processors:
             processor.start(reader.header.info())
         frames = self._planes(reader, any(p.reads_source for p in processors))
-        while batch := list(islice(frames, BATCH)):
+        while batch := list(islice(frames, FRAMES_PER_BATCH)):
             for processor in processors:
                 for t_s, planes in batch:
                     processor.process_frame(t_s, planes)
 
     def _key_frame_side(self, header: VideoHeader) -> int:
-        """px. The clips of a video that is too small for the prefilter need thumbnails only."""
+        """Long side, px: of thumbnails if the prefilter rejects all clips of a video this small."""
         size = {"width": header.width, "height": header.height}
         prefilter = Policy({name: rule for name, rule in self.prefilter.items() if name in size})
         return THUMBNAIL_SIDE if decide(size, prefilter) else self.key_frames.side
 
     def _planes(self, reader: Reader, with_source: bool) -> Iterator[tuple[float, Planes]]:
-        """The frames, of which key frames are taken on the way.
+        """Yields the time and planes of every frame, after the key frames have processed it.
 
-        A batch keeps the decoder's own frames (3 MB each in 1080p) only where one is asked for.
+        with_source: also the decoder's frames, 3 MB each in 1080p, which a batch keeps in memory.
         """
         for t_s, frame in reader.frames():
             self.key_frames.process_frame(t_s, frame)
             yield t_s, frame if with_source else Planes(frame.y)
 
     def _clip_spans(self, take: tuple[float, float], reader: Reader) -> list[tuple[float, float]]:
-        """The clips of a take; the take itself where it is too short for a clip."""
+        """The clips of a take, or the take itself if it is too short for a clip."""
         key_times = reader.packets.times_s[reader.packets.is_key]
         spans = place_clips(take, self.clip_s, self.max_clip_s, key_times, reader.times_s)
         return spans or [take]
 
     def _score_clip(self, video: Row, reader: Reader, take: int, span: tuple[float, float]) -> Row:
         start_s, end_s = span
-        edges = np.array(span) - SPAN_TOLERANCE_S
-        first, last = np.searchsorted(reader.times_s, edges)
+        bounds_s = np.array(span) - SPAN_TOLERANCE_S
+        first, last = np.searchsorted(reader.times_s, bounds_s)
         packets = reader.packets
-        inside = (packets.times_s >= edges[0]) & (packets.times_s < edges[1])
+        inside = (packets.times_s >= bounds_s[0]) & (packets.times_s < bounds_s[1])
         at_start = np.abs(packets.times_s - start_s) < TIME_TOLERANCE_S
         clip: Row = dict.fromkeys(column.name for column in CLIP)
         clip |= {
@@ -227,7 +229,8 @@ class DecodePass(Stage):
         return clip
 
     def _segments(self, clip: Row) -> tuple[list[Row], list[bytes]]:
-        """The segments, their frames stored; JPEGs of the key frames if it passed the prefilter."""
+        """Stores the frames of a clip. Returns its segments, and the JPEGs of its key frames, none
+        if it failed the prefilter."""
         frames = ClipFrames(self.key_frames, self._ledger, self.frame_samples)
         passed = clip["prefilter"] is None
         has_thumbnails = int(clip["clip_id"][:8], 16) < self._thumbnail_share * 2**32
@@ -247,9 +250,9 @@ class DecodePass(Stage):
         return segments, key_frames
 
     def _null_reasons(self, clip: Row) -> dict[str, str]:
-        """Score -> why it is null. The OCR stage adds those of its own scores."""
+        """Score -> its null reason. The OCR stage adds those of its own scores."""
         costly = self.costly_scores
-        own = {*KEY_FRAME_SCORES, *(name for meter in self.meters for name in meter.writes)}
+        measured = {*KEY_FRAME_SCORES, *(name for meter in self.meters for name in meter.writes)}
         reasons = {}
         for column in SCORES:
             if clip[column.name] is not None:
@@ -260,6 +263,6 @@ class DecodePass(Stage):
                 reasons[column.name] = "only kept clips are captioned"
             elif clip["prefilter"] is not None and column.name in costly:
                 reasons[column.name] = f"failed the prefilter: {clip['prefilter']}"
-            elif column.name in own:
+            elif column.name in measured:
                 reasons[column.name] = "not measurable"
         return reasons

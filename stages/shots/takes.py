@@ -50,10 +50,10 @@ def place_clips(
     key_times_s: np.ndarray,
     frame_times_s: np.ndarray,
 ) -> list[Span]:
-    """As many clips as fit, evenly placed, each starting on a frame: a keyframe where possible.
+    """As many clips as fit, evenly placed. Each starts on a frame, on a keyframe if possible.
 
-    clip_s: shortest length.  max_clip_s: where larger, fewer and longer clips use up the take.
-    key_times_s: (K,) times of keyframe packets.  frame_times_s: (T,) of all frames of the video.
+    clip_s: shortest length.  max_clip_s: longest; above clip_s, fewer and longer clips fill the
+    take.  key_times_s: (K,) times of keyframe packets.  frame_times_s: (T,) times of all frames.
     """
     length_s = take[1] - take[0]
     most = floor((length_s + TIME_TOLERANCE_S) / clip_s)
