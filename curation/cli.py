@@ -40,7 +40,7 @@ class UsageError(UserError):
 
 @dataclass(frozen=True)
 class NoSettings:
-    """Of a command without settings: each of its arguments is a value, whatever it looks like."""
+    """For a command without settings: each argument is a value, also one with `=`."""
 
 
 @dataclass(frozen=True)

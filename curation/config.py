@@ -1,6 +1,6 @@
 """Settings: reads YAML and `key=value` overrides into dataclasses, and checks them.
 
-A setting is a dataclass field; its default stands there and nowhere else. pydantic checks types and
+A setting is a dataclass field, and its default is defined only there. pydantic checks types and
 ranges (`Annotated[float, Gt(0)]`); this module checks names, and suggests the nearest known one.
 """
 
@@ -67,7 +67,7 @@ def load(kind: type[T], path: str | Path | None, overrides: Sequence[str] = ()) 
 
 
 def usage(doc: str | None, argv: Sequence[str]) -> NoReturn:
-    """Ends with what a command says of itself: exit code 0 where that was asked for, else 1."""
+    """Ends the command with its help text: with exit code 0 if the user asked for help, else 1."""
     text = (doc or "").strip()
     if set(argv) & {"-h", "--help"}:
         print(text)

@@ -174,7 +174,7 @@ class Progress:
             self.print_line(f"{self.phase}  stopped by {kind.__name__}")
 
     def _print_lines(self) -> None:
-        """Prints lines from a thread of its own, so that a phase that hangs prints them too."""
+        """Prints lines from a separate thread, so that they also appear while a phase waits."""
         while not self._finished.wait(self.every_s):
             self._write(" · ".join(filter(None, (self.format_line(), self._wait_reason))))
 

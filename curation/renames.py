@@ -51,7 +51,7 @@ def new_setting(name: str) -> str:
 
 
 def old_settings(data: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Those settings of nested plain data whose own name has changed."""
+    """Yields the dotted names of renamed settings in nested plain data."""
     for key, value in data.items():
         name = f"{prefix}{key}"
         if name in SETTINGS:

@@ -26,8 +26,8 @@ def tfidf_cosine(texts: Sequence[str]) -> np.ndarray:
 
     The vector of text d has, for each word w, tf(w, d) * idf(w), where tf is how often w is in d
     and idf(w) = ln((1 + N) / (1 + n_w)) + 1 with n_w the number of texts that hold w (the smoothed
-    form: a word that all texts share still weighs 1, so equal texts have cosine 1). A text without
-    words has cosine 0 with every text, itself too.
+    form: a word that is in all texts has weight 1, so that equal texts have cosine 1). A text
+    without words has cosine 0 with every text, also with itself.
     """
     counts = [Counter(split_words(text)) for text in texts]
     holders = Counter(word for count in counts for word in count)

@@ -4,7 +4,7 @@
 
 VIDEOS is a folder (all below it), a video, a pattern like 'in/*.mp4', a .txt list with a path per
 line, or a Parquet list with a column `video`; local, or s3:// and gs:// URLs. Runs the four
-phases score, select, caption and export; after an interruption the same command goes on.
+phases score, select, caption and export; after an interruption the same command resumes.
 On a Ray cluster: cluster.address=auto (or HOST:PORT, ray://HOST:PORT).
 
 The dataset has the clips of the present input. Add files and run the command again: only these are

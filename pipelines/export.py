@@ -60,7 +60,7 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     out.write("manifest.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
     print(text)
     print(_shard_line(shards, skipped))
-    print(f"look at {out.path('report.html')}")
+    print(f"report: {out.path('report.html')}")
 
 
 def _clips_to_pack(clips: pa.Table, selection: pa.Table, captions: pa.Table) -> list[Row]:

@@ -104,7 +104,7 @@ def select_and_publish(settings: Settings, out: Folder, _: Cluster) -> None:
     print(publish(out, videos, clips, recorded_config(settings, out), facts))
     if unpacked:
         print(f"{unpacked} kept clips are in no shard yet: run pipelines.caption, pipelines.export")
-    print(f"look at {out.path('report.html')}")
+    print(f"report: {out.path('report.html')}")
 
 
 if __name__ == "__main__":

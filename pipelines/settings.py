@@ -29,7 +29,7 @@ from stages.scorers.models import Models
 from stages.scorers.ocr import OcrStage
 
 COMMIT_INTERVAL_S = 5.0
-MIN_ROWS_TO_STOP = 100  # fewer do not tell a general failure from single bad rows
+MIN_ROWS_TO_STOP = 100  # with fewer, a general failure can't be distinguished from single bad rows
 DEFAULT_CONFIG = str(Path(__file__).parent.parent / "configs/local.yaml")
 EXIT_CODE = "Exit code 0: every video and clip has a row in the tables, failed ones included."
 KEY_FRAMES = "key_frames"  # its million files are never renamed, so none is unfinished
@@ -125,7 +125,7 @@ def main(doc: str, run: Callable[[Settings, Folder, Cluster], None], argv: Seque
         argv,
         settings=Settings,
         default_config=DEFAULT_CONFIG,
-        stopped="the same command goes on from here",
+        stopped="the same command resumes from here",
     )
 
 

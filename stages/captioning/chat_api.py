@@ -1,4 +1,4 @@
-"""Addresses, requests and replies of OpenAI's chat API. Pure: nothing is sent here."""
+"""Addresses, requests and replies of OpenAI's chat API. This file sends nothing."""
 
 from __future__ import annotations
 

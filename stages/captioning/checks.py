@@ -1,7 +1,7 @@
-"""Checks that decide whether a model's text may become a caption. Pure: text in, reason out.
+"""Checks that decide whether a model's text may become a caption. Each returns a reason or None.
 
-They find what makes a text useless for training, not bad style. Quotations (text on a sign, say)
-are removed before the language and the meaning are checked.
+They find what makes a text useless for training, not bad style. Quotations (such as text on a
+sign) are removed before the language and the meaning are checked.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from stages.captioning.segment_state import (
 
 MAX_T5_TOKENS = 512  # what the trainer reads of one text
 MIN_COPY_RATIO = 0.9  # share of words in common, in order, from which a text is a copy
-CERTAINLY_STILL = 0.5  # a camera below this share of every first bound certainly stands still
-CERTAINLY_MOVING = 2.0  # one above this multiple of a second bound certainly moves
+MAX_STATIC_RATIO = 0.5  # to the first bounds: a camera below it in everything is certainly static
+MIN_MOVING_RATIO = 2.0  # to a second bound: a camera above it certainly moves
 MIN_LATIN_SHARE = 0.9  # of the letters
 MIN_COMMON_WORD_SHARE = 0.15  # of the words; English prose has 0.35 to 0.55
 
@@ -187,10 +187,10 @@ _LINK_WORDS = r"(?:(?:\w+ly|then|now|also|and|is|begins?|starts?|continues?|keep
 _CAMERA_MOVES = re.compile(
     rf"\b(?:camera|view|shot)\s+{_LINK_WORDS}{_MOTION_VERB}\b", re.IGNORECASE
 )
-_STILL = r"(?:static|still|stationary|fixed|motionless|unmoving|steady)"
-_CAMERA_IS_STILL = re.compile(
-    rf"\b{_STILL}\s+(?:camera|shot|view)\b"
-    rf"|\b(?:camera|view|shot)\s+(?:remains?|stays?|is|holds?|keeps?)\s+(?:\w+ly\s+)?{_STILL}\b",
+_STATIC = r"(?:static|still|stationary|fixed|motionless|unmoving|steady)"
+_CAMERA_IS_STATIC = re.compile(
+    rf"\b{_STATIC}\s+(?:camera|shot|view)\b"
+    rf"|\b(?:camera|view|shot)\s+(?:remains?|stays?|is|holds?|keeps?)\s+(?:\w+ly\s+)?{_STATIC}\b",
     re.IGNORECASE,
 )
 
@@ -199,15 +199,15 @@ def contradiction(text: str, segment: dict[str, Any]) -> str | None:
     """The text contradicts a measured camera motion that is certain."""
     plain = remove_quotations(text)
     certain, moves = certain_camera_motion(segment), _CAMERA_MOVES.search(plain)
-    if certain == "still" and moves:
+    if certain == "static" and moves:
         return f"contradicts the measured still camera: “{moves[0]}”"
-    if certain == "moving" and not moves and (still := _CAMERA_IS_STILL.search(plain)):
-        return f"contradicts the measured camera motion: “{still[0]}”"
+    if certain == "moving" and not moves and (static := _CAMERA_IS_STATIC.search(plain)):
+        return f"contradicts the measured camera motion: “{static[0]}”"
     return None
 
 
 def certain_camera_motion(segment: dict[str, Any]) -> str | None:
-    """`still` or `moving`; None where the measurements are missing or too near to the bounds."""
+    """`static` or `moving`; None if the measurements are missing or too near to the bounds."""
     names = ("camera_x", "camera_y", "camera_zoom", "camera_roll", "camera_shake")
     values: list[Any] = [segment.get(name) for name in names]
     if None in values:
@@ -215,12 +215,12 @@ def certain_camera_motion(segment: dict[str, Any]) -> str | None:
     x, y, zoom, roll, shake = values
     speeds = (math.hypot(x, y), abs(zoom), abs(roll))
     bounds = (PAN_BOUNDS_PX_S, ZOOM_BOUNDS_PER_S, ROLL_BOUNDS_DEG_S)
-    if shake < CERTAINLY_STILL * SHAKE_BOUNDS_PX_S[0] and all(
-        value < CERTAINLY_STILL * bound[0] for value, bound in zip(speeds, bounds, strict=True)
+    if shake < MAX_STATIC_RATIO * SHAKE_BOUNDS_PX_S[0] and all(
+        value < MAX_STATIC_RATIO * bound[0] for value, bound in zip(speeds, bounds, strict=True)
     ):
-        return "still"
+        return "static"
     if any(
-        value > CERTAINLY_MOVING * bound[1] for value, bound in zip(speeds, bounds, strict=True)
+        value > MIN_MOVING_RATIO * bound[1] for value, bound in zip(speeds, bounds, strict=True)
     ):
         return "moving"
     return None

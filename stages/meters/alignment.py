@@ -25,7 +25,7 @@ ROUNDING_NOISE = 0.25  # grey levels squared: the error where only rounding diff
 # Errors in units of the noise, both in grey levels squared.
 ROBUST_SCALE = 6.0  # error at which a cell's weight is a quarter
 MIN_OUTLIER_ERROR = 9.0  # a cell above it moves differently from the frame
-MAX_ERROR = 9.0  # of a cell in the mean: larger errors tell nothing more
+MAX_ERROR = 9.0  # larger errors of a cell are limited to it in the mean
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def border_share(shares: np.ndarray) -> float:
         return 0.0
     if len(wide) < MIN_IMAGE_LINES * (wide[-1] + 1 - wide[0]):
         return 0.0
-    # Letters may stand inside the border; the image begins behind its last black line.
+    # Letters may be inside the border; the image begins after the last black line.
     size = int(np.flatnonzero(is_black[: wide[0]])[-1]) + 1
     behind = slice(size + 1, size + 4)  # the line at the edge itself is a mixture
     if size < MIN_BORDER_SHARE * len(bright) or not len(lit[behind]):

@@ -37,7 +37,7 @@ NO_SUBJECT = (0.0, 0.0, 0.0, 0.0, 0.5, 0.5, 0.0)
 
 # px within a sample's gap, of the half-size image.
 SLOW_CAMERA_PX = 0.5  # below it the camera is measured from one sample to the next
-STATIC_CAMERA_PX = 0.1  # below it the camera stands still, whatever moves before it
+STATIC_CAMERA_PX = 0.1  # below it the camera is static, whatever moves in front of it
 MIN_MOVING_SHARE = 0.0025  # of the frame: less is flicker
 TIME_TOLERANCE_S = 0.002  # else a frame at 0.0999 s would make every gap one frame longer
 
@@ -108,10 +108,10 @@ class Motion(Meter):
     def _estimate_camera(
         self, first: AlignmentImage, second: AlignmentImage, seconds: float
     ) -> tuple[Match, np.ndarray | None]:
-        """The camera's motion and the flow, which is None where the camera explains everything.
+        """The camera's motion, and the flow: None if the camera's motion explains every change.
 
-        An object before blank ground can have most of the flow's weight, while the ground shows
-        that the camera stands still: no motion at all is always tried as well.
+        An object in front of a blank background can have most of the flow's weight although the
+        camera is static; so zero motion is always tried as well.
         """
         camera = align(first, second, self._velocity.scaled(seconds), steps=1)
         if self._velocity is not NO_MOTION:

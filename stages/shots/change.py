@@ -102,8 +102,8 @@ def may_differ(before: SmallFrame, after: SmallFrame, residual: float, similar: 
     """Whether the pair's residual can reach this value at all. Computes no flow.
 
     Motion compensation only lowers the residual, except where the flow is wrong.
-    similar: an earlier frame that looks much like `before`. Whatever `after` shows, the contrast of
-    the pair is at least half of its contrast: most pairs are decided by this bound.
+    similar: an earlier frame that is nearly equal to `before`. Whatever `after` shows, the contrast
+    of the pair is at least half of its contrast: most pairs are decided by this bound.
     """
     blocks = block_means(cv2.absdiff(before.luma, after.luma))
     # The part inside black borders is at least a quarter of the frame.

@@ -147,7 +147,7 @@ def test_files_come_change_and_go_between_runs(source, tmp_path, cluster):
     assert videos(out)["a.mp4"] == ("duplicate", f"same bytes as {source}/b.mp4")
     assert pq.read_table(out / "clips.parquet").equals(first)
 
-    # New bytes under the original's name: scored anew, and one of the copies in its place.
+    # New bytes under the original's name: scored again, and so is one of the copies.
     write_video(source / "b.mp4", scene(9))
     run_all(run, cluster)
     assert videos(out)["b.mp4"] == ("ok", None)

@@ -48,7 +48,7 @@ def test_a_run_with_failed_videos_ends_well_and_its_sums_agree(dataset):
     assert dataset.run.exit_code == 0, dataset.run.stderr
     lines = dataset.run.stdout.splitlines()
     assert "6 clips: 4 kept, 2 rejected (short 1, static 1), 0 failed" in lines
-    assert f"look at {dataset.out}/report.html" in lines
+    assert f"report: {dataset.out}/report.html" in lines
     assert "failed: " in dataset.run.stderr
     assert re.search(r"score  7/7 videos · 1 failed", dataset.run.stderr)
     assert re.search(r"export  4/4 clips · 0 failed", dataset.run.stderr)
@@ -372,7 +372,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path):
     assert process.stderr is not None
     assert process.stderr.readline() == "waits\n"
     process.terminate()
-    assert process.communicate()[1] == "stopped; the same command goes on from here\n"
+    assert process.communicate()[1] == "stopped; the same command resumes from here\n"
     assert process.returncode == 130
 
 
