@@ -26,7 +26,7 @@ from curation.runner.cluster import Cluster
 from curation.runner.settings import ClusterSettings
 from curation.stage import Row, RunContext
 from stages.decode_pass import DecodePass
-from tests.support.drawn import encoded, noisy, picture, times, view
+from tests.support.drawn import encoded, noisy, textured_image, times, view
 
 WORKERS = 2
 SECONDS = 2.0
@@ -40,7 +40,7 @@ _decode_pass: DecodePass  # of a process of the pool
 def draw_videos(folder: Path, count: int) -> None:
     """Writes `count` videos of a camera that moves over an image."""
     for number in range(min(IMAGES, count)):
-        image = picture(number)
+        image = textured_image(number)
         frames = (view(image, (500 + 60 * t, 400, 1.0, 0.0)) for t in times(SECONDS))
         data = encoded(noisy(frames, 2.0, number))
         for copy in range(number, count, IMAGES):

@@ -1,4 +1,4 @@
-"""Finds cuts by the motion-compensated residual: hard cuts, jump cuts from an unmoved camera, and,
+"""Finds cuts by the motion-compensated residual: hard cuts, jump cuts from a static camera, and,
 with stages/shots/transitions.py, gradual transitions.
 
 Every frame is compared with the one before it after motion compensation, which explains a pan, a

@@ -14,7 +14,9 @@ from curation.images import (
 )
 from tests.support import drawn
 
-IMAGE = np.dstack([drawn.picture(seed, 320, 200) for seed in range(3)]).round().astype(np.uint8)
+IMAGE = (
+    np.dstack([drawn.textured_image(seed, 320, 200) for seed in range(3)]).round().astype(np.uint8)
+)
 
 
 def test_png_is_decoded_to_the_same_pixels():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from curation import measures
-from tests.support.drawn import noisy, picture, view
+from tests.support.drawn import noisy, textured_image, view
 
 
 def test_psnr_follows_its_formula():
@@ -45,8 +45,8 @@ def direct_ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_ssim_equals_its_formula_computed_window_by_window():
-    image = picture(1)[:40, :50].astype(np.uint8)
-    other = next(noisy([picture(1)[:40, 2:52]], 8))
+    image = textured_image(1)[:40, :50].astype(np.uint8)
+    other = next(noisy([textured_image(1)[:40, 2:52]], 8))
     assert measures.ssim(image, other) == pytest.approx(direct_ssim(image, other), abs=1e-5)
     assert measures.ssim(image, image) == pytest.approx(1.0)
 
@@ -61,5 +61,8 @@ def test_colourfulness_of_two_flat_colours_follows_its_formula():
 
 
 def test_blurred_image_is_less_sharp():
-    sharp, soft = picture(2).astype(np.uint8), view(picture(2), (800, 500, 3.0, 0)).astype(np.uint8)
+    sharp, soft = (
+        textured_image(2).astype(np.uint8),
+        view(textured_image(2), (800, 500, 3.0, 0)).astype(np.uint8),
+    )
     assert measures.sharpness(sharp) > 3 * measures.sharpness(soft)

@@ -14,7 +14,7 @@ from stages.meters.alignment import (
     fit_flow,
     match,
 )
-from tests.support.drawn import cutout, noisy, paste, picture, planes, view
+from tests.support.drawn import cutout, noisy, paste, planes, textured_image, view
 
 
 def images(frames, sigma: float = 3) -> list[AlignmentImage]:
@@ -23,9 +23,9 @@ def images(frames, sigma: float = 3) -> list[AlignmentImage]:
 
 @pytest.mark.parametrize("shift_px", [0.4, 2.0, 16.0, 50.0])
 def test_pan_with_zoom_and_rotation_is_measured_to_a_twentieth_of_a_pixel(shift_px):
-    still = picture(3)
+    image = textured_image(3)
     first, second = images(
-        [view(still, (800, 500, 1, 0)), view(still, (800 + shift_px, 500, 1.01, 0.5))]
+        [view(image, (800, 500, 1, 0)), view(image, (800 + shift_px, 500, 1.01, 0.5))]
     )
     motion = align(first, second, fit_flow(first, DisFlow()(first, second))).motion
     angle = np.radians(0.5)
@@ -36,10 +36,10 @@ def test_pan_with_zoom_and_rotation_is_measured_to_a_twentieth_of_a_pixel(shift_
 
 
 def test_parallax_of_near_and_far_objects_is_no_rotation():
-    still = picture(4)
-    near, far = (view(still, (800 + x, 500, 1, 0)) for x in (12, 4))
+    image = textured_image(4)
+    near, far = (view(image, (800 + x, 500, 1, 0)) for x in (12, 4))
     moved = np.where(np.arange(360)[:, None] < 180, far, near)
-    first, second = images([view(still, (800, 500, 1, 0)), moved])
+    first, second = images([view(image, (800, 500, 1, 0)), moved])
     motion = align(first, second, fit_flow(first, DisFlow()(first, second))).motion
     assert abs(np.degrees(motion.rotation)) < 0.1
 
@@ -57,8 +57,8 @@ def test_object_that_moves_before_blank_ground_is_no_camera_motion():
 
 
 def test_change_of_brightness_is_no_motion():
-    still = view(picture(6), (800, 500, 1, 0))
-    first, second = images([still, still * 0.9 + 12])
+    image = view(textured_image(6), (800, 500, 1, 0))
+    first, second = images([image, image * 0.9 + 12])
     assert align(first, second, NO_MOTION).motion_px < 0.05
     assert match(first, second, NO_MOTION).noise < 8
 

@@ -11,17 +11,17 @@ from tests.support.drawn import (
     feed,
     noisy,
     paste,
-    picture,
     planes,
     shake,
+    textured_image,
     times,
     view,
 )
 
 
 def moving(seed: int, seconds: float, fps: float = 25.0):
-    still = picture(seed)
-    return [view(still, (600 + 40 * t, 500, 1.1, 0)) for t in times(seconds, fps)]
+    image = textured_image(seed)
+    return [view(image, (600 + 40 * t, 500, 1.1, 0)) for t in times(seconds, fps)]
 
 
 def with_freeze(seed: int, start_s: float, length_s: float, sigma: float):
@@ -47,8 +47,8 @@ def test_freeze_in_a_compressed_moving_take_is_found_with_its_length(length_s, c
 
 @pytest.mark.parametrize(("sigma", "crf"), [(1.0, 23), (2.0, 33), (4.0, 18)])
 def test_static_scene_with_sensor_noise_is_no_freeze(sigma, crf):
-    still = view(picture(2), (800, 500, 1, 0))
-    assert score(noisy([still] * 100, sigma, 3), crf=crf) == {
+    image = view(textured_image(2), (800, 500, 1, 0))
+    assert score(noisy([image] * 100, sigma, 3), crf=crf) == {
         "frozen_share": 0,
         "frozen_longest_s": 0,
     }
@@ -94,13 +94,13 @@ def drawn_take(seed: int):
     """4 s with noise: a pan, a handheld camera, or a tripod with or without a moving object; some
     with pulldown, some at 10 frames per second.
     """
-    rng, still, object_ = np.random.default_rng(seed), picture(seed + 50), cutout(seed, 130)
+    rng, image, object_ = np.random.default_rng(seed), textured_image(seed + 50), cutout(seed, 130)
     kind, tremor, speed = ("pan", "hand", "object", "static")[seed % 4], shake(seed, 4), 30 + seed
     fps = (25, 25, 10, 30)[seed // 4 % 4]
     frames = []
     for t in times(4, fps):
         dx, dy = tremor(t) if kind == "hand" else (speed * (t - 2) * (kind == "pan"), 0)
-        frame = view(still, (800 + dx, 500 + dy, 1.1, 0))
+        frame = view(image, (800 + dx, 500 + dy, 1.1, 0))
         if kind == "object":
             paste(frame, object_, 100 + speed * t, 180)
         frames.append(frame)

@@ -13,16 +13,16 @@ from tests.support.drawn import (
     encoded,
     feed,
     noisy,
-    picture,
     planes,
+    textured_image,
     times,
     view,
 )
 
 
 def scene(seed: int = 1, gain: float = 1.0):
-    still = picture(seed)
-    return [gain * view(still, (600 + 40 * t, 500, 1.0, 0)) for t in times(3, 5)]
+    image = textured_image(seed)
+    return [gain * view(image, (600 + 40 * t, 500, 1.0, 0)) for t in times(3, 5)]
 
 
 def with_borders(frames, left=0, top=0, right=0, bottom=0):

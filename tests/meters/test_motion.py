@@ -15,10 +15,10 @@ from tests.support.drawn import (
     feed,
     noisy,
     paste,
-    picture,
     planes,
     rotated_view,
     shake,
+    textured_image,
     times,
     view,
 )
@@ -33,8 +33,8 @@ def measured(frames, fps: float = 25.0) -> Motion:
 
 @pytest.mark.parametrize("fps", [4, 10, 25, 100])
 def test_pan_is_measured_with_its_speed_at_any_frame_rate(fps):
-    still = picture(1)
-    frames = (view(still, (700 + 48 * t, 500, 1, 0)) for t in times(2, fps))
+    image = textured_image(1)
+    frames = (view(image, (700 + 48 * t, 500, 1, 0)) for t in times(2, fps))
     meter = measured(noisy(frames, 2), fps)
     segment = meter.score_segment(0, 2)
     # The view moves right: 48 px/s of 640 are 24 of 320.
@@ -44,28 +44,28 @@ def test_pan_is_measured_with_its_speed_at_any_frame_rate(fps):
 
 
 def test_zoom_in_with_clockwise_roll_has_positive_signs():
-    still = picture(2)
+    image = textured_image(2)
     # The content rotates counter-clockwise (OpenCV's positive angle): the view rolls clockwise.
-    meter = measured(noisy((view(still, (800, 500, 1.1**t, 6 * t)) for t in times(2)), 1))
+    meter = measured(noisy((view(image, (800, 500, 1.1**t, 6 * t)) for t in times(2)), 1))
     segment = meter.score_segment(0, 2)
     assert segment["camera_zoom"] == pytest.approx(np.log(1.1), abs=0.02)
     assert segment["camera_roll"] == pytest.approx(6, abs=1)
 
 
 def test_tripod_shot_with_sensor_noise_is_static():
-    still = view(picture(3), (800, 500, 1, 0))
-    score = measured(noisy([still] * 50, 6)).score(0, 2)
+    image = view(textured_image(3), (800, 500, 1, 0))
+    score = measured(noisy([image] * 50, 6)).score(0, 2)
     assert score["motion_dis"] < 0.1
     assert score["static_share"] == 1
     assert score["ken_burns_share"] == 0
 
 
 def test_object_that_crosses_a_static_scene_is_subject_motion_and_not_camera_motion():
-    still, object_ = view(picture(4), (800, 500, 1, 0)), cutout(5, 140)
+    image, object_ = view(textured_image(4), (800, 500, 1, 0)), cutout(5, 140)
 
     def frames():
         for t in times(2):
-            frame = still.copy()
+            frame = image.copy()
             paste(frame, object_, 200 + 80 * t, 120)
             yield frame
 
@@ -88,7 +88,7 @@ def test_span_without_samples_has_no_score():
 
 def virtual_camera(seed: int):
     """A pan, a zoom or both over an image, some with the whole-pixel jitter of FFmpeg's zoompan."""
-    rng, still = np.random.default_rng(seed), picture(seed)
+    rng, image = np.random.default_rng(seed), textured_image(seed)
     pan, zoom = rng.uniform(10, 90) * (seed % 3 != 0), rng.uniform(0.02, 0.07) * (seed % 3 != 1)
     heading = rng.uniform(0, 6.28)
     for t in times(5):
@@ -99,21 +99,21 @@ def virtual_camera(seed: int):
         )
         if seed % 5 == 1:
             x, y = round(x), round(y)
-        yield view(still, (x, y, 1.1 * np.exp(zoom * t), 0))
+        yield view(image, (x, y, 1.1 * np.exp(zoom * t), 0))
 
 
 def real_camera(seed: int):
     """A camera of 30 to 70 degrees that rotates, handheld or on a tripod, or passes objects."""
-    rng, still = np.random.default_rng(seed), picture(seed + 1000)
+    rng, image = np.random.default_rng(seed), textured_image(seed + 1000)
     tremor, speed = shake(seed, rng.uniform(0, 5)), rng.uniform(20, 90)
     field, objects = rng.uniform(30, 70), [cutout(seed * 10 + i, 180) for i in range(4)]
     for t in times(5):
         dx, dy = tremor(t)
         if seed % 2:
             degrees = field / WIDTH
-            yield rotated_view(still, (speed * (t - 2.5) + dx) * degrees, dy * degrees, 0, field)
+            yield rotated_view(image, (speed * (t - 2.5) + dx) * degrees, dy * degrees, 0, field)
         else:
-            frame = view(still, (700 + speed * t + dx, 500 + dy, 1, 0))
+            frame = view(image, (700 + speed * t + dx, 500 + dy, 1, 0))
             for i, object_ in enumerate(objects):
                 near = 1.15 + 0.25 * i
                 paste(

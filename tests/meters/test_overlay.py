@@ -16,8 +16,8 @@ from tests.support.drawn import (
     graphic,
     noisy,
     paste,
-    picture,
     shake,
+    textured_image,
     times,
     view,
 )
@@ -26,15 +26,15 @@ from tests.support.paths import VIDEOS
 
 def take(seed: int, camera: str, over: np.ndarray | float = 0.0, grey: float = 240):
     """15 s at 5 fps, with a graphic of that grey laid over it."""
-    still, tremor, object_ = picture(seed, 2600, 1500), shake(seed, 6), cutout(seed, 160)
+    image, tremor, object_ = textured_image(seed, 2600, 1500), shake(seed, 6), cutout(seed, 160)
     for t in times(15, 5):
         dx, dy = tremor(t) * 8
         if camera == "pan":
-            frame = view(still, (500 + 60 * t, 500 + 15 * t, 1, 0))
+            frame = view(image, (500 + 60 * t, 500 + 15 * t, 1, 0))
         elif camera == "hand":
-            frame = view(still, (900 + dx + 25 * t, 600 + dy, 1.1 + 0.02 * t, dx / 8))
+            frame = view(image, (900 + dx + 25 * t, 600 + dy, 1.1 + 0.02 * t, dx / 8))
         else:
-            frame = view(still, (900, 600, 1, 0))
+            frame = view(image, (900, 600, 1, 0))
             paste(frame, object_, 60 + 40 * t, 180 + 60 * np.sin(t))
         yield frame + over * (grey - frame)
 
@@ -73,8 +73,8 @@ def test_static_scene_that_an_object_crosses_is_no_overlay():
 
 
 def test_overlay_is_not_measurable_where_nothing_moves():
-    still = view(picture(5), (800, 500, 1, 0))
-    assert fed_meter([still] * 75).score(0, 15) == {"overlay_share": None, "overlay_mask": None}
+    image = view(textured_image(5), (800, 500, 1, 0))
+    assert fed_meter([image] * 75).score(0, 15) == {"overlay_share": None, "overlay_mask": None}
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from benchmarks.captions import (
 from benchmarks.cpu_time import ProcessTimes, measure_command, total_cpu_s
 from benchmarks.score import clock_methods, differently_scored, pad_container, write_copies
 from stages.captioning.conversation import Completion, Message, Request
-from tests.support.drawn import picture, times, view
+from tests.support.drawn import textured_image, times, view
 
 BURN = "import time\nwhile time.process_time() < {0}: pass\n"
 CHILDREN = {
@@ -71,7 +71,7 @@ def encoded_video(container: str, codec: str) -> bytes:
     with av.open(file, "w", format=container) as out:
         stream = out.add_stream(codec, rate=25, width=160, height=96, pix_fmt="yuv420p")
         stream.thread_count = 1
-        image = picture(1, 320, 200)
+        image = textured_image(1, 320, 200)
         for t in times(1.0):
             grey = view(image, (120 + 40 * t, 100, 1, 0), (160, 96)).astype(np.uint8)
             out.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="gray")))

@@ -281,7 +281,7 @@ def test_real_copies_are_duplicates_and_other_footage_of_the_same_road_is_not(tm
 
 def drawn_take(seed: int):
     """16 s of a picture under a handheld camera, with moving objects: (seconds, luma)."""
-    background, tremor = drawn.picture(seed), drawn.shake(seed, 20)
+    background, tremor = drawn.textured_image(seed), drawn.shake(seed, 20)
     objects = [drawn.cutout(10 * seed + i, 60) for i in range(3)]
     rng = np.random.default_rng(seed)
     path, pace = rng.uniform(0, 6.28, (3, 2)), rng.uniform(0.3, 1.2, (3, 2))

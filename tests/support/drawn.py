@@ -21,7 +21,7 @@ Camera = tuple[float, float, float, float]
 Path = Callable[[float], Camera]
 
 
-def picture(seed: int, width: int = 1600, height: int = 1000) -> np.ndarray:
+def textured_image(seed: int, width: int = 1600, height: int = 1000) -> np.ndarray:
     """An image with detail at every size: 1/f clouds, shapes with hard edges, fine grain."""
     rng = np.random.default_rng(seed)
     image = np.full((height, width), 120, np.float32)
@@ -38,18 +38,18 @@ def picture(seed: int, width: int = 1600, height: int = 1000) -> np.ndarray:
     return np.clip(image, 4, 250)
 
 
-def view(still: np.ndarray, camera: Camera, size: tuple[int, int] = (WIDTH, HEIGHT)) -> np.ndarray:
+def view(image: np.ndarray, camera: Camera, size: tuple[int, int] = (WIDTH, HEIGHT)) -> np.ndarray:
     """The view of a camera over a flat image."""
     x, y, zoom, degrees = camera
     to_view = cv2.getRotationMatrix2D((x, y), degrees, zoom)
     to_view[:, 2] += size[0] / 2 - x, size[1] / 2 - y
     # Area filtering where the image shrinks, so that detail does not flicker.
-    soft = cv2.GaussianBlur(still, (0, 0), 0.45 / zoom) if zoom < 0.8 else still
+    soft = cv2.GaussianBlur(image, (0, 0), 0.45 / zoom) if zoom < 0.8 else image
     return cv2.warpAffine(soft, to_view, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
 
 
 def rotated_view(
-    still: np.ndarray, pan: float, tilt: float, roll: float, field: float
+    image: np.ndarray, pan: float, tilt: float, roll: float, field: float
 ) -> np.ndarray:
     """The view of a rotating camera on a distant scene: a homography.
 
@@ -57,20 +57,22 @@ def rotated_view(
     """
     focal = WIDTH / 2 / np.tan(np.radians(field / 2))
     lens = np.array([[focal, 0, WIDTH / 2], [0, focal, HEIGHT / 2], [0, 0, 1]])
-    centre = np.array([[focal, 0, still.shape[1] / 2], [0, focal, still.shape[0] / 2], [0, 0, 1]])
+    centre = np.array([[focal, 0, image.shape[1] / 2], [0, focal, image.shape[0] / 2], [0, 0, 1]])
     turn = (
         cv2.Rodrigues(np.radians([tilt, pan, 0.0]))[0] @ cv2.Rodrigues(np.radians([0, 0, roll]))[0]
     )
     to_view = lens @ turn.T @ np.linalg.inv(centre)
     return cv2.warpPerspective(
-        still, to_view, (WIDTH, HEIGHT), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
+        image, to_view, (WIDTH, HEIGHT), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
     )
 
 
 def cutout(seed: int, side: int) -> tuple[np.ndarray, np.ndarray]:
     """A textured object and its soft mask, both (side, side): mask 0..1."""
     rng = np.random.default_rng(seed)
-    texture = picture(seed + 7919, 2 * side, 2 * side)[:side, :side] * 0.8 + rng.uniform(-20, 70)
+    texture = textured_image(seed + 7919, 2 * side, 2 * side)[:side, :side] * 0.8 + rng.uniform(
+        -20, 70
+    )
     mask = np.zeros((side, side), np.float32)
     corners = side / 2 + rng.normal(0, side / 5, (9, 2))
     cv2.fillPoly(mask, [cv2.convexHull(np.clip(corners, 3, side - 4).astype(np.int32))], 1.0)
@@ -122,8 +124,8 @@ def encoded(
                 stream.height, stream.width = frame.shape
                 stream.pix_fmt, stream.thread_count = "yuv420p", 1
                 stream.options = {"crf": str(crf), "preset": preset}
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="gray")
-            container.mux(stream.encode(picture))
+            video_frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="gray")
+            container.mux(stream.encode(video_frame))
         assert stream is not None, "no frames to encode"
         container.mux(stream.encode())
     return file.getvalue()
