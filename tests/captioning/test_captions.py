@@ -146,7 +146,9 @@ def test_shipped_configurations_name_an_existing_captioner(path):
     assert with_server.caption.chosen.provenance()["captioner"] == "openai"
 
 
-def test_display_shows_the_unavailable_server_and_no_clip_is_lost(out, cluster, capsys):
+def test_display_shows_the_unavailable_server_and_every_clip_is_captioned_later(
+    out, cluster, capsys
+):
     shown = ""
 
     def shows(text: str) -> bool:

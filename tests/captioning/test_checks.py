@@ -129,7 +129,7 @@ def test_similarity_is_compared_with_the_previous_sub_caption_and_may_equal_the_
         "The camera smoothly tracks the boy.",
     ],
 )
-def test_caption_that_moves_a_still_camera_fails(text):
+def test_caption_that_moves_a_static_camera_fails(text):
     assert contradiction(text, STILL_CAMERA).startswith("contradicts the measured still camera: “")
     assert contradiction(text, STILL_CAMERA | {"camera_x": 2.0}) is None  # not certain
     assert contradiction(text, STILL_CAMERA | {"camera_shake": None}) is None
@@ -145,11 +145,11 @@ def test_caption_that_moves_a_still_camera_fails(text):
         "The camera is not panning.",
     ],
 )
-def test_caption_with_a_still_camera_and_moving_subjects_passes(text):
+def test_caption_with_a_static_camera_and_moving_subjects_passes(text):
     assert contradiction(text, STILL_CAMERA) is None
 
 
-def test_caption_with_a_still_camera_fails_for_a_moving_camera():
+def test_caption_with_a_static_camera_fails_for_a_moving_camera():
     moving = STILL_CAMERA | {"camera_x": 40.0}
     assert certain_camera_motion(moving) == "moving"
     assert contradiction("The camera remains static.", moving).endswith("“camera remains static”")

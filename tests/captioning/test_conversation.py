@@ -158,7 +158,7 @@ def test_quoted_texts_keep_their_letters():
     assert quote_as_json(["Füße, «eins» 日本"]) == '["Füße, «eins» 日本"]'
 
 
-def test_seeds_depend_on_clip_text_and_attempt_alone():
+def test_seeds_depend_only_on_clip_text_and_attempt():
     seeds = {derive_seed(clip, part, n) for clip in "ab" for part in "xy" for n in range(3)}
     assert len(seeds) == 12
     assert all(0 <= seed < 2**31 for seed in seeds)

@@ -91,7 +91,7 @@ def test_row_fits_the_schema_of_the_captions_table(tmp_path, measured):
     assert table.num_rows == 1
 
 
-def test_text_on_screen_is_quoted_when_it_appears_and_when_it_is_gone(tmp_path, measured):
+def test_text_on_screen_is_quoted_when_it_appears_and_when_it_disappears(tmp_path, measured):
     frames = [drawn(), drawn("Goal 2"), drawn("Goal 2"), drawn("Goal 3"), drawn()]
     [row] = captioned(measured, tmp_path, clip_of(tmp_path, frames))
     texts = [s["text"] for s in row["sub_captions"]]

@@ -152,7 +152,7 @@ def test_text_in_the_image_is_mentioned_when_it_appears_changes_and_disappears()
     assert 'the text "Goal 3" is gone.' in texts[4]
 
 
-def test_misread_text_is_neither_new_nor_gone():
+def test_misread_text_neither_appears_nor_disappears():
     shown = ["Brandon Castellano", "Brandon Castellamo"]
     texts = write_sub_captions(
         [
@@ -163,7 +163,7 @@ def test_misread_text_is_neither_new_nor_gone():
     assert "Brandon" not in texts[1]
 
 
-def test_text_is_not_gone_where_lines_are_left_unread():
+def test_text_does_not_disappear_if_ocr_left_lines_unread():
     page = quantize_segment(
         MOTIONLESS, GREY, None, quotes=(("Policy", "at the top"),), ocr_lines=("Policy",)
     )

@@ -34,7 +34,7 @@ class Night:
     light: Sun | Moon = field(default_factory=Sun)
 
 
-def test_settings_are_told_from_values_wherever_they_stand():
+def test_settings_are_distinguished_from_values_in_any_order():
     given = parse(["seed=3", "in.mp4", "a sign that reads x=1", "name=b"], Night, "IN TEXT...")
     assert given.values == ["in.mp4", "a sign that reads x=1"]
     assert (given.settings.seed, given.settings.name) == (3, "b")

@@ -104,7 +104,7 @@ def test_an_error_of_the_command_line_names_it_and_not_the_file(tmp_path):
         load(Drawing, path, ["shape.colour=blue"])
 
 
-def test_what_a_command_says_of_itself_is_no_error_where_it_was_asked_for(capsys):
+def test_requested_help_ends_with_success_and_other_help_with_an_error(capsys):
     for argv, code in ((["--help"], 0), (["a", "-h"], 0), (["a"], "Draws.")):
         with pytest.raises(SystemExit) as end:
             usage("\nDraws.\n", argv)

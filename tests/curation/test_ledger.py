@@ -108,7 +108,7 @@ def test_other_settings_than_the_recorded_are_refused_by_name(tmp_path):
         check(20.0)
 
 
-def test_a_setting_that_a_later_version_adds_counts_as_its_default(tmp_path):
+def test_a_setting_that_a_later_version_adds_has_its_default_in_older_ledgers(tmp_path):
     folder, defaults = Folder(str(tmp_path)), {"decode": {"clip_s": 15.0, "added": 1}}
     check_settings(folder, "videos", {"decode": {"clip_s": 20.0}}, {}, "take them back")
     ledger(tmp_path).append([{"video": "a", "n": 1}])

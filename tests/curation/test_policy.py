@@ -113,7 +113,7 @@ def test_table_and_single_rows_get_the_same_reasons():
     assert 0 < sum(not reasons for reasons in decided) < 200
 
 
-def test_column_that_a_table_lacks_counts_as_not_measured():
+def test_missing_column_is_not_measured():
     assert decide_table(
         pa.table({"width": [1280, 640]}), Policy(fps=Range(min=15))
     ).to_pylist() == [

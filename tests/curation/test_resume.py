@@ -64,7 +64,7 @@ def worker_of(process: subprocess.Popen[str], name: str) -> int:
     return next((pid for pid, line in descendants(process.pid) if name in line), 0)
 
 
-def test_a_driver_killed_while_scoring_and_while_exporting_loses_nothing(dataset, tmp_path):
+def test_run_killed_while_scoring_and_exporting_resumes_to_the_same_dataset(dataset, tmp_path):
     out = tmp_path / "out"
     process = curate(dataset.source, out)
     assert kill_when(process, files(out, "ledger/key_frames/*/*_2.jpg"))
@@ -100,7 +100,7 @@ def test_a_driver_killed_while_scoring_and_while_exporting_loses_nothing(dataset
         ".tmp-*",
     ],
 )
-def test_a_driver_killed_anywhere_loses_nothing(dataset, tmp_path, pattern):
+def test_run_killed_in_any_phase_resumes_to_the_same_dataset(dataset, tmp_path, pattern):
     out = tmp_path / "out"
     kill_when(curate(dataset.source, out), files(out, pattern))
     last = wait_for_end(curate(dataset.source, out))
@@ -112,7 +112,7 @@ def test_a_driver_killed_anywhere_loses_nothing(dataset, tmp_path, pattern):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["ray::Worker", "curation.isolate"])
 @pytest.mark.parametrize("pattern", ["ledger/key_frames/*/*", "extracted/.tmp-*"])
-def test_a_worker_or_its_child_killed_costs_nothing(dataset, tmp_path, victim, pattern):
+def test_killed_worker_or_child_does_not_change_the_dataset(dataset, tmp_path, victim, pattern):
     out = tmp_path / "out"
     process = curate(dataset.source, out)
     assert wait_for(process, files(out, pattern))
@@ -169,7 +169,7 @@ def test_files_come_change_and_go_between_runs(source, tmp_path, cluster):
     assert first["clip_id"].to_pylist()[0] in clips["clip_id"].to_pylist()
 
 
-def test_a_video_that_is_gone_or_changed_at_export_costs_its_clips_alone(tmp_path, cluster):
+def test_video_deleted_or_changed_before_export_fails_only_its_clips(tmp_path, cluster):
     source, out = tmp_path / "in", tmp_path / "out"
     for name, seed in (("changed", 1), ("gone", 2), ("good", 3), ("touched", 4)):
         write_video(source / f"{name}.mp4", scene(seed))
@@ -245,7 +245,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_stops_the_run_plainly_and_it_goes_on_with_space(
+def test_full_disk_stops_the_run_which_resumes_with_free_space(
     dataset, small_disk, tmp_path, cluster
 ):
     out = small_disk / "out"
@@ -263,7 +263,7 @@ def test_a_full_disk_stops_the_run_plainly_and_it_goes_on_with_space(
     assert differences(dataset.out, out) == []
 
 
-def test_a_video_with_a_cut_gives_the_same_clips_whatever_its_name(tmp_path, cluster):
+def test_clips_do_not_depend_on_the_name_of_the_video(tmp_path, cluster):
     picture = with_cut(scene(2), scene(3), 40)
     write_video(tmp_path / "in" / "a.mp4", picture, 8)
     run = settings(tmp_path / "in", tmp_path / "out")

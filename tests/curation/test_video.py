@@ -121,7 +121,7 @@ def test_times_start_at_the_first_shown_frame_in_every_container(tmp_path, name,
 
 @pytest.mark.parametrize("start_s", [-0.2, 1000.0, 90_000.0])
 @pytest.mark.parametrize("name", ["a.mkv", "a.ts"])
-def test_times_start_at_zero_wherever_the_time_stamps_start(tmp_path, name, start_s):
+def test_times_start_at_zero_for_any_first_time_stamp(tmp_path, name, start_s):
     path = video_files.draw(
         tmp_path / name,
         times_s=[start_s + t for t in even(12)],

@@ -89,7 +89,7 @@ B_FRAMES = {"x264-params": "bframes=3:b-adapt=0:scenecut=0"}
 
 
 @pytest.mark.parametrize("length", [46, 47, 48, 49])
-def test_copy_ends_with_the_span_wherever_that_is_among_b_frames(tmp_path, clip, length):
+def test_copy_ends_with_the_span_at_any_position_among_b_frames(tmp_path, clip, length):
     source = write_video(tmp_path / "in.mp4", params=B_FRAMES)
     result = extract_clip(str(source), 1.0, 1.0 + length / FPS, clip, num_frames=length)
     assert (result.method, result.num_frames, result.codec) == ("copy", length, "h264")

@@ -175,7 +175,7 @@ def test_packing_twice_gives_the_same_bytes(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_a_tar_tells_nothing_of_when_and_by_whom(tmp_path):
+def test_tar_contains_neither_time_nor_owner(tmp_path):
     rows = [row(0)]
     pack(plan_shards(rows, 60_000, 100), rows, tmp_path)
     with tarfile.open(tmp_path / "train-000000.tar") as tar:
@@ -184,7 +184,7 @@ def test_a_tar_tells_nothing_of_when_and_by_whom(tmp_path):
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, 0, "", "")}
 
 
-def test_the_index_tells_where_each_mp4_lies_in_its_tar(tmp_path):
+def test_index_has_the_offset_of_each_mp4_in_its_tar(tmp_path):
     rows = [row(i, clip_id=f"{i}" * (24 if i else 150)) for i in range(8)]  # one long name
     receipts = pack(plan_shards(rows, 40_000, 100), rows, tmp_path)
     pq.write_table(shards_table(receipts), tmp_path / "shards.parquet")

@@ -114,7 +114,7 @@ def test_change_of_light_and_noise_are_no_motion():
     assert not (codes_of(meter, 0, 5)["motion"] > SIGNS).any()
 
 
-def test_fingerprint_depends_on_the_clips_own_span_alone():
+def test_fingerprint_depends_only_on_the_span_of_the_clip():
     meter = fingerprint_of(lambda t: ball(t) if t < 10 else background(7), seconds=12)
     alone = fingerprint_of(ball, seconds=10)
     assert meter.encode(2, 9) == alone.encode(2, 9)

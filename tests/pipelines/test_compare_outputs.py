@@ -86,7 +86,7 @@ def test_numbers_may_differ_by_the_tolerance(tmp_path):
     assert compare(old, new, 0.001) == []
 
 
-def test_another_cut_and_a_clip_of_one_side_alone_are_differences(tmp_path):
+def test_other_cuts_and_missing_clips_are_differences(tmp_path):
     old, new = write(tmp_path / "old", CLIPS), write(tmp_path / "new", CLIPS[:1], (1.0, 2.0))
     assert [(d.table, d.column, d.rows) for d in compare(old, new)] == [
         ("videos", "cuts_s", 1),

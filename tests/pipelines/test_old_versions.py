@@ -57,7 +57,7 @@ def test_calibration_refuses_an_output_of_the_old_version_too(old_output):
     )
 
 
-def test_a_configuration_of_the_old_version_is_answered_with_the_new_names(tmp_path):
+def test_configuration_of_the_old_version_is_refused_with_the_new_names(tmp_path):
     path = tmp_path / "old.yaml"
     path.write_text(
         "score: {watch: {clip_s: 10, gate: {width: {min: 1280}}}}\n"
@@ -81,13 +81,13 @@ def test_a_configuration_of_the_old_version_is_answered_with_the_new_names(tmp_p
         ("select.policy.fake_motion", "select.policy.ken_burns_share"),
     ],
 )
-def test_an_old_setting_on_the_command_line_is_answered_with_its_new_name(old, new):
+def test_old_setting_on_the_command_line_is_refused_with_its_new_name(old, new):
     message = f"command line: {old} was a setting of version 0.1.0; in this one it is {new}"
     assert error_of(main, "", score.run, [f"{old}=null"]) == f"ConfigError: {message}"
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_an_old_score_in_a_policy_is_answered_with_its_new_name(name):
+def test_old_score_in_a_policy_is_refused_with_its_new_name(name):
     with pytest.raises(ConfigError, match=f"in this one it is {SCORES[name]}$"):
         config.load(Settings, DEFAULT_CONFIG, [f"score.decode.prefilter={{{name}: {{min: 1}}}}"])
 

@@ -36,15 +36,15 @@ def settings(*overrides: str) -> Settings:
     return config.load(Settings, DEFAULT_CONFIG, [*SETTINGS, *overrides])
 
 
-def said(capsys, pipeline: str, *args: str) -> tuple[int, str]:
-    """Exit code and message of a command that ends before anything starts."""
+def run_and_capture(capsys, pipeline: str, *args: str) -> tuple[int, str]:
+    """Exit code and error message of a command that fails before it starts a run."""
     with pytest.raises(SystemExit) as e:
         main(ALL[pipeline].__doc__, ALL[pipeline].run, args)
     text = capsys.readouterr().err
     return (1, e.value.code) if isinstance(e.value.code, str) else (e.value.code, text)
 
 
-def test_a_run_with_failed_videos_ends_well_and_its_sums_agree(dataset):
+def test_run_with_failed_videos_succeeds_and_its_counts_add_up(dataset):
     assert dataset.run.exit_code == 0, dataset.run.stderr
     lines = dataset.run.stdout.splitlines()
     assert "6 clips: 4 kept, 2 rejected (short 1, static 1), 0 failed" in lines
@@ -54,7 +54,7 @@ def test_a_run_with_failed_videos_ends_well_and_its_sums_agree(dataset):
     assert re.search(r"export  4/4 clips · 0 failed", dataset.run.stderr)
 
 
-def test_nothing_of_ray_reaches_the_screen_and_nothing_of_it_goes_on_running(dataset):
+def test_run_prints_no_ray_messages_and_leaves_no_ray_processes(dataset):
     slow_start = (
         r"\w+  (the first worker of \w+ has been starting for|continues$)"  # on a busy machine
     )
@@ -70,7 +70,7 @@ def test_nothing_of_ray_reaches_the_screen_and_nothing_of_it_goes_on_running(dat
     assert unfinished_files(dataset.out) == []
 
 
-def test_every_input_file_is_one_row_with_its_fate(dataset):
+def test_every_input_file_is_one_row_with_its_status(dataset):
     rows = pq.read_table(dataset.out / "videos.parquet").to_pylist()
     by_name = {row["video"]: row for row in rows}
     fate = {name: by_name.pop(str(path)) for name, path in dataset.videos.items()}
@@ -120,7 +120,7 @@ def test_kept_clips_have_five_captions_in_time_and_a_shard_and_the_others_none(d
         assert [a for a, _ in spans] == pytest.approx([0, 0.6, 1.2, 1.8, 2.4])
         assert [b for _, b in spans] == pytest.approx([0.6, 1.2, 1.8, 2.4, 3.0])
         assert (dataset.out / "shards" / row["shard"]).exists()
-    for row in rows:  # a null says why
+    for row in rows:  # every null has a reason
         null = [name for name in records.SCORE_NAMES if row[name] is None]
         assert set(null) - set(dict(row["null_reasons"])) == set()
 
@@ -183,7 +183,7 @@ def test_the_report_is_one_whole_page_with_the_odd_names_escaped(dataset):
     assert not re.search(r"""(src|href)=["']?https?:""", page)
 
 
-def test_the_manifest_says_what_was_made_with_what(dataset):
+def test_manifest_records_inputs_settings_and_versions(dataset):
     manifest = json.loads((dataset.out / "manifest.json").read_text())
     assert manifest["videos"] == {"all": 7, "ok": 5, "duplicate": 1, "failed": 1}
     assert manifest["clips"] == {"all": 6, "kept": 4, "rejected": 2}
@@ -191,7 +191,7 @@ def test_the_manifest_says_what_was_made_with_what(dataset):
     assert manifest["config"]["select"]["policy"]["duration_s"] == {"min": 3.0, "max": None}
 
 
-def test_another_policy_takes_no_decode_and_the_manifest_tells_of_it(dataset, tmp_path, cluster):
+def test_another_policy_needs_no_decode_and_is_recorded_in_the_manifest(dataset, tmp_path, cluster):
     out = shutil.copytree(dataset.out, tmp_path / "out")
     before = {p: p.stat().st_mtime_ns for p in (out / "ledger/videos").iterdir()}
     darker = settings(f"output={out}", "select.policy.height={min: 720}")
@@ -217,14 +217,14 @@ def test_kept_clips_without_captions_are_not_exported_but_asked_for(
 
 def test_other_settings_than_the_ledgers_are_refused_by_name(dataset, capsys):
     args = (f"input={dataset.source}", f"output={dataset.out}", *SETTINGS)
-    code, text = said(capsys, "curate", *args, "score.decode.segments=4")
+    code, text = run_and_capture(capsys, "curate", *args, "score.decode.segments=4")
     assert code == 1
     assert "decode.segments: 5 -> 4" in text
     assert "use these settings, or another output" in text
 
 
-def test_a_policy_looser_than_the_gate_is_refused(dataset, capsys):
-    code, text = said(
+def test_policy_looser_than_the_prefilter_is_refused(dataset, capsys):
+    code, text = run_and_capture(
         *(capsys, "select", f"output={dataset.out}", *SETTINGS),
         "select.policy.duration_s={min: 1}",
     )
@@ -232,9 +232,11 @@ def test_a_policy_looser_than_the_gate_is_refused(dataset, capsys):
     assert "looser than the prefilter" in text
 
 
-def test_a_gate_on_a_score_that_it_spares_is_refused(dataset, tmp_path, capsys):
+def test_prefilter_on_a_score_computed_after_it_is_refused(dataset, tmp_path, capsys):
     args = (f"input={dataset.source}", f"output={tmp_path}", *SETTINGS)
-    code, text = said(capsys, "score", *args, "score.decode.prefilter.overlay_share={max: 0.05}")
+    code, text = run_and_capture(
+        capsys, "score", *args, "score.decode.prefilter.overlay_share={max: 0.05}"
+    )
     assert code == 1
     assert "score.decode.prefilter has rules for overlay_share, which are computed only" in text
 
@@ -247,12 +249,14 @@ def test_configurations_with_models_are_refused_before_the_start_with_how_to_get
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     video_files.draw(tmp_path / "a.mp4", frames=3)
     path = str(REPOSITORY / "configs" / f"{name}.yaml")
-    code, text = said(capsys, "curate", path, "input=a.mp4", f"output={tmp_path}/out")
+    code, text = run_and_capture(capsys, "curate", path, "input=a.mp4", f"output={tmp_path}/out")
     assert code == 1
     assert "score.models.clip.weights: open_clip_model.safetensors of timm/vit_large" in text
     assert "hf download timm/vit_large_patch14_clip_224.openai open_clip_model.safet" in text
     off = "score.models.clip.weights=null"
-    code, text = said(capsys, "curate", path, "input=a.mp4", f"output={tmp_path}/out", off)
+    code, text = run_and_capture(
+        capsys, "curate", path, "input=a.mp4", f"output={tmp_path}/out", off
+    )
     assert "aesthetic_laion_l14" in text
     assert "score.models.clip.aesthetics" in text
 
@@ -282,7 +286,7 @@ def test_configurations_with_models_are_refused_before_the_start_with_how_to_get
     ],
 )
 def test_a_users_mistake_is_one_plain_message(capsys, tmp_path, args, message):
-    code, text = said(capsys, "curate", *args, f"output={tmp_path}/out")
+    code, text = run_and_capture(capsys, "curate", *args, f"output={tmp_path}/out")
     assert code == 1
     assert message in text
     assert "Traceback" not in text
@@ -290,33 +294,35 @@ def test_a_users_mistake_is_one_plain_message(capsys, tmp_path, args, message):
 
 def test_a_folder_without_videos_is_refused(capsys, tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    code, text = said(capsys, "curate", f"input={tmp_path}", f"output={tmp_path}/out")
+    code, text = run_and_capture(capsys, "curate", f"input={tmp_path}", f"output={tmp_path}/out")
     assert (code, "no video in it" in text) == (1, True)
 
 
 def test_an_output_that_cannot_be_written_is_refused(capsys, tmp_path):
     (tmp_path / "out").write_text("a file where the folder should be")
-    code, text = said(capsys, "curate", f"input={tmp_path}", f"output={tmp_path}/out")
+    code, text = run_and_capture(capsys, "curate", f"input={tmp_path}", f"output={tmp_path}/out")
     assert code == 1
     assert text.startswith(f"OutputError: can't write to {tmp_path}/out/ledger")
 
 
 def test_two_runs_do_not_write_to_one_output(capsys, tmp_path):
     with Folder(str(tmp_path / "out/ledger")).locked():
-        code, text = said(capsys, "curate", f"input={tmp_path}", f"output={tmp_path}/out")
+        code, text = run_and_capture(
+            capsys, "curate", f"input={tmp_path}", f"output={tmp_path}/out"
+        )
     assert code == 1
     assert "another run is writing to" in text
 
 
 @pytest.mark.parametrize("name", ["caption", "export", "select"])
-def test_a_phase_without_the_one_before_it_says_which_to_run(capsys, tmp_path, name):
-    code, text = said(capsys, name, f"output={tmp_path}/out")
+def test_phase_without_its_predecessor_names_the_phase_to_run(capsys, tmp_path, name):
+    code, text = run_and_capture(capsys, name, f"output={tmp_path}/out")
     assert code == 1
     assert re.search(r"run pipelines.(score|select) first", text)
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
-def test_help_says_what_it_does_and_names_every_setting(capsys, name):
+def test_help_describes_the_command_and_lists_every_setting(capsys, name):
     main(ALL[name].__doc__, ALL[name].run, ["--help"])
     text = capsys.readouterr().out
     assert f"python -m pipelines.{name} [CONFIG]" in text
@@ -362,7 +368,7 @@ def test_bad_files_are_a_row_each_and_the_good_one_among_them_is_untouched(tmp_p
     assert len(row["clips"]) == 1
 
 
-def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path):
+def test_ctrl_c_prints_that_the_same_command_resumes(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", WAITS, str(tmp_path)],
         stderr=subprocess.PIPE,

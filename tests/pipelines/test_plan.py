@@ -29,7 +29,7 @@ def number(text: str, name: str) -> tuple[float, float, float]:
     return low, value_, high
 
 
-def test_a_trial_of_the_whole_input_says_what_the_run_gave(dataset, cluster, tmp_path):
+def test_trial_of_the_whole_input_predicts_the_results_of_the_run(dataset, cluster, tmp_path):
     out = Folder(str(tmp_path / "out"))
     text = plan.make_report(settings(f"input={dataset.source}", f"output={out.url}"), out, cluster)
     assert number(text, "kept") == (4, 4, 4)
@@ -49,7 +49,7 @@ def test_a_trial_of_the_whole_input_says_what_the_run_gave(dataset, cluster, tmp
     assert not (tmp_path / "out" / "ledger").exists()
 
 
-def test_settings_that_cannot_work_are_all_said_at_once_and_nothing_starts(
+def test_all_invalid_settings_are_reported_together_before_the_run_starts(
     dataset, tmp_path, unused_cluster
 ):
     given = [f"input={dataset.source}", f"output={tmp_path}/out"]

@@ -29,7 +29,7 @@ EXPECTED = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_each_sample_is_kept_or_rejected_as_its_name_says(tmp_path):
+def test_each_sample_is_kept_or_rejected_as_its_name_states(tmp_path):
     samples.draw(tmp_path / "in")
     assert sorted(os.listdir(tmp_path / "in")) == sorted(EXPECTED)
     run = start("curate", f"input={tmp_path}/in", f"output={tmp_path}/out")

@@ -24,8 +24,8 @@ def run(capsys, *args: str) -> tuple[str, str, object]:
         split.main(args)
     except SystemExit as end:
         code = end.code
-    said = capsys.readouterr()
-    return said.out, said.err, code
+    printed = capsys.readouterr()
+    return printed.out, printed.err, code
 
 
 def chat(server: ChatServer) -> list[str]:
@@ -50,7 +50,7 @@ def test_a_prompt_becomes_five_texts_that_the_sampler_reads(tmp_path, capsys):
     assert prompt.spans == [(0, 3), (3, 6), (6, 9), (9, 12), (12, 15)]
 
 
-def test_a_list_of_prompts_gives_a_line_each_in_order_whatever_the_server_does(tmp_path, capsys):
+def test_list_of_prompts_gives_a_line_each_in_order_despite_server_errors(tmp_path, capsys):
     prompts = [f"harbour {n}" for n in range(7)]
     (tmp_path / "prompts.txt").write_text("\n".join(["", *prompts, ""]))
     target = tmp_path / "captions.jsonl"
@@ -63,7 +63,7 @@ def test_a_list_of_prompts_gives_a_line_each_in_order_whatever_the_server_does(t
     assert len({row["name"] for row in rows}) == 7
 
 
-def test_a_prompt_that_gives_no_fit_texts_is_told_and_costs_no_other(tmp_path, capsys):
+def test_prompt_without_valid_texts_is_reported_and_others_are_split(tmp_path, capsys):
     def alike(request: ChatRequest) -> str:
         if "meadow" in request.texts[0]:
             return json.dumps({"sub_captions": parts("meadow")[:1] * 5})

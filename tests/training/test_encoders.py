@@ -38,7 +38,7 @@ def test_a_caption_s_tokens_do_not_depend_on_other_captions():
 
 
 def test_words_with_the_same_first_letter_differ_and_case_is_ignored():
-    """What a network sees of a word before it has learned to read letters."""
+    """The mean of a word's vectors, which a network has before it learns to read letters."""
     torch.manual_seed(0)
     encoder = ByteEncoder(BytesConfig(width=12, heads=2, layers=0))
     first = [encoder([[word]]).tokens[0] for word in ("red", "reed", "red boat")]

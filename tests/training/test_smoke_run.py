@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 STEPS, FRAMES, HEIGHT, WIDTH = 120, 4, 16, 32
 CLIP_S = 15.0
 
-# What `make curate` writes of the three clips of its samples that `make train` sees.
+# The captions that `make curate` writes for the three clips that `make train` trains on.
 STILL = "In the still view of the blue and brown scene, the movement goes "
 PINK = "In the pink and brown scene the view keeps panning slowly to the right. The movement "
 BROWN = "In the brown and green scene the view keeps panning slowly to the "
