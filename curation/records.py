@@ -65,7 +65,7 @@ SEGMENT = (
     Column("motion_dis", FLOAT, "mean DIS optical flow, px/s at 320 px wide"),
     Column("camera_x", FLOAT, "motion of the view to the right, px/s at 320 px wide"),
     Column("camera_y", FLOAT, "motion of the view downwards, px/s at 320 px wide"),
-    Column("camera_zoom", FLOAT, "relative growth of the picture, 1/s; zooming in is positive"),
+    Column("camera_zoom", FLOAT, "relative growth of the image, 1/s; zooming in is positive"),
     Column("camera_roll", FLOAT, "clockwise turn of the view, degrees/s"),
     Column(
         "camera_shake", FLOAT, "deviation of the camera's motion from its mean, px/s at 320 wide"
@@ -73,7 +73,7 @@ SEGMENT = (
     Column("subject_motion", FLOAT, "mean flow after the camera's is subtracted, px/s at 320 wide"),
     Column("subject_x", FLOAT, "mean motion of the moving area to the right, px/s at 320 px wide"),
     Column("subject_y", FLOAT, "mean motion of the moving area downwards, px/s at 320 px wide"),
-    Column("subject_area", FLOAT, "share of the picture that moves against the camera, 0..1"),
+    Column("subject_area", FLOAT, "share of the image that moves against the camera, 0..1"),
     Column("subject_at_x", FLOAT, "centre of the moving area, 0 left to 1 right"),
     Column("subject_at_y", FLOAT, "centre of the moving area, 0 top to 1 bottom"),
 )
@@ -84,12 +84,12 @@ TEXT_SIMILARITY = (
     Column(
         "text_similarity_tfidf",
         FLOAT,
-        "largest TF-IDF cosine between neighbouring sub-captions, 0..1",
+        "largest TF-IDF cosine between consecutive sub-captions, 0..1",
     ),
     Column(
         "text_similarity_minilm",
         FLOAT,
-        "largest cosine between neighbouring sub-captions' MiniLM embeddings, -1..1",
+        "largest cosine between consecutive sub-captions' MiniLM embeddings, -1..1",
         model="a MiniLM sentence model",
     ),
 )
@@ -119,30 +119,30 @@ SCORES = (
     Column(
         "ken_burns_share",
         FLOAT,
-        "share of the clip's time that is a zoom or pan over a still picture, 0..1",
+        "share of the clip's time that is a zoom or pan over a still image, 0..1",
     ),
     Column(
         "frozen_share",
         FLOAT,
-        "share of the clip's time that is frozen (the same picture repeated), 0..1",
+        "share of the clip's time that is frozen (the same frame repeated), 0..1",
     ),
     Column("frozen_longest_s", FLOAT, "longest frozen span, s"),
     Column(
         "overlay_share",
         FLOAT,
-        "area of graphics that stay in place while the picture moves, 0..1",
+        "area of graphics that stay in place while the image moves, 0..1",
     ),
     Column("text_share", FLOAT, "area of detected text (RapidOCR), mean over key frames, 0..1"),
     Column("artifact_share", FLOAT, "area of the union of text, overlays and borders, 0..1"),
     Column(
         "key_psnr",
         FLOAT,
-        "PSNR between neighbouring key frames at 320 px wide, mean over pairs, dB",
+        "PSNR between consecutive key frames at 320 px wide, mean over pairs, dB",
     ),
     Column(
         "key_ssim",
         FLOAT,
-        "SSIM of luma between neighbouring key frames at 320 px wide, mean over pairs",
+        "SSIM of luma between consecutive key frames at 320 px wide, mean over pairs",
     ),
     Column(
         "aesthetic_laion_l14",
@@ -159,7 +159,7 @@ SCORES = (
     Column(
         "richness_clip_l14",
         FLOAT,
-        "1 - cosine of neighbouring key frames' CLIP ViT-L/14 embeddings, mean over pairs, 0..2",
+        "1 - cosine of consecutive key frames' CLIP ViT-L/14 embeddings, mean over pairs, 0..2",
         model=CLIP_VIT,
     ),
     Column(
@@ -178,7 +178,7 @@ SCORES = (
     Column(
         "key_lpips",
         FLOAT,
-        "LPIPS 0.1 (AlexNet) between neighbouring key frames at 320 px wide, mean over pairs",
+        "LPIPS 0.1 (AlexNet) between consecutive key frames at 320 px wide, mean over pairs",
         model="LPIPS: score.models.lpips.weights",
     ),
     *TEXT_SIMILARITY,

@@ -58,7 +58,7 @@ class RunContext:
     thumbnail_share: float = 1.0  # of the clips that fail the prefilter: store thumbnails of these
     weights: Mapping[str, str] = field(default_factory=dict)  # scorer -> version of its weights
     caption_set: str = ""  # written to the column `captioner`; empty: the captioner's own name
-    similarity_limit: float | None = None  # of neighbouring sub-captions, by the policy
+    similarity_limit: float | None = None  # of consecutive sub-captions, by the policy
     api_key: str | None = field(default=None, repr=False)  # of the caption server
 
 

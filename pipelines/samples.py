@@ -3,7 +3,7 @@
     python -m pipelines.samples out/samples
 
 Ten small files that show what curation does: two takes to keep; and a cut, a dissolve, slides, a
-zoom over a still picture, a copy, a short take, a small picture and a broken file.
+zoom over a still image, a copy, a short take, a small picture and a broken file.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class CheckLimits:
 
     min_words: int
     count_tokens: TokenCount
-    max_similarity: float | None = None  # of neighbouring texts; None: only copies fail
+    max_similarity: float | None = None  # of consecutive texts; None: only copies fail
     similarity: Similarity = tfidf_cosine
 
 

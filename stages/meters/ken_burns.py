@@ -139,7 +139,7 @@ def _own_motion(found: Match) -> tuple[np.ndarray, np.ndarray]:
         cv2.blur(a * within, (3, 3))
         for a in (found.first.structure_tensor, found.gradient_times_difference)
     )
-    # The noise of neighbouring pixels is correlated after smoothing: a third of them count.
+    # Smoothing correlates the noise of adjacent pixels: only a third of them are independent.
     variance = found.noise / (3 * CELL_PX * CELL_PX)
     prior = variance / PRIOR_MOTION_PX**2
     xx, xy, yy = tensor[..., 0] + prior, tensor[..., 1], tensor[..., 2] + prior

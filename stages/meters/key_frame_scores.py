@@ -1,4 +1,4 @@
-"""Scores of a clip from its key frames: how colourful they are and how much neighbours differ."""
+"""Scores of a clip from its key frames: colourfulness, and difference of consecutive ones."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def border_share(shares: np.ndarray) -> float:
         return 0.0
     # Letters may be inside the border; the image begins after the last black line.
     size = int(np.flatnonzero(is_black[: wide[0]])[-1]) + 1
-    behind = slice(size + 1, size + 4)  # the line at the edge itself is a mixture
+    behind = slice(size + 1, size + 4)  # the line at the edge contains both
     if size < MIN_BORDER_SHARE * len(bright) or not len(lit[behind]):
         return 0.0
     # An image begins at once and over all its width; behind the margin of a black page is text.

@@ -100,7 +100,7 @@ def scores_from_embeddings(
 ) -> dict[str, float | None]:
     """A clip's scores. embeddings: (n, D), of length 1, one per key frame in order of time.
 
-    Richness is the change between neighbouring key frames: the mean of 1 - cosine over the n - 1
+    Richness is the change between consecutive key frames: the mean of 1 - cosine over the n - 1
     pairs. Coherence is how far the clip remains one scene: the smallest cosine of any two. Both are
     None for one key frame.
     """

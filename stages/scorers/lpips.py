@@ -1,4 +1,4 @@
-"""LPIPS between neighbouring key frames: perceptual distance (Zhang et al., 2018).
+"""LPIPS between consecutive key frames: perceptual distance (Zhang et al., 2018).
 
 Computed with torchvision's AlexNet and the published weights (version 0.1): AlexNet's, and five
 vectors that weight the channels of its features.
@@ -36,7 +36,7 @@ IMAGES_PER_PASS = 128
 
 @dataclass
 class LpipsScorer(Scorer):
-    """Mean LPIPS distance of neighbouring key frames."""
+    """Mean LPIPS distance of consecutive key frames."""
 
     weights: str | None = None  # torchvision's AlexNet: a file or hf://…; null: off
     linear: str | None = None  # LPIPS 0.1 for AlexNet: a file or hf://…
@@ -80,7 +80,7 @@ class LpipsScorer(Scorer):
         return scores
 
     def _mean_distances(self, frames: torch.Tensor) -> torch.Tensor:
-        """frames: (N, n, h, w, 3) uint8 -> (N,) mean distance of neighbours."""
+        """frames: (N, n, h, w, 3) uint8 -> (N,) mean distance of consecutive frames."""
         if self._device == "cuda":
             frames = frames.pin_memory()
         x = frames.to(self._device, non_blocking=True).permute(0, 1, 4, 2, 3).float()
@@ -88,7 +88,7 @@ class LpipsScorer(Scorer):
 
 
 def load_lpips(alexnet: Path, linear: Path) -> torch.nn.Module:
-    """Returns a module: (N, n, 3, h, w) RGB in -1..1 -> (N, n - 1) LPIPS of neighbours.
+    """Returns a module: (N, n, 3, h, w) RGB in -1..1 -> (N, n - 1) LPIPS of consecutive images.
 
     Raises PlanError.
     """

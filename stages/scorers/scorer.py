@@ -44,7 +44,7 @@ class ClipImages:
 
 
 class Scorer:
-    """`prepare` runs ahead in CPU threads; `score` on the device, for many clips at a time."""
+    """`prepare` runs in CPU threads while `score` runs on the device, for a batch of clips."""
 
     weights: str | None  # null: this scorer is off
     needs_frame_pairs = False  # it reads the frames shortly after the key frames

@@ -40,8 +40,8 @@ def softmax_attention(q, k, v):
 def published_loop(x, captions, to_q, to_k, to_v, to_out, frames, per_frame, heads):
     """The release's cross-attention, restated from its description: windows cut by `floor` and
     widened by one frame, each projected on its own (Q and output), joined from left to right; where
-    a window overlaps what is there already, over the width by which the first two windows do, the
-    two are averaged after the output projection.
+    a window overlaps those joined before, over the width by which the first two windows do, both
+    are averaged after the output projection.
     """
     count = len(captions)
     cuts = [int(frames * i / count) for i in range(count + 1)]
