@@ -18,7 +18,9 @@ from curation.images import decode_image, read_verified, stored_image_name
 from curation.records import CAPTION, hash_frames, stored_frame_hashes
 from curation.stage import OutputError, Row, RunContext, Stage, Unavailable
 from curation.storage import Folder
-from curation.texts import max_adjacent_similarity
+from curation.texts import MAX_ERROR_CHARS, clean_outside_text, max_adjacent_similarity
+
+MAX_TEXT_CHARS = 10_000  # of a caption
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,16 @@ class Captioner(Stage):
         except (OutputError, Unavailable):
             raise
         except Exception as error:  # an error of one clip must not stop the others
-            return row | {"error": f"{type(error).__name__}: {error}"}
+            cause = f"{type(error).__name__}: {error}"
+            return row | {"error": clean_outside_text(cause, MAX_ERROR_CHARS)}
 
     def _columns(self, clip: Row, captions: Captions) -> Row:
-        segments, sub_captions = clip["segments"], captions.sub_captions
-        empty = sum(not text.strip() for text in (captions.caption, *sub_captions))
+        segments = clip["segments"]
+        caption, *sub_captions = (
+            clean_outside_text(text, MAX_TEXT_CHARS)
+            for text in (captions.caption, *captions.sub_captions)
+        )
+        empty = sum(not text.strip() for text in (caption, *sub_captions))
         if captions.rejected is None and (empty or len(sub_captions) != len(segments)):
             raise ValueError(
                 f"expected a caption and {len(segments)} sub-captions with text in each, "
@@ -125,7 +132,7 @@ class Captioner(Stage):
             )
         provenance = self.provenance() | {"span_s": [clip["start_s"], clip["end_s"]]}
         return {
-            "caption": captions.caption or None,
+            "caption": caption or None,
             "sub_captions": [
                 {"start_s": s["start_s"], "end_s": s["end_s"], "text": text}
                 for s, text in zip(segments, sub_captions, strict=False)

@@ -13,7 +13,15 @@ from curation.config import ConfigError
 from curation.texts import sanitize_text
 from stages.captioning.conversation import Completion, PromptImage
 
-MAX_REPLY_BYTES = 4 << 20
+MAX_LIST_BYTES = 1 << 20  # of the list of models
+MAX_ERROR_BYTES = 4096  # of a reply that is no answer
+MAX_RETRY_AFTER_S = 3600.0  # a longer wait is taken for a mistake
+MAX_TOKENS_COUNTED = 1 << 40  # a larger number of a reply is taken for a mistake
+
+
+def max_reply_bytes(max_tokens: int) -> int:
+    """Of one answer: 64 bytes a token, since JSON may escape each character with six."""
+    return (64 << 10) + 64 * max_tokens
 
 
 class NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -73,23 +81,54 @@ def parse_completion(body: bytes) -> Completion | None:
     """The completion in a reply; None where the body is not a reply of the chat API."""
     try:
         reply = json.loads(body)
-        text = reply["choices"][0]["message"]["content"]
-        usage = reply.get("usage") or {}
-        tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
-        return Completion(text or "", *tokens) if isinstance(text, str | None) else None
+        choice = reply["choices"][0]
+        message = choice["message"]
+        text = message.get("content")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return None
+    if not isinstance(text, str | None):
+        return None
+    usage = reply.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    return Completion(
+        text or "",
+        _token_count(counts.get("prompt_tokens")),
+        _token_count(counts.get("completion_tokens")),
+        _name(choice.get("finish_reason")),
+        _name(reply.get("model")),
+        None if text else _reason_for_no_text(message),
+    )
+
+
+def _reason_for_no_text(message: dict[str, Any]) -> str | None:
+    if refusal := _name(message.get("refusal")):
+        return f"refusal: {sanitize_text(refusal, 60)}"
+    if message.get("reasoning_content") or message.get("reasoning"):
+        return "reasoning: without an answer"
+    return None
+
+
+def _name(value: object) -> str | None:
+    return value[:200] if isinstance(value, str) else None
+
+
+def _token_count(value: object) -> int:
+    """0 where it is no whole number of plausible size, such as 1e999."""
+    return value if isinstance(value, int) and 0 <= value <= MAX_TOKENS_COUNTED else 0
 
 
 def parse_retry_after(header: str | None) -> float:
-    """Seconds of a Retry-After header, which holds seconds or a date; 0 where it holds neither."""
-    if not header:
+    """Seconds of a Retry-After header, which holds seconds or a date.
+
+    0 where it holds neither, and where it is negative or longer than MAX_RETRY_AFTER_S.
+    """
+    if not header or len(header) > 100:
         return 0.0
     try:
-        return max(0.0, float(header))
+        seconds = float(header)
     except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except ValueError:
-        return 0.0
+        try:
+            seconds = parsedate_to_datetime(header).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError, IndexError, OSError):
+            return 0.0
+    return seconds if 0 <= seconds <= MAX_RETRY_AFTER_S else 0.0  # NaN is neither

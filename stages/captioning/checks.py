@@ -16,7 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from curation.texts import split_words, tfidf_cosine
+from curation.texts import REPLACEMENT, split_words, tfidf_cosine
+from stages.captioning.conversation import Completion
+from stages.captioning.form_checks import (
+    control_tokens,
+    cut_off,
+    escapes,
+    markup,
+    match_reason,
+    reasoning,
+    reasoning_tags,
+    refusal,
+    remove_quotations,
+    repetition,
+)
+from stages.captioning.language import wrong_language
 from stages.captioning.segment_state import (
     PAN_BOUNDS_PX_S,
     ROLL_BOUNDS_DEG_S,
@@ -28,8 +42,10 @@ MAX_T5_TOKENS = 512  # what the trainer reads of one text
 MIN_COPY_RATIO = 0.9  # share of words in common, in order, from which a text is a copy
 MAX_STATIC_RATIO = 0.5  # to the first bounds: a camera below it in everything is certainly static
 MIN_MOVING_RATIO = 2.0  # to a second bound: a camera above it certainly moves
-MIN_LATIN_SHARE = 0.9  # of the letters
-MIN_COMMON_WORD_SHARE = 0.15  # of the words; English prose has 0.35 to 0.55
+MIN_ANSWER_CHARS, MAX_CHARS_PER_TOKEN = 1000, 16  # longer answers are not parsed
+# What servers name the reason for an answer's end. Of others the text itself decides.
+ENDED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence")
+CUT_OFF = ("length", "max_tokens", "abort", "error", "insufficient_system_resource")
 
 TokenCount = Callable[[str], int]  # T5 tokens of a text, the end token included
 Similarity = Callable[[Sequence[str]], np.ndarray]  # (N, N) similarity of N texts
@@ -43,6 +59,22 @@ class CheckLimits:
     count_tokens: TokenCount
     max_similarity: float | None = None  # of consecutive texts; None: only copies fail
     similarity: Similarity = tfidf_cosine
+    languages: Sequence[str] = ("en",)
+
+
+def failed_answer(completion: Completion, max_tokens: int) -> str | None:
+    """Returns why an answer can't hold a usable text, by what costs little; None: it may."""
+    end = (completion.finish_reason or "").lower()
+    if completion.fault is not None:
+        return completion.fault
+    if end in CUT_OFF or (not end and completion.output_tokens >= max_tokens):
+        return f"cut off: {end or 'length'}, with at most {max_tokens} tokens"
+    if end == "content_filter":
+        return "refusal: content filter"
+    max_chars = MIN_ANSWER_CHARS + MAX_CHARS_PER_TOKEN * max_tokens
+    if len(completion.text) > max_chars:
+        return f"too long: {len(completion.text)} characters > {max_chars}"
+    return reasoning_tags(completion.text)
 
 
 def failed_check(
@@ -50,19 +82,27 @@ def failed_check(
     limits: CheckLimits,
     earlier: Sequence[str] = (),
     segment: dict[str, Any] | None = None,
+    is_complete: bool = False,
 ) -> str | None:
     """Returns the name of the first check that a text fails, with what was found; None: it passes.
 
-    earlier: the sub-captions before it, in order.  segment: its segment's row (records.SEGMENT).
+    text: with its line breaks.  earlier: the sub-captions before it, in order.  segment: its
+    segment's row (records.SEGMENT).  is_complete: the server stated that the answer was ended.
     """
     return (
         empty(text)
         or garbled(text)
+        or control_tokens(text)
+        or reasoning(text)
+        or escapes(text)
+        or markup(text)
         or refusal(text)
         or prompt_injection(text)
         or boilerplate(text)
-        or wrong_language(text)
+        or wrong_language(remove_quotations(text), limits.languages)
         or too_short(text, limits.min_words)
+        or cut_off(text, is_complete)
+        or repetition(text)
         or too_long(text, limits.count_tokens)
         or copy(text, earlier)
         or too_similar(text, earlier, limits)
@@ -76,22 +116,9 @@ def empty(text: str) -> str | None:
 
 def garbled(text: str) -> str | None:
     """Characters that no caption has: control codes, unassigned and replacement characters."""
-    odd = [c for c in text if unicodedata.category(c)[0] == "C" or c == "\N{REPLACEMENT CHARACTER}"]
+    odd = [c for c in text if unicodedata.category(c)[0] == "C" and c not in "\n\t"]
+    odd += [REPLACEMENT] * text.count(REPLACEMENT)
     return f"garbled: {len(odd)} characters" if odd else None
-
-
-_REFUSAL = re.compile(
-    r"\b(?:i'?m|i am|we are|we're)\s+(?:very\s+)?(?:sorry|unable|not able|afraid)\b"
-    r"|\b(?:i|we)\s+(?:cannot|can'?t|can not|won'?t|do not|don'?t|could not|couldn'?t)\b"
-    r"|\bas an ai\b|\bas a (?:large )?language model\b|\bi apologi[sz]e\b"
-    r"|\b(?:cannot|can'?t) (?:assist|help) with\b",
-    re.IGNORECASE,
-)
-
-
-def refusal(text: str) -> str | None:
-    """The model writes about itself instead of the clip."""
-    return _match_reason("refusal", _REFUSAL, remove_quotations(text))
 
 
 _INJECTION = re.compile(
@@ -104,11 +131,12 @@ _INJECTION = re.compile(
 
 def prompt_injection(text: str) -> str | None:
     """The text mentions instructions: the model may have obeyed text in the image."""
-    return _match_reason("mentions instructions", _INJECTION, remove_quotations(text))
+    return match_reason("mentions instructions", _INJECTION, remove_quotations(text))
 
 
 _BOILERPLATE = re.compile(
-    r"^\W*(?:sure|certainly|of course|okay|here (?:is|are)|description|answer)\b[^.]{0,40}[:!,]"
+    r"^\W*(?:sure|certainly|of course|absolutely|here (?:is|are|'s)|description|answer|caption"
+    r"|output|response|title|summary|(?:part|segment) \d+)\b[^.]{0,40}[:!,]"
     r"|\bthe (?:video|clip|footage|sequence|scene) (?:begins|starts|opens|ends|concludes)\b"
     r"|\b(?:this|these|each|first|second|third|fourth|fifth|last|middle|next|previous|final)\s+"
     r"(?:frames?|images?|pictures?|video|clip|segments?|screenshots?)\b(?!\s+(?:on|hang))"
@@ -120,34 +148,15 @@ _BOILERPLATE = re.compile(
 
 def boilerplate(text: str) -> str | None:
     """The text describes the video as such, or the answer, or contains markup."""
-    return _match_reason("boilerplate", _BOILERPLATE, remove_quotations(text))
+    return match_reason("boilerplate", _BOILERPLATE, remove_quotations(text))
 
 
-_COMMON_ENGLISH = frozenset(
-    split_words(
-        "the of and to in is with on at by it its as from for an are that while over into his her "
-        "their this there which through along behind up down out off around across near between "
-        "toward towards now still more then under above beside has been slightly he she they"
-    )
-)
-
-
-def wrong_language(text: str) -> str | None:
-    """Not English: letters of other scripts, or too few common English words."""
-    plain = remove_quotations(text)
-    letters = [c for c in plain if c.isalpha()]
-    latin = sum(c.isascii() for c in letters)
-    if letters and latin < MIN_LATIN_SHARE * len(letters):
-        return f"wrong language: {len(letters) - latin} of {len(letters)} letters are not English"
-    found = split_words(plain)
-    common = sum(word in _COMMON_ENGLISH for word in found)
-    if len(found) >= 12 and common < MIN_COMMON_WORD_SHARE * len(found):
-        return f"wrong language: {common} of {len(found)} words are common English ones"
-    return None
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 
 
 def too_short(text: str, min_words: int) -> str | None:
-    count = len(split_words(text))
+    """Two letters count as a word in scripts without spaces."""
+    count = sum(max(1, len(_UNSPACED.findall(word)) // 2) for word in split_words(text))
     return None if count >= min_words else f"too short: {count} words < {min_words}"
 
 
@@ -224,18 +233,3 @@ def certain_camera_motion(segment: dict[str, Any]) -> str | None:
     ):
         return "moving"
     return None
-
-
-_QUOTATION = re.compile(
-    r"\"[^\"]{0,300}\"|“[^”]{0,300}”|(?<!\w)'[^']{1,300}'(?!\w)|‘[^’]{0,300}’(?!\w)"
-)
-
-
-def remove_quotations(text: str) -> str:
-    """Returns the text with a blank in place of each quotation."""
-    return _QUOTATION.sub(" ", text)
-
-
-def _match_reason(name: str, pattern: re.Pattern[str], text: str) -> str | None:
-    found = pattern.search(text)
-    return f"{name}: “{found[0].strip()[:60]}”" if found else None

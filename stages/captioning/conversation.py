@@ -22,10 +22,12 @@ from string import Template
 from typing import Any
 
 from curation.images import decode_image, encode_jpeg, shrink
-from curation.texts import sanitize_text
+from curation.texts import clean_outside_text, sanitize_text
 
 PROMPTS_FOLDER = Path(__file__).parent / "prompts"
 MAX_DATA_CHARS = 2000  # of each text that is quoted as data
+MAX_CAPTION_CHARS = 10_000  # about five times the T5 tokens that the trainer reads
+MAX_JSON_STARTS = 20  # braces of an answer at which a JSON object is searched
 
 
 @cache
@@ -119,6 +121,9 @@ class Completion:
     text: str
     prompt_tokens: int = 0
     output_tokens: int = 0
+    finish_reason: str | None = None  # as the back end names it
+    model: str | None = None  # as the reply names it
+    fault: str | None = None  # why there is no usable text, as the reason of a failed check
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,7 @@ class Conversation:
     """The requests about one clip. Their messages all begin with `_shared_prefix`."""
 
     segments: Sequence[PromptSegment]
+    language: str = "English"  # or several: English or German
 
     def sub_caption_messages(self, number: int, earlier: Sequence[str]) -> tuple[Message, ...]:
         """Asks for the sub-caption of segment `number`, from 0. earlier: those before it."""
@@ -184,14 +190,16 @@ class Conversation:
         """The system message, and the first parts of the user message: key frames by time."""
         duration = f"{self.segments[-1].end_s:g}"
         frames = render_prompt("frames", count=len(self.segments), duration=duration)
-        system = Message("system", (render_prompt("system"),))
+        system = Message("system", (render_prompt("system", language=self.language),))
         return system, (*(segment.key_frame for segment in self.segments), frames)
 
 
-def split_messages(prompt: str, count: int, duration_s: float) -> tuple[Message, ...]:
+def split_messages(
+    prompt: str, count: int, duration_s: float, language: str = "English"
+) -> tuple[Message, ...]:
     """Asks for `count` progressive sub-captions of the clip that `prompt` describes."""
     values = {"count": count, "duration": f"{duration_s:g}"}
-    system = Message("system", (render_prompt("split_system", **values),))
+    system = Message("system", (render_prompt("split_system", language=language, **values),))
     description = sanitize_text(prompt, 4 * MAX_DATA_CHARS)
     return system, Message("user", (render_prompt("split", prompt=description, **values),))
 
@@ -238,7 +246,9 @@ def find_json_value(text: str, name: str) -> Any:
     """
     decoder = json.JSONDecoder()
     start = text.find("{")
-    while start >= 0:
+    for _ in range(MAX_JSON_STARTS):
+        if start < 0:
+            return None
         try:
             value, _ = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
@@ -250,14 +260,16 @@ def find_json_value(text: str, name: str) -> Any:
 
 
 def parse_caption(text: str) -> str:
-    """The caption on one line, from the answer's JSON, or the whole answer if it has no JSON.
+    """The caption with its lines, from the answer's JSON, or the whole answer if it has no JSON.
 
-    Empty if the JSON is incomplete.
+    Empty if the JSON is incomplete or has several captions.
     """
     caption = find_json_value(text, "caption")
     if caption is None and "{" not in text:
         caption = text
-    return " ".join(caption.split()) if isinstance(caption, str) else ""
+    if not isinstance(caption, str) or text.count('"caption"') > 1:
+        return ""
+    return clean_outside_text(caption, MAX_CAPTION_CHARS).strip()
 
 
 def derive_seed(*parts: object) -> int:

@@ -23,13 +23,16 @@ from annotated_types import Ge, Gt
 from curation.config import ConfigError
 from curation.progress import format_duration
 from curation.stage import Needs, RunContext, Unavailable
+from curation.texts import clean_outside_text
 from stages.captioning.adaptive_limit import AdaptiveLimit
 from stages.captioning.chat_api import (
-    MAX_REPLY_BYTES,
+    MAX_ERROR_BYTES,
+    MAX_LIST_BYTES,
     NoRedirects,
     auth_headers,
     check_url,
     image_part,
+    max_reply_bytes,
     parse_completion,
     parse_retry_after,
     redirect_error,
@@ -42,6 +45,7 @@ OVERLOADED = (429, 503)  # the server takes fewer requests than it gets
 RETRYABLE = (*OVERLOADED, 408, 409, 425, 500, 502, 504)
 FATAL = (401, 403, 404)  # the key, the address or the model is wrong, for every request
 
+MAX_ERROR_SHOWN_CHARS = 200  # of what a server answers
 MAX_LONE_FAILURES = 5  # of one request while others are answered
 MAX_BACKOFF_FACTOR = 60  # times backoff_s
 ERROR_SHOWN_AFTER_S, SILENCE_SHOWN_AFTER_S = 2.0, 10.0  # of no answer, with and without an error
@@ -57,6 +61,7 @@ class _Reply:
     body: bytes = b""
     error: str = ""  # where the body does not explain the failure
     retry_after_s: float = 0.0  # the server asks to wait
+    is_too_large: bool = False  # an answer of more bytes than the limit, which are not read
 
     @property
     def is_redirect(self) -> bool:
@@ -78,6 +83,7 @@ class OpenAICaptioner(VlmCaptioner):
     captioner: ClassVar[str] = "openai"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.url = self.url.rstrip("/") if self.url else None
 
     @property
@@ -115,7 +121,7 @@ class OpenAICaptioner(VlmCaptioner):
         opener = urllib.request.build_opener(NoRedirects)
         try:
             with opener.open(request, timeout=min(self.timeout_s, 30)) as reply:
-                models = json.loads(reply.read(MAX_REPLY_BYTES))["data"]
+                models = json.loads(reply.read(MAX_LIST_BYTES))["data"]
             return [str(model["id"]) for model in models]
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
@@ -146,7 +152,9 @@ class OpenAICaptioner(VlmCaptioner):
         """Creates what belongs to the running event loop."""
         self._limit = AdaptiveLimit(self.max_clips_in_flight)
         self._session = aiohttp.ClientSession(
-            headers=auth_headers(self._key),
+            # Decompressed bytes have no limit, so compression is neither asked for nor undone.
+            headers=auth_headers(self._key) | {"Accept-Encoding": "identity"},
+            auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=self.timeout_s),
             trust_env=True,  # proxies, as in `check`
             connector=aiohttp.TCPConnector(limit=0),
@@ -181,8 +189,15 @@ class OpenAICaptioner(VlmCaptioner):
         while True:
             async with self._limit:
                 sent_s = time.monotonic()
-                reply = await self._post(self._body(request, structured))
-            if reply.status == 200 and (completion := parse_completion(reply.body)) is not None:
+                limit = max_reply_bytes(request.max_tokens)
+                reply = await self._post(self._body(request, structured), limit)
+            if reply.is_too_large:
+                completion: Completion | None = Completion(
+                    "", fault=f"too long: a reply of more than {limit} bytes"
+                )
+            else:
+                completion = parse_completion(reply.body) if reply.status == 200 else None
+            if completion is not None:
                 self._limit.increase()
                 self._last_answer_s, self._last_error = time.monotonic(), None
                 self._structured = structured
@@ -206,15 +221,16 @@ class OpenAICaptioner(VlmCaptioner):
                     f"{error}, {MAX_LONE_FAILURES} times, while others are answered"
                 )
             wait_s = self.backoff_s * min(2 ** min(failures, 10), MAX_BACKOFF_FACTOR)
-            wait_s = max(wait_s * random.uniform(0.5, 1), reply.retry_after_s)
-            if failed_s - max(started_s, self._last_answer_s) + wait_s > self.max_outage_s:
+            wait_s *= random.uniform(0.5, 1)
+            left_s = self.max_outage_s - (failed_s - max(started_s, self._last_answer_s))
+            if wait_s > left_s:
                 error = f"{error}; no request answered for {self.max_outage_s:g} s"
                 if reply.status in (0, *OVERLOADED, 502, 504):
                     raise Unavailable(f"{error}. The same command continues the run")
                 raise RequestRefused(error)  # the server is there, and can't answer this request
-            await asyncio.sleep(wait_s)
+            await asyncio.sleep(max(wait_s, min(reply.retry_after_s, left_s)))
 
-    async def _post(self, body: bytes) -> _Reply:
+    async def _post(self, body: bytes, max_bytes: int) -> _Reply:
         url = f"{self.url}/chat/completions"
         headers = {"Content-Type": "application/json"}
         try:
@@ -224,16 +240,18 @@ class OpenAICaptioner(VlmCaptioner):
                 if 300 <= reply.status < 400:
                     location = reply.headers.get("Location")
                     return _Reply(reply.status, error=redirect_error(url, reply.status, location))
+                limit = max_bytes if reply.status == 200 else MAX_ERROR_BYTES
                 text = b""
                 async for chunk in reply.content.iter_chunked(1 << 16):
                     text += chunk
-                    if len(text) > MAX_REPLY_BYTES:
-                        return _Reply(error=f"more than {MAX_REPLY_BYTES} bytes")
+                    if len(text) > limit:
+                        break
                 retry_after_s = parse_retry_after(reply.headers.get("Retry-After"))
-                return _Reply(reply.status, text, retry_after_s=retry_after_s)
+                is_too_large = reply.status == 200 and len(text) > limit and b"{" in text[:100]
+                return _Reply(reply.status, text[:limit], "", retry_after_s, is_too_large)
         except TimeoutError:
             return _Reply(error=f"no reply within {self.timeout_s:g} s")
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             return _Reply(error=f"{type(error).__name__}: {error}")
 
     def _body(self, request: Request, structured: bool) -> bytes:
@@ -250,9 +268,12 @@ class OpenAICaptioner(VlmCaptioner):
         return json.dumps(body).encode()
 
     def _error_of(self, reply: _Reply) -> str:
-        """One line of bounded length."""
+        """One line of bounded length, without the key: a server may repeat it."""
         if reply.is_redirect:
             return reply.error
         text = reply.error or reply.body.decode(errors="replace")
+        if self._key:
+            text = text.replace(self._key, "…")
         answers = f"answers {reply.status}" if reply.status else "does not answer"
-        return f"{self.url} {answers}: {' '.join(text.split())[:200]}"
+        text = clean_outside_text(" ".join(text.split()), MAX_ERROR_SHOWN_CHARS)
+        return f"{self.url} {answers}: {text}"

@@ -6,21 +6,27 @@ A back end is a subclass with one coroutine, `complete(request)`.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from curation.config import ConfigError
+from curation.config import ConfigError, check_choice
 from curation.stage import Row, RunContext
-from curation.texts import max_adjacent
+from curation.texts import clean_outside_text, max_adjacent, sanitize_text
 from stages.captioning.captioner import Captioner, Captions, KeyFrame
-from stages.captioning.checks import CheckLimits, TokenCount, failed_check
+from stages.captioning.checks import (
+    ENDED,
+    CheckLimits,
+    TokenCount,
+    failed_answer,
+    failed_check,
+)
 from stages.captioning.conversation import (
     CAPTION_SCHEMA,
+    MAX_CAPTION_CHARS,
     Completion,
     Conversation,
     Message,
@@ -35,6 +41,7 @@ from stages.captioning.conversation import (
     split_messages,
     split_schema,
 )
+from stages.captioning.language import NAMES, format_languages, load_identifier
 from stages.captioning.measured import quotable_lines
 from stages.captioning.motion_phrases import describe_camera
 from stages.captioning.segment_state import CameraState, quantize_camera
@@ -43,6 +50,26 @@ from stages.captioning.t5_tokens import estimate_t5_tokens, load_t5_token_count
 from stages.scorers.ocr_engine import OcrEngine
 
 CLIP_TIMEOUT_S = 3600.0  # a server that restarts takes minutes of it
+MAX_MODEL_CHARS, MAX_MODELS = 200, 5  # of the names in replies that a row records
+MAX_REJECTED_CHARS = 2000  # of a text that failed; it is stored to be read, not for training
+FORMULA_STARTS = ("=", "+", "-", "@")  # spreadsheets compute what begins so
+
+
+@dataclass
+class Usage:
+    """What the requests about one clip took."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    models: set[str] = field(default_factory=set)  # as the replies name them
+
+    def add(self, completion: Completion) -> None:
+        self.requests += 1
+        self.prompt_tokens += completion.prompt_tokens
+        self.output_tokens += completion.output_tokens
+        if completion.model and len(self.models) < MAX_MODELS:
+            self.models.add(clean_outside_text(completion.model, MAX_MODEL_CHARS))
 
 
 class ChecksFailed(Exception):
@@ -67,6 +94,8 @@ class VlmCaptioner(Captioner):
     max_tokens: Annotated[int, Ge(1)] = 400  # of one answer
     attempts: Annotated[int, Ge(1)] = 3  # per text; after that the clip is rejected
     min_words: Annotated[int, Ge(1)] = 8  # per text
+    # ISO 639 codes of the languages that a text may have; the prompts ask for them
+    languages: list[str] = field(default_factory=lambda: ["en"])
     refine: bool = (
         False  # then rewrite each sub-caption with the caption and the earlier ones given
     )
@@ -75,6 +104,10 @@ class VlmCaptioner(Captioner):
 
     # a MiniLM sentence model that compares neighbouring sub-captions; null: TF-IDF alone
     minilm: str | None = None
+
+    def __post_init__(self) -> None:
+        for code in self.languages or [""]:
+            check_choice("languages", code, NAMES)
 
     @property
     def similarity_column(self) -> str:
@@ -88,8 +121,12 @@ class VlmCaptioner(Captioner):
     def setup(self, context: RunContext) -> None:
         super().setup(context)
         self._limits = CheckLimits(
-            self.min_words, self._load_token_count(), context.similarity_limit
+            self.min_words,
+            self._load_token_count(),
+            context.similarity_limit,
+            languages=self.languages,
         )
+        load_identifier()
         self._sentence_model = self._load_sentence_model()
         if self._sentence_model is not None:
             self._limits = replace(self._limits, similarity=self._sentence_model.similarity)
@@ -114,6 +151,7 @@ class VlmCaptioner(Captioner):
             "prompts": prompts_version(),
             "read_text": self.read_text,
             "minilm": self.minilm,
+            "languages": self.languages,
             **{name: getattr(self, name) for name in sampling},
         }
 
@@ -124,9 +162,10 @@ class VlmCaptioner(Captioner):
     async def describe(self, clip: Row, frames: list[KeyFrame]) -> Captions:
         segments = clip["segments"]
         conversation = Conversation(
-            await asyncio.to_thread(self._prompt_segments, segments, frames)
+            await asyncio.to_thread(self._prompt_segments, segments, frames),
+            format_languages(self.languages),
         )
-        usage: Counter[str] = Counter()
+        usage = Usage()
         ask = partial(self._ask_for_caption, clip["clip_id"], usage)
         texts: list[str] = []
         caption = ""
@@ -142,10 +181,11 @@ class VlmCaptioner(Captioner):
                     name = f"refined sub-caption {number + 1}"
                     texts.append(await ask(name, messages, texts, segment))
         except ChecksFailed as error:
+            failed_text = make_inert(error.text)
             if len(texts) < len(segments):
-                texts = [*texts, error.text]
+                texts = [*texts, failed_text]
             else:
-                caption = error.text
+                caption = failed_text
             return Captions(texts, caption, f"caption {error}", self._usage_record(usage))
         scores = self._score_similarity(texts)
         return Captions(texts, caption, None, self._usage_record(usage), scores)
@@ -153,25 +193,28 @@ class VlmCaptioner(Captioner):
     async def split(self, prompt: str, count: int, duration_s: float) -> list[str]:
         """Returns `count` progressive sub-captions for a prompt. Raises ChecksFailed."""
 
-        def parse_and_check(answer: str) -> tuple[list[str], str | None]:
-            found = find_json_value(answer, "sub_captions")
+        def parse_and_check(completion: Completion) -> tuple[list[str], str | None]:
+            found = find_json_value(completion.text, "sub_captions")
             if not isinstance(found, list) or len(found) != count:
                 return [], f"not {count} texts"
-            texts = [" ".join(str(part).split()) for part in found]
+            texts = [clean_outside_text(str(part), MAX_CAPTION_CHARS) for part in found]
+            is_complete = completion.finish_reason in ENDED
             for number, text in enumerate(texts):
-                if reason := failed_check(text, self._limits, texts[:number]):
+                earlier = texts[:number]
+                if reason := failed_check(text, self._limits, earlier, None, is_complete):
                     return texts, f"text {number + 1} {reason}"
-            return texts, None
+            return [" ".join(text.split()) for text in texts], None
 
-        messages = split_messages(prompt, count, duration_s)
+        language = format_languages(self.languages)
+        messages = split_messages(prompt, count, duration_s, language)
         max_tokens = count * self.max_tokens
         request = Request(messages, split_schema(count), max_tokens, self.temperature)
-        return await self._ask(request, ("split", prompt), Counter(), parse_and_check)
+        return await self._ask(request, ("split", prompt), Usage(), parse_and_check)
 
     async def _ask_for_caption(
         self,
         clip_id: str,
-        usage: Counter[str],
+        usage: Usage,
         name: str,
         messages: tuple[Message, ...],
         earlier: Sequence[str],
@@ -179,9 +222,11 @@ class VlmCaptioner(Captioner):
     ) -> str:
         """name: of the text, for the seed and the reason. Raises ChecksFailed."""
 
-        def parse_and_check(answer: str) -> tuple[str, str | None]:
-            caption = parse_caption(answer)
-            return caption, failed_check(caption, self._limits, earlier, segment)
+        def parse_and_check(completion: Completion) -> tuple[str, str | None]:
+            caption = parse_caption(completion.text)
+            is_complete = completion.finish_reason in ENDED
+            reason = failed_check(caption, self._limits, earlier, segment, is_complete)
+            return " ".join(caption.split()), reason
 
         request = Request(messages, CAPTION_SCHEMA, self.max_tokens, self.temperature)
         try:
@@ -195,8 +240,8 @@ class VlmCaptioner(Captioner):
         self,
         request: Request,
         seed_parts: tuple[str, str],
-        usage: Counter[str],
-        parse_and_check: Callable[[str], tuple[Any, str | None]],
+        usage: Usage,
+        parse_and_check: Callable[[Completion], tuple[Any, str | None]],
     ) -> Any:
         """Returns the first answer that passes. Raises ChecksFailed.
 
@@ -206,12 +251,10 @@ class VlmCaptioner(Captioner):
         for attempt in range(self.attempts):
             seed = derive_seed(*seed_parts, attempt)
             completion = await self.complete(replace(request, messages=messages, seed=seed))
-            usage.update(
-                requests=1,
-                prompt_tokens=completion.prompt_tokens,
-                output_tokens=completion.output_tokens,
-            )
-            found, reason = parse_and_check(completion.text)
+            usage.add(completion)
+            found, reason = completion.text, failed_answer(completion, request.max_tokens)
+            if reason is None:
+                found, reason = parse_and_check(completion)
             if reason is None:
                 return found
             messages = retry_messages(request.messages, reason)
@@ -250,8 +293,9 @@ class VlmCaptioner(Captioner):
         similarity = self._sentence_model.similarity(texts)
         return {"text_similarity_minilm": max_adjacent(similarity)}
 
-    def _usage_record(self, usage: Counter[str]) -> dict[str, Any]:
-        return dict(usage) | {"similarity_limit": self._limits.max_similarity}
+    def _usage_record(self, usage: Usage) -> dict[str, Any]:
+        record = vars(usage) | {"models": sorted(usage.models)}
+        return record | {"similarity_limit": self._limits.max_similarity}
 
     def _load_sentence_model(self) -> SentenceModel | None:
         setting = f"caption.{self.captioner}.minilm"
@@ -261,3 +305,9 @@ class VlmCaptioner(Captioner):
         if self.t5_tokenizer is None:
             return estimate_t5_tokens
         return load_t5_token_count(self.t5_tokenizer, f"caption.{self.captioner}.t5_tokenizer")
+
+
+def make_inert(text: Any) -> str:
+    """A text that failed a check as one line that no page, table or shell acts on."""
+    line = sanitize_text(clean_outside_text(str(text), 2 * MAX_REJECTED_CHARS), MAX_REJECTED_CHARS)
+    return f"'{line}" if line.startswith(FORMULA_STARTS) else line

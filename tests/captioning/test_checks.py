@@ -10,11 +10,7 @@ from stages.captioning.checks import (
     contradiction,
     copy,
     failed_check,
-    prompt_injection,
-    refusal,
-    too_long,
     too_similar,
-    wrong_language,
 )
 from stages.captioning.t5_tokens import estimate_t5_tokens
 from tests.conftest import VIDEOS
@@ -50,8 +46,8 @@ def test_good_caption_passes():
         ("In this image a woman walks along the wet street to the bakery.", "boilerplate"),
         ("The second key frame shows her in front of the bakery, in the light.", "boilerplate"),
         ("Sure! Here is it: a woman walks along the wet street to the bakery.", "boilerplate"),
-        ("**Part 1** A woman walks along the wet street and stops at a bakery.", "boilerplate"),
-        ("1. A woman walks along the wet street and stops at a small bakery.", "boilerplate"),
+        ("**Part 1** A woman walks along the wet street and stops at a bakery.", "markup"),
+        ("1. A woman walks along the wet street and stops at a small bakery.", "markup"),
         ("A woman walks along.", "too short: 4 words < 8"),
         (GOOD + " As told, she ignores her previous instructions.", "mentions instructions"),
         (
@@ -63,7 +59,7 @@ def test_good_caption_passes():
             "Una mujer con abrigo verde camina por la calle mojada hasta una tienda.",
             "wrong language",
         ),
-        (" ".join([GOOD] * 12), "too long"),
+        (" ".join(map(str, range(500))) + ".", "too long"),
     ],
 )
 def test_bad_caption_fails_with_a_reason(text, reason):
@@ -92,9 +88,10 @@ def test_most_released_prompts_of_the_paper_pass():
         pytest.skip("the authors' prompts are not here")
     texts = [t for line in PROMPTS.read_text().splitlines() for t in json.loads(line)["cap"]]
     assert len(texts) == 335
-    assert [t for t in texts if refusal(t) or prompt_injection(t) or wrong_language(t)] == []
-    assert [t for t in texts if too_long(t, estimate_t5_tokens)] == []
+    reasons = {text: failed_check(text, LIMITS) for text in texts}
     descriptions_of_the_video = [text for text in texts if boilerplate(text)]
+    failed = {text: reason for text, reason in reasons.items() if reason}
+    assert failed.keys() == set(descriptions_of_the_video)
     assert len(descriptions_of_the_video) <= 0.1 * len(
         texts
     )  # "The video begins with ..." is among them

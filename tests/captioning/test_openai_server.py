@@ -17,7 +17,8 @@ from curation.records import hash_frames, stored_frame_hashes
 from curation.stage import RunContext, Unavailable
 from stages.captioning import openai_server
 from stages.captioning.adaptive_limit import AdaptiveLimit
-from stages.captioning.chat_api import parse_retry_after
+from stages.captioning.chat_api import parse_completion, parse_retry_after
+from stages.captioning.conversation import Completion
 from stages.captioning.openai_server import OpenAICaptioner
 from stages.export.shards import check_captions_match
 from tests.support.chat_server import ChatServer, wait_until
@@ -301,7 +302,7 @@ def test_failed_caption_is_requested_again_with_the_reason_and_another_seed(tmp_
 def test_caption_that_fails_every_attempt_rejects_the_clip_and_is_kept(tmp_path):
     with ChatServer(lambda request: '{"caption": "I cannot describe these people."}') as server:
         [row] = make_captioner(server, tmp_path, attempts=2).process([make_clip(tmp_path, 0)])
-    assert row["rejected"] == "caption refusal: sub-caption 1, “I cannot”"
+    assert row["rejected"] == "caption refusal: sub-caption 1, “cannot describe”"
     assert row["error"] is row["caption"] is None
     assert [part["text"] for part in row["sub_captions"]] == ["I cannot describe these people."]
     assert len(server.requests) == 2
@@ -523,10 +524,30 @@ def test_limit_of_requests_in_flight_decreases_at_once_and_increases_slowly():
 
 
 @pytest.mark.parametrize(
-    ("header", "seconds"), [(None, 0), ("", 0), ("1.5", 1.5), ("-3", 0), ("soon", 0)]
+    ("header", "seconds"),
+    [
+        *[(None, 0), ("", 0), ("1.5", 1.5), ("-3", 0), ("soon", 0), ("1e308", 0), ("nan", 0)],
+        *[("inf", 0), ("3601", 0), ("9" * 5000, 0), ("Fri, 31 Dec 9999 23:59:59 GMT", 0)],
+        *[("Mon, 99 Foo 2026 00:00:00", 0), ("Thu, 01 Jan 1970 00:00:00 GMT", 0)],
+    ],
 )
 def test_retry_after_in_seconds_is_parsed(header, seconds):
     assert parse_retry_after(header) == seconds
+
+
+@pytest.mark.parametrize(
+    "usage", ["1e999", "-5", "NaN", '"7"', "null", "[]", "1" + "0" * 300, "true and more"]
+)
+def test_usage_that_is_no_plausible_count_is_not_counted(usage):
+    choices = '"choices": [{"message": {"content": "A dog."}, "finish_reason": "stop"}]'
+    body = f'{{{choices}, "model": "tiny-2026-01-01", "usage": {{"completion_tokens": {usage}}}}}'
+    completion = parse_completion(body.encode())
+    if usage == "true and more":
+        assert completion is None  # no JSON
+        return
+    assert completion == Completion("A dog.", 0, 0, "stop", "tiny-2026-01-01")
+    body = f'{{{choices}, "usage": {usage}}}'
+    assert parse_completion(body.encode()).output_tokens == 0
 
 
 def test_retry_after_as_a_date_is_parsed():

@@ -95,7 +95,7 @@ def test_tokens_are_counted_by_the_given_t5_tokenizer(tmp_path):
     tokenizer.save_pretrained(tmp_path / "t5")
     stage = OpenAICaptioner(url="http://127.0.0.1:9/v1", t5_tokenizer=str(tmp_path / "t5"))
     stage.setup(RunContext())
-    text = "the camera pans to the right " * 90
+    text = " ".join(map(str, range(600))) + "."
     assert stage._limits.count_tokens(text) == len(tokenizer(text).input_ids) > 512
     assert failed_check(text, stage._limits).startswith(
         f"too long: {len(tokenizer(text).input_ids)} T5"
