@@ -1,7 +1,7 @@
 # Everything installs into .venv; nothing but packages is downloaded.
-#   make curate                                        draws sample videos and curates them
+#   make curate             draws sample videos and curates them
 #   make curate INPUT=videos OUTPUT=out/mine CONFIG=configs/local.yaml ARGS="select.seed=1"
-#   make train                                         trains a tiny Presto on the output of `make curate`
+#   make train              trains a tiny Presto on the output of `make curate`
 PYTHON ?= python3
 CONFIG ?= configs/local.yaml
 OUTPUT ?= out/samples-dataset
@@ -10,7 +10,8 @@ TRAIN ?= configs/train/smoke.yaml
 ARGS ?=
 RUN := .venv/bin/python
 
-.PHONY: curate plan train score select reselect caption export test test-slow check bench-shots bench-score bench-ray bench-select bench-models
+.PHONY: curate plan train score select reselect caption export test test-slow check \
+	bench-shots bench-score bench-ray bench-select bench-models
 
 curate: .venv/base
 ifeq ($(strip $(INPUT)),)

@@ -9,7 +9,11 @@ import pytest
 
 from tests.support.paths import REPOSITORY
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+PAGES = [
+    *(REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md"),
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
+]
+MAX_LINE = 100  # characters, of lines that are not of a table and have no link
 CODE = re.compile(r"^```.*?^```", re.M | re.S)
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPOSITORY)))
 
@@ -54,3 +58,10 @@ def test_named_source_files_exist(page):
     folders = "curation|stages|pipelines|training|configs|tests|benchmarks|docs"
     for name in re.findall(rf"(?<!New file )`((?:{folders})/[\w./-]*\w\.\w+)`", page.read_text()):
         assert (REPOSITORY / name).exists(), name
+
+
+@by_page
+def test_lines_are_short(page):
+    for line in page.read_text().splitlines():
+        if not line.startswith("|") and "](" not in line:
+            assert len(line) <= MAX_LINE, line

@@ -44,7 +44,7 @@ def follow(page: str, root: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packages extended as the page says, after its commands ran."""
+    """The packages, extended as on the page, after its commands ran."""
     root = tmp_path_factory.mktemp("extended")
     for package in PACKAGES:
         shutil.copytree(REPOSITORY / package, root / package)

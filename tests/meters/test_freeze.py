@@ -112,7 +112,7 @@ def drawn_take(seed: int):
 
 @pytest.mark.slow
 def test_freezes_are_found_with_95_percent_precision_and_recall():
-    """Takes from a tripod are left out: there a freeze looks like an object that pauses."""
+    """Without takes of a static camera, where a freeze is the same as an object that pauses."""
     missed, false = [], []
     for seed in range(40):
         frames, fps, crf = drawn_take(seed)

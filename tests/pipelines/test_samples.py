@@ -1,4 +1,4 @@
-"""The drawn samples of `make curate` are kept and rejected as their names say."""
+"""The drawn samples of `make curate` are kept and rejected according to their names."""
 
 from __future__ import annotations
 
