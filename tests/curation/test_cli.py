@@ -41,13 +41,13 @@ def test_settings_are_distinguished_from_values_in_any_order():
     assert parse(["a=b"], NoSettings, "OUT").values == ["a=b"]
 
 
-def test_a_mistyped_setting_is_never_taken_for_a_value():
+def test_mistyped_setting_is_never_taken_for_a_value():
     for wrong in ("sed=3", "light.heigth=1", "size.frames=8"):
         with pytest.raises(UserError, match="is not a setting"):
             parse(["out.mp4", "a cat", wrong], Night, "OUT CAPTION...")
 
 
-def test_the_configuration_file_is_one_of_the_arguments(tmp_path):
+def test_configuration_file_is_one_of_the_arguments(tmp_path):
     path, default = tmp_path / "c.yaml", tmp_path / "default.yaml"
     path.write_text("seed: 1")
     default.write_text("seed: 2")
@@ -57,7 +57,7 @@ def test_the_configuration_file_is_one_of_the_arguments(tmp_path):
         parse([], Night, "CONFIG")
 
 
-def test_options_are_refused_but_those_that_the_command_has():
+def test_unknown_option_is_refused():
     assert parse(["--dry-run"], Night, "", ["--dry-run"]).options == {"--dry-run"}
     assert parse([], Night, "", ["--dry-run"]).options == frozenset()
     with pytest.raises(UsageError, match=r"--dryrun is not an option; expected --dry-run; set"):
@@ -87,7 +87,7 @@ def test_comments_of_inherited_settings_are_found():
     }
 
 
-def test_an_error_that_the_user_can_fix_is_one_line_and_any_other_a_traceback():
+def test_user_error_is_a_message_and_any_other_error_a_traceback():
     class Mine(UserError):
         pass
 
@@ -104,7 +104,7 @@ def test_an_error_that_the_user_can_fix_is_one_line_and_any_other_a_traceback():
         run_command("", lambda _: fail(OSError("full")), [])
 
 
-def test_the_exit_code_is_what_the_work_returns():
+def test_exit_code_is_what_the_work_returns():
     run_command("", lambda _: None, [])
     with pytest.raises(SystemExit) as end:
         run_command("", lambda _: 3, [])
@@ -138,7 +138,7 @@ def test_ctrl_c_and_termination_end_in_one_line(number):
 
 
 @pytest.mark.parametrize("lines", [1, 100_000])
-def test_a_reader_that_ends_early_ends_the_command_quietly(lines):
+def test_closed_pipe_ends_the_command_without_a_message(lines):
     process = command(f"run_command('', lambda _: print('x\\n' * {lines}), [])")
     assert process.stdout is not None
     process.stdout.close()
@@ -170,7 +170,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_a_mistyped_setting_is_refused_before_ray_or_torch_is_imported(module):
+def test_mistyped_setting_is_refused_before_ray_or_torch_is_imported(module):
     wrong = "score.decode.clip" if module.startswith("pipelines") else "size.frames"
     code = REFUSED.format(argv=[*COMMANDS[module], f"{wrong}=3"], module=module)
     done = subprocess.run(

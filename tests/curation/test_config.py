@@ -25,12 +25,12 @@ def written(tmp_path, text):
     return path
 
 
-def test_yaml_fills_the_fields_and_overrides_win(tmp_path):
+def test_overrides_replace_values_of_the_yaml_file(tmp_path):
     path = written(tmp_path, "motion: {gap_s: 0.5}\nseed: 3\n")
     assert load(Settings, path, ["seed=4", "name=a b"]) == Settings(Motion(0.5), 4, "a b")
 
 
-def test_an_unknown_setting_is_refused_with_the_nearest_right_name(tmp_path):
+def test_unknown_setting_is_refused_with_the_nearest_known_name(tmp_path):
     path = written(tmp_path, "motion: {gap: 0.5}\n")
     with pytest.raises(ConfigError, match=r"c.yaml: motion.gap is not a setting; did you mean mot"):
         load(Settings, path)
@@ -38,14 +38,14 @@ def test_an_unknown_setting_is_refused_with_the_nearest_right_name(tmp_path):
         load(Settings, None, ["sed=1"])
 
 
-def test_a_value_of_the_wrong_type_or_range_is_refused_with_its_place(tmp_path):
+def test_value_of_the_wrong_type_or_range_is_refused_with_its_setting(tmp_path):
     with pytest.raises(ConfigError, match=r"motion.gap_s is 'much'"):
         load(Settings, written(tmp_path, "motion: {gap_s: much}\n"))
     with pytest.raises(ConfigError, match=r"motion.gap_s is -1.*greater than 0"):
         load(Settings, None, ["motion.gap_s=-1"])
 
 
-def test_what_is_no_settings_file_is_refused(tmp_path):
+def test_file_that_is_not_a_settings_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         load(Settings, tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="expected settings"):
@@ -56,7 +56,7 @@ def test_what_is_no_settings_file_is_refused(tmp_path):
         load(Settings, None, ["seed"])
 
 
-def test_differences_name_each_setting_that_changed():
+def test_differences_list_each_setting_that_changed():
     old, new = as_dict(Settings()), as_dict(Settings(Motion(0.5), name="x"))
     assert differences(old, new) == ["motion.gap_s: 0.25 -> 0.5", "name: None -> 'x'"]
 
@@ -78,7 +78,7 @@ class Drawing:
     shape: Round | Square = field(default_factory=Round)
 
 
-def test_a_setting_of_several_kinds_is_the_one_whose_names_are_given(tmp_path):
+def test_union_of_dataclasses_becomes_the_one_whose_names_are_given(tmp_path):
     path = tmp_path / "drawing.yaml"
     path.write_text("shape: {side: 2, colour: blue}")
     assert load(Drawing, path) == Drawing(Square(2.0, "blue"))
@@ -93,7 +93,7 @@ def test_a_setting_of_several_kinds_is_the_one_whose_names_are_given(tmp_path):
         load(Drawing, path)
 
 
-def test_an_error_of_the_command_line_names_it_and_not_the_file(tmp_path):
+def test_error_of_an_override_names_the_command_line_instead_of_the_file(tmp_path):
     path = tmp_path / "drawing.yaml"
     path.write_text("shape: {side: 2}")
     for wrong in ("shap.side=3", "shape.sid=3", "shape.side=wide"):

@@ -17,7 +17,7 @@ def ledger(tmp_path):
     return Ledger(Folder(str(tmp_path)), "videos", SCHEMA, "video")
 
 
-def test_rows_come_back_in_order_of_key_and_the_later_part_counts(tmp_path):
+def test_rows_are_read_in_order_of_key_and_the_later_part_counts(tmp_path):
     first = ledger(tmp_path)
     first.append([{"video": "b", "n": 1}, {"video": "a", "n": 1}])
     first.append([])
@@ -43,11 +43,11 @@ def test_row_that_does_not_fit_fails_alone(tmp_path, bad):
     assert failed["text"] is None
 
 
-def test_a_new_ledger_is_an_empty_table(tmp_path):
+def test_new_ledger_is_an_empty_table(tmp_path):
     assert ledger(tmp_path).read().num_rows == 0
 
 
-def test_compacting_leaves_one_part_and_the_same_rows(tmp_path):
+def test_compacting_leaves_one_part_with_the_same_rows(tmp_path):
     parts = ledger(tmp_path)
     for n in range(MAX_PARTS + 2):
         parts.append([{"video": str(n % 7), "n": n}])
@@ -57,7 +57,7 @@ def test_compacting_leaves_one_part_and_the_same_rows(tmp_path):
     assert parts.read() == before
 
 
-def test_what_is_large_is_compacted_into_some_parts_and_an_interruption_changes_nothing(
+def test_large_ledger_is_compacted_into_several_parts_and_interrupting_it_loses_nothing(
     tmp_path, monkeypatch
 ):
     parts, folder = ledger(tmp_path), Folder(str(tmp_path))
@@ -85,7 +85,7 @@ def test_what_is_large_is_compacted_into_some_parts_and_an_interruption_changes_
     assert ledger(tmp_path).read() == newest != before
 
 
-def test_clips_come_out_of_their_videos_with_the_videos_name():
+def test_flattened_clips_have_the_columns_of_their_video():
     clips = pa.array([[{"clip_id": "1"}, {"clip_id": "2"}], [], None, [{"clip_id": "3"}]])
     names = pa.array(["a", "b", "c", "d"])
     of_the_video = dict.fromkeys(VIDEO_COLUMNS, names)
@@ -94,7 +94,7 @@ def test_clips_come_out_of_their_videos_with_the_videos_name():
     assert flat == {"video": ["a", "a", "d"], "clip_id": ["1", "2", "3"]}
 
 
-def test_other_settings_than_the_recorded_are_refused_by_name(tmp_path):
+def test_settings_that_differ_from_the_recorded_are_refused_by_name(tmp_path):
     folder = Folder(str(tmp_path))
 
     def check(clip_s: float) -> None:
@@ -131,7 +131,7 @@ def without(kind: pa.DataType, name: str) -> pa.DataType:
 
 
 @pytest.mark.parametrize("slices", [1, 2])
-def test_columns_that_are_added_later_are_null_in_older_parts_and_a_score_says_why(
+def test_column_added_later_is_null_in_older_parts_and_a_score_has_the_null_reason(
     tmp_path, slices
 ):
     """In the row of the video, in its clips, and in the segments of these."""
@@ -167,7 +167,7 @@ def test_columns_that_are_added_later_are_null_in_older_parts_and_a_score_says_w
     assert videos_ledger(tmp_path).read(["pix_fmt"]).column_names == ["video", "pix_fmt"]
 
 
-def test_merging_brings_older_parts_to_the_present_columns(tmp_path):
+def test_merged_parts_have_the_present_columns(tmp_path):
     older = tuple(c for c in records.VIDEO if c.name != "pix_fmt")
     for number in range(MAX_PARTS + 2):
         videos_ledger(tmp_path, older).append([{"video": str(number)}])
@@ -189,7 +189,7 @@ def test_merging_brings_older_parts_to_the_present_columns(tmp_path):
         ),
     ],
 )
-def test_a_table_of_another_schema_version_is_refused(tmp_path, metadata, message):
+def test_table_of_another_schema_version_is_refused(tmp_path, metadata, message):
     table = pa.table({"video": ["a"], "n": [1]}).replace_schema_metadata(metadata)
     Folder(str(tmp_path)).write_table("videos/part-00000000.parquet", table)
     with pytest.raises(PlanError, match=message):

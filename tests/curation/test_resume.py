@@ -130,7 +130,7 @@ def source(tmp_path):
     return tmp_path / "in"
 
 
-def test_files_come_change_and_go_between_runs(source, tmp_path, cluster):
+def test_files_added_changed_and_removed_between_runs_are_handled(source, tmp_path, cluster):
     out = tmp_path / "out"
     run = settings(source, out)
     run_all(run, cluster)
@@ -195,7 +195,7 @@ def test_video_deleted_or_changed_before_export_fails_only_its_clips(tmp_path, c
     }
 
 
-def test_a_failed_video_is_tried_again_only_when_asked(tmp_path, cluster):
+def test_failed_video_is_retried_only_with_retry_failed(tmp_path, cluster):
     source, out = tmp_path / "in", tmp_path / "out"
     listed = tmp_path / "list.txt"
     write_video(source / "good.mp4", scene(1))
@@ -213,7 +213,7 @@ def test_a_failed_video_is_tried_again_only_when_asked(tmp_path, cluster):
     assert videos(out)["late.mp4"] == ("ok", None)
 
 
-def test_more_than_a_fifth_of_failed_videos_stop_the_run_once_there_are_a_hundred():
+def test_run_stops_when_more_than_a_fifth_of_at_least_a_hundred_videos_fail():
     def rows(count, every):
         return (
             {"video": str(n), "error": None if n % every else "no moov"} for n in range(1, count)

@@ -47,7 +47,7 @@ def write(folder: Path, clips: list[dict], cuts_s: tuple[float, ...] = (1.0,)) -
     return folder
 
 
-def test_an_output_of_the_old_version_equals_the_same_of_this_one(tmp_path, capsys):
+def test_output_of_the_old_version_equals_the_same_output_of_this_one(tmp_path, capsys):
     old, new = write(tmp_path / "old", with_old_names(CLIPS)), write(tmp_path / "new", CLIPS)
     assert "still_share" in pq.read_schema(old / "clips.parquet").names
     assert compare(old, new) == []
@@ -66,7 +66,7 @@ def test_an_output_of_the_old_version_equals_the_same_of_this_one(tmp_path, caps
         (0, "null_reasons", [("text_share", "not measurable")]),
     ],
 )
-def test_a_changed_value_is_a_difference(tmp_path, capsys, clip, column, value):
+def test_changed_value_is_a_difference(tmp_path, capsys, clip, column, value):
     changed = copy.deepcopy(CLIPS)
     changed[clip][column] = value
     old, new = write(tmp_path / "old", CLIPS), write(tmp_path / "new", changed)

@@ -39,7 +39,7 @@ def old_output(dataset, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_an_output_of_the_old_version_is_refused_by_its_version(dataset, old_output, name):
+def test_output_of_the_old_version_is_refused_with_its_version(dataset, old_output, name):
     given = [*SETTINGS, f"input={dataset.source}", f"output={old_output}"]
     message = error_of(main, "", COMMANDS[name], given)
     assert message.startswith("PlanError: ")
@@ -51,7 +51,7 @@ def test_an_output_of_the_old_version_is_refused_by_its_version(dataset, old_out
     )
 
 
-def test_calibration_refuses_an_output_of_the_old_version_too(old_output):
+def test_calibration_refuses_an_output_of_the_old_version(old_output):
     assert "was made by version 0.1.0" in error_of(
         calibrate.main, [str(old_output), "semantic_similarity"]
     )
@@ -92,7 +92,7 @@ def test_old_score_in_a_policy_is_refused_with_its_new_name(name):
         config.load(Settings, DEFAULT_CONFIG, [f"score.decode.prefilter={{{name}: {{min: 1}}}}"])
 
 
-def test_every_setting_of_the_old_version_still_exists_or_has_a_new_name():
+def test_every_setting_of_the_old_version_exists_or_has_a_new_name():
     known = set(setting_names(Settings))
     assert len(OLD_SETTINGS) > 100
     assert [name for name in OLD_SETTINGS if new_setting(name) not in known] == []

@@ -73,23 +73,23 @@ def test_run_prints_no_ray_messages_and_leaves_no_ray_processes(dataset):
 def test_every_input_file_is_one_row_with_its_status(dataset):
     rows = pq.read_table(dataset.out / "videos.parquet").to_pylist()
     by_name = {row["video"]: row for row in rows}
-    fate = {name: by_name.pop(str(path)) for name, path in dataset.videos.items()}
+    row_of = {name: by_name.pop(str(path)) for name, path in dataset.videos.items()}
     assert by_name == {}
-    assert fate["no video"]["status"] == "failed"
-    assert fate["no video"]["error"].startswith("not a video")
-    assert fate["copy"]["status"] == "duplicate"
-    assert fate["copy"]["error"] == f"same bytes as {dataset.videos['kept']}"
-    assert fate["copy"]["clips"] == fate["no video"]["clips"] == 0
-    ok = {name: row for name, row in fate.items() if row["status"] == "ok"}
+    assert row_of["no video"]["status"] == "failed"
+    assert row_of["no video"]["error"].startswith("not a video")
+    assert row_of["copy"]["status"] == "duplicate"
+    assert row_of["copy"]["error"] == f"same bytes as {dataset.videos['kept']}"
+    assert row_of["copy"]["clips"] == row_of["no video"]["clips"] == 0
+    ok = {name: row for name, row in row_of.items() if row["status"] == "ok"}
     assert {name: row["takes"] for name, row in ok.items()} == {
         **{"kept": 1, "two takes": 2, "hd": 1, "short": 1, "static": 1}
     }
-    assert fate["two takes"]["cuts_s"] == [pytest.approx(4.0)]
-    assert (fate["hd"]["width"], fate["hd"]["height"]) == (1280, 720)
-    assert fate["kept"]["duration_s"] == pytest.approx(4.0)
+    assert row_of["two takes"]["cuts_s"] == [pytest.approx(4.0)]
+    assert (row_of["hd"]["width"], row_of["hd"]["height"]) == (1280, 720)
+    assert row_of["kept"]["duration_s"] == pytest.approx(4.0)
 
 
-def test_the_tables_have_the_columns_that_users_are_told_of(dataset):
+def test_tables_have_the_documented_columns(dataset):
     clips = pq.read_schema(dataset.out / "clips.parquet")
     start = ["clip_id", "video", "start_s", "end_s", "status", "reason", "reasons"]
     end = ["caption", "sub_captions", "captioner", "split", "shard"]
@@ -107,7 +107,7 @@ def test_the_tables_have_the_columns_that_users_are_told_of(dataset):
     assert videos.field("cuts_s").type == pa.list_(pa.float64())
 
 
-def test_kept_clips_have_five_captions_in_time_and_a_shard_and_the_others_none(dataset):
+def test_kept_clips_have_five_sub_captions_and_a_shard_and_other_clips_have_none(dataset):
     rows = pq.read_table(dataset.out / "clips.parquet").to_pylist()
     for row in rows:
         if row["status"] != "kept":
@@ -133,7 +133,7 @@ def test_pandas_reads_the_clips_with_their_lists_and_maps(dataset):
     assert dict(kept.null_reasons)["key_lpips"] == "no scorer configured"
 
 
-def test_webdataset_reads_the_shards_and_they_agree_with_the_tables(dataset):
+def test_webdataset_reads_shards_that_agree_with_the_tables(dataset):
     table = pq.read_table(dataset.out / "shards.parquet").to_pylist()
     clips = {
         row["clip_id"]: row for row in pq.read_table(dataset.out / "clips.parquet").to_pylist()
@@ -152,7 +152,7 @@ def test_webdataset_reads_the_shards_and_they_agree_with_the_tables(dataset):
     assert seen == len(table) == 4
 
 
-def test_the_presto_folder_holds_the_hd_clip_as_its_trainer_reads_it(dataset):
+def test_presto_folder_has_the_hd_clip_as_its_trainer_reads_it(dataset):
     rows = []
     for name in ("meta", "meta_validation"):
         rows += pq.read_table(dataset.out / "presto" / f"{name}.parquet").to_pylist()
@@ -175,7 +175,7 @@ def test_train_and_validation_share_no_video(dataset):
     assert not videos["train"] & videos["validation"]
 
 
-def test_the_report_is_one_whole_page_with_the_odd_names_escaped(dataset):
+def test_report_is_one_complete_page_with_unusual_names_escaped(dataset):
     page = (dataset.out / "report.html").read_text()
     assert page.lstrip().lower().startswith("<!doctype html>")
     assert "</html>" in page
@@ -206,16 +206,14 @@ def test_another_policy_needs_no_decode_and_is_recorded_in_the_manifest(dataset,
     assert manifest["config"]["select"]["policy"]["height"]["min"] == 720
 
 
-def test_kept_clips_without_captions_are_not_exported_but_asked_for(
-    dataset, tmp_path, unused_cluster
-):
+def test_export_of_kept_clips_without_captions_is_refused(dataset, tmp_path, unused_cluster):
     out = shutil.copytree(dataset.out, tmp_path / "out")
     shutil.rmtree(out / "ledger/captions")
     with pytest.raises(Exception, match=r"4 kept clips have no captions yet; run pipelines.cap"):
         export.run(settings(), Folder(str(out)), unused_cluster)
 
 
-def test_other_settings_than_the_ledgers_are_refused_by_name(dataset, capsys):
+def test_settings_that_differ_from_the_ledgers_are_refused_by_name(dataset, capsys):
     args = (f"input={dataset.source}", f"output={dataset.out}", *SETTINGS)
     code, text = run_and_capture(capsys, "curate", *args, "score.decode.segments=4")
     assert code == 1
@@ -242,7 +240,7 @@ def test_prefilter_on_a_score_computed_after_it_is_refused(dataset, tmp_path, ca
 
 
 @pytest.mark.parametrize("name", ["longtake_hd_pretrain", "longtake_hd_finetune", "cluster"])
-def test_configurations_with_models_are_refused_before_the_start_with_how_to_get_them(
+def test_configuration_with_missing_weights_is_refused_with_the_commands_that_get_them(
     capsys, tmp_path, monkeypatch, name
 ):
     monkeypatch.chdir(tmp_path)  # weights/ is looked for here
@@ -285,27 +283,27 @@ def test_configurations_with_models_are_refused_before_the_start_with_how_to_get
         (["input=/nowhere/*.mp4"], "no file matches this pattern"),
     ],
 )
-def test_a_users_mistake_is_one_plain_message(capsys, tmp_path, args, message):
+def test_mistake_in_the_arguments_is_one_message_without_traceback(capsys, tmp_path, args, message):
     code, text = run_and_capture(capsys, "curate", *args, f"output={tmp_path}/out")
     assert code == 1
     assert message in text
     assert "Traceback" not in text
 
 
-def test_a_folder_without_videos_is_refused(capsys, tmp_path):
+def test_folder_without_videos_is_refused(capsys, tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     code, text = run_and_capture(capsys, "curate", f"input={tmp_path}", f"output={tmp_path}/out")
     assert (code, "no video in it" in text) == (1, True)
 
 
-def test_an_output_that_cannot_be_written_is_refused(capsys, tmp_path):
+def test_output_that_cannot_be_written_is_refused(capsys, tmp_path):
     (tmp_path / "out").write_text("a file where the folder should be")
     code, text = run_and_capture(capsys, "curate", f"input={tmp_path}", f"output={tmp_path}/out")
     assert code == 1
     assert text.startswith(f"OutputError: can't write to {tmp_path}/out/ledger")
 
 
-def test_two_runs_do_not_write_to_one_output(capsys, tmp_path):
+def test_second_run_on_the_same_output_is_refused(capsys, tmp_path):
     with Folder(str(tmp_path / "out/ledger")).locked():
         code, text = run_and_capture(
             capsys, "curate", f"input={tmp_path}", f"output={tmp_path}/out"
@@ -332,7 +330,7 @@ def test_help_describes_the_command_and_lists_every_setting(capsys, name):
         assert re.search(rf"  {re.escape(place)}\S+ +# \w", text), place
 
 
-def test_bad_files_are_a_row_each_and_the_good_one_among_them_is_untouched(tmp_path, cluster):
+def test_each_bad_file_is_a_row_with_its_error_and_a_good_one_is_scored(tmp_path, cluster):
     folder = tmp_path / "in"
     good = write_video(folder / "good.mp4", scene(1))
     long = video_files.draw(tmp_path / "long.mp4", frames=100)

@@ -62,7 +62,7 @@ def test_all_invalid_settings_are_reported_together_before_the_run_starts(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_that_is_too_small_is_warned_of(dataset, cluster, tmp_path, monkeypatch):
+def test_too_small_disk_is_a_warning(dataset, cluster, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
     given = [f"input={dataset.videos['kept']}", f"output={tmp_path}/out", "plan.videos=1"]
@@ -71,7 +71,7 @@ def test_a_disk_that_is_too_small_is_warned_of(dataset, cluster, tmp_path, monke
     assert number(text, "kept")[1] == 1
 
 
-def test_the_range_holds_the_truth_in_about_eight_trials_of_ten():
+def test_range_contains_the_true_total_in_about_eight_of_ten_trials():
     rng = np.random.default_rng(1)
     sizes = rng.lognormal(0, 1, 4000)
     amounts = rng.poisson(3 * sizes) * (rng.uniform(size=4000) < 0.5)
@@ -85,7 +85,7 @@ def test_the_range_holds_the_truth_in_about_eight_trials_of_ten():
     assert whole.low == whole.value == whole.high == amounts.sum()
 
 
-def test_the_pictures_of_all_requests_are_counted():
+def test_images_of_all_requests_are_counted():
     given = [
         "caption.openai.url=http://x/v1",
         "score.decode.frame_samples=2",

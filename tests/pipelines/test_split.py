@@ -33,7 +33,7 @@ def chat(server: ChatServer) -> list[str]:
     return [f"caption.openai.{name}={value}" for name, value in settings.items()]
 
 
-def test_a_prompt_becomes_five_texts_that_the_sampler_reads(tmp_path, capsys):
+def test_prompt_becomes_five_texts_that_the_sampler_reads(tmp_path, capsys):
     pytest.importorskip("torch")
     from training.sample import read_prompt
 
@@ -80,7 +80,7 @@ def test_prompt_without_valid_texts_is_reported_and_others_are_split(tmp_path, c
     assert [json.loads(line)["prompt"] for line in target.read_text().splitlines()] == ["harbour"]
 
 
-def test_another_count_of_texts_than_asked_for_is_refused(tmp_path, capsys):
+def test_answer_with_a_wrong_number_of_texts_is_refused(tmp_path, capsys):
     with ChatServer(lambda _: json.dumps({"sub_captions": parts("harbour")[:3]})) as server:
         _, err, code = run(capsys, str(tmp_path / "a.json"), "harbour", *chat(server))
     assert (err.splitlines()[1], code) == ("failed: harbour: not 5 texts", 1)
@@ -97,6 +97,6 @@ def test_another_count_of_texts_than_asked_for_is_refused(tmp_path, capsys):
         (["a.json", "x", "caption.openai.urk=1"], "did you mean caption.openai.url?"),
     ],
 )
-def test_a_users_mistake_is_one_plain_message(capsys, args, message):
+def test_mistake_in_the_arguments_is_one_message_without_traceback(capsys, args, message):
     _, _, code = run(capsys, *args)
     assert message in str(code)
