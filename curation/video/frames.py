@@ -28,12 +28,14 @@ class Planes:
     """One frame at reduced size: 8 bit, full range, upright.
 
     y: (h, w) uint8, luma; its long side is about 320 px (the source's divided by a whole number).
+    chroma: (36, 64, 2) uint8, `chroma_image` of it, where a frame processor has `reads_chroma`.
     source: the decoder's frame, from which `curation.video.planes` makes a colour image of any
     size. None unless the frame processor has `reads_source`.
     """
 
     y: np.ndarray
     source: Any = None
+    chroma: np.ndarray | None = None
 
 
 class FrameProcessor:
@@ -43,6 +45,7 @@ class FrameProcessor:
     """
 
     reads_source: ClassVar[bool] = False  # it needs `Planes.source`
+    reads_chroma: ClassVar[bool] = False  # it needs `Planes.chroma`
 
     def start(self, video: VideoInfo) -> None:
         """Begins a video and forgets the one before."""

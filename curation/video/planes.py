@@ -22,6 +22,7 @@ LIMITED, FULL = 1, 2  # AVCOL_RANGE_MPEG (16..235), AVCOL_RANGE_JPEG (0..255)
 BT709, BT601 = 1, 5  # FFmpeg's numbers for the matrices (SWS_CS_ITU709, SWS_CS_ITU601)
 RGB, UNSPECIFIED, BT2020 = 0, 2, 9
 MIN_HD_WIDTH, MIN_HD_HEIGHT = 1280, 720  # px: from here on an unspecified matrix is BT.709
+CHROMA_SIZE = (64, 36)  # px, width and height
 
 
 class SourceFrame(NamedTuple):
@@ -71,6 +72,50 @@ def reduce_frame(frame: av.VideoFrame, by: int, rotation: int) -> Planes:
     if not _is_full_range(frame, layout):  # luma 16..235 to 0..255 (BT.601, BT.709)
         y = cv2.addWeighted(y, 255 / 219, y, 0, -16 * 255 / 219)
     return Planes(_rotate(y, rotation) if rotation else y, source)
+
+
+def chroma_image(planes: Planes) -> np.ndarray | None:
+    """(36, 64, 2) uint8: Cb and Cr, full range, upright; None of a grey frame."""
+    frame, rotation = planes.source
+    layout = luma_layout(frame.format.name)
+    if layout is None:
+        frame, layout = convert(frame, *CHROMA_SIZE, "yuvj444p"), luma_layout("yuvj444p")
+        assert layout is not None
+    if layout.grey:
+        return None
+    small = _reduce_chroma(frame, layout)
+    if rotation:
+        small = _rotate(small, rotation)
+        small = cv2.resize(small, CHROMA_SIZE, interpolation=cv2.INTER_AREA)
+    return small
+
+
+def _reduce_chroma(frame: av.VideoFrame, layout: LumaLayout) -> np.ndarray:
+    """(36, 64, 2) uint8, full range, as stored."""
+    if frame.format.name in ("nv12", "nv21", "p010le"):
+        plane = frame.planes[1]
+        both = _plane_array(plane, 2 * plane.width, plane.height, layout)
+        both = both.reshape(plane.height, plane.width, 2)
+        if frame.format.name == "nv21":
+            both = both[:, :, ::-1]
+        small = _shrink_to(both, CHROMA_SIZE)
+    else:
+        planes = frame.planes[1:3]
+        small = np.dstack(
+            [_shrink_to(_plane_array(p, p.width, p.height, layout), CHROMA_SIZE) for p in planes]
+        )
+    small = _to_8_bit(small, layout)
+    if not _is_full_range(frame, layout):  # chroma 16..240 to 0..255
+        small = cv2.convertScaleAbs(small, alpha=255 / 224, beta=128 - 128 * 255 / 224)
+    return small
+
+
+def _shrink_to(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The mean colour in each part of a plane, (h, w) or (h, w, 2); halving first is fast."""
+    while plane.shape[1] >= 2 * size[0] and plane.shape[0] >= 2 * size[1]:
+        half = plane.shape[1] // 2, plane.shape[0] // 2
+        plane = cv2.resize(plane[: 2 * half[1], : 2 * half[0]], half, interpolation=cv2.INTER_AREA)
+    return cv2.resize(plane, size, interpolation=cv2.INTER_AREA)
 
 
 def reduce_plane(plane: np.ndarray, by: int) -> np.ndarray:
