@@ -29,6 +29,7 @@ from curation.records import (
 from curation.stage import Needs, PlanError, Row, RunContext, Stage
 from curation.storage import Folder, compute_sha256, local_copy
 from curation.video.frames import FrameProcessor, Planes
+from curation.video.planes import chroma_image
 from curation.video.reader import Limits, Reader, VideoHeader
 from stages.meters.clip_frames import THUMBNAIL_SIDE, ClipFrames
 from stages.meters.fingerprint import Fingerprint
@@ -40,6 +41,7 @@ from stages.meters.meter import Meter
 from stages.meters.motion import Motion
 from stages.meters.overlay import Overlay
 from stages.shots.detector import Detector
+from stages.shots.learned import LearnedDetector
 from stages.shots.residual import ResidualDetector
 from stages.shots.takes import TIME_TOLERANCE_S, find_takes, place_clips
 from stages.shots.transnet import TransNetDetector
@@ -64,8 +66,9 @@ class DecodePass(Stage):
     guard_frames: Annotated[int, Ge(0)] = 2  # dropped on both sides of a cut or transition
     prefilter: Policy = field(default_factory=Policy)
     limits: Limits = field(default_factory=Limits)
-    detector: str = "residual"  # finds cuts and transitions: residual or transnet
+    detector: str = "residual"  # finds cuts and transitions: residual, learned or transnet
     residual: ResidualDetector = field(default_factory=ResidualDetector)
+    learned: LearnedDetector = field(default_factory=LearnedDetector)
     transnet: TransNetDetector = field(default_factory=TransNetDetector)
     motion: Motion = field(default_factory=Motion)
     light: Light = field(default_factory=Light)
@@ -165,7 +168,9 @@ class DecodePass(Stage):
         self.key_frames.start(self._key_frame_side(reader.header))
         for processor in processors:
             processor.start(reader.header.info())
-        frames = self._planes(reader, any(p.reads_source for p in processors))
+        with_source = any(p.reads_source for p in processors)
+        with_chroma = any(p.reads_chroma for p in processors)
+        frames = self._planes(reader, with_source, with_chroma)
         while batch := list(islice(frames, FRAMES_PER_BATCH)):
             for processor in processors:
                 for t_s, planes in batch:
@@ -177,14 +182,17 @@ class DecodePass(Stage):
         prefilter = Policy({name: rule for name, rule in self.prefilter.items() if name in size})
         return THUMBNAIL_SIDE if decide(size, prefilter) else self.key_frames.side
 
-    def _planes(self, reader: Reader, with_source: bool) -> Iterator[tuple[float, Planes]]:
+    def _planes(
+        self, reader: Reader, with_source: bool, with_chroma: bool
+    ) -> Iterator[tuple[float, Planes]]:
         """Yields the time and planes of every frame, after the key frames have processed it.
 
         with_source: also the decoder's frames, 3 MB each in 1080p, which a batch keeps in memory.
         """
         for t_s, frame in reader.frames():
             self.key_frames.process_frame(t_s, frame)
-            yield t_s, frame if with_source else Planes(frame.y)
+            chroma = chroma_image(frame) if with_chroma else None
+            yield t_s, Planes(frame.y, frame.source if with_source else None, chroma)
 
     def _clip_spans(self, take: tuple[float, float], reader: Reader) -> list[tuple[float, float]]:
         """The clips of a take, or the take itself if it is too short for a clip."""

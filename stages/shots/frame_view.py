@@ -1,0 +1,79 @@
+"""A frame as the learned detector keeps it: small images and numbers, a few kilobytes."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import cv2
+import numpy as np
+
+from curation.video.frames import Planes
+from stages.shots.change import SmallFrame, small_frame
+
+WIDTH, HEIGHT = 64, 36  # px, of the colour image, whatever the picture's shape
+GRID = (16, 9)  # blocks of the colour image, for windows of many frames
+BINS = 16  # of a histogram, for each of luma and the two chroma channels
+
+
+class FrameView:
+    """t_s: seconds from the video's first frame."""
+
+    def __init__(self, t_s: float, frame: Planes) -> None:
+        self.t_s = t_s
+        self.small: SmallFrame = small_frame(t_s, frame.y)
+        luma = cv2.resize(frame.y, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+        chroma = frame.chroma
+        if chroma is None:
+            chroma = np.full((HEIGHT, WIDTH, 2), 128, np.uint8)
+        # (HEIGHT, WIDTH, 3) uint8: Y, Cb, Cr, full range
+        self.yuv = np.dstack([luma, chroma])
+
+    @cached_property
+    def hsv(self) -> np.ndarray:
+        """(HEIGHT, WIDTH, 3) uint8: hue 0..179, saturation, value."""
+        bgr = cv2.cvtColor(self.yuv[:, :, [0, 2, 1]], cv2.COLOR_YCrCb2BGR)
+        return cv2.cvtColor(bgr, cv2.COLOR_BGR2HSV)
+
+    @cached_property
+    def histogram(self) -> np.ndarray:
+        """(3 * BINS,) float32: cumulative histograms of Y, Cb and Cr, each ending with 1."""
+        counts = [cv2.calcHist([self.yuv], [c], None, [BINS], [0, 256]) for c in range(3)]
+        shares = np.array(counts, np.float32).reshape(3, BINS) / (WIDTH * HEIGHT)
+        return np.cumsum(shares, axis=1).ravel()
+
+    @cached_property
+    def blocks(self) -> np.ndarray:
+        """(3 * 16 * 9,) float32: means of Y, Cb and Cr over GRID."""
+        small = cv2.resize(self.yuv, GRID, interpolation=cv2.INTER_AREA)
+        return small.transpose(2, 0, 1).ravel().astype(np.float32)
+
+    @cached_property
+    def detail(self) -> float:
+        """Mean distance of the luma to its local mean, grey levels."""
+        luma = self.yuv[:, :, 0]
+        return cv2.mean(cv2.absdiff(luma, cv2.blur(luma, (5, 5))))[0]
+
+    @cached_property
+    def flat_share(self) -> float:
+        """Share of the small luma within a grey level of its most common one."""
+        counts = cv2.calcHist([self.small.luma], [0], None, [256], [0, 256]).ravel()
+        top = int(counts.argmax())
+        return float(counts[max(0, top - 1) : top + 2].sum()) / self.small.luma.size
+
+
+def same_picture(a: FrameView, b: FrameView) -> bool:
+    """Whether two frames show the same picture: a repeated frame differs by codec noise only."""
+    difference = cv2.absdiff(a.yuv, b.yuv)
+    return cv2.mean(difference.reshape(-1, 1))[0] < 0.2 and int(difference.max()) <= 12
+
+
+def hsv_difference(a: FrameView, b: FrameView) -> tuple[float, float, float]:
+    """Mean difference of hue, saturation and value; their mean is PySceneDetect's content score."""
+    hue, saturation, value = cv2.split(cv2.absdiff(a.hsv, b.hsv))
+    hue = cv2.min(hue, cv2.subtract(np.full_like(hue, 180), hue))
+    return cv2.mean(hue)[0], cv2.mean(saturation)[0], cv2.mean(value)[0]
+
+
+def histogram_distance(a: FrameView, b: FrameView) -> float:
+    """Earth mover's distance between the colour histograms, in bins, summed over the channels."""
+    return cv2.norm(a.histogram, b.histogram, cv2.NORM_L1)

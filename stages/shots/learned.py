@@ -1,0 +1,203 @@
+"""Finds cuts and gradual transitions: measured evidence, and a decision learned from edited films.
+
+Hard-coded tests of many measures fight each other: the one that lets a flash pass loses the cut
+beside it. So the measures of `cut_features.py` and `window_features.py` go to boosted decision
+trees, trained by `benchmarks/train_transitions.py` on films edited from real footage and on the
+development half of `benchmarks/labels`. The trees are small, and most pairs of frames end at the
+first of them, which reads colours only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import numpy as np
+from annotated_types import Ge, Le
+
+from curation.video.frames import Planes, VideoInfo
+from stages.shots import cut_features, window_features
+from stages.shots.boosted_trees import BoostedTrees
+from stages.shots.cut_features import CutFeatures
+from stages.shots.detector import Detector, Transitions
+from stages.shots.frame_view import FrameView, same_picture
+
+MODELS = Path(__file__).parent / "models"
+MAY_BE_CUT = 0.004  # probability by colour alone, below which no motion is computed
+BATCH = 16  # pairs or frames that are decided together
+SAMPLE_S = 0.03  # between frames of a window: every frame up to 33 a second
+CONTEXT = window_features.LENGTHS[-1] // 2 + 1  # samples before and after the longest window
+NEAR_CUT_S = 0.2  # a gradual transition that short and that near to a cut is the cut
+
+
+@dataclass(frozen=True)
+class Window:
+    """A span that may be a gradual transition."""
+
+    start_s: float
+    end_s: float
+    probability: float
+
+
+@dataclass
+class LearnedDetector(Detector):
+    """Finds hard cuts, jump cuts and gradual transitions of all common kinds."""
+
+    reads_chroma = True
+    cut_probability: Annotated[float, Ge(0), Le(1)] = 0.5  # from which a pair of frames is a cut
+    gradual_probability: Annotated[float, Ge(0), Le(1)] = 0.5  # from which a window is a transition
+
+    def setup(self) -> None:
+        load_models()
+
+    def start(self, video: VideoInfo) -> None:
+        self._features = CutFeatures()
+        self._pictures: list[FrameView] = []  # distinct, the last ones
+        self._dropped = 0  # pictures before those
+        self._next = 1  # place in `_pictures` of the next pair to decide
+        self._samples: list[FrameView] = []
+        self._forgotten = 0  # samples before those
+        self._undecided: list[tuple[int, int]] = []  # windows: first sample, length
+        self._cuts_s: list[float] = []
+        self._windows: list[Window] = []
+
+    def process_frame(self, t_s: float, frame: Planes) -> None:
+        view = FrameView(t_s, frame)
+        last = self._pictures[-1] if self._pictures else None
+        if last is not None and last.small.luma.shape != view.small.luma.shape:
+            size = last.small.luma.shape[::-1]  # the stream changes its size midway
+            view = FrameView(t_s, Planes(cv2.resize(frame.y, size), chroma=frame.chroma))
+        if last is None or not same_picture(last, view):
+            self._pictures.append(view)
+            if len(self._pictures) - self._next >= BATCH + cut_features.REACH:
+                self._decide_pairs(self._next + BATCH)
+        if not self._samples or t_s - self._samples[-1].t_s >= SAMPLE_S:
+            self._samples.append(view)
+            self._add_windows()
+
+    def transitions(self) -> Transitions:
+        self._decide_pairs(len(self._pictures))
+        self._decide_windows(len(self._samples) + CONTEXT)
+        return merge(self._cuts_s, self._windows)
+
+    # ------------------------------------------------------------ hard cuts
+
+    def _decide_pairs(self, stop: int) -> None:
+        """Decides the pairs that end at the pictures before `stop`."""
+        numbers = list(range(self._next, stop))
+        if numbers:
+            for at in self._cuts_among(numbers):
+                self._cuts_s.append(self._pictures[at].t_s)
+        self._next = max(stop, 1)
+        surplus = self._next - cut_features.REACH - 2
+        if surplus > 0:
+            del self._pictures[:surplus]
+            self._next -= surplus
+            self._dropped += surplus
+            self._features.forget_before(self._dropped)
+
+    def _cuts_among(self, numbers: list[int]) -> list[int]:
+        colour = np.array([self.colour_features(at) for at in numbers], np.float32)
+        likely = load_models().candidate.probability(colour) >= MAY_BE_CUT
+        found = []
+        for at, row in zip(np.array(numbers)[likely], colour[likely], strict=True):
+            features = np.array([*row, *self.motion_features(at)], np.float32)[None]
+            if load_models().cut.probability(features)[0] >= self.cut_probability:
+                found.append(int(at))
+        return found
+
+    def colour_features(self, at: int) -> list[float]:
+        """COLOUR_FEATURES of the pair that ends at a picture; the last one its density in time."""
+        found = self._features.colour(self._pictures, at, self._dropped)
+        near = self._pictures[max(0, at - 6) : at + 7]
+        span_s = near[-1].t_s - near[0].t_s
+        return [*found, (len(near) - 1) / (30 * span_s) if span_s else 1.0]
+
+    def motion_features(self, at: int) -> list[float]:
+        return self._features.motion(self._pictures, at, self._dropped)
+
+    # ------------------------------------------------------------ gradual transitions
+
+    def _add_windows(self) -> None:
+        last = len(self._samples) - 1 + self._forgotten
+        for length in window_features.LENGTHS:
+            first = last - length
+            if first < 0 or last % max(1, length // 4):
+                continue
+            ends = self._samples[first - self._forgotten], self._samples[-1]
+            if window_features.may_hold_transition(*ends):
+                self._undecided.append((first, length))
+        if last % BATCH == 0:
+            self._decide_windows(last)
+
+    def _decide_windows(self, last: int) -> None:
+        """Decides the windows whose context has come, and drops samples that none reads."""
+        ready = [w for w in self._undecided if w[0] + w[1] + w[1] // 2 + 1 <= last]
+        self._undecided = [w for w in self._undecided if w[0] + w[1] + w[1] // 2 + 1 > last]
+        if ready:
+            self._windows += self._transitions_among(ready)
+        longest = window_features.LENGTHS[-1]
+        surplus = len(self._samples) - 2 * longest - 2 * CONTEXT - BATCH
+        if surplus > 0:
+            del self._samples[:surplus]
+            self._forgotten += surplus
+
+    def _transitions_among(self, windows: list[tuple[int, int]]) -> list[Window]:
+        features = self.window_features(windows)
+        likely = load_models().gradual.probability(features)
+        found = []
+        for (first, length), probability in zip(windows, likely, strict=True):
+            if probability >= self.gradual_probability:
+                start, end = first - self._forgotten, first + length - self._forgotten
+                times = self._samples[start].t_s, self._samples[end].t_s
+                found.append(Window(*times, float(probability)))
+        return found
+
+    def window_features(self, windows: list[tuple[int, int]]) -> np.ndarray:
+        """(N, F) float32: the length, then `window_features` of each (first sample, length)."""
+        frames = []
+        for first, length in windows:
+            start = first - self._forgotten
+            inside = np.round(np.linspace(start, start + length, window_features.SAMPLES))
+            before = max(0, start - length // 2 - 1)
+            after = min(len(self._samples) - 1, start + length + length // 2 + 1)
+            places = [before, *inside.astype(int), after]
+            frames.append([self._samples[place] for place in places])
+        lengths = np.array([[length] for _, length in windows], np.float32)
+        return np.concatenate([lengths, window_features.window_features(frames)], axis=1)
+
+
+def merge(cuts_s: list[float], windows: list[Window]) -> Transitions:
+    """Of windows that overlap, the most probable stands for all; cuts within one are its own."""
+    chosen: list[Window] = []
+    for window in sorted(windows, key=lambda w: -w.probability):
+        if all(window.end_s <= c.start_s or window.start_s >= c.end_s for c in chosen):
+            chosen.append(window)
+    gradual = sorted((w.start_s, w.end_s) for w in chosen)
+    gradual = [
+        (a, b)
+        for a, b in gradual
+        if b - a > 2 * NEAR_CUT_S or not any(a - NEAR_CUT_S <= t <= b + NEAR_CUT_S for t in cuts_s)
+    ]
+    cuts_s = [t for t in cuts_s if not any(a <= t <= b for a, b in gradual)]
+    return Transitions(cuts_s, gradual)
+
+
+@dataclass(frozen=True)
+class Models:
+    candidate: BoostedTrees  # by colour alone: may the pair be a cut?
+    cut: BoostedTrees
+    gradual: BoostedTrees
+
+
+@cache
+def load_models() -> Models:
+    """The trees, read once per process."""
+    return Models(
+        BoostedTrees(MODELS / "candidate.npz", cut_features.COLOUR_FEATURES),
+        BoostedTrees(MODELS / "cut.npz", cut_features.FEATURES),
+        BoostedTrees(MODELS / "gradual.npz", window_features.FEATURES),
+    )

@@ -1,0 +1,159 @@
+"""The learned detector on pieces of the labelled takes, joined with exactly known transitions."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import cv2
+import numpy as np
+import pytest
+
+from curation.video.frames import Planes, VideoInfo
+from curation.video.planes import chroma_image
+from curation.video.reader import Reader
+from stages.shots import cut_features, window_features
+from stages.shots.boosted_trees import BoostedTrees
+from stages.shots.detector import Transitions
+from stages.shots.learned import MODELS, LearnedDetector, Window, merge
+from tests.support.paths import VIDEOS
+
+FPS = 25.0
+PLACES = (
+    "take_highway_traffic_static_720p.mp4",
+    "take_robot_arm_fridge_720p.mp4",
+    "take_jackal_corridor_handheld_1080p.mp4",
+)
+real = pytest.mark.skipif(
+    not (VIDEOS / "labels.csv").is_file(), reason=f"no labelled videos at {VIDEOS}"
+)
+
+
+@cache
+def take(name: str) -> list[Planes]:
+    """The first 100 frames, all in one size."""
+    frames = []
+    with Reader(str(VIDEOS / name)) as reader:
+        for _, planes in reader.frames():
+            luma = cv2.resize(planes.y, (320, 180), interpolation=cv2.INTER_AREA)
+            frames.append(Planes(luma, chroma=chroma_image(planes)))
+            if len(frames) == 100:
+                break
+    return frames
+
+
+def mix(a: Planes, b: Planes, share: float) -> Planes:
+    """share: 0 gives a, 1 gives b."""
+    parts = []
+    for x, y in ((a.y, b.y), (a.chroma, b.chroma)):
+        assert x is not None
+        assert y is not None
+        parts.append(cv2.addWeighted(x, 1 - share, y, share, 0))
+    return Planes(parts[0], chroma=parts[1])
+
+
+def detect(frames: list[Planes], times_s: np.ndarray | None = None) -> Transitions:
+    detector = LearnedDetector()
+    detector.setup()
+    detector.start(VideoInfo(1280, 720, FPS, 320, 180))
+    times_s = np.arange(len(frames)) / FPS if times_s is None else times_s
+    for t_s, frame in zip(times_s, frames, strict=True):
+        detector.process_frame(float(t_s), frame)
+    return detector.transitions()
+
+
+@real
+@pytest.mark.parametrize("name", PLACES)
+def test_single_take_has_no_transition(name):
+    assert detect(take(name)) == Transitions([], [])
+
+
+@real
+@pytest.mark.parametrize("shown", [1, 2, 3], ids=["once", "twice", "three times"])
+def test_hard_cut_is_found_at_its_frame_also_where_frames_are_repeated(shown):
+    frames = take(PLACES[0])[:60] + take(PLACES[1])[:60]
+    found = detect([frame for frame in frames for _ in range(shown)])
+    assert found == Transitions([60 * shown / FPS], [])
+
+
+@real
+@pytest.mark.parametrize("length", [12, 30])
+def test_dissolve_between_two_places_is_found_where_it_is(length):
+    before, after = take(PLACES[0]), take(PLACES[2])
+    blend = [mix(before[40 + i], after[i], (i + 1) / (length + 1)) for i in range(length)]
+    found = detect([*before[:40], *blend, *after[length:]])
+    assert found.cuts_s == []
+    [(start_s, end_s)] = found.gradual
+    assert start_s <= (40 + length / 3) / FPS
+    assert (40 + 2 * length / 3) / FPS <= end_s <= (40 + 2 * length) / FPS
+
+
+@real
+def test_wipe_between_two_places_is_found():
+    before, after = take(PLACES[1]), take(PLACES[0])
+    wiped = []
+    for i in range(20):
+        frame = mix(before[40 + i], after[i], 0.0)
+        for old, new in ((frame.y, after[i].y), (frame.chroma, after[i].chroma)):
+            edge = round(old.shape[1] * (i + 1) / 21)
+            old[:, :edge] = new[:, :edge]
+        wiped.append(frame)
+    found = detect([*before[:40], *wiped, *after[20:80]])
+    assert any(a < 60 / FPS and b > 40 / FPS for a, b in found.gradual)
+
+
+@real
+def test_frames_of_another_size_midway_are_compared_all_the_same():
+    small = [
+        Planes(cv2.resize(frame.y, (160, 120)), chroma=frame.chroma)
+        for frame in take(PLACES[1])[:40]
+    ]
+    assert detect([*take(PLACES[0])[:40], *small]).cuts_s == [40 / FPS]
+
+
+@real
+def test_detector_memory_does_not_grow_with_the_video():
+    detector = LearnedDetector()
+    detector.setup()
+    detector.start(VideoInfo(1280, 720, FPS, 320, 180))
+    frames = take(PLACES[2])
+    sizes = []
+    for number in range(1500):
+        detector.process_frame(number / FPS, frames[number % 100])
+        sizes.append(len(detector._samples) + len(detector._pictures))
+    assert max(sizes) < 500
+
+
+def test_a_video_of_one_frame_or_of_one_colour_has_no_transition():
+    grey = Planes(np.full((180, 320), 90, np.uint8))
+    assert detect([]) == Transitions([], [])
+    assert detect([grey]) == Transitions([], [])
+    assert detect([grey] * 200) == Transitions([], [])
+
+
+def test_trees_give_the_probability_of_the_leaf_that_each_of_them_reaches():
+    names = cut_features.FEATURES
+    trees = BoostedTrees(MODELS / "cut.npz", names)
+    with np.load(MODELS / "cut.npz", allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    features = np.random.default_rng(0).normal(0, 20, (50, len(names))).astype(np.float32)
+    for row, probability in zip(features, trees.probability(features), strict=True):
+        odds = float(arrays["baseline"])
+        for tree in range(len(arrays["feature"])):
+            node = 0
+            while arrays["feature"][tree, node] >= 0:
+                goes_left = row[arrays["feature"][tree, node]] <= arrays["threshold"][tree, node]
+                node = arrays["left" if goes_left else "right"][tree, node]
+            odds += arrays["value"][tree, node]
+        assert probability == pytest.approx(1 / (1 + np.exp(-odds)), rel=1e-4)
+
+
+def test_trees_of_other_features_are_refused():
+    with pytest.raises(ValueError, match="other features"):
+        BoostedTrees(MODELS / "cut.npz", window_features.FEATURES)
+
+
+def test_of_overlapping_windows_the_most_probable_stands_and_takes_the_cuts_within_it():
+    windows = [Window(1.0, 3.0, 0.6), Window(1.5, 2.5, 0.9), Window(4.0, 5.0, 0.7)]
+    assert merge([2.0, 7.0], windows) == Transitions([7.0], [(1.5, 2.5), (4.0, 5.0)])
+    # a short one that only covers a cut is the cut
+    assert merge([2.0], [Window(1.9, 2.1, 0.9)]) == Transitions([2.0], [])
