@@ -1,0 +1,79 @@
+"""Single takes of real footage: of the labelled videos and of those of benchmarks/labels."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.real_videos import half_of, present, real_videos
+from curation.stage import BadVideo
+from curation.video.planes import convert
+from curation.video.reader import Reader
+
+LEAST_S = 4.0  # of a take that is edited from
+UNNATURAL = ("screen recording", "game", "animation", "game trailer")
+
+
+@dataclass(frozen=True)
+class Take:
+    """A span of a file that holds no transition."""
+
+    path: str
+    start_s: float
+    end_s: float
+    half: str  # development or figures: by the parity of the file's sha256
+
+    def frames(self, width: int, height: int, most: int) -> list[np.ndarray]:
+        """At most `most` frames from the start, (height, width, 3) BGR uint8."""
+        found: list[np.ndarray] = []
+        try:
+            with Reader(self.path) as reader:
+                for t_s, planes in reader.frames():
+                    if t_s >= self.end_s or len(found) == most:
+                        break
+                    if t_s >= self.start_s:
+                        picture = convert(planes.source.frame, width, height, "bgr24")
+                        found.append(picture.to_ndarray())
+        except BadVideo:
+            pass  # what was read until then counts
+        return found
+
+
+def single_takes() -> list[Take]:
+    """Takes of natural footage of at least LEAST_S seconds, in a fixed order."""
+    takes = (*_labelled(), *_development_set(), *_further_footage())
+    return [take for take in takes if take.end_s - take.start_s >= LEAST_S]
+
+
+def _labelled() -> Iterator[Take]:
+    default = Path(__file__).resolve().parents[2] / "shared/videos"
+    folder = Path(os.environ.get("LONGTAKE_VIDEOS") or default)
+    if not (folder / "labels.csv").exists():
+        return
+    with (folder / "labels.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["file"].startswith(("text", "edit", "codec", "synthetic", "pillarbox")):
+                continue
+            for span in filter(None, row["long_take_segments"].split(";")):
+                start, end = map(float, span.split("-"))
+                yield Take(str(folder / row["file"]), start, end, half_of(row["sha256"]))
+
+
+def _development_set() -> Iterator[Take]:
+    for path, video in present(real_videos()):
+        if video.kind not in UNNATURAL:
+            for first, end in video.one_view_takes:
+                start_s, end_s = first / video.fps + 0.1, end / video.fps - 0.1
+                yield Take(str(path), start_s, end_s, video.half)
+
+
+def _further_footage() -> Iterator[Take]:
+    """Files without labels, for training alone: LONGTAKE_FOOTAGE names a folder of single takes."""
+    folder = os.environ.get("LONGTAKE_FOOTAGE")
+    for path in sorted(Path(folder).iterdir()) if folder else []:
+        yield Take(str(path), 0.0, 12.0, "development")
