@@ -88,7 +88,8 @@ def run(settings: Settings, out: Folder, _: Cluster | None = None) -> None:
         validation_share=chosen.validation_share,
     )
     captions = captions_ledger(out, settings.caption.set_name).read()
-    selection = apply_caption_rules(selection, captions, chosen.policy)
+    limit = chosen.max_equal_captions
+    selection = apply_caption_rules(selection, captions, chosen.policy, limit)
     (out / "ledger").write_table(SELECTION, selection)
     record_settings(out / "ledger", "selection", config.as_dict(chosen))
     kept = pc.sum(pc.equal(selection["status"], "kept")).as_py() or 0

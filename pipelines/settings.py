@@ -47,6 +47,8 @@ class SelectSettings:
     policy: Policy = field(default_factory=Policy)
     # one of the clips is kept whose embeddings' cosine is above it; null: embeddings do not count
     semantic_similarity: Annotated[float, Gt(0), Lt(1)] | None = None
+    # clips that may have the same caption; more of them are all rejected; null: any number
+    max_equal_captions: Annotated[int, Ge(1)] | None = 20
     validation_share: Annotated[float, Ge(0), Le(0.5)] = 0.05  # of the source videos
     seed: Annotated[int, Ge(0)] = 0  # of the split
 

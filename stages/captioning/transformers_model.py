@@ -73,7 +73,9 @@ class TransformersCaptioner(VlmCaptioner):
             tokens = self._model.generate(**inputs, max_new_tokens=request.max_tokens, **sampling)
         start = inputs["input_ids"].shape[1]
         text = self._processor.decode(tokens[0, start:], skip_special_tokens=True)
-        return Completion(text, start, tokens.shape[1] - start)
+        count = tokens.shape[1] - start
+        end = "length" if count >= request.max_tokens else "stop"
+        return Completion(text, start, count, end)
 
 
 def template_image_part(_: PromptImage) -> dict[str, Any]:

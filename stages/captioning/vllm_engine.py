@@ -6,6 +6,7 @@ flight, and computes the prefix that a clip's requests share once.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import uuid
@@ -18,6 +19,7 @@ from curation.stage import Needs, PlanError, RunContext
 from curation.weights import locate_model
 from stages.captioning.conversation import Completion, Request
 from stages.captioning.transformers_model import template_image_part
+from stages.captioning.vllm_api import TESTED_VERSION, USED, missing_names
 from stages.captioning.vlm import VlmCaptioner
 
 
@@ -40,9 +42,11 @@ class VllmCaptioner(VlmCaptioner):
         locate_model(self.model, self.revision, "caption.vllm.model")
         if importlib.util.find_spec("vllm") is None:
             raise PlanError("caption.vllm: the package is missing; pip install -e '.[vllm]'")
+        check_vllm()
 
     def setup(self, context: RunContext) -> None:
         super().setup(context)
+        check_vllm()
         from transformers import AutoProcessor
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
@@ -78,7 +82,12 @@ class VllmCaptioner(VlmCaptioner):
         outputs = self._engine.generate(inputs, self._sampling(request), uuid.uuid4().hex)
         [final] = [output async for output in outputs]
         [output] = final.outputs
-        return Completion(output.text, len(final.prompt_token_ids or ()), len(output.token_ids))
+        return Completion(
+            output.text,
+            len(final.prompt_token_ids or ()),
+            len(output.token_ids),
+            output.finish_reason,
+        )
 
     def _sampling(self, request: Request) -> Any:
         from vllm import SamplingParams
@@ -90,4 +99,14 @@ class VllmCaptioner(VlmCaptioner):
             seed=request.seed,
             structured_outputs=StructuredOutputsParams(json=request.schema),
             output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+
+def check_vllm() -> None:
+    """Raises PlanError where the installed vLLM lacks what is used of its API."""
+    if missing := list(missing_names(USED)):
+        raise PlanError(
+            f"caption.vllm: vLLM {importlib.metadata.version('vllm')} has no "
+            f"{', no '.join(missing)}; tested is {TESTED_VERSION}: pip install "
+            f"'vllm=={TESTED_VERSION}', or caption by a server (caption.openai.url)"
         )

@@ -7,6 +7,8 @@ fail a check or a rule.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,7 @@ import pyarrow.compute as pc
 from curation import records
 from curation.policy import Policy, decide_table, group_by_row
 from curation.records import CAPTION_SCORES
+from curation.texts import split_words
 from stages.selection.near_duplicates import (
     connected_components,
     find_duplicates,
@@ -81,9 +84,12 @@ def select_clips(
     return _selection_table(clips["clip_id"], reasons, pa.array(split, pa.string()))
 
 
-def apply_caption_rules(selection: pa.Table, captions: pa.Table, policy: Policy) -> pa.Table:
+def apply_caption_rules(
+    selection: pa.Table, captions: pa.Table, policy: Policy, max_equal_captions: int | None = None
+) -> pa.Table:
     """The selection, in which a kept clip is rejected if its captions fail a check or a rule.
 
+    max_equal_captions: clips that may have equal texts; above it, all of them are rejected.
     captions: records.CAPTION. A kept clip without captions (not written yet, or with an `error`,
     which makes it a failed clip) stays kept. A rejected clip stays rejected.
     """
@@ -97,11 +103,32 @@ def apply_caption_rules(selection: pa.Table, captions: pa.Table, policy: Policy)
     rejected = np.flatnonzero(pc.is_valid(captions["rejected"]).to_numpy())
     reasons = selection["reasons"].combine_chunks()
     reasons = _append_reasons(reasons, captioned[rejected], failed_check[rejected])
+    if max_equal_captions is not None:
+        equal, texts = _equal_captions(captions, max_equal_captions)
+        reasons = _append_reasons(reasons, captioned[equal], texts)
     by_policy = decide_table(captions, policy)
     rows = captioned[pc.list_parent_indices(by_policy).to_numpy()]
     texts = pc.list_flatten(by_policy).to_numpy(zero_copy_only=False)
     reasons = _append_reasons(reasons, rows, texts)
     return _selection_table(selection["clip_id"], reasons, selection["split"])
+
+
+def _equal_captions(captions: pa.Table, max_clips: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows whose caption, or whose sub-captions together, more than `max_clips` rows have, and
+    the reason of each. Case, punctuation and spaces do not count; failed checks are left out."""
+    passed = np.flatnonzero(pc.is_null(captions["rejected"]).to_numpy())
+    clips = np.zeros(captions.num_rows, np.int64)
+    for texts in (captions["caption"], captions["sub_captions"]):
+        words = [_words_of(text) for text in texts.take(pa.array(passed)).to_pylist()]
+        counts = Counter(words)
+        clips[passed] = np.maximum(clips[passed], [counts[w] if w else 0 for w in words])
+    equal = np.flatnonzero(clips > max_clips)
+    return equal, np.array([f"caption repeated: on {n} clips" for n in clips[equal]], object)
+
+
+def _words_of(text: str | list[dict[str, Any]] | None) -> tuple[str, ...]:
+    texts = [part["text"] for part in text] if isinstance(text, list) else [text or ""]
+    return tuple(word for text in texts for word in split_words(text))
 
 
 def clips_to_caption(selection: pa.Table) -> pa.Array:

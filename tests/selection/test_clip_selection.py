@@ -193,6 +193,36 @@ def test_captions_reject_kept_clips_and_never_keep_rejected_ones():
     assert [found[row["clip_id"]]["split"] for row in rows] == [None, None, "train", None, "train"]
 
 
+def test_caption_of_more_clips_than_allowed_rejects_them_all():
+    rows = [clip(i, i) for i in range(6)]
+    selection = select_clips(table(rows), POLICY, validation_share=0.0)
+    texts = [
+        "A dog runs.",
+        "a dog, RUNS",
+        "A dog runs!",
+        "A cat sits.",
+        "A cat sits.",
+        "A cow eats.",
+    ]
+    captions = [
+        {
+            "clip_id": row["clip_id"],
+            "caption": text,
+            "sub_captions": [{"start_s": 0.0, "end_s": 3.0, "text": f"Part {row['clip_id']}."}],
+            "text_similarity_tfidf": 0.1,
+        }
+        for row, text in zip(rows, texts, strict=True)
+    ]
+    for number in (3, 4, 5):
+        captions[number]["sub_captions"][0]["text"] = "The same in each."
+    captions = pa.Table.from_pylist(captions, schema=records.schema(records.CAPTION))
+    for limit, rejected in ((None, 0), (3, 0), (2, 6), (5, 0)):
+        checked = by_id(apply_caption_rules(selection, captions, POLICY, limit))
+        reasons = [checked[row["clip_id"]]["reason"] for row in rows]
+        assert reasons == (["caption repeated: on 3 clips"] * 6 if rejected else [None] * 6)
+    assert len(clips_to_caption(apply_caption_rules(selection, captions, POLICY, 2))) == 6
+
+
 def test_empty_input_gives_an_empty_selection():
     empty = select_clips(table([]), POLICY)
     assert empty.num_rows == 0
