@@ -7,10 +7,12 @@ import pytest
 
 from curation import config
 from curation.config import ConfigError
-from curation.renames import SCORES, new_setting
+from curation.renames import COLUMNS, SCORES, new_setting
+from curation.renames import SETTINGS as RENAMED_SETTINGS
 from pipelines import calibrate, caption, curate, export, plan, score, select
 from pipelines.settings import DEFAULT_CONFIG, Settings, main
 from tests.pipelines.test_settings import setting_names
+from tests.support.paths import REPOSITORY
 from tests.support.small_input import SETTINGS
 from tests.support.version_1 import SETTINGS as OLD_SETTINGS
 from tests.support.version_1 import make_old
@@ -96,3 +98,10 @@ def test_every_setting_of_the_old_version_exists_or_has_a_new_name():
     known = set(setting_names(Settings))
     assert len(OLD_SETTINGS) > 100
     assert [name for name in OLD_SETTINGS if new_setting(name) not in known] == []
+
+
+def test_changelog_lists_every_renamed_setting_and_column():
+    page = (REPOSITORY / "CHANGELOG.md").read_text()
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    listed = {(old.split("`")[1], new.split("`")[1]) for _, old, new, _ in rows}
+    assert {*RENAMED_SETTINGS.items(), *COLUMNS.items()} <= listed
