@@ -133,7 +133,7 @@ def _check_version(folder: Folder, part: str) -> None:
     if found < SCHEMA_VERSION:
         made_by = f"version {RELEASES[found]}"
         fix = (
-            f"score into another output, or go on with version {RELEASES[found]}; CHANGELOG.md "
+            f"score into another output, or continue with version {RELEASES[found]}; CHANGELOG.md "
             "has the new names of settings and columns"
         )
     raise PlanError(

@@ -168,7 +168,7 @@ class OpenAICaptioner(VlmCaptioner):
         waiting = f"{self.url} has {self._requests_in_flight} requests"
         return (
             f"{self._last_error or waiting}; no answer for {format_duration(silence_s)}; the run "
-            "goes on when one arrives, and otherwise stops in about "
+            "continues when one arrives, and otherwise stops in about "
             f"{format_duration(max(0.0, self.max_outage_s - silence_s))}"
         )
 

@@ -218,7 +218,7 @@ def test_display_names_the_unavailable_server_until_it_answers(tmp_path, monkeyp
         "hangs": "has 1 requests",
     }
     assert reason.startswith(f"{server.url} {expected[outage]}")
-    assert "no answer for 0 s; the run goes on when one arrives" in reason
+    assert "no answer for 0 s; the run continues when one arrives" in reason
     assert reason.endswith("otherwise stops in about 10 min 00 s")
     assert stage.wait_reason() is None
     assert is_correct(*done)

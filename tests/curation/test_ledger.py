@@ -21,7 +21,7 @@ def test_rows_are_read_in_order_of_key_and_the_later_part_counts(tmp_path):
     first = ledger(tmp_path)
     first.append([{"video": "b", "n": 1}, {"video": "a", "n": 1}])
     first.append([])
-    again = ledger(tmp_path)  # another run goes on
+    again = ledger(tmp_path)  # another run resumes
     again.append([{"video": "b", "n": 2}])
     assert again.read().to_pylist() == [{"video": "a", "n": 1}, {"video": "b", "n": 2}]
     assert again.read(["n"]).column_names == ["video", "n"]

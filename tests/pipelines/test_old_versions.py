@@ -48,8 +48,8 @@ def test_output_of_the_old_version_is_refused_with_its_version(dataset, old_outp
     assert message.endswith(
         f"{old_output}/ledger/videos was made by version 0.1.0 (schema version 1); "
         "version 0.2.0 reads schema version 2\n"
-        "  fix: score into another output, or go on with version 0.1.0; CHANGELOG.md has the new "
-        "names of settings and columns"
+        "  fix: score into another output, or continue with version 0.1.0; CHANGELOG.md has the "
+        "new names of settings and columns"
     )
 
 
