@@ -10,12 +10,11 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import sys
 import types
 import typing
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -64,15 +63,6 @@ def load(kind: type[T], path: str | Path | None, overrides: Sequence[str] = ()) 
         _set(data, name, _parse_value(kind, name, value))
         given.append(name)
     return build(kind, data, str(path or "command line"), given=given)
-
-
-def usage(doc: str | None, argv: Sequence[str]) -> NoReturn:
-    """Ends the command with its help text: with exit code 0 if the user asked for help, else 1."""
-    text = (doc or "").strip()
-    if set(argv) & {"-h", "--help"}:
-        print(text)
-        sys.exit(0)
-    sys.exit(text)
 
 
 def _parse_value(kind: Any, dotted: str, text: str) -> Any:

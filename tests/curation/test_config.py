@@ -4,7 +4,7 @@ from typing import Annotated
 import pytest
 from annotated_types import Gt
 
-from curation.config import ConfigError, as_dict, build, differences, load, usage
+from curation.config import ConfigError, as_dict, build, differences, load
 
 
 @dataclass
@@ -102,11 +102,3 @@ def test_error_of_an_override_names_the_command_line_instead_of_the_file(tmp_pat
     path.write_text("shape: {side: wide}")
     with pytest.raises(ConfigError, match=r"drawing\.yaml: shape\.side is 'wide'"):
         load(Drawing, path, ["shape.colour=blue"])
-
-
-def test_requested_help_ends_with_success_and_other_help_with_an_error(capsys):
-    for argv, code in ((["--help"], 0), (["a", "-h"], 0), (["a"], "Draws.")):
-        with pytest.raises(SystemExit) as end:
-            usage("\nDraws.\n", argv)
-        assert end.value.code == code
-        assert capsys.readouterr().out == ("Draws.\n" if code == 0 else "")

@@ -16,9 +16,10 @@ from curation import config
 from curation.config import ConfigError
 from tests.support.tiny_run import SYSTEM
 from training import sca
+from training.segmentation.config import ExperimentConfig, VideoConfig
 from training.segmentation.figures import bootstrap_interval, draw_all
 from training.segmentation.oracle import compare, confusion, observe
-from training.segmentation.run import ExperimentConfig, collect_results, run_variant
+from training.segmentation.run import collect_results, run_variant
 from training.segmentation.variants import (
     RUNS,
     VARIANTS,
@@ -29,7 +30,7 @@ from training.segmentation.variants import (
 )
 from training.segmentation.videos import (
     DIRECTIONS,
-    VideoConfig,
+    boundaries,
     event_weights,
     make_video,
     render,
@@ -102,7 +103,7 @@ def test_events_in_another_order_are_counted_as_wrong():
 def test_concatenated_videos_have_jumps_and_abrupt_transitions():
     def concatenated(video, frames):
         others = [render(CONFIG, make_video(CONFIG, 1000 + 5 * video.number + i)) for i in range(5)]
-        parts = [o[a:b] for o, (a, b) in zip(others, pairwise(CONFIG.boundaries), strict=True)]
+        parts = [o[a:b] for o, (a, b) in zip(others, pairwise(boundaries(CONFIG)), strict=True)]
         return video, np.concatenate(parts)
 
     found = measured(concatenated)

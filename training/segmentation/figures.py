@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from curation import config
+from curation.cli import run_command
 
 MEASURES = (
     *("joint", "colour", "shape", "direction", "joint_unseen", "background_later"),
@@ -199,7 +199,15 @@ def draw_samples(out: Path, test: str, samples: dict[str, np.ndarray]) -> None:
         figure.savefig(out / f"samples-{test.replace(' ', '_')}-{number}.png", dpi=72)
 
 
+def main(argv: Sequence[str]) -> None:
+    run_command(
+        __doc__,
+        lambda arguments: draw_all(Path(arguments.values[0])),
+        argv,
+        arguments="FOLDER",
+        user_errors=(OSError,),
+    )
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not Path(sys.argv[1], "results.parquet").exists():
-        config.usage(__doc__, sys.argv)
-    draw_all(Path(sys.argv[1]))
+    main(sys.argv[1:])

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from training.segmentation.config import VideoConfig
 from training.segmentation.videos import (
     COLOURS,
     DIRECTIONS,
     SHAPES,
     TEXTURES,
     EventVideo,
-    VideoConfig,
     background,
+    boundaries,
     signed_distance,
     single_event_frames,
 )
@@ -48,7 +49,7 @@ def observe(cfg: VideoConfig, frames: np.ndarray) -> Observation:
     chroma = smooth.max(-1) - smooth.min(-1)
     colour, centre = _track(cfg, smooth, chroma)
     steps = np.hypot(*np.diff(centre, axis=0).T)
-    transitions = cfg.boundaries[1:-1]
+    transitions = boundaries(cfg)[1:-1]
     events = single_event_frames(cfg)
     return Observation(
         [_colour(colour[event]) for event in events],

@@ -1,14 +1,4 @@
-"""Does segmented cross-attention bind captions to times? Trains small networks on drawn videos of
-five events, samples from them, and measures which events the samples show.
-
-    python -m training.segmentation CONFIG OUT [NAME[:SEED] …] [concurrency=4] [key=value …]
-
-All variants (training/segmentation/variants.py) use the trainer's own network, training and
-sampling, on the same videos for the same number of steps; they differ in which frames attend to
-which captions. Without names, all of RUNS run, `concurrency` at a time. OUT gets a folder per
-variant and seed, then results.csv and the figures. Hypotheses and results:
-docs/measurements/segmentation.md.
-"""
+"""Trains the variants of the segmentation experiment, samples test videos and measures them."""
 
 from __future__ import annotations
 
@@ -18,19 +8,17 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import cycle, islice, product
 from pathlib import Path
 from queue import Queue
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from annotated_types import Ge
 
-from curation import config
 from curation.config import ConfigError
 from training import checkpoint
 from training.clips import Clip
@@ -38,20 +26,18 @@ from training.config import DiffusionConfig, Size, TrainConfig
 from training.data import seeded_generator
 from training.diffusion import loss_weight, noisy_and_target
 from training.sample import load_system, sample_many
-from training.segmentation.figures import AS_TRAINED, TRUTH, draw_all
+from training.segmentation.config import ExperimentConfig, VideoConfig
+from training.segmentation.figures import AS_TRAINED, TRUTH
 from training.segmentation.oracle import compare, confusion, observe
 from training.segmentation.variants import (
     MAIN,
-    RUNS,
     VARIANTS,
     TrainingVideos,
     Variant,
-    parse_run,
     with_segments,
 )
 from training.segmentation.videos import (
     EventVideo,
-    VideoConfig,
     make_video,
     render,
     single_event_frames,
@@ -65,18 +51,6 @@ STORED_SAMPLES = 1  # of each test
 SAMPLING_BATCH = 64  # videos sampled at a time
 MAX_SEEDS = 10  # that the results are collected from
 PRINTED = ("colour", "shape", "direction", "joint")
-
-
-@dataclass(frozen=True)
-class ExperimentConfig:
-    video: VideoConfig = field(default_factory=VideoConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)  # size, mode and seed: the variant's
-    training_videos: Annotated[int, Ge(1)] = 100_000  # drawn as needed
-    tests: Annotated[int, Ge(1)] = 4  # during training, at even distances; the last at its end
-    test_videos: Annotated[int, Ge(1)] = 256  # of the last test; a quarter of them in the others
-    more_events: tuple[int, ...] = (6, 8, 10)  # of longer videos, sampled at the end by MAIN
-    wider_px: Annotated[int, Ge(0)] = 48  # of wider videos, sampled at the end by MAIN; 0: none
-    concurrency: Annotated[int, Ge(1)] = 4  # runs at a time, spread over all GPUs
 
 
 def video_config(cfg: ExperimentConfig, variant: Variant) -> VideoConfig:
@@ -285,25 +259,3 @@ def run_all(cfg: ExperimentConfig, command: Sequence[str], runs: Sequence[str], 
     if not all(succeeded):
         failed = ", ".join(name for name, ok in zip(runs, succeeded, strict=True) if not ok)
         raise ConfigError(f"{failed} failed; the same command runs what is missing")
-
-
-def main(argv: Sequence[str]) -> None:
-    changes = [a for a in argv if "=" in a]
-    names = [a for a in argv if "=" not in a]
-    if len(names) < 2 or set(argv) & {"-h", "--help"}:
-        config.usage(__doc__, argv)
-    out, runs = Path(names[1]), names[2:] or list(RUNS)
-    try:
-        cfg = config.load(ExperimentConfig, names[0], changes)
-        parsed = [parse_run(run) for run in runs]
-        out.mkdir(parents=True, exist_ok=True)
-        if len(runs) == 1:
-            run_variant(cfg, *parsed[0], out)
-        else:
-            run_all(cfg, [*names[:2], *changes], runs, out)
-            collect_results(cfg, out)
-            draw_all(out)
-    except (ConfigError, OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command continues")

@@ -16,7 +16,8 @@ from training.clips import Clip
 from training.config import SystemConfig
 from training.layers import position_sinusoids
 from training.model import Text
-from training.segmentation.videos import SECONDS_PER_FRAME, VideoConfig, make_video, to_clip
+from training.segmentation.config import SECONDS_PER_FRAME, VideoConfig
+from training.segmentation.videos import make_video, to_clip
 from training.text_to_video import Prompt, System
 
 

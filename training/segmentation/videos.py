@@ -17,6 +17,7 @@ import torch
 
 from training import sca
 from training.clips import Clip
+from training.segmentation.config import VideoConfig
 
 COLOURS = {
     "red": (230, 40, 40),
@@ -31,34 +32,6 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  
 TEXTURES = ("plain", "striped", "barred", "chequered")
 MAX_ATTEMPTS = 10_000
 NEXT_EVENT_WEIGHTS = (1 / 3, 2 / 3)  # in the last frame before a transition, in the first after it
-SECONDS_PER_FRAME = 15 / 22
-
-
-@dataclass(frozen=True)
-class VideoConfig:
-    """What all videos of an experiment share."""
-
-    frames: int = 22
-    height: int = 32  # px
-    width: int = 32  # px
-    radius: float = 7.0  # px, of the object
-    speed: float = 1.35  # px per frame
-    max_start_offset: float = 1.0  # px from the middle, on each axis
-    events: int = 5
-    colours: int = 6
-    shapes: int = 4
-    unseen_share: float = 0.1  # of (colour, shape, direction): in test videos only
-
-    @property
-    def boundaries(self) -> list[int]:
-        """First frame of each event, and `frames`."""
-        return sca.segment_starts(self.spans, self.frames)
-
-    @property
-    def spans(self) -> list[tuple[float, float]]:
-        """Start and end of each event, s."""
-        ends = np.linspace(0, self.frames * SECONDS_PER_FRAME, self.events + 1).tolist()
-        return list(pairwise(ends))
 
 
 @dataclass(frozen=True)
@@ -90,6 +63,11 @@ class EventVideo:
             f"the {a.colour} {a.shape} becomes a {b.colour} {b.shape} and moves {b.direction}"
             for a, b in pairwise(self.events)
         ]
+
+
+def boundaries(cfg: VideoConfig) -> list[int]:
+    """First frame of each event, and the number of frames."""
+    return sca.segment_starts(cfg.spans, cfg.frames)
 
 
 @lru_cache(maxsize=8)
@@ -142,7 +120,7 @@ def _path(cfg: VideoConfig, events: Sequence[Event]) -> np.ndarray:
     """(frames, 2) px from the start: in each frame one step in the direction of its event."""
     steps = [
         DIRECTIONS[event.direction]
-        for event, (a, b) in zip(events, pairwise(cfg.boundaries), strict=True)
+        for event, (a, b) in zip(events, pairwise(boundaries(cfg)), strict=True)
         for _ in range(a, b)
     ]
     return cfg.speed * np.cumsum(np.array(steps, float), 0)
@@ -196,9 +174,9 @@ def event_weights(cfg: VideoConfig) -> np.ndarray:
     """(events, frames): how much each event's colour and shape count in a frame; columns sum to
     1."""
     weights = np.zeros((cfg.events, cfg.frames))
-    for number, (a, b) in enumerate(pairwise(cfg.boundaries)):
+    for number, (a, b) in enumerate(pairwise(boundaries(cfg))):
         weights[number, a:b] = 1
-    for number, start in enumerate(cfg.boundaries[1:-1]):
+    for number, start in enumerate(boundaries(cfg)[1:-1]):
         for frame, weight in zip((start - 1, start), NEXT_EVENT_WEIGHTS, strict=True):
             weights[number : number + 2, frame] = 1 - weight, weight
     return weights
@@ -206,10 +184,10 @@ def event_weights(cfg: VideoConfig) -> np.ndarray:
 
 def single_event_frames(cfg: VideoConfig) -> list[range]:
     """Each event's frames without those of a transition."""
-    last = len(cfg.boundaries) - 2
+    last = len(boundaries(cfg)) - 2
     return [
         range(a + (number > 0), b - (number < last))
-        for number, (a, b) in enumerate(pairwise(cfg.boundaries))
+        for number, (a, b) in enumerate(pairwise(boundaries(cfg)))
     ]
 
 
