@@ -41,9 +41,26 @@ def struct(columns: Sequence[Column]) -> pa.StructType:
 
 
 SPAN = pa.struct([("start_s", DOUBLE), ("end_s", DOUBLE)])
-SUB_CAPTION = pa.struct([("start_s", DOUBLE), ("end_s", DOUBLE), ("text", TEXT)])
 NULL_REASONS = pa.map_(TEXT, TEXT)
 VERSIONS = pa.map_(TEXT, TEXT)
+
+# The fields of a sub-caption with caption.structured. The text alone trains.
+CAPTION_FIELDS = (
+    Column("subject", TEXT, "who or what is in the segment"),
+    Column("action", TEXT, "what happens in it"),
+    Column("camera", TEXT, "how the camera moves"),
+    Column("light", TEXT, "what the light is like"),
+    Column("style", TEXT, "what kind of picture it is"),
+)
+FIELD_NAMES = tuple(c.name for c in CAPTION_FIELDS)
+SUB_CAPTION = struct(
+    (
+        Column("start_s", DOUBLE, "s from the start of the clip"),
+        Column("end_s", DOUBLE, "s from the start of the clip"),
+        Column("text", TEXT, "what the segment attends to in training"),
+        *CAPTION_FIELDS,
+    )
+)
 
 FRAME_SAMPLE = (
     Column("s", DOUBLE, "time, s from the start of the clip"),
@@ -275,6 +292,7 @@ CAPTION = (
     Column("rejected", TEXT, "the check that they failed in every attempt, or null"),
     Column("caption", TEXT, "overall caption"),
     Column("sub_captions", pa.list_(SUB_CAPTION), "times relative to the clip"),
+    Column("field_null_reasons", NULL_REASONS, "field of the sub-captions -> why it is null"),
     Column(
         "frames_sha256",
         TEXT,

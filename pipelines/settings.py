@@ -60,6 +60,7 @@ class CaptionSettings:
     captioner: str | None = None
     # of this set of captions (ledger/captions/NAME); the sets of other models are kept
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    structured: bool = False  # each sub-caption also has the fields of records.CAPTION_FIELDS
     measured: MeasuredCaptioner = field(default_factory=MeasuredCaptioner)
     openai: OpenAICaptioner = field(default_factory=OpenAICaptioner)
     vllm: VllmCaptioner = field(default_factory=VllmCaptioner)
@@ -72,7 +73,10 @@ class CaptionSettings:
     @property
     def chosen(self) -> Captioner:
         """The captioner that writes the captions."""
-        return getattr(self, self.captioner or ("openai" if self.openai.url else "measured"))
+        name = self.captioner or ("openai" if self.openai.url else "measured")
+        captioner: Captioner = getattr(self, name)
+        captioner.structured = self.structured
+        return captioner
 
     @property
     def set_name(self) -> str:

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import records
-from curation.ledger import VIDEO_COLUMNS, Ledger, flatten_clips
+from curation.ledger import ADDED_LATER, VIDEO_COLUMNS, Ledger, flatten_clips
 from curation.policy import Policy, Range
-from curation.records import CAPTION_SCORES
+from curation.records import CAPTION_SCORES, FIELD_NAMES
 from curation.stage import PlanError
 from curation.storage import Folder
 from stages.selection.semantic_duplicates import mean_embeddings
@@ -127,6 +127,7 @@ def make_clips_table(
         columns[name] = captioned[name]
     for name in ("caption", "sub_captions", "captioner"):
         columns[name] = captioned[name]
+    columns["field_null_reasons"] = _field_null_reasons(captioned)
     columns["split"] = pc.if_else(kept, chosen["split"], None)
     columns["shard"] = pc.if_else(kept, shard, None)
     measured = ("take", "duration_s", "num_frames", "width", "height", "fps")
@@ -134,6 +135,15 @@ def make_clips_table(
         columns[name] = clips[name]
     known = (*PUBLIC_CLIP, *records.CLIP, *records.SELECTION, *records.CAPTION, *records.VIDEO)
     return records.described(pa.table(columns), known)
+
+
+def _field_null_reasons(captions: pa.Table) -> pa.ChunkedArray:
+    """The column; in rows that are older than it, each field has the reason ADDED_LATER."""
+    is_older = pc.and_(
+        pc.is_valid(captions["sub_captions"]), pc.is_null(captions["field_null_reasons"])
+    )
+    reasons = pa.scalar(dict.fromkeys(FIELD_NAMES, ADDED_LATER), records.NULL_REASONS)
+    return pc.if_else(is_older, reasons, captions["field_null_reasons"])
 
 
 def make_videos_table(videos: pa.Table) -> pa.Table:

@@ -15,12 +15,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from curation.images import decode_image, read_verified, stored_image_name
-from curation.records import CAPTION, hash_frames, stored_frame_hashes
+from curation.records import CAPTION, FIELD_NAMES, hash_frames, stored_frame_hashes
 from curation.stage import OutputError, Row, RunContext, Stage, Unavailable
 from curation.storage import Folder
 from curation.texts import MAX_ERROR_CHARS, clean_outside_text, max_adjacent_similarity
 
 MAX_TEXT_CHARS = 10_000  # of a caption
+
+NOT_STRUCTURED = "caption.structured is false"  # null reason of the fields
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class Captions:
     rejected: str | None = None  # the check that failed in every attempt; the texts are kept
     provenance: dict[str, Any] = field(default_factory=dict)  # of this clip: requests, tokens, ...
     scores: dict[str, float | None] = field(default_factory=dict)  # of the texts, by column
+    # with caption.structured: name -> text of each sub-caption's fields, and why a field is null
+    fields: list[dict[str, str | None]] = field(default_factory=list)
+    field_null_reasons: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -63,6 +68,7 @@ class Captioner(Stage):
     reads = ("clip_id", "segments")
     writes = tuple(c.name for c in CAPTION if c.name != "clip_id")
     captioner: ClassVar[str] = ""
+    structured = False  # whether sub-captions have fields; caption.structured sets it
 
     def setup(self, context: RunContext) -> None:
         self._ledger = Folder(context.ledger_url)
@@ -130,18 +136,35 @@ class Captioner(Stage):
                 f"expected a caption and {len(segments)} sub-captions with text in each, "
                 f"got {len(sub_captions)}, empty ones: {empty}"
             )
+        fields_of_each: list[Row] = [dict.fromkeys(FIELD_NAMES) for _ in sub_captions]
+        for of_one, written in zip(fields_of_each, captions.fields, strict=False):
+            of_one.update(written)
         provenance = self.provenance() | {"span_s": [clip["start_s"], clip["end_s"]]}
         return {
             "caption": caption or None,
             "sub_captions": [
-                {"start_s": s["start_s"], "end_s": s["end_s"], "text": text}
-                for s, text in zip(segments, sub_captions, strict=False)
+                {"start_s": s["start_s"], "end_s": s["end_s"], "text": text} | fields
+                for s, text, fields in zip(segments, sub_captions, fields_of_each, strict=False)
             ],
+            "field_null_reasons": self._field_null_reasons(captions, fields_of_each),
             "rejected": captions.rejected,
             "frames_sha256": hash_frames(stored_frame_hashes(segments)),
             "provenance": json.dumps(provenance | captions.provenance, sort_keys=True),
             "text_similarity_tfidf": max_adjacent_similarity(sub_captions),
             **captions.scores,
+        }
+
+    def _field_null_reasons(self, captions: Captions, fields: list[Row]) -> dict[str, str]:
+        """Field -> why it is null in at least one sub-caption."""
+        default = f"{self.captioner} does not write it"
+        if not self.structured:
+            default = NOT_STRUCTURED
+        elif captions.rejected is not None:
+            default = "a text failed a check"
+        return {
+            name: captions.field_null_reasons.get(name, default)
+            for name in FIELD_NAMES
+            if any(of_one[name] is None for of_one in fields)
         }
 
 

@@ -90,6 +90,21 @@ def failed_check(
     segment's row (records.SEGMENT).  is_complete: the server stated that the answer was ended.
     """
     return (
+        failed_form(text)
+        or wrong_language(remove_quotations(text), limits.languages)
+        or too_short(text, limits.min_words)
+        or cut_off(text, is_complete)
+        or repetition(text)
+        or too_long(text, limits.count_tokens)
+        or copy(text, earlier)
+        or too_similar(text, earlier, limits)
+        or (contradiction(text, segment) if segment else None)
+    )
+
+
+def failed_form(text: str) -> str | None:
+    """The checks that a single phrase must pass too."""
+    return (
         empty(text)
         or garbled(text)
         or control_tokens(text)
@@ -99,14 +114,6 @@ def failed_check(
         or refusal(text)
         or prompt_injection(text)
         or boilerplate(text)
-        or wrong_language(remove_quotations(text), limits.languages)
-        or too_short(text, limits.min_words)
-        or cut_off(text, is_complete)
-        or repetition(text)
-        or too_long(text, limits.count_tokens)
-        or copy(text, earlier)
-        or too_similar(text, earlier, limits)
-        or (contradiction(text, segment) if segment else None)
     )
 
 

@@ -5,7 +5,7 @@ and key frames, so that a server computes this prefix once per clip. Text of unk
 (earlier answers, text that OCR read) is quoted as JSON on one line between <data> tags, which it
 can't close.
 
-The prompts are files in stages/captioning/prompts/; their version is a hash of their texts.
+The prompts are files in stages/captioning/prompts/; their version is a hash of those in use.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from curation.images import decode_image, encode_jpeg, shrink
 from curation.texts import clean_outside_text, sanitize_text
 
 PROMPTS_FOLDER = Path(__file__).parent / "prompts"
+STRUCTURED_ONLY = ("structured_fields",)  # prompts that only caption.structured uses
 MAX_DATA_CHARS = 2000  # of each text that is quoted as data
 MAX_CAPTION_CHARS = 10_000  # about five times the T5 tokens that the trainer reads
 MAX_JSON_STARTS = 20  # braces of an answer at which a JSON object is searched
@@ -37,9 +38,11 @@ def load_prompts() -> dict[str, str]:
 
 
 @cache
-def prompts_version() -> str:
-    """A short hash over the names and texts of all prompts."""
-    return hashlib.sha256(json.dumps(load_prompts()).encode()).hexdigest()[:12]
+def prompts_version(structured: bool = False) -> str:
+    """A short hash over the names and texts of the prompts in use."""
+    prompts = load_prompts()
+    used = {name: prompts[name] for name in prompts if structured or name not in STRUCTURED_ONLY}
+    return hashlib.sha256(json.dumps(used).encode()).hexdigest()[:12]
 
 
 def render_prompt(name: str, **values: object) -> str:
@@ -144,6 +147,7 @@ class Conversation:
 
     segments: Sequence[PromptSegment]
     language: str = "English"  # or several: English or German
+    structured: bool = False  # also asks for the fields of sub-captions
 
     def sub_caption_messages(self, number: int, earlier: Sequence[str]) -> tuple[Message, ...]:
         """Asks for the sub-caption of segment `number`, from 0. earlier: those before it."""
@@ -159,7 +163,7 @@ class Conversation:
             text=_quote_ocr_lines(segment.ocr_lines),
             earlier=quote_as_json(earlier),
         )
-        return self._messages(*segment.frame_samples, question)
+        return self._messages(*segment.frame_samples, question + self._fields_question(number))
 
     def overall_messages(self, sub_captions: Sequence[str]) -> tuple[Message, ...]:
         """Asks for the caption of the whole clip."""
@@ -169,17 +173,22 @@ class Conversation:
         self, number: int, draft: str, earlier: Sequence[str], caption: str
     ) -> tuple[Message, ...]:
         """Asks to rewrite the draft of segment `number`. earlier: the rewritten texts before it."""
-        return self._messages(
-            render_prompt(
-                "refine",
-                number=number + 1,
-                count=len(self.segments),
-                overall=quote_as_json([caption]),
-                earlier=quote_as_json(earlier),
-                draft=quote_as_json([draft]),
-                camera=self.segments[number].camera,
-            )
+        question = render_prompt(
+            "refine",
+            number=number + 1,
+            count=len(self.segments),
+            overall=quote_as_json([caption]),
+            earlier=quote_as_json(earlier),
+            draft=quote_as_json([draft]),
+            camera=self.segments[number].camera,
         )
+        return self._messages(question + self._fields_question(number))
+
+    def _fields_question(self, number: int) -> str:
+        """A paragraph that ends a question; empty without `structured`."""
+        if not self.structured:
+            return ""
+        return "\n" + render_prompt("structured_fields", number=number + 1)
 
     def _messages(self, *parts: str | PromptImage) -> tuple[Message, ...]:
         system, prefix = self._shared_prefix

@@ -16,7 +16,12 @@ from curation.stage import Needs, Row, RunContext
 from curation.texts import sanitize_text
 from stages.captioning.captioner import Captioner, Captions, KeyFrame
 from stages.captioning.colours import name_colours
-from stages.captioning.measured_text import write_caption, write_sub_captions
+from stages.captioning.measured_text import (
+    FIELD_NULL_REASONS,
+    write_caption,
+    write_fields,
+    write_sub_captions,
+)
 from stages.captioning.segment_state import SegmentState, name_position, quantize_segment
 from stages.scorers.ocr_engine import MAX_LINES, OcrEngine, TextLine
 
@@ -41,7 +46,8 @@ class MeasuredCaptioner(Captioner):
         self._ocr = OcrEngine()
 
     def provenance(self) -> dict[str, Any]:
-        return {"captioner": self.captioner, "version": VERSION, "ocr": "rapidocr"}
+        made_by = {"captioner": self.captioner, "version": VERSION, "ocr": "rapidocr"}
+        return made_by | ({"structured": True} if self.structured else {})
 
     async def describe(self, clip: Row, frames: list[KeyFrame]) -> Captions:
         states: list[SegmentState] = []
@@ -58,7 +64,11 @@ class MeasuredCaptioner(Captioner):
                     has_unread_lines=len(lines) >= MAX_LINES,
                 )
             )
-        return Captions(write_sub_captions(states), write_caption(states))
+        texts, caption = write_sub_captions(states), write_caption(states)
+        if not self.structured:
+            return Captions(texts, caption)
+        fields = [write_fields(state) for state in states]
+        return Captions(texts, caption, fields=fields, field_null_reasons=FIELD_NULL_REASONS)
 
 
 def quotable_lines(lines: list[TextLine], height: int, width: int) -> tuple[tuple[str, str], ...]:

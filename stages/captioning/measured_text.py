@@ -57,6 +57,25 @@ def write_caption(states: list[SegmentState]) -> str:
     )
 
 
+# Why a field of caption.structured is null: of the first two no measurement exists.
+FIELD_NULL_REASONS = {
+    "subject": "needs a model",
+    "style": "needs a model",
+    **dict.fromkeys(("action", "camera", "light"), "not measured"),
+}
+
+
+def write_fields(state: SegmentState) -> dict[str, str | None]:
+    """The fields of caption.structured that are measured. `action` is what moves, and where."""
+    camera, subject, light = state.camera, state.subject, state.light
+    moving = motion.describe_subject(subject, view_moves=camera is not None and camera.moves)
+    return {
+        "action": moving[0] if moving else None,
+        "camera": None if camera is None else f"the view {motion.describe_camera(camera)}",
+        "light": None if light is None else picture.LIGHTS[light] or picture.MEDIUM_LIGHT,
+    }
+
+
 def _describe(state: SegmentState) -> str:
     camera = [f"the view {motion.describe_camera(state.camera)}"] if state.camera else []
     view_moves = state.camera is not None and state.camera.moves

@@ -10,6 +10,7 @@ from stages.captioning.colours import Colour
 from stages.captioning.segment_state import SegmentState
 
 LIGHTS = ("very dark", "dark", "", "bright", "very bright")  # by level
+MEDIUM_LIGHT = "neither dark nor bright"  # the level that texts do not mention
 MAX_COLOURS_NAMED = 3
 MIN_SHARE_ALMOST_ALL, MIN_SHARE_MOSTLY = 0.85, 0.5  # of the picture
 MIN_SHARE_NAMED = 0.12  # of the picture: a smaller colour is not named

@@ -16,6 +16,7 @@ from annotated_types import Ge
 from curation.config import ConfigError, check_choice
 from curation.stage import Row, RunContext
 from curation.texts import clean_outside_text, max_adjacent, sanitize_text
+from stages.captioning.caption_fields import STRUCTURED_SCHEMA, failed_field, parse_fields
 from stages.captioning.captioner import Captioner, Captions, KeyFrame
 from stages.captioning.checks import (
     ENDED,
@@ -148,11 +149,12 @@ class VlmCaptioner(Captioner):
             "captioner": self.captioner,
             "model": self.model,
             "revision": self.revision,
-            "prompts": prompts_version(),
+            "prompts": prompts_version(self.structured),
             "read_text": self.read_text,
             "minilm": self.minilm,
             "languages": self.languages,
             **{name: getattr(self, name) for name in sampling},
+            **({"structured": True} if self.structured else {}),
         }
 
     async def complete(self, request: Request) -> Completion:
@@ -164,31 +166,41 @@ class VlmCaptioner(Captioner):
         conversation = Conversation(
             await asyncio.to_thread(self._prompt_segments, segments, frames),
             format_languages(self.languages),
+            self.structured,
         )
         usage = Usage()
         ask = partial(self._ask_for_caption, clip["clip_id"], usage)
         texts: list[str] = []
+        fields: list[dict[str, str | None]] = []
         caption = ""
         try:
             for number, segment in enumerate(segments):
                 messages = conversation.sub_caption_messages(number, texts)
-                texts.append(await ask(f"sub-caption {number + 1}", messages, texts, segment))
-            caption = await ask("overall caption", conversation.overall_messages(texts), [], None)
+                name = f"sub-caption {number + 1}"
+                text, of_text = await ask(name, messages, texts, segment)
+                texts.append(text)
+                fields.append(of_text)
+            caption, _ = await ask(
+                "overall caption", conversation.overall_messages(texts), [], None
+            )
             if self.refine:
-                drafts, texts = texts, []
+                drafts, texts, fields = texts, [], []
                 for number, segment in enumerate(segments):
                     messages = conversation.refine_messages(number, drafts[number], texts, caption)
                     name = f"refined sub-caption {number + 1}"
-                    texts.append(await ask(name, messages, texts, segment))
+                    text, of_text = await ask(name, messages, texts, segment)
+                    texts.append(text)
+                    fields.append(of_text)
         except ChecksFailed as error:
             failed_text = make_inert(error.text)
             if len(texts) < len(segments):
                 texts = [*texts, failed_text]
             else:
                 caption = failed_text
-            return Captions(texts, caption, f"caption {error}", self._usage_record(usage))
+            record = self._usage_record(usage)
+            return Captions(texts, caption, f"caption {error}", record, fields=fields)
         scores = self._score_similarity(texts)
-        return Captions(texts, caption, None, self._usage_record(usage), scores)
+        return Captions(texts, caption, None, self._usage_record(usage), scores, fields)
 
     async def split(self, prompt: str, count: int, duration_s: float) -> list[str]:
         """Returns `count` progressive sub-captions for a prompt. Raises ChecksFailed."""
@@ -219,18 +231,29 @@ class VlmCaptioner(Captioner):
         messages: tuple[Message, ...],
         earlier: Sequence[str],
         segment: Row | None,
-    ) -> str:
-        """name: of the text, for the seed and the reason. Raises ChecksFailed."""
+    ) -> tuple[str, dict[str, str | None]]:
+        """Returns the text, and with `structured` the fields of a segment's text.
+
+        name: of the text, for the seed and the reason.  segment: None for the caption of the
+        whole. Raises ChecksFailed.
+        """
+        has_fields = self.structured and segment is not None
+        fields: dict[str, str] = {}
 
         def parse_and_check(completion: Completion) -> tuple[str, str | None]:
             caption = parse_caption(completion.text)
             is_complete = completion.finish_reason in ENDED
             reason = failed_check(caption, self._limits, earlier, segment, is_complete)
+            if reason is None and has_fields:
+                fields.update(parse_fields(completion.text))
+                reason = failed_field(fields, segment)
             return " ".join(caption.split()), reason
 
-        request = Request(messages, CAPTION_SCHEMA, self.max_tokens, self.temperature)
+        schema = STRUCTURED_SCHEMA if has_fields else CAPTION_SCHEMA
+        request = Request(messages, schema, self.max_tokens, self.temperature)
         try:
-            return await self._ask(request, (clip_id, name), usage, parse_and_check)
+            text = await self._ask(request, (clip_id, name), usage, parse_and_check)
+            return text, {field: " ".join(value.split()) for field, value in fields.items()}
         except ChecksFailed as error:
             check, _, found = str(error).partition(":")
             reason = f"{check}: {name}" + (f",{found}" if found else "")

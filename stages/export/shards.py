@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from curation.atomic import TEMPORARY
 from curation.records import (
+    FIELD_NAMES,
     SCHEMA_VERSION,
     SCORE_NAMES,
     SHARD,
@@ -126,6 +127,8 @@ def sample_metadata(clip: Row, extracted: ExtractedClip) -> dict[str, Any]:
 
 def _planned_metadata(clip: Row) -> dict[str, Any]:
     """The metadata that are known before the clip is extracted."""
+    has_fields = any(part.get(name) for part in clip["sub_captions"] for name in FIELD_NAMES)
+    fields = FIELD_NAMES if has_fields else ()
     return {
         "schema_version": SCHEMA_VERSION,
         "clip_id": clip["clip_id"],
@@ -136,7 +139,7 @@ def _planned_metadata(clip: Row) -> dict[str, Any]:
         "duration_s": clip["end_s"] - clip["start_s"],
         "caption": clip["caption"],
         "sub_captions": [
-            {key: part[key] for key in ("start_s", "end_s", "text")}
+            {key: part[key] for key in ("start_s", "end_s", "text", *fields)}
             for part in clip["sub_captions"]
         ],
         "captioner": clip["captioner"],

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from curation.funnel import normalize_reason, normalize_reasons
 from curation.images import decode_image, encode_jpeg, shrink
 from curation.progress import printable
+from curation.records import FIELD_NAMES
 from curation.stage import Row
 from stages.report.histogram import Thresholds, format_value
 from stages.report.statistics import MEASUREMENTS
@@ -34,6 +35,7 @@ class SegmentView:
     width: int
     height: int
     text: str
+    fields: list[tuple[str, str]]  # name, text
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,12 @@ def _segment_view(
             why = getattr(error, "strerror", None) or error
             alt = f"Key frame of segment {i} can't be shown: {printable(why)}"
     text = one_paragraph(sub_caption["text"]) if sub_caption else ""
-    return SegmentView(time, alt, image, width, height, text)
+    fields = [
+        (name, one_paragraph(value))
+        for name in FIELD_NAMES
+        if (value := (sub_caption or {}).get(name))
+    ]
+    return SegmentView(time, alt, image, width, height, text, fields)
 
 
 def _read_key_frame(name: str, read_file: ReadFile) -> bytes:

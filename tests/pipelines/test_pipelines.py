@@ -92,7 +92,7 @@ def test_every_input_file_is_one_row_with_its_status(dataset):
 def test_tables_have_the_documented_columns(dataset):
     clips = pq.read_schema(dataset.out / "clips.parquet")
     start = ["clip_id", "video", "start_s", "end_s", "status", "reason", "reasons"]
-    end = ["caption", "sub_captions", "captioner", "split", "shard"]
+    end = ["caption", "sub_captions", "captioner", "field_null_reasons", "split", "shard"]
     assert clips.names[: len(start) + len(records.SCORE_NAMES) + len(end)] == [
         *(*start, *records.SCORE_NAMES, *end)
     ]

@@ -15,7 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from curation.records import NULL_REASONS, SCORE_NAMES, SEGMENT, SUB_CAPTION, segment_spans, struct
+from curation.records import (
+    FIELD_NAMES,
+    NULL_REASONS,
+    SCORE_NAMES,
+    SEGMENT,
+    SUB_CAPTION,
+    segment_spans,
+    struct,
+)
 from curation.storage import Folder
 from stages.report.examples import MAX_THUMBNAIL_BYTES, choose_examples, thumbnail
 from stages.report.histogram import layout_histogram
@@ -113,7 +121,8 @@ def hostile_report(tmp_path: Path, port: int = 9) -> tuple[Path, str]:
     """Every text that comes from a video, a file system or a model is hostile here."""
     bad = HOSTILE.replace("PORT", str(port))
     segments = key_frames(tmp_path / "ledger", "00ff")
-    subs = [{"start_s": s["start_s"], "end_s": s["end_s"], "text": bad} for s in segments]
+    texts = dict.fromkeys(("text", *FIELD_NAMES), bad)
+    subs = [{"start_s": s["start_s"], "end_s": s["end_s"], **texts} for s in segments]
     rows = [
         clip(1, bad, caption=bad, captioner=bad, split=bad, shard=bad, segments=segments),
         clip(
