@@ -83,12 +83,6 @@ def run_command(
             parsed = parse(argv, settings, arguments, options, default_config)
             code = work(parsed) or 0
         sys.stdout.flush()
-    except catch as e:
-        lines = [printable(line, MAX_LINE_CHARS) for line in str(e).splitlines()]
-        sys.exit(f"{prefix}{type(e).__name__}: " + "\n".join(lines))
-    except KeyboardInterrupt:
-        print("stopped" + (f"; {stopped}" if stopped else ""), file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         closed = [fd for fd in (1, 2) if _has_no_reader(fd)]
         if not closed:
@@ -96,6 +90,12 @@ def run_command(
         for fd in closed:  # Python flushes both when it exits
             os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
         sys.exit(EXIT_CLOSED_PIPE)
+    except catch as e:
+        lines = [printable(line, MAX_LINE_CHARS) for line in str(e).splitlines()]
+        sys.exit(f"{prefix}{type(e).__name__}: " + "\n".join(lines))
+    except KeyboardInterrupt:
+        print("stopped" + (f"; {stopped}" if stopped else ""), file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     if code:
         sys.exit(code)
 

@@ -139,7 +139,9 @@ def test_ctrl_c_and_termination_end_in_one_line(number):
 
 @pytest.mark.parametrize("lines", [1, 100_000])
 def test_closed_pipe_ends_the_command_without_a_message(lines):
-    process = command(f"run_command('', lambda _: print('x\\n' * {lines}), [])")
+    process = command(
+        f"run_command('', lambda _: print('x\\n' * {lines}), [], user_errors=(OSError,))"
+    )
     assert process.stdout is not None
     process.stdout.close()
     assert process.stderr is not None
