@@ -10,7 +10,8 @@ import pytest
 from curation import config
 from curation.config import ConfigError
 from tests.support.paths import REPOSITORY
-from training.config import EvaluateConfig, SampleCommandConfig, TrainConfig
+from training.config import SampleCommandConfig, TrainConfig
+from training.segmentation.config import ExperimentConfig
 
 
 def test_settings_are_read_without_importing_torch():
@@ -37,7 +38,7 @@ def numbers(kind, prefix=""):
             yield f"{prefix}{name}", hint
 
 
-@pytest.mark.parametrize("kind", [TrainConfig, SampleCommandConfig, EvaluateConfig])
+@pytest.mark.parametrize("kind", [TrainConfig, SampleCommandConfig, ExperimentConfig])
 def test_every_number_has_a_range(kind):
     for name, hint in numbers(kind):
         assert hasattr(hint, "__metadata__"), f"{name} takes any number"
