@@ -168,6 +168,7 @@ COMMANDS = {
     "training.precompute": ["configs/train/smoke.yaml"],
     "training.sample": ["checkpoint", "out.mp4", "a caption"],
     "training.evaluate": ["videos", "out"],
+    "training.segmentation": ["configs/train/segmentation_small.yaml", "out"],
 }
 
 
