@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -167,8 +168,10 @@ def _with_type(array: pa.Array, kind: pa.DataType) -> pa.Array:
     if array.type == kind:
         return array
     if pa.types.is_list(kind):
-        values = _with_type(array.values, kind.value_type)
-        return pa.ListArray.from_arrays(array.offsets, values, kind, mask=array.is_null())
+        lengths = pc.fill_null(pc.list_value_length(array), 0)  # a slice's offsets are refused
+        offsets = pa.array(np.cumsum([0, *lengths.to_numpy()]), pa.int32())
+        values = _with_type(pc.list_flatten(array), kind.value_type)
+        return pa.ListArray.from_arrays(offsets, values, kind, mask=array.is_null())
     if not pa.types.is_struct(kind):
         return array.cast(kind)
     names = [field.name for field in array.type]

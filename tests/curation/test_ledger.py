@@ -5,7 +5,14 @@ import pytest
 
 from curation import records
 from curation.config import ConfigError
-from curation.ledger import MAX_PARTS, VIDEO_COLUMNS, Ledger, check_settings, flatten_clips
+from curation.ledger import (
+    MAX_PARTS,
+    VIDEO_COLUMNS,
+    Ledger,
+    check_settings,
+    flatten_clips,
+    with_schema,
+)
 from curation.policy import Policy, Range, decide_table
 from curation.stage import PlanError
 from curation.storage import Folder
@@ -165,6 +172,17 @@ def test_column_added_later_is_null_in_older_parts_and_a_score_has_the_null_reas
     reasons = decide_table(flatten_clips(table), policy).to_pylist()
     assert reasons == [["key_ssim not measured: scored by an older version"]] * 4 + [[]]
     assert videos_ledger(tmp_path).read(["pix_fmt"]).column_names == ["video", "pix_fmt"]
+
+
+def test_slice_with_null_and_empty_lists_gets_the_new_columns():
+    lists = [[{"a": 1}], None, [{"a": 2}, {"a": 3}], [], None, [{"a": 4}]]
+    table = pa.table({"c": pa.array(lists, pa.list_(pa.struct([("a", pa.int64())])))})
+    fields = [("a", pa.int64()), ("b", pa.string())]
+    schema = pa.schema([("c", pa.list_(pa.struct(fields)))])
+    expected = [row and [{**item, "b": None} for item in row] for row in lists]
+    for first, last in ((0, 6), (1, 5)):
+        part = with_schema(table.slice(first, last - first), schema)
+        assert part["c"].to_pylist() == expected[first:last]
 
 
 def test_merged_parts_have_the_present_columns(tmp_path):
