@@ -270,7 +270,7 @@ def test_configuration_with_missing_weights_is_refused_with_the_commands_that_ge
         (["cluster.workers=0"], "cluster.workers is 0"),
         (
             ["score.decode.detector=shots"],
-            "command line: score.decode.detector is 'shots': expected one of residual, transnet",
+            "score.decode.detector is 'shots': expected one of residual, learned, transnet",
         ),
         (
             ["caption.captioner=vlm"],
