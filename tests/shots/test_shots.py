@@ -295,8 +295,8 @@ def test_labelled_cuts_are_found_and_long_takes_stay_whole():
     folder = Path(os.environ.get("LONGTAKE_VIDEOS", ROOT.parent / "shared" / "videos"))
     if not (folder / "labels.csv").is_file():
         pytest.skip(f"{folder}/labels.csv: not there; set LONGTAKE_VIDEOS to the labelled videos")
-    script = [sys.executable, str(ROOT / "benchmarks" / "shots.py")]
-    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.shots"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     (row,) = (line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ours "))
     f1, false_in_takes = float(row[4]), int(row[7])
     assert f1 >= 0.95
