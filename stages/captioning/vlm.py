@@ -54,6 +54,7 @@ CLIP_TIMEOUT_S = 3600.0  # a server that restarts takes minutes of it
 MAX_MODEL_CHARS, MAX_MODELS = 200, 5  # of the names in replies that a row records
 MAX_REJECTED_CHARS = 2000  # of a text that failed; it is stored to be read, not for training
 FORMULA_STARTS = ("=", "+", "-", "@")  # spreadsheets compute what begins so
+_FULL_WIDTH = {ord(c): ord(c) + 0xFEE0 for c in "[]{}$|\\"}  # similar, without a meaning in markup
 
 
 @dataclass
@@ -333,4 +334,5 @@ class VlmCaptioner(Captioner):
 def make_inert(text: Any) -> str:
     """A text that failed a check as one line that no page, table or shell acts on."""
     line = sanitize_text(clean_outside_text(str(text), 2 * MAX_REJECTED_CHARS), MAX_REJECTED_CHARS)
+    line = line.translate(_FULL_WIDTH)
     return f"'{line}" if line.startswith(FORMULA_STARTS) else line
