@@ -14,7 +14,7 @@ from curation.stage import Unavailable
 from tests.captioning.test_captions import chat
 from tests.captioning.test_captions import model as named_model
 from tests.captioning.test_openai_server import is_correct, make_captioner
-from tests.support.bad_answers import BAD_ANSWERS, BadServer
+from tests.support.bad_answers import BAD_ANSWERS, GOOD, BadServer
 from tests.support.drawn_key_frames import IdentifyingModel, caption_of, make_clip
 from tests.support.whole_run import start, wait_for_end
 
@@ -123,4 +123,5 @@ def test_whole_run_against_bad_answers_has_a_row_per_clip_and_nothing_unsafe(dat
     assert not [text for text in texts if text.startswith(("=", "+", "-", "@"))]
     for clip in clips:
         if clip["status"] == "kept":
-            assert all("In the" in part["text"] for part in clip["sub_captions"])
+            kept = [part["text"] for part in clip["sub_captions"]]
+            assert all(text == GOOD or "In the" in text for text in kept)
