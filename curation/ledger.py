@@ -31,7 +31,8 @@ from curation.texts import MAX_ERROR_CHARS, clean_outside_text
 MAX_PARTS = 64  # more are merged at the end of a phase
 MAX_MERGED_BYTES = 1 << 30  # of one part in memory, about: a list column's offsets end at 2**31
 CONVERSION_ERRORS = (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError)
-VIDEO_COLUMNS = ("codec", "version", "bytes", "sha256", "video")  # of a clip's video, in its row
+# of a clip's video, in its row
+VIDEO_COLUMNS = ("codec", "version", "bytes", "sha256", "video", "time_jumps")
 ADDED_LATER = "scored by an older version"  # the null reason of a score that a part does not have
 
 

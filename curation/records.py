@@ -41,6 +41,8 @@ def struct(columns: Sequence[Column]) -> pa.StructType:
 
 
 SPAN = pa.struct([("start_s", DOUBLE), ("end_s", DOUBLE)])
+TIME_JUMP = pa.struct([("at_s", DOUBLE), ("by_s", DOUBLE)])
+SIZE_CHANGE = pa.struct([("at_s", DOUBLE), ("width", INT), ("height", INT)])
 NULL_REASONS = pa.map_(TEXT, TEXT)
 VERSIONS = pa.map_(TEXT, TEXT)
 
@@ -256,8 +258,8 @@ VIDEO = (
     Column("status", TEXT, "ok | duplicate | failed"),
     Column("error", TEXT, "why it failed, or which file has the same bytes, or null"),
     Column("duration_s", DOUBLE, "from the first frame to the end of the last, s"),
-    Column("width", INT, "px, as shown"),
-    Column("height", INT, "px, as shown"),
+    Column("width", INT, "px, as shown; of the first frame"),
+    Column("height", INT, "px, as shown; of the first frame"),
     Column("fps", FLOAT, "frames over seconds"),
     Column("codec", TEXT, "video codec"),
     Column("pix_fmt", TEXT, "pixel format"),
@@ -266,6 +268,15 @@ VIDEO = (
     Column("cuts_s", pa.list_(DOUBLE), "hard cuts: time of the first frame after each, s"),
     Column("gradual", pa.list_(SPAN), "gradual transitions"),
     Column("takes", pa.list_(SPAN), "takes, without their guard frames"),
+    Column(
+        "time_jumps",
+        pa.list_(TIME_JUMP),
+        "where the file's time stamps jump ahead or back: first frame after it, by how much, s; "
+        "times in these tables do not jump",
+    ),
+    Column(
+        "size_changes", pa.list_(SIZE_CHANGE), "where the size changes: first frame of the new size"
+    ),
     Column("cpu_s", DOUBLE, "CPU time of scoring this video, s"),
     Column(
         "weights", VERSIONS, "score of its clips by a model -> version of the weights that made it"

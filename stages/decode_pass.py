@@ -30,7 +30,7 @@ from curation.stage import Needs, PlanError, Row, RunContext, Stage
 from curation.storage import Folder, compute_sha256, local_copy
 from curation.video.frames import FrameProcessor, Planes
 from curation.video.planes import chroma_image
-from curation.video.reader import Limits, Reader, VideoHeader
+from curation.video.reader import Limits, Reader
 from stages.meters.clip_frames import THUMBNAIL_SIDE, ClipFrames
 from stages.meters.fingerprint import Fingerprint
 from stages.meters.freeze import Freeze
@@ -80,7 +80,8 @@ class DecodePass(Stage):
     reads = ("video", "bytes")
     writes = (
         *("sha256", "duration_s", "width", "height", "fps", "codec", "pix_fmt", "rotation"),
-        *("num_frames", "cuts_s", "gradual", "takes", "clips", "cpu_s"),
+        *("num_frames", "cuts_s", "gradual", "takes", "time_jumps", "size_changes"),
+        *("clips", "cpu_s"),
     )
 
     def __post_init__(self) -> None:
@@ -139,7 +140,8 @@ class DecodePass(Stage):
                 self._process_frames(reader)
         found = self._detector.transitions()
         times, end_s, header = reader.times_s, reader.end_s, reader.header
-        takes = find_takes(found.cuts_s, found.gradual, times, end_s, self.guard_frames)
+        cuts_s = sorted({*found.cuts_s, *reader.breaks_s})
+        takes = find_takes(cuts_s, found.gradual, times, end_s, self.guard_frames)
         columns: Row = {
             "sha256": sha256,
             "duration_s": end_s,
@@ -153,6 +155,10 @@ class DecodePass(Stage):
             "cuts_s": found.cuts_s,
             "gradual": [{"start_s": a, "end_s": b} for a, b in found.gradual],
             "takes": [{"start_s": a, "end_s": b} for a, b in takes],
+            "time_jumps": [{"at_s": t_s, "by_s": by_s} for t_s, by_s in reader.time_jumps],
+            "size_changes": [
+                {"at_s": t_s, "width": w, "height": h} for t_s, w, h in reader.sizes[1:]
+            ],
         }
         columns["clips"] = [
             self._score_clip(columns, reader, number, span)
@@ -165,7 +171,7 @@ class DecodePass(Stage):
     def _process_frames(self, reader: Reader) -> None:
         """Passes every frame to the detector, the meters, the fingerprint and the key frames."""
         processors: list[FrameProcessor] = [self._detector, *self.meters, self.fingerprint]
-        self.key_frames.start(self._key_frame_side(reader.header))
+        self.key_frames.start()
         for processor in processors:
             processor.start(reader.header.info())
         with_source = any(p.reads_source for p in processors)
@@ -176,9 +182,9 @@ class DecodePass(Stage):
                 for t_s, planes in batch:
                     processor.process_frame(t_s, planes)
 
-    def _key_frame_side(self, header: VideoHeader) -> int:
-        """Long side, px: of thumbnails if the prefilter rejects all clips of a video this small."""
-        size = {"width": header.width, "height": header.height}
+    def _key_frame_side(self, width: int, height: int) -> int:
+        """Long side, px: of thumbnails if the prefilter rejects all clips this small."""
+        size = {"width": width, "height": height}
         prefilter = Policy({name: rule for name, rule in self.prefilter.items() if name in size})
         return THUMBNAIL_SIDE if decide(size, prefilter) else self.key_frames.side
 
@@ -189,7 +195,11 @@ class DecodePass(Stage):
 
         with_source: also the decoder's frames, 3 MB each in 1080p, which a batch keeps in memory.
         """
+        sizes = 0
         for t_s, frame in reader.frames():
+            if len(reader.sizes) > sizes:
+                sizes = len(reader.sizes)
+                self.key_frames.limit_side(self._key_frame_side(*reader.sizes[-1][1:]))
             self.key_frames.process_frame(t_s, frame)
             chroma = chroma_image(frame) if with_chroma else None
             yield t_s, Planes(frame.y, frame.source if with_source else None, chroma)
@@ -207,6 +217,7 @@ class DecodePass(Stage):
         packets = reader.packets
         inside = (packets.times_s >= bounds_s[0]) & (packets.times_s < bounds_s[1])
         at_start = np.abs(packets.times_s - start_s) < TIME_TOLERANCE_S
+        width, height = reader.size_at(start_s)
         clip: Row = dict.fromkeys(column.name for column in CLIP)
         clip |= {
             "clip_id": make_clip_id(video["sha256"], start_s, end_s),
@@ -215,8 +226,8 @@ class DecodePass(Stage):
             "end_s": end_s,
             "duration_s": round(end_s - start_s, 6),
             "num_frames": int(last - first),
-            "width": video["width"],
-            "height": video["height"],
+            "width": width,
+            "height": height,
             "fps": float(last - first) / (end_s - start_s),
             "starts_on_keyframe": bool(packets.is_key[at_start].any()),
             "packet_bytes": int(packets.bytes[inside].sum()),

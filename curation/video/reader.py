@@ -6,8 +6,10 @@ no other error, for anything that is wrong with one.
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import av
@@ -30,7 +32,7 @@ from curation.video.container import (
     set_up_decoder,
 )
 from curation.video.frames import Planes
-from curation.video.planes import bgr_image, convert, reduce_frame
+from curation.video.planes import SourceFrame, bgr_image, convert, reduce_frame
 
 __all__ = ["Limits", "Packets", "Reader", "VideoHeader", "bgr_image", "probe"]
 
@@ -39,6 +41,9 @@ cv2.setNumThreads(1)  # a worker has one core
 MAX_PACKETS_BEFORE_FRAME = 1000  # a decoder delays a few dozen frames at most
 MIN_STEP_S = 0.001  # between two frames whose time stamps do not increase
 MAX_STEP_BACK_S = 1.0  # a time stamp further back begins another recording
+# So does one further ahead than both: no camera or screen recorder shows a frame that long.
+MAX_GAP_S, MAX_GAP_FRAMES = 3.0, 10
+MPEG_CLOCK_S = 2**33 / 90_000  # after which its time stamps begin at 0 again
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,8 @@ class Reader:
 
     Times are seconds from the first shown frame and strictly increase. A time stamp that is equal
     to the one before or up to a second earlier is set 1 ms after it. One that is further back (a
-    joined recording) is set one frame after it, and all later ones are shifted by as much.
-    `repaired` counts both.
+    joined recording) or more than MAX_GAP_S ahead (an interrupted one) is set one frame after it,
+    and all later ones are shifted by as much. `repaired` counts those that did not increase.
     """
 
     def __init__(self, path: str, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -76,6 +81,7 @@ class Reader:
         self.corrupt_s: list[float] = []  # times of the corrupt frames
         self.end_s = 0.0  # the last frame's time plus its duration
         self.start_s = 0.0  # the first frame's time stamp in the container
+        self.sizes: list[tuple[float, int, int]] = []  # from when on: width and height, as shown
         self._clock: Clock | None = None
         self._times: list[float] = []
         self._packets: list[tuple[int | None, int, bool]] = []  # time stamp, bytes, is keyframe
@@ -117,6 +123,25 @@ class Reader:
     def repaired(self) -> int:
         return self._clock.repaired if self._clock else 0
 
+    @property
+    def time_jumps(self) -> list[tuple[float, float]]:
+        """Time of the first frame after each jump of the time stamps, and by how much, s."""
+        return self._clock.jumps if self._clock else []
+
+    @property
+    def breaks_s(self) -> list[float]:
+        """Times at which a take ends without a cut: the picture size changes, or another recording
+        begins, as far as time stamps show it. Where MPEG's clock wraps, the same one goes on."""
+        resized = [t_s for t_s, _, _ in self.sizes[1:]]
+        joined = [t_s for t_s, by_s in self.time_jumps if abs(by_s + MPEG_CLOCK_S) > MAX_GAP_S]
+        return sorted({*resized, *joined})
+
+    def size_at(self, t_s: float) -> tuple[int, int]:
+        """Width and height as shown, of the frame at or before t_s."""
+        starts_s = [start_s for start_s, _, _ in self.sizes]
+        _, width, height = self.sizes[max(0, bisect.bisect_right(starts_s, t_s) - 1)]
+        return width, height
+
     @cached_property
     def packets(self) -> Packets:
         """All packets, after the pass."""
@@ -127,6 +152,7 @@ class Reader:
             start_s = stamps[0] * self._tick_s if self._uses_dts else self.start_s
             times_s = np.array(stamps, np.float64) * self._tick_s - start_s
             times = join_recordings(times_s, 1 / self.header.fps)
+            times = remove_gaps(times, self.time_jumps)
         order = np.argsort(times, kind="stable")
         return Packets(
             times[order],
@@ -140,7 +166,8 @@ class Reader:
         self._clock = clock = Clock(1 / header.fps)
         by, rotation = header.reduction, header.rotation
         width, height = header.width, header.height
-        stored = (height, width) if rotation in (90, 270) else (width, height)
+        swapped = rotation in (90, 270)
+        stored = (height, width) if swapped else (width, height)
         for frame in self._decoded():
             t_s = clock.read(self._stamp_s(frame))
             self._check_limits(t_s, frame)
@@ -148,14 +175,21 @@ class Reader:
             if frame.is_corrupt:
                 self.errors += 1
                 self.corrupt_s.append(t_s)
-            if (frame.width, frame.height) != stored:  # the stream changes its size midway
-                frame = convert(frame, *stored, "yuvj420p")
-            yield t_s, reduce_frame(frame, by, rotation)
+            size = (frame.height, frame.width) if swapped else (frame.width, frame.height)
+            if not self.sizes or size != self.sizes[-1][1:]:
+                self.sizes.append((t_s, *size))
+            if size == self.sizes[0][1:]:
+                yield t_s, reduce_frame(frame, by, rotation)
+            else:  # meters get planes of one size, colour images have the frame's own
+                planes = reduce_frame(convert(frame, *stored, "yuvj420p"), by, rotation)
+                yield t_s, replace(planes, source=SourceFrame(frame, rotation))
             self.end_s = t_s + self._duration_s(frame)
         self.start_s = clock.start_s or 0.0
         # A header's duration counts from zero or from the first time stamp, or is that of the
         # longest stream.
-        ends_s = (self.end_s, self.start_s + self.end_s, self._other_streams_end_s)
+        skipped_s = sum(by_s for _, by_s in clock.jumps)
+        last_s = self.end_s + max(0.0, skipped_s)
+        ends_s = (last_s, self.start_s + last_s, self._other_streams_end_s)
         if header.header_duration_s is not None:
             check_end(header.header_duration_s, *ends_s)
         if self._mp4_durations_s is not None:
@@ -234,12 +268,16 @@ class Reader:
 class Clock:
     """Turns the container's time stamps into times that start at 0 and strictly increase."""
 
-    def __init__(self, step_s: float) -> None:
-        self.step_s = step_s  # nominal, for frames without a time stamp
+    def __init__(self, step_s: float, keep_gaps: bool = False) -> None:
+        """step_s: nominal, for frames without a time stamp.  keep_gaps: times never jump ahead."""
+        self.step_s = step_s
         self.start_s: float | None = None  # the first time stamp
         self.repaired = 0
+        self.jumps: list[tuple[float, float]] = []  # time of the first frame after it, by how much
+        self._max_gap_s = math.inf if keep_gaps else max(MAX_GAP_S, MAX_GAP_FRAMES * step_s)
         self._shift_s = 0.0  # of this recording against the first
         self._last_s = 0.0
+        self._last_step_s = step_s  # nominal steps are too long where gaps lower the mean rate
 
     def read(self, stamp_s: float | None) -> float:
         """The time of the next frame in presentation order."""
@@ -248,13 +286,17 @@ class Clock:
             return 0.0
         next_s = self._last_s + self.step_s
         t_s = next_s if stamp_s is None else stamp_s - self.start_s + self._shift_s
-        if t_s <= self._last_s:
+        if t_s < self._last_s - MAX_STEP_BACK_S or t_s > self._last_s + self._max_gap_s:
+            self.repaired += t_s < self._last_s
+            next_s = self._last_s + min(self.step_s, self._last_step_s)
+            self.jumps.append((next_s, t_s - next_s))
+            self._shift_s += next_s - t_s
+            t_s = next_s
+        elif t_s <= self._last_s:
             self.repaired += 1
-            if t_s < self._last_s - MAX_STEP_BACK_S:
-                self._shift_s += next_s - t_s
-                t_s = next_s
-            else:
-                t_s = self._last_s + MIN_STEP_S
+            t_s = self._last_s + MIN_STEP_S
+        else:
+            self._last_step_s = t_s - self._last_s
         self._last_s = t_s
         return t_s
 
@@ -266,3 +308,11 @@ def join_recordings(times_s: np.ndarray, step_s: float) -> np.ndarray:
     for at in np.flatnonzero(np.diff(behind, prepend=0) > MAX_STEP_BACK_S):
         times_s[at:] += times_s[:at].max() + step_s - times_s[at]
     return times_s
+
+
+def remove_gaps(times_s: np.ndarray, jumps: list[tuple[float, float]]) -> np.ndarray:
+    """times_s: of packets, joined.  jumps: `Clock.jumps`, of which those ahead are left out."""
+    ahead = np.array([jump for jump in jumps if jump[1] > 0]).reshape(-1, 2)
+    skipped_s = np.cumsum(ahead[:, 1])
+    passed = np.searchsorted(ahead[:, 0] + skipped_s - MIN_STEP_S / 2, times_s, side="right")
+    return times_s - np.append(0.0, skipped_s)[passed]

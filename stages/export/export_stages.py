@@ -69,6 +69,7 @@ class ExtractClip(Stage):
             span = (clip["start_s"], clip["end_s"])
             with local_copy(clip["video"]) as source:
                 args: tuple[Any, ...] = (source, *span, mp4, clip["num_frames"])
+                args += (bool(clip["time_jumps"]),)
                 extracted = self._child.call_with_retry("extract", args, timeout_s=timeout_s)
             receipt = {"signature": signature, "clip": extracted, "presto": {}}
             if self.presto:
@@ -173,8 +174,8 @@ def _timeout_s(clip: Row) -> float:
 
 def _run_in_child(task: str, args: tuple[Any, ...]) -> dict[str, Any]:
     if task == "extract":
-        source, start_s, end_s, mp4, num_frames = args
-        return asdict(extract_clip(source, start_s, end_s, Path(mp4), num_frames))
+        source, start_s, end_s, mp4, *facts = args
+        return asdict(extract_clip(source, start_s, end_s, Path(mp4), *facts))
     clip, mp4, extracted, folder = args
     return write_presto_clip(clip, Path(mp4), ExtractedClip(**extracted), Path(folder))
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -60,20 +61,26 @@ class ExtractedClip:
 
 
 def extract_clip(
-    source: str, start_s: float, end_s: float, target: Path, num_frames: int | None = None
+    source: str,
+    start_s: float,
+    end_s: float,
+    target: Path,
+    num_frames: int | None = None,
+    times_jump: bool = False,
 ) -> ExtractedClip:
     """Writes the frames with start_s <= t < end_s to `target`; seconds from the source's first one.
 
-    num_frames: how many frames scoring found in the span. A copy has exactly as many. Raises
-    BadVideo where an encode differs by more than one, or where the source can't be read; raises
-    OutputError where `target` can't be written.
+    num_frames: how many frames scoring found in the span. A copy has exactly as many.
+    times_jump: whether the source's time stamps jump. Raises BadVideo where an encode differs by
+    more than one frame, or where the source can't be read; OutputError where `target` can't be
+    written.
     """
     with output_file(target) as out:
         try:
-            with closing(SeekableVideo(source)) as video:
+            with closing(SeekableVideo(source, times_jump)) as video:
                 clip = _copy(video, start_s, end_s, num_frames, out)
             if clip is None:
-                with closing(SeekableVideo(source)) as video:
+                with closing(SeekableVideo(source, times_jump)) as video:
                     clip = _encode(video, start_s, end_s, out)
         except av.error.PyAVCallbackError:  # from writing `target`
             raise
@@ -102,7 +109,7 @@ def _copy(
     if num_frames is not None and span.shown != num_frames:
         return None
     write_copy(video.stream, span.packets, span.pts, video.stream.time_base, span.end, out)
-    if not _reads_back(out, span.shown, head.rotation):
+    if not _reads_back(out, span.shown, head.rotation, video.first_size):
         out.seek(0)
         out.truncate()
         return None
@@ -174,8 +181,9 @@ def _is_irregular(packet: av.Packet) -> bool:
     return packet.is_discard or packet.is_corrupt or packet.has_sidedata("new_extradata")
 
 
-def _reads_back(out: BinaryIO, num_frames: int, rotation: int) -> bool:
-    """Whether the written copy opens, shows that many frames, and its first one is intact."""
+def _reads_back(out: BinaryIO, num_frames: int, rotation: int, size: tuple[int, int]) -> bool:
+    """Whether the written copy opens, shows that many frames, and its first one is intact and has
+    the size in the header, which is that of the source's first frame."""
     out.seek(0)
     with av.open(out, "r", format="mp4") as mp4:
         stream = mp4.streams.video[0]
@@ -184,6 +192,8 @@ def _reads_back(out: BinaryIO, num_frames: int, rotation: int) -> bool:
         mp4.seek(0)
         first = next(mp4.decode(stream), None)
     if first is None or shown != num_frames or first.is_corrupt:
+        return False
+    if (first.width, first.height) != size:
         return False
     return first.pts == 0 and -90 * round(first.rotation / 90) % 360 == rotation
 
@@ -195,18 +205,21 @@ def _encode(video: SeekableVideo, start_s: float, end_s: float, out: BinaryIO) -
     if not MIN_TICKS_PER_S <= 1 / time_base <= MAX_TICKS_PER_S:
         time_base = Fraction(1, 90_000)
 
+    frames = video.frames_of_span(start_s, end_s)
+    first = next(frames, None)
+    if first is None:
+        raise BadVideo(f"no frame from {start_s:.3f} to {end_s:.3f} s")
+
     def timed_frames() -> Iterator[tuple[av.VideoFrame, int, int]]:
         nonlocal last_end_s
-        for t_s, duration_s, frame in video.frames_of_span(start_s, end_s):
+        for t_s, duration_s, frame in chain([first], frames):
             times_s.append(t_s)
             pts = round((t_s - times_s[0]) / time_base)
             end = round((t_s + duration_s - times_s[0]) / time_base)
             yield frame, pts, max(1, end - pts)
             last_end_s = t_s + duration_s
-        if not times_s:
-            raise BadVideo(f"no frame from {start_s:.3f} to {end_s:.3f} s")
 
-    encode_format = EncodeFormat.from_head(video.header)
+    encode_format = EncodeFormat.from_head(video.header_of(first[2]))
     write_encoded(timed_frames(), time_base, encode_format, out)
     width, height = encode_format.shown_size
     return ExtractedClip(

@@ -10,6 +10,7 @@ from curation.records import is_in_span
 from curation.stage import BadVideo
 from curation.video.container import (
     DEFAULT_LIMITS,
+    VideoHeader,
     check_file,
     choose_stream,
     open_container,
@@ -29,22 +30,30 @@ PREROLL_S = 1.0
 class SeekableVideo:
     """An opened video. Times are in seconds from its first frame, as scoring counts them."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, times_jump: bool = False) -> None:
+        """times_jump: its time stamps jump ahead or back, so that it is read from the start."""
         self.path = path
         size = check_file(path)
         self._open()
         first = next(self._decoded(self.container.demux(self.stream)), None)
         if first is None:
             raise BadVideo("no frame could be decoded")
-        self.header = read_header(self.container, self.stream, first, size)
+        self._bytes = size
+        self.header = self.header_of(first)
+        self.first_size = first.width, first.height  # px, as decoded
         self.tick_s = float(self.stream.time_base or 0)
         self.start_stamp = self._stamp(first)
-        self.indexed = self.header.container in INDEXED_CONTAINERS and self.start_stamp is not None
+        indexed = self.header.container in INDEXED_CONTAINERS and not times_jump
+        self.indexed = indexed and self.start_stamp is not None
 
     def _open(self) -> None:
         self.container = open_container(self.path, DEFAULT_LIMITS)
         self.stream = choose_stream(self.container)
         self.decoder = set_up_decoder(self.stream, DEFAULT_LIMITS)
+
+    def header_of(self, frame: av.VideoFrame) -> VideoHeader:
+        """The header with the size of this frame: a stream may change it."""
+        return read_header(self.container, self.stream, frame, self._bytes)
 
     def close(self) -> None:
         self.container.close()
@@ -75,7 +84,7 @@ class SeekableVideo:
 
     def frames(self, from_s: float) -> Iterator[tuple[float, av.VideoFrame]]:
         """Decoded frames with their times, in presentation order, from before `from_s` on."""
-        clock = Clock(1 / self.header.fps)
+        clock = Clock(1 / self.header.fps, keep_gaps=self.indexed)
         if self._can_seek(from_s):
             clock.read(self._seconds(self.start_stamp))
         for frame in self._decoded(self.packets(from_s)):

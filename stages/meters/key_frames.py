@@ -34,9 +34,9 @@ class KeyFrames:
     def __post_init__(self) -> None:
         self._kept: ScratchFile | None = None
 
-    def start(self, side: int) -> None:
-        """Begins a video and forgets the one before. side: the frames' longest long side, px."""
-        self._side = min(side, self.side)
+    def start(self) -> None:
+        """Begins a video and forgets the one before."""
+        self.limit_side(self.side)
         self._times_s: list[float] = []
         self._places: list[int] = []  # in the scratch file
         self._flow_frames: dict[int, tuple[float, int]] = {}  # of frame number: time, place
@@ -44,6 +44,10 @@ class KeyFrames:
         if self._kept is not None:
             self._kept.close()
         self._kept = ScratchFile(JPEG_QUALITY)
+
+    def limit_side(self, side: int) -> None:
+        """Limits the long side of the frames from here on, px."""
+        self._side = min(side, self.side)
 
     def process_frame(self, t_s: float, frame: Planes) -> None:
         last = len(self._times_s) - 1

@@ -289,14 +289,14 @@ def test_colour_images_are_scaled_down_but_never_up(tmp_path):
     assert bgr_image(planes, 5000).shape == (360, 640, 3)
 
 
-def test_frames_of_a_size_that_changes_midway_are_scaled_to_the_first(tmp_path):
+def test_planes_of_a_size_that_changes_midway_have_the_first_size_and_images_their_own(tmp_path):
     parts = [
         video_files.draw(tmp_path / "1.h264", format="h264"),
         video_files.draw(tmp_path / "2.h264", format="h264", width=96, height=80),
     ]
     video = read(video_files.joined(tmp_path / "a.h264", *parts))
     assert [p.y.shape for p in video.planes] == [(48, 64)] * 24
-    assert bgr_image(video.planes[-1], 64).shape == (48, 64, 3)
+    assert bgr_image(video.planes[-1], 96).shape == (80, 96, 3)
     assert video.times_s == pytest.approx(even(24))
 
 

@@ -182,3 +182,51 @@ def huge(path: Path, side: int) -> Path:
 
 def box(kind: bytes, payload: bytes) -> bytes:
     return struct.pack(">I", 8 + len(payload)) + kind + payload
+
+
+NUMBER_BITS = 8
+
+
+def numbered(index: int, width: int, height: int) -> np.ndarray:
+    """The moving box, and below it the index modulo 256 as a row of black and white blocks."""
+    picture = moving_box(index, width, height)
+    blocks = [255 if index >> bit & 1 else 0 for bit in range(NUMBER_BITS)]
+    row = np.repeat(blocks, width // NUMBER_BITS)
+    picture[-height // 4 :, : len(row)] = row[:, None]
+    return picture
+
+
+def number_of(picture: np.ndarray) -> int:
+    """The number in a decoded picture of `numbered`; picture: (H, W, 3)."""
+    height, width = picture.shape[:2]
+    blocks = picture[-height // 8, : width // NUMBER_BITS * NUMBER_BITS].mean(-1)
+    bits = blocks.reshape(NUMBER_BITS, -1)[:, 2:-2].mean(-1) > 128
+    return sum(1 << bit for bit in range(NUMBER_BITS) if bits[bit])
+
+
+def spliced(path: Path, *parts: Path, gap_s: float = 0.0, format: str | None = None) -> Path:
+    """The packets of several files in one track: each begins `gap_s` after the one before ends."""
+    with av.open(str(path), "w", format=format) as out:
+        track: Any = None
+        start_s = 0.0
+        for part in parts:
+            with av.open(str(part)) as file:
+                stream = file.streams.video[0]
+                if track is None:
+                    track = out.add_stream_from_template(stream)
+                    track.time_base = Fraction(1, 1000)
+                packets = [p for p in file.demux(stream) if p.size]
+                tick = float(stream.time_base)
+                first_s = min(p.pts for p in packets) * tick
+                end_s = 0.0
+                for packet in packets:
+                    shown_s = packet.pts * tick - first_s + start_s
+                    decoded_s = packet.dts * tick - first_s + start_s
+                    end_s = max(end_s, shown_s + (packet.duration or 0) * tick)
+                    packet.time_base = Fraction(1, 1000)
+                    packet.pts, packet.dts = round(shown_s * 1000), round(decoded_s * 1000)
+                    packet.duration = round((packet.duration or 0) * tick * 1000)
+                    packet.stream = track
+                    out.mux(packet)
+                start_s = end_s + gap_s
+    return path
