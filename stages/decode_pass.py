@@ -134,10 +134,9 @@ class DecodePass(Stage):
 
     def _score_video(self, video: str) -> Row:
         started = time.process_time()
-        with local_copy(video) as path:
-            sha256 = compute_sha256(path)
-            with Reader(path, self.limits) as reader:
-                self._process_frames(reader)
+        with local_copy(video) as path, Reader(path, self.limits) as reader:
+            sha256 = compute_sha256(path)  # not before it is known to be a video
+            self._process_frames(reader)
         found = self._detector.transitions()
         times, end_s, header = reader.times_s, reader.end_s, reader.header
         cuts_s = sorted({*found.cuts_s, *reader.breaks_s})

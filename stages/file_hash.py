@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from curation.stage import Needs, Row, Stage
 from curation.storage import compute_sha256, local_copy
+from curation.video.container import check_file
 
 
 @dataclass
@@ -18,5 +19,6 @@ class HashFile(Stage):
         hashed = []
         for row in rows:
             with local_copy(row["video"]) as path:
+                check_file(path)
                 hashed.append(row | {"sha256": compute_sha256(path)})
         return hashed

@@ -8,6 +8,7 @@ network.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -40,6 +41,8 @@ COVER_IMAGE = (
     | av.stream.Disposition.still_image
 )
 DEFAULT_FPS = 25.0  # FFmpeg's own for streams without a container
+MAX_HOLES_SHARE = 0.5  # of a file's bytes; a box that is reserved for the index may be a hole
+MAX_EXTENTS = 10_000  # of a sparse file that are counted
 MAX_BYTES_OUTSIDE_BOXES = 64 * 1024
 MAX_SHARE_OUTSIDE_BOXES = 0.01
 MAX_MISSING_S, MAX_MISSING_SHARE = 1.0, 0.05  # of the header's duration, else it is truncated
@@ -86,10 +89,15 @@ class VideoHeader:
 
 
 def check_file(path: str) -> int:
-    """Returns the file's size. Only a plain file is opened: reading a pipe could block for ever."""
+    """Returns the file's size, without reading it: a pipe or a file of the kernel could block for
+    ever, a sparse file could be endless. Opening a device may have an effect on it."""
     try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise BadVideo("not a plain file (a pipe, socket or device)")
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as f:
             status = os.fstat(f.fileno())
+            holes = _hole_bytes(f.fileno(), status.st_size)
     except FileNotFoundError as error:
         raise BadVideo("no such file") from error
     except PermissionError as error:
@@ -98,11 +106,33 @@ def check_file(path: str) -> int:
         raise BadVideo("not a file but a folder") from error
     except (OSError, ValueError) as error:
         raise BadVideo(f"can't be opened: {error}") from error
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(status.st_mode):  # replaced meanwhile
         raise BadVideo("not a plain file (a pipe, socket or device)")
     if status.st_size == 0:
         raise BadVideo("empty file (0 bytes)")
+    if status.st_dev in _kernel_file_systems():
+        raise BadVideo("a file of the operating system's kernel")
+    if holes > MAX_HOLES_SHARE * status.st_size:
+        raise BadVideo(f"not complete: {holes} of {status.st_size} bytes were never written")
     return status.st_size
+
+
+def _hole_bytes(descriptor: int, size: int) -> int:
+    """The bytes of a sparse file that no block of the disk holds; 0 where it can't be found out."""
+    holes = at = 0
+    for _ in range(MAX_EXTENTS):
+        try:
+            start = os.lseek(descriptor, at, os.SEEK_DATA)
+            holes += start - at
+            at = os.lseek(descriptor, start, os.SEEK_HOLE)
+        except OSError as error:  # ENXIO: there is no data after `at`
+            return holes + (size - at if error.errno == errno.ENXIO else 0)
+    return holes
+
+
+def _kernel_file_systems() -> set[int]:
+    """Device numbers; their files have sizes that are not those of their content."""
+    return {os.stat(path).st_dev for path in ("/proc", "/sys") if os.path.exists(path)}
 
 
 def open_container(path: str, limits: Limits) -> av.container.InputContainer:

@@ -122,6 +122,22 @@ def header_and_index_durations(path: str) -> tuple[float, float] | None:
     return max(header_s), max(table_s)
 
 
+def read_encrypted_tracks(path: str) -> set[int]:
+    """The ids of the tracks with encrypted samples: those of a protected sample entry (ISO
+    14496-12, 8.12; QuickTime's FairPlay)."""
+    found = set()
+    for kind, body in _child_boxes(_read_index(path) or b""):
+        if kind != b"trak":
+            continue
+        track = dict(_child_boxes(body, opened=(b"mdia", b"minf", b"stbl")))
+        entries = _child_boxes(track.get(b"stsd", b"")[8:])
+        if any(entry in (b"encv", b"drmi") for entry, _ in entries):
+            header = track.get(b"tkhd", b"")
+            at = 20 if header[:1] == b"\1" else 12
+            found.add(int.from_bytes(header[at : at + 4]))
+    return found
+
+
 def _read_index(path: str) -> bytes | None:
     """The body of the first moov box."""
     with open(path, "rb") as file:

@@ -31,6 +31,7 @@ from curation.video.container import (
     read_header,
     set_up_decoder,
 )
+from curation.video.encryption import check_not_encrypted
 from curation.video.frames import Planes
 from curation.video.planes import SourceFrame, bgr_image, convert, reduce_frame
 
@@ -90,6 +91,7 @@ class Reader:
         self._container = open_container(path, limits)
         try:
             self._stream = choose_stream(self._container)
+            check_not_encrypted(path, self._container, self._stream)
             # AVI stores no presentation times: its demuxer's pts are wrong where there are B-frames
             self._uses_dts = self._container.format.name == "avi"
             self._tick_s = float(self._stream.time_base or 0)
