@@ -41,7 +41,8 @@ COVER_IMAGE = (
     | av.stream.Disposition.still_image
 )
 DEFAULT_FPS = 25.0  # FFmpeg's own for streams without a container
-MAX_HOLES_SHARE = 0.5  # of a file's bytes; a box that is reserved for the index may be a hole
+# Of a sparse file. Zeros between the frames of a good file may be holes after it was copied.
+MAX_HOLE_BYTES, MAX_HOLES_SHARE = 1 << 30, 0.5
 MAX_EXTENTS = 10_000  # of a sparse file that are counted
 MAX_BYTES_OUTSIDE_BOXES = 64 * 1024
 MAX_SHARE_OUTSIDE_BOXES = 0.01
@@ -112,7 +113,7 @@ def check_file(path: str) -> int:
         raise BadVideo("empty file (0 bytes)")
     if status.st_dev in _kernel_file_systems():
         raise BadVideo("a file of the operating system's kernel")
-    if holes > MAX_HOLES_SHARE * status.st_size:
+    if holes > max(MAX_HOLE_BYTES, MAX_HOLES_SHARE * status.st_size):
         raise BadVideo(f"not complete: {holes} of {status.st_size} bytes were never written")
     return status.st_size
 
