@@ -31,6 +31,7 @@ SHORT_LABELS = {
     "artifact_share >": "artifacts",
     "ken_burns_share >": "Ken Burns",
     "frozen_share >": "frozen",
+    "damaged_share >": "damaged",
     "frozen_longest_s >": "frozen",
     "key_psnr >": "unchanging",
     "key_ssim >": "unchanging",

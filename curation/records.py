@@ -147,6 +147,11 @@ SCORES = (
     ),
     Column("frozen_longest_s", FLOAT, "longest frozen span, s"),
     Column(
+        "damaged_share",
+        FLOAT,
+        "share of the clip's time from damaged packets or frames to the next intact keyframe, 0..1",
+    ),
+    Column(
         "overlay_share",
         FLOAT,
         "area of graphics that stay in place while the image moves, 0..1",

@@ -232,6 +232,7 @@ class DecodePass(Stage):
             "packet_bytes": int(packets.bytes[inside].sum()),
             "fingerprint": self.fingerprint.encode(start_s, end_s),
         }
+        clip["damaged_share"] = _share_inside(reader.damaged, start_s, end_s)
         for meter in self.meters:
             if not meter.after_prefilter:
                 clip |= meter.score(start_s, end_s)
@@ -284,3 +285,9 @@ class DecodePass(Stage):
             elif column.name in measured:
                 reasons[column.name] = "not measurable"
         return reasons
+
+
+def _share_inside(spans: list[tuple[float, float]], start_s: float, end_s: float) -> float:
+    """The share of the time from start_s to end_s that lies in the spans."""
+    overlaps_s = [min(b, end_s) - max(a, start_s) for a, b in spans]
+    return sum(t_s for t_s in overlaps_s if t_s > TIME_TOLERANCE_S) / (end_s - start_s)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import stat
@@ -22,8 +23,11 @@ from curation.stage import BadVideo
 from curation.video import mp4_boxes
 from curation.video.frames import VideoInfo
 
-av.logging.set_level(av.logging.PANIC)
+# A decoder's errors reach `av.logging.Capture` of the same thread, or nobody.
+av.logging.set_level(av.logging.ERROR)
 av.logging.set_skip_repeated(False)  # else a line about one file appears in the log of the next
+logging.getLogger("libav").addHandler(logging.NullHandler())
+logging.getLogger("libav").propagate = False
 
 REDUCED_SIDE_PX = 320  # about, of the long side of the planes that meters get
 
@@ -204,8 +208,7 @@ def check_pixels(width: int, height: int, limits: Limits) -> None:
 
 
 def raise_without_frames(path: str, limits: Limits, errors: int) -> NoReturn:
-    """Decodes again with FFmpeg's log on, which alone has the size of a frame that it refused."""
-    av.logging.set_level(av.logging.ERROR)
+    """Decodes again with FFmpeg's log, which alone has the size of a frame that it refused."""
     try:
         with av.logging.Capture() as log, open_container(path, limits) as container:
             stream = choose_stream(container)
@@ -215,8 +218,6 @@ def raise_without_frames(path: str, limits: Limits, errors: int) -> NoReturn:
                     decoder.decode(packet)
     except av.FFmpegError:
         pass
-    finally:
-        av.logging.set_level(av.logging.PANIC)
     for _, _, line in log:
         if found := re.match(r"Picture size (\d+)x(\d+) ", line):
             check_pixels(int(found[1]), int(found[2]), limits)

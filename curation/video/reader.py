@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -44,6 +44,7 @@ MIN_STEP_S = 0.001  # between two frames whose time stamps do not increase
 MAX_STEP_BACK_S = 1.0  # a time stamp further back begins another recording
 # So does one further ahead than both: no camera or screen recorder shows a frame that long.
 MAX_GAP_S, MAX_GAP_FRAMES = 3.0, 10
+GAP = "Frame num gap"  # H.264's missing reference frames, of which the decoder makes up pictures
 MPEG_CLOCK_S = 2**33 / 90_000  # after which its time stamps begin at 0 again
 
 
@@ -78,8 +79,9 @@ class Reader:
     def __init__(self, path: str, limits: Limits = DEFAULT_LIMITS) -> None:
         self.path = path
         self.limits = limits
-        self.errors = 0  # packets that can't be decoded, and frames that the decoder marks corrupt
-        self.corrupt_s: list[float] = []  # times of the corrupt frames
+        self.errors = 0  # packets that can't be decoded
+        self._damaged_packets: set[int] = set()
+        self._corrupt_s: list[float] = []  # times of the frames that the decoder marks so
         self.end_s = 0.0  # the last frame's time plus its duration
         self.start_s = 0.0  # the first frame's time stamp in the container
         self.sizes: list[tuple[float, int, int]] = []  # from when on: width and height, as shown
@@ -96,6 +98,8 @@ class Reader:
             self._uses_dts = self._container.format.name == "avi"
             self._tick_s = float(self._stream.time_base or 0)
             self._decoder = set_up_decoder(self._stream, limits, skip_loop_filter=True)
+            if self._stream.codec_context.name == "h264":
+                av.logging.set_level(av.logging.DEBUG)  # as GAP; never lowered: threads share it
             self._pending = self._decode_until_first_frame()
             self.header = read_header(self._container, self._stream, self._pending[0], size)
             self._mp4_durations_s = check_boxes(path) if self.header.container == "mov" else None
@@ -147,20 +151,33 @@ class Reader:
     @cached_property
     def packets(self) -> Packets:
         """All packets, after the pass."""
-        stamps = [stamp for stamp, _, _ in self._packets if stamp is not None]
-        if len(stamps) < len(self._packets):  # a stream without a container: evenly spaced
-            times = np.arange(len(self._packets)) / self.header.fps
-        else:  # AVI's stamps are of decoding: the first packet is the first frame
-            start_s = stamps[0] * self._tick_s if self._uses_dts else self.start_s
-            times_s = np.array(stamps, np.float64) * self._tick_s - start_s
-            times = join_recordings(times_s, 1 / self.header.fps)
-            times = remove_gaps(times, self.time_jumps)
+        times = self._packet_times_s
         order = np.argsort(times, kind="stable")
         return Packets(
             times[order],
             np.array([size for _, size, _ in self._packets], np.int64)[order],
             np.array([key for _, _, key in self._packets], bool)[order],
         )
+
+    @cached_property
+    def damaged(self) -> list[tuple[float, float]]:
+        """Spans, s, after the pass: each from the first damaged packet or frame to the next
+        keyframe packet without damage. docs/dataset.md has what isn't noticed."""
+        is_key = np.array([key for _, _, key in self._packets], bool)
+        return damaged_spans(
+            self._packet_times_s, is_key, sorted(self._damaged_packets), self._corrupt_s
+        )
+
+    @cached_property
+    def _packet_times_s(self) -> np.ndarray:
+        """(N,) in decoding order."""
+        stamps = [stamp for stamp, _, _ in self._packets if stamp is not None]
+        if len(stamps) < len(self._packets):  # a stream without a container: evenly spaced
+            return np.arange(len(self._packets)) / self.header.fps
+        # AVI's stamps are of decoding: the first packet is the first frame
+        start_s = stamps[0] * self._tick_s if self._uses_dts else self.start_s
+        times_s = np.array(stamps, np.float64) * self._tick_s - start_s
+        return remove_gaps(join_recordings(times_s, 1 / self.header.fps), self.time_jumps)
 
     def frames(self) -> Iterator[tuple[float, Planes]]:
         """Each frame once: its time, and its planes at reduced size."""
@@ -175,8 +192,7 @@ class Reader:
             self._check_limits(t_s, frame)
             self._times.append(t_s)
             if frame.is_corrupt:
-                self.errors += 1
-                self.corrupt_s.append(t_s)
+                self._corrupt_s.append(t_s)
             size = (frame.height, frame.width) if swapped else (frame.width, frame.height)
             if not self.sizes or size != self.sizes[-1][1:]:
                 self.sizes.append((t_s, *size))
@@ -245,19 +261,28 @@ class Reader:
                 yield packet
         except av.FFmpegError:  # the file breaks off: what was read counts, check_end decides
             self.errors += 1
+            self._damaged_packets.add(len(self._packets) - 1)
         except IndexError:  # PyAV 18 raises it at the end of a file whose streams appeared late
             pass
 
     def _decode(self, packet: av.Packet) -> list[av.VideoFrame]:
+        number = len(self._packets) - 1
+        if packet.is_corrupt:
+            self._damaged_packets.add(number)
         try:
-            return self._decoder.decode(packet if packet.size else None)
+            with av.logging.Capture() as log:
+                frames = self._decoder.decode(packet if packet.size else None)
         except av.error.EOFError:
             return []
         except (MemoryError, av.error.MemoryError) as error:
             raise BadVideo("decoding needs more memory than the limit") from error
         except av.FFmpegError:
             self.errors += 1
+            self._damaged_packets.add(number)
             return []
+        if any(level <= av.logging.ERROR or text.startswith(GAP) for level, _, text in log):
+            self._damaged_packets.add(number)
+        return frames
 
     def _check_limits(self, t_s: float, frame: av.VideoFrame) -> None:
         check_pixels(frame.width, frame.height, self.limits)
@@ -318,3 +343,29 @@ def remove_gaps(times_s: np.ndarray, jumps: list[tuple[float, float]]) -> np.nda
     skipped_s = np.cumsum(ahead[:, 1])
     passed = np.searchsorted(ahead[:, 0] + skipped_s - MIN_STEP_S / 2, times_s, side="right")
     return times_s - np.append(0.0, skipped_s)[passed]
+
+
+def damaged_spans(
+    times_s: np.ndarray, is_key: np.ndarray, damaged: Sequence[int], corrupt_s: Sequence[float]
+) -> list[tuple[float, float]]:
+    """Start and end of each damaged span, s; in order, not overlapping.
+
+    times_s, is_key: (N,) of packets in decoding order.  damaged: numbers of packets, ascending.
+    corrupt_s: times of damaged frames.  Frames that are decoded after a damaged one may be shown
+    before it.
+    """
+    clean = np.setdiff1d(np.flatnonzero(is_key), damaged)  # numbers of keyframe packets
+    bounds, keys_s = [*clean.tolist(), len(times_s)], [*np.sort(times_s[clean]), math.inf]
+    spans, done = [], -1
+    for number in damaged:
+        if number > done:
+            done = bounds[bisect.bisect_right(bounds, number)]
+            end_s = times_s[done] if done < len(times_s) else math.inf
+            spans.append((float(times_s[number:done].min()), float(end_s)))
+    spans += [(t_s, float(keys_s[bisect.bisect_right(keys_s, t_s)])) for t_s in corrupt_s]
+    merged: list[tuple[float, float]] = []
+    for start_s, end_s in sorted(spans):
+        if merged and start_s <= merged[-1][1]:
+            start_s, end_s = merged[-1][0], max(end_s, merged.pop()[1])
+        merged.append((start_s, end_s))
+    return merged

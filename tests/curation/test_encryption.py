@@ -39,10 +39,10 @@ def test_encrypted_mp4_is_refused(tmp_path, codec, scheme, layout):
 
 
 def test_encryption_of_another_track_does_not_count(tmp_path):
-    path = video_files.draw(tmp_path / "a.mp4", frames=30, also=(64, 48), muxer=CENC)
+    path = video_files.draw(tmp_path / "a.mp4", frames=30, also=(64, 48))
     data = path.read_bytes()
-    first = data.index(b"encv")  # of the first track, which is chosen
-    path.write_bytes(data[:first] + b"avc1" + data[first + 4 :])
+    second = data.rindex(b"avc1")  # the first track is chosen
+    path.write_bytes(data[:second] + b"encv" + data[second + 4 :])
     with Reader(str(path)) as reader:
         assert reader.header.codec == "h264"
 
