@@ -80,7 +80,7 @@ class DecodePass(Stage):
     reads = ("video", "bytes")
     writes = (
         *("sha256", "duration_s", "width", "height", "fps", "codec", "pix_fmt", "rotation"),
-        *("num_frames", "cuts_s", "gradual", "takes", "time_jumps", "size_changes"),
+        *("mirrored", "num_frames", "cuts_s", "gradual", "takes", "time_jumps", "size_changes"),
         *("clips", "cpu_s"),
     )
 
@@ -149,7 +149,8 @@ class DecodePass(Stage):
             "fps": len(times) / end_s,
             "codec": header.codec,
             "pix_fmt": header.pix_fmt,
-            "rotation": header.rotation,
+            "rotation": header.geometry.orientation.rotation,
+            "mirrored": header.geometry.orientation.mirrored,
             "num_frames": len(times),
             "cuts_s": found.cuts_s,
             "gradual": [{"start_s": a, "end_s": b} for a, b in found.gradual],

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from curation.errors import UserError
+from curation.orientation import read_orientation
 from curation.records import SPAN_TOLERANCE_S
 from training.config import Size
 
@@ -237,14 +238,16 @@ def _decode(mp4: bytes) -> Iterator[tuple[float, av.VideoFrame, Fraction]]:
 
 
 def resize_and_crop(frame: av.VideoFrame, pixel_aspect: Fraction, size: Size) -> np.ndarray:
-    """(height, width, 3) uint8 RGB: upright, scaled to cover the size, cropped to its middle.
+    """(height, width, 3) uint8 RGB: as shown, scaled to cover the size, cropped to its middle.
     pixel_aspect: a pixel's width over its height."""
-    turns = round(frame.rotation / 90) % 4  # counter-clockwise, as numpy counts
-    wide, high = (size.height, size.width) if turns % 2 else (size.width, size.height)
+    orientation = read_orientation(frame)
+    wide, high = size.width, size.height
+    if orientation.swaps_sides:
+        wide, high = high, wide
     square_width = float(frame.width * (pixel_aspect if pixel_aspect > 0 else 1))
     scale = max(wide / square_width, high / frame.height)
     w, h = max(wide, round(square_width * scale)), max(high, round(frame.height * scale))
     # one thread: in a forked process PyAV 19 waits for its thread pool for ever
     whole = frame.reformat(w, h, "rgb24", interpolation="AREA", threads=1).to_ndarray()
     left, top = (w - wide) // 2, (h - high) // 2
-    return np.ascontiguousarray(np.rot90(whole[top : top + high, left : left + wide], turns))
+    return np.ascontiguousarray(orientation.apply(whole[top : top + high, left : left + wide]))

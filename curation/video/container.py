@@ -14,14 +14,17 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Annotated, NoReturn
 
 import av
 from annotated_types import Ge, Gt
 
+from curation.orientation import read_orientation
 from curation.stage import BadVideo
-from curation.video import mp4_boxes
+from curation.video import ebml, mp4_boxes
 from curation.video.frames import VideoInfo
+from curation.video.geometry import Crop, Geometry
 
 # A decoder's errors reach `av.logging.Capture` of the same thread, or nobody.
 av.logging.set_level(av.logging.ERROR)
@@ -48,6 +51,8 @@ DEFAULT_FPS = 25.0  # FFmpeg's own for streams without a container
 # Of a sparse file. Zeros between the frames of a good file may be holes after it was copied.
 MAX_HOLE_BYTES, MAX_HOLES_SHARE = 1 << 30, 0.5
 MAX_EXTENTS = 10_000  # of a sparse file that are counted
+MAX_PIXEL_ASPECT = Fraction(8)  # and its inverse
+NEARLY_SQUARE = Fraction(1, 200)  # muxers round: 1.78 for 16:9
 MAX_BYTES_OUTSIDE_BOXES = 64 * 1024
 MAX_SHARE_OUTSIDE_BOXES = 0.01
 MAX_MISSING_S, MAX_MISSING_SHARE = 1.0, 0.05  # of the header's duration, else it is truncated
@@ -74,12 +79,11 @@ class VideoHeader:
     fps: float  # nominal; the frames' own times decide
     codec: str
     pix_fmt: str
-    rotation: int  # degrees clockwise from the stored to the shown frame: 0, 90, 180 or 270
+    geometry: Geometry  # from the decoded to the shown picture
     header_duration_s: float | None  # of the video stream; None where the container has none
     bytes: int
     container: str
     stream_index: int
-    sample_aspect: float  # width of a stored pixel over its height; not applied to width and height
     interlaced: bool
 
     @property
@@ -225,17 +229,18 @@ def raise_without_frames(path: str, limits: Limits, errors: int) -> NoReturn:
 
 
 def read_header(
+    path: str,
     container: av.container.InputContainer,
     stream: av.video.stream.VideoStream,
     frame: av.VideoFrame,
-    size: int,
 ) -> VideoHeader:
-    """frame: the first one.  size: of the file, bytes."""
-    rotation = -90 * round(frame.rotation / 90) % 360  # FFmpeg counts counter-clockwise
-    width, height = frame.width, frame.height
-    aspect = float(stream.sample_aspect_ratio or 1) or 1.0
-    if rotation in (90, 270):
-        width, height, aspect = height, width, 1 / aspect
+    """frame: the first one."""
+    geometry = Geometry(
+        _read_crop(path, container, stream, frame),
+        read_pixel_aspect(stream),
+        read_orientation(frame),
+    )
+    width, height = geometry.shown_size(frame.width, frame.height)
     rate = stream.average_rate or stream.guessed_rate
     name = container.format.name.split(",")[0]
     return VideoHeader(
@@ -244,14 +249,36 @@ def read_header(
         fps=float(rate) if rate and 0 < rate <= 1000 else DEFAULT_FPS,
         codec=stream.codec_context.codec.canonical_name,
         pix_fmt=frame.format.name,
-        rotation=rotation,
+        geometry=geometry,
         header_duration_s=_header_duration_s(container, stream, name),
-        bytes=size,
+        bytes=os.path.getsize(path),
         container=name,
         stream_index=stream.index,
-        sample_aspect=aspect,
         interlaced=frame.interlaced_frame,
     )
+
+
+def read_pixel_aspect(stream: av.video.stream.VideoStream) -> Fraction:
+    """Width of a decoded pixel over its height. The container's counts before the codec's. Square
+    pixels where it is within NEARLY_SQUARE of them, or is too far from them to be meant."""
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    is_meant = 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT
+    return aspect if is_meant and abs(aspect - 1) > NEARLY_SQUARE else Fraction(1)
+
+
+def _read_crop(
+    path: str,
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    frame: av.VideoFrame,
+) -> Crop:
+    """PyAV does not expose it."""
+    if container.format.name.startswith("mov"):
+        return mp4_boxes.read_crop(path, stream.id, frame.width, frame.height)
+    if container.format.name.startswith("matroska"):
+        crops, number = ebml.read_crops(path), container.streams.video.index(stream)
+        return crops[number] if number < len(crops) else Crop()
+    return Crop()
 
 
 def _header_duration_s(

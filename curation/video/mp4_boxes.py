@@ -1,13 +1,17 @@
-"""Reads the first bytes and the boxes of a file without a decoder, for plain errors."""
+"""Reads the first bytes and the boxes of a file without a decoder: for plain errors, and for what
+PyAV does not expose."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
+
+from curation.video.geometry import Crop
 
 # Boxes at the top level of an MP4 or QuickTime file (ISO 14496-12, QuickTime File Format).
 TOP_LEVEL = frozenset(
@@ -32,6 +36,7 @@ SIGNATURES = (
     (b"version https://git-lfs", "a Git LFS pointer: the file itself was not downloaded"),
 )
 
+SAMPLE_ENTRY_BYTES = 78  # the fields of a visual sample entry, before its boxes
 MAX_INDEX_BYTES = 256 << 20  # of a moov box that is read; that of a day of video has 100 MB
 
 
@@ -70,12 +75,12 @@ def read_top_level(path: str) -> Boxes:
     """Reads the kinds and sizes of the top-level boxes, not their contents."""
     with open(path, "rb") as file:
         total = os.fstat(file.fileno()).st_size
-        found = list(_top_level_boxes(file))
+        found = list(top_level_boxes(file))
     readable = found[-1][2] if found else 0
     return Boxes(tuple(kind for kind, _, _ in found), readable, total)
 
 
-def _top_level_boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+def top_level_boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
     """Kind, start and end of the body of each box, up to bytes that are no box."""
     total = os.fstat(file.fileno()).st_size
     at = 0
@@ -103,16 +108,16 @@ def header_and_index_durations(path: str) -> tuple[float, float] | None:
     fragments.
     """
     index = _read_index(path)
-    if index is None or any(kind == b"mvex" for kind, _ in _child_boxes(index)):
+    if index is None or any(kind == b"mvex" for kind, _ in child_boxes(index)):
         return None
     header_s, table_s, movie_scale = [0.0], [0.0], 0
-    for kind, body in _child_boxes(index):
+    for kind, body in child_boxes(index):
         if kind == b"mvhd":
             movie_scale, duration = _scale_and_duration(body)
             header_s.append(duration / max(1, movie_scale))
-    for kind, body in _child_boxes(index):
+    for kind, body in child_boxes(index):
         if kind == b"trak":
-            track = dict(_child_boxes(body, opened=(b"mdia", b"minf", b"stbl", b"edts")))
+            track = dict(child_boxes(body, opened=(b"mdia", b"minf", b"stbl", b"edts")))
             if b"mdhd" not in track or b"stts" not in track:
                 return None
             scale, duration = _scale_and_duration(track[b"mdhd"])
@@ -126,22 +131,57 @@ def read_encrypted_tracks(path: str) -> set[int]:
     """The ids of the tracks with encrypted samples: those of a protected sample entry (ISO
     14496-12, 8.12; QuickTime's FairPlay)."""
     found = set()
-    for kind, body in _child_boxes(_read_index(path) or b""):
+    for kind, body in child_boxes(_read_index(path) or b""):
         if kind != b"trak":
             continue
-        track = dict(_child_boxes(body, opened=(b"mdia", b"minf", b"stbl")))
-        entries = _child_boxes(track.get(b"stsd", b"")[8:])
+        track = dict(child_boxes(body, opened=(b"mdia", b"minf", b"stbl")))
+        entries = child_boxes(track.get(b"stsd", b"")[8:])
         if any(entry in (b"encv", b"drmi") for entry, _ in entries):
-            header = track.get(b"tkhd", b"")
-            at = 20 if header[:1] == b"\1" else 12
-            found.add(int.from_bytes(header[at : at + 4]))
+            found.add(_track_id(track.get(b"tkhd", b"")))
     return found
+
+
+def read_crop(path: str, track_id: int, width: int, height: int) -> Crop:
+    """The pixels outside of a track's clean aperture (clap); a fraction of a pixel is outside.
+
+    width, height: of its decoded picture, px."""
+    for kind, body in child_boxes(_read_index(path) or b""):
+        if kind != b"trak":
+            continue
+        track = dict(child_boxes(body, opened=(b"mdia", b"minf", b"stbl")))
+        if _track_id(track.get(b"tkhd", b"")) != track_id:
+            continue
+        for _, entry in child_boxes(track.get(b"stsd", b"")[8:]):
+            aperture = dict(child_boxes(entry[SAMPLE_ENTRY_BYTES:])).get(b"clap", b"")
+            return _crop_of_aperture(aperture, width, height)
+    return Crop()
+
+
+def _track_id(header: bytes) -> int:
+    """Of tkhd, version 0 or 1."""
+    at = 20 if header[:1] == b"\1" else 12
+    return int.from_bytes(header[at : at + 4])
+
+
+def _crop_of_aperture(body: bytes, width: int, height: int) -> Crop:
+    """body: of clap: width, height, and how far its centre is right of and below the picture's,
+    each a fraction of two numbers."""
+    if len(body) < 32:
+        return Crop()
+    numbers = np.frombuffer(body[:32], ">i4").tolist()
+    if min(numbers[1::2]) <= 0:
+        return Crop()
+    wide, high, right, down = (a / b for a, b in zip(numbers[::2], numbers[1::2], strict=True))
+    edges = (width - wide) / 2 + right, (height - high) / 2 + down
+    left, top = (math.ceil(edge - 1e-6) for edge in edges)
+    crop = Crop(left, top, width - left - int(wide), height - top - int(high))
+    return crop if min(crop) >= 0 and wide >= 1 and high >= 1 else Crop()
 
 
 def _read_index(path: str) -> bytes | None:
     """The body of the first moov box."""
     with open(path, "rb") as file:
-        for kind, start, end in _top_level_boxes(file):
+        for kind, start, end in top_level_boxes(file):
             if kind == b"moov":
                 if end - start > MAX_INDEX_BYTES:
                     return None
@@ -150,7 +190,7 @@ def _read_index(path: str) -> bytes | None:
     return None
 
 
-def _child_boxes(body: bytes, opened: tuple[bytes, ...] = ()) -> Iterator[tuple[bytes, bytes]]:
+def child_boxes(body: bytes, opened: tuple[bytes, ...] = ()) -> Iterator[tuple[bytes, bytes]]:
     """Kind and body of the boxes in a box; of the kinds in `opened`, those of their children."""
     at = 0
     while at + 8 <= len(body):
@@ -159,7 +199,7 @@ def _child_boxes(body: bytes, opened: tuple[bytes, ...] = ()) -> Iterator[tuple[
             return
         child = body[at + 8 : at + size]
         if kind in opened:
-            yield from _child_boxes(child, opened)
+            yield from child_boxes(child, opened)
         else:
             yield kind, child
         at += size

@@ -17,6 +17,7 @@ import numpy as np
 
 from curation.stage import BadVideo
 from curation.video.frames import Planes
+from curation.video.geometry import Geometry
 
 LIMITED, FULL = 1, 2  # AVCOL_RANGE_MPEG (16..235), AVCOL_RANGE_JPEG (0..255)
 BT709, BT601 = 1, 5  # FFmpeg's numbers for the matrices (SWS_CS_ITU709, SWS_CS_ITU601)
@@ -26,10 +27,10 @@ CHROMA_SIZE = (64, 36)  # px, width and height
 
 
 class SourceFrame(NamedTuple):
-    """The decoder's frame, and the rotation that shows it upright: `Planes.source`."""
+    """The decoder's frame, and how it is shown: `Planes.source`."""
 
     frame: av.VideoFrame
-    rotation: int  # degrees clockwise
+    geometry: Geometry
 
 
 class LumaLayout(NamedTuple):
@@ -58,56 +59,57 @@ def luma_layout(pix_fmt: str) -> LumaLayout | None:
     return None
 
 
-def reduce_frame(frame: av.VideoFrame, by: int, rotation: int) -> Planes:
-    """The frame's luma divided by `by`, 8 bit, full range, upright."""
-    source = SourceFrame(frame, rotation)
+def reduce_frame(frame: av.VideoFrame, by: int, geometry: Geometry) -> Planes:
+    """The luma of the picture as shown, its size divided by `by`, 8 bit, full range."""
+    source = SourceFrame(frame, geometry)
     layout = luma_layout(frame.format.name)
     plane = frame.planes[0]
     if layout is None or plane.line_size <= 0:
         frame = convert(frame, frame.width, frame.height, "yuvj420p")
         layout, plane = luma_layout("yuvj420p"), frame.planes[0]
         assert layout is not None
-    stored = _plane_array(plane, frame.width, frame.height, layout)
-    y = _to_8_bit(reduce_plane(stored, by), layout)
+    size = frame.width, frame.height
+    cropped = geometry.cut(_plane_array(plane, *size, layout), *size)
+    width, height = geometry.square_size(*size)
+    if cropped.shape == (height, width):
+        y = reduce_plane(cropped, by)
+    else:
+        y = cv2.resize(cropped, (width // by, height // by), interpolation=cv2.INTER_AREA)
+    y = _to_8_bit(y, layout)
     if not _is_full_range(frame, layout):  # luma 16..235 to 0..255 (BT.601, BT.709)
         y = cv2.addWeighted(y, 255 / 219, y, 0, -16 * 255 / 219)
-    return Planes(_rotate(y, rotation) if rotation else y, source)
+    return Planes(np.ascontiguousarray(geometry.orientation.apply(y)), source)
 
 
 def chroma_image(planes: Planes) -> np.ndarray | None:
     """(36, 64, 2) uint8: Cb and Cr, full range, upright; None of a grey frame."""
-    frame, rotation = planes.source
+    frame, geometry = planes.source
+    size = frame.width, frame.height
     layout = luma_layout(frame.format.name)
     if layout is None:
         frame, layout = convert(frame, *CHROMA_SIZE, "yuvj444p"), luma_layout("yuvj444p")
         assert layout is not None
     if layout.grey:
         return None
-    small = _reduce_chroma(frame, layout)
-    if rotation:
-        small = _rotate(small, rotation)
-        small = cv2.resize(small, CHROMA_SIZE, interpolation=cv2.INTER_AREA)
-    return small
-
-
-def _reduce_chroma(frame: av.VideoFrame, layout: LumaLayout) -> np.ndarray:
-    """(36, 64, 2) uint8, full range, as stored."""
-    if frame.format.name in ("nv12", "nv21", "p010le"):
-        plane = frame.planes[1]
-        both = _plane_array(plane, 2 * plane.width, plane.height, layout)
-        both = both.reshape(plane.height, plane.width, 2)
-        if frame.format.name == "nv21":
-            both = both[:, :, ::-1]
-        small = _shrink_to(both, CHROMA_SIZE)
-    else:
-        planes = frame.planes[1:3]
-        small = np.dstack(
-            [_shrink_to(_plane_array(p, p.width, p.height, layout), CHROMA_SIZE) for p in planes]
-        )
+    channels = [geometry.cut(channel, *size) for channel in _chroma_arrays(frame, layout)]
+    small = np.dstack([_shrink_to(channel, CHROMA_SIZE) for channel in channels])
     small = _to_8_bit(small, layout)
     if not _is_full_range(frame, layout):  # chroma 16..240 to 0..255
         small = cv2.convertScaleAbs(small, alpha=255 / 224, beta=128 - 128 * 255 / 224)
-    return small
+    small = geometry.orientation.apply(small)
+    if small.shape[:2] != CHROMA_SIZE[::-1]:
+        small = cv2.resize(small, CHROMA_SIZE, interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(small)
+
+
+def _chroma_arrays(frame: av.VideoFrame, layout: LumaLayout) -> list[np.ndarray]:
+    """Cb and Cr, (h, w) each, or both in one (h, w, 2) array."""
+    if frame.format.name not in ("nv12", "nv21", "p010le"):
+        return [_plane_array(p, p.width, p.height, layout) for p in frame.planes[1:3]]
+    plane = frame.planes[1]
+    both = _plane_array(plane, 2 * plane.width, plane.height, layout)
+    both = both.reshape(plane.height, plane.width, 2)
+    return [both[:, :, ::-1] if frame.format.name == "nv21" else both]
 
 
 def _shrink_to(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -136,12 +138,23 @@ def reduce_plane(plane: np.ndarray, by: int) -> np.ndarray:
 
 
 def bgr_image(planes: Planes, long_side: int) -> np.ndarray:
-    """(h, w, 3) BGR uint8: the source frame, upright, in its own colours, never enlarged."""
-    frame, rotation = planes.source
-    scale = min(1.0, long_side / max(frame.width, frame.height))
-    width, height = (max(1, round(side * scale)) for side in (frame.width, frame.height))
-    bgr = convert(frame, width, height, "bgr24").to_ndarray()
-    return _rotate(bgr, rotation) if rotation else bgr
+    """(h, w, 3) BGR uint8: the source frame as shown, in its own colours, never enlarged."""
+    frame, geometry = planes.source
+    size = geometry.shown_size(frame.width, frame.height)
+    scale = min(1.0, long_side / max(size))
+    return image_of_size(planes, max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+
+
+def image_of_size(planes: Planes, width: int, height: int, pix_fmt: str = "bgr24") -> np.ndarray:
+    """(height, width, 3) uint8: the source frame as shown, scaled to this size."""
+    frame, geometry = planes.source
+    if geometry.orientation.swaps_sides:
+        width, height = height, width
+    cropped = geometry.cropped_size(frame.width, frame.height)
+    size = round(width * frame.width / cropped[0]), round(height * frame.height / cropped[1])
+    whole = convert(frame, *size, pix_fmt).to_ndarray()
+    image = geometry.cut(whole, frame.width, frame.height)
+    return np.ascontiguousarray(geometry.orientation.apply(image))
 
 
 def convert(frame: av.VideoFrame, width: int, height: int, pix_fmt: str) -> av.VideoFrame:
@@ -184,9 +197,3 @@ def _plane_array(plane: Any, width: int, height: int, layout: LumaLayout) -> np.
 
 def _to_8_bit(plane: np.ndarray, layout: LumaLayout) -> np.ndarray:
     return plane if layout.bits == 8 else (plane >> layout.shift).astype(np.uint8)
-
-
-def _rotate(image: np.ndarray, degrees: int) -> np.ndarray:
-    """Clockwise by 90, 180 or 270 degrees."""
-    how = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
-    return cv2.rotate(image, how[degrees])

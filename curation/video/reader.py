@@ -89,7 +89,7 @@ class Reader:
         self._times: list[float] = []
         self._packets: list[tuple[int | None, int, bool]] = []  # time stamp, bytes, is keyframe
         self._other_streams_end_s = 0.0
-        size = check_file(path)
+        check_file(path)
         self._container = open_container(path, limits)
         try:
             self._stream = choose_stream(self._container)
@@ -101,7 +101,7 @@ class Reader:
             if self._stream.codec_context.name == "h264":
                 av.logging.set_level(av.logging.DEBUG)  # as GAP; never lowered: threads share it
             self._pending = self._decode_until_first_frame()
-            self.header = read_header(self._container, self._stream, self._pending[0], size)
+            self.header = read_header(path, self._container, self._stream, self._pending[0])
             self._mp4_durations_s = check_boxes(path) if self.header.container == "mov" else None
         except BaseException:
             self.close()
@@ -183,24 +183,24 @@ class Reader:
         """Each frame once: its time, and its planes at reduced size."""
         header = self.header
         self._clock = clock = Clock(1 / header.fps)
-        by, rotation = header.reduction, header.rotation
-        width, height = header.width, header.height
-        swapped = rotation in (90, 270)
-        stored = (height, width) if swapped else (width, height)
+        by, geometry = header.reduction, header.geometry
+        first = self._pending[0]
+        decoded_size = first.width, first.height
         for frame in self._decoded():
             t_s = clock.read(self._stamp_s(frame))
             self._check_limits(t_s, frame)
             self._times.append(t_s)
             if frame.is_corrupt:
                 self._corrupt_s.append(t_s)
-            size = (frame.height, frame.width) if swapped else (frame.width, frame.height)
+            size = geometry.shown_size(frame.width, frame.height)
             if not self.sizes or size != self.sizes[-1][1:]:
                 self.sizes.append((t_s, *size))
-            if size == self.sizes[0][1:]:
-                yield t_s, reduce_frame(frame, by, rotation)
+            if (frame.width, frame.height) == decoded_size:
+                yield t_s, reduce_frame(frame, by, geometry)
             else:  # meters get planes of one size, colour images have the frame's own
-                planes = reduce_frame(convert(frame, *stored, "yuvj420p"), by, rotation)
-                yield t_s, replace(planes, source=SourceFrame(frame, rotation))
+                resized = convert(frame, *decoded_size, "yuvj420p")
+                planes = reduce_frame(resized, by, geometry)
+                yield t_s, replace(planes, source=SourceFrame(frame, geometry))
             self.end_s = t_s + self._duration_s(frame)
         self.start_s = clock.start_s or 0.0
         # A header's duration counts from zero or from the first time stamp, or is that of the

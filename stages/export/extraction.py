@@ -29,6 +29,8 @@ import av
 from curation.records import is_in_span
 from curation.stage import BadVideo
 from curation.video.container import DEFAULT_LIMITS, set_up_decoder
+from curation.video.geometry import Crop
+from stages.export.display_tags import carry_over
 from stages.export.mp4 import (
     EncodeFormat,
     is_random_access_point,
@@ -53,7 +55,7 @@ class ExtractedClip:
     codec: str
     num_frames: int  # shown
     hidden_frames: int  # stored after the last shown one, for others to refer to
-    width: int  # px, as shown (after rotation)
+    width: int  # px, as shown
     height: int
     fps: float  # shown frames over the clip's seconds
     bytes: int
@@ -101,15 +103,15 @@ def _copy(
     codec, head = video.header.codec, video.header
     if not video.indexed or codec not in COPIED_CODECS or video.stream.time_base is None:
         return None  # a bare or concatenated stream has no index
-    if codec == "av1" and (head.rotation or head.sample_aspect != 1):
-        return None  # write_copy can't keep these
+    if head.geometry.crop != Crop():
+        return None  # many readers ignore a clean aperture
     span = _packets_of_span(video, start_s, end_s)
     if span is None:
         return None
     if num_frames is not None and span.shown != num_frames:
         return None
     write_copy(video.stream, span.packets, span.pts, video.stream.time_base, span.end, out)
-    if not _reads_back(out, span.shown, head.rotation, video.first_size):
+    if not (_reads_back(out, span.shown, video.first_size) and carry_over(video.tags, out)):
         out.seek(0)
         out.truncate()
         return None
@@ -181,7 +183,7 @@ def _is_irregular(packet: av.Packet) -> bool:
     return packet.is_discard or packet.is_corrupt or packet.has_sidedata("new_extradata")
 
 
-def _reads_back(out: BinaryIO, num_frames: int, rotation: int, size: tuple[int, int]) -> bool:
+def _reads_back(out: BinaryIO, num_frames: int, size: tuple[int, int]) -> bool:
     """Whether the written copy opens, shows that many frames, and its first one is intact and has
     the size in the header, which is that of the source's first frame."""
     out.seek(0)
@@ -193,9 +195,7 @@ def _reads_back(out: BinaryIO, num_frames: int, rotation: int, size: tuple[int, 
         first = next(mp4.decode(stream), None)
     if first is None or shown != num_frames or first.is_corrupt:
         return False
-    if (first.width, first.height) != size:
-        return False
-    return first.pts == 0 and -90 * round(first.rotation / 90) % 360 == rotation
+    return first.pts == 0 and (first.width, first.height) == size
 
 
 def _encode(video: SeekableVideo, start_s: float, end_s: float, out: BinaryIO) -> ExtractedClip:

@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 
 from curation.records import SPAN_TOLERANCE_S
 from curation.stage import BadVideo, Row
+from curation.video.geometry import Geometry
+from stages.export.display_tags import carry_over
 from stages.export.extraction import ExtractedClip
 from stages.export.mp4 import EncodeFormat, output_file, write_copy, write_encoded
 from stages.export.seekable_video import SeekableVideo
@@ -92,13 +94,17 @@ def write_presto_clip(clip: Row, mp4: Path, extracted: ExtractedClip, folder: Pa
             stamps = [packet.pts or 0 for packet in packets]
             shown = sorted(p.pts or 0 for p in packets if not p.is_discard)
             indices = frame_indices([video.time_s(pts) for pts in shown], duration_s)
+            is_copied = False
             if _has_exactly_these_frames(video, extracted, indices, len(packets)):
                 encode_format = EncodeFormat.from_head(video.header)
                 new_pts = [shown.index(pts) * TICKS_PER_FRAME for pts in stamps]
                 time_base = Fraction(1, FPS * TICKS_PER_FRAME)
                 end = NUM_FRAMES * TICKS_PER_FRAME
                 write_copy(video.stream, packets, new_pts, time_base, end, out)
-            else:
+                is_copied = carry_over(video.tags, out)
+            if not is_copied:
+                out.seek(0)
+                out.truncate()
                 encode_format = EncodeFormat.from_head(
                     video.header, Fraction(FPS), cover=(MIN_WIDTH, MIN_HEIGHT)
                 )
@@ -126,11 +132,11 @@ def _has_exactly_these_frames(
 ) -> bool:
     """Whether the clip's own frames are the 450, so that only their times change.
 
-    Not with stored but hidden frames, nor with a rotation in the header: that trainer reads with
-    decord, which counts packets.
+    Not with stored but hidden frames, nor turned or with other than square pixels: that trainer
+    reads with decord, which counts packets and ignores the header.
     """
     head = video.header
-    plain = extracted.codec == "h264" and head.pix_fmt == "yuv420p" and head.rotation == 0
+    plain = extracted.codec == "h264" and head.pix_fmt == "yuv420p" and head.geometry == Geometry()
     return plain and packets == NUM_FRAMES and np.array_equal(indices, np.arange(NUM_FRAMES))
 
 

@@ -18,6 +18,7 @@ from curation.video.container import (
     set_up_decoder,
 )
 from curation.video.reader import Clock
+from stages.export.display_tags import read_display_tags
 
 # Containers with an index and one time line: seeking is reliable, and a time stamp belongs to one
 # frame only. All others are read from the start of the file, as in scoring.
@@ -33,13 +34,13 @@ class SeekableVideo:
     def __init__(self, path: str, times_jump: bool = False) -> None:
         """times_jump: its time stamps jump ahead or back, so that it is read from the start."""
         self.path = path
-        size = check_file(path)
+        check_file(path)
         self._open()
         first = next(self._decoded(self.container.demux(self.stream)), None)
         if first is None:
             raise BadVideo("no frame could be decoded")
-        self._bytes = size
         self.header = self.header_of(first)
+        self.tags = read_display_tags(self.stream, first)
         self.first_size = first.width, first.height  # px, as decoded
         self.tick_s = float(self.stream.time_base or 0)
         self.start_stamp = self._stamp(first)
@@ -53,7 +54,7 @@ class SeekableVideo:
 
     def header_of(self, frame: av.VideoFrame) -> VideoHeader:
         """The header with the size of this frame: a stream may change it."""
-        return read_header(self.container, self.stream, frame, self._bytes)
+        return read_header(self.path, self.container, self.stream, frame)
 
     def close(self) -> None:
         self.container.close()

@@ -18,7 +18,7 @@ from annotated_types import Ge, Le
 
 from curation.stage import PlanError
 from curation.video.frames import Planes, VideoInfo
-from curation.video.planes import convert
+from curation.video.planes import image_of_size
 from stages.shots.detector import Detector, Transitions
 
 if TYPE_CHECKING:
@@ -103,10 +103,7 @@ def transitions_of(probabilities: np.ndarray, times_s: np.ndarray) -> Transition
 
 def small_rgb(frame: Planes) -> np.ndarray:
     """(HEIGHT_PX, WIDTH_PX, 3) RGB of a frame as shown, whatever its shape."""
-    source, rotation = frame.source
-    size = (HEIGHT_PX, WIDTH_PX) if rotation in (90, 270) else (WIDTH_PX, HEIGHT_PX)
-    rgb = convert(source, *size, "rgb24").to_ndarray()
-    return np.rot90(rgb, -rotation // 90) if rotation else rgb
+    return image_of_size(frame, WIDTH_PX, HEIGHT_PX, "rgb24")
 
 
 def load_predictor(device: str) -> Callable[[np.ndarray], torch.Tensor]:

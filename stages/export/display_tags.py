@@ -1,0 +1,106 @@
+"""What a file states of how its pictures are shown, some of it only in the container.
+
+A stream copy keeps what the codec's own data state. The muxer carries over a part of what only the
+container states; the other boxes are added here.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from fractions import Fraction
+from typing import Any, BinaryIO, NamedTuple
+
+import av
+
+from curation.orientation import Orientation, read_orientation
+from curation.video.container import DEFAULT_LIMITS, set_up_decoder
+from curation.video.mp4_boxes import SAMPLE_ENTRY_BYTES, child_boxes, top_level_boxes
+
+LIMITED_RANGE, FULL_RANGE = 1, 2  # FFmpeg's AVColorRange
+# Side data of a frame that may come from the container and change how it is shown.
+SIDE_DATA = (
+    *("SPHERICAL", "STEREO3D", "ICC_PROFILE", "AMBIENT_VIEWING_ENVIRONMENT"),
+    *("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL"),
+)
+
+
+class DisplayTags(NamedTuple):
+    orientation: Orientation
+    pixel_aspect: Fraction  # width of a decoded pixel over its height
+    primaries: int  # these are the numbers of ISO 23091-2, which FFmpeg uses too
+    transfer: int
+    matrix: int
+    is_full_range: bool
+    other: dict[str, bytes]  # by the names of SIDE_DATA
+
+
+def read_display_tags(stream: av.VideoStream, frame: av.VideoFrame) -> DisplayTags:
+    """frame: a decoded one of the stream."""
+    all_side_data: Any = frame.side_data  # PyAV's types take it for a mapping
+    side_data = {data.type.name: bytes(data) for data in list(all_side_data)}
+    return DisplayTags(
+        read_orientation(frame),
+        stream.sample_aspect_ratio or Fraction(1),
+        frame.color_primaries,
+        frame.color_trc,
+        frame.colorspace,
+        frame.color_range == FULL_RANGE,
+        {name: side_data[name] for name in SIDE_DATA if name in side_data},
+    )
+
+
+def carry_over(tags: DisplayTags, out: BinaryIO) -> bool:
+    """Adds to a written mp4 what its muxer left out. Returns whether it then has all tags."""
+    if _read_tags(out) == tags:
+        return True
+    _set_sample_entry_boxes(out, tags)
+    return _read_tags(out) == tags
+
+
+def _read_tags(mp4_file: BinaryIO) -> DisplayTags | None:
+    """Of the first frame; None where it can't be decoded."""
+    mp4_file.seek(0)
+    with av.open(mp4_file, "r", format="mp4") as mp4:
+        stream = mp4.streams.video[0]
+        set_up_decoder(stream, DEFAULT_LIMITS)
+        first = next(mp4.decode(stream), None)
+        return None if first is None else read_display_tags(stream, first)
+
+
+def _set_sample_entry_boxes(file: BinaryIO, tags: DisplayTags) -> None:
+    """The index (moov) lies last in the file, so that no frame moves."""
+    aspect = struct.pack(">II", tags.pixel_aspect.numerator, tags.pixel_aspect.denominator)
+    colours = struct.pack(
+        ">4sHHHB", b"nclx", tags.primaries, tags.transfer, tags.matrix, tags.is_full_range << 7
+    )
+    *_, (kind, start, end) = top_level_boxes(file)
+    if kind != b"moov" or end != os.fstat(file.fileno()).st_size:
+        return
+    file.seek(start)
+    index = _with_boxes(file.read(end - start), {b"pasp": aspect, b"colr": colours})
+    file.seek(start - 8)
+    file.write(_box(b"moov", index))
+
+
+def _with_boxes(parent: bytes, new: dict[bytes, bytes]) -> bytes:
+    """The body of a box in which the sample entries have these boxes."""
+    boxes = []
+    for kind, body in child_boxes(parent):
+        if kind in (b"trak", b"mdia", b"minf", b"stbl"):
+            body = _with_boxes(body, new)
+        elif kind == b"stsd":
+            entries = [_box(codec, _entry(entry, new)) for codec, entry in child_boxes(body[8:])]
+            body = body[:8] + b"".join(entries)
+        boxes.append(_box(kind, body))
+    return b"".join(boxes)
+
+
+def _entry(entry: bytes, new: dict[bytes, bytes]) -> bytes:
+    boxes = dict(child_boxes(entry[SAMPLE_ENTRY_BYTES:])) | new
+    fields = entry[:SAMPLE_ENTRY_BYTES]
+    return fields + b"".join(_box(kind, body) for kind, body in boxes.items())
+
+
+def _box(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(body)) + kind + body

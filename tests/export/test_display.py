@@ -1,0 +1,349 @@
+"""A clip shows what a player shows of its span, checked with Debian's ffmpeg as the player."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from curation.orientation import Orientation, orientation_of_matrix
+from curation.video.planes import bgr_image
+from curation.video.reader import Reader, probe
+from stages.export.extraction import ExtractedClip, extract_clip
+from stages.export.presto import frame_indices, write_presto_clip
+from tests.support.independent_reader import (
+    SQUARE_PIXELS,
+    corners_of,
+    needs_ffmpeg,
+    number_of,
+    numbered,
+    probe_stream,
+    shown_frames,
+)
+from training.clips import sample_frames
+from training.config import Size
+
+pytestmark = needs_ffmpeg
+
+FPS, GOP = 25, 25
+START_S = {"copy": 1.0, "encode": 1.2}  # with and without a keyframe packet
+# (a, b, c, d) of the display matrix: a stored pixel (x, y) is shown at (a x + c y, b x + d y)
+MATRICES = {
+    "0": (1, 0, 0, 1),
+    "90": (0, 1, -1, 0),
+    "180": (-1, 0, 0, -1),
+    "270": (0, -1, 1, 0),
+    "mirrored": (-1, 0, 0, 1),
+    "mirrored 90": (0, -1, -1, 0),
+    "mirrored 180": (1, 0, 0, -1),
+    "mirrored 270": (0, 1, 1, 0),
+}
+
+
+def draw(
+    path: Path,
+    *,
+    size: tuple[int, int] = (320, 180),
+    frames: int = 42,
+    codec: str = "libx264",
+    matrix: tuple[int, int, int, int] | None = None,
+    pixel_aspect: Fraction | None = None,  # in the codec's data
+    options: dict[str, str] | None = None,
+    pix_fmt: str = "yuv420p",
+    format: str | None = None,
+) -> Path:
+    """Numbered frames. A matrix's picture is stored so that it is shown upright."""
+    orientation = orientation_of_matrix(*(matrix or MATRICES["0"]))
+    with av.open(str(path), "w", format=format) as out:
+        stream = out.add_stream(codec, rate=FPS, options=options or {"crf": "16"})
+        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
+        stream.codec_context.gop_size, stream.codec_context.thread_count = GOP, 1
+        stream.codec_context.max_b_frames = 2
+        if pixel_aspect:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
+        if matrix:
+            a, b, c, d = (number << 16 for number in matrix)
+            stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
+        for index in range(frames):
+            width, height = size[::-1] if orientation.swaps_sides else size
+            picture = inverse(orientation).apply(numbered(index, width, height))
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return path
+
+
+def inverse(orientation: Orientation) -> Orientation:
+    if orientation.mirrored:
+        return orientation
+    return Orientation(-orientation.rotation % 360)
+
+
+def remuxed(path: Path, source: Path, *options: str) -> Path:
+    """The same packets, in a container that states something else."""
+    command = ["ffmpeg", "-v", "error", "-y", "-i", source, "-c", "copy", *options, path]
+    subprocess.run(command, check=True)
+    return path
+
+
+def assert_clip_shows_span(
+    source: Path, clip: Path, method: str, frames: int = 10, filters: str = SQUARE_PIXELS
+) -> ExtractedClip:
+    """The clip, as ffmpeg shows it, has the source's numbers, corners, shape and pictures."""
+    start_s = START_S[method]
+    result = extract_clip(str(source), start_s, start_s + frames / FPS, clip, frames)
+    first = round(start_s * FPS)
+    expected = shown_frames(source, filters)[first : first + frames]
+    shown = shown_frames(clip, filters)
+    assert result.method == method
+    assert [number_of(f) for f in shown] == list(range(first, first + frames))
+    assert_same_pictures(shown, expected)
+    assert (result.height, result.width) == pytest.approx(shown.shape[1:3], abs=1)
+    header = probe(str(source))
+    assert (header.height, header.width) == pytest.approx(expected.shape[1:3], abs=1)
+    return result
+
+
+def assert_same_pictures(shown: np.ndarray, expected: np.ndarray, mean: float = 2) -> None:
+    assert np.abs(np.subtract(shown.shape, expected.shape)).max() <= 1  # 4:2:0 has no odd sizes
+    height, width = np.minimum(shown.shape[1:3], expected.shape[1:3])
+    shown, expected = shown[:, :height, :width], expected[:, :height, :width]
+    np.testing.assert_allclose(corners_of(shown[0]), corners_of(expected[0]), atol=4)
+    assert np.abs(shown.astype(int) - expected).mean() < mean
+
+
+def assert_meters_and_trainer_read_it_so(source: Path, clip: Path, frames: int) -> None:
+    """Key frames of the source and frames that the trainer reads from the clip."""
+    expected = shown_frames(source)
+    with Reader(str(source)) as reader:
+        for index, (_, planes) in enumerate(reader.frames()):
+            image = bgr_image(planes, 10_000)[..., ::-1]
+            assert image.shape == pytest.approx(expected[index].shape, abs=1)
+            assert number_of(image) == index
+            np.testing.assert_allclose(corners_of(image), corners_of(expected[index]), atol=8)
+            assert planes.y.shape == image.shape[:2]
+    shown = shown_frames(clip)
+    size = Size(frames, shown.shape[1] // 2 * 2, shown.shape[2] // 2 * 2)
+    read = sample_frames(clip.read_bytes(), frames / FPS, frames, size).numpy()
+    assert [number_of(f) for f in read] == [number_of(f) for f in shown]
+    assert_same_pictures(read, shown)
+
+
+@pytest.mark.parametrize("method", ["copy", "encode"])
+@pytest.mark.parametrize("name", ["in.mp4", "in.mkv"])
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_all_eight_orientations_are_shown_upright(tmp_path, matrix, name, method):
+    source = draw(tmp_path / name, matrix=MATRICES[matrix])
+    clip = tmp_path / "clip.mp4"
+    assert_clip_shows_span(source, clip, method)
+    assert_meters_and_trainer_read_it_so(source, clip, 10)
+
+
+def shown_aspect(path: Path) -> float:
+    return float(Fraction(probe_stream(path)["display_aspect_ratio"].replace(":", "/")))
+
+
+@pytest.mark.parametrize("method", ["copy", "encode"])
+@pytest.mark.parametrize(
+    ("name", "aspect"),
+    [
+        ("in.mkv", "4:3"),
+        ("in.mp4", "4:3"),
+        ("in.mov", "64:27"),
+        ("in.mp4", "1:1"),
+    ],
+)
+def test_pixel_aspect_that_only_the_container_states_is_kept(tmp_path, name, aspect, method):
+    plain = draw(tmp_path / "plain.mp4")
+    source = remuxed(tmp_path / name, plain, "-aspect", aspect)
+    clip = tmp_path / "clip.mp4"
+    assert_clip_shows_span(source, clip, method)
+    assert shown_aspect(clip) == pytest.approx(shown_aspect(source), rel=0.01)
+    assert_meters_and_trainer_read_it_so(source, clip, 10)
+
+
+@pytest.mark.parametrize("method", ["copy", "encode"])
+@pytest.mark.parametrize(
+    ("name", "codec"), [("in.webm", "libvpx-vp9"), ("in.mkv", "libsvtav1"), ("in.mp4", "libx265")]
+)
+def test_pixel_aspect_is_kept_for_every_copied_codec(tmp_path, name, codec, method):
+    options = {
+        "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0"},
+        "libsvtav1": {"preset": "12", "crf": "20"},
+        "libx265": {"x265-params": "log-level=none:open-gop=0:crf=16"},
+    }[codec]
+    plain = draw(tmp_path / "plain.mkv", codec=codec, options=options)
+    source = remuxed(tmp_path / name, plain, "-aspect", "4:3")
+    assert_clip_shows_span(source, tmp_path / "clip.mp4", method)
+    assert shown_aspect(tmp_path / "clip.mp4") == pytest.approx(4 / 3, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["in.mp4", "in.mkv", "in.ts", "in.avi"])
+def test_pixel_aspect_of_the_codec_is_that_of_every_container(tmp_path, name):
+    source = draw(tmp_path / name, pixel_aspect=Fraction(16, 11))
+    assert (probe(str(source)).width, probe(str(source)).height) == (465, 180)
+    assert_clip_shows_span(source, tmp_path / "clip.mp4", "encode")
+
+
+def test_pixel_aspect_of_the_container_counts_before_that_of_the_codec(tmp_path):
+    plain = draw(tmp_path / "plain.mp4", pixel_aspect=Fraction(4, 3))
+    source = remuxed(tmp_path / "in.mkv", plain, "-aspect", "16:9")
+    assert_clip_shows_span(source, tmp_path / "clip.mp4", "copy")
+    assert shown_aspect(tmp_path / "clip.mp4") == pytest.approx(16 / 9)
+
+
+@pytest.mark.parametrize("method", ["copy", "encode"])
+def test_turned_and_mirrored_pixels_that_are_not_square_are_stretched_as_stored(tmp_path, method):
+    plain = draw(tmp_path / "plain.mp4", matrix=MATRICES["mirrored 90"])
+    source = remuxed(tmp_path / "in.mp4", plain, "-aspect", "2:1")
+    stretch_turned = "scale=iw:ih/sar,setsar=1"
+    assert_clip_shows_span(source, tmp_path / "clip.mp4", method, filters=stretch_turned)
+    assert (probe(str(source)).width, probe(str(source)).height) == (180, 360)
+
+
+COLOURS = {
+    "range": ("-color_range", "pc"),
+    "transfer": ("-color_trc", "smpte2084"),
+    "all": (
+        *("-color_range", "pc", "-colorspace", "bt2020nc"),
+        *("-color_primaries", "bt2020", "-color_trc", "arib-std-b67"),
+    ),
+    "BT.601": ("-colorspace", "smpte170m", "-color_primaries", "smpte170m", "-color_trc", "bt709"),
+}
+
+
+@pytest.mark.parametrize("method", ["copy", "encode"])
+@pytest.mark.parametrize("colours", COLOURS)
+def test_colours_that_only_the_container_states_are_kept(tmp_path, colours, method):
+    plain = draw(tmp_path / "plain.mp4")
+    source = remuxed(tmp_path / "in.mkv", plain, *COLOURS[colours])
+    clip = tmp_path / "clip.mp4"
+    assert_clip_shows_span(source, clip, method)
+    names = ("color_range", "color_space", "color_transfer", "color_primaries")
+    expected, found = probe_stream(source), probe_stream(clip)
+    assert any(name in expected for name in names)
+    for name in names:
+        if name in expected:
+            assert found.get(name) == expected[name]
+
+
+def test_presto_gets_square_pixels_of_the_shown_shape(tmp_path):
+    """1440x1080 shown as 1920x1080, the size of much HD video of tapes and broadcasts."""
+    options = {"preset": "ultrafast", "crf": "16"}
+    plain = draw(tmp_path / "plain.mp4", size=(1440, 1080), frames=33, options=options)
+    source = remuxed(tmp_path / "in.mp4", plain, "-aspect", "16:9")
+    clip = tmp_path / "clip.mp4"
+    assert assert_clip_shows_span(source, clip, "encode", frames=3).width == 1920
+    result = assert_clip_shows_span(source, clip, "copy", frames=8)
+    assert (result.width, result.height) == (1920, 1080)
+    meta = presto_row(clip, result, tmp_path)
+    shown = shown_frames(tmp_path / "presto" / meta["path"], "null")
+    assert (meta["width"], meta["height"]) == (1280, 720) == shown.shape[2:0:-1]
+    indices = frame_indices([i / FPS for i in range(8)], 8 / FPS)
+    assert [number_of(f) for f in shown] == (25 + indices).tolist()
+    np.testing.assert_allclose(corners_of(shown[0]), corners_of(shown_frames(clip)[0]), atol=4)
+
+
+def presto_row(clip: Path, result: ExtractedClip, folder: Path) -> dict:
+    parts = [{"text": "a"}] * 5
+    row = {
+        "clip_id": "a",
+        "split": "train",
+        "start_s": 0.0,
+        "end_s": 8 / FPS,
+        "sub_captions": parts,
+    }
+    return write_presto_clip(row, clip, result, folder / "presto")
+
+
+def box(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(body)) + kind + body
+
+
+def with_clean_aperture(path: Path, source: Path, *numbers: int) -> Path:
+    """numbers: width, height, and how far the centre is right of and below the picture's, each as
+    a fraction of two. The index lies last in the file, so no frame moves."""
+    data = source.read_bytes()
+    index = data.index(b"moov")
+    new = box(b"clap", struct.pack(">8i", *numbers))
+    at = data.index(b"avcC", index) - 4  # the first box of the sample entry
+    data = data[:at] + new + data[at:]
+    for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+        start = data.index(kind, index) - 4
+        size = int.from_bytes(data[start : start + 4]) + len(new)
+        data = data[:start] + struct.pack(">I", size) + data[start + 4 :]
+    path.write_bytes(data)
+    return path
+
+
+def with_pixel_crop(path: Path, source: Path, *margins: int) -> Path:
+    """margins: left, top, right, bottom. A Void element before the tracks gets as much smaller."""
+    data = bytearray(source.read_bytes())
+    ids = (0x54CC, 0x54BB, 0x54DD, 0x54AA)
+    new = b"".join(struct.pack(">HBB", i, 0x81, m) for i, m in zip(ids, margins, strict=True))
+    void = data.index(b"\xec\x01")
+    tracks = data.index(b"\x16\x54\xae\x6b", void)
+    entry = data.index(b"\xae", tracks + 12)
+    video = data.index(b"\xe0", data.index(b"\x23\xe3\x83") + 8)  # after the frame's duration
+    data[video + 2 : video + 2] = new
+    for size_at in (tracks + 5, entry + 8, video + 1):  # the last bytes of their sizes
+        data[size_at] += len(new)
+    data[void + 8] -= len(new)
+    del data[void + 9 : void + 9 + len(new)]
+    path.write_bytes(data)
+    return path
+
+
+CROPS = {  # how it is stated, and the expected width, height, left, top
+    "clap": ((320, 1, 140, 1, 0, 1, 0, 1), (320, 140, 0, 20)),
+    "clap with an offset": ((300, 1, 160, 1, 6, 1, -4, 1), (300, 160, 16, 6)),
+    "clap of odd sizes": ((301, 1, 151, 1, 1, 2, 1, 2), (301, 151, 10, 15)),
+    "clap of fractions": ((6001, 20, 3001, 20, 1, 4, 0, 1), (300, 150, 11, 15)),
+    "PixelCrop": ((10, 20, 12, 16), (298, 144, 10, 20)),
+    "PixelCrop of odd sizes": ((11, 7, 0, 0), (309, 173, 11, 7)),
+}
+
+
+@pytest.mark.parametrize("aspect", [None, "2:1"])
+@pytest.mark.parametrize("name", CROPS)
+def test_clean_aperture_is_applied_in_an_encode(tmp_path, name, aspect):
+    """ffmpeg 5.1 ignores it: it is given the crop."""
+    numbers, (width, height, left, top) = CROPS[name]
+    add, ending = (with_clean_aperture, "mp4") if "clap" in name else (with_pixel_crop, "mkv")
+    plain = draw(tmp_path / f"plain.{ending}", pixel_aspect=Fraction(9, 8) if aspect else None)
+    source = add(tmp_path / f"in.{ending}", plain, *numbers)
+    clip = tmp_path / "clip.mp4"
+    result = extract_clip(str(source), 1.0, 1.4, clip, 10)
+    shown_width = round(width * (Fraction(9, 8) if aspect else 1))
+    header = probe(str(source))
+    assert (header.width, header.height) == (shown_width, height)
+    assert (result.method, result.height) == ("encode", height // 2 * 2)
+    shown = shown_frames(clip)
+    crop = f"format=rgb24,crop={width}:{height}:{left}:{top}:exact=1"
+    expected = shown_frames(source, f"{crop},scale={shown_width}:{height},setsar=1")[25:35]
+    assert_same_pictures(shown, expected, mean=3)  # 339 px are scaled to 338
+    whole = np.zeros((180, 320 if aspect is None else 360, 3), np.uint8)
+    at = round(left * whole.shape[1] / 320)
+    for index, picture in enumerate(shown, 25):
+        whole[top : top + picture.shape[0], at : at + picture.shape[1]] = picture
+        assert number_of(whole) == index
+    with Reader(str(source)) as reader:
+        _, planes = next(reader.frames())
+    assert planes.y.shape == (height, shown_width)
+    image = bgr_image(planes, 1000)[..., ::-1]
+    first = shown_frames(source, f"{crop},scale={shown_width}:{height}")[0]
+    assert np.abs(image - first.astype(int)).mean() < 4
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [(320, 1, 180, 1, 0, 1, 0, 1), (400, 1, 140, 1, 0, 1, 0, 1), (320, 0, 140, 1, 0, 1, 0, 1)],
+)
+def test_clean_aperture_that_is_no_part_of_the_picture_is_ignored(tmp_path, numbers):
+    source = with_clean_aperture(tmp_path / "in.mp4", draw(tmp_path / "plain.mp4"), *numbers)
+    assert_clip_shows_span(source, tmp_path / "clip.mp4", "copy")
