@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -189,8 +190,18 @@ def summary_line(funnel: Funnel) -> str:
     return f"{sum(funnel.clips.values())} clips: {funnel.clips['kept']} kept, {', '.join(parts)}"
 
 
-def format_funnel(funnel: Funnel) -> str:
-    """The funnel as a table for a terminal; its last line is `summary_line`."""
+def format_skipped(skipped: Mapping[str, int]) -> str:
+    """`.jpg 12, .txt 3, no suffix 1`. skipped: suffix -> files, most frequent first."""
+    names = [f"{printable(name, 20) or 'no suffix'} {n}" for name, n in skipped.items()]
+    if more := sum(list(skipped.values())[MAX_REASONS:]):
+        names[MAX_REASONS:] = [f"others {more}"]
+    return ", ".join(names)
+
+
+def format_funnel(funnel: Funnel, skipped: Mapping[str, int] | None = None) -> str:
+    """The funnel as a table for a terminal; its last line is `summary_line`.
+
+    skipped: suffix -> files in the input's folders that were not read."""
     n_videos, n_clips = sum(funnel.videos.values()), sum(funnel.clips.values())
     rows: list[tuple[str, str, str, str]] = [("", "", "share", "any reason")]
 
@@ -217,4 +228,6 @@ def format_funnel(funnel: Funnel) -> str:
         "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3))]).rstrip()
         for row in rows
     ]
+    if skipped:
+        lines.append(f"files that are no videos by their suffix: {format_skipped(skipped)}")
     return "\n".join([*lines, "", summary_line(funnel)])

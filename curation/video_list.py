@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 import re
 import stat
+import unicodedata
 import urllib.parse
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -31,11 +33,16 @@ from curation.storage import (
 VIDEO_SUFFIXES = tuple(
     f".{suffix}"
     for suffix in (
-        *("mp4", "m4v", "mov", "3gp", "mkv", "webm", "avi", "ts", "mts", "m2ts"),
-        *("mpg", "mpeg", "vob", "wmv", "flv", "ogv", "mxf"),
+        *("mp4", "m4v", "mp4v", "mov", "qt", "3gp", "3g2", "mj2", "f4v", "ismv"),
+        *("mkv", "mk3d", "webm", "avi", "divx", "xvid", "flv", "asf", "wmv", "wtv", "rm", "rmvb"),
+        *("ts", "m2t", "mts", "m2ts", "trp", "tp", "mpg", "mpeg", "mpe", "mpv", "m1v"),
+        *("m2v", "m2p", "vob", "vro", "evo", "mod", "tod", "ogv", "ogm", "mxf", "nut", "dv"),
+        *("dif", "ivf", "obu", "y4m", "h264", "264", "avc", "h26l", "h265", "265", "hevc"),
     )
 )
 LIST_SUFFIXES = (".txt", ".parquet")
+# Tried for a name that is no UTF-8; the first that gives an existing file counts.
+LIST_ENCODINGS = ("cp1252", "mac-roman", "cp850", "cp1250", "cp1251", "gb18030", "cp932", "cp949")
 MAX_CONCURRENT_STATS = 32  # for the files of a list: a request to a store takes milliseconds
 
 
@@ -45,12 +52,14 @@ class FileError(IntEnum):
     MISSING = -1
     NOT_A_FILE = -2
     UNREACHABLE = -3
+    UNREADABLE_FOLDER = -4
 
 
 ERROR_TEXTS = {
     FileError.MISSING: "no such file",
     FileError.NOT_A_FILE: "not a file",
     FileError.UNREACHABLE: "can't be reached",
+    FileError.UNREADABLE_FOLDER: "a folder that can't be read",
 }
 
 
@@ -68,19 +77,21 @@ def file_error(size: int) -> str | None:
     return ERROR_TEXTS[FileError(size)] if size < 0 else None
 
 
-def list_videos(source: str) -> Iterator[VideoFile]:
+def list_videos(source: str, skipped: Counter[str] | None = None) -> Iterator[VideoFile]:
     """Yields the videos of a folder (recursive), a file, a glob, or a .txt or .parquet list.
 
-    A folder gives the files with a suffix of VIDEO_SUFFIXES; a list or a glob gives every file. A
-    missing file of a list is yielded with a FileError, so that its row fails with that reason.
+    A folder gives the files with a suffix of VIDEO_SUFFIXES, and `skipped` counts the others by
+    suffix; a list or a glob gives every file. A missing file of a list and a folder that can't be
+    read are yielded with a FileError, so that their rows fail with that reason.
     Raises InputError if the source does not exist or matches nothing.
     """
+    skipped = Counter() if skipped is None else skipped
     if is_remote(source):
-        yield from _list_url(source)
+        yield from _list_url(source, skipped)
         return
     path = local_path(source)
     if os.path.isdir(path):
-        yield from map(stat_video, _walk_videos(path))
+        yield from _walk_videos(path, skipped)
     elif os.path.isfile(path) and path.lower().endswith(LIST_SUFFIXES):
         yield from _stat_videos(_read_list(pafs.LocalFileSystem(), path, path))
     elif os.path.lexists(path):
@@ -97,8 +108,16 @@ def list_videos(source: str) -> Iterator[VideoFile]:
         )
 
 
-def _walk_videos(folder: str) -> Iterator[str]:
-    """Yields paths depth first, sorted by name. Enters each folder once, also in symlink loops."""
+def _is_video_name(name: str, skipped: Counter[str]) -> bool:
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in VIDEO_SUFFIXES:
+        return True
+    skipped[suffix] += 1
+    return False
+
+
+def _walk_videos(folder: str, skipped: Counter[str]) -> Iterator[VideoFile]:
+    """Depth first, sorted by name. Enters each folder once, also in symlink loops."""
     entered: set[tuple[int, int]] = set()
     stack = [folder]
     while stack:
@@ -106,8 +125,12 @@ def _walk_videos(folder: str) -> Iterator[str]:
         try:
             info = os.stat(current)
             entries = sorted(os.scandir(current), key=lambda e: e.name)
+        except FileNotFoundError:
+            continue  # deleted meanwhile
         except OSError:
-            continue  # deleted meanwhile, or without permission to read
+            path = _encode_path(os.path.abspath(current))
+            yield VideoFile(path, FileError.UNREADABLE_FOLDER, "")
+            continue
         if (info.st_dev, info.st_ino) in entered:
             continue
         entered.add((info.st_dev, info.st_ino))
@@ -119,8 +142,8 @@ def _walk_videos(folder: str) -> Iterator[str]:
                 is_folder = False
             if is_folder:
                 folders.append(entry.path)
-            elif os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES:
-                yield entry.path
+            elif _is_video_name(entry.name, skipped):
+                yield stat_video(entry.path)
         stack.extend(reversed(folders))
 
 
@@ -137,13 +160,58 @@ def _read_list(fs: pafs.FileSystem, fs_path: str, source: str) -> list[str]:
         lines = pq.read_table(fs_path, columns=[column], filesystem=fs)[column].to_pylist()
     else:
         with fs.open_input_stream(fs_path) as stream:
-            lines = os.fsdecode(stream.read()).splitlines()
-        lines = [line for line in lines if line.strip() and not line.startswith("#")]
+            text = decode_list(stream.read())
+
+        def exists(name: str) -> bool:
+            path = os.path.join(os.path.dirname(fs_path), name)
+            if is_url(name):
+                return True
+            if is_url(source):
+                return fs.get_file_info(path).type != pafs.FileType.NotFound
+            return os.path.lexists(path)
+
+        lines = read_lines(text, exists)
     if is_url(source):
         folder = url_of(os.path.dirname(fs_path), source)
         return [n if is_url(n) else join_path(folder, urllib.parse.quote(n)) for n in lines]
     root = os.path.dirname(os.path.abspath(source))
     return [n if is_url(n) else os.path.join(root, n) for n in lines]
+
+
+def decode_list(data: bytes) -> str:
+    """The text of a list: UTF-8 or UTF-16, with or without a byte order mark. Bytes that are no
+    UTF-8 become surrogates, as in a path."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace")
+    if b"\0" in data:  # no path has one
+        return data.decode("utf-16-le" if data[1::2].count(0) else "utf-16-be", "replace")
+    return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+
+
+def read_lines(text: str, exists: Callable[[str], bool]) -> list[str]:
+    """The names in a list: one per line, without empty lines and comments (#).
+
+    exists: whether a file has this name. A name may begin with #, be in quotes or end in a space;
+    editors and spreadsheets add quotes and spaces, and may store another encoding. So of what such
+    a line may stand for, the first is taken that exists.
+    """
+    names = []
+    for line in text.replace("\r\n", "\n").split("\n" if "\n" in text else "\r"):
+        if not line.strip():
+            continue
+        choices = [line, line.strip()]
+        if line.isascii() and line[0] not in '#"' and choices[0] == choices[1]:
+            names.append(line)
+            continue
+        raw = line.encode("utf-8", "surrogateescape")
+        if any("\ud800" <= character <= "\udfff" for character in line):
+            choices += [raw.decode(encoding, "replace") for encoding in LIST_ENCODINGS]
+        choices += [unicodedata.normalize(form, line) for form in ("NFC", "NFD")]
+        choices += [c[1:-1].replace('""', '"') for c in choices if c[:1] == c[-1:] == '"']
+        found = next((choice for choice in choices if choice and exists(choice)), None)
+        if found is not None or not line.startswith("#"):
+            names.append(found or line)
+    return names
 
 
 def _stat_videos(paths: list[str]) -> Iterator[VideoFile]:
@@ -171,7 +239,7 @@ def stat_video(path: str) -> VideoFile:
     return VideoFile(_encode_path(path), size, str(info.st_mtime_ns))
 
 
-def _list_url(url: str) -> Iterator[VideoFile]:
+def _list_url(url: str, skipped: Counter[str]) -> Iterator[VideoFile]:
     fs, fs_path = file_system(url)
     try:
         info = fs.get_file_info(fs_path)
@@ -181,7 +249,8 @@ def _list_url(url: str) -> Iterator[VideoFile]:
         found = [info] if info.type == pafs.FileType.File else []
         if info.type == pafs.FileType.Directory:
             found = fs.get_file_info(pafs.FileSelector(fs_path, recursive=True))
-            found = [f for f in found if Path(f.path).suffix.lower() in VIDEO_SUFFIXES]
+            files = [f for f in found if f.type == pafs.FileType.File]
+            found = [f for f in files if _is_video_name(f.base_name, skipped)]
         elif not found and glob.has_magic(fs_path):
             root = fs_path[: re.search(r"[*[?]", fs_path).start()].rpartition("/")[0]  # type: ignore[union-attr]
             found = fs.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))

@@ -17,6 +17,7 @@ from pipelines.tables import (
     make_videos_table,
     read_clips,
     read_selection,
+    read_skipped,
     read_videos,
     recorded_policy,
 )
@@ -62,6 +63,9 @@ def publish(
     out.write_table("stats.parquet", statistics)
     rules = recorded_policy(made["select"]["policy"])
     policy = {name: (rule.min, rule.max) for name, rule in rules.items()}
+    skipped = read_skipped(out)
+    if skipped:
+        facts |= {"files that are no videos": funnel.format_skipped(skipped)}
     page = report_html(videos, clips, statistics, policy, facts, (out / "ledger").read)
     out.write("report.html", page.encode())
-    return funnel.format_funnel(counted)
+    return funnel.format_funnel(counted, skipped)

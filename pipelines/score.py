@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import config
+from curation.funnel import format_skipped
 from curation.ledger import Ledger, check_settings, record_settings
 from curation.progress import Progress
 from curation.runner.cluster import Cluster
@@ -30,7 +31,7 @@ from pipelines.settings import (
     stop_if_too_many_fail,
     timed_batches,
 )
-from pipelines.tables import INPUT, embeddings_ledger, rows_of, videos_ledger
+from pipelines.tables import INPUT, SKIPPED, embeddings_ledger, rows_of, videos_ledger
 from stages.file_hash import HashFile
 from stages.scorers.models import Models
 
@@ -72,7 +73,8 @@ def check(settings: ScoreSettings) -> None:
 
 def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     ledger, embeddings = videos_ledger(out), embeddings_ledger(out)
-    listed = list_input(settings)
+    skipped = Counter[str]()
+    listed = list_input(settings, skipped)
     check(settings.score)
     stages = build(settings.score)
     check_plan(stages, ["video", "bytes", "version"])
@@ -88,6 +90,9 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     if settings.score.models.enabled_scorers():
         record_settings(out / "ledger", "models", config.as_dict(settings.score.models))
     (out / "ledger").write_table(INPUT, listed)
+    names, counts = zip(*skipped.most_common(), strict=True) if skipped else ((), ())
+    columns = {"suffix": pa.array(names, pa.string()), "files": pa.array(counts, pa.int64())}
+    (out / "ledger").write_table(SKIPPED, pa.table(columns))
     done = _up_to_date_rows(listed, ledger, settings.retry_failed)
     todo = listed.filter(pc.is_null(done["status"]))
     incomplete = _missing_model_scores(done, ledger, settings.score.models, context.weights)
@@ -173,13 +178,16 @@ def _commit(rows: list[Row], ledger: Ledger, embeddings: Ledger) -> None:
     ledger.append(rows)
 
 
-def list_input(settings: Settings) -> pa.Table:
-    """Columns video, bytes, version: the files of the input, each once. Raises InputError."""
+def list_input(settings: Settings, skipped: Counter[str] | None = None) -> pa.Table:
+    """Columns video, bytes, version: the files of the input, each once. `skipped` counts the other
+    files by suffix. Raises InputError."""
     if settings.input is None:
         raise InputError("no input; give input=FOLDER, a video, a pattern or a list")
-    listed = {v.video: v for v in list_videos(settings.input)}
+    skipped = Counter() if skipped is None else skipped
+    listed = {v.video: v for v in list_videos(settings.input, skipped)}
     if not listed:
-        raise InputError(f"{settings.input}: no video in it")
+        others = f"; files of other kinds: {format_skipped(skipped)}" if skipped else ""
+        raise InputError(f"{settings.input}: no video in it{others}")
     rows = listed.values()
     return pa.table(
         {

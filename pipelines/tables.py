@@ -17,6 +17,7 @@ from curation.storage import Folder
 from stages.selection.semantic_duplicates import mean_embeddings
 
 INPUT = "input.parquet"  # the files of the last `score`
+SKIPPED = "skipped.parquet"  # files of its folders that are no videos, by suffix
 SELECTION = "selection.parquet"
 
 # Columns whose meaning in the tables for users differs from that in the ledger.
@@ -57,6 +58,14 @@ def read_videos(out: Folder, columns: list[str] | None = None) -> pa.Table:
     table = videos_ledger(out).read(columns)
     listed = ledger.read_table(INPUT, ["video"])["video"].combine_chunks()
     return table.filter(pc.is_in(table["video"], value_set=listed))
+
+
+def read_skipped(out: Folder) -> dict[str, int]:
+    """Suffix -> files in the input's folders that were not read, most frequent first."""
+    if not (out / "ledger").exists(SKIPPED):  # scored by an older version
+        return {}
+    rows = (out / "ledger").read_table(SKIPPED).to_pylist()
+    return {row["suffix"]: row["files"] for row in rows}
 
 
 def read_clips(out: Folder) -> pa.Table:

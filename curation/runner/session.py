@@ -20,6 +20,9 @@ from curation.storage import is_url
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONNECT_TIMEOUT_S = 10
+MAX_SOCKET_BYTES = 107  # of a Unix socket's path, Linux
+SOCKET = "/ray/session_2026-11-28_18-35-00_123456_1234567/sockets/plasma_store"
+MAX_TEMP_FOLDER_BYTES = MAX_SOCKET_BYTES - len(SOCKET)
 
 
 def start(address: str | None, workers: int | None, log_folder: str) -> bool:
@@ -34,6 +37,8 @@ def start(address: str | None, workers: int | None, log_folder: str) -> bool:
     if address in (None, "local"):
         options |= {"address": "local", "include_dashboard": False}
         options["num_cpus"] = workers or len(os.sched_getaffinity(0))
+        if (folder := _short_temp_folder()) is not None:
+            options["_temp_dir"] = folder
     else:
         # Workers on other nodes import our code; the packages are those installed on the node.
         code = [str(REPOSITORY / name) for name in ("curation", "stages", "pipelines")]
@@ -51,6 +56,22 @@ def start(address: str | None, workers: int | None, log_folder: str) -> bool:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # ray.init sets its own
     return True
+
+
+def _short_temp_folder() -> str | None:
+    """A folder for Ray's sockets where the user's temporary folder has too long a name for them;
+    None where it has not. Raises RunError where there is no other."""
+    temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if len(os.fsencode(temporary)) <= MAX_TEMP_FOLDER_BYTES:
+        return None
+    for folder in ("/tmp", "/var/tmp", "/dev/shm"):
+        if os.access(folder, os.W_OK | os.X_OK):
+            return f"{folder}/ray"
+    raise RunError(
+        f"the temporary folder {temporary} has too long a name for Ray's sockets, which may have "
+        f"{MAX_SOCKET_BYTES} bytes\n  fix: set RAY_TMPDIR to a folder of at most "
+        f"{MAX_TEMP_FOLDER_BYTES}"
+    )
 
 
 def stop() -> None:

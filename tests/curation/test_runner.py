@@ -1,4 +1,5 @@
 import asyncio
+import hashlib
 import logging
 import os
 import signal
@@ -335,3 +336,21 @@ def test_ray_without_the_replaced_function_gives_one_warning(monkeypatch, caplog
     log_cluster_messages(logging.getLogger("of-the-cluster"))
     [message] = caplog.messages
     assert "has no print_to_stdstream" in message
+
+
+def test_run_starts_where_the_temporary_folder_has_a_long_name(tmp_path):
+    long = tmp_path / ("t" * 100)
+    long.mkdir()
+    code = (
+        "from curation.runner.cluster import Cluster\n"
+        "from curation.runner.settings import ClusterSettings\n"
+        "from stages.file_hash import HashFile\n"
+        f"row = {{'video': {__file__!r}, 'error': None}}\n"
+        f"with Cluster(ClusterSettings(workers=1), {str(tmp_path)!r}) as cluster:\n"
+        "    [row] = cluster.stream([HashFile()], [row])\n"
+        "print(row['sha256'])\n"
+    )
+    env = {**os.environ, "TMPDIR": str(long), "PYTHONPATH": str(REPOSITORY)}
+    env.pop("RAY_TMPDIR", None)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == hashlib.sha256(Path(__file__).read_bytes()).hexdigest(), done

@@ -1,12 +1,16 @@
 import os
+from collections import Counter
 
+import av
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curation.funnel import format_skipped
 from curation.stage import OutputError
 from curation.storage import Folder, InputError, local_copy, local_path
-from curation.video_list import list_videos
+from curation.video.container import ALLOWED_FORMATS
+from curation.video_list import file_error, list_videos
 
 
 def create_files(folder, *names):
@@ -101,3 +105,89 @@ def test_full_disk_is_an_output_error():
 def test_url_without_a_bucket_is_refused(url):
     with pytest.raises(OutputError, match=r"has no bucket; expected .*://BUCKET/FOLDER"):
         Folder(url)
+
+
+# ---- what is passed over
+
+
+def test_folder_gives_every_kind_of_file_that_the_reader_opens(tmp_path):
+    opened = {
+        suffix
+        for name in ALLOWED_FORMATS.split(",")
+        for suffix in av.format.ContainerFormat(name, "r").extensions
+    }
+    no_video = {"avif", "heic", "heif", "ism", "isma", "m4a", "m4b", "mka", "mks", "ogg", "psp"}
+    named = ["asf", "rm", "wtv", "dv", "nut", "m2v", "qt", "divx", "rmvb", "trp"]
+    suffixes = sorted({*named, *opened - no_video})
+    create_files(tmp_path, *(f"a.{suffix}" for suffix in suffixes))
+    assert names(list_videos(str(tmp_path)), tmp_path) == [f"a.{suffix}" for suffix in suffixes]
+
+
+def test_skipped_files_are_counted_by_suffix(tmp_path):
+    create_files(tmp_path, "a.mp4", "b.JPG", "sub/c.jpg", "sub/notes", "d.txt")
+    skipped = Counter()
+    assert names(list_videos(str(tmp_path), skipped), tmp_path) == ["a.mp4"]
+    assert skipped == {".jpg": 2, "": 1, ".txt": 1}
+    assert format_skipped(dict(skipped.most_common())) == ".jpg 2, .txt 1, no suffix 1"
+
+
+def test_unreadable_folder_is_listed_with_its_error(tmp_path, monkeypatch):
+    create_files(tmp_path, "a.mp4")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(20):  # its path is too long for the system, also for root
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    found = list(list_videos(str(tmp_path)))
+    assert [file_error(v.bytes) for v in found if v.bytes < 0] == ["a folder that can't be read"]
+    assert found[0].bytes == 1
+
+
+LISTED = ["ünï cödé.mp4", "a.mp4", "naïve – ½.mp4"]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"]
+)
+def test_list_may_have_any_encoding_that_editors_write(tmp_path, encoding, ending):
+    create_files(tmp_path, *LISTED)
+    (tmp_path / "list.txt").write_bytes((ending.join(LISTED) + ending).encode(encoding))
+    found = list(list_videos(str(tmp_path / "list.txt")))
+    assert names(found, tmp_path) == LISTED
+    assert [v.bytes for v in found] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [
+        ("mac-roman", "éà.mp4"),
+        ("cp1251", "привет.mp4"),
+        ("gb18030", "视频.mp4"),
+        ("cp932", "動.mp4"),
+    ],
+)
+def test_name_in_another_encoding_is_found_by_the_file_that_exists(tmp_path, encoding, name):
+    create_files(tmp_path, name)
+    (tmp_path / "list.txt").write_bytes(name.encode(encoding))
+    assert names(list_videos(str(tmp_path / "list.txt")), tmp_path) == [name]
+
+
+def test_names_that_look_like_the_syntax_of_a_list_are_found(tmp_path):
+    unusual = [
+        "#1 hit.mp4",
+        '"quoted".mp4"',
+        " spaces .mp4 ",
+        "a\u2028b\x0cc\x85d.mp4",
+        "e\u0301.mp4",
+    ]
+    create_files(tmp_path, *unusual, "b, c.mp4", 'd "e".mp4', "end.mp4")
+    lines = [*unusual, "# a comment", '"b, c.mp4"', '"d ""e"".mp4"', "end.mp4  ", "#2.mp4"]
+    (tmp_path / "list.txt").write_text("\n".join(lines), encoding="utf-8")
+    found = list(list_videos(str(tmp_path / "list.txt")))
+    assert names(found, tmp_path) == [*unusual, "b, c.mp4", 'd "e".mp4', "end.mp4"]
+
+
+def test_name_in_another_unicode_form_is_found(tmp_path):
+    create_files(tmp_path, "\u00e9.mp4")
+    (tmp_path / "list.txt").write_text("e\u0301.mp4\n", encoding="utf-8")
+    assert names(list_videos(str(tmp_path / "list.txt")), tmp_path) == ["\u00e9.mp4"]

@@ -1,0 +1,158 @@
+"""Mutated real files through whole `curate` runs: each file has one row, no run hangs.
+
+    python -m benchmarks.mutations [--files 1000] [--seed 0]
+
+The first seconds of each labelled video (LONGTAKE_VIDEOS) are copied, not encoded, into mp4, mkv
+and TS; each file is one of these with bytes changed, removed, repeated or exchanged. Prints how
+many rows ended how. Fails where a file has no row or two, a row has no status, or a run takes
+longer than its limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import pyarrow.parquet as pq
+
+from curation.funnel import normalize_reason
+from tests.support.paths import REPOSITORY, VIDEOS
+
+SPAN_S = 2.0  # of a source
+FILES_PER_RUN = 250
+MAX_S_PER_FILE = 20.0  # of a run, on two cores; a file that hangs is ended after 120 s
+MAX_HEIGHT = 600  # px of a source, so that a file takes half a second
+SETTINGS = (
+    "score.decode.clip_s=1",
+    "score.decode.max_clip_s=1",
+    "score.decode.prefilter={duration_s: null, width: null, height: null}",
+    "select.policy={duration_s: {min: 1}, width: null, height: null, damaged_share: {max: 0}}",
+    "max_failed_share=1",
+)
+
+
+def copy_spans(folder: Path) -> Iterator[Path]:
+    """The first SPAN_S of each small labelled video, in each container that holds its codec."""
+    for source in sorted(VIDEOS.glob("*.[mw]*")):
+        for suffix in ("mp4", "mkv", "ts"):
+            target = folder / f"{source.stem}.{suffix}"
+            try:
+                with av.open(str(source)) as file, av.open(str(target), "w") as out:
+                    stream = file.streams.video[0]
+                    if stream.height > MAX_HEIGHT:
+                        raise ValueError("too large")
+                    track = out.add_stream_from_template(stream)
+                    for packet in file.demux(stream):
+                        if packet.dts is None or packet.dts * packet.time_base > SPAN_S:
+                            break
+                        packet.stream = track
+                        out.mux(packet)
+                yield target
+            except (av.FFmpegError, ValueError, IndexError):  # broken, too large, or not storable
+                target.unlink(missing_ok=True)
+
+
+def change_bytes(data: bytearray, rng: random.Random) -> None:
+    for _ in range(rng.choice((1, 10, 100, len(data) // 50))):
+        data[rng.randrange(len(data))] = rng.randrange(256)
+
+
+def change_header(data: bytearray, rng: random.Random) -> None:
+    """The first or the last 2 kB, where containers have their index."""
+    start = rng.choice((0, max(0, len(data) - 2000)))
+    for _ in range(rng.randrange(1, 20)):
+        data[min(len(data) - 1, start + rng.randrange(2000))] = rng.randrange(256)
+
+
+def cut_off(data: bytearray, rng: random.Random) -> None:
+    del data[rng.randrange(len(data)) :]
+
+
+def remove_piece(data: bytearray, rng: random.Random) -> None:
+    start = rng.randrange(len(data))
+    del data[start : start + rng.randrange(1, 20_000)]
+
+
+def repeat_piece(data: bytearray, rng: random.Random) -> None:
+    start, to = rng.randrange(len(data)), rng.randrange(len(data))
+    data[to:to] = data[start : start + rng.randrange(1, 20_000)]
+
+
+def clear_piece(data: bytearray, rng: random.Random) -> None:
+    start = rng.randrange(len(data))
+    length = min(len(data) - start, rng.randrange(1, 20_000))
+    data[start : start + length] = bytes(length)
+
+
+MUTATIONS: tuple[Callable[[bytearray, random.Random], None], ...] = (
+    *(change_bytes, change_header, cut_off, remove_piece, repeat_piece, clear_piece),
+)
+
+
+def mutate(sources: list[Path], folder: Path, numbers: range, seed: int) -> None:
+    folder.mkdir()
+    for number in numbers:
+        rng = random.Random(f"{seed}:{number}")
+        source = rng.choice(sources)
+        data = bytearray(source.read_bytes())
+        for mutation in rng.choices(MUTATIONS, k=rng.choice((1, 1, 2))):
+            if data:
+                mutation(data, rng)
+        (folder / f"{number:06d}{source.suffix}").write_bytes(data)
+
+
+def curate(source: Path, out: Path, limit_s: float) -> list[dict[str, str]]:
+    """The rows of the videos. Raises where a file has none or the run ends badly."""
+    command = [sys.executable, "-m", "pipelines.curate", f"input={source}", f"output={out}"]
+    done = subprocess.run(
+        [*command, *SETTINGS], cwd=REPOSITORY, capture_output=True, text=True, timeout=limit_s
+    )
+    if done.returncode:
+        raise SystemExit(f"curate ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    rows = pq.read_table(out / "videos.parquet", columns=["video", "status", "error"]).to_pylist()
+    files = sorted(str(path) for path in source.iterdir())
+    assert [row["video"] for row in rows] == files, "a file has no row, or two"
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--files", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    outcomes: Counter[str] = Counter()
+    clips: Counter[str] = Counter()
+    began_s = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "spans").mkdir()
+        sources = list(copy_spans(folder / "spans"))
+        for first in range(0, args.files, FILES_PER_RUN):
+            numbers = range(first, min(args.files, first + FILES_PER_RUN))
+            source, out = folder / f"in{first}", folder / f"out{first}"
+            mutate(sources, source, numbers, args.seed)
+            for row in curate(source, out, 120 + MAX_S_PER_FILE * len(numbers)):
+                failed = row["status"] == "failed"
+                outcomes[normalize_reason(row["error"]) if failed else row["status"]] += 1
+            table = pq.read_table(out / "clips.parquet", columns=["status", "reason"])
+            for clip in table.to_pylist():
+                reason = clip["reason"] and normalize_reason(clip["reason"])
+                clips[f"{clip['status']}: {reason}" if reason else clip["status"]] += 1
+            print(f"{outcomes.total()} files, {time.monotonic() - began_s:.0f} s", flush=True)
+    print(f"{len(sources)} real spans, {outcomes.total()} mutated files, each with one row")
+    for name, counts in (("files", outcomes), ("clips", clips)):
+        print(f"\n{name}")
+        for outcome, n in counts.most_common():
+            print(f"{n:6} {outcome}")
+
+
+if __name__ == "__main__":
+    main()
