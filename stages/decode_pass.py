@@ -59,7 +59,8 @@ class DecodePass(Stage):
     the field of type Detector that finds cuts and transitions.
     """
 
-    clip_s: Annotated[float, Gt(0)] = 15.0  # shortest length of a clip
+    # Shortest length of a clip. Copies of shorter ones can't be found: they may be in both splits.
+    clip_s: Annotated[float, Ge(1)] = 15.0
     max_clip_s: Annotated[float, Gt(0)] = 15.0  # longest; above clip_s, clips fill takes
     segments: Annotated[int, Ge(1)] = 5  # of a clip: each has a key frame and a sub-caption
     frame_samples: Annotated[int, Ge(0)] = 2  # stored per segment, in addition to its key frame

@@ -22,7 +22,8 @@ SORT_SLICES = 8  # the keys are sorted in this many slices, to limit memory
 MAX_TICKS_PER_BATCH = 4_000_000  # verified in one step, to limit memory
 
 MIN_SHARED_TICKS = 17  # 4.25 s: 5 s, less a tick at either end and a rounding
-MIN_MOVING_TICKS = 12  # ticks in which something moves in either clip: fewer are no evidence
+MIN_SHARED_SHARE = 0.75  # of the shorter clip, where that is less; it is nearly all of such a clip
+MIN_MOVING_SHARE = 0.7  # of the ticks that must be shared: with less motion there is no evidence
 # Distances are in bits of 64; unrelated signals differ in 32. A share of 0.28 is an angle of 50
 # degrees between two signals: the common part outweighs the difference (re-encoded real videos:
 # 0.01..0.13, faint motion in front of moving leaves: 0.28).
@@ -123,24 +124,35 @@ def _clips_agree(codes: ClipFingerprints, candidates: np.ndarray) -> np.ndarray:
     first_b = codes.start[b] + np.maximum(-shift, 0)
     shared = np.minimum(codes.start[a + 1] - first_a, codes.start[b + 1] - first_b)
     agree = np.zeros(len(candidates), bool)
-    long = np.flatnonzero(shared >= MIN_SHARED_TICKS)
+    sizes = np.diff(codes.start)
+    required = min_shared_ticks(np.minimum(sizes[a], sizes[b]))
+    long = np.flatnonzero(shared >= required)
     batch = np.cumsum(shared[long]) // MAX_TICKS_PER_BATCH
     for rows in np.split(long, np.flatnonzero(np.diff(batch)) + 1):
-        agree[rows] = _spans_agree(codes, first_a[rows], first_b[rows], shared[rows])
+        spans = first_a[rows], first_b[rows], shared[rows]
+        agree[rows] = _spans_agree(codes, *spans, MIN_MOVING_SHARE * required[rows])
     return agree
 
 
+def min_shared_ticks(shorter: np.ndarray) -> np.ndarray:
+    """(P,) how many ticks a pair must share; shorter: (P,) ticks of the shorter clip."""
+    return np.clip(np.ceil(MIN_SHARED_SHARE * shorter), 1, MIN_SHARED_TICKS)
+
+
 def _spans_agree(
-    codes: ClipFingerprints, a: np.ndarray, b: np.ndarray, ticks: np.ndarray
+    codes: ClipFingerprints, a: np.ndarray, b: np.ndarray, ticks: np.ndarray, min_moving: np.ndarray
 ) -> np.ndarray:
-    """(S,) bool: whether the spans of `ticks` ticks from ticks a and b agree; none is empty."""
+    """(S,) bool: whether the spans of `ticks` ticks from ticks a and b agree; none is empty.
+
+    min_moving: (S,) ticks in which something moves in either clip.
+    """
     first = np.cumsum(ticks) - ticks
     span = np.repeat(np.arange(len(ticks)), ticks)
     position = np.arange(len(span)) - first[span]
     one, two = a[span] + position, b[span] + position
     moves = (codes.motion[one] | codes.motion[two]) > SIGNS
     distance = np.where(moves, codes.motion_distance(one, two), 0)
-    pieces = ticks // PIECE_TICKS
+    pieces = np.maximum(ticks // PIECE_TICKS, 1)
     piece = (np.cumsum(pieces) - pieces)[span] + position * pieces[span] // ticks[span]
     piece_moving = np.bincount(piece, moves, minlength=pieces.sum())
     piece_distance = np.bincount(piece, distance, minlength=pieces.sum())
@@ -150,7 +162,7 @@ def _spans_agree(
     moving = np.add.reduceat(moves, first, dtype=np.int64)
     picture = np.add.reduceat(codes.picture_distance(one, two), first, dtype=np.int64)
     return (
-        (moving >= MIN_MOVING_TICKS)
+        (moving >= min_moving)
         & (np.add.reduceat(distance, first, dtype=np.int64) <= MAX_MOTION_DISTANCE * moving)
         & (picture <= MAX_PICTURE_DISTANCE * ticks)
         & (np.bincount(np.repeat(np.arange(len(ticks)), pieces), differs, len(ticks)) == 0)

@@ -123,14 +123,15 @@ def test_order_of_the_clips_changes_nothing():
     assert 0 < pc.sum(pc.equal(one["status"], "rejected")).as_py() < 120
 
 
-def test_train_and_validation_never_share_a_source_or_duplicates_of_one():
+@pytest.mark.parametrize("ticks", [4, 12, 60])  # clips of 1, 3 and 15 s
+def test_train_and_validation_never_share_a_source_or_duplicates_of_one(ticks):
     # For even k, the second clip of source k duplicates the first of source k + 1.
     rows = []
     for k in range(60):
-        first = random_fingerprint(1000 + k if k % 2 == 0 else 2000 + k - 1)
+        first = random_fingerprint(1000 + k if k % 2 == 0 else 2000 + k - 1, ticks)
         rows += [
             clip((k, 0), k, fingerprint=first),
-            clip((k, 1), k, fingerprint=random_fingerprint(2000 + k)),
+            clip((k, 1), k, fingerprint=random_fingerprint(2000 + k, ticks)),
         ]
     found = by_id(select_clips(table(rows), POLICY, validation_share=0.4))
     sides: dict[int, set] = {}

@@ -78,6 +78,18 @@ def test_trimmed_copy_is_a_duplicate_down_to_5_shared_seconds(ticks):
     assert found_pairs(reencoded(long[ticks:]), long[:TICKS]) == {(0, 1)}
 
 
+@pytest.mark.parametrize("ticks", [6, 8, 12, 16])
+def test_copies_of_short_clips_are_duplicates_and_clips_of_one_fixed_camera_are_not(ticks):
+    clips = [scene(k, ticks, background=0) for k in range(60)]
+    copies = [reencoded(clip, k) for k, clip in enumerate(clips)]
+    assert found_pairs(*clips, *copies) == {(k, k + 60) for k in range(60)}
+
+
+def test_short_clip_is_a_duplicate_of_a_long_one_that_contains_it():
+    long = scene(4, TICKS)
+    assert found_pairs(long, reencoded(long[20:30])) == {(0, 1)}
+
+
 def test_clips_that_share_three_seconds_are_no_duplicates():
     long = scene(4, 2 * TICKS - 12)
     assert found_pairs(long[:TICKS], reencoded(long[-TICKS:])) == set()
