@@ -1,4 +1,4 @@
-"""Reads the crop of the video tracks of a Matroska or WebM file (RFC 9559), without a decoder."""
+"""Reads what PyAV does not expose of the video tracks of a Matroska or WebM file (RFC 9559)."""
 
 from __future__ import annotations
 
@@ -11,34 +11,51 @@ from curation.video.geometry import Crop
 SEGMENT, TRACKS, CLUSTER, TRACK, VIDEO = 0x18538067, 0x1654AE6B, 0x1F43B675, 0xAE, 0xE0
 TRACK_TYPE, VIDEO_TYPE = 0x83, 1
 CROP = (0x54CC, 0x54BB, 0x54DD, 0x54AA)  # PixelCrop: left, top, right, bottom
+CONTENT_ENCODINGS, CONTENT_ENCODING, CONTENT_ENCRYPTION = 0x6D80, 0x6240, 0x5035
 MAX_TRACKS_BYTES = 16 << 20  # they may hold fonts and other private data of codecs
+
+
+Elements = dict[int, tuple[int, int]]  # id -> start and end of the body
 
 
 def read_crops(path: str) -> list[Crop]:
     """The crop of each video track, in order; empty where no tracks lie before the first frames."""
     with open(path, "rb") as file:
-        end = os.fstat(file.fileno()).st_size
-        for segment, start, stop in _elements(file, 0, end):
-            if segment != SEGMENT:
-                continue
-            for element, body, body_end in _elements(file, start, stop):
-                if element == TRACKS and body_end - body <= MAX_TRACKS_BYTES:
-                    return _track_crops(file, body, body_end)
-                if element == CLUSTER:
-                    return []
+        videos = [_children(file, track.get(VIDEO)) for track in _video_tracks(file)]
+        return [Crop(*(_number(file, *v.get(part, (0, 0))) for part in CROP)) for v in videos]
+
+
+def read_encryption(path: str) -> list[bool]:
+    """Whether each video track is encrypted, in order as `read_crops`."""
+    with open(path, "rb") as file:
+        found = []
+        for track in _video_tracks(file):
+            encodings = _children(file, track.get(CONTENT_ENCODINGS))
+            encoding = _children(file, encodings.get(CONTENT_ENCODING))
+            found.append(CONTENT_ENCRYPTION in encoding)
+        return found
+
+
+def _video_tracks(file: BinaryIO) -> list[Elements]:
+    """The elements of each video track; none where no tracks lie before the first frames."""
+    end = os.fstat(file.fileno()).st_size
+    for segment, start, stop in _elements(file, 0, end):
+        if segment != SEGMENT:
+            continue
+        for element, body, body_end in _elements(file, start, stop):
+            if element == TRACKS and body_end - body <= MAX_TRACKS_BYTES:
+                entries = [e for e in _elements(file, body, body_end) if e[0] == TRACK]
+                tracks = [_children(file, entry[1:]) for entry in entries]
+                return [
+                    t for t in tracks if _number(file, *t.get(TRACK_TYPE, (0, 0))) == VIDEO_TYPE
+                ]
+            if element == CLUSTER:
+                return []
     return []
 
 
-def _track_crops(file: BinaryIO, start: int, end: int) -> list[Crop]:
-    crops = []
-    for element, body, body_end in _elements(file, start, end):
-        if element != TRACK:
-            continue
-        parts = {part: (a, b) for part, a, b in _elements(file, body, body_end)}
-        if TRACK_TYPE in parts and _number(file, *parts[TRACK_TYPE]) == VIDEO_TYPE:
-            video = {part: (a, b) for part, a, b in _elements(file, *parts.get(VIDEO, (0, 0)))}
-            crops.append(Crop(*(_number(file, *video.get(part, (0, 0))) for part in CROP)))
-    return crops
+def _children(file: BinaryIO, span: tuple[int, int] | None) -> Elements:
+    return {part: (a, b) for part, a, b in _elements(file, *(span or (0, 0)))}
 
 
 def _elements(file: BinaryIO, at: int, end: int) -> Iterator[tuple[int, int, int]]:

@@ -8,7 +8,7 @@ import av
 import numpy as np
 
 from curation.stage import BadVideo
-from curation.video import mp4_boxes
+from curation.video import ebml, mp4_boxes
 
 TS_PACKET_BYTES = (188, 192, 204)  # plain, with a time code (M2TS), with error correction
 TS_SYNC = 0x47
@@ -32,7 +32,8 @@ def check_not_encrypted(
     if name.startswith("mov"):
         encrypted = stream.id in mp4_boxes.read_encrypted_tracks(path)
     elif name.startswith("matroska"):
-        encrypted = "enc_key_id" in stream.metadata
+        tracks, number = ebml.read_encryption(path), container.streams.video.index(stream)
+        encrypted = number < len(tracks) and tracks[number]
     elif name == "mpegts":
         shares = [_scrambled_share_ts(part, stream.id) for part in _samples(path)]
         encrypted = max(shares) > MIN_SCRAMBLED_SHARE

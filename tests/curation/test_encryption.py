@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from curation.stage import BadVideo
-from curation.video import encryption
+from curation.video import ebml, encryption
 from curation.video.reader import Reader, probe
 from stages.decode_pass import DecodePass
 from stages.file_hash import HashFile
@@ -94,6 +94,30 @@ def test_encrypted_asf_is_refused(tmp_path, guid):
     added = guid + struct.pack("<Q", 40) + bytes(16)
     header = struct.pack("<QI", header_bytes + len(added), objects + 1)
     path.write_bytes(data[:16] + header + data[28:30] + added + data[30:])
+    assert_encrypted(path)
+
+
+def element(identity: int, body: bytes) -> bytes:
+    """EBML, with a size of 8 bytes."""
+    name = identity.to_bytes((identity.bit_length() + 7) // 8)
+    return name + (len(body) | 1 << 56).to_bytes(8) + body
+
+
+@pytest.mark.parametrize("key", [b"", element(0x47E2, b"0123456789abcdef")], ids=["plain", "key"])
+@pytest.mark.parametrize(("suffix", "codec"), [("mkv", "libx264"), ("webm", "libvpx-vp9")])
+def test_encrypted_matroska_is_refused(tmp_path, suffix, codec, key):
+    path = video_files.draw(tmp_path / f"a.{suffix}", codec=codec, muxer={"live": "1"})
+    with path.open("rb") as file:
+        [track] = ebml._video_tracks(file)
+        first, last = min(a for a, _ in track.values()), max(b for _, b in track.values())
+    data = path.read_bytes()
+    tracks = data.rindex(ebml.TRACKS.to_bytes(4), 0, first)
+    encryption = element(ebml.CONTENT_ENCRYPTION, element(0x47E1, b"\5") + key)
+    encoding = element(ebml.CONTENT_ENCODING, element(0x5033, b"\1") + encryption)
+    start = first - 2  # the id and the size of the first element
+    body = data[start:last] + element(ebml.CONTENT_ENCODINGS, encoding)
+    new = element(ebml.TRACKS, element(ebml.TRACK, body))
+    path.write_bytes(data[:tracks] + new + data[data.index(ebml.CLUSTER.to_bytes(4)) :])
     assert_encrypted(path)
 
 
