@@ -193,6 +193,8 @@ def as_dict(settings: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if hasattr(value, "as_setting"):
+        return value.as_setting()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return as_dict(value)
     if isinstance(value, dict):

@@ -21,6 +21,7 @@ from curation.records import (
     RELEASES,
     SCHEMA_VERSION,
     SCORE_NAMES,
+    TAG_NAMES,
     schema_version,
     with_schema_version,
 )
@@ -33,7 +34,7 @@ MAX_MERGED_BYTES = 1 << 30  # of one part in memory, about: a list column's offs
 CONVERSION_ERRORS = (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError)
 # of a clip's video, in its row
 VIDEO_COLUMNS = ("codec", "version", "bytes", "sha256", "video", "time_jumps")
-ADDED_LATER = "scored by an older version"  # the null reason of a score that a part does not have
+ADDED_LATER = "scored by an older version"  # the null reason of a score or tag that a part lacks
 
 
 class Ledger:
@@ -78,7 +79,7 @@ class Ledger:
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """All rows, one per key, in order of key. A column added since a part was written is null
-        there, with the null reason ADDED_LATER where it is a score of a clip."""
+        there, with the null reason ADDED_LATER where it is a score or tag of a clip."""
         names = self._schema.names if columns is None else [self._key, *columns]
         schema = pa.schema([self._schema.field(name) for name in dict.fromkeys(names)])
         parts = [self._read_part(part, schema) for part in self._folder.names()]
@@ -182,7 +183,7 @@ def _with_type(array: pa.Array, kind: pa.DataType) -> pa.Array:
         else pa.nulls(len(array), field.type)
         for field in kind
     }
-    added = [name for name in columns if name in SCORE_NAMES and name not in names]
+    added = [name for name in columns if name in (*SCORE_NAMES, *TAG_NAMES) and name not in names]
     if added and "null_reasons" in names:
         extra = list(dict.fromkeys(added, ADDED_LATER).items())
         reasons = [[*(known or []), *extra] for known in columns["null_reasons"].to_pylist()]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from curation.config import ConfigError
 from curation.renames import OLD_VERSION, SCORES
 from curation.stage import PlanError, Row
 
-CLIP_COLUMNS = ("width", "height", "fps", "duration_s")  # never null; no meter writes them
+CLIP_COLUMNS = ("width", "height", "fps", "duration_s", *records.TAG_NAMES)  # of every clip
 TYPES = {c.name: c.type for c in records.CLIP}
 RULE_COLUMNS = (*CLIP_COLUMNS, *records.SCORE_NAMES)  # what a policy may name
 
@@ -46,20 +46,67 @@ class Range:
         ends = (("min", self.min), ("max", self.max))
         return ", ".join(f"{name}: {end:g}" for name, end in ends if end is not None)
 
-    def is_within(self, other: Range) -> bool:
-        """Whether everything that passes this range passes the other."""
+    def passes(self, value: Any) -> bool:
+        is_low = self.min is not None and value < self.min
+        return not is_low and (self.max is None or value <= self.max)
+
+    def is_within(self, other: Rule) -> bool:
+        """Whether everything that passes this range passes the other rule."""
+        if isinstance(other, Values):
+            return self.min == self.max and other.passes(self.min)
         low = other.min is None or (self.min is not None and self.min >= other.min)
         high = other.max is None or (self.max is not None and self.max <= other.max)
         return low and high
 
 
-class Policy(dict[str, Range]):
-    """Column -> Range, in the order of reasons.
+class Values:
+    """The values that pass a rule: `{is: false}`, `{in: [bt709, unknown]}` in YAML."""
 
-    In YAML: `brightness: {min: 20, max: 180}`; `null` removes a rule (`policy.text_share=null`).
+    def __init__(self, *values: Any) -> None:
+        self.values = values
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Values) and self.values == other.values
+
+    def __hash__(self) -> int:
+        return hash(self.values)
+
+    def __str__(self) -> str:
+        return " or ".join(map(_text, self.values))
+
+    def passes(self, value: Any) -> bool:
+        return value in self.values
+
+    def is_within(self, other: Rule) -> bool:
+        """Whether everything that passes this rule passes the other."""
+        return all(map(other.passes, self.values))
+
+    def as_setting(self) -> dict[str, Any]:
+        return {"in": list(self.values)} if len(self.values) > 1 else {"is": self.values[0]}
+
+    @staticmethod
+    def is_setting(rule: Any) -> bool:
+        return isinstance(rule, dict) and not rule.keys().isdisjoint(("is", "in"))
+
+    @classmethod
+    def from_setting(cls, rule: dict[str, Any]) -> Values:
+        values = rule.get("in", [rule.get("is")])
+        if len(rule) != 1 or not isinstance(values, list) or not values:
+            raise ConfigError(f"policy: {rule} is no rule; expected {{is: …}} or {{in: [… , …]}}")
+        return cls(*values)
+
+
+Rule = Range | Values
+
+
+class Policy(dict[str, Rule]):
+    """Column -> rule, in the order of reasons.
+
+    In YAML: `brightness: {min: 20, max: 180}`, `interlaced: {is: false}`; `null` removes a rule
+    (`policy.text_share=null`).
     """
 
-    def __init__(self, rules: Mapping[str, Range | None] | None = None, **more: Range) -> None:
+    def __init__(self, rules: Mapping[str, Rule | None] | None = None, **more: Rule) -> None:
         named = {**(rules or {}), **more}
         super().__init__({k: v for k, v in named.items() if v is not None})
         for column in named:  # also of a rule that is removed
@@ -69,17 +116,45 @@ class Policy(dict[str, Range]):
                 if column in SCORES:
                     hint = f"in version {OLD_VERSION} it was; in this one it is {SCORES[column]}"
                 raise ConfigError(f"policy: {column} is not a score; {hint}")
+        for column, rule in self.items():
+            _check_values(column, rule)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
 
-        rules = handler.generate_schema(dict[str, Range | None])
-        return core_schema.no_info_after_validator_function(cls, rules)
+        def read(rules: Any, read_ranges: Callable[[Any], dict[str, Range | None]]) -> Policy:
+            if not isinstance(rules, dict):
+                return cls(read_ranges(rules))
+            values = {k: Values.from_setting(v) for k, v in rules.items() if Values.is_setting(v)}
+            values |= {k: v for k, v in rules.items() if isinstance(v, Values)}
+            ranges = read_ranges({k: v for k, v in rules.items() if k not in values})
+            both: dict[str, Rule | None] = {**ranges, **values}
+            return cls({name: both[name] for name in rules})
+
+        ranges = handler.generate_schema(dict[str, Range | None])
+        return core_schema.no_info_wrap_validator_function(read, ranges)
 
     def without(self, columns: Collection[str]) -> Policy:
         """The rules for all other columns."""
         return Policy({k: v for k, v in self.items() if k not in columns})
+
+
+def _check_values(column: str, rule: Rule) -> None:
+    """Raises ConfigError where a rule is not of the kind of its column's values."""
+    kind = TYPES[column]
+    if isinstance(rule, Range):
+        if kind in (pa.bool_(), pa.string()):
+            raise ConfigError(f"policy: {column} has no range; expected {{is: …}} or {{in: […]}}")
+        return
+    known, expected = {
+        pa.bool_(): ((bool,), "true or false"),
+        pa.string(): ((str,), "texts"),
+    }.get(kind, ((int, float), "numbers"))
+    if any(
+        not isinstance(v, known) or (isinstance(v, bool) != (known == (bool,))) for v in rule.values
+    ):
+        raise ConfigError(f"policy: {column} is to be {rule}; expected {expected}")
 
 
 def decide(row: Row, policy: Policy) -> list[str]:
@@ -96,8 +171,8 @@ def decide_table(clips: pa.Table, policy: Policy) -> pa.ListArray:
     Failed thresholds come first, in the policy's order, then scores that were not measured; so the
     first reason has a number where any has. A column that the table lacks was not measured.
     """
-    found = [_failed_rule(name, rule, _values(clips, name)) for name, rule in policy.items()]
-    found += [_not_measured(name, _values(clips, name), clips) for name in policy]
+    found = [_failed_rule(name, rule, clips) for name, rule in policy.items()]
+    found += [_not_measured(name, clips) for name in policy]
     rows = np.concatenate([np.empty(0, np.int64), *(r for r, _ in found)])
     texts = pa.concat_arrays([pa.array([], pa.string()), *(t for _, t in found)])
     return group_by_row(rows, texts, clips.num_rows)
@@ -126,7 +201,10 @@ def _values(clips: pa.Table, name: str) -> np.ndarray:
 Reasons = tuple[np.ndarray, pa.Array]  # row numbers, and a reason for each
 
 
-def _failed_rule(name: str, rule: Range, values: np.ndarray) -> Reasons:
+def _failed_rule(name: str, rule: Rule, clips: pa.Table) -> Reasons:
+    if isinstance(rule, Values):
+        return _failed_values(name, rule, clips)
+    values = _values(clips, name)
     low, high = np.empty(0, np.int64), np.empty(0, np.int64)
     if rule.min is not None:
         low = np.flatnonzero(values < values.dtype.type(rule.min))
@@ -134,6 +212,22 @@ def _failed_rule(name: str, rule: Range, values: np.ndarray) -> Reasons:
         high = np.flatnonzero(values > values.dtype.type(rule.max))
     texts = _reasons(name, values[low], "<", rule.min) + _reasons(name, values[high], ">", rule.max)
     return np.concatenate([low, high]), pa.array(texts, pa.string())
+
+
+def _failed_values(name: str, rule: Values, clips: pa.Table) -> Reasons:
+    """`interlaced is true`, `transfer is smpte2084`."""
+    if name not in clips.column_names:
+        return np.empty(0, np.int64), pa.array([], pa.string())
+    column = clips[name].combine_chunks().cast(TYPES[name])
+    passes = pc.is_in(column, value_set=pa.array(rule.values, TYPES[name]))
+    rows = np.flatnonzero(pc.and_(pc.is_valid(column), pc.invert(passes)))
+    texts = [f"{name} is {_text(value)}" for value in column.take(pa.array(rows)).to_pylist()]
+    return rows, pa.array(texts, pa.string())
+
+
+def _text(value: Any) -> str:
+    """As in YAML."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _reasons(name: str, values: np.ndarray, sign: str, bound: float | None) -> list[str]:
@@ -162,8 +256,11 @@ def _format_outside(value: float, sign: str, bound: float, decimals: int) -> str
     return f"{value!r}"
 
 
-def _not_measured(name: str, values: np.ndarray, clips: pa.Table) -> Reasons:
-    rows = np.flatnonzero(np.isnan(values))
+def _not_measured(name: str, clips: pa.Table) -> Reasons:
+    if name in clips.column_names:
+        rows = np.flatnonzero(pc.is_null(clips[name].combine_chunks(), nan_is_null=True))
+    else:
+        rows = np.arange(clips.num_rows)
     plain = pa.array([f"{name} not measured"] * len(rows), pa.string())
     if "null_reasons" not in clips.column_names or not len(rows):
         return rows, plain
@@ -222,8 +319,10 @@ def check_prefilter(
     )
 
 
-def _span(rule: Range | None) -> str:
+def _span(rule: Rule | None) -> str:
     if rule is None:
         return "any value"
+    if isinstance(rule, Values):
+        return str(rule)
     ends = (("at least", rule.min), ("at most", rule.max))
     return " and ".join(f"{limit} {end:g}" for limit, end in ends if end is not None)

@@ -209,6 +209,17 @@ SCORES = (
 )
 SCORE_NAMES = tuple(c.name for c in SCORES)
 
+# Of a video and of each of its clips; a policy may have rules `{is: …}` and `{in: […]}` on them.
+TAGS = (
+    Column("interlaced", pa.bool_(), "whether any of its frames is interlaced"),
+    Column(
+        "transfer",
+        TEXT,
+        "transfer function, as ffprobe prints it: smpte2084 (PQ), arib-std-b67 (HLG), unknown …",
+    ),
+)
+TAG_NAMES = tuple(c.name for c in TAGS)
+
 # A clip inside its video's row, as `score` writes it.
 CLIP = (
     Column("clip_id", TEXT, "hash of the source's bytes and the exact span"),
@@ -224,6 +235,7 @@ CLIP = (
     Column("width", INT, "px, as shown"),
     Column("height", INT, "px, as shown"),
     Column("fps", FLOAT, "frames per second in the span: frames over seconds"),
+    *TAGS,
     Column(
         "starts_on_keyframe",
         pa.bool_(),
@@ -270,6 +282,7 @@ VIDEO = (
     Column("pix_fmt", TEXT, "pixel format"),
     Column("rotation", INT, "degrees clockwise that the stored picture is turned for display"),
     Column("mirrored", pa.bool_(), "whether left and right are exchanged before it is turned"),
+    *TAGS,
     Column("num_frames", INT, "decoded frames"),
     Column("cuts_s", pa.list_(DOUBLE), "hard cuts: time of the first frame after each, s"),
     Column("gradual", pa.list_(SPAN), "gradual transitions"),

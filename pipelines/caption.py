@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.ledger import check_settings
+from curation.policy import Range
 from curation.progress import Progress
 from curation.records import hash_frames, stored_frame_hashes
 from curation.runner.cluster import Cluster
@@ -62,7 +63,7 @@ def _make_context(settings: Settings, ledger_url: str) -> RunContext:
     return RunContext(
         ledger_url,
         caption_set=settings.caption.set_name,
-        similarity_limit=rule.max if rule else None,
+        similarity_limit=rule.max if isinstance(rule, Range) else None,
         api_key=captioner.api_key(),
     )
 

@@ -33,6 +33,7 @@ from stages.export.export_stages import (
     RECEIPTS,
     ExtractClip,
     PackShard,
+    settings_text,
     up_to_date_receipt,
 )
 from stages.export.presto import write_meta_tables
@@ -89,8 +90,13 @@ def _pack(
     plans: list[ShardPlan],
     clips: dict[str, Row],
 ) -> list[Receipt]:
-    presto, retry = settings.export.presto, settings.retry_failed
-    found = [(plan, up_to_date_receipt(out, plan, clips, presto, retry)) for plan in plans]
+    presto, tone_map, retry = (
+        settings.export.presto,
+        settings.export.tone_map,
+        settings.retry_failed,
+    )
+    made_with = settings_text(presto, tone_map)
+    found = [(plan, up_to_date_receipt(out, plan, clips, made_with, retry)) for plan in plans]
     receipts = [receipt for _, receipt in found if receipt]
     todo = [plan for plan, receipt in found if not receipt]
     with Progress("export", len(clips), "clips") as progress:
@@ -98,12 +104,13 @@ def _pack(
             progress.update(done=len(receipt.rows), failed=receipt.failed)
         extracted: dict[str, Any] = {}
         work = ({"clip": clips[i], "error": None} for plan in todo for i in plan.clip_ids)
-        extract = ExtractClip(out.url, presto, settings.cluster.memory_gib)
+        extract = ExtractClip(out.url, presto, tone_map, settings.cluster.memory_gib)
         for row in cluster.stream([extract], work, progress.show_wait_reason):
             extracted[row["clip"]["clip_id"]] = row["error"] or row["extracted"]
             progress.update(done=1, failed=int(row["error"] is not None))
         packing = (_shard(plan, clips, extracted) for plan in todo)
-        for row in cluster.stream([PackShard(out.url, presto)], packing, progress.show_wait_reason):
+        pack = PackShard(out.url, presto, tone_map)
+        for row in cluster.stream([pack], packing, progress.show_wait_reason):
             if row["error"] is not None:
                 raise RunError(f"{row['plan']['name']} can't be packed: {row['error']}")
             receipts.append(Receipt(**row["receipt"]))

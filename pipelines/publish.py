@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from curation import config, funnel
 from curation.ledger import recorded_settings
+from curation.policy import Range
 from curation.records import SHARD, schema
 from curation.storage import Folder
 from pipelines.settings import Settings
@@ -62,7 +63,8 @@ def publish(
     out.write_table("videos.parquet", videos)
     out.write_table("stats.parquet", statistics)
     rules = recorded_policy(made["select"]["policy"])
-    policy = {name: (rule.min, rule.max) for name, rule in rules.items()}
+    ranges = {name: rule for name, rule in rules.items() if isinstance(rule, Range)}
+    policy = {name: (rule.min, rule.max) for name, rule in ranges.items()}
     skipped = read_skipped(out)
     if skipped:
         facts |= {"files that are no videos": funnel.format_skipped(skipped)}

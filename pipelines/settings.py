@@ -90,6 +90,7 @@ class ExportSettings:
     shard_clips: Annotated[int, Ge(1)] = 1000  # maximum of clips in a shard
     seed: str = ""  # of the order of clips in the shards
     presto: bool = True  # also write presto/, for the released trainer of Presto's authors
+    tone_map: bool = False  # clips of HDR video (PQ, HLG) are encoded as SDR
 
 
 @dataclass

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import TypeAdapter
 
 from curation import records
 from curation.ledger import ADDED_LATER, VIDEO_COLUMNS, Ledger, flatten_clips
-from curation.policy import Policy, Range
+from curation.policy import Policy
 from curation.records import CAPTION_SCORES, FIELD_NAMES
 from curation.stage import PlanError
 from curation.storage import Folder
@@ -34,7 +35,7 @@ PUBLIC_VIDEO = (
 
 def recorded_policy(rules: dict[str, Any]) -> Policy:
     """The policy in recorded settings."""
-    return Policy({name: Range(**rule) for name, rule in rules.items()})
+    return TypeAdapter(Policy).validate_python(rules)
 
 
 def videos_ledger(out: Folder) -> Ledger:
@@ -139,7 +140,7 @@ def make_clips_table(
     columns["field_null_reasons"] = _field_null_reasons(captioned)
     columns["split"] = pc.if_else(kept, chosen["split"], None)
     columns["shard"] = pc.if_else(kept, shard, None)
-    measured = ("take", "duration_s", "num_frames", "width", "height", "fps")
+    measured = ("take", "duration_s", "num_frames", "width", "height", "fps", *records.TAG_NAMES)
     for name in (*measured, "prefilter", "null_reasons", "segments"):
         columns[name] = clips[name]
     known = (*PUBLIC_CLIP, *records.CLIP, *records.SELECTION, *records.CAPTION, *records.VIDEO)
@@ -164,6 +165,7 @@ def make_videos_table(videos: pa.Table) -> pa.Table:
         videos = videos.set_column(videos.column_names.index(name), name, count)
     order = [
         *("video", "status", "error", "duration_s", "width", "height", "fps", "codec"),
+        *records.TAG_NAMES,
         *("cuts_s", "gradual", "takes", "clips"),
     ]
     videos = videos.select([*order, *(c for c in videos.column_names if c not in order)])

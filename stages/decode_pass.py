@@ -23,6 +23,7 @@ from curation.records import (
     SCORE_NAMES,
     SCORES,
     SPAN_TOLERANCE_S,
+    TAG_NAMES,
     make_clip_id,
     segment_spans,
 )
@@ -81,8 +82,8 @@ class DecodePass(Stage):
     reads = ("video", "bytes")
     writes = (
         *("sha256", "duration_s", "width", "height", "fps", "codec", "pix_fmt", "rotation"),
-        *("mirrored", "num_frames", "cuts_s", "gradual", "takes", "time_jumps", "size_changes"),
-        *("clips", "cpu_s"),
+        *("mirrored", *TAG_NAMES, "num_frames", "cuts_s", "gradual", "takes"),
+        *("time_jumps", "size_changes", "clips", "cpu_s"),
     )
 
     def __post_init__(self) -> None:
@@ -152,6 +153,8 @@ class DecodePass(Stage):
             "pix_fmt": header.pix_fmt,
             "rotation": header.geometry.orientation.rotation,
             "mirrored": header.geometry.orientation.mirrored,
+            "interlaced": 1 in reader.interlaced,
+            "transfer": header.transfer,
             "num_frames": len(times),
             "cuts_s": found.cuts_s,
             "gradual": [{"start_s": a, "end_s": b} for a, b in found.gradual],
@@ -230,6 +233,8 @@ class DecodePass(Stage):
             "width": width,
             "height": height,
             "fps": float(last - first) / (end_s - start_s),
+            "interlaced": 1 in reader.interlaced[first:last],
+            "transfer": video["transfer"],
             "starts_on_keyframe": bool(packets.is_key[at_start].any()),
             "packet_bytes": int(packets.bytes[inside].sum()),
             "fingerprint": self.fingerprint.encode(start_s, end_s),

@@ -51,6 +51,12 @@ DEFAULT_FPS = 25.0  # FFmpeg's own for streams without a container
 # Of a sparse file. Zeros between the frames of a good file may be holes after it was copied.
 MAX_HOLE_BYTES, MAX_HOLES_SHARE = 1 << 30, 0.5
 MAX_EXTENTS = 10_000  # of a sparse file that are counted
+# FFmpeg's names of the numbers of ISO 23091-2
+TRANSFERS = {
+    **{1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "linear"},
+    **{9: "log100", 10: "log316", 11: "iec61966-2-4", 12: "bt1361e", 13: "iec61966-2-1"},
+    **{14: "bt2020-10", 15: "bt2020-12", 16: "smpte2084", 17: "smpte428", 18: "arib-std-b67"},
+}
 MAX_PIXEL_ASPECT = Fraction(8)  # and its inverse
 NEARLY_SQUARE = Fraction(1, 200)  # muxers round: 1.78 for 16:9
 MAX_BYTES_OUTSIDE_BOXES = 64 * 1024
@@ -84,7 +90,8 @@ class VideoHeader:
     bytes: int
     container: str
     stream_index: int
-    interlaced: bool
+    interlaced: bool  # of the first frame
+    transfer: str
 
     @property
     def reduction(self) -> int:
@@ -255,6 +262,7 @@ def read_header(
         container=name,
         stream_index=stream.index,
         interlaced=frame.interlaced_frame,
+        transfer=TRANSFERS.get(frame.color_trc, "unknown"),
     )
 
 

@@ -87,6 +87,7 @@ class Reader:
         self.sizes: list[tuple[float, int, int]] = []  # from when on: width and height, as shown
         self._clock: Clock | None = None
         self._times: list[float] = []
+        self.interlaced = bytearray()  # of each frame: 1 or 0
         self._packets: list[tuple[int | None, int, bool]] = []  # time stamp, bytes, is keyframe
         self._other_streams_end_s = 0.0
         check_file(path)
@@ -190,6 +191,7 @@ class Reader:
             t_s = clock.read(self._stamp_s(frame))
             self._check_limits(t_s, frame)
             self._times.append(t_s)
+            self.interlaced.append(frame.interlaced_frame)
             if frame.is_corrupt:
                 self._corrupt_s.append(t_s)
             size = geometry.shown_size(frame.width, frame.height)

@@ -43,6 +43,7 @@ class ExtractClip(Stage):
 
     out_url: str
     presto: bool
+    tone_map: bool = False
     memory_gib: float = 4.0
 
     reads = ("clip",)
@@ -58,7 +59,7 @@ class ExtractClip(Stage):
     def _extract(self, clip: Row) -> dict[str, Any]:
         """The receipt: signature, the fields of ExtractedClip, the row of write_presto_clip."""
         out, name = Folder(self.out_url), f"{EXTRACTED}/{clip['clip_id']}.json"
-        signature = clip_signature(clip, settings_text(self.presto))
+        signature = clip_signature(clip, settings_text(self.presto, self.tone_map))
         if out.exists(name) and (earlier := json.loads(out.read(name)))["signature"] == signature:
             return earlier
         check_captions_match(clip)
@@ -69,7 +70,7 @@ class ExtractClip(Stage):
             span = (clip["start_s"], clip["end_s"])
             with local_copy(clip["video"]) as source:
                 args: tuple[Any, ...] = (source, *span, mp4, clip["num_frames"])
-                args += (bool(clip["time_jumps"]),)
+                args += (bool(clip["time_jumps"]), bool(clip["interlaced"]), self.tone_map)
                 extracted = self._child.call_with_retry("extract", args, timeout_s=timeout_s)
             receipt = {"signature": signature, "clip": extracted, "presto": {}}
             if self.presto:
@@ -86,6 +87,7 @@ class PackShard(Stage):
 
     out_url: str
     presto: bool
+    tone_map: bool
 
     # extracted: clip_id -> the receipt of ExtractClip, or the error as text
     reads = ("plan", "clips", "extracted")
@@ -120,7 +122,7 @@ class PackShard(Stage):
                 folder / RECEIPTS,
                 copy_extracted,
                 presto_row if self.presto else None,
-                settings_text(self.presto),
+                settings_text(self.presto, self.tone_map),
             )
         for clip_id in plan.clip_ids:
             out.delete(f"{EXTRACTED}/{clip_id}.json")
@@ -128,23 +130,23 @@ class PackShard(Stage):
         return shard_receipt
 
 
-def settings_text(presto: bool) -> str:
+def settings_text(presto: bool, tone_map: bool) -> str:
     """The settings that extracted clips and shards depend on."""
-    return f"presto={presto}"
+    return f"presto={presto}" + (" tone_map=True" if tone_map else "")
 
 
 def up_to_date_receipt(
-    out: Folder, plan: ShardPlan, clips: dict[str, Row], presto: bool, retry_failed: bool
+    out: Folder, plan: ShardPlan, clips: dict[str, Row], made_with: str, retry_failed: bool
 ) -> Receipt | None:
     """The receipt of the shard, or None where it must be packed.
 
-    retry_failed: a shard in which a clip failed must be packed again.
+    made_with: the settings_text.  retry_failed: a shard with a failed clip must be packed again.
     """
     name = f"{RECEIPTS}/{plan.name}.json"
     if not out.exists(name):
         return None
     receipt = parse_receipt(out.read(name), out.path(name))
-    if receipt.signature != shard_signature(plan, clips, settings_text(presto)):
+    if receipt.signature != shard_signature(plan, clips, made_with):
         return None
     if retry_failed and receipt.failed:
         return None

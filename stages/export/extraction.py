@@ -31,6 +31,7 @@ from curation.stage import BadVideo
 from curation.video.container import DEFAULT_LIMITS, set_up_decoder
 from curation.video.geometry import Crop
 from stages.export.display_tags import carry_over
+from stages.export.frame_filters import HDR_TRANSFERS, deinterlace, tone_map
 from stages.export.mp4 import (
     EncodeFormat,
     is_random_access_point,
@@ -69,21 +70,26 @@ def extract_clip(
     target: Path,
     num_frames: int | None = None,
     times_jump: bool = False,
+    interlaced: bool = False,
+    to_sdr: bool = False,
 ) -> ExtractedClip:
     """Writes the frames with start_s <= t < end_s to `target`; seconds from the source's first one.
 
     num_frames: how many frames scoring found in the span. A copy has exactly as many.
-    times_jump: whether the source's time stamps jump. Raises BadVideo where an encode differs by
-    more than one frame, or where the source can't be read; OutputError where `target` can't be
-    written.
+    times_jump: whether the source's time stamps jump.  interlaced: whether scoring found
+    interlaced frames in the span: it is deinterlaced.  to_sdr: tone-map HDR. Raises BadVideo where
+    an encode differs by more than one frame, or where the source can't be read; OutputError where
+    `target` can't be written.
     """
     with output_file(target) as out:
         try:
             with closing(SeekableVideo(source, times_jump)) as video:
-                clip = _copy(video, start_s, end_s, num_frames, out)
+                is_toned = to_sdr and video.header.transfer in HDR_TRANSFERS
+                may_copy = not (interlaced or is_toned)
+                clip = _copy(video, start_s, end_s, num_frames, out) if may_copy else None
             if clip is None:
                 with closing(SeekableVideo(source, times_jump)) as video:
-                    clip = _encode(video, start_s, end_s, out)
+                    clip = _encode(video, start_s, end_s, is_toned, out)
         except av.error.PyAVCallbackError:  # from writing `target`
             raise
         except av.FFmpegError as error:
@@ -103,8 +109,8 @@ def _copy(
     codec, head = video.header.codec, video.header
     if not video.indexed or codec not in COPIED_CODECS or video.stream.time_base is None:
         return None  # a bare or concatenated stream has no index
-    if head.geometry.crop != Crop():
-        return None  # many readers ignore a clean aperture
+    if head.geometry.crop != Crop() or head.interlaced:
+        return None  # many readers ignore a clean aperture, and do not deinterlace
     span = _packets_of_span(video, start_s, end_s)
     if span is None:
         return None
@@ -193,12 +199,14 @@ def _reads_back(out: BinaryIO, num_frames: int, size: tuple[int, int]) -> bool:
         shown = sum(1 for p in mp4.demux(stream) if p.size and not p.is_discard)
         mp4.seek(0)
         first = next(mp4.decode(stream), None)
-    if first is None or shown != num_frames or first.is_corrupt:
+    if first is None or shown != num_frames or first.is_corrupt or first.interlaced_frame:
         return False
     return first.pts == 0 and (first.width, first.height) == size
 
 
-def _encode(video: SeekableVideo, start_s: float, end_s: float, out: BinaryIO) -> ExtractedClip:
+def _encode(
+    video: SeekableVideo, start_s: float, end_s: float, to_sdr: bool, out: BinaryIO
+) -> ExtractedClip:
     times_s: list[float] = []
     last_end_s = 0.0
     time_base = video.stream.time_base or Fraction(1)
@@ -220,7 +228,9 @@ def _encode(video: SeekableVideo, start_s: float, end_s: float, out: BinaryIO) -
             last_end_s = t_s + duration_s
 
     encode_format = EncodeFormat.from_head(video.header_of(first[2]))
-    write_encoded(timed_frames(), time_base, encode_format, out)
+    filtered = deinterlace(timed_frames())
+    filtered = tone_map(filtered) if to_sdr else filtered
+    write_encoded(filtered, time_base, encode_format, out)
     width, height = encode_format.shown_size
     return ExtractedClip(
         method="encode",

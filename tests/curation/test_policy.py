@@ -13,7 +13,15 @@ from pydantic import TypeAdapter
 
 from curation import records
 from curation.config import ConfigError, load
-from curation.policy import Policy, Range, check_columns, check_prefilter, decide, decide_table
+from curation.policy import (
+    Policy,
+    Range,
+    Values,
+    check_columns,
+    check_prefilter,
+    decide,
+    decide_table,
+)
 from curation.stage import PlanError
 from tests.support.paths import REPOSITORY
 
@@ -233,3 +241,51 @@ def test_default_policy_keeps_an_unmoved_cameras_take_with_little_motion():
     )
     row |= {"static_share": 0.85, "artifact_share": 0.0, "overlay_share": None}
     assert decide(row, rules) == []
+
+
+def test_rules_of_listed_values_are_read_from_yaml_and_recorded_as_given():
+    rules = {"interlaced": {"is": False}, "transfer": {"in": ["bt709", "unknown"]}}
+    policy = TypeAdapter(Policy).validate_python(rules)
+    assert policy == Policy(interlaced=Values(False), transfer=Values("bt709", "unknown"))
+    assert {name: rule.as_setting() for name, rule in policy.items()} == rules
+
+
+def test_value_that_is_not_listed_is_a_reason():
+    policy = Policy(interlaced=Values(False), transfer=Values("bt709", "unknown"), fps=Range(min=9))
+    passing = {"interlaced": False, "transfer": "unknown", "fps": 25.0}
+    assert decide(passing, policy) == []
+    assert decide(passing | {"interlaced": True, "transfer": "smpte2084"}, policy) == [
+        "interlaced is true",
+        "transfer is smpte2084",
+    ]
+    older = {"interlaced": None, "null_reasons": {"interlaced": "scored by an older version"}}
+    assert decide(passing | older, policy) == [
+        "interlaced not measured: scored by an older version"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rules", "error"),
+    [
+        ({"interlaced": {"is": "no"}}, "expected true or false"),
+        ({"interlaced": {"max": 0}}, "interlaced has no range"),
+        ({"transfer": {"in": [1]}}, "expected texts"),
+        ({"fps": {"in": [True]}}, "expected numbers"),
+        ({"transfer": {"in": []}}, "is no rule"),
+        ({"transfer": {"in": "bt709"}}, "is no rule"),
+        ({"transfer": {"is": "bt709", "in": ["bt709"]}}, "is no rule"),
+    ],
+)
+def test_values_that_a_column_can_not_have_are_refused(rules, error):
+    with pytest.raises(ConfigError, match=error):
+        TypeAdapter(Policy).validate_python(rules)
+
+
+def test_listed_values_within_those_of_the_prefilter_are_no_looser():
+    prefilter = Policy(transfer=Values("bt709", "unknown"), fps=Range(min=20))
+    costly = {"text_share": "OcrStage"}
+    tight = Policy(transfer=Values("bt709"), fps=Values(25, 30), text_share=Range(max=0.1))
+    check_prefilter(tight, prefilter, costly)
+    loose = Policy(transfer=Values("smpte2084"), fps=Values(25), text_share=Range(max=0.1))
+    with pytest.raises(PlanError, match="scored for bt709 or unknown, the policy asks for smpte"):
+        check_prefilter(loose, prefilter, costly)

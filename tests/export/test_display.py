@@ -16,10 +16,10 @@ from curation.video.planes import bgr_image
 from curation.video.reader import Reader, probe
 from stages.export.extraction import ExtractedClip, extract_clip
 from stages.export.presto import frame_indices, write_presto_clip
+from tests.support.ffmpeg import needs_ffmpeg
 from tests.support.independent_reader import (
     SQUARE_PIXELS,
     corners_of,
-    needs_ffmpeg,
     number_of,
     numbered,
     probe_stream,
@@ -347,3 +347,118 @@ def test_clean_aperture_is_applied_in_an_encode(tmp_path, name, aspect):
 def test_clean_aperture_that_is_no_part_of_the_picture_is_ignored(tmp_path, numbers):
     source = with_clean_aperture(tmp_path / "in.mp4", draw(tmp_path / "plain.mp4"), *numbers)
     assert_clip_shows_span(source, tmp_path / "clip.mp4", "copy")
+
+
+INTERLACED = {  # the file's name, and how ffmpeg draws it
+    "tff.mp4": "-c:v libx264 -flags +ildct+ilme -x264opts tff=1 -bf 2",
+    "bff.mkv": "-c:v libx264 -flags +ildct+ilme -x264opts bff=1",
+    "mpeg2.ts": "-c:v mpeg2video -flags +ildct+ilme -qscale:v 2",
+    "mpeg2.mpg": "-c:v mpeg2video -flags +ildct+ilme -qscale:v 2",
+    "prores.mov": "-c:v prores_ks -flags +ildct+ilme",
+}
+
+
+def draw_interlaced(path: Path) -> Path:
+    """25 frames a second, whose two fields are numbered frames of 50 a second."""
+    plain = draw(path.parent / "plain.mkv", codec="ffv1", options={}, frames=80, pix_fmt="yuv420p")
+    first = "bottom" if "bff" in path.name else "top"
+    fields = f"setpts=PTS/2,fps=50,tinterlace=interleave_{first},fieldorder={first[0]}ff"
+    options = [*INTERLACED[path.name].split(), "-g", "1000", "-pix_fmt", "yuv420p"]
+    if "prores" in path.name:
+        options[-1] = "yuv422p10le"
+    command = ["ffmpeg", "-v", "error", "-y", "-i", plain, "-vf", fields, *options, path]
+    subprocess.run(command, check=True)
+    return path
+
+
+def comb_level(frames: np.ndarray) -> float:
+    """How much more neighbouring lines differ than every second one does: above 1 in combs."""
+    luma = frames.astype(float).mean(-1)
+    next_line = np.abs(luma[:, 1:-1] - luma[:, :-2]) + np.abs(luma[:, 1:-1] - luma[:, 2:])
+    return float(next_line.mean() / np.abs(luma[:, 2:] - luma[:, :-2]).mean())
+
+
+@pytest.mark.parametrize("name", INTERLACED)
+def test_interlaced_video_is_known_and_deinterlaced(tmp_path, name):
+    source = draw_interlaced(tmp_path / name)
+    with Reader(str(source)) as reader:
+        frames = sum(1 for _ in reader.frames())
+    assert reader.header.interlaced
+    assert list(reader.interlaced) == [1] * frames
+    clip = tmp_path / "clip.mp4"
+    result = extract_clip(str(source), 0.0, 1.0, clip, 25)
+    assert (result.method, result.num_frames) == ("encode", 25)
+    assert probe_stream(clip)["field_order"] == "progressive"
+    shown, combed = shown_frames(clip), shown_frames(source)[:25]
+    expected = shown_frames(source, "bwdif=mode=send_frame")[:25]
+    assert_same_pictures(shown, expected, mean=3)
+    assert comb_level(shown) < comb_level(combed)
+    assert shown_times(clip) == pytest.approx([i / FPS for i in range(25)], abs=1e-3)
+
+
+def shown_times(path: Path) -> list[float]:
+    command = ["ffprobe", "-v", "error", "-show_entries", "frame=pts_time", "-of", "csv=p=0", path]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [float(line.strip(",")) for line in printed.split()]
+
+
+def test_interlaced_span_of_a_video_that_begins_progressive_is_encoded(tmp_path):
+    """Only scoring, which decodes every frame, can know it."""
+    source = draw(tmp_path / "in.mp4")
+    assert extract_clip(str(source), 1.0, 1.4, tmp_path / "clip.mp4", 10).method == "copy"
+    result = extract_clip(str(source), 1.0, 1.4, tmp_path / "clip.mp4", 10, interlaced=True)
+    assert result.method == "encode"
+
+
+HDR = {"smpte2084": (16, 0.75), "arib-std-b67": (18, 1.0)}  # number; signal of the brightest level
+MASTER_1000 = (
+    "hdr10=1:max-cll=1000,400:master-display="
+    "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)"
+)
+# An independent conversion: zimg, and the tone curve of Hable (Debian's ffmpeg has both).
+TO_SDR = (
+    "zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable:desat=0,"
+    "zscale=t=bt709:m=bt709:r=tv,format=yuv420p"
+)
+
+
+def draw_hdr(path: Path, transfer: str) -> Path:
+    number, peak = HDR[transfer]
+    options = {"x265-params": f"log-level=none:open-gop=0:crf=8:{MASTER_1000 if peak < 1 else ''}"}
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx265", rate=FPS, options=options)
+        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p10le"
+        context = stream.codec_context
+        context.gop_size, context.color_range = GOP, 1
+        context.colorspace = context.color_primaries = 9
+        context.color_trc = number
+        for index in range(36):
+            signal = numbered(index, 320, 180) * (257 * peak)
+            frame = av.VideoFrame.from_ndarray(signal.astype(np.uint16), "rgb48le")
+            frame = frame.reformat(format="yuv420p10le", dst_colorspace=9, dst_color_range=1)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("transfer", HDR)
+def test_hdr_is_known_kept_in_a_copy_and_tone_mapped_if_asked_for(tmp_path, transfer):
+    source, clip = draw_hdr(tmp_path / "in.mkv", transfer), tmp_path / "clip.mp4"
+    assert probe(str(source)).transfer == transfer
+    assert extract_clip(str(source), 1.0, 1.4, clip, 10).method == "copy"
+    assert probe_stream(clip)["color_transfer"] == transfer
+    assert extract_clip(str(source), 1.0, 1.4, clip, 10, to_sdr=True).method == "encode"
+    found = probe_stream(clip)
+    for name in ("color_transfer", "color_primaries", "color_space"):
+        assert found[name] == "bt709"
+    assert (found["pix_fmt"], found["color_range"]) == ("yuv420p", "tv")
+    shown, expected = shown_frames(clip), shown_frames(source, TO_SDR)[25:35]
+    assert [number_of(f) for f in shown] == list(range(25, 35))
+    assert np.abs(shown.astype(int) - expected).mean() < 15  # of 255; the tone curves differ
+    levels = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(shown, expected, strict=True)]
+    assert min(levels) > 0.97
+
+
+def test_sdr_is_copied_whether_or_not_hdr_is_tone_mapped(tmp_path):
+    source = draw(tmp_path / "in.mp4")
+    assert extract_clip(str(source), 1.0, 1.4, tmp_path / "c.mp4", 10, to_sdr=True).method == "copy"

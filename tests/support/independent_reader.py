@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
-import pytest
-
-needs_ffmpeg = pytest.mark.skipif(
-    shutil.which("ffmpeg") is None, reason="no ffmpeg on this machine (apt-get install ffmpeg)"
-)
 
 BITS = 10
 SQUARE_PIXELS = "scale=iw*sar:ih,setsar=1"
@@ -53,6 +47,7 @@ def corners_of(picture: np.ndarray) -> np.ndarray:
 
 def shown_frames(path: Path, filters: str = SQUARE_PIXELS) -> np.ndarray:
     """(T, H, W, 3) RGB: every frame as ffmpeg shows it, in square pixels."""
+    filters += ",format=rgb24"
     options = ["-vsync", "passthrough", "-vf", filters, "-f", "image2pipe", "-c:v", "ppm"]
     command = ["ffmpeg", "-v", "error", "-threads", "1", "-i", path, *options, "-"]
     data = subprocess.run(command, check=True, capture_output=True).stdout
