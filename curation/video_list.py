@@ -164,7 +164,7 @@ def _read_list(fs: pafs.FileSystem, fs_path: str, source: str) -> list[str]:
 
         def exists(name: str) -> bool:
             path = os.path.join(os.path.dirname(fs_path), name)
-            if is_url(name):
+            if re.match(r"\w+://", name):  # a comment may hold a URL too
                 return True
             if is_url(source):
                 return fs.get_file_info(path).type != pafs.FileType.NotFound
@@ -173,7 +173,8 @@ def _read_list(fs: pafs.FileSystem, fs_path: str, source: str) -> list[str]:
         lines = read_lines(text, exists)
     if is_url(source):
         folder = url_of(os.path.dirname(fs_path), source)
-        return [n if is_url(n) else join_path(folder, urllib.parse.quote(n)) for n in lines]
+        quoted = [n if is_url(n) else urllib.parse.quote(os.fsencode(n)) for n in lines]
+        return [n if is_url(n) else join_path(folder, n) for n in quoted]
     root = os.path.dirname(os.path.abspath(source))
     return [n if is_url(n) else os.path.join(root, n) for n in lines]
 
@@ -184,7 +185,8 @@ def decode_list(data: bytes) -> str:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16", "replace")
     if b"\0" in data:  # no path has one
-        return data.decode("utf-16-le" if data[1::2].count(0) else "utf-16-be", "replace")
+        is_little = data[1::2].count(0) > data[::2].count(0)
+        return data.decode("utf-16-le" if is_little else "utf-16-be", "replace")
     return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
 
 

@@ -68,7 +68,7 @@ class Reader:
 
         with Reader(path) as reader:
             for t_s, planes in reader.frames(): ...
-            reader.times_s, reader.end_s, reader.packets, reader.errors
+            reader.times_s, reader.end_s, reader.packets, reader.damaged, reader.breaks_s
 
     Times are seconds from the first shown frame and strictly increase. A time stamp that is equal
     to the one before or up to a second earlier is set 1 ms after it. One that is further back (a

@@ -181,7 +181,15 @@ def test_names_that_look_like_the_syntax_of_a_list_are_found(tmp_path):
         "e\u0301.mp4",
     ]
     create_files(tmp_path, *unusual, "b, c.mp4", 'd "e".mp4', "end.mp4")
-    lines = [*unusual, "# a comment", '"b, c.mp4"', '"d ""e"".mp4"', "end.mp4  ", "#2.mp4"]
+    lines = [
+        *unusual,
+        "# a comment",
+        "# see https://example.org/a.mp4",
+        '"b, c.mp4"',
+        '"d ""e"".mp4"',
+        "end.mp4  ",
+        "#2.mp4",
+    ]
     (tmp_path / "list.txt").write_text("\n".join(lines), encoding="utf-8")
     found = list(list_videos(str(tmp_path / "list.txt")))
     assert names(found, tmp_path) == [*unusual, "b, c.mp4", 'd "e".mp4', "end.mp4"]
