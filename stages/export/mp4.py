@@ -66,6 +66,7 @@ def write_copy(
     Packets with pts >= end are stored as reference frames only and are not shown.
     """
     options = {"fflags": "+bitexact", "movie_timescale": str(time_base.denominator)}
+    options["strict"] = "unofficial"  # else tags of spherical and stereoscopic video are left out
     with av.open(out, "w", format="mp4", options=options) as mp4:
         track = _add_copied_track(mp4, stream)
         track.time_base = time_base

@@ -282,10 +282,15 @@ def with_clean_aperture(path: Path, source: Path, *numbers: int) -> Path:
 
 
 def with_pixel_crop(path: Path, source: Path, *margins: int) -> Path:
-    """margins: left, top, right, bottom. A Void element before the tracks gets as much smaller."""
-    data = bytearray(source.read_bytes())
+    """margins: left, top, right, bottom."""
     ids = (0x54CC, 0x54BB, 0x54DD, 0x54AA)
     new = b"".join(struct.pack(">HBB", i, 0x81, m) for i, m in zip(ids, margins, strict=True))
+    return with_video_elements(path, source, new)
+
+
+def with_video_elements(path: Path, source: Path, new: bytes) -> Path:
+    """Elements about the video in an mkv. A Void element before the tracks gets as much smaller."""
+    data = bytearray(source.read_bytes())
     void = data.index(b"\xec\x01")
     tracks = data.index(b"\x16\x54\xae\x6b", void)
     entry = data.index(b"\xae", tracks + 12)
@@ -462,3 +467,14 @@ def test_hdr_is_known_kept_in_a_copy_and_tone_mapped_if_asked_for(tmp_path, tran
 def test_sdr_is_copied_whether_or_not_hdr_is_tone_mapped(tmp_path):
     source = draw(tmp_path / "in.mp4")
     assert extract_clip(str(source), 1.0, 1.4, tmp_path / "c.mp4", 10, to_sdr=True).method == "copy"
+
+
+def test_spherical_video_stays_so_in_a_copy(tmp_path):
+    equirectangular = bytes.fromhex("7670 84 7671 81 01")  # Projection with ProjectionType 1
+    plain = draw(tmp_path / "plain.mkv")
+    source, clip = (
+        with_video_elements(tmp_path / "in.mkv", plain, equirectangular),
+        tmp_path / "c.mp4",
+    )
+    assert assert_clip_shows_span(source, clip, "copy")
+    assert probe_stream(clip)["side_data_list"][0]["projection"] == "equirectangular"
