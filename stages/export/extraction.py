@@ -84,12 +84,12 @@ def extract_clip(
     with output_file(target) as out:
         try:
             with closing(SeekableVideo(source, times_jump)) as video:
-                is_toned = to_sdr and video.header.transfer in HDR_TRANSFERS
-                may_copy = not (interlaced or is_toned)
+                is_tone_mapped = to_sdr and video.header.transfer in HDR_TRANSFERS
+                may_copy = not (interlaced or is_tone_mapped)
                 clip = _copy(video, start_s, end_s, num_frames, out) if may_copy else None
             if clip is None:
                 with closing(SeekableVideo(source, times_jump)) as video:
-                    clip = _encode(video, start_s, end_s, is_toned, out)
+                    clip = _encode(video, start_s, end_s, is_tone_mapped, out)
         except av.error.PyAVCallbackError:  # from writing `target`
             raise
         except av.FFmpegError as error:
