@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
 from curation.runner.cluster_messages import log_cluster_messages
 from curation.stage import OutputError, RunError
@@ -47,7 +46,7 @@ def start(address: str | None, workers: int | None, log_folder: str) -> bool:
     try:
         _check_reachable(address or "")
         ray.init(configure_logging=False, **options)
-    except (OSError, RuntimeError, ValueError, RayError) as e:
+    except Exception as e:  # of a node that takes too long to start, Ray raises no other class
         raise RunError(
             f"no Ray cluster at {address or 'this machine'}: {e}\n  fix: check the address"
             "; where the cluster asks for a token, have it in ~/.ray/auth_token and set "

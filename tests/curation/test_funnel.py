@@ -53,6 +53,14 @@ CLIPS = clips_of(
 )
 
 
+def test_skipped_files_are_below_the_table_with_the_rare_suffixes_summed():
+    counted = count_rows(videos_of(("ok", None, 8)), CLIPS)
+    skipped = {".jpg": 40, "": 3} | {f".{n}": 1 for n in range(25)}
+    [line] = [x for x in format_funnel(counted, skipped).splitlines() if ".jpg" in x]
+    assert line.startswith("files that are no videos by their suffix: .jpg 40, no suffix 3, .0 1")
+    assert line.endswith(", others 7")
+
+
 def test_summary_line_counts_every_clip_by_status_and_reason():
     text = text_of(videos_of(("ok", None, 8)), CLIPS)
     assert text.splitlines()[-1] == (
