@@ -21,6 +21,9 @@ from tests.support.drawn_key_frames import IdentifyingModel, make_clip
 from tests.support.tiny_vlm import make_tokenizer
 
 TEXTS = ["A dog runs to the left.", "the camera pans", "A dog, and a dog again, runs and runs."]
+# of the model's documentation
+SENTENCES = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
+EXPECTED = [[1, 0.6660, 0.1046], [0.6660, 1, 0.1411], [0.1046, 0.1411, 1]]
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,4 @@ def test_published_model_gives_the_similarities_of_its_documentation():
         sentences = SentenceModel("sentence-transformers/all-MiniLM-L6-v2", "x")
     except PlanError as missing:
         pytest.skip(str(missing).splitlines()[0])
-    texts = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
-    expected = [[1, 0.6660, 0.1046], [0.6660, 1, 0.1411], [0.1046, 0.1411, 1]]
-    np.testing.assert_allclose(sentences.similarity(texts), expected, atol=1e-4)
+    np.testing.assert_allclose(sentences.similarity(SENTENCES), EXPECTED, atol=1e-4)
