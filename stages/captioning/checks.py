@@ -92,7 +92,7 @@ def failed_check(
     return (
         failed_form(text)
         or wrong_language(remove_quotations(text), limits.languages)
-        or too_short(text, limits.min_words)
+        or too_short(remove_quotations(text), limits.min_words)
         or cut_off(text, is_complete)
         or repetition(text)
         or too_long(text, limits.count_tokens)
@@ -141,6 +141,7 @@ def prompt_injection(text: str) -> str | None:
     return match_reason("mentions instructions", _INJECTION, remove_quotations(text))
 
 
+_ORDINAL = "(?:first|second|third|fourth|fifth|last|next|previous|final)"
 _BOILERPLATE = re.compile(
     r"^\W*(?:sure|certainly|of course|absolutely|here (?:is|are|'s)|description|answer|caption"
     r"|output|response|title|summary|(?:part|segment) \d+)\b[^.]{0,40}[:!,]"
@@ -148,6 +149,13 @@ _BOILERPLATE = re.compile(
     r"|\b(?:this|these|each|first|second|third|fourth|fifth|last|middle|next|previous|final)\s+"
     r"(?:frames?|images?|pictures?|video|clip|segments?|screenshots?)\b(?!\s+(?:on|hang))"
     r"|\bthe (?:images?|video|clip|segments?|captions?|screenshots?)\b(?!\s+(?:on|hang))"
+    r"|(?:^|[.!?:\n])\W*(?:this|an?|another|the)\s+(?:[\w-]+\s+){0,3}"
+    r"(?:video|clip|footage|animation|image|photo(?:graph)?|screenshot|series of \w+)\s+"
+    r"(?:of|that|which|in which|where|show\w*|depict\w*|captur\w*|featur\w*)\b(?![^.]*\bhang)"
+    rf"|\b{_ORDINAL} (?:part|stage)(?: (?:is|has|was|now|shows?|describes?)\b|\s*[:,])"
+    rf"|['’]s {_ORDINAL} part\b|^\W*\w+(?: \w+)?:\s"
+    r"|\bthis (?:is an? (?:\w+ )?)?(?:description|caption|passage|sentence|summary|text|example)\b"
+    r"|\b(?:past|present|future) tense\b|\bin \d+ words\b|\bvideo ?clips?\b"
     r"|\b(?:key ?frames?|sub-captions?)\b|^\s*(?:[-*#]|\d+[.)])\s|\*\*|```|[{}]",
     re.IGNORECASE,
 )

@@ -128,7 +128,7 @@ _ACTIVE = re.compile(
 )
 # A sign may show these; prose does not have them.
 _SYMBOLS = re.compile(
-    r"[\[\]<>^=_@*#~]|\bwww\.\w|\b[\w-]+\.(?:com|org|net|io|html?|jpe?g|png|mp4)\b"
+    r"[\[\]<>^=_@*#~]|\b\d{4}-\d\d-\d\d\b|\bwww\.\w|\b[\w-]+\.(?:com|org|net|io|html?|jpe?g|png|mp4)\b"
 )
 
 

@@ -52,8 +52,10 @@ def wrong_language(text: str, languages: Sequence[str]) -> str | None:
         ranked = load_identifier().rank(part)
         named = sum(probability for code, probability in ranked if code in wanted)
         if named < min_probability:
-            found = NAMES.get(ranked[0][0], ranked[0][0])
-            return f"wrong language: {found}, not {format_languages(languages)}"
+            found, expected = ranked[0][0], format_languages(languages)
+            if found in wanted:
+                return f"wrong language: {expected} at {named:.0%} < {min_probability:.0%}"
+            return f"wrong language: {NAMES.get(found, found)}, not {expected}"
     return None
 
 

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from curation.stage import RunContext
 from curation.torchvision_fix import fix_torchvision
 from stages.captioning.conversation import Completion, Request
 from stages.captioning.vlm import VlmCaptioner
@@ -49,7 +48,39 @@ def _load_smollm2() -> tuple[Any, Any]:
     source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     tokenizer: Any = AutoTokenizer.from_pretrained(**source)
     model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    tokenizer.padding_side = "left"
     return tokenizer, model.eval()
+
+
+def generate(
+    chats: list[list[dict[str, str]]], max_tokens: int, temperature: float, seed: int
+) -> list[Completion]:
+    """Returns SmolLM2's answers to a batch of chats. temperature 0: the most probable tokens."""
+    import torch
+
+    tokenizer, model = _load_smollm2()
+    inputs = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True
+    )
+    torch.manual_seed(seed)
+    with torch.inference_mode():
+        answers = model.generate(
+            **inputs,
+            max_new_tokens=max_tokens,
+            do_sample=temperature > 0,
+            temperature=temperature or None,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+    completions = []
+    for prompt, answer in zip(inputs["attention_mask"], answers, strict=True):
+        tokens = answer[inputs["input_ids"].shape[1] :].tolist()
+        is_ended = tokenizer.eos_token_id in tokens
+        if is_ended:
+            tokens = tokens[: tokens.index(tokenizer.eos_token_id) + 1]
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        reason = "stop" if is_ended else "length"
+        completions.append(Completion(text, int(prompt.sum()), len(tokens), reason))
+    return completions
 
 
 @dataclass
@@ -60,33 +91,10 @@ class SmolLM2Captioner(VlmCaptioner):
 
     captioner: ClassVar[str] = "smollm2"
 
-    def setup(self, context: RunContext) -> None:
-        super().setup(context)
-        self._tokenizer, self._model = _load_smollm2()
-
     async def complete(self, request: Request) -> Completion:
-        import torch
-
         chat = [
             {"role": m.role, "content": "\n".join(p for p in m.parts if isinstance(p, str))}
             for m in request.messages
         ]
-        inputs = self._tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        torch.manual_seed(request.seed)
-        with torch.inference_mode():
-            [tokens] = self._model.generate(
-                **inputs,
-                max_new_tokens=request.max_tokens,
-                do_sample=request.temperature > 0,
-                temperature=request.temperature or None,
-            )
-        start = inputs["input_ids"].shape[1]
-        is_ended = tokens[-1].item() == self._tokenizer.eos_token_id
-        return Completion(
-            self._tokenizer.decode(tokens[start:], skip_special_tokens=True),
-            start,
-            len(tokens) - start,
-            "stop" if is_ended else "length",
-        )
+        [completion] = generate([chat], request.max_tokens, request.temperature, request.seed)
+        return completion
