@@ -1,4 +1,5 @@
-"""Counts what became of every video and clip, by reason; raises where the sums do not agree."""
+"""Counts what became of every video and clip, by reason and rule; raises where the sums do not
+agree."""
 
 from __future__ import annotations
 
@@ -7,10 +8,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curation.policy import RULE_COLUMNS
 from curation.progress import printable
+from curation.records import Column, schema
 
 VIDEO_STATUSES = ("ok", "duplicate", "failed")
 CLIP_STATUSES = ("kept", "rejected", "failed")
@@ -41,6 +45,27 @@ SHORT_LABELS = {
     "text_similarity_tfidf >": "repetitive captions",
     "text_similarity_minilm >": "repetitive captions",
 }
+
+# The rules that are no columns of a policy, by how their reasons begin.
+OTHER_RULES = {
+    "duplicate of ": "duplicate",
+    "shows the same as ": "semantic_similarity",
+    "embeddings not measured": "semantic_similarity",
+    "caption repeated": "max_equal_captions",
+    "caption": "caption_check",
+}
+
+FUNNEL = (
+    Column("unit", pa.string(), "videos | clips: what the row counts"),
+    Column("status", pa.string(), "all, or the status of these videos or clips"),
+    Column("rule", pa.string(), "as in clips.parquet; null where the row is about no rule"),
+    Column("reason", pa.string(), "without measured values and names; null: whatever the reason"),
+    Column(
+        "count", pa.int64(), "those with this first reason; without a reason, all of the status"
+    ),
+    Column("any", pa.int64(), "those that have it among their reasons"),
+    Column("hours", pa.float64(), "length of those in `count`, h; unknown lengths count as 0"),
+)
 
 _LIMIT = re.compile(r"([A-Za-z_]\w*) \S+ ([<>]=?) (.*)", re.S)  # static_share 0.90 > 0.5
 _LENGTH = re.compile(r"\S+ s ([<>]=?) (.*)", re.S)  # 9.3 s < 15 s
@@ -94,6 +119,26 @@ def normalize_reasons(reasons: pa.ChunkedArray) -> pa.ChunkedArray:
         return reasons
     names = pa.array(map(normalize_reason, encoded.dictionary.to_pylist()), pa.string())
     return pa.chunked_array([names.take(encoded.indices)])
+
+
+def rule_of(reason: str) -> str | None:
+    """The rule of a reason: the policy's column, or one of OTHER_RULES; None for an error."""
+    column = "duration_s" if _LENGTH.fullmatch(reason) else reason.partition(" ")[0]
+    if column in RULE_COLUMNS:
+        return column
+    return next((rule for start, rule in OTHER_RULES.items() if reason.startswith(start)), None)
+
+
+def rules_of(reasons: pa.Array) -> pa.Array:
+    """`rule_of` of each reason, or of each in lists; null for null."""
+    if pa.types.is_list(reasons.type):
+        flat = rules_of(reasons.flatten())
+        lengths = pc.fill_null(pc.list_value_length(reasons), 0).to_numpy()
+        offsets = pa.array(np.cumsum([0, *lengths]), pa.int32())
+        return pa.ListArray.from_arrays(offsets, flat, mask=reasons.is_null())
+    encoded = reasons.dictionary_encode()
+    rules = pa.array(map(rule_of, encoded.dictionary.to_pylist()), pa.string())
+    return rules.take(encoded.indices)
 
 
 def short_label(name: str) -> str:
@@ -151,7 +196,17 @@ def _total(column: pa.ChunkedArray) -> int:
 
 
 def _count_reasons(what: str, table: pa.Table, status: str, column: str) -> list[ReasonCount]:
-    """The reasons of the rows of one status, the most frequent first."""
+    """The reasons of the rows of one status, the most frequent first; at most MAX_REASONS."""
+    found = _count_all_reasons(what, table, status, column)
+    if len(found) <= MAX_REASONS:
+        return found
+    rest = found[MAX_REASONS - 1 :]
+    name = f"{len(rest)} other reasons"
+    other = ReasonCount(name, sum(r.first for r in rest), sum(r.any for r in rest))
+    return [*found[: MAX_REASONS - 1], other]
+
+
+def _count_all_reasons(what: str, table: pa.Table, status: str, column: str) -> list[ReasonCount]:
     columns = [column] + [c for c in ("reasons",) if c in table.column_names]
     rows = table.select(columns).filter(pc.equal(table["status"], status))
     if missing := rows[column].null_count:
@@ -164,13 +219,39 @@ def _count_reasons(what: str, table: pa.Table, status: str, column: str) -> list
         pairs = pa.table({"row": pc.list_parent_indices(lists), "reason": names})
         of_any |= _count_values(pairs.group_by(["row", "reason"]).aggregate([])["reason"])
     found = [ReasonCount(name, first.get(name, 0), n) for name, n in of_any.items()]
-    found.sort(key=lambda r: (-r.first, -r.any, r.name))
-    if len(found) <= MAX_REASONS:
-        return found
-    rest = found[MAX_REASONS - 1 :]
-    name = f"{len(rest)} other reasons"
-    other = ReasonCount(name, sum(r.first for r in rest), sum(r.any for r in rest))
-    return [*found[: MAX_REASONS - 1], other]
+    return sorted(found, key=lambda r: (-r.first, -r.any, r.name))
+
+
+def funnel_table(videos: pa.Table, clips: pa.Table) -> pa.Table:
+    """A table of FUNNEL: per unit and status a row for all, then one per reason.
+
+    videos, clips: as `count_rows` takes them, with `duration_s`. Raises Unaccounted.
+    """
+    found: list[dict[str, object]] = []
+    for unit, table, statuses, column in (
+        ("videos", videos, VIDEO_STATUSES, "error"),
+        ("clips", clips, CLIP_STATUSES, "reason"),
+    ):
+        lengths = table.select(["status", column, "duration_s"])
+        found.append(_funnel_row(unit, "all", lengths["duration_s"]))
+        for status in statuses:
+            rows = lengths.filter(pc.equal(lengths["status"], status))
+            found.append(_funnel_row(unit, status, rows["duration_s"]))
+            if status == statuses[0]:  # no reason against these
+                continue
+            names = normalize_reasons(rows[column])
+            for counted in _count_all_reasons(unit, table, status, column):
+                durations_s = rows["duration_s"].filter(pc.equal(names, counted.name))
+                row = _funnel_row(unit, status, durations_s) | {"any": counted.any}
+                rule = rule_of(counted.name) if status == "rejected" else None
+                found.append(row | {"rule": rule, "reason": counted.name})
+    return pa.Table.from_pylist(found, schema=schema(FUNNEL))
+
+
+def _funnel_row(unit: str, status: str, durations_s: pa.ChunkedArray) -> dict[str, object]:
+    hours = round((pc.sum(durations_s).as_py() or 0.0) / 3600, 6)
+    n = len(durations_s)
+    return {"unit": unit, "status": status, "count": n, "any": n, "hours": hours}
 
 
 def _count_values(names: pa.ChunkedArray) -> Counter[str]:

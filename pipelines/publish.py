@@ -62,6 +62,7 @@ def publish(
     out.write_table("clips.parquet", clips)
     out.write_table("videos.parquet", videos)
     out.write_table("stats.parquet", statistics)
+    out.write_table("funnel.parquet", funnel.funnel_table(videos, clips))
     rules = recorded_policy(made["select"]["policy"])
     ranges = {name: rule for name, rule in rules.items() if isinstance(rule, Range)}
     policy = {name: (rule.min, rule.max) for name, rule in ranges.items()}

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
 from curation import records
+from curation.funnel import rules_of
 from curation.ledger import ADDED_LATER, VIDEO_COLUMNS, Ledger, flatten_clips
 from curation.policy import Policy
 from curation.records import CAPTION_SCORES, FIELD_NAMES
@@ -21,9 +22,16 @@ INPUT = "input.parquet"  # the files of the last `score`
 SKIPPED = "skipped.parquet"  # files of its folders that are no videos, by suffix
 SELECTION = "selection.parquet"
 
+_NO_TEXTS = pa.scalar([], pa.list_(pa.string()))
+_ENTRIES = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
+
 # Columns whose meaning in the tables for users differs from that in the ledger.
 PUBLIC_CLIP = (
     records.Column("status", pa.string(), "kept | rejected | failed"),
+    records.Column(
+        "rule", pa.string(), "the first rule that it failed: a column of the policy, or another one"
+    ),
+    records.Column("rules", pa.list_(pa.string()), "the rule of each of `reasons`, in their order"),
     records.Column("shard", pa.string(), "name of the tar that holds it, or null"),
 )
 PUBLIC_VIDEO = (
@@ -130,6 +138,8 @@ def make_clips_table(
         "status": pc.if_else(failed, "failed", chosen["status"]),
         "reason": reason,
         "reasons": pc.coalesce(pa.array(reasons, pa.list_(pa.string())), chosen["reasons"]),
+        "rule": rules_of(pc.if_else(failed, None, chosen["reason"]).combine_chunks()),
+        "rules": rules_of(pc.if_else(failed, _NO_TEXTS, chosen["reasons"]).combine_chunks()),
     }
     for name in records.SCORE_NAMES:
         columns[name] = clips[name]
@@ -143,8 +153,24 @@ def make_clips_table(
     measured = ("take", "duration_s", "num_frames", "width", "height", "fps", *records.TAG_NAMES)
     for name in (*measured, "prefilter", "null_reasons", "segments"):
         columns[name] = clips[name]
+    columns["null_reasons"] = _null_reasons_of_nulls(columns)
     known = (*PUBLIC_CLIP, *records.CLIP, *records.SELECTION, *records.CAPTION, *records.VIDEO)
     return records.described(pa.table(columns), known)
+
+
+def _null_reasons_of_nulls(columns: dict[str, pa.ChunkedArray]) -> pa.MapArray:
+    """`null_reasons` without those of scores that were measured later, as captions are."""
+    known = columns["null_reasons"].combine_chunks()
+    entries = known.cast(_ENTRIES)  # pyarrow has no list kernels for maps
+    rows = pc.list_parent_indices(entries).to_numpy()
+    names, reasons = pc.list_flatten(entries).flatten()
+    is_null = np.ones(len(rows), bool)
+    for score in records.SCORE_NAMES:
+        entry = np.flatnonzero(pc.equal(names, score))
+        is_null[entry] = pc.is_null(columns[score].take(pa.array(rows[entry]))).to_numpy()
+    offsets = np.cumsum([0, *np.bincount(rows[is_null], minlength=len(known))])
+    names, reasons = names.filter(pa.array(is_null)), reasons.filter(pa.array(is_null))
+    return pa.MapArray.from_arrays(pa.array(offsets, pa.int32()), names, reasons)
 
 
 def _field_null_reasons(captions: pa.Table) -> pa.ChunkedArray:

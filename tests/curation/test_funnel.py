@@ -7,9 +7,13 @@ from curation.funnel import (
     Unaccounted,
     count_rows,
     format_funnel,
+    funnel_table,
     normalize_reason,
+    rule_of,
+    rules_of,
     short_label,
 )
+from curation.policy import RULE_COLUMNS, TYPES, Policy, Range, Values, decide
 
 
 def clips_of(*rows: tuple[str, list[str]]) -> pa.Table:
@@ -151,3 +155,56 @@ def test_hundreds_of_different_errors_are_listed_as_twenty_lines_with_the_same_s
 def test_reason_has_a_name_without_values_and_a_short_label(reason, name, label):
     assert normalize_reason(reason) == name
     assert short_label(name) == label
+
+
+@pytest.mark.parametrize("measured", [True, False])
+@pytest.mark.parametrize("name", RULE_COLUMNS)
+def test_every_reason_of_a_policy_names_its_rule(name, measured):
+    low, high, value = {
+        pa.bool_(): (Values(False), Values(False), True),
+        pa.string(): (Values("bt709 > 3 s"), Values("bt709"), "9.3 s < 15 s"),
+    }.get(TYPES[name], (Range(min=15), Range(max=1), 7))
+    for rule in (low, high):
+        [reason] = decide({name: value if measured else None}, Policy({name: rule}))
+        assert rule_of(reason) == rule_of(normalize_reason(reason)) == name
+
+
+@pytest.mark.parametrize(
+    ("reason", "rule"),
+    [
+        ("duplicate of 00ff17", "duplicate"),
+        ("shows the same as 00ff17", "semantic_similarity"),
+        ("embeddings not measured", "semantic_similarity"),
+        ("caption repeated: on 25 clips", "max_equal_captions"),
+        ("caption mentions instructions: 'static_share 0.9 > 0.5'", "caption_check"),
+        ("export failed: no space", None),
+    ],
+)
+def test_reasons_that_are_no_thresholds_have_rules_too(reason, rule):
+    assert rule_of(reason) == rule_of(normalize_reason(reason)) == rule
+
+
+def test_rules_of_lists_keep_order_empty_lists_and_nulls_also_of_a_slice():
+    lists = pa.array([["x"], ["9.3 s < 15 s", "static_share 0.90 > 0.5"], [], None])
+    expected = [["duration_s", "static_share"], [], None]
+    assert rules_of(lists.slice(1)).to_pylist() == expected
+
+
+def test_table_of_the_funnel_adds_up_with_hours_and_sums_no_reason_into_others():
+    errors = [("failed", [chr(97 + i // 26) + chr(97 + i % 26)]) for i in range(30)]
+    clips = pa.concat_tables([CLIPS, clips_of(*errors)])
+    clips = clips.append_column("duration_s", pa.array([3600.0] * 7 + [None] * 31))
+    videos = videos_of(("ok", None, 38)).append_column("duration_s", pa.array([7200.0]))
+    rows = funnel_table(videos, clips).to_pylist()
+    assert next((r["count"], r["hours"]) for r in rows if r["unit"] == "videos") == (1, 2.0)
+    totals = {r["status"]: r for r in rows if r["unit"] == "clips" and r["reason"] is None}
+    assert totals["all"]["count"] == 38
+    assert [totals[s]["count"] for s in ("kept", "rejected", "failed")] == [2, 5, 31]
+    for status in ("rejected", "failed"):
+        of_status = [r for r in rows if r["status"] == status and r["reason"]]
+        of_clips = [r for r in of_status if r["unit"] == "clips"]
+        assert sum(r["count"] for r in of_clips) == totals[status]["count"]
+        assert sum(r["hours"] for r in of_clips) == totals[status]["hours"]
+        assert len(of_clips) == {"rejected": 4, "failed": 31}[status]
+    [blurry] = [r for r in rows if r["reason"] == "sharpness < 60"]
+    assert (blurry["rule"], blurry["count"], blurry["any"]) == ("sharpness", 1, 2)

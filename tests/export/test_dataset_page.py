@@ -6,6 +6,7 @@ import re
 import pyarrow as pa
 import pytest
 
+from curation.funnel import FUNNEL
 from curation.ledger import flatten_clips
 from curation.records import CAPTION, SEGMENT, SELECTION, SHARD, VIDEO, schema
 from pipelines.tables import make_clips_table, make_videos_table
@@ -41,6 +42,7 @@ def named_columns(page: str, start: str) -> list[str]:
         (DATASET, "An entry of `segments`", [field.name for field in SEGMENT]),
         (DATASET, "### videos.parquet", make_videos_table(empty(VIDEO)).schema.names),
         (DATASET, "### shards.parquet", schema(SHARD).names),
+        (REPORT, "## funnel.parquet", schema(FUNNEL).names),
         (REPORT, "## stats.parquet", schema(STATS).names),
     ],
 )

@@ -91,7 +91,8 @@ def test_every_input_file_is_one_row_with_its_status(dataset):
 
 def test_tables_have_the_documented_columns(dataset):
     clips = pq.read_schema(dataset.out / "clips.parquet")
-    start = ["clip_id", "video", "start_s", "end_s", "status", "reason", "reasons"]
+    start = ["clip_id", "video", "start_s", "end_s", "status"]
+    start += ["reason", "reasons", "rule", "rules"]
     end = ["caption", "sub_captions", "captioner", "field_null_reasons", "split", "shard"]
     assert clips.names[: len(start) + len(records.SCORE_NAMES) + len(end)] == [
         *(*start, *records.SCORE_NAMES, *end)
@@ -101,8 +102,8 @@ def test_tables_have_the_documented_columns(dataset):
     assert all(clips.field(c.name).type == c.type for c in records.SCORES)
     assert clips.field("motion_dis").metadata[b"what"].startswith(b"mean DIS optical flow")
     videos = pq.read_schema(dataset.out / "videos.parquet")
-    wanted = "video status error duration_s width height fps codec cuts_s gradual takes clips"
-    assert videos.names[:12] == wanted.split()
+    wanted = "video status error duration_s width height fps codec interlaced transfer"
+    assert videos.names[:14] == [*wanted.split(), "cuts_s", "gradual", "takes", "clips"]
     assert videos.field("gradual").type == pa.list_(records.SPAN)
     assert videos.field("cuts_s").type == pa.list_(pa.float64())
 
@@ -122,7 +123,24 @@ def test_kept_clips_have_five_sub_captions_and_a_shard_and_other_clips_have_none
         assert (dataset.out / "shards" / row["shard"]).exists()
     for row in rows:  # every null has a reason
         null = [name for name in records.SCORE_NAMES if row[name] is None]
-        assert set(null) - set(dict(row["null_reasons"])) == set()
+        assert set(dict(row["null_reasons"])) & set(records.SCORE_NAMES) == set(null)
+
+
+def test_rejections_are_grouped_by_rule_and_the_funnel_is_a_table_with_hours(dataset):
+    clips = pd.read_parquet(dataset.out / "clips.parquet")
+    by_rule = clips[clips.status == "rejected"].groupby("rule").size()
+    assert dict(by_rule) == {"duration_s": 1, "static_share": 1}
+    assert clips[clips.status == "kept"].rule.isna().all()
+    assert all(len(row.rules) == len(row.reasons) for row in clips.itertuples())
+    funnel = pd.read_parquet(dataset.out / "funnel.parquet")
+    of_clips = funnel[funnel.unit == "clips"]
+    assert list(of_clips[of_clips.status == "all"]["count"]) == [6]
+    rejected = of_clips[(of_clips.status == "rejected") & of_clips.reason.notna()]
+    first = rejected[rejected["count"] > 0]  # others are reasons of clips that have an earlier one
+    assert dict(zip(first.rule, first["count"], strict=True)) == dict(by_rule)
+    assert (rejected["any"] > 0).all()
+    [kept_hours] = of_clips[of_clips.status == "kept"].hours
+    assert kept_hours == pytest.approx(clips[clips.status == "kept"].duration_s.sum() / 3600)
 
 
 def test_pandas_reads_the_clips_with_their_lists_and_maps(dataset):
