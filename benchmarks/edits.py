@@ -385,11 +385,65 @@ def _captions(frames: Frames, at: list[int], rng: np.random.Generator) -> Frames
 
 
 def _flashes(frames: Frames, at: list[int], rng: np.random.Generator) -> Frames:
-    """A lamp or a photographer: one to three frames brighter, the picture as before."""
+    """A lamp or a photographer: one to three frames brighter, the picture as before.
+
+    A rolling shutter starts and ends the flash within a frame, so that a part of it is lit.
+    """
     for start in at:
-        for frame in frames[start : start + int(rng.integers(1, 4))]:
-            frame[:] = _mix(frame, np.full_like(frame, 255), rng.uniform(0.4, 0.95))
+        lit = frames[start : start + int(rng.integers(1, 4))]
+        border = int(rng.integers(1, HEIGHT)) if rng.random() < 0.5 else 0
+        for number, frame in enumerate(lit):
+            part = frame[border:] if number == 0 else frame
+            part[:] = _mix(part, np.full_like(part, 255), rng.uniform(0.4, 0.95))
+        if border and start + len(lit) < len(frames):
+            part = frames[start + len(lit)][:border]
+            part[:] = _mix(part, np.full_like(part, 255), rng.uniform(0.4, 0.95))
     return frames
+
+
+def _beams(frames: Frames, at: list[int], rng: np.random.Generator) -> Frames:
+    """Small lamps that flash, and beams of light that sweep over the picture."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
+    for start in at:
+        colour = rng.uniform(120, 255, 3).astype(np.float32)
+        angle, spin = rng.uniform(0, np.pi), rng.uniform(-0.5, 0.5)
+        centre, width = rng.uniform(0, 1, 2) * (WIDTH, HEIGHT), rng.uniform(8, 45)
+        is_lamp, shown = rng.random() < 0.5, int(rng.integers(1, 16))
+        for number, frame in enumerate(frames[start : start + shown]):
+            turned = angle + number * spin
+            if is_lamp:
+                apart = np.hypot(x - centre[0], y - centre[1])
+            else:
+                apart = abs((x - centre[0]) * np.sin(turned) - (y - centre[1]) * np.cos(turned))
+            light = np.exp(-((apart / width) ** 2))[:, :, None] * colour
+            frame[:] = np.clip(frame + light, 0, 255)
+    return frames
+
+
+def _swing(frames: Frames, at: list[int], rng: np.random.Generator) -> Frames:
+    """The camera swings or zooms fast to another part of the same scene, and often back."""
+    offset, near = np.zeros((len(frames), 2)), np.ones(len(frames))
+    for start in at:
+        length = int(rng.integers(4, 40))
+        ramp = 0.5 - 0.5 * np.cos(np.linspace(0, np.pi, length))
+        if rng.random() < 0.6:
+            ramp = np.sin(np.linspace(0, np.pi, length))
+        goal = rng.uniform(-1, 1, 2) * (1.2 * WIDTH, 0.3 * HEIGHT)
+        part = slice(start, start + length)
+        offset[part] += ramp[: len(offset[part]), None] * goal
+        offset[start + length :] += ramp[-1] * goal
+        if rng.random() < 0.4:
+            near[part] += ramp[: len(near[part])] * rng.uniform(0.2, 1.2)
+            near[start + length :] += (near[min(start + length, len(near)) - 1] - 1) * 1.0
+    found = []
+    for number, frame in enumerate(frames):
+        speed = offset[number] - offset[max(0, number - 1)]
+        matrix = cv2.getRotationMatrix2D((WIDTH / 2, HEIGHT / 2), 0, float(near[number]))
+        matrix[:, 2] -= offset[number]
+        moved = cv2.warpAffine(frame, matrix, (WIDTH, HEIGHT), borderMode=cv2.BORDER_REFLECT_101)
+        blur = max(1, int(abs(speed[0]) / 2)), max(1, int(abs(speed[1]) / 2))
+        found.append(cv2.blur(moved, blur) if max(blur) > 1 else moved)
+    return found
 
 
 def _light_switch(frames: Frames, at: list[int], rng: np.random.Generator) -> Frames:
@@ -442,6 +496,8 @@ NEGATIVES: dict[str, Callable[[Frames, list[int], np.random.Generator], Frames]]
     "no_transition": _nothing,
     "captions": _captions,
     "flashes": _flashes,
+    "beams": _beams,
+    "swing": _swing,
     "light_switch": _light_switch,
     "passing_object": _passing_object,
     "slow_light": _slow_light,

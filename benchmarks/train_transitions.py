@@ -124,15 +124,14 @@ def label_windows(
     return numbers, classes
 
 
-def one_film(job: tuple[int, list[Take]]) -> dict[str, Any]:
-    """Draws and measures a film under random conditions."""
-    number, takes = job
+def draw_film(number: int, takes: list[Take], path: Path) -> tuple[str, list[Transition]]:
+    """Writes a film of a random kind under random conditions; its name and its transitions."""
     rng = np.random.default_rng([17, number])
     kinds, negatives = list(edits.KINDS), list(edits.NEGATIVES)
     drawn = rng.random()
     kind = "cut" if drawn < 0.14 else "jump_cut" if drawn < 0.34 else ""
     if not kind:
-        kind = str(rng.choice(kinds[2:] if drawn < 0.74 else negatives))
+        kind = str(rng.choice(kinds[2:] if drawn < 0.7 else negatives))
     view = str(rng.choice(["static", *edits.VIEWS], p=[0.42, 0.2, 0.12, 0.18, 0.08]))
     footage = edits.Footage(takes, rng)
     footage.drawn = bool(rng.random() < DRAWN)
@@ -153,14 +152,21 @@ def one_film(job: tuple[int, list[Take]]) -> dict[str, Any]:
         conditions.append(pattern)
     low = rng.random() < 0.2
     conditions += ["low_bit_rate"] if low else []
-    fps = int(rng.choice([24, 25, 30]))
+    edits.encode(path, frames, int(rng.choice([24, 25, 30])), "low_bit_rate" if low else "")
+    return f"{kind}|{'+'.join(conditions)}", transitions
+
+
+def one_film(job: tuple[int, list[Take]]) -> dict[str, Any]:
+    """Draws and measures a film."""
+    number, takes = job
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
-        edits.encode(path, frames, fps, "low_bit_rate" if low else "")
+        name, transitions = draw_film(number, takes, path)
         recorder, times = measure(path)
     hard, gradual, unclear = known_times(transitions, times)
+    rng = np.random.default_rng([18, number])
     return {
-        "name": f"{kind}|{'+'.join(conditions)}",
+        "name": name,
         "pairs": _choose(recorder.pairs, *label_pairs(recorder, hard, [*gradual, *unclear]), rng),
         "windows": _choose(recorder.spans, *label_windows(recorder, hard, gradual, unclear), rng),
     }

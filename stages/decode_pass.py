@@ -43,6 +43,12 @@ from stages.meters.motion import Motion
 from stages.meters.overlay import Overlay
 from stages.shots.detector import Detector
 from stages.shots.learned import LearnedDetector
+from stages.shots.pyscenedetect import (
+    AdaptiveDetector,
+    ContentDetector,
+    HashDetector,
+    HistogramDetector,
+)
 from stages.shots.residual import ResidualDetector
 from stages.shots.takes import TIME_TOLERANCE_S, find_takes, place_clips
 from stages.shots.transnet import TransNetDetector
@@ -72,6 +78,10 @@ class DecodePass(Stage):
     residual: ResidualDetector = field(default_factory=ResidualDetector)
     learned: LearnedDetector = field(default_factory=LearnedDetector)
     transnet: TransNetDetector = field(default_factory=TransNetDetector)
+    content: ContentDetector = field(default_factory=ContentDetector)
+    adaptive: AdaptiveDetector = field(default_factory=AdaptiveDetector)
+    hash: HashDetector = field(default_factory=HashDetector)
+    histogram: HistogramDetector = field(default_factory=HistogramDetector)
     motion: Motion = field(default_factory=Motion)
     light: Light = field(default_factory=Light)
     freeze: Freeze = field(default_factory=Freeze)

@@ -21,6 +21,7 @@ from annotated_types import Ge, Le
 from curation.video.frames import Planes, VideoInfo
 from stages.shots import cut_features, window_features
 from stages.shots.boosted_trees import BoostedTrees
+from stages.shots.change import SmallFrame
 from stages.shots.cut_features import CutFeatures
 from stages.shots.detector import Detector, Transitions
 from stages.shots.frame_view import FrameView, same_picture
@@ -65,16 +66,18 @@ class LearnedDetector(Detector):
         self._windows: list[Window] = []
 
     def process_frame(self, t_s: float, frame: Planes) -> None:
-        view = FrameView(t_s, frame)
+        self.add(FrameView(t_s, frame))
+
+    def add(self, view: FrameView) -> None:
         last = self._pictures[-1] if self._pictures else None
         if last is not None and last.small.luma.shape != view.small.luma.shape:
             size = last.small.luma.shape[::-1]  # the stream changes its size midway
-            view = FrameView(t_s, Planes(cv2.resize(frame.y, size), chroma=frame.chroma))
+            view.small = SmallFrame(view.t_s, cv2.resize(view.small.luma, size))
         if last is None or not same_picture(last, view):
             self._pictures.append(view)
             if len(self._pictures) - self._next >= BATCH + cut_features.REACH:
                 self._decide_pairs(self._next + BATCH)
-        if not self._samples or t_s - self._samples[-1].t_s >= SAMPLE_S:
+        if not self._samples or view.t_s - self._samples[-1].t_s >= SAMPLE_S:
             self._samples.append(view)
             self._add_windows()
 
