@@ -32,8 +32,7 @@ from benchmarks.footage import Take, single_takes
 
 WIDTH, HEIGHT = 320, 180  # px, of a film
 WIDE, HIGH = 400, 226  # px, of the footage: room for a virtual camera
-PIECE = 75  # frames between two transitions
-TRANSITIONS = 3  # per film
+VARIATION = 20  # frames, by which the distance of two transitions varies
 Frames = list[np.ndarray]  # (HEIGHT, WIDTH, 3) BGR uint8 each
 
 
@@ -75,7 +74,7 @@ def drawn_take(rng: np.random.Generator) -> Frames:
         image += cv2.resize(noise.astype(np.float32), size[::-1]) * octave**0.5
     image = rng.uniform(70, 160) + image * rng.uniform(4, 14)
     ground = np.clip(image, 0, 255).astype(np.uint8)
-    velocity = rng.uniform(-0.4, 0.4, 2)
+    velocity = rng.uniform(-0.4, 0.4, 2) * (rng.random() < 0.6)
     boxes = [
         (rng.uniform(0, 250, 2), rng.uniform(-2.5, 2.5, 2), rng.integers(20, 60, 2))
         for _ in range(int(rng.integers(1, 4)))
@@ -98,8 +97,12 @@ def drawn_take(rng: np.random.Generator) -> Frames:
 class Footage:
     """The takes of one half, read once each, and pieces of them under a virtual camera."""
 
-    def __init__(self, takes: list[Take], rng: np.random.Generator) -> None:
+    def __init__(
+        self, takes: list[Take], rng: np.random.Generator, transitions: int = 3, piece: int = 75
+    ) -> None:
+        """transitions: of a film. piece: frames between two of them, about."""
         self._takes, self._rng, self._last = takes, rng, ""
+        self.transitions, self.piece = transitions, piece
         self.drawn = False  # drawn scenes in place of the takes
 
     def take(self) -> Frames:
@@ -112,25 +115,30 @@ class Footage:
         return _read(take)
 
     def pieces(self, kind: str, condition: str) -> list[Frames]:
-        """TRANSITIONS + 1 pieces of PIECE + 270 frames; of one camera for jump cuts."""
-        length = PIECE + 270
+        """Pieces for a film, longer than it shows of them; of one camera for jump cuts. One piece,
+        as long as the film, where nothing is joined."""
         same = kind in ("jump_cut", "dissolve_same_place") or kind in NEGATIVES
         found: list[Frames] = []
         source = self.take()
         if kind in NEGATIVES:  # one piece long enough for the whole film
-            whole = _loop(source, 0, (TRANSITIONS + 1) * PIECE + 130)
+            whole = _loop(source, 0, (self.transitions + 1) * self.piece)
             view = VIEWS.get(condition, _steady)(whole, self._rng)
             return [view]
+        length = self.piece + VARIATION + 2 * KINDS[kind][1]
         camera = int(self._rng.integers(1 << 30))
-        for number in range(TRANSITIONS + 1):
+        for number in range(self.transitions + 1):
             if not same:
                 source = self.take()
-            start = number * len(source) // (TRANSITIONS + 1) if same else 0
+            start = int(self._rng.integers(len(source))) if same else 0
             view = VIEWS.get(condition, _steady)
             if condition == "screen" and number % 2:  # from the desktop to footage and back
                 view = _steady
             # the same camera and background on both sides of a jump cut
             rng = np.random.default_rng(camera) if same else self._rng
+            if kind == "fade_plain" and number % 2:  # each second piece is black, white or grey
+                level = int(self._rng.choice([0, 0, 16, 255, 128]))
+                found.append([np.full((HEIGHT, WIDTH, 3), level, np.uint8)] * length)
+                continue
             piece = _loop(source, start, length)
             if same and condition == "plain_background":
                 found.append(_before_plain(piece, rng, shift=number))
@@ -227,7 +235,20 @@ def _screen(frames: Frames, rng: np.random.Generator) -> Frames:
     return found
 
 
+def _still(frames: Frames, rng: np.random.Generator) -> Frames:
+    """A photograph: the same frame all the time, or one that the camera slowly approaches."""
+    zoom = rng.uniform(0, 0.002) * (rng.random() < 0.5)
+    found = []
+    for number in range(len(frames)):
+        matrix = cv2.getRotationMatrix2D((WIDE / 2, HIGH / 2), 0, 1 + zoom * number)
+        matrix[:, 2] -= 40, 23
+        moved = cv2.warpAffine(frames[0], matrix, (WIDTH, HEIGHT), borderMode=cv2.BORDER_REFLECT)
+        found.append(moved)
+    return found
+
+
 VIEWS: dict[str, Callable[[Frames, np.random.Generator], Frames]] = {
+    "still": _still,
     "handheld": _handheld,
     "fast_pan": _fast_pan,
     "plain_background": _before_plain,
@@ -350,6 +371,7 @@ def _none(a: Frames, b: Frames, rng: np.random.Generator) -> Frames:
 KINDS: dict[str, tuple[int, int, Callable[[Frames, Frames, np.random.Generator], Frames]]] = {
     "cut": (0, 0, _none),
     "jump_cut": (0, 0, _none),
+    "quick_cuts": (0, 0, _none),
     "dissolve_3_6": (3, 6, _dissolve),
     "dissolve_8_16": (8, 16, _dissolve),
     "dissolve_24_60": (24, 60, _dissolve),
@@ -357,6 +379,7 @@ KINDS: dict[str, tuple[int, int, Callable[[Frames, Frames, np.random.Generator],
     "dissolve_same_place": (10, 40, _dissolve),
     "fade_black_2_8": (4, 16, _fade_through(0)),
     "fade_black_12_30": (24, 60, _fade_through(0)),
+    "fade_plain": (6, 70, _dissolve),
     "fade_white": (6, 50, _fade_through(255)),
     "wipe": (8, 30, _masked(_wipe_area)),
     "push": (8, 30, _push),
@@ -567,18 +590,25 @@ CONDITIONS = ("static", *VIEWS, *FILTERS, *REPEATS, "low_bit_rate")
 def draw(footage: Footage, kind: str, condition: str, rng: np.random.Generator) -> tuple:
     """(frames, transitions) of one film."""
     pieces = footage.pieces(kind, condition)
+    count, distance = footage.transitions, footage.piece
     frames: Frames = []
     transitions: list[Transition] = []
+
+    def vary(length: int) -> int:
+        return length + int(rng.integers(-VARIATION, VARIATION))
+
     if kind in NEGATIVES:
-        frames = [f.copy() for f in pieces[0][: (TRANSITIONS + 1) * PIECE]]
-        places = [PIECE * (i + 1) + int(rng.integers(-20, 20)) for i in range(TRANSITIONS)]
+        frames = [f.copy() for f in pieces[0]]
+        places = sorted(vary(distance * (i + 1)) for i in range(count))
         frames = NEGATIVES[kind](frames, places, rng)
     else:
         least, most, join = KINDS[kind]
         used = 0  # frames of the present piece that the last transition has shown
-        for number in range(TRANSITIONS):
+        for number in range(count):
             length = int(rng.integers(least, most + 1))
-            stop = used + PIECE + int(rng.integers(-20, 20))
+            stop = used + vary(distance)
+            if kind == "quick_cuts" and number:
+                stop = used + int(rng.integers(3, 15))
             a, b = pieces[number], pieces[number + 1]
             frames += [f.copy() for f in a[used:stop]]
             first = len(frames)
@@ -586,7 +616,7 @@ def draw(footage: Footage, kind: str, condition: str, rng: np.random.Generator) 
             seen = _differ(a[stop - 1], b[length])
             transitions.append(Transition(first, len(frames) - 1, kind if seen else "unseen"))
             used = length
-        frames += [f.copy() for f in pieces[-1][used : used + PIECE]]
+        frames += [f.copy() for f in pieces[-1][used : used + distance]]
     if condition in FILTERS:
         frames = FILTERS[condition](frames, rng)
     if condition in REPEATS:
@@ -614,13 +644,15 @@ def _differ(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.mean(apart > 12) > 0.02)
 
 
-def encode(path: Path, frames: Frames, fps: int, condition: str) -> None:
-    """H.264; at a low bit rate with key frames 48 apart, whose quality jumps."""
-    low = condition == "low_bit_rate"
+def encode(path: Path, frames: Frames, fps: int, condition: str, rng: np.random.Generator) -> None:
+    """H.264; at a low bit rate the quality jumps at each key frame."""
+    options = {"crf": "21", "g": "48", "preset": "veryfast"}
+    if condition == "low_bit_rate":
+        options |= {"crf": str(rng.integers(36, 48)), "g": str(rng.choice([30, 48, 60, 250]))}
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps))
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        stream.options = {"crf": "40" if low else "21", "g": "48", "preset": "veryfast"}
+        stream.options = options
         stream.codec_context.thread_count = 1
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "bgr24")))
@@ -641,7 +673,7 @@ def films(out: Path, half: str, seed: int, count: int) -> Iterator[Film]:
                 frames, transitions = draw(footage, kind, condition, rng)
                 fps = int(rng.choice([24, 25, 30]))
                 path = out / f"{name}.mp4"
-                encode(path, frames, fps, condition)
+                encode(path, frames, fps, condition, rng)
                 yield Film(path.name, kind, condition, fps, len(frames), transitions)
 
 

@@ -289,7 +289,7 @@ def measure_decode_pass(folder: Path) -> None:
     path = video_files.draw(
         folder / "drawn.mp4", picture=frame_at, frames=600, width=1280, height=720, fps=25.0
     )
-    for detector, gpus in (("residual", 0.05), ("transnet", 0.05)):
+    for detector, gpus in (("learned", 0.05), ("transnet", 0.05)):
         decode = DecodePass(detector=detector, transnet=transnet.TransNetDetector(gpus=gpus))
         work = StageSequence([decode], RunContext(str(folder / "ledger-transnet")))
         with Isolated(work.run, work.setup, memory_gib=4.0, timeout_s=120) as child:

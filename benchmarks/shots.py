@@ -1,12 +1,16 @@
-"""Precision and recall of cuts and transitions on the labelled videos, also of other detectors.
+"""How well cuts and gradual transitions are found, by all detectors in one run.
 
-    python -m benchmarks.shots [--transnet] [--edited] [--sweep] [--compressed]
+    python -m benchmarks.shots [--real | --edits | --compressed] [--half figures] [--films 1]
+                               [--detectors learned content …] [--errors]
 
-Reads the labelled videos at LONGTAKE_VIDEOS (default ../shared/videos). All detectors
-get the same decoded frames, about 320 px wide. CPU is a detector's own seconds divided by those of
-decoding. A cut is found if a detector reports one within 0.15 s, a gradual transition if the
-intervals overlap or are at most 0.3 s apart. A hard cut that a detector reports within a gradual
-transition counts as that transition, because PySceneDetect reports cuts only.
+Without a choice: the labelled videos (LONGTAKE_VIDEOS). --real: the videos of benchmarks/labels
+that lie in LONGTAKE_LABELLED. --edits: films with exactly known transitions (benchmarks/edits.py).
+--compressed: takes, and films edited from them, at low bit rates (benchmarks/shots_compressed.py).
+
+A hard cut is found by a cut within CUT_TOLERANCE frames or by a gradual transition around it; a
+gradual transition by anything in it or within GRADUAL_TOLERANCE frames of it. What is found outside
+all of these is false; in spans that the labels call uncertain nothing counts. Rates have 95 %
+Wilson intervals. CPU is a detector's own time over that of decoding.
 """
 
 from __future__ import annotations
@@ -14,305 +18,262 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from fractions import Fraction
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
 
-from benchmarks.labelled_videos import LabelledVideo, Labels, Span, edited_videos, read_labels
-from benchmarks.shots_compressed import ENCODINGS, compressed_videos
+from benchmarks import edits
+from benchmarks.labelled_videos import read_labels
+from benchmarks.real_videos import MIN_TAKE_S, present, real_videos
+from benchmarks.shots_compressed import compressed_videos
 from curation.stage import BadVideo
-from curation.video.frames import Planes, VideoInfo
-from curation.video.planes import bgr_image
+from curation.video.planes import chroma_image
 from curation.video.reader import Reader
-from stages.shots import residual
-from stages.shots import transnet as transnet_stage
-from stages.shots.transnet import TransNetDetector
+from stages.decode_pass import DecodePass
+from stages.shots.detector import Detector, Transitions
 from tests.support.paths import VIDEOS
 
-Found = tuple[list[float], list[Span]]  # hard cuts, gradual transitions
-Detect = Callable[[LabelledVideo], tuple[Found, float]]  # and its CPU seconds
-CUT_TOLERANCE_S, GRADUAL_TOLERANCE_S = 0.15, 0.3
-CONFIRM_FRAMES = 3  # on both sides of a cut that TransNetV2 confirms
+CUT_TOLERANCE = 2  # frames
+GRADUAL_TOLERANCE = 4
+DEFAULT_DETECTORS = ("learned", "content", "adaptive", "hash", "histogram")
 
 
-def read_video(path: Path, labels: Labels) -> LabelledVideo | None:
-    """All readable frames; None if there are none."""
-    times_s: list[float] = []
-    planes: list[Planes] = []
-    colour_s = 0.0  # for the colour frames of other detectors, which is not decoding
-    start = time.process_time()
-    try:
-        with Reader(str(path)) as reader:
-            for t_s, frame in reader.frames():
-                times_s.append(t_s)
-                before = time.process_time()
-                # the small frame replaces the decoder's, because few of those fit in memory
-                planes.append(Planes(frame.y, bgr_image(frame, 320)))
-                colour_s += time.process_time() - before
-    except BadVideo as error:
-        print(f"{path.name}: {error}")
-    decode_s = time.process_time() - start - colour_s
-    return LabelledVideo(labels, np.array(times_s), planes, decode_s) if planes else None
+@dataclass
+class Case:
+    """A file and what is true of it: numbers of frames, or seconds where `in_seconds`."""
+
+    path: Path
+    group: str  # what it is counted under, in addition to all
+    cuts: dict[float, str]  # the first frame after each -> its kind
+    gradual: list[tuple[float, float, str]]  # first and last frame, kind
+    takes: list[tuple[float, float]]
+    uncertain: list[tuple[float, float]] = field(default_factory=list)
+    in_seconds: bool = False
 
 
-def detect_ours(video: LabelledVideo) -> tuple[Found, float]:
-    start = time.process_time()
-    detector = residual.ResidualDetector()
-    detector.start(VideoInfo(1280, 720, 25.0, 320, 180))
-    for t_s, frame in zip(video.times_s, video.planes, strict=True):
-        detector.process_frame(float(t_s), frame)
-    found = detector.transitions()
-    return (found.cuts_s, found.gradual), time.process_time() - start
+@dataclass
+class Tally:
+    found: dict[str, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
+    false_cuts: int = 0
+    false_gradual: int = 0
+    false_in_takes: int = 0
+    own_s: float = 0.0
+    errors: list[str] = field(default_factory=list)  # one line per false or missed transition
 
 
-def pyscenedetect(name: str) -> Detect:
-    """ContentDetector, AdaptiveDetector or HashDetector with its defaults."""
-
-    def detect(video: LabelledVideo) -> tuple[Found, float]:
-        import scenedetect
-
-        detector = getattr(scenedetect, name)()
-        images = [to_bgr(frame) for frame in video.planes]
-        start = time.process_time()
-        rate = Fraction(30)  # frame numbers, which are converted to the video's times below
-        stamps = [scenedetect.FrameTimecode(i, rate) for i in range(len(images))]
-        cuts = [
-            cut
-            for stamp, image in zip(stamps, images, strict=True)
-            for cut in detector.process_frame(stamp, image)
-        ]
-        cuts += detector.post_process(stamps[-1])
-        cpu_s = time.process_time() - start
-        return ([float(video.times_s[cut.frame_num]) for cut in cuts], []), cpu_s
-
-    return detect
+# ---------------------------------------------------------------- cases
 
 
-def transnet(min_probability: float | None = None) -> Detect:
-    """TransNetV2 as `score.decode.detector=transnet` runs it, on the CPU.
-
-    min_probability: instead, our cuts near which TransNetV2's probability is at least this.
-    """
-    import torch
-
-    torch.set_num_threads(1)
-    detector = TransNetDetector(gpus=0)
-    detector.setup()
-
-    def detect(video: LabelledVideo) -> tuple[Found, float]:
-        size = (transnet_stage.WIDTH_PX, transnet_stage.HEIGHT_PX)
-        images = [cv2.resize(to_bgr(p), size, interpolation=cv2.INTER_AREA) for p in video.planes]
-        start = time.process_time()
-        if video.labels.name not in probabilities:
-            detector.start(VideoInfo(1280, 720, 25.0, 320, 180))
-            for t_s, image in zip(video.times_s, images, strict=True):
-                detector.process_image(float(t_s), image[:, :, ::-1])
-            probabilities[video.labels.name] = detector.probabilities()
-        probability = probabilities[video.labels.name]
-        if min_probability is None:
-            found = transnet_stage.transitions_of(probability, video.times_s)
-            return (found.cuts_s, found.gradual), time.process_time() - start
-        (cuts_s, gradual), _ = detect_ours(video)
-        frames = np.searchsorted(video.times_s, cuts_s)
-        near = [probability[max(0, i - CONFIRM_FRAMES) : i + CONFIRM_FRAMES].max() for i in frames]
-        confirmed = [t_s for t_s, most in zip(cuts_s, near, strict=True) if most >= min_probability]
-        return (confirmed, gradual), time.process_time() - start
-
-    return detect
+def labelled_cases() -> Iterator[Case]:
+    for path, labels in read_labels(VIDEOS):
+        gradual = [(a, b, "gradual") for a, b in labels.gradual]
+        yield Case(path, "labelled", labels.cuts, gradual, labels.takes, in_seconds=True)
 
 
-probabilities: dict[str, np.ndarray] = {}  # of a video's frames, by its name: computed once
+def real_cases(half: str) -> Iterator[Case]:
+    for path, video in present(real_videos(half)):
+        takes = [t for t in video.one_view_takes if t[1] - t[0] >= MIN_TAKE_S * video.fps]
+        yield Case(
+            path,
+            video.kind,
+            {cut["frame"]: cut["kind"] for cut in video.cuts},
+            [(span["first"], span["last"], span["kind"]) for span in video.gradual],
+            [(first, end - 1) for first, end in takes],
+            [(span["first"], span["last"]) for span in video.uncertain],
+        )
 
 
-def to_bgr(frame: Planes) -> np.ndarray:
-    """(h, w, 3) uint8; edited videos are grey."""
-    if frame.source is None:
-        return cv2.cvtColor(frame.y, cv2.COLOR_GRAY2BGR)
-    return frame.source
+def edited_cases(half: str, films: int) -> Iterator[Case]:
+    with TemporaryDirectory() as folder:
+        for film in edits.films(Path(folder), half, seed=1, count=films):
+            path = Path(folder) / film.file
+            case = Case(path, film.condition, {}, [], [])
+            for t in film.transitions:
+                if t.kind == "unseen":
+                    case.uncertain.append((t.first - 1, t.last + 2))
+                elif t.first > t.last:
+                    case.cuts[t.first] = t.kind
+                else:
+                    case.gradual.append((t.first, t.last, t.kind))
+            if not film.transitions:
+                case.takes.append((0, film.frames - 1))
+            yield case
+            path.unlink()
 
 
-def overlap(a: Span, b: Span, tolerance_s: float = 0.0) -> bool:
-    return min(a[1], b[1]) - max(a[0], b[0]) >= -tolerance_s
+def compressed_cases() -> Iterator[Case]:
+    for name, path, labels in compressed_videos(VIDEOS):
+        whole = [] if labels.cuts else [(0.0, float("inf"))]
+        yield Case(path, name, labels.cuts, [], whole, in_seconds=True)
 
 
-def count_matches(labels: Labels, found: Found, counts: Counter) -> None:
-    """Adds to ('true', kind), ('found', kind), 'false', ('false', 'gradual'), 'false in takes'."""
-    unmatched = sorted(found[0])
-    for cut_s, kind in labels.cuts.items():
-        near = [t for t in unmatched if abs(t - cut_s) <= CUT_TOLERANCE_S]
-        counts["true", kind] += 1
-        counts["found", kind] += bool(near)
-        if near:
-            unmatched.remove(min(near, key=lambda t: abs(t - cut_s)))
-    gradual, tolerance_s = labels.gradual, GRADUAL_TOLERANCE_S
-    false_cuts = [
-        t for t in unmatched if not any(overlap((t, t), span, tolerance_s) for span in gradual)
-    ]
-    counts["false"] += len(false_cuts)
-    counts["true", "gradual"] += len(gradual)
-    reported = found[1] + [(t, t) for t in unmatched if t not in false_cuts]
-    counts["found", "gradual"] += sum(
-        any(overlap(t, f, tolerance_s) for f in reported) for t in gradual
-    )
-    false_gradual = [f for f in found[1] if not any(overlap(t, f, tolerance_s) for t in gradual)]
-    counts["false", "gradual"] += len(false_gradual)
-    inner = [(start + tolerance_s, end - tolerance_s) for start, end in labels.takes]
-    takes = [s for s in inner if s[1] > s[0]]
-    counts["false in takes"] += sum(any(overlap((t, t), s) for s in takes) for t in false_cuts)
-    counts["false in takes"] += sum(any(overlap(f, s) for s in takes) for f in false_gradual)
-    for what, items in (("false cut", false_cuts), ("false gradual", false_gradual)):
-        for item in items:
-            counts[f"{what} {labels.name} {np.round(item, 2)}"] += 1
+# ---------------------------------------------------------------- runs
 
 
-def precision_recall_f1(
-    counts: Counter, kinds: list[str], false: int
-) -> tuple[float, float, float]:
-    """false: the number of false positives."""
-    hit, true = (sum(counts[what, kind] for kind in kinds) for what in ("found", "true"))
-    precision = hit / (hit + false) if hit + false else 1.0
-    recall = hit / true if true else 1.0
-    return precision, recall, 2 * precision * recall / (precision + recall or 1)
+def run(cases: Iterable[Case], detectors: dict[str, Detector]) -> tuple[dict[str, Tally], Tally]:
+    """A tally per detector; and one of what was given: minutes by group, decoding's CPU time."""
+    tallies = {name: Tally() for name in detectors}
+    for detector in detectors.values():
+        detector.setup()
+    given = Tally()
+    minutes: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for case in cases:
+        try:
+            times, decode_s = detect(case.path, detectors, tallies)
+        except BadVideo as error:
+            print(f"{case.path.name} is left out: {error}")
+            continue
+        given.own_s += decode_s
+        if len(times) < 2:
+            continue
+        for key in ("all", case.group):
+            minutes[key][0] += float(times[-1] - times[0]) / 60
+            minutes[key][1] += sum(in_minutes(case, span, times) for span in case.takes)
+        for name, detector in detectors.items():
+            started = time.process_time()
+            found = detector.transitions()
+            tallies[name].own_s += time.process_time() - started
+            judge(case, found, times, tallies[name])
+    for key, (all_minutes, of_takes) in minutes.items():
+        print(f"{key}: {all_minutes:.1f} minutes, {of_takes:.1f} of them in takes")
+    given.found["minutes in takes"] = [round(minutes["all"][1] * 1000), 1000]
+    return tallies, given
 
 
-def format_table(results: dict[str, Counter]) -> Iterator[str]:
-    head = (
-        "recall place",
-        "recall jump",
-        "hard cuts P",
-        "R",
-        "F1",
-        "gradual P",
-        "R",
-        "false in takes",
-        "CPU/decode",
-    )
-    yield f"{'detector':24s}" + "".join(f"{h:>15s}" for h in head)
-    for name, counts in results.items():
-        hard = precision_recall_f1(counts, ["place", "jump"], counts["false"])
-        gradual = precision_recall_f1(counts, ["gradual"], counts["false", "gradual"])
-        cells = [precision_recall_f1(counts, [kind], 0)[1] for kind in ("place", "jump")]
-        cells += [*hard, gradual[0], gradual[1]]
-        numbers = [*(f"{c:.3f}" for c in cells), counts["false in takes"]]
-        numbers.append(f"{counts['cpu_us'] / max(1, counts['decode_us']):.2f}")
-        yield f"{name:24s}" + "".join(f"{n!s:>15s}" for n in numbers)
+def detect(
+    path: Path, detectors: dict[str, Detector], tallies: dict[str, Tally]
+) -> tuple[np.ndarray, float]:
+    """Passes all frames to all detectors; the frames' times and the CPU seconds of decoding."""
+    own_s = 0.0
+    started = time.process_time()
+    with Reader(str(path)) as reader:
+        for detector in detectors.values():
+            detector.start(reader.header.info())
+        try:
+            for t_s, planes in reader.frames():
+                for name, detector in detectors.items():
+                    before = time.process_time()
+                    if detector.reads_chroma:
+                        planes.chroma = chroma_image(planes)
+                    detector.process_frame(t_s, planes)
+                    spent_s = time.process_time() - before
+                    tallies[name].own_s += spent_s
+                    own_s += spent_s
+        except BadVideo:
+            pass  # damaged: judged up to there
+        return reader.times_s, time.process_time() - started - own_s
 
 
-def evaluate(detectors: dict[str, Detect], videos: Iterable[LabelledVideo]) -> dict[str, Counter]:
-    results: dict[str, Counter] = {name: Counter() for name in detectors}
-    for video in videos:
-        for name, detect in detectors.items():
-            found, cpu_s = detect(video)
-            count_matches(video.labels, found, results[name])
-            results[name]["cpu_us"] += round(cpu_s * 1e6)
-            results[name]["decode_us"] += round(video.decode_cpu_s * 1e6)
-    return results
+def judge(case: Case, found: Transitions, times: np.ndarray, tally: Tally) -> None:
+    """Counts what of a case is found, and what is false."""
 
+    def frame(t_s: float) -> int:
+        return int(np.searchsorted(times, t_s - 1e-3))
 
-def sweep_thresholds(videos: list[LabelledVideo]) -> None:
-    """Prints F1 on hard cuts with one threshold at a time scaled. A threshold that is not on a
-    plateau is overfitted."""
-    names = [n for n, value in vars(residual).items() if n.isupper() and isinstance(value, float)]
-    scales = (0.7, 1.0, 1.4)
-    print(f"{'F1 at threshold x':24s}" + "".join(f"{s:>8}" for s in scales))
-    for name in names:
-        default, row = getattr(residual, name), []
-        for scale in scales:
-            setattr(residual, name, default * scale)
-            counts = evaluate({"ours": detect_ours}, videos)["ours"]
-            kinds = [k[1] for k in counts if k[0] == "true" and k[1] not in ("gradual", "unseen")]
-            row.append(precision_recall_f1(counts, kinds, counts["false"])[2])
-        setattr(residual, name, default)
-        print(f"{name:24s}" + "".join(f"{f1:8.3f}" for f1 in row), flush=True)
+    def number(of_case: float) -> int:
+        return frame(of_case) if case.in_seconds else int(of_case)
 
-
-def detect_without_patch_check(video: LabelledVideo) -> tuple[Found, float]:
-    """Ours, but cuts need not change whole patches."""
-    default, residual.MIN_PATCH_STEP = residual.MIN_PATCH_STEP, 0.0
-    try:
-        return detect_ours(video)
-    finally:
-        residual.MIN_PATCH_STEP = default
-
-
-def evaluate_low_bit_rates(folder: Path) -> Iterator[str]:
-    """The lines of a table: what is found in encoded videos without and with the check of whole
-    patches."""
-    halves = ("chosen on", "held out")
-    rows: dict[tuple[str, str], tuple[Counter, Counter]] = {
-        (half, name): (Counter(), Counter()) for half in halves for name in (*ENCODINGS, "all")
+    cuts = [frame(t) for t in found.cuts_s]
+    spans = [(frame(a), frame(b)) for a, b in found.gradual]
+    true = {(number(at), number(at), CUT_TOLERANCE): kind for at, kind in case.cuts.items()}
+    true |= {
+        (number(a), number(b), GRADUAL_TOLERANCE): f"gradual: {kind}" for a, b, kind in case.gradual
     }
-    for name, held_out, video in compressed_videos(folder):
-        for which, detect in enumerate((detect_without_patch_check, detect_ours)):
-            found, cpu_s = detect(video)
-            for row in (name, "all"):
-                counts = rows[halves[held_out], row][which]
-                count_matches(video.labels, found, counts)
-                counts["s"] += video.times_s[-1]
-                counts["cpu_us"] += round(cpu_s * 1e6)
-                counts["frames"] += len(video.planes)
-    head = ("minutes", "false cuts", "false gradual", "jump x1", "jump x2", "place", "us/frame")
-    yield f"{'without -> with, found of true':34s}" + "".join(f"{h:>18s}" for h in head)
-    for (half, name), (before, after) in rows.items():
-        cells = [f"{after['s'] / 60:.1f}"]
-        cells += [f"{before[k]} -> {after[k]}" for k in ("false", ("false", "gradual"))]
-        for kind in ("jump x1", "jump x2", "place"):
-            hits = f"{before['found', kind]} -> {after['found', kind]}"
-            cells.append(f"{hits} of {after['true', kind]}")
-        per_frame = (f"{c['cpu_us'] / max(1, c['frames']):.0f}" for c in (before, after))
-        cells.append(" -> ".join(per_frame))
-        yield f"{half + ': ' + name:34s}" + "".join(f"{cell:>18s}" for cell in cells)
+    used: set[tuple[int, int]] = set()
+    found_spans = [(cut, cut) for cut in cuts] + spans
+    for (first, last, tolerance), kind in true.items():
+        near = [s for s in found_spans if s[0] <= last + tolerance and s[1] >= first - tolerance]
+        used.update(near)
+        every = "all gradual" if kind.startswith("gradual") else "all hard cuts"
+        for key in (kind, every, f"in: {case.group}"):
+            tally.found[key][0] += bool(near)
+            tally.found[key][1] += 1
+        if not near:
+            tally.errors.append(f"missed {kind} {first} {case.path.name} {case.group}")
+    unclear = [(number(a) - CUT_TOLERANCE, number(b) + CUT_TOLERANCE) for a, b in case.uncertain]
+    takes = [(number(min(a, 1e9)), number(min(b, 1e9))) for a, b in case.takes]
+    for first, last in found_spans:
+        if (first, last) in used or any(first <= b and last >= a for a, b in unclear):
+            continue
+        is_gradual = first != last
+        tally.false_gradual += is_gradual
+        tally.false_cuts += not is_gradual
+        tally.false_in_takes += any(first <= b and last >= a for a, b in takes)
+        tally.found[f"false in: {case.group}"][0] += 1
+        kind = "gradual" if is_gradual else "cut"
+        tally.errors.append(f"false {kind} {first}-{last} {case.path.name} {case.group}")
+
+
+def in_minutes(case: Case, span: tuple[float, float], times: np.ndarray) -> float:
+    if case.in_seconds:
+        return (min(span[1], float(times[-1])) - span[0]) / 60
+    first, last = (min(int(number), len(times) - 1) for number in span)
+    return float(times[last] - times[first]) / 60
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a rate (E. B. Wilson, 1927)."""
+    if not count:
+        return 0.0, 1.0
+    z, p = 1.96, hits / count
+    centre = (p + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (p * (1 - p) / count + z * z / (4 * count**2)) ** 0.5
+    return centre - half, centre + half
+
+
+def show(name: str, tally: Tally, given: Tally) -> None:
+    hits, count = tally.found.get("all hard cuts", [0, 0])
+    precision = hits / max(1, hits + tally.false_cuts)
+    recall = hits / max(1, count)
+    f1 = 2 * precision * recall / max(1e-9, precision + recall)
+    minutes = given.found["minutes in takes"][0] / 1000
+    print(
+        f"\n## {name}\nhard cuts: F1 {f1:.3f}, precision {precision:.3f}, recall {recall:.3f}; "
+        f"false cuts {tally.false_cuts}, false gradual {tally.false_gradual}; in takes "
+        f"{tally.false_in_takes} = {tally.false_in_takes / max(minutes, 1e-9):.2f} a minute; "
+        f"CPU {tally.own_s / max(1e-9, given.own_s):.2f} x decoding"
+    )
+    for kind, (hits, count) in sorted(tally.found.items()):
+        low, high = wilson(hits, count)
+        rate = f"of {count:4}  {hits / count:.3f} ({low:.3f} to {high:.3f})" if count else ""
+        print(f"  {kind:34} {hits:4} {rate}")
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--transnet", action="store_true", help="also TransNetV2 (minutes)")
-    options.add_argument(
-        "--edited", action="store_true", help="also videos edited from the long takes"
-    )
-    options.add_argument("--sweep", action="store_true", help="F1 with each threshold scaled")
-    options.add_argument(
-        "--compressed",
-        action="store_true",
-        help="also takes and cuts at low bit rates (20 minutes)",
-    )
-    args = options.parse_args()
-    folder = VIDEOS
-    if not (folder / "labels.csv").is_file():
-        sys.exit(f"{folder}/labels.csv: no such file; set LONGTAKE_VIDEOS to the labelled videos")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--real", action="store_true", help="the videos of benchmarks/labels")
+    which.add_argument("--edits", action="store_true", help="films with exactly known transitions")
+    which.add_argument("--compressed", action="store_true", help="at low bit rates (20 minutes)")
+    parser.add_argument("--half", choices=("development", "figures"), default="figures")
+    parser.add_argument("--films", type=int, default=1, help="of each kind and condition")
+    known = DecodePass().detectors
+    known["transnet"].gpus = 0
+    parser.add_argument("--detectors", nargs="+", choices=known, default=DEFAULT_DETECTORS)
+    parser.add_argument("--errors", action="store_true", help="a line per false or missed one")
+    args = parser.parse_args()
+    if not args.real and not (VIDEOS / "labels.csv").is_file():
+        sys.exit(f"{VIDEOS}/labels.csv: no such file; set LONGTAKE_VIDEOS to the labelled videos")
     cv2.setNumThreads(1)
-    detectors: dict[str, Detect] = {"ours": detect_ours}
-    for name in ("ContentDetector", "AdaptiveDetector", "HashDetector"):
-        detectors[name] = pyscenedetect(name)
-    if args.transnet:
-        detectors["TransNetV2"] = transnet()
-        for least in (0.02, 0.1, 0.5):
-            detectors[f"ours, confirmed at {least:g}"] = transnet(least)
-    videos = (v for path, labels in read_labels(folder) if (v := read_video(path, labels)))
-    results = evaluate(detectors, videos)
-    print(
-        *format_table(results),
-        *(f"ours: {k}" for k in results["ours"] if str(k).startswith("false ")),
-        sep="\n",
+    cases = (
+        real_cases(args.half)
+        if args.real
+        else edited_cases(args.half, args.films)
+        if args.edits
+        else compressed_cases()
+        if args.compressed
+        else labelled_cases()
     )
-    if args.edited:
-        counts = evaluate({"ours": detect_ours}, edited_videos(folder))["ours"]
-        print("\nvideos edited from the long takes, ours: found of true")
-        for kind in sorted({k[1] for k in counts if k[0] == "true"}):
-            print(f"  {kind:10s} {counts['found', kind]:4d} of {counts['true', kind]:4d}")
-        print(f"  false cuts {counts['false']}, false gradual {counts['false', 'gradual']}")
-        print(*(f"  {k}" for k in counts if str(k).startswith("false ")), sep="\n")
-    if args.compressed:
-        print("\nat low bit rates, ours", *evaluate_low_bit_rates(folder), sep="\n")
-    if args.sweep:
-        with_cuts = [item for item in read_labels(folder) if item[1].cuts]
-        labelled = [video for item in with_cuts if (video := read_video(*item))]
-        jumps = [v for v in edited_videos(folder) if v.labels.name.startswith("jumps x2")]
-        sweep_thresholds(labelled + jumps)
+    tallies, given = run(cases, {name: known[name] for name in args.detectors})
+    for name, tally in tallies.items():
+        show(name, tally, given)
+        if args.errors:
+            print("\n".join(f"    {line}" for line in tally.errors))
 
 
 if __name__ == "__main__":

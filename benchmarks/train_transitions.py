@@ -4,9 +4,9 @@
     python -m benchmarks.train_transitions fit OUT.npz [--write]
 
 `extract` draws films from the footage of the development half (benchmarks/footage.py) under one
-condition or several at once (benchmarks/edits.py), and measures them and the labelled real videos
-of that half as the detector does. `fit` trains on five sixths of the sources and reports on the
-last sixth; `--write` then trains on all and replaces stages/shots/models.
+condition or several at once (benchmarks/edits.py), and measures them, the footage itself and the
+labelled real videos of that half as the detector does. `fit` trains on five sixths of the sources
+and reports on the last sixth; `--write` then trains on all and replaces stages/shots/models.
 """
 
 from __future__ import annotations
@@ -28,18 +28,23 @@ import numpy as np
 from benchmarks import edits
 from benchmarks.edits import Transition
 from benchmarks.footage import Take, single_takes
-from benchmarks.real_videos import RealVideo, present, real_videos
+from benchmarks.labelled_videos import Labels, read_labels
+from benchmarks.real_videos import RealVideo, half_of, present, real_videos
 from curation.stage import BadVideo
 from curation.video.frames import Planes
 from curation.video.planes import chroma_image
 from curation.video.reader import Reader
-from stages.shots import cut_features, window_features
+from stages.shots import cut_features, window_details, window_features
 from stages.shots.boosted_trees import tree_arrays
+from stages.shots.frame_view import FrameView
 from stages.shots.learned import MODELS, LearnedDetector
+from tests.support.paths import VIDEOS
 
 HELD_OUT = 6  # one in so many sources is for the report of `fit`
-NEGATIVES = 24  # pairs, and windows, of a film without a transition
-DRAWN, GREY = 0.2, 0.1  # shares of the films
+SOURCES, FILMS_PER_SOURCES = 14, 96
+# Pairs, and windows, without a transition: of a film, of a take, of a labelled video
+FILM_NEGATIVES, TAKE_NEGATIVES, VIDEO_NEGATIVES = 60, 100, 3000
+DRAWN, GREY = 0.3, 0.1  # shares of the films
 COVERED = 0.5  # share of a window that a transition fills at least, to count as found by it
 FITS = {"max_leaf_nodes": 12, "min_samples_leaf": 20, "l2_regularization": 1.0, "random_state": 0}
 
@@ -53,29 +58,32 @@ class Recorder(LearnedDetector):
 
     def _cuts_among(self, numbers: list[int]) -> list[int]:
         for at in numbers:
-            colour = self.colour_features(at)
-            if colour[0] < 0.4 and colour[4] < 0.7:
-                continue  # nothing but noise changed
-            features = [*colour, *self.motion_features(at)]
+            features = [*self.colour_features(at), *self.motion_features(at)]
             self.pairs.append((self._pictures[at - 1].t_s, self._pictures[at].t_s, features))
         return []
 
-    def _transitions_among(self, windows: list[tuple[int, int]]) -> list[Any]:
-        for (first, length), row in zip(windows, self.window_features(windows), strict=True):
-            start, end = first - self._forgotten, first + length - self._forgotten
-            self.spans.append((self._samples[start].t_s, self._samples[end].t_s, list(row)))
+    def _transitions_among(self, windows: list[list[FrameView]]) -> list[Any]:
+        rows = window_features.window_features(windows)
+        for frames, row in zip(windows, rows, strict=True):
+            features = [*row, *self._details.features(frames)]
+            self.spans.append((frames[1].t_s, frames[-2].t_s, features))
         return []
 
 
-def measure(path: Path) -> tuple[Recorder, np.ndarray]:
-    """The measured pairs and windows of a file, and its frames' times."""
+def measure(
+    path: Path, start_s: float = 0.0, end_s: float = float("inf")
+) -> tuple[Recorder, np.ndarray]:
+    """The measured pairs and windows of a file or of a span of it, and its frames' times."""
     recorder = Recorder()
     recorder.setup()
     with Reader(str(path)) as reader:
         recorder.start(reader.header.info())
         try:
             for t_s, planes in reader.frames():
-                recorder.process_frame(t_s, Planes(planes.y, chroma=chroma_image(planes)))
+                if t_s >= end_s:
+                    break
+                if t_s >= start_s:
+                    recorder.process_frame(t_s, Planes(planes.y, chroma=chroma_image(planes)))
         except BadVideo:
             pass  # labelled up to there
         recorder.transitions()
@@ -105,7 +113,11 @@ def label_windows(
     gradual: list[tuple[float, float]],
     unclear: list[tuple[float, float]],
 ) -> Labelled:
-    """1 for a window that one gradual transition fills, 0 for one that none touches."""
+    """1 for a window that one gradual transition fills, 0 for one that none touches.
+
+    Where another transition lies within half its length, as it often does in the dense films, a
+    window shows little of what comes before and after: it is left out.
+    """
     numbers, classes = [], []
     for number, (start_s, end_s, _) in enumerate(recorder.spans):
         if any(start_s <= b and end_s >= a for a, b in unclear):
@@ -118,10 +130,21 @@ def label_windows(
         elif len(inside) == 1 and not cut:
             first_s, last_s = inside[0]
             covered = last_s - first_s >= COVERED * (end_s - start_s) - 0.05
-            if start_s <= first_s and last_s <= end_s and covered:
+            margin = (end_s - start_s) / 2 + 0.05
+            near = any(start_s - margin < t <= end_s + margin for t in hard_s) or any(
+                a <= end_s + margin and b >= start_s - margin and (a, b) != inside[0]
+                for a, b in gradual
+            )
+            if start_s <= first_s and last_s <= end_s and covered and not near:
                 numbers.append(number)
                 classes.append(1)
     return numbers, classes
+
+
+def sources_of(number: int, takes: list[Take]) -> list[Take]:
+    """SOURCES takes for a film; some films in a row share them, so that each is read once."""
+    rng = np.random.default_rng([16, number // FILMS_PER_SOURCES])
+    return [takes[i] for i in rng.permutation(len(takes))[:SOURCES]]
 
 
 def draw_film(number: int, takes: list[Take], path: Path) -> tuple[str, list[Transition]]:
@@ -129,11 +152,14 @@ def draw_film(number: int, takes: list[Take], path: Path) -> tuple[str, list[Tra
     rng = np.random.default_rng([17, number])
     kinds, negatives = list(edits.KINDS), list(edits.NEGATIVES)
     drawn = rng.random()
-    kind = "cut" if drawn < 0.14 else "jump_cut" if drawn < 0.34 else ""
+    kind = "cut" if drawn < 0.08 else "quick_cuts" if drawn < 0.16 else ""
+    kind = "jump_cut" if 0.16 <= drawn < 0.34 else kind
     if not kind:
-        kind = str(rng.choice(kinds[2:] if drawn < 0.7 else negatives))
-    view = str(rng.choice(["static", *edits.VIEWS], p=[0.42, 0.2, 0.12, 0.18, 0.08]))
-    footage = edits.Footage(takes, rng)
+        kind = str(rng.choice([*kinds[3:], "fade_plain", "fade_plain"]))
+        if drawn >= 0.62:
+            kind = str(rng.choice([*negatives, "slow_light", "slow_light", "swing"]))
+    view = str(rng.choice(["static", *edits.VIEWS], p=[0.34, 0.12, 0.18, 0.1, 0.18, 0.08]))
+    footage = edits.Footage(sources_of(number, takes), rng, transitions=7, piece=40)
     footage.drawn = bool(rng.random() < DRAWN)
     frames, transitions = edits.draw(footage, kind, view, rng)
     conditions = [view, *(["drawn"] if footage.drawn else [])]
@@ -152,7 +178,8 @@ def draw_film(number: int, takes: list[Take], path: Path) -> tuple[str, list[Tra
         conditions.append(pattern)
     low = rng.random() < 0.2
     conditions += ["low_bit_rate"] if low else []
-    edits.encode(path, frames, int(rng.choice([24, 25, 30])), "low_bit_rate" if low else "")
+    fps = int(rng.choice([24, 25, 30]))
+    edits.encode(path, frames, fps, "low_bit_rate" if low else "", rng)
     return f"{kind}|{'+'.join(conditions)}", transitions
 
 
@@ -167,8 +194,23 @@ def one_film(job: tuple[int, list[Take]]) -> dict[str, Any]:
     rng = np.random.default_rng([18, number])
     return {
         "name": name,
-        "pairs": _choose(recorder.pairs, *label_pairs(recorder, hard, [*gradual, *unclear]), rng),
-        "windows": _choose(recorder.spans, *label_windows(recorder, hard, gradual, unclear), rng),
+        **_chosen(recorder, hard, gradual, unclear, rng, FILM_NEGATIVES),
+    }
+
+
+def _chosen(
+    recorder: Recorder,
+    hard: list[float],
+    gradual: list[tuple[float, float]],
+    unclear: list[tuple[float, float]],
+    rng: np.random.Generator,
+    negatives: int,
+) -> dict[str, Any]:
+    pairs = label_pairs(recorder, hard, [*gradual, *unclear])
+    windows = label_windows(recorder, hard, gradual, unclear)
+    return {
+        "pairs": _choose(recorder.pairs, *pairs, rng, negatives),
+        "windows": _choose(recorder.spans, *windows, rng, negatives),
     }
 
 
@@ -196,25 +238,18 @@ def _choose(
     numbers: list[int],
     classes: list[int],
     rng: np.random.Generator,
+    negatives: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features and classes: all positives, half of the negatives those that change most."""
-    found = [(measured[n][2], c) for n, c in zip(numbers, classes, strict=True)]
-    positives = [pair for pair in found if pair[1]]
-    others = sorted((p for p in found if not p[1]), key=lambda p: -p[0][1])
-    chosen = others[: NEGATIVES // 2]
-    left = others[NEGATIVES // 2 :]
-    chosen += [left[i] for i in rng.permutation(len(left))[: NEGATIVES // 2]]
-    if len(positives) > 2 * NEGATIVES:
-        positives = [positives[i] for i in rng.permutation(len(positives))[: 2 * NEGATIVES]]
-    both = positives + chosen
-    return (
-        np.array([p[0] for p in both], np.float32),
-        np.array([p[1] for p in both], np.int8),
-    )
+    """Features and classes: all positives, and a random choice of the negatives."""
+    positive = [n for n, c in zip(numbers, classes, strict=True) if c]
+    others = [n for n, c in zip(numbers, classes, strict=True) if not c]
+    chosen = positive + [others[i] for i in rng.permutation(len(others))[:negatives]]
+    rows = np.array([measured[n][2] for n in chosen], np.float32)
+    return rows, np.arange(len(chosen)) < len(positive)
 
 
 def one_video(job: tuple[Path, RealVideo]) -> dict[str, Any]:
-    """Measures a labelled video: all positives, and every negative."""
+    """Measures a labelled video."""
     path, video = job
     recorder, times = measure(path)
     end = len(times) - 1
@@ -223,17 +258,27 @@ def one_video(job: tuple[Path, RealVideo]) -> dict[str, Any]:
         name: [(float(times[min(end, s["first"])]), float(times[min(end, s["last"])])) for s in of]
         for name, of in (("gradual", video.gradual), ("uncertain", video.uncertain))
     }
-    unclear = spans["uncertain"]
-    pairs = label_pairs(recorder, hard, [*spans["gradual"], *unclear])
-    windows = label_windows(recorder, hard, spans["gradual"], unclear)
-    found: dict[str, Any] = {"name": f"real|{video.kind}"}
-    for name, measured, (numbers, classes) in (
-        ("pairs", recorder.pairs, pairs),
-        ("windows", recorder.spans, windows),
-    ):
-        rows = np.array([measured[n][2] for n in numbers], np.float32)
-        found[name] = rows, np.array(classes, np.int8)
-    return found
+    rng = np.random.default_rng(int(video.sha256[:8], 16))
+    parts = _chosen(recorder, hard, spans["gradual"], spans["uncertain"], rng, VIDEO_NEGATIVES)
+    return {"name": f"real|{video.kind}", **parts}
+
+
+def one_labelled(job: tuple[Path, Labels]) -> dict[str, Any]:
+    """Measures a video of LONGTAKE_VIDEOS."""
+    path, labels = job
+    recorder, times = measure(path)
+    hard = [float(times[np.searchsorted(times, t - 0.02)]) for t in labels.cuts]
+    rng = np.random.default_rng(int(labels.sha256[:8], 16))
+    # its spans are given to a tenth of a second
+    spans = [(a - 0.05, b + 0.05) for a, b in labels.gradual]
+    return {"name": "real|labelled", **_chosen(recorder, hard, spans, [], rng, VIDEO_NEGATIVES)}
+
+
+def one_take(take: Take) -> dict[str, Any]:
+    """Measures a take without any transition."""
+    recorder, _ = measure(Path(take.path), take.start_s, take.end_s)
+    parts = _chosen(recorder, [], [], [], np.random.default_rng(0), TAKE_NEGATIVES)
+    return {"name": "take|", **parts}
 
 
 def _safely(job: tuple[Callable[[Any], dict[str, Any]], Any]) -> dict[str, Any] | str:
@@ -254,7 +299,13 @@ def extract(args: argparse.Namespace) -> None:
     ]
     videos = [] if args.no_real else present(real_videos("development"))
     videos.sort(key=lambda pair: -pair[0].stat().st_size)  # the longest first
+    labelled = {str(path) for path, _ in videos}
     jobs: list[Any] = [(one_video, pair) for pair in videos]
+    if not args.no_real:
+        pairs = [pair for pair in read_labels(VIDEOS) if half_of(pair[1].sha256) == "development"]
+        jobs += [(one_labelled, pair) for pair in pairs]
+    if not args.no_real:
+        jobs += [(one_take, take) for take in takes if take.path not in labelled]
     jobs += [
         (one_film, (n, groups[0 if n % HELD_OUT == 0 else 1]))
         for n in range(args.first, args.first + args.films)
@@ -267,8 +318,8 @@ def extract(args: argparse.Namespace) -> None:
             if isinstance(found, str):
                 print(found, flush=True)
                 continue
-            is_real = found["name"].startswith("real")
-            held_out = number % HELD_OUT == 0 if is_real else jobs[number][1][0] % HELD_OUT == 0
+            is_film = jobs[number][0] is one_film
+            held_out = (jobs[number][1][0] if is_film else number) % HELD_OUT == 0
             for name in ("pairs", "windows"):
                 rows, classes = found[name]
                 if len(rows):
@@ -292,32 +343,35 @@ def fit(data: Path, write: bool) -> None:
         arrays = {name: stored[name] for name in stored.files}
     names = arrays["names"]
     colour = cut_features.COLOUR_FEATURES
-    for model, part, columns, trees in (
-        ("candidate", "pairs", colour, 60),
-        ("cut", "pairs", cut_features.FEATURES, 200),
-        ("gradual", "windows", window_features.FEATURES, 250),
+    windows = window_features.FEATURES
+    for model, part, columns, trees, real_weight in (
+        ("candidate", "pairs", colour, 60, 3.0),
+        ("cut", "pairs", cut_features.FEATURES, 200, 3.0),
+        ("window", "windows", windows, 60, 1.0),
+        ("gradual", "windows", windows + window_details.FEATURES, 200, 1.0),
     ):
         x = arrays[f"{part}_x"][:, : len(columns)]
         y, held = arrays[f"{part}_y"], arrays[f"{part}_held_out"]
         films = names[arrays[f"{part}_film"]]
-        classifier = train(x[~held], y[~held], films[~held], trees)
+        weights = np.where(y & np.char.startswith(films, "real"), real_weight, 1.0)
+        classifier = train(x[~held], y[~held], weights[~held], trees)
         print(f"\n{model}: {len(y)} examples, {int(y.sum())} positive")
         report(classifier.predict_proba(x[held])[:, 1], y[held], films[held])
         if write:
-            classifier = train(x, y, films, trees)
+            classifier = train(x, y, weights, trees)
             MODELS.mkdir(exist_ok=True)
             path = MODELS / f"{model}.npz"
             np.savez_compressed(path, names=np.array(columns), **tree_arrays(classifier))
             print(f"{path}: {os.path.getsize(path)} bytes")
 
 
-def train(x: np.ndarray, y: np.ndarray, films: np.ndarray, trees: int) -> Any:
+def train(x: np.ndarray, y: np.ndarray, weights: np.ndarray, trees: int) -> Any:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     classifier = HistGradientBoostingClassifier(
         max_iter=trees, learning_rate=0.06, early_stopping=False, **FITS
     )
-    return classifier.fit(x, y)
+    return classifier.fit(x, y, weights)
 
 
 def report(likely: np.ndarray, y: np.ndarray, films: np.ndarray) -> None:

@@ -22,7 +22,7 @@ SETTINGS = {
     "score.watch": "score.decode",
     "score.watch.gate": "score.decode.prefilter",
     "score.watch.neighbours": "score.decode.frame_samples",
-    "score.watch.shots": "score.decode.residual",
+    "score.watch.shots": "score.decode.learned",
     "score.watch.stills": "score.decode.key_frames",
     "score.watch.motion.looks_per_s": "score.decode.motion.samples_per_s",
     "score.watch.motion.still_below_px_s": "score.decode.motion.static_below_px_s",

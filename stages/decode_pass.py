@@ -49,7 +49,6 @@ from stages.shots.pyscenedetect import (
     HashDetector,
     HistogramDetector,
 )
-from stages.shots.residual import ResidualDetector
 from stages.shots.takes import TIME_TOLERANCE_S, find_takes, place_clips
 from stages.shots.transnet import TransNetDetector
 
@@ -74,8 +73,7 @@ class DecodePass(Stage):
     guard_frames: Annotated[int, Ge(0)] = 2  # dropped on both sides of a cut or transition
     prefilter: Policy = field(default_factory=Policy)
     limits: Limits = field(default_factory=Limits)
-    detector: str = "residual"  # finds cuts and transitions: residual, learned or transnet
-    residual: ResidualDetector = field(default_factory=ResidualDetector)
+    detector: str = "learned"  # finds cuts and transitions: the name of one of the next six
     learned: LearnedDetector = field(default_factory=LearnedDetector)
     transnet: TransNetDetector = field(default_factory=TransNetDetector)
     content: ContentDetector = field(default_factory=ContentDetector)

@@ -92,7 +92,7 @@ def chroma_image(planes: Planes) -> np.ndarray | None:
     if layout.grey:
         return None
     channels = [geometry.cut(channel, *size) for channel in _chroma_arrays(frame, layout)]
-    small = np.dstack([_shrink_to(channel, CHROMA_SIZE) for channel in channels])
+    small = cv2.merge([_shrink_to(channel, CHROMA_SIZE) for channel in channels])
     small = _to_8_bit(small, layout)
     if not _is_full_range(frame, layout):  # chroma 16..240 to 0..255
         small = cv2.convertScaleAbs(small, alpha=255 / 224, beta=128 - 128 * 255 / 224)

@@ -1,8 +1,7 @@
 """How much of a frame is new: what differs from an earlier frame after motion compensation.
 
 Computed on luma about 160 px wide, where dense optical flow (DIS) costs a sixth of what it costs at
-320 px. Most pairs of frames are too alike for a cut, and only `may_differ` is computed for them:
-the properties of a frame and the change of a pair are computed on first use.
+320 px. The properties of a frame are computed on first use.
 """
 
 from __future__ import annotations
@@ -33,8 +32,6 @@ PATCH_PX = 8  # a codec at a low bit rate loses the detail within a patch, not i
 # Grey levels: whole rows or columns that are darker in both frames are a black border.
 MAX_BORDER_LEVEL = 32
 MAX_BRIGHT_SHARE_OF_BORDER = 0.02
-# Of the frame, and of the part within its borders, at one grey level: a slide or drawing.
-MIN_FLAT_SHARE, MIN_FLAT_SHARE_INSIDE = 0.5, 0.3
 
 
 class SmallFrame:
@@ -53,12 +50,6 @@ class SmallFrame:
     def contrast(self) -> np.ndarray:
         """(h/4, w/4) float32: mean distance to the local mean, grey levels."""
         return block_means(cv2.absdiff(self.luma, cv2.blur(self.luma, (9, 9))))
-
-    @cached_property
-    def min_pair_contrast(self) -> np.ndarray:
-        """(h/4, w/4) float32: lower bound of a pair's contrast if content moves by at most one
-        block between its frames."""
-        return cv2.erode(self.contrast, np.ones((3, 3), np.uint8)) / 2 + NOISE_LEVELS
 
     @cached_property
     def is_borderless(self) -> bool:
@@ -98,26 +89,12 @@ def block_means(image: np.ndarray) -> np.ndarray:
     return cv2.resize(half.astype(np.float32, copy=False), size, interpolation=cv2.INTER_AREA)
 
 
-def may_differ(before: SmallFrame, after: SmallFrame, residual: float, similar: SmallFrame) -> bool:
-    """Whether the pair's residual can reach this value at all. Computes no flow.
-
-    Motion compensation only lowers the residual, except where the flow is wrong.
-    similar: an earlier frame that is nearly equal to `before`. Whatever `after` shows, the contrast
-    of the pair is at least half of its contrast: most pairs are decided by this bound.
-    """
-    blocks = block_means(cv2.absdiff(before.luma, after.luma))
-    # The part inside black borders is at least a quarter of the frame.
-    min_share_inside = 1.0 if similar.is_borderless else 0.25
-    if _residual(blocks / similar.min_pair_contrast) < residual * min_share_inside:
-        return False
-    return _residual(_inside(_relative(blocks, before, after), before, after)) >= residual
-
-
 class FrameComparison:
     """Compares two frames. Holds the flow's working memory, nothing of the video."""
 
     def __init__(self) -> None:
         self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)  # type: ignore[attr-defined]
+        self._pair: tuple[SmallFrame, SmallFrame] | None = None  # of which the flow was last found
 
     def change(self, before: SmallFrame, after: SmallFrame) -> Change:
         blocks = block_means(cv2.absdiff(before.luma, after.luma))
@@ -127,6 +104,14 @@ class FrameComparison:
             relative = _inside(_relative(blocks, before, after), before, after)
         area = np.count_nonzero(relative > 1) / relative.size
         return Change(_residual(relative), area, median(_inside(blocks, before, after)))
+
+    def motion(self, before: SmallFrame, after: SmallFrame) -> list[float]:
+        """Mean difference of both frames, the same after motion compensation, both in grey levels,
+        and the mean length of the motion, px.
+        """
+        raw = cv2.mean(cv2.absdiff(before.luma, after.luma))[0]
+        compensated = cv2.mean(cv2.absdiff(self._compensated(before, after), after.luma))[0]
+        return [raw, compensated, self._moved_px]
 
     def residual_in_equal_light(self, before: SmallFrame, after: SmallFrame) -> float:
         """The residual after motion and a smooth change of light are compensated.
@@ -177,27 +162,28 @@ class FrameComparison:
         return float(np.percentile(_inside(np.abs(block_means(patches)), before, after), 99))
 
     def _compensated(self, before: SmallFrame, after: SmallFrame) -> np.ndarray:
-        """(h, w) uint8: `before` with each pixel moved to where the flow finds it in `after`."""
+        """(h, w) uint8: `before` with each pixel moved to where the flow finds it in `after`.
+
+        Kept for the last pair, of which several measures are asked for in succession.
+        """
+        if self._pair is None or self._pair[0] is not before or self._pair[1] is not after:
+            self._pair = before, after
+            self._moved, self._moved_px = self._compensate(before, after)
+        return self._moved
+
+    def _compensate(self, before: SmallFrame, after: SmallFrame) -> tuple[np.ndarray, float]:
+        """The same, and the mean length of the flow, px."""
         if min(after.luma.shape) < 16:  # DIS needs room for its 8 px patches
-            return before.luma
-        where = self._flow.calc(after.luma, before.luma, None) + _grid(*after.luma.shape)
-        return cv2.remap(  # type: ignore[call-overload]
-            before.luma, where, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+            return before.luma, 0.0
+        flow = self._flow.calc(after.luma, before.luma, None)
+        moved = cv2.remap(  # type: ignore[call-overload]
+            before.luma,
+            flow + _grid(*after.luma.shape),
+            None,
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
         )
-
-
-def is_redrawn_slide(before: SmallFrame, after: SmallFrame) -> bool:
-    """Whether both are drawn on the same flat ground: slides, terminals, line animation."""
-    inside = tuple(_pixels(blocks) for blocks in blocks_inside_borders(before.luma, after.luma))
-    levels = []
-    for luma in (before.luma, after.luma):
-        level = int(np.bincount(luma.ravel(), minlength=256).argmax())
-        ground = np.abs(luma.astype(np.int16) - level) <= 1
-        # A black border may be most of the frame, but is no ground.
-        if ground.mean() < MIN_FLAT_SHARE or ground[inside].mean() < MIN_FLAT_SHARE_INSIDE:
-            return False
-        levels.append(level)
-    return abs(levels[0] - levels[1]) <= 2
+        return moved, float(cv2.mean(cv2.magnitude(flow[:, :, 0], flow[:, :, 1]))[0])
 
 
 def blocks_inside_borders(before: np.ndarray, after: np.ndarray) -> tuple[slice, slice]:
@@ -236,12 +222,6 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
     """-1..1. One grey level of noise per pixel is added, so that flat areas do not correlate."""
     power = float(np.sqrt(np.vdot(first, first) * np.vdot(second, second)))
     return float(np.vdot(first, second)) / (power + first.size + 1.0)
-
-
-def _pixels(blocks: slice) -> slice:
-    return (
-        blocks if blocks.start is None else slice(blocks.start * BLOCK_PX, blocks.stop * BLOCK_PX)
-    )
 
 
 def _detail(luma: np.ndarray) -> np.ndarray:

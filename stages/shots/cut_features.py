@@ -17,6 +17,7 @@ from stages.shots.change import Change, FrameComparison
 from stages.shots.frame_view import FrameView, histogram_distance, hsv_difference
 
 NEARBY = 6  # pairs on either side
+NEARBY_S = 0.5  # at most so long before and after: a photograph may be the last picture for seconds
 REACH = 8  # pictures on either side that any feature reads
 
 COLOUR_FEATURES = (
@@ -26,7 +27,11 @@ COLOUR_FEATURES = (
     *("across_5", "later_3", "earlier_3", "returns", "was_there"),
     *("histogram", "histogram_before", "histogram_after", "histogram_nearby"),
     *("histogram_across_7", "histogram_across_3"),
-    *("luma_before", "luma_after", "flat_before", "flat_after", "pictures_per_frame"),
+    *("luma_before", "luma_after", "flat_before", "flat_after"),
+    *("content_to_median", "content_to_largest", "returns_share", "across_share"),
+    *("later_share", "earlier_share"),
+    *("histogram_to_median", "histogram_to_largest", "histogram_across_share"),
+    "pictures_per_frame",
 )
 MOTION_FEATURES = (
     *("residual", "area", "median_change", "residual_in_equal_light", "structure", "patch_step"),
@@ -45,8 +50,21 @@ MOTION_FEATURES = (
     ),
     *("residual_across_3", "median_across_3", "residual_later", "median_later"),
     *("residual_earlier", "median_earlier", "contrast_before", "contrast_after"),
+    *("residual_to_largest", "residual_across_share", "median_to_largest", "median_across_share"),
+    "residual_in_equal_light_share",
 )
 FEATURES = (*COLOUR_FEATURES, *MOTION_FEATURES)
+
+
+def nearby(pictures: Sequence[FrameView], at: int) -> tuple[int, int]:
+    """The pictures [start, stop) that are shown within NEARBY_S of the one that a pair ends at."""
+    t_s = pictures[at].t_s
+    start, stop = at - 1, at + 1
+    while start > max(0, at - REACH) and t_s - pictures[start].t_s <= NEARBY_S:
+        start -= 1
+    while stop < min(len(pictures), at + REACH + 1) and pictures[stop].t_s - t_s <= NEARBY_S:
+        stop += 1
+    return start, stop
 
 
 class CutFeatures:
@@ -66,8 +84,10 @@ class CutFeatures:
     def colour(self, pictures: Sequence[FrameView], at: int, first: int) -> list[float]:
         """COLOUR_FEATURES of the pair (at - 1, at). first: number of pictures[0] in the video."""
 
+        start, stop = nearby(pictures, at)
+
         def picture(offset: int) -> int:
-            return min(max(at + offset, 0), len(pictures) - 1)
+            return min(max(at + offset, start), stop - 1)
 
         def content(i: int, j: int) -> float:
             return sum(self._content(pictures, i, j, first)) / 3
@@ -77,10 +97,8 @@ class CutFeatures:
         difference = np.abs(before.blocks - after.blocks).reshape(3, -1).mean(axis=1)
         found = [(hue + saturation + value) / 3, hue, saturation, value]
         found.append(float(difference[0] + 1.5 * (difference[1] + difference[2])))
-        left = [content(at - 1 - j, at - j) for j in range(1, NEARBY + 1) if at - 1 - j >= 0]
-        right = [
-            content(at - 1 + j, at + j) for j in range(1, NEARBY + 1) if at + j < len(pictures)
-        ]
+        left = [content(at - 1 - j, at - j) for j in range(1, NEARBY + 1) if at - 1 - j >= start]
+        right = [content(at - 1 + j, at + j) for j in range(1, NEARBY + 1) if at + j < stop]
         for side in (left, right):
             padded = [*side[:2], 0.0, 0.0][:2]
             ranked = [*sorted(side, reverse=True), 0.0, 0.0]
@@ -92,11 +110,7 @@ class CutFeatures:
         found.append(min(content(picture(-1 - j), at) for j in (1, 2, 4, 8)))
         found.append(histogram_distance(before, after))
         steps = [
-            [
-                histogram_distance(pictures[i - 1], pictures[i])
-                for i in numbers
-                if 1 <= i < len(pictures)
-            ]
+            [histogram_distance(pictures[i - 1], pictures[i]) for i in numbers if start < i < stop]
             for numbers in (range(at - 4, at), range(at + 1, at + 5))
         ]
         found += [max(side, default=0.0) for side in steps]
@@ -104,13 +118,15 @@ class CutFeatures:
         for early, late in ((-4, 3), (-2, 1)):
             found.append(histogram_distance(pictures[picture(early)], pictures[picture(late)]))
         found += [mean_luma(before), mean_luma(after), before.flat_share, after.flat_share]
-        return found
+        return found + _colour_ratios(dict(zip(COLOUR_FEATURES, found, strict=False)))
 
     def motion(self, pictures: Sequence[FrameView], at: int, first: int) -> list[float]:
         """MOTION_FEATURES of the pair (at - 1, at)."""
 
+        start, stop = nearby(pictures, at)
+
         def picture(offset: int) -> int:
-            return min(max(at + offset, 0), len(pictures) - 1)
+            return min(max(at + offset, start), stop - 1)
 
         def change(i: int, j: int) -> Change:
             return self._change(pictures, i, j, first)
@@ -129,8 +145,8 @@ class CutFeatures:
         found.insert(6, float(changed.mean()))
         low = changed[int(0.65 * len(changed)) :].sum() / max(1, changed.sum())
         found.append(float(low))
-        left = [change(at - 1 - j, at - j) for j in (1, 2, 3) if at - 1 - j >= 0]
-        right = [change(at - 1 + j, at + j) for j in (1, 2, 3) if at + j < len(pictures)]
+        left = [change(at - 1 - j, at - j) for j in (1, 2, 3) if at - 1 - j >= start]
+        right = [change(at - 1 + j, at + j) for j in (1, 2, 3) if at + j < stop]
         for side in (left, right):
             residuals = [c.residual for c in side] or [0.0]
             found += [residuals[0], max(residuals), sorted(residuals)[len(residuals) // 2]]
@@ -138,7 +154,8 @@ class CutFeatures:
         for i, j in ((picture(-2), picture(1)), (at - 1, picture(3)), (picture(-4), at)):
             pair = change(i, j)
             found += [pair.residual, pair.median]
-        return [*found, float(before.contrast.mean()), float(after.contrast.mean())]
+        found += [float(before.contrast.mean()), float(after.contrast.mean())]
+        return found + _motion_ratios(dict(zip(MOTION_FEATURES, found, strict=False)))
 
     def _content(
         self, pictures: Sequence[FrameView], i: int, j: int, first: int
@@ -153,6 +170,33 @@ class CutFeatures:
         if key not in self._changes:
             self._changes[key] = self._comparison.change(pictures[i].small, pictures[j].small)
         return self._changes[key]
+
+
+def _colour_ratios(of: dict[str, float]) -> list[float]:
+    """What trees cannot compute from the values themselves."""
+    content, histogram = of["content"], of["histogram"]
+    largest = max(of["before_largest"], of["after_largest"])
+    return [
+        content / (of["nearby_median"] + 1),
+        content / (largest + 1),
+        min(of["returns"], of["was_there"]) / (content + 1),
+        *(of[name] / (content + 1) for name in ("across_5", "later_3", "earlier_3")),
+        histogram / (of["histogram_nearby"] + 0.1),
+        histogram / (max(of["histogram_before"], of["histogram_after"]) + 0.1),
+        of["histogram_across_7"] / (histogram + 0.1),
+    ]
+
+
+def _motion_ratios(of: dict[str, float]) -> list[float]:
+    residual, change = of["residual"], of["median_change"]
+    across = min(of["residual_across_3"], of["residual_later"], of["residual_earlier"])
+    return [
+        residual / (max(of["residual_before_largest"], of["residual_after_largest"]) + 0.02),
+        across / (residual + 0.02),
+        change / (max(of["median_before_largest"], of["median_after_largest"]) + 1),
+        min(of["median_later"], of["median_earlier"]) / (change + 1),
+        of["residual_in_equal_light"] / (residual + 0.02),
+    ]
 
 
 def mean_luma(view: FrameView) -> float:

@@ -26,7 +26,7 @@ class FrameView:
         if chroma is None:
             chroma = np.full((HEIGHT, WIDTH, 2), 128, np.uint8)
         # (HEIGHT, WIDTH, 3) uint8: Y, Cb, Cr, full range
-        self.yuv = np.dstack([luma, chroma])
+        self.yuv = cv2.merge([luma, chroma])
 
     @cached_property
     def hsv(self) -> np.ndarray:
@@ -61,10 +61,13 @@ class FrameView:
         return float(counts[max(0, top - 1) : top + 2].sum()) / self.small.luma.size
 
 
-def same_picture(a: FrameView, b: FrameView) -> bool:
-    """Whether two frames show the same picture: a repeated frame differs by codec noise only."""
-    difference = cv2.absdiff(a.yuv, b.yuv)
-    return cv2.mean(difference.reshape(-1, 1))[0] < 0.2 and int(difference.max()) <= 12
+def picture_step(a: FrameView, b: FrameView) -> float:
+    """Mean difference of two frames in grey levels; 0 where they show the same picture: a repeated
+    frame differs by codec noise only.
+    """
+    difference = cv2.absdiff(a.yuv, b.yuv).reshape(-1, 1)
+    step = cv2.mean(difference)[0]
+    return 0.0 if step < 0.2 and int(difference.max()) <= 12 else step
 
 
 def hsv_difference(a: FrameView, b: FrameView) -> tuple[float, float, float]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 
 from stages.shots.frame_view import BINS, GRID, FrameView
@@ -18,11 +19,21 @@ from stages.shots.frame_view import BINS, GRID, FrameView
 SAMPLES = 9
 LENGTHS = (5, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # frames at up to 33 frames a second
 MIN_DIFFERENCE = 4.0  # grey levels, mean over the blocks of both ends: below it nothing changed
+MIN_RATIO = 1.2  # of a window's change to that of half its length before or after it
 CHANGED = 8.0  # grey levels: a block that changed
 PACE = 0.2  # of the way: tolerance of a block's progress
 
 FEATURES = (
-    *("length", "changed", "linear", "in_pace", "in_pace_loosely", "monotonic", "steps", "travel"),
+    *(
+        "length_s",
+        "changed",
+        "linear",
+        "in_pace",
+        "in_pace_loosely",
+        "monotonic",
+        "steps",
+        "travel",
+    ),
     *("step_time_x", "step_time_y", "step_time_radius", "step_time_spread"),
     *("pace_largest", "pace_smallest", "off_line", "off_path", "off_path_relative"),
     *("spread_first", "spread_last", "spread_dip", "spread_smallest"),
@@ -32,6 +43,8 @@ FEATURES = (
     *("histogram", "histogram_largest", "histogram_mean"),
     *("difference_before", "difference_after", "histogram_before", "histogram_after"),
     *("flat_first", "flat_last", "flat_largest"),
+    *("difference_to_outside", "difference_to_calmer_side", "histogram_to_outside"),
+    *("difference_to_steps", "largest_to_mean_step"),
 )
 
 _y, _x = np.mgrid[0 : GRID[1], 0 : GRID[0]].astype(np.float32)
@@ -46,7 +59,18 @@ _PLACES = np.stack(
 def may_hold_transition(first: FrameView, last: FrameView) -> bool:
     """Whether the two ends of a window differ enough for it to be measured."""
     size = first.blocks.size // 3
-    return float(np.abs(first.blocks[:size] - last.blocks[:size]).mean()) >= MIN_DIFFERENCE
+    apart = cv2.norm(first.blocks[:size], last.blocks[:size], cv2.NORM_L1)
+    return apart >= MIN_DIFFERENCE * size
+
+
+def stands_out(window: Sequence[FrameView]) -> bool:
+    """Whether a window changes more than the time before it, or the time after it, does."""
+
+    def difference(a: FrameView, b: FrameView) -> float:
+        return cv2.norm(a.blocks, b.blocks, cv2.NORM_L1) / a.blocks.size
+
+    outside = min(difference(*window[:2]), difference(*window[-2:]))
+    return difference(window[1], window[-2]) >= MIN_RATIO * (outside + 0.5)
 
 
 def window_features(windows: Sequence[Sequence[FrameView]]) -> np.ndarray:
@@ -74,7 +98,9 @@ def window_features(windows: Sequence[Sequence[FrameView]]) -> np.ndarray:
     line = np.linspace(0, 1, SAMPLES, dtype=np.float32)
     moves = np.diff(path, axis=1)  # (N, 8, B)
     off_pace = np.abs(path - progress[:, :, None])
+    lengths_s = [[window[-2].t_s - window[1].t_s] for window in windows]
     found = [
+        np.array(lengths_s, np.float32),
         changed.mean(axis=1)[:, None],
         share((np.abs(path - line[:, None]) < PACE).all(axis=1)),
         share((off_pace < PACE).all(axis=1)),
@@ -121,7 +147,23 @@ def window_features(windows: Sequence[Sequence[FrameView]]) -> np.ndarray:
             found.append(np.array(differences)[:, None])
     flat = np.diff(histograms[:, :, :BINS], axis=2, prepend=0).max(axis=2)
     found += [flat[:, :1], flat[:, -1:], _largest(flat)]
-    return np.concatenate(found, axis=1).astype(np.float32)
+    table = np.concatenate(found, axis=1)
+    return np.concatenate([table, _ratios(table)], axis=1).astype(np.float32)
+
+
+def _ratios(table: np.ndarray) -> np.ndarray:
+    """(N, 5): what trees cannot compute from the values themselves."""
+    of = dict(zip(FEATURES, table.T, strict=False))
+    sides = of["difference_before"], of["difference_after"]
+    histograms = np.maximum(of["histogram_before"], of["histogram_after"])
+    ratios = [
+        of["difference"] / (np.maximum(*sides) + 1),
+        of["difference"] / (np.minimum(*sides) + 1),
+        of["histogram"] / (histograms + 0.2),
+        of["difference"] / (8 * of["difference_mean"] + 1),
+        of["difference_largest"] / (of["difference_mean"] + 0.5),
+    ]
+    return np.stack(ratios, axis=1)
 
 
 def _step_times(times: np.ndarray, changed: np.ndarray, count: np.ndarray) -> np.ndarray:

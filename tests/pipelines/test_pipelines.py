@@ -289,7 +289,8 @@ def test_configuration_with_missing_weights_is_refused_with_the_commands_that_ge
         (["cluster.workers=0"], "cluster.workers is 0"),
         (
             ["score.decode.detector=shots"],
-            "score.decode.detector is 'shots': expected one of residual, learned, transnet",
+            "score.decode.detector is 'shots': expected one of learned, transnet, content, "
+            "adaptive, hash, histogram",
         ),
         (
             ["caption.captioner=vlm"],
