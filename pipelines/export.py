@@ -25,7 +25,8 @@ from curation.records import SCHEMA_VERSION
 from curation.runner.cluster import Cluster
 from curation.stage import PlanError, Row, RunError
 from curation.storage import Folder
-from pipelines.publish import SHARDS, publish, read_tables, recorded_config
+from pipelines.outdated import MANIFEST, SHARDS, manifest_bytes
+from pipelines.publish import publish, read_tables, recorded_config
 from pipelines.settings import KEY_FRAMES, Settings, main
 from pipelines.tables import INPUT, captions_ledger, read_clips, read_selection, rows_of
 from stages.export.export_stages import (
@@ -58,7 +59,7 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     videos, table = read_tables(settings, out)
     manifest = _manifest(made, videos, table, shards, skipped)
     text = publish(out, videos, table, made, _facts(settings, manifest))
-    out.write("manifest.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
+    out.write(MANIFEST, manifest_bytes(manifest))
     print(text)
     print(_shard_line(shards, skipped))
     print(f"report: {out.path('report.html')}")

@@ -11,6 +11,7 @@ from curation.ledger import recorded_settings
 from curation.policy import Range
 from curation.records import SHARD, schema
 from curation.storage import Folder
+from pipelines.outdated import SHARDS
 from pipelines.settings import Settings
 from pipelines.tables import (
     captions_ledger,
@@ -24,8 +25,6 @@ from pipelines.tables import (
 )
 from stages.report.page import report_html
 from stages.report.statistics import score_statistics
-
-SHARDS = "shards.parquet"
 
 
 def recorded_config(settings: Settings, out: Folder) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
     python -m pipelines.select [CONFIG] output=OUT [select.policy.NAME='{min: 1, max: 2}' …]
 
-With another policy it takes seconds and updates the tables and the report. After it,
-pipelines.caption and pipelines.export write the shards of the new selection.
+With another policy it takes seconds and updates the tables and the report. Where the shards are
+then of an earlier selection, it prints the commands that write them again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from curation.policy import check_columns, check_prefilter
 from curation.runner.cluster import Cluster
 from curation.stage import PlanError
 from curation.storage import Folder
+from pipelines.outdated import OutdatedShards, compare_with_shards, record_outdated
 from pipelines.publish import publish, read_tables, recorded_config
 from pipelines.settings import ScoreSettings, Settings, main
 from pipelines.tables import (
@@ -74,7 +75,8 @@ def _scores_by_models(settings: Settings, out: Folder, will_score: bool) -> set[
     return {*planned, *pc.unique(recorded.keys).to_pylist()}
 
 
-def run(settings: Settings, out: Folder, _: Cluster | None = None) -> None:
+def run(settings: Settings, out: Folder, _: Cluster | None = None) -> OutdatedShards | None:
+    """Returns how the shards of the last export differ from the selection."""
     check(settings, out)
     chosen = settings.select
     clips = read_clips(out)
@@ -90,20 +92,29 @@ def run(settings: Settings, out: Folder, _: Cluster | None = None) -> None:
     captions = captions_ledger(out, settings.caption.set_name).read()
     limit = chosen.max_equal_captions
     selection = apply_caption_rules(selection, captions, chosen.policy, limit)
+    outdated = compare_with_shards(out, selection, captions)
+    record_outdated(out, outdated)  # first: an interruption must not leave a note out
     (out / "ledger").write_table(SELECTION, selection)
     record_settings(out / "ledger", "selection", config.as_dict(chosen))
     kept = pc.sum(pc.equal(selection["status"], "kept")).as_py() or 0
     print(f"select  {kept} of {selection.num_rows} clips kept", file=sys.stderr)
+    return outdated
 
 
 def select_and_publish(settings: Settings, out: Folder, _: Cluster) -> None:
-    run(settings, out)
+    outdated = run(settings, out)
     videos, clips = read_tables(settings, out)
     kept = clips.filter(pc.equal(clips["status"], "kept"))
     unpacked = kept["shard"].null_count
-    facts = {"kept clips in no shard yet": unpacked}
+    facts: dict[str, object] = {"kept clips in no shard yet": unpacked}
+    if outdated:
+        facts["outdated"] = str(outdated)
+        for number, command in enumerate(outdated.commands, 1):  # long texts are cut there
+            facts[f"command {number} to run"] = command
     print(publish(out, videos, clips, recorded_config(settings, out), facts))
-    if unpacked:
+    if outdated:
+        print(f"{outdated}\n  fix: {outdated.fix}")
+    elif unpacked:
         print(f"{unpacked} kept clips are in no shard yet: run pipelines.caption, pipelines.export")
     print(f"report: {out.path('report.html')}")
 

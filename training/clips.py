@@ -137,6 +137,22 @@ class ShardedClips:
             ) from error
 
 
+def check_selection(dataset: Path) -> None:
+    """Raises BadData where, by the manifest, the selection differs from what was exported."""
+    path = dataset / "manifest.json"
+    if not path.is_file():  # only the shards were copied
+        return
+    try:
+        outdated = json.loads(path.read_bytes()).get("outdated_shards")
+        text = outdated and f"{outdated['what']}\n  fix: {outdated['fix']}"
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise BadData(f"{path} is damaged: {error}") from error
+    if text:
+        raise BadData(
+            f"{dataset}: {text}\n  or use the shards as they are: data.use_outdated_shards=true"
+        )
+
+
 def locate_clips(dataset: Path, split: str) -> dict[str, ClipLocation]:
     """clip_id -> location, in the order of the shards and of the clips in them."""
     table = dataset / "shards.parquet"

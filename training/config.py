@@ -211,6 +211,7 @@ class DiffusionConfig:
 @dataclass(frozen=True)
 class DataConfig:
     dataset: str = "out/samples-dataset"  # what `make curate` wrote
+    use_outdated_shards: bool = False  # also where clips were selected again after the export
     workers: CountOrZero = 2  # reading processes; 0: the training process reads
     memory_mb: PositiveOrZero = 0.0  # of decoded clips that each reading process keeps
     cache: str = ""  # folder of training.precompute's latent cache; "": none

@@ -30,6 +30,7 @@ from training.clips import (
     ClipLocation,
     ClipSource,
     ShardedClips,
+    check_selection,
     locate_clips,
     parse_clip,
     read_files,
@@ -42,7 +43,12 @@ AGAIN = "run python -m training.precompute with this configuration"
 
 
 def open_source(cfg: SystemConfig, data: DataConfig, split: str) -> ClipSource:
-    """The clips of a split: from the cache where `data.cache` is given, else from the shards."""
+    """The clips of a split: from the cache where `data.cache` is given, else from the shards.
+
+    Raises BadData where the shards are outdated, see `check_selection`.
+    """
+    if not data.use_outdated_shards:
+        check_selection(Path(data.dataset))
     if data.cache:
         return LatentCache(cfg, data, split)
     return ShardedClips(data.dataset, split, cfg.size, data.memory_mb, cfg.sizes)

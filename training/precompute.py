@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 
 from curation.atomic import atomic_path, write_atomic
 from curation.config import ConfigError
-from training.clips import Clip, ClipLocation, ShardedClips
+from training.clips import Clip, ClipLocation, ShardedClips, check_selection
 from training.data import reraise_bad_data
 from training.latent_cache import KEY_FILE, cache_key, check_key, origin_of, texts_of
 from training.text_to_video import Codec, TextEncoder, build_codec, build_text_encoder
@@ -48,6 +48,8 @@ def precompute(cfg: SystemConfig, data: DataConfig, rank: int = 0, ranks: int = 
     """Writes this rank's shards of the cache, and the table once all shards are complete."""
     if not data.cache:
         raise ConfigError("data.cache is empty: expected the folder to write to")
+    if not data.use_outdated_shards:
+        check_selection(Path(data.dataset))
     cache = Path(data.cache)
     (cache / "shards").mkdir(parents=True, exist_ok=True)
     write_or_check_key(cache, cache_key(cfg))

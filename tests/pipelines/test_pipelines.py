@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -223,6 +224,46 @@ def test_another_policy_needs_no_decode_and_is_recorded_in_the_manifest(dataset,
     assert len(list((out / "shards").iterdir())) == 1  # the others were of the old selection
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["config"]["select"]["policy"]["height"]["min"] == 720
+    assert "outdated_shards" not in manifest
+
+
+def test_selection_that_differs_from_the_shards_is_stated_with_the_command(
+    dataset, tmp_path, capsys, unused_cluster
+):
+    out = shutil.copytree(dataset.out, tmp_path / "out")
+
+    def reselect(*rules: str) -> tuple[str, dict]:
+        select.select_and_publish(
+            settings(f"output={out}", *rules), Folder(str(out)), unused_cluster
+        )
+        return capsys.readouterr().out, json.loads((out / "manifest.json").read_text())
+
+    def stated(text: str, manifest: dict, what: str, fix: str) -> None:
+        assert f"shards and manifest are of an earlier selection: {what}\n  fix: {fix}\n" in text
+        assert manifest["outdated_shards"]["fix"] == fix
+        assert what in manifest["outdated_shards"]["what"]
+        page = (out / "report.html").read_text()
+        assert what in page
+        assert all(html.escape(command) in page for command in fix.split(" && "))
+
+    before = (out / "manifest.json").read_bytes()
+    export_again = f"python -m pipelines.export output={out}"
+    text, manifest = reselect("select.policy.height={min: 720}")
+    stated(text, manifest, "3 clips in shards are not kept", export_again)
+    text, _ = reselect()
+    assert "earlier selection" not in text + (out / "report.html").read_text()
+    assert (out / "manifest.json").read_bytes() == before  # nothing differs any more
+    text, manifest = reselect("select.validation_share=0")
+    moved = manifest["outdated_shards"]["other_split"]
+    stated(text, manifest, f"{moved} are in shards of the other split", export_again)
+    shards = pq.read_table(out / "shards.parquet")
+    pq.write_table(shards.slice(1), out / "shards.parquet")
+    text, manifest = reselect()
+    stated(text, manifest, "1 kept clips are in no shard", export_again)
+    shutil.rmtree(out / "ledger/captions")
+    captioned_first = f"python -m pipelines.caption output={out} && {export_again}"
+    text, manifest = reselect()
+    stated(text, manifest, "1 kept clips are in no shard", captioned_first)
 
 
 def test_export_of_kept_clips_without_captions_is_refused(dataset, tmp_path, unused_cluster):

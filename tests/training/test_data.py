@@ -1,4 +1,7 @@
+import json
 import os
+import shutil
+from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 
@@ -13,8 +16,10 @@ from curation.stage import BadVideo
 from tests.support import drawn_clips
 from tests.support.drawn_clips import FRAMES, dataset, row, write_mp4
 from training.clips import BadData, ClipList, ShardedClips, nearest_size, resize_and_crop
-from training.config import Size
+from training.config import DataConfig, Size, SystemConfig
 from training.data import LocalBatch, SampleOrder, clip_ids_digest, seeded_generator, stream_batches
+from training.latent_cache import open_source
+from training.precompute import precompute
 
 SMALL = Size(10, 24, 40)
 
@@ -45,6 +50,29 @@ def test_every_clip_of_a_split_is_read_with_its_captions(packed):
         left = clip.video[:, :, :18].float().mean()
         assert left == pytest.approx(drawn_clips.frame(number, 0)[0, 0, 0], abs=3)
     assert len(ShardedClips(packed, "validation", SMALL).clip_ids) == 2
+
+
+def test_dataset_with_a_newer_selection_is_refused_unless_its_shards_are_asked_for(
+    packed, tmp_path
+):
+    folder = shutil.copytree(packed, tmp_path / "data")
+    system, data = SystemConfig(size=SMALL), DataConfig(dataset=str(folder))
+    clips = len(open_source(system, data, "train").clip_ids)
+    note = {"what": "3 kept clips are in no shard", "fix": "python -m pipelines.export output=x"}
+    (folder / "manifest.json").write_text(json.dumps({"outdated_shards": note}))
+    use = r"data\.use_outdated_shards=true$"
+    with pytest.raises(BadData, match=rf"3 kept clips.*\n  fix: {note['fix']}\n.*{use}"):
+        open_source(system, data, "train")
+    with pytest.raises(BadData, match=use):
+        precompute(system, replace(data, cache=str(tmp_path / "cache")))
+    assert not (tmp_path / "cache").exists()
+    asked = replace(data, use_outdated_shards=True)
+    assert len(open_source(system, asked, "train").clip_ids) == clips
+    (folder / "manifest.json").write_text("{}")
+    assert len(open_source(system, data, "train").clip_ids) == clips
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(BadData, match=r"manifest\.json is damaged"):
+        open_source(system, data, "train")
 
 
 @pytest.mark.parametrize("frames", [1, 7, 10, 50, 88])

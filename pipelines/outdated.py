@@ -1,0 +1,87 @@
+"""Whether the shards hold the selected clips; where they do not, the manifest states it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curation.storage import Folder
+from pipelines.tables import rows_of
+
+SHARDS = "shards.parquet"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class OutdatedShards:
+    """How the last export differs from the selection."""
+
+    missing: int  # kept clips that are in no shard
+    not_kept: int  # clips in shards that are no longer kept
+    other_split: int  # kept clips in a shard of the other split
+    commands: list[str]  # that write the shards of the selection, in order
+
+    @property
+    def fix(self) -> str:
+        return " && ".join(self.commands)
+
+    def __str__(self) -> str:
+        counts = (
+            (self.missing, "kept clips are in no shard"),
+            (self.not_kept, "clips in shards are not kept"),
+            (self.other_split, "are in shards of the other split"),
+        )
+        return "shards and manifest are of an earlier selection: " + ", ".join(
+            f"{n} {what}" for n, what in counts if n
+        )
+
+
+def compare_with_shards(
+    out: Folder, selection: pa.Table, captions: pa.Table
+) -> OutdatedShards | None:
+    """The differences; None where there is none, or nothing was exported yet.
+
+    Clips whose captions or export failed belong in no shard.
+    """
+    if not out.exists(SHARDS):
+        return None
+    shards = out.read_table(SHARDS, ["clip_id", "split", "error"])
+    kept = selection.filter(pc.equal(selection["status"], "kept"))
+    of_kept = rows_of(kept["clip_id"], shards, "clip_id")
+    captioned = rows_of(kept["clip_id"], captions, "clip_id")
+    in_no_shard = pc.and_(pc.is_null(of_kept["clip_id"]), pc.is_null(captioned["error"]))
+    packed = shards.filter(pc.is_null(shards["error"]))
+    is_kept = pc.is_in(packed["clip_id"], value_set=kept["clip_id"].combine_chunks())
+    moved = pc.and_(pc.is_null(of_kept["error"]), pc.not_equal(of_kept["split"], kept["split"]))
+    missing, not_kept, other_split = map(_count, (in_no_shard, pc.invert(is_kept), moved))
+    if not (missing or not_kept or other_split):
+        return None
+    has_no_captions = _count(pc.and_(in_no_shard, pc.is_null(captioned["clip_id"]))) > 0
+    phases = ("caption", "export") if has_no_captions else ("export",)
+    commands = [f"python -m pipelines.{p} output={shlex.quote(out.url)}" for p in phases]
+    return OutdatedShards(missing, not_kept, other_split, commands)
+
+
+def _count(mask: pa.ChunkedArray) -> int:
+    return int(np.count_nonzero(pc.fill_null(mask, False).to_numpy()))
+
+
+def record_outdated(out: Folder, found: OutdatedShards | None) -> None:
+    """Writes the differences to the manifest, as `outdated_shards`; without any, removes them."""
+    if not out.exists(MANIFEST):
+        return
+    manifest = json.loads(out.read(MANIFEST))
+    recorded = manifest.pop("outdated_shards", None)
+    if found is not None:
+        manifest["outdated_shards"] = asdict(found) | {"what": str(found), "fix": found.fix}
+    if recorded != manifest.get("outdated_shards"):
+        out.write(MANIFEST, manifest_bytes(manifest))
+
+
+def manifest_bytes(manifest: dict[str, object]) -> bytes:
+    return json.dumps(manifest, indent=1, sort_keys=True).encode()
