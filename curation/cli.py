@@ -27,6 +27,7 @@ from curation.progress import printable
 EXIT_INTERRUPTED = 130  # what a shell reports for Ctrl-C
 EXIT_CLOSED_PIPE = 141  # and for a reader that ended early, as `| head` does
 MAX_LINE_CHARS = 1000  # of an error message
+INSTALLED = Path(__file__).parent.parent  # the folder of curation/, stages/, configs/ …
 SETTING_COLUMNS = 44  # of --help, before the comment
 
 S = TypeVar("S")
@@ -142,9 +143,16 @@ def parse(
     at = [name.strip("[]") for name in names].index("CONFIG") if "CONFIG" in arguments else None
     path = default_config
     if at is not None and at < len(given):
-        path = given.pop(at)
+        path = _find_config(given.pop(at))
     loaded = config.load(settings, path, overrides)
     return Arguments(given, loaded, frozenset(a for a in argv if a in options))
+
+
+def _find_config(path: str) -> str:
+    """The file; of configs/NAME, where the working folder has none, the installed one."""
+    installed = INSTALLED / path
+    use_installed = path.startswith("configs/") and installed.is_file()
+    return str(installed) if use_installed and not Path(path).exists() else path
 
 
 def help_lines(doc: str | None, settings: type, default_config: str | None = None) -> list[str]:
