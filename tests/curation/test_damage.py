@@ -145,7 +145,9 @@ def test_score_is_the_damaged_share_of_the_clip(tmp_path):
     with Reader(str(path)) as reader:
         stage._process_frames(reader)
         shares = [
-            stage._score_clip({"sha256": ""}, reader, 0, (float(s), s + 1.0))["damaged_share"]
+            stage._score_clip({"sha256": "", "transfer": None}, reader, 0, (float(s), s + 1.0))[
+                "damaged_share"
+            ]
             for s in range(4)
         ]
     assert shares == [0, pytest.approx(2.0 - t_s, abs=3 / FPS), 0, 0]
