@@ -32,6 +32,8 @@ SHORT_LABELS = {
     "colourfulness <": "colourless",
     "text_share >": "text",
     "overlay_share >": "overlay",
+    "seam_share >": "several views",
+    "screen_share >": "screen",
     "border_share >": "borders",
     "artifact_share >": "artifacts",
     "ken_burns_share >": "Ken Burns",

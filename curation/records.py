@@ -159,6 +159,17 @@ SCORES = (
     Column("text_share", FLOAT, "area of detected text (RapidOCR), mean over key frames, 0..1"),
     Column("artifact_share", FLOAT, "area of the union of text, overlays and borders, 0..1"),
     Column(
+        "seam_share",
+        FLOAT,
+        "share of the clearest straight line across the picture at which two views meet, 0..1",
+    ),
+    Column(
+        "screen_share",
+        FLOAT,
+        "area of user interfaces, pages and slides: text and thin lines on flat colour, mean over "
+        "key frames, 0..1",
+    ),
+    Column(
         "key_psnr",
         FLOAT,
         "PSNR between consecutive key frames at 320 px wide, mean over pairs, dB",

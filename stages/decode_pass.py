@@ -41,6 +41,7 @@ from stages.meters.light import Light
 from stages.meters.meter import Meter
 from stages.meters.motion import Motion
 from stages.meters.overlay import Overlay
+from stages.meters.seams import Seams
 from stages.shots.detector import Detector
 from stages.shots.learned import LearnedDetector
 from stages.shots.pyscenedetect import (
@@ -84,6 +85,7 @@ class DecodePass(Stage):
     light: Light = field(default_factory=Light)
     freeze: Freeze = field(default_factory=Freeze)
     overlay: Overlay = field(default_factory=Overlay)
+    seams: Seams = field(default_factory=Seams)
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
     key_frames: KeyFrames = field(default_factory=KeyFrames)
 

@@ -237,7 +237,16 @@ def test_default_policy_keeps_an_unmoved_cameras_take_with_little_motion():
     rules = TypeAdapter(Policy).validate_python(yaml.safe_load(text)["select"]["policy"])
     row = {"duration_s": 15.0, "width": 1280, "height": 720, "fps": 15.0, "brightness": 90.0}
     row |= dict.fromkeys(
-        ("damaged_share", "frozen_share", "ken_burns_share", "border_share", "text_share"), 0.0
+        (
+            "damaged_share",
+            "frozen_share",
+            "ken_burns_share",
+            "border_share",
+            "text_share",
+            "seam_share",
+            "screen_share",
+        ),
+        0.0,
     )
     row |= {"static_share": 0.85, "artifact_share": 0.0, "overlay_share": None}
     assert decide(row, rules) == []

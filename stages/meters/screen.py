@@ -1,0 +1,59 @@
+"""The area of user interfaces, pages and slides in an image."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+COMPARED_SIDE = 384  # px, long side at most: lines of text are then strokes of a pixel or two
+MAX_FLAT_LEVELS = 1  # range within 3 x 3 px: drawn areas; a camera's have noise and shading
+MIN_STROKE_LEVELS = 24  # grey levels of a thin line or letter, darker or brighter than its ground
+STROKE_PX = 5  # wider shapes are no strokes
+MIN_GROUND_SHARE = 0.06  # of the flat pixels near strokes that have one of a ground's levels
+MIN_NEAR_SHARE = 0.002  # of the image that is flat and near strokes: less has no text
+CELL_PX = 8
+MIN_TEXT_GROUND = 0.25  # share of a cell of text that is its ground
+MIN_TEXT_STROKES = 0.03  # share of it that is strokes
+MIN_BLANK_GROUND = 0.95  # share of a cell without text
+BLANK_CELLS = 4  # so far from text, a blank cell with its ground belongs to it
+
+
+def screen_share(luma: np.ndarray) -> float:
+    """luma: (h, w) uint8 -> 0..1, the area of text and thin lines on flat colour, and around it.
+
+    Neither the colours nor the size of the text matter: a stroke is darker or brighter than its
+    ground, and a ground is any grey level that many flat pixels near strokes have.
+    """
+    luma = _reduced(luma)
+    nearby = np.ones((3, 3), np.uint8)
+    is_flat = cv2.subtract(cv2.dilate(luma, nearby), cv2.erode(luma, nearby)) <= MAX_FLAT_LEVELS
+    kernel = np.ones((STROKE_PX, STROKE_PX), np.uint8)
+    bright, dark = (
+        cv2.morphologyEx(luma, how, kernel) for how in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT)
+    )
+    is_stroke = cv2.max(bright, dark) > MIN_STROKE_LEVELS
+    near_strokes = cv2.dilate(is_stroke.astype(np.uint8), kernel) > 0
+    counts = np.bincount(luma[is_flat & near_strokes], minlength=256).astype(np.float32)
+    if counts.sum() < MIN_NEAR_SHARE * luma.size:
+        return 0.0
+    is_ground_level = np.convolve(counts, np.ones(3), "same") >= MIN_GROUND_SHARE * counts.sum()
+    ground = _cell_shares(is_flat & is_ground_level[luma])
+    is_text = (ground >= MIN_TEXT_GROUND) & (_cell_shares(is_stroke) >= MIN_TEXT_STROKES)
+    around = np.ones((2 * BLANK_CELLS + 1, 2 * BLANK_CELLS + 1), np.uint8)
+    near_text = cv2.dilate(is_text.astype(np.uint8), around) > 0
+    return float((is_text | (near_text & (ground >= MIN_BLANK_GROUND))).mean())
+
+
+def _reduced(luma: np.ndarray) -> np.ndarray:
+    scale = COMPARED_SIDE / max(luma.shape)
+    if scale >= 1:
+        return luma
+    size = [max(CELL_PX, round(side * scale)) for side in luma.shape[::-1]]
+    return cv2.resize(luma, size, interpolation=cv2.INTER_AREA)
+
+
+def _cell_shares(mask: np.ndarray) -> np.ndarray:
+    """(h, w) bool -> (h // CELL_PX, w // CELL_PX) float32: the share of each cell."""
+    rows, columns = (max(1, side // CELL_PX) for side in mask.shape)
+    whole = mask[: rows * CELL_PX, : columns * CELL_PX].astype(np.float32)
+    return cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
