@@ -9,8 +9,8 @@ COMPARED_SIDE = 384  # px, long side at most: lines of text are then strokes of 
 MAX_FLAT_LEVELS = 1  # range within 3 x 3 px: drawn areas; a camera's have noise and shading
 MIN_STROKE_LEVELS = 24  # grey levels of a thin line or letter, darker or brighter than its ground
 STROKE_PX = 5  # wider shapes are no strokes
-MIN_GROUND_SHARE = 0.06  # of the flat pixels near strokes that have one of a ground's levels
-MIN_NEAR_SHARE = 0.002  # of the image that is flat and near strokes: less has no text
+MIN_GROUND_SHARE = 0.06  # of the strokes that have a ground of one of its levels
+MIN_STROKE_SHARE = 0.001  # of the image that is strokes: less is no text
 CELL_PX = 8
 MIN_TEXT_GROUND = 0.25  # share of a cell of text that is its ground
 MIN_TEXT_STROKES = 0.03  # share of it that is strokes
@@ -22,21 +22,22 @@ def screen_share(luma: np.ndarray) -> float:
     """luma: (h, w) uint8 -> 0..1, the area of text and thin lines on flat colour, and around it.
 
     Neither the colours nor the size of the text matter: a stroke is darker or brighter than its
-    ground, and a ground is any grey level that many flat pixels near strokes have.
+    ground, and a ground is any grey level around many strokes.
     """
     luma = _reduced(luma)
     nearby = np.ones((3, 3), np.uint8)
     is_flat = cv2.subtract(cv2.dilate(luma, nearby), cv2.erode(luma, nearby)) <= MAX_FLAT_LEVELS
     kernel = np.ones((STROKE_PX, STROKE_PX), np.uint8)
-    bright, dark = (
-        cv2.morphologyEx(luma, how, kernel) for how in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT)
+    opened, closed = (
+        cv2.morphologyEx(luma, how, kernel) for how in (cv2.MORPH_OPEN, cv2.MORPH_CLOSE)
     )
-    is_stroke = cv2.max(bright, dark) > MIN_STROKE_LEVELS
-    near_strokes = cv2.dilate(is_stroke.astype(np.uint8), kernel) > 0
-    counts = np.bincount(luma[is_flat & near_strokes], minlength=256).astype(np.float32)
-    if counts.sum() < MIN_NEAR_SHARE * luma.size:
+    brighter, darker = cv2.subtract(luma, opened), cv2.subtract(closed, luma)
+    is_stroke = cv2.max(brighter, darker) > MIN_STROKE_LEVELS
+    if np.count_nonzero(is_stroke) < MIN_STROKE_SHARE * luma.size:
         return 0.0
-    is_ground_level = np.convolve(counts, np.ones(3), "same") >= MIN_GROUND_SHARE * counts.sum()
+    grounds = np.where(brighter > darker, opened, closed)[is_stroke]
+    counts = np.convolve(np.bincount(grounds, minlength=256), np.ones(3), "same")
+    is_ground_level = counts >= MIN_GROUND_SHARE * len(grounds)
     ground = _cell_shares(is_flat & is_ground_level[luma])
     is_text = (ground >= MIN_TEXT_GROUND) & (_cell_shares(is_stroke) >= MIN_TEXT_STROKES)
     around = np.ones((2 * BLANK_CELLS + 1, 2 * BLANK_CELLS + 1), np.uint8)

@@ -42,13 +42,13 @@ MIN_LINE_PX = 48  # a smaller picture has no lines to examine
 
 @dataclass
 class Seams(Meter):
-    """Stores one small image a second, as Overlay does, and compares those of a span.
+    """Stores two small images a second and compares those of a span.
 
     A scene may have straight edges too: walls, doors, tables. But what lies on both sides of them
     belongs together: other edges cross the line, and what moves on one side moves on the other.
     """
 
-    samples_per_s: Annotated[float, Gt(0)] = 1.0
+    samples_per_s: Annotated[float, Gt(0)] = 2.0
     # number of evenly spaced samples of a span that are compared: limits the time of a score
     max_samples: Annotated[int, Ge(MIN_SAMPLES)] = 10
     writes = ("seam_share",)

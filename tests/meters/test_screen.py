@@ -45,8 +45,9 @@ def test_footage_is_no_screen(seed):
     assert as_scored(footage(seed)) < 0.01
 
 
-def test_two_caption_boxes_in_corners_are_no_screen():
-    frame = footage(5)
+@pytest.mark.parametrize("darkening", [1, 3, 25])
+def test_two_caption_boxes_in_corners_are_no_screen(darkening):
+    frame = footage(5) // darkening
     for number, box in enumerate(CORNERS):
         frame = text_page(number, 230, 20, 34, box, frame)
     assert as_scored(frame) < MAX_SCREEN_SHARE / 1.5
