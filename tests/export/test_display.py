@@ -50,6 +50,7 @@ def draw(
     *,
     size: tuple[int, int] = (320, 180),
     frames: int = 42,
+    first: int = 0,  # number of the first frame
     codec: str = "libx264",
     matrix: tuple[int, int, int, int] | None = None,
     pixel_aspect: Fraction | None = None,  # in the codec's data
@@ -71,7 +72,7 @@ def draw(
             stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
         for index in range(frames):
             width, height = size[::-1] if orientation.swaps_sides else size
-            picture = inverse(orientation).apply(numbered(index, width, height))
+            picture = inverse(orientation).apply(numbered(first + index, width, height))
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
@@ -363,9 +364,9 @@ INTERLACED = {  # the file's name, and how ffmpeg draws it
 }
 
 
-def draw_interlaced(path: Path) -> Path:
+def draw_interlaced(path: Path, size: tuple[int, int] = (320, 180)) -> Path:
     """25 frames a second, whose two fields are numbered frames of 50 a second."""
-    plain = draw(path.parent / "plain.mkv", codec="ffv1", options={}, frames=80, pix_fmt="yuv420p")
+    plain = draw(path.parent / "plain.mkv", codec="ffv1", options={}, frames=80, size=size)
     first = "bottom" if "bff" in path.name else "top"
     fields = f"setpts=PTS/2,fps=50,tinterlace=interleave_{first},fieldorder={first[0]}ff"
     options = [*INTERLACED[path.name].split(), "-g", "1000", "-pix_fmt", "yuv420p"]
