@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 from annotated_types import Ge, Gt
 
-from curation.images import decode_image
 from curation.video.frames import Planes, VideoInfo
 from stages.meters.meter import Meter
 from stages.meters.scratch_file import ScratchFile
@@ -72,9 +71,7 @@ class Seams(Meter):
         if count < MIN_SAMPLES:
             return {"seam_share": None}
         chosen = np.linspace(first, last - 1, count).round().astype(int)
-        jpegs = (self._images[i] for i in chosen)
-        samples = [decode_image(j, "a sample", cv2.IMREAD_GRAYSCALE) for j in jpegs]
-        return {"seam_share": seam_share(samples)}
+        return {"seam_share": seam_share([self._images.image(i) for i in chosen])}
 
 
 def seam_share(samples: Sequence[np.ndarray]) -> float:
