@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.real_videos import HALVES, LABELS, present, real_videos
-from benchmarks.shots_on_files import wilson
+from benchmarks.shots import wilson
 from curation import config
 from curation.policy import decide
 from curation.video.reader import Reader
@@ -73,7 +73,7 @@ class Cost:
 
 def score_file(path: Path, examples: list[Example], cost: Cost) -> list[dict[str, float | None]]:
     seams, key_frames = Seams(), KeyFrames()
-    key_frames.start(key_frames.side)
+    key_frames.start()
     with Reader(str(path)) as reader:
         seams.start(reader.header.info())
         frames, last_s = reader.frames(), max(e.end_s for e in examples)
