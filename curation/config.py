@@ -22,6 +22,9 @@ from pydantic import TypeAdapter, ValidationError
 from curation.errors import UserError
 from curation.renames import OLD_VERSION, new_setting, old_settings
 
+MAX_FILE_BYTES = 1 << 20
+MAX_VALUES = 100_000
+
 T = TypeVar("T")
 
 
@@ -37,14 +40,14 @@ def load(kind: type[T], path: str | Path | None, overrides: Sequence[str] = ()) 
     data: dict[str, Any] = {}
     if path is not None:
         try:
-            read = yaml.safe_load(Path(path).read_text())
+            read = _parse_yaml(_read_small_file(Path(path)))
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such file; expected a YAML file of settings") from None
         except OSError as e:
             raise ConfigError(
                 f"{path}: can't be read: {e.strerror}; expected a YAML file of settings"
             ) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as e:
+        except (yaml.YAMLError, ValueError) as e:
             raise ConfigError(f"{path}: not valid YAML: {e}") from None
         if read is not None and not isinstance(read, dict):
             raise ConfigError(f"{path}: expected settings as `name: value`, found {read!r:.60}")
@@ -79,9 +82,39 @@ def _parse_value(kind: Any, dotted: str, text: str) -> Any:
     if (kind is str or (is_optional and str in typing.get_args(kind))) and not is_null:
         return text
     try:
-        return yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
-        raise ConfigError(f"{dotted}={text}: not valid YAML") from None
+        return _parse_yaml(text) if text else None
+    except (yaml.YAMLError, ValueError):
+        raise ConfigError(f"{dotted}={text:.200}: not valid YAML") from None
+
+
+def _read_small_file(path: Path) -> str:
+    """Raises OSError, ValueError where it is too large for settings, or not UTF-8."""
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError(f"more than {MAX_FILE_BYTES} bytes")
+    return data.decode()
+
+
+def _parse_yaml(text: str) -> Any:
+    """Returns plain data. Raises YAMLError, ValueError.
+
+    References to references are a few bytes that stand for billions of values: too many values are
+    an error.
+    """
+    try:
+        found = yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    left, counted = [found], 0
+    while left:
+        value = left.pop()
+        counted += 1
+        if isinstance(value, dict | list) and counted + len(left) + len(value) <= MAX_VALUES:
+            left += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, dict | list):
+            raise ValueError(f"more than {MAX_VALUES} values")
+    return found
 
 
 def _set(data: dict[str, Any], dotted: str, value: Any) -> None:

@@ -8,8 +8,9 @@ counts.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import config
+from curation.json_text import parse_object
 from curation.records import (
     RELEASES,
     SCHEMA_VERSION,
@@ -25,13 +27,14 @@ from curation.records import (
     schema_version,
     with_schema_version,
 )
-from curation.stage import PlanError, Row
+from curation.stage import OutputError, PlanError, Row
 from curation.storage import Folder
 from curation.texts import MAX_ERROR_CHARS, clean_outside_text
 
 MAX_PARTS = 64  # more are merged at the end of a phase
 MAX_MERGED_BYTES = 1 << 30  # of one part in memory, about: a list column's offsets end at 2**31
 CONVERSION_ERRORS = (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError)
+_PART = re.compile(r"part-\d{8,}\.parquet")
 # of a clip's video, in its row
 VIDEO_COLUMNS = ("codec", "version", "bytes", "sha256", "video", "time_jumps")
 ADDED_LATER = "scored by an older version"  # the null reason of a score or tag that a part lacks
@@ -40,14 +43,24 @@ ADDED_LATER = "scored by an older version"  # the null reason of a score or tag 
 class Ledger:
     """One table: `folder/name/part-*.parquet`, keyed by one column."""
 
-    def __init__(self, folder: Folder, name: str, schema: pa.Schema, key: str) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        name: str,
+        schema: pa.Schema,
+        key: str,
+        fix_of_damage: str = "delete it and run again, which computes its rows",
+    ) -> None:
         """Raises PlanError where a version with other meanings of columns wrote the table."""
+        self._fix_of_damage = fix_of_damage
         self._folder, self._key = folder / name, key
         self._schema = with_schema_version(schema)
-        parts = self._folder.names()
+        parts = _part_names(self._folder)
         self._next = 1 + max(map(_number_of, parts), default=-1)
         if parts:
-            _check_version(self._folder, parts[-1])
+            with self._damage_named(parts[-1]):
+                found = schema_version(self._folder.read_schema(parts[-1]))
+            _check_version(self._folder, found)
 
     def append(self, rows: list[Row]) -> None:
         """Commits rows as one part. A row with a value that does not fit the schema becomes one
@@ -82,18 +95,18 @@ class Ledger:
         there, with the null reason ADDED_LATER where it is a score or tag of a clip."""
         names = self._schema.names if columns is None else [self._key, *columns]
         schema = pa.schema([self._schema.field(name) for name in dict.fromkeys(names)])
-        parts = [self._read_part(part, schema) for part in self._folder.names()]
+        parts = [self._read_part(part, schema) for part in _part_names(self._folder)]
         return _last_by_key(pa.concat_tables([schema.empty_table(), *parts]), self._key)
 
     def parts(self, columns: list[str]) -> Iterator[pa.Table]:
         """Part by part, for what is too large for `read`. A later row of a key counts."""
         schema = pa.schema([self._schema.field(name) for name in columns])
-        for part in self._folder.names():
+        for part in _part_names(self._folder):
             yield self._read_part(part, schema)
 
     def compact(self) -> None:
         """Merges many small parts into few. Safe to interrupt: a row found twice is the same."""
-        parts = self._folder.names()
+        parts = _part_names(self._folder)
         if len(parts) <= MAX_PARTS:
             return
         group: dict[str, pa.Table] = {}
@@ -117,19 +130,35 @@ class Ledger:
             self._folder.delete(part)
 
     def _read_part(self, part: str, schema: pa.Schema) -> pa.Table:
-        return with_schema(self._folder.read_table(part, schema.names), schema)
+        with self._damage_named(part):
+            return with_schema(self._folder.read_table(part, schema.names), schema)
+
+    @contextmanager
+    def _damage_named(self, part: str) -> Iterator[None]:
+        """Adds the part and the fix to an error of reading it."""
+        try:
+            yield
+        except (*CONVERSION_ERRORS, OutputError) as error:
+            raise OutputError(
+                f"{self._folder.path(part)} can't be read as a part of the ledger: {error}\n"
+                f"  fix: if the file is damaged, {self._fix_of_damage}"
+            ) from None
 
     def _write(self, table: pa.Table) -> None:
         self._folder.write_table(f"part-{self._next:08d}.parquet", table)
         self._next += 1
 
 
+def _part_names(folder: Folder) -> list[str]:
+    """In order. Other files, such as .DS_Store and copies by an editor, are ignored."""
+    return [name for name in folder.names() if _PART.fullmatch(name)]
+
+
 def _number_of(part: str) -> int:
     return int(part.removeprefix("part-").removesuffix(".parquet"))
 
 
-def _check_version(folder: Folder, part: str) -> None:
-    found = schema_version(folder.read_schema(part))
+def _check_version(folder: Folder, found: int) -> None:
     if found == SCHEMA_VERSION:
         return
     made_by, fix = "a later version", "install that version"
@@ -208,9 +237,18 @@ def record_settings(folder: Folder, name: str, settings: dict[str, Any]) -> None
 
 
 def recorded_settings(folder: Folder, name: str) -> dict[str, Any] | None:
-    """What a table was made with; None where nothing is recorded."""
+    """What a table was made with; None where nothing is recorded. Raises PlanError where it can't
+    be read."""
     file = f"{name}.settings.json"
-    return json.loads(folder.read(file)) if folder.exists(file) else None
+    if not folder.exists(file):
+        return None
+    try:
+        return parse_object(folder.read(file))
+    except ValueError as error:
+        raise PlanError(
+            f"{folder.path(file)} is damaged: {error}\n  fix: if {folder.path(name)} was made with "
+            "the settings of this run, delete the file and run again"
+        ) from None
 
 
 def check_settings(
@@ -226,7 +264,7 @@ def check_settings(
     the settings where the table has no row yet.
     """
     recorded = recorded_settings(folder, name)
-    if recorded is None or not folder.names(name):
+    if recorded is None or not _part_names(folder / name):
         record_settings(folder, name, settings)
         return
     recorded = config.merged(json.loads(json.dumps(defaults)), recorded)

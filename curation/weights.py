@@ -11,10 +11,13 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from curation.json_text import parse_object
 from curation.stage import PlanError
 
 if TYPE_CHECKING:
     import torch
+
+MAX_HEADER_BYTES = 100 << 20  # the format's own limit
 
 HUB_FILE = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<file>.+)")
 
@@ -92,7 +95,7 @@ def locate_model(name: str, revision: str | None, setting: str) -> Path:
     """
     path = Path(name).expanduser()
     if (path / "config.json").is_file():
-        return path.resolve()
+        return _complete_model(path.resolve(), setting)
     missing = f"no {path.absolute()}/config.json"
     command = f"hf download OWNER/REPO --local-dir {name}"
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -100,8 +103,40 @@ def locate_model(name: str, revision: str | None, setting: str) -> Path:
 
         cached = try_to_load_from_cache(name, "config.json", revision=revision)
         if isinstance(cached, str):
-            return Path(cached).parent
+            return _complete_model(Path(cached).parent, setting)
         cache = constants.HF_HUB_CACHE
         missing += f", and {name} (revision {revision or 'main'}) is not in {cache}"
         command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
     raise PlanError(f"{setting}: {missing}; get it with\n  {command}")
+
+
+def _complete_model(folder: Path, setting: str) -> Path:
+    """Returns the folder. Raises PlanError where a file is missing or cut off."""
+    path = folder / "config.json"
+    try:
+        parse_object(path.read_bytes())
+        for path in sorted(folder.glob("*.safetensors.index.json")):
+            files = parse_object(path.read_bytes()).get("weight_map")
+            if not isinstance(files, dict):
+                raise ValueError("has no weight_map")
+            for file in sorted(set(map(str, files.values()))):
+                if not (folder / file).is_file():
+                    raise ValueError(f"names {file}, which is missing")
+        for path in sorted(folder.glob("*.safetensors")):
+            _check_safetensors(path)
+    except (ValueError, OSError) as error:
+        raise PlanError(f"{setting}: {path}: {error}; get the model again") from None
+    return folder
+
+
+def _check_safetensors(path: Path) -> None:
+    """Raises ValueError where the file is shorter than its header states."""
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if header_bytes > MAX_HEADER_BYTES:
+            raise ValueError("not a file of safetensors")
+        header = parse_object(file.read(header_bytes))
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    expected, found = 8 + header_bytes + max(ends, default=0), path.stat().st_size
+    if found != expected:
+        raise ValueError(f"has {found} bytes, expected {expected}")

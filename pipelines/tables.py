@@ -51,7 +51,9 @@ def videos_ledger(out: Folder) -> Ledger:
 
 
 def embeddings_ledger(out: Folder) -> Ledger:
-    return Ledger(out / "ledger", "embeddings", records.schema(records.EMBEDDING), "clip_id")
+    schema = records.schema(records.EMBEDDING)
+    fix = "delete it and all of ledger/videos: every video is then scored again"
+    return Ledger(out / "ledger", "embeddings", schema, "clip_id", fix)
 
 
 def captions_ledger(out: Folder, captioner: str) -> Ledger:

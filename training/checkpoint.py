@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from curation.errors import UserError
+from curation.json_text import parse_object
 
 FORMAT = 2
 STATE_FILE = "state.json"
@@ -126,7 +127,7 @@ def _reason(error: BaseException) -> str:
 def read_state(path: str | Path) -> dict[str, Any]:
     """The content of state.json."""
     try:
-        state = json.loads(Path(path, STATE_FILE).read_text())
+        state = parse_object(Path(path, STATE_FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
             f"{path}: no such checkpoint; expected a folder that training.train wrote"

@@ -13,7 +13,6 @@ or captions. training/precompute.py writes it.
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -24,6 +23,7 @@ import torch
 from safetensors.torch import load as read_tensors
 
 from curation import config
+from curation.json_text import parse_object
 from training.clips import (
     BadData,
     Clip,
@@ -69,7 +69,7 @@ def cache_key(cfg: SystemConfig) -> dict[str, Any]:
 def check_key(cache: Path, key: dict[str, Any]) -> None:
     """BadData where the cache is missing, damaged or of another key."""
     try:
-        made: dict[str, Any] = json.loads((cache / KEY_FILE).read_text())
+        made: dict[str, Any] = parse_object((cache / KEY_FILE).read_bytes())
     except FileNotFoundError:
         raise BadData(f"{cache}: no latent cache there; {AGAIN}") from None
     except ValueError as error:

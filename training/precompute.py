@@ -11,6 +11,7 @@ computes the changed shards again.
 from __future__ import annotations
 
 from curation.cli import Arguments, check_command_line, run_command
+from curation.json_text import parse_object
 from training.config import DataConfig, SystemConfig, TrainConfig
 
 if __name__ == "__main__":  # before torch is imported: a mistyped setting is refused at once
@@ -93,7 +94,7 @@ def complete_rows(
     """The table's rows of a shard that is complete and was made from the expected clips and
     captions; None for other shards."""
     try:
-        receipt = json.loads((cache / "shards" / f"{name}.json").read_text())
+        receipt = parse_object((cache / "shards" / f"{name}.json").read_bytes())
         is_complete = (cache / "shards" / name).stat().st_size == receipt["bytes"]
     except (OSError, ValueError, KeyError):
         return None

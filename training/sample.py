@@ -14,6 +14,7 @@ video. fps=24 interpolates between the network's frames by optical flow.
 from __future__ import annotations
 
 from curation.cli import Arguments, check_command_line, run_command
+from curation.json_text import parse_json, parse_object
 from training.config import (
     AllegroConfig,
     DiffusionConfig,
@@ -170,7 +171,7 @@ def read_prompts(path: str, duration_s: float) -> dict[str, Prompt]:
         raise ConfigError(f"{path}: {error.strerror}; expected prompts as JSON lines") from None
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = parse_object(line)
             name, texts = str(row["name"]), [str(text) for text in row["cap"]]
         except (ValueError, TypeError, KeyError):
             raise ConfigError(
@@ -189,7 +190,7 @@ def read_prompt(texts: Sequence[str], duration_s: float) -> Prompt:
     parts: Any = list(texts)
     if len(texts) == 1 and (texts[0].endswith(".json") or _is_file(texts[0])):
         try:
-            parts = json.loads(Path(texts[0]).read_text())
+            parts = parse_json(Path(texts[0]).read_bytes())
         except FileNotFoundError:
             raise ConfigError(f"{texts[0]}: no such file; expected captions as JSON") from None
         except ValueError as error:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from curation.atomic import atomic_path, write_atomic
 from curation.errors import UserError
+from curation.json_text import parse_object
 from training.config import ModelConfig
 from training.model import Presto
 
@@ -45,7 +46,7 @@ def transformer_folder(path: str | Path) -> Path:
     """The folder with the transformer's config.json: `path` or its subfolder transformer/."""
     for folder in (Path(path), Path(path, "transformer")):
         if (folder / "config.json").is_file():
-            known = json.loads((folder / "config.json").read_text())
+            known = _read_object(folder / "config.json")
             if "num_layers" in known:
                 return folder
     raise BadWeights(
@@ -55,10 +56,21 @@ def transformer_folder(path: str | Path) -> Path:
     )
 
 
+def _read_object(path: Path, part: str | None = None) -> dict[str, Any]:
+    """part: a value that must be an object, too."""
+    try:
+        found = parse_object(path.read_bytes())
+        if part is not None and not isinstance(found.get(part), dict):
+            raise ValueError(f"has no {part}")
+        return found
+    except ValueError as error:
+        raise BadWeights(f"{path}: {error}; download it again") from None
+
+
 def read_config(folder: str | Path) -> ModelConfig:
     """From config.json with diffusers' names or the original's (`sample_size_t`, `sample_size`)."""
     path = transformer_folder(folder) / "config.json"
-    found: dict[str, Any] = json.loads(path.read_text())
+    found = _read_object(path)
     for name, only in FIXED.items():
         if found.get(name, only) != only:
             raise BadWeights(f"{path}: {name} is {found[name]!r}; only {only!r} is supported")
@@ -113,7 +125,7 @@ def tensor_files(folder: Path) -> list[Path]:
     """The folder's safetensors file, or those that its index lists."""
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if indexes:
-        names = set(json.loads(indexes[0].read_text())["weight_map"].values())
+        names = set(_read_object(indexes[0], "weight_map")["weight_map"].values())
         if any(Path(name).name != name for name in names):
             raise BadWeights(f"{indexes[0]}: names a file outside its folder")
         files = [folder / name for name in sorted(names)]

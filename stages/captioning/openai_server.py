@@ -21,6 +21,7 @@ import aiohttp
 from annotated_types import Ge, Gt
 
 from curation.config import ConfigError
+from curation.json_text import parse_object
 from curation.progress import format_duration
 from curation.stage import Needs, RunContext, Unavailable
 from curation.texts import clean_outside_text
@@ -121,7 +122,7 @@ class OpenAICaptioner(VlmCaptioner):
         opener = urllib.request.build_opener(NoRedirects)
         try:
             with opener.open(request, timeout=min(self.timeout_s, 30)) as reply:
-                models = json.loads(reply.read(MAX_LIST_BYTES))["data"]
+                models = parse_object(reply.read(MAX_LIST_BYTES))["data"]
             return [str(model["id"]) for model in models]
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from curation.atomic import TEMPORARY
+from curation.json_text import parse_object
 from curation.records import (
     FIELD_NAMES,
     SCHEMA_VERSION,
@@ -249,7 +250,7 @@ def read_receipt(receipts: Path, name: str) -> Receipt | None:
 
 def parse_receipt(text: bytes, path: str) -> Receipt:
     try:
-        return Receipt(**json.loads(text))
+        return Receipt(**parse_object(text))
     except (ValueError, TypeError) as error:
         raise OutputError(f"{path} is damaged ({error}); delete it and run again") from error
 

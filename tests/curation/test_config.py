@@ -45,6 +45,31 @@ def test_value_of_the_wrong_type_or_range_is_refused_with_its_setting(tmp_path):
         load(Settings, None, ["motion.gap_s=-1"])
 
 
+def test_settings_file_of_megabytes_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="more than 1048576 bytes"):
+        load(Settings, written(tmp_path, "#" * (2 << 20)))
+
+
+LEVELS = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: " + "[" * 20_000, "nested too deeply"),
+        ("a0: &a0 [x]\n" + LEVELS, "more than 100000 values"),
+        ("a: &a [*a]", "more than 100000 values"),
+        ("seed: 2024-99-99", "month must be in"),
+        ("a: \x00", "special characters are not allowed"),
+    ],
+)
+def test_settings_that_are_deep_huge_or_no_text_are_refused_at_once(tmp_path, text, reason):
+    with pytest.raises(ConfigError, match=f"(?s)not valid YAML: .*{reason}"):
+        load(Settings, written(tmp_path, text))
+    with pytest.raises(ConfigError, match=r"(?s)motion=.*: not valid YAML"):
+        load(Settings, None, [f"motion={text}"])
+
+
 def test_file_that_is_not_a_settings_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         load(Settings, tmp_path / "none.yaml")

@@ -1,6 +1,7 @@
 import dataclasses
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from curation import records
@@ -14,9 +15,10 @@ from curation.ledger import (
     with_schema,
 )
 from curation.policy import Policy, Range, decide_table
-from curation.stage import PlanError
+from curation.stage import OutputError, PlanError
 from curation.storage import Folder
 
+VERSION = records.with_schema_version(pa.schema([])).metadata
 SCHEMA = pa.schema([("video", pa.string()), ("n", pa.int64())])
 
 
@@ -212,3 +214,41 @@ def test_table_of_another_schema_version_is_refused(tmp_path, metadata, message)
     Folder(str(tmp_path)).write_table("videos/part-00000000.parquet", table)
     with pytest.raises(PlanError, match=message):
         ledger(tmp_path)
+
+
+def test_foreign_files_in_a_ledger_folder_are_ignored(tmp_path):
+    ledger(tmp_path).append([{"video": "a", "n": 1}])
+    part = next((tmp_path / "videos").iterdir())
+    for name in (".DS_Store", "part-00000000.parquet~", "part-00000000 copy.parquet", "#part#"):
+        (tmp_path / "videos" / name).write_bytes(part.read_bytes()[:-9])
+    assert ledger(tmp_path).read().to_pylist() == [{"video": "a", "n": 1}]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda part: part.write_bytes(part.read_bytes()[:-9]),
+        lambda part: part.write_bytes(b""),
+        lambda part: pq.write_table(pa.table({"video": [["a"]], "n": [1]}, metadata=VERSION), part),
+        lambda part: pq.write_table(pa.table({"video": ["a"], "n": ["x"]}, metadata=VERSION), part),
+    ],
+)
+def test_damaged_part_is_named_with_the_fix(tmp_path, damage):
+    parts = ledger(tmp_path)
+    parts.append([{"video": "a", "n": 1}])
+    parts.append([{"video": "b", "n": 2}])
+    damage(tmp_path / "videos/part-00000000.parquet")
+    with pytest.raises(OutputError, match=r"00000\.parquet can't be read .*\n  fix: if the"):
+        ledger(tmp_path).read()
+    damage(tmp_path / "videos/part-00000001.parquet")
+    with pytest.raises(OutputError, match=r"0000\d\.parquet can't be read .*\n  fix: if the"):
+        ledger(tmp_path).read()
+
+
+@pytest.mark.parametrize("text", ['{"a": 1', "[1]", "", "[" * 100_000])
+def test_torn_settings_are_named_with_the_fix(tmp_path, text):
+    folder = Folder(str(tmp_path))
+    ledger(tmp_path).append([{"video": "a", "n": 1}])
+    (tmp_path / "videos.settings.json").write_text(text)
+    with pytest.raises(PlanError, match=r"videos\.settings\.json is damaged: .*\n  fix: if "):
+        check_settings(folder, "videos", {}, {}, "")

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from curation.torchvision_fix import fix_torchvision
 from training.config import ModelConfig
 from training.model import Presto
-from training.weights import BadWeights, export_presto, load_presto, read_config
+from training.weights import BadWeights, export_presto, load_presto, read_config, tensor_files
 
 SMALL = ModelConfig(
     num_layers=2,
@@ -118,6 +118,16 @@ def test_a_damaged_or_missing_file_is_named(folder, tmp_path):
         load_presto(folder)
     with pytest.raises(BadWeights, match=r"no transformer's config\.json"):
         load_presto(folder / "nowhere")
+
+
+@pytest.mark.parametrize("text", ['{"num_layers": 2', "[]", "[" * 100_000])
+def test_a_torn_config_or_index_is_named(folder, text):
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(BadWeights, match=r"index\.json: .*; download it again"):
+        tensor_files(folder)
+    (folder / "config.json").write_text(text)
+    with pytest.raises(BadWeights, match=r"config\.json: .*; download it again"):
+        read_config(folder)
 
 
 def test_a_network_that_diffusers_can_not_run_is_not_exported(tmp_path):
