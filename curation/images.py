@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import PurePosixPath
 
 import cv2
 import numpy as np
 
-from curation.stage import Row
+from curation.stage import BadVideo, Row
+
+RESCORE = "score with retry_failed=true scores the video again"  # the fix of every DamagedFrame
+
+
+class DamagedFrame(BadVideo):
+    """A stored frame is missing or is not the one that was scored. This says nothing of its clip:
+    no score becomes null because of it."""
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
@@ -25,13 +33,13 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def decode_image(data: bytes, name: str, mode: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    """Returns (h, w, 3) uint8 BGR, or what `mode` asks for. Raises ValueError with `name`."""
+    """Returns (h, w, 3) uint8 BGR, or what `mode` asks for. Raises DamagedFrame with `name`."""
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
     except cv2.error:  # an empty file, or more pixels than OpenCV takes
         image = None
     if image is None:
-        raise ValueError(f"{name} is not a readable image; score the video again")
+        raise DamagedFrame(f"{name} is not a readable image; {RESCORE}")
     return image
 
 
@@ -55,18 +63,29 @@ def stored_image_name(segment: Row, column: str = "key_frame") -> str:
 
 
 def read_image(read: Callable[[str], bytes], segment: Row, column: str = "key_frame") -> np.ndarray:
-    """Returns (h, w, 3) uint8 BGR. read: `Folder.read` of the ledger. Raises ValueError."""
+    """Returns (h, w, 3) uint8 BGR. read: `Folder.read` of the ledger. Raises ValueError where no
+    such image was stored, DamagedFrame."""
     name = stored_image_name(segment, column)
-    return decode_image(read(name), name)
+    sha256 = segment.get(f"{column}_sha256")  # of key frames alone
+    return decode_image(read_verified(read, name, sha256), name)
 
 
-def read_verified(read: Callable[[str], bytes], name: str, sha256: str) -> bytes:
-    """Returns the file's bytes. Raises ValueError where they are not those that were scored."""
-    data = read(name)
+def read_verified(read: Callable[[str], bytes], name: str, sha256: str | None) -> bytes:
+    """Returns the file's bytes. Raises DamagedFrame where they are not those that were scored.
+
+    sha256: None where it is not known.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise DamagedFrame(f"{name} is outside the ledger; {RESCORE}")
+    try:
+        data = read(name)
+    except FileNotFoundError:
+        raise DamagedFrame(f"{name} is missing; {RESCORE}") from None
     found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise ValueError(
+    if sha256 not in (None, found):
+        raise DamagedFrame(
             f"{name} is not the key frame that was scored (sha256 {found[:12]}…, expected "
-            f"{sha256[:12]}…); score the video again"
+            f"{str(sha256)[:12]}…); {RESCORE}"
         )
     return data

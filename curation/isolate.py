@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from curation.stage import BadVideo, OutputError
+from curation.stage import BadVideo, OutputError, TransientError, is_device_failure
 from curation.texts import MAX_ERROR_CHARS, clean_outside_text
 
 BYTES_KEY = "\0bytes"  # of a JSON object that stands for bytes
@@ -58,7 +58,8 @@ class Isolated:
 
     call, setup: picklable, such as `stage.process` and `stage.setup`; setup runs once per child.
     Arguments are picklable; results are plain data (str, int, float, bool, None, bytes, list, dict
-    with str keys). Raises BadVideo and its subclasses here, OutputError, NotStarted.
+    with str keys). Raises BadVideo and its subclasses here, OutputError, TransientError,
+    NotStarted.
     Use it from a thread that lives as long as the child should: the kernel kills the child when
     the thread that started it ends.
     """
@@ -169,6 +170,9 @@ class Isolated:
         kind, message = reply.get("error"), str(reply.get("message"))[:MAX_ERROR_CHARS]
         if kind == "OutputError":
             raise OutputError(message)
+        if kind == "TransientError":
+            self.close()  # a failed GPU stays failed in a process
+            raise TransientError(message)
         if kind == "BadVideo":
             raise BadVideo(message)
         if kind == "MemoryError":
@@ -300,6 +304,8 @@ def _error_reply(error: BaseException) -> dict[str, str]:
         return {"error": "OutputError", "message": str(error)}
     if isinstance(error, BadVideo):
         return {"error": "BadVideo", "message": str(error)}
+    if isinstance(error, TransientError) or is_device_failure(error):
+        return {"error": "TransientError", "message": str(error)}
     if isinstance(error, OSError) and error.errno in NO_SPACE_ERRNOS:
         return {"error": "OutputError", "message": str(error)}
     if isinstance(error, MemoryError) or "Insufficient memory" in str(error):  # of OpenCV

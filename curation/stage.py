@@ -15,9 +15,17 @@ from curation.errors import UserError
 
 Row = dict[str, Any]
 
+OPEN = "open"  # key of the TransientError of a row that stays open; no column of a table
+
 
 class BadVideo(Exception):
     """An input that can't be processed, and why. Its row gets the status `failed`, no other row."""
+
+
+class TransientError(Exception):
+    """A storage, a server or a device failed while it had a row, which is not the cause. The row is
+    retried; where that fails too, it stays open: no result is stored, and the next run computes it.
+    """
 
 
 class OutputError(UserError):
@@ -60,6 +68,9 @@ class RunContext:
     caption_set: str = ""  # written to the column `captioner`; empty: the captioner's own name
     similarity_limit: float | None = None  # of consecutive sub-captions, by the policy
     api_key: str | None = field(default=None, repr=False)  # of the caption server
+    input_sample: tuple[str, ...] = ()  # some videos; a worker that can read none is refused
+    # seconds before each further attempt at a row after a TransientError
+    retry_waits_s: tuple[float, ...] = (1.0, 5.0, 25.0, 60.0)
 
 
 class Stage:
@@ -92,6 +103,16 @@ class Stage:
         """Returns what a stage with `needs.max_concurrency` waits for, None while it works.
         Called every second, in another thread."""
         return None
+
+
+def is_unfinished(row: Row) -> bool:
+    """Whether later stages process the row: it has no error, and no stage had to leave it open."""
+    return row.get("error") is None and row.get(OPEN) is None
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Whether a GPU failed: then every later call on it fails too."""
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
 
 
 def record_duration(row: Row, stage: Stage, seconds: float) -> None:

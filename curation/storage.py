@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
 import shutil
+import socket
 import tempfile
 import urllib.parse
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,11 +23,26 @@ import pyarrow.parquet as pq
 
 from curation.atomic import TEMPORARY, write_atomic
 from curation.errors import UserError
-from curation.stage import BadVideo, OutputError
+from curation.stage import BadVideo, OutputError, TransientError
+
+# Of a network file system, a disk or the machine; other errors are properties of the file.
+STORAGE_ERRNOS = frozenset(
+    (
+        *(errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EAGAIN),
+        *(errno.ENOTCONN, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED),
+        *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
+    )
+)
+
+ACCESS_TOKEN = f"{TEMPORARY}access"  # a file of the output
 
 
 class InputError(UserError):
     """The input can't be listed. The message names it and what was expected."""
+
+
+class UnreachableError(InputError):
+    """The store does not answer."""
 
 
 def is_url(path: str) -> bool:
@@ -63,7 +82,8 @@ def url_of(fs_path: str, sibling: str) -> str:
 
 
 def file_system(url: str) -> tuple[pafs.FileSystem, str]:
-    """Returns the file system of a URL, and the path in it. Raises InputError."""
+    """Returns the file system of a URL, and the path in it. Raises InputError, and of it
+    UnreachableError where the store does not answer."""
     scheme, bucket, path, options = _split_url(url)
     if not bucket and scheme != "file":
         raise InputError(f"{url}: has no bucket; expected {scheme}://BUCKET/FOLDER")
@@ -74,7 +94,9 @@ def file_system(url: str) -> tuple[pafs.FileSystem, str]:
         )
     try:
         fs, root = _connect(scheme, bucket, options)
-    except (pa.ArrowException, OSError, ValueError) as e:
+    except OSError as e:
+        raise UnreachableError(f"{url}: can't be reached: {e}") from None
+    except (pa.ArrowException, ValueError) as e:
         raise InputError(f"{url}: can't be reached: {e}") from None
     return fs, f"{root}/{path}".rstrip("/")
 
@@ -87,11 +109,16 @@ def _connect(scheme: str, bucket: str, options: str) -> tuple[pafs.FileSystem, s
 
 
 def compute_sha256(path: str | Path) -> str:
-    """Returns the SHA-256 of a local file, 64 hex digits. Raises BadVideo if it can't be read."""
+    """Returns the SHA-256 of a local file, 64 hex digits.
+
+    Raises BadVideo if it can't be read, TransientError if the storage fails.
+    """
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as e:
+        if e.errno in STORAGE_ERRNOS:
+            raise TransientError(f"can't read {path}: {e.strerror}") from None
         raise BadVideo(f"can't be read: {e.strerror}") from None
 
 
@@ -99,12 +126,16 @@ def compute_sha256(path: str | Path) -> str:
 def local_copy(video: str) -> Iterator[str]:
     """Yields a local path of a video: of a remote one, of a temporary copy.
 
-    Raises BadVideo if the video can't be read, OutputError if the temporary folder is full.
+    Raises BadVideo if there is no such object, TransientError if the store fails, OutputError if
+    the temporary folder is full.
     """
     if not is_remote(video):
         yield local_path(video)
         return
-    fs, fs_path = file_system(video)
+    try:
+        fs, fs_path = file_system(video)
+    except UnreachableError as e:
+        raise TransientError(str(e)) from None
     with tempfile.NamedTemporaryFile(suffix=Path(fs_path).suffix) as scratch:
         for chunk in _chunks(fs, fs_path):
             try:
@@ -120,8 +151,10 @@ def _chunks(fs: pafs.FileSystem, fs_path: str) -> Iterator[bytes]:
         with fs.open_input_stream(fs_path) as stream:
             while chunk := stream.read(8 << 20):
                 yield chunk
-    except (OSError, pa.ArrowException) as e:
+    except FileNotFoundError as e:
         raise BadVideo(f"can't be fetched: {e}") from None
+    except (OSError, pa.ArrowException) as e:
+        raise TransientError(f"can't fetch {fs_path}: {e}") from None
 
 
 class Folder:
@@ -281,3 +314,54 @@ def _remove(path: str) -> None:
             os.unlink(path)
     except OSError as e:
         raise OutputError(f"can't remove {path}: {e.strerror}") from None
+
+
+@dataclass(frozen=True)
+class AccessCheck:
+    """Shows that a worker, on whichever node, reaches the storage that the driver uses."""
+
+    output: str | None  # folder, in which the driver wrote `token`; None: not checked
+    token: str = ""
+    videos: tuple[str, ...] = ()  # that the driver has listed
+
+    @classmethod
+    def prepare(cls, output: str | None, videos: tuple[str, ...]) -> AccessCheck:
+        """Writes the token. Raises OutputError."""
+        token = uuid.uuid4().hex
+        if output is not None:
+            Folder(output).write(ACCESS_TOKEN, token.encode())
+        return cls(output, token, videos)
+
+    def run(self) -> None:
+        """Raises OutputError, InputError with the node that lacks keys, a mount or permission."""
+        node = f"the node {socket.gethostname()}"
+        fix = "give every node the same keys, mounts and permissions as this one"
+        if self.output is not None:
+            folder, own = Folder(self.output), f"{ACCESS_TOKEN}-{uuid.uuid4().hex}"
+            try:
+                found = folder.read(ACCESS_TOKEN)
+                folder.write(own, found)
+                folder.delete(own)
+            except (OutputError, FileNotFoundError) as e:
+                raise OutputError(f"{node} can't use the output: {e}\n  fix: {fix}") from None
+            if found != self.token.encode():
+                raise OutputError(
+                    f"{node} has another folder at {self.output}\n  fix: mount the same one"
+                )
+        errors = [error for video in self.videos if (error := _read_error(video))]
+        if errors and len(errors) == len(self.videos):
+            raise InputError(f"{node} can't read the input: {errors[0]}\n  fix: {fix}")
+
+
+def _read_error(video: str) -> str | None:
+    """Returns why the video can't be read here; None where it can. Reads at most one byte."""
+    try:
+        if is_remote(video):
+            fs, fs_path = file_system(video)
+            with fs.open_input_stream(fs_path) as stream:
+                stream.read(1)
+        elif not os.access(local_path(video), os.R_OK):
+            return f"{video} is missing, or not readable"
+    except (InputError, OSError, pa.ArrowException) as e:
+        return str(e)
+    return None

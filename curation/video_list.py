@@ -21,7 +21,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from curation.storage import (
+    STORAGE_ERRNOS,
     InputError,
+    UnreachableError,
     file_system,
     is_remote,
     is_url,
@@ -51,8 +53,9 @@ class FileError(IntEnum):
 
     MISSING = -1
     NOT_A_FILE = -2
-    UNREACHABLE = -3
+    UNREACHABLE = -3  # for now: its row stays open, and the next run reads it
     UNREADABLE_FOLDER = -4
+    NOT_A_URL = -5
 
 
 ERROR_TEXTS = {
@@ -60,6 +63,7 @@ ERROR_TEXTS = {
     FileError.NOT_A_FILE: "not a file",
     FileError.UNREACHABLE: "can't be reached",
     FileError.UNREADABLE_FOLDER: "a folder that can't be read",
+    FileError.NOT_A_URL: "not a URL of an object",
 }
 
 
@@ -228,15 +232,20 @@ def stat_video(path: str) -> VideoFile:
         try:
             fs, fs_path = file_system(path)
             info = fs.get_file_info(fs_path)
-        except (InputError, OSError, pa.ArrowException):
+        except (UnreachableError, OSError, pa.ArrowException):
             return VideoFile(path, FileError.UNREACHABLE, "")
+        except InputError:
+            return VideoFile(path, FileError.NOT_A_URL, "")
         size = info.size if info.type == pafs.FileType.File else FileError.MISSING
         return VideoFile(path, size, str(info.mtime_ns))
     path = os.path.abspath(local_path(path))
     try:
         info = os.stat(path)
-    except OSError:
-        return VideoFile(_encode_path(path), FileError.MISSING, "")
+    except OSError as e:
+        unreachable = e.errno in STORAGE_ERRNOS
+        return VideoFile(
+            _encode_path(path), FileError.UNREACHABLE if unreachable else FileError.MISSING, ""
+        )
     size = info.st_size if stat.S_ISREG(info.st_mode) else FileError.NOT_A_FILE
     return VideoFile(_encode_path(path), size, str(info.st_mtime_ns))
 

@@ -22,7 +22,13 @@ from curation.records import hash_frames, stored_frame_hashes
 from curation.runner.cluster import Cluster
 from curation.stage import Row, RunContext
 from curation.storage import Folder
-from pipelines.settings import Settings, main, stop_if_too_many_fail, timed_batches
+from pipelines.settings import (
+    Settings,
+    main,
+    stop_if_all_failed,
+    stop_if_too_many_fail,
+    timed_batches,
+)
 from pipelines.tables import captions_ledger, read_clips, read_selection, rows_of
 from stages.captioning.vlm import VlmCaptioner
 from stages.selection.clip_selection import clips_to_caption
@@ -50,10 +56,14 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     with Progress("caption", clips.num_rows, "clips") as progress:
         progress.update(done=clips.num_rows - len(todo))
         context = _make_context(settings, (out / "ledger").url)
-        rows = cluster.stream([captioner], todo, progress.show_wait_reason, context)
+        rows = cluster.stream(
+            [captioner], todo, progress.show_wait_reason, context, progress.print_line
+        )
         for batch in timed_batches(_counted(rows, settings.max_failed_share, progress)):
             ledger.append(batch)
     ledger.compact()
+    errors = rows_of(clips["clip_id"], ledger.read(["error"]), "clip_id")["error"]
+    stop_if_all_failed(errors, "clips to caption")
 
 
 def _make_context(settings: Settings, ledger_url: str) -> RunContext:

@@ -23,11 +23,12 @@ from curation import config
 from curation.progress import Progress
 from curation.records import SCHEMA_VERSION
 from curation.runner.cluster import Cluster
-from curation.stage import PlanError, Row, RunError
+from curation.stage import PlanError, Row, RunContext, RunError
 from curation.storage import Folder
 from pipelines.outdated import MANIFEST, SHARDS, manifest_bytes
 from pipelines.publish import publish, read_tables, recorded_config
-from pipelines.settings import KEY_FRAMES, Settings, main
+from pipelines.score import SAMPLE_VIDEOS
+from pipelines.settings import KEY_FRAMES, Settings, main, stop_if_all_failed
 from pipelines.tables import INPUT, captions_ledger, read_clips, read_selection, rows_of
 from stages.export.export_stages import (
     EXTRACTED,
@@ -63,6 +64,7 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     print(text)
     print(_shard_line(shards, skipped))
     print(f"report: {out.path('report.html')}")
+    stop_if_all_failed(shards["error"], "kept clips")
 
 
 def _clips_to_pack(clips: pa.Table, selection: pa.Table, captions: pa.Table) -> list[Row]:
@@ -106,7 +108,11 @@ def _pack(
         extracted: dict[str, Any] = {}
         work = ({"clip": clips[i], "error": None} for plan in todo for i in plan.clip_ids)
         extract = ExtractClip(out.url, presto, tone_map, settings.cluster.memory_gib)
-        for row in cluster.stream([extract], work, progress.show_wait_reason):
+        videos = dict.fromkeys(clip["video"] for clip in clips.values())
+        context = RunContext(input_sample=tuple(videos)[:SAMPLE_VIDEOS])
+        for row in cluster.stream(
+            [extract], work, progress.show_wait_reason, context, progress.print_line
+        ):
             extracted[row["clip"]["clip_id"]] = row["error"] or row["extracted"]
             progress.update(done=1, failed=int(row["error"] is not None))
         packing = (_shard(plan, clips, extracted) for plan in todo)

@@ -147,11 +147,13 @@ def make_report(settings: Settings, out: Folder, cluster: Cluster) -> str:
 
 def _score(settings: Settings, cluster: Cluster, chosen: pa.Table, trial: Folder) -> list[Row]:
     stages = score.build(settings.score)
-    context = score.make_context(settings.score, trial.url, thumbnail_share=0.0)
+    context = score.make_context(settings.score, trial.url, 0.0, chosen)
     check_plan(stages, ["video", "bytes", "version"])
     rows, new = [], score.new_rows(chosen)
     with Progress("plan", chosen.num_rows, "videos") as progress:
-        for row in cluster.stream(stages, new, progress.show_wait_reason, context):
+        for row in cluster.stream(
+            stages, new, progress.show_wait_reason, context, progress.print_line
+        ):
             row.setdefault("clips", [])
             rows.append(row)
             progress.update(done=1, failed=int(row["error"] is not None))

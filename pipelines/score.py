@@ -17,24 +17,35 @@ import pyarrow.compute as pc
 
 from curation import config
 from curation.funnel import format_skipped
+from curation.images import RESCORE
 from curation.ledger import Ledger, check_settings, record_settings
 from curation.progress import Progress
 from curation.runner.cluster import Cluster
-from curation.stage import PlanError, Row, RunContext, RunError, Stage, check_plan
+from curation.stage import OPEN, PlanError, Row, RunContext, RunError, Stage, check_plan
 from curation.storage import Folder, InputError
-from curation.video_list import file_error, list_videos
+from curation.video_list import FileError, file_error, list_videos
 from pipelines.select import costly_scores
 from pipelines.settings import (
     ScoreSettings,
     Settings,
     main,
+    stop_if_all_failed,
     stop_if_too_many_fail,
     timed_batches,
 )
-from pipelines.tables import INPUT, SKIPPED, embeddings_ledger, rows_of, videos_ledger
+from pipelines.tables import (
+    INPUT,
+    SKIPPED,
+    captions_ledger,
+    embeddings_ledger,
+    read_clips,
+    rows_of,
+    videos_ledger,
+)
 from stages.file_hash import HashFile
 from stages.scorers.models import Models
 
+SAMPLE_VIDEOS = 5  # a worker that can read none of them is refused
 MAX_THUMBNAIL_CLIPS = 5000  # about; of those that fail the prefilter, for the report
 
 
@@ -44,10 +55,17 @@ def build(settings: ScoreSettings) -> list[Stage]:
     return [decode, text, *([models] if models.enabled_scorers() else [])]
 
 
-def make_context(settings: ScoreSettings, ledger_url: str, thumbnail_share: float) -> RunContext:
-    """Raises PlanError where a model's weights are missing."""
-    weights = settings.models.find_versions()
-    return RunContext(ledger_url, thumbnail_share=thumbnail_share, weights=weights)
+def make_context(
+    settings: ScoreSettings, ledger_url: str, thumbnail_share: float, listed: pa.Table
+) -> RunContext:
+    """listed: the input. Raises PlanError where a model's weights are missing."""
+    readable = listed.filter(pc.greater_equal(listed["bytes"], 0))
+    return RunContext(
+        ledger_url,
+        thumbnail_share=thumbnail_share,
+        weights=settings.models.find_versions(),
+        input_sample=tuple(readable["video"][:SAMPLE_VIDEOS].to_pylist()),
+    )
 
 
 def check(settings: ScoreSettings) -> None:
@@ -79,7 +97,7 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     stages = build(settings.score)
     check_plan(stages, ["video", "bytes", "version"])
     thumbnail_share = min(1.0, MAX_THUMBNAIL_CLIPS / max(1, listed.num_rows))
-    context = make_context(settings.score, (out / "ledger").url, thumbnail_share)
+    context = make_context(settings.score, (out / "ledger").url, thumbnail_share, listed)
     check_settings(
         out / "ledger",
         "videos",
@@ -94,20 +112,26 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     columns = {"suffix": pa.array(names, pa.string()), "files": pa.array(counts, pa.int64())}
     (out / "ledger").write_table(SKIPPED, pa.table(columns))
     done = _up_to_date_rows(listed, ledger, settings.retry_failed)
-    todo = listed.filter(pc.is_null(done["status"]))
+    if settings.retry_failed:
+        done = _without(done, _videos_with_damaged_frames(settings, out))
     incomplete = _missing_model_scores(done, ledger, settings.score.models, context.weights)
+    if len(incomplete):
+        damaged = _run_models_only(settings, cluster, context, incomplete, ledger, embeddings)
+        done = _without(done, damaged)
+    todo = listed.filter(pc.is_null(done["status"]))
     with Progress("score", listed.num_rows, "videos") as progress:
         failed = pc.sum(pc.equal(done["status"], "failed")).as_py() or 0
         progress.update(done=listed.num_rows - todo.num_rows, failed=failed)
-        todo, hashes = _drop_identical_files(cluster, listed, done, todo, ledger, progress)
+        todo, hashes = _drop_identical_files(cluster, context, listed, done, todo, ledger, progress)
         rows = (row | {"sha256": hashes.get(row["video"])} for row in new_rows(todo))
-        results = cluster.stream(stages, rows, progress.show_wait_reason, context)
+        results = cluster.stream(
+            stages, rows, progress.show_wait_reason, context, progress.print_line
+        )
         for batch in timed_batches(_with_status(results, settings.max_failed_share, progress)):
             _commit(batch, ledger, embeddings)
-    if len(incomplete):
-        _run_models_only(settings, cluster, context, incomplete, ledger, embeddings)
     ledger.compact()
     embeddings.compact()
+    stop_if_all_failed(rows_of(listed["video"], ledger.read(["error"]), "video")["error"], "videos")
 
 
 def decode_settings(settings: ScoreSettings) -> Row:
@@ -134,12 +158,20 @@ def _run_models_only(
     videos: pa.Array,
     ledger: Ledger,
     embeddings: Ledger,
-) -> None:
-    """Adds the scores of models to videos that are scored; a row that fails is left unchanged."""
+) -> list[str]:
+    """Adds the scores of models to videos that are scored; a row that fails is left unchanged.
+
+    With retry_failed, returns the videos whose stored frames are damaged. Raises RunError.
+    """
     with Progress("score", len(videos), "videos, by the models alone") as progress:
         rows = _read_rows(ledger, videos)
-        results = cluster.stream([settings.score.models], rows, progress.show_wait_reason, context)
-        failed = Counter[str]()
+        results = cluster.stream(
+            [settings.score.models], rows, progress.show_wait_reason, context, progress.print_line
+        )
+        failed: Counter[str] = Counter()
+        damaged: list[str] = []
+        if settings.retry_failed:
+            results = _take_damaged(results, damaged)
         successful = _successful(results, failed, settings.max_failed_share, progress)
         for batch in timed_batches(successful):
             _commit(batch, ledger, embeddings)
@@ -149,6 +181,35 @@ def _run_models_only(
             f"the models failed on {failed.total()} of {len(videos)} videos: {worst} ({n})\n"
             "  fix: remove the cause and run again; the finished scores are kept"
         )
+    return damaged
+
+
+def _take_damaged(rows: Iterable[Row], damaged: list[str]) -> Iterator[Row]:
+    """Yields the other rows; appends the videos with damaged frames."""
+    for row in rows:
+        if RESCORE in (row["error"] or ""):
+            damaged.append(row["video"])
+        else:
+            yield row
+
+
+def _videos_with_damaged_frames(settings: Settings, out: Folder) -> list[str]:
+    """The videos of clips that could not be captioned because a stored frame is damaged."""
+    captions = captions_ledger(out, settings.caption.set_name).read(["error"])
+    found = pc.fill_null(pc.match_substring(captions["error"], RESCORE), False)
+    clip_ids = captions["clip_id"].filter(found).combine_chunks()
+    if not len(clip_ids):
+        return []
+    clips = read_clips(out)
+    return clips["video"].filter(pc.is_in(clips["clip_id"], value_set=clip_ids)).to_pylist()
+
+
+def _without(done: pa.Table, videos: list[str]) -> pa.Table:
+    """The table of `_up_to_date_rows`, with nulls for these videos."""
+    again = pc.is_in(done["video"], value_set=pa.array(videos, pa.string()))
+    null = pa.scalar(None, pa.string())
+    columns = {name: pc.if_else(again, null, done[name]) for name in ("status", "sha256")}
+    return pa.table({"video": done["video"], **columns})
 
 
 def _successful(
@@ -220,6 +281,7 @@ def _up_to_date_rows(listed: pa.Table, ledger: Ledger, retry_failed: bool) -> pa
 
 def _drop_identical_files(
     cluster: Cluster,
+    context: RunContext,
     listed: pa.Table,
     done: pa.Table,
     todo: pa.Table,
@@ -242,7 +304,9 @@ def _drop_identical_files(
     rows = known.filter(same_size).to_pylist()
     sha256 = {row["video"]: row["sha256"] for row in rows if row["sha256"]}
     unread = (_new_row(row) for row in rows if row["video"] not in sha256)
-    for row in cluster.stream([HashFile()], unread, progress.show_wait_reason):
+    for row in cluster.stream(
+        [HashFile()], unread, progress.show_wait_reason, context, progress.print_line
+    ):
         if row["error"] is None:
             sha256[row["video"]] = row["sha256"]
     duplicates = _duplicate_rows(rows, sha256)
@@ -274,8 +338,11 @@ def new_rows(todo: pa.Table) -> Iterator[Row]:
 
 
 def _new_row(listed: Row) -> Row:
+    row: Row = {name: listed[name] for name in ("video", "bytes", "version")}
     error = file_error(listed["bytes"])
-    return {name: listed[name] for name in ("video", "bytes", "version")} | {"error": error}
+    if listed["bytes"] == FileError.UNREACHABLE:
+        return row | {"error": None, OPEN: f"{error}: {listed['video']}"}
+    return row | {"error": error}
 
 
 def _with_status(rows: Iterable[Row], max_failed_share: float, progress: Progress) -> Iterator[Row]:

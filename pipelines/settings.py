@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow as pa
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import StringConstraints
 
@@ -31,7 +32,10 @@ from stages.scorers.ocr import OcrStage
 COMMIT_INTERVAL_S = 5.0
 MIN_ROWS_TO_STOP = 100  # with fewer, a general failure can't be distinguished from single bad rows
 DEFAULT_CONFIG = str(Path(__file__).parent.parent / "configs/local.yaml")
-EXIT_CODE = "Exit code 0: every video and clip has a row in the tables, failed ones included."
+EXIT_CODE = (
+    "Exit code 0: every video and clip has a row in the tables, failed ones included. Exit code 1: "
+    "the run stopped, or all videos or all clips failed."
+)
 KEY_FRAMES = "key_frames"  # its million files are never renamed, so none is unfinished
 
 
@@ -116,13 +120,14 @@ class Settings:
 def main(doc: str, run: Callable[[Settings, Folder, Cluster], None], argv: Sequence[str]) -> None:
     """The command line of a phase: `[CONFIG] [key=value …]`.
 
-    Exit code 0: every video and clip has a row in the tables, the failed ones too.
+    EXIT_CODE describes the exit codes.
     """
 
     def work(given: Arguments[Settings]) -> None:
         settings = given.settings
         out = Folder(settings.output)
-        with Cluster(settings.cluster, out.path("logs")) as cluster, (out / "ledger").locked():
+        run_on = Cluster(settings.cluster, out.path("logs"), out.url)
+        with run_on as cluster, (out / "ledger").locked():
             out.delete_unfinished(skip=KEY_FRAMES)
             run(settings, out, cluster)
 
@@ -160,3 +165,15 @@ def stop_if_too_many_fail(failed: Counter[str], done: int, max_share: float, uni
             f"{failed.total()} of {done} {unit} failed, more than {max_share:.0%}: {worst}\n  fix: "
             "remove the cause and run again with retry_failed=true, or set max_failed_share=1"
         )
+
+
+def stop_if_all_failed(errors: pa.ChunkedArray, unit: str) -> None:
+    """Raises RunError where each unit has an error, also of an earlier run: the cause is rarely in
+    the inputs. errors: null where a unit has none."""
+    if not len(errors) or errors.null_count:
+        return
+    worst = "; ".join(f"{e} ({n})" for e, n in Counter(errors.to_pylist()).most_common(3))
+    raise RunError(
+        f"all {len(errors)} {unit} failed: {worst}\n  fix: remove the cause and run again with "
+        "retry_failed=true"
+    )

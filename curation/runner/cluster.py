@@ -9,21 +9,30 @@ connects, `pool.py` starts workers and gives them rows, `worker.py` runs the sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain
 
 from curation.runner.settings import ClusterSettings
-from curation.stage import Row, RunContext, Stage
+from curation.stage import OPEN, Row, RunContext, RunError, Stage
+from curation.storage import ACCESS_TOKEN, AccessCheck, Folder
+
+MAX_CONSECUTIVE_OPEN_ROWS = 20  # without a finished row between them; the run then stops
 
 
 class Cluster:
     """The Ray cluster that the stages run on. A context manager: leaving it calls `stop`."""
 
-    def __init__(self, settings: ClusterSettings, log_folder: str) -> None:
-        """log_folder: local or a URL; Ray's messages go to `ray.log` in it."""
+    def __init__(
+        self, settings: ClusterSettings, log_folder: str, output: str | None = None
+    ) -> None:
+        """log_folder: local or a URL; Ray's messages go to `ray.log` in it. output: the folder of
+        the run, which every worker must be able to read and write; None: not checked."""
         self._settings = settings
         self._log_folder = log_folder
+        self._output = output
         self._started = False
+        self._streams: list[Generator[Row]] = []
 
     def __enter__(self) -> Cluster:
         return self
@@ -42,7 +51,12 @@ class Cluster:
         self._started |= session.start(address, workers, self._log_folder)
 
     def stop(self) -> None:
-        """Disconnects, and ends the Ray that `start` started."""
+        """Ends the streams, disconnects, and ends the Ray that `start` started."""
+        for stream in self._streams:
+            stream.close()
+        if self._streams and self._output is not None:
+            Folder(self._output).delete(ACCESS_TOKEN)
+        self._streams.clear()
         if self._started:
             from curation.runner import session
 
@@ -55,11 +69,15 @@ class Cluster:
         rows: Iterable[Row],
         report_wait: Callable[[str | None], None] = lambda _: None,
         context: RunContext | None = None,
+        report_event: Callable[[str], None] = lambda _: None,
     ) -> Iterator[Row]:
         """Yields each row once, finished, in any order. A row with an `error` skips later stages.
 
-        Calls `report_wait` every second with what the workers wait for, None while they work.
+        Calls `report_wait` every second with what the workers wait for, None while they work, and
+        `report_event` with a line where a node left.
         Raises OutputError, RunError; rows in flight are then lost, and computed again on resume.
+        Rows that stay open because of a TransientError are not yielded; RunError names them at the
+        end, or after MAX_CONSECUTIVE_OPEN_ROWS.
         """
         source = iter(rows)
         first = next(source, None)
@@ -68,4 +86,31 @@ class Cluster:
 
             self.start()
             source, context = chain([first], source), context or RunContext()
-            yield from pool.run_stages(stages, source, self._settings, context, report_wait)
+            access = AccessCheck.prepare(self._output, context.input_sample)
+            done = pool.run_stages(
+                *(stages, source, self._settings, context, access, report_wait, report_event)
+            )
+            self._streams.append(done)
+            yield from drop_open_rows(done)
+
+
+def drop_open_rows(rows: Iterable[Row]) -> Iterator[Row]:
+    """Yields the other rows. Raises RunError at the end if there were any, or if too many follow
+    each other."""
+    reasons = Counter[str]()
+    consecutive = 0
+    for row in rows:
+        if (reason := row.get(OPEN)) is None:
+            consecutive = 0
+            yield row
+            continue
+        reasons[reason] += 1
+        consecutive += 1
+        if consecutive >= MAX_CONSECUTIVE_OPEN_ROWS:
+            break
+    if reasons:
+        worst = "; ".join(f"{reason} ({n})" for reason, n in reasons.most_common(3))
+        raise RunError(
+            f"{reasons.total()} rows stay open, because a storage, a server or a device failed: "
+            f"{worst}\n  fix: remove the cause and run the same command again, which computes them"
+        )

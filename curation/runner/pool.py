@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -15,17 +15,28 @@ from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
     ObjectLostError,
+    OutOfMemoryError,
     RayError,
     RayTaskError,
 )
 
+from curation.errors import UserError
 from curation.isolate import NotStarted
 from curation.progress import format_duration
+from curation.runner.nodes import NodeWatch, node_lives
 from curation.runner.settings import ClusterSettings
 from curation.runner.worker import AsyncWorker, Worker
-from curation.stage import OutputError, Row, RunContext, RunError, Stage, Unavailable
+from curation.stage import (
+    OutputError,
+    Row,
+    RunContext,
+    RunError,
+    Stage,
+    is_unfinished,
+)
+from curation.storage import AccessCheck
 
-WORKER_LOST = (ActorDiedError, ActorUnavailableError, ObjectLostError)
+WORKER_LOST = (ActorDiedError, ActorUnavailableError, ObjectLostError, OutOfMemoryError)
 
 PREFETCHED_CALLS = 1  # queued at each worker, so that it never waits for the driver
 MAX_CONSECUTIVE_DEATHS_PER_WORKER = 6  # with no result between them; the run then stops
@@ -40,27 +51,34 @@ def run_stages(
     rows: Iterator[Row],
     settings: ClusterSettings,
     context: RunContext,
+    access: AccessCheck,
     report_wait: Callable[[str | None], None],
-) -> Iterator[Row]:
+    report_event: Callable[[str], None],
+) -> Generator[Row]:
     """Implements `Cluster.stream`; this process is connected to the cluster already."""
     groups = [list(group) for _, group in groupby(stages, lambda s: s.needs)]
     # The pools share the CPUs: if each reserved its own, the second might wait for one forever.
-    pools = [_Pool(group, settings, context, 1 / len(groups)) for group in groups]
+    pools = [_Pool(group, settings, context, access, 1 / len(groups)) for group in groups]
     for pool in pools:
         pool.worker_limit()  # raises RunError before any worker starts
+    nodes = NodeWatch()
     try:
         while _send_rows(pools, rows):
+            if event := nodes.report():
+                report_event(event)
             yield from _collect_results(pools, report_wait)
         report_wait(None)
     finally:
-        for pool in pools:
-            pool.stop_workers()
+        if ray.is_initialized():  # a call would connect to any cluster that it finds
+            for pool in pools:
+                pool.stop_workers()
 
 
 @dataclass
 class _QueuedRow:
     row: Row
-    worker_deaths: int = 0  # while they had the row; after the first it is sent alone
+    # nodes on which workers died that had the row; after the first death it is sent alone
+    deaths: tuple[str, ...] = ()
 
 
 @dataclass
@@ -73,6 +91,7 @@ class _WorkerState:
 
     actor: Any = None
     started: bool = False
+    node_id: str = ""
     calls: int = 0  # in flight; a row that is sent alone counts as `_Pool.max_calls`
     created_s: float = 0.0
     reason: str | None = None  # the newest wait reason
@@ -98,9 +117,12 @@ class _Pool:
     stages: list[Stage]
     settings: ClusterSettings
     context: RunContext
+    access: AccessCheck  # before a worker gets its first row
     cpu_share: float  # Ray reserves this fraction of `needs.cpus` for each worker
     queue: deque[_QueuedRow] = field(default_factory=deque)
-    in_flight: dict[Any, tuple[_WorkerState, Any, list[_QueuedRow]]] = field(default_factory=dict)
+    in_flight: dict[Any, tuple[_WorkerState, Any, str, list[_QueuedRow]]] = field(
+        default_factory=dict
+    )
     starting: dict[Any, tuple[_WorkerState, Any]] = field(default_factory=dict)
     consecutive_deaths: int = 0  # since the last result
     workers: list[_WorkerState] = field(default_factory=list)
@@ -116,7 +138,7 @@ class _Pool:
 
     def send_batch(self) -> bool:
         """Sends the next rows to the least loaded worker. Returns False if no worker is free."""
-        is_sent_alone = self.queue[0].worker_deaths > 0
+        is_sent_alone = bool(self.queue[0].deaths)
         max_calls = 1 if is_sent_alone else self.max_calls
         free = [w for w in self.workers if w.started and w.calls < max_calls]
         worker = min(free, key=lambda w: w.calls, default=None)
@@ -126,12 +148,12 @@ class _Pool:
             return False
         batch = [self.queue.popleft()]
         while len(batch) < self.stages[0].needs.batch_size and not is_sent_alone:
-            if not self.queue or self.queue[0].worker_deaths:
+            if not self.queue or self.queue[0].deaths:
                 break
             batch.append(self.queue.popleft())
         worker.calls += self.max_calls if is_sent_alone else 1
         call = worker.actor.run.remote([queued.row for queued in batch])
-        self.in_flight[call] = (worker, worker.actor, batch)
+        self.in_flight[call] = (worker, worker.actor, worker.node_id, batch)
         return True
 
     def _start_worker(self) -> None:
@@ -154,9 +176,10 @@ class _Pool:
             num_gpus=needs.gpus,
             max_concurrency=needs.max_concurrency or 1,
         )
-        worker.actor = configured.remote(self.stages, self.context, self.settings.memory_gib)
+        given = (self.stages, self.context, self.settings.memory_gib, self.access)
+        worker.actor = configured.remote(*given)
         worker.created_s, worker.reason, worker.reason_call = time.monotonic(), None, None
-        self.starting[worker.actor.__ray_ready__.remote()] = (worker, worker.actor)
+        self.starting[worker.actor.start.remote()] = (worker, worker.actor)
 
     def worker_limit(self) -> int:
         """Returns how many workers the cluster has room for. Raises RunError if for none."""
@@ -196,32 +219,40 @@ class _Pool:
         if call in self.starting:
             worker, actor = self.starting.pop(call)
             try:
-                ray.get(call)
+                worker.node_id = self._get(call)
                 worker.started = worker.actor is actor
             except WORKER_LOST as e:
                 self._discard_actor(worker, actor, e)
             return []
-        worker, actor, batch = self.in_flight.pop(call)
-        worker.calls -= self.max_calls if batch[0].worker_deaths else 1
+        worker, actor, node_id, batch = self.in_flight.pop(call)
+        worker.calls -= self.max_calls if batch[0].deaths else 1
         try:
-            rows = ray.get(call)
-        except RayTaskError as e:
-            if isinstance(e.cause, OutputError):
-                raise OutputError(str(e.cause)) from None
-            if isinstance(e.cause, NotStarted | Unavailable):
-                raise RunError(f"{type(self.stages[0]).__name__}: {e.cause}") from None
-            raise
+            rows = self._get(call)
         except WORKER_LOST as e:
             self._discard_actor(worker, actor, e)
-            for queued in batch:
-                queued.worker_deaths += 1
-            if batch[0].worker_deaths > 1:  # the worker had no other row, so this one is the cause
+            if not isinstance(e, OutOfMemoryError):  # Ray killed it: the node had no memory left
+                for queued in batch:
+                    queued.deaths += (node_id,)
+            if len(batch[0].deaths) > 1:  # a worker that dies with its node says nothing of the row
+                batch[0].deaths = tuple(filter(node_lives, batch[0].deaths))
+            if len(batch[0].deaths) > 1:  # the worker had no other row, so this one is the cause
                 batch[0].row["error"] = "the worker process died twice on this row"
                 return [batch[0].row]
             self.queue.extendleft(reversed(batch))
             return []
         self.consecutive_deaths = 0
         return rows
+
+    def _get(self, call: Any) -> Any:
+        """Returns the result of a call. Raises OutputError, RunError, WORKER_LOST."""
+        try:
+            return ray.get(call)
+        except RayTaskError as e:
+            if isinstance(e.cause, OutputError):
+                raise OutputError(str(e.cause)) from None
+            if isinstance(e.cause, NotStarted | UserError):
+                raise RunError(f"{type(self.stages[0]).__name__}: {e.cause}") from None
+            raise
 
     def _discard_actor(self, worker: _WorkerState, actor: Any, error: Exception) -> None:
         """Removes a dead actor from its worker, so that a new one is started when needed.
@@ -255,7 +286,8 @@ class _Pool:
 
 
 def _send_rows(pools: list[_Pool], source: Iterator[Row]) -> bool:
-    """Sends rows to every free worker, last pool first. Returns False when all rows are done."""
+    """Sends rows to every free worker, last pool first. Returns False when all rows are done:
+    a worker that is still starting is then not needed."""
     for index, pool in reversed(list(enumerate(pools))):
         queued_after = len(pools[index + 1].queue) if index + 1 < len(pools) else 0
         while queued_after < MAX_QUEUED_ROWS:
@@ -263,7 +295,7 @@ def _send_rows(pools: list[_Pool], source: Iterator[Row]) -> bool:
                 pool.queue += map(_QueuedRow, islice(source, pool.stages[0].needs.batch_size))
             if not pool.queue or not pool.send_batch():
                 break
-    return any(pool.pending_calls() for pool in pools)
+    return any(pool.queue or pool.in_flight for pool in pools)
 
 
 def _collect_results(
@@ -284,7 +316,7 @@ def _collect_results(
     for call in ready:
         index = pool_index[call]
         for row in pools[index].take_result(call):
-            if row.get("error") is None and index + 1 < len(pools):
+            if is_unfinished(row) and index + 1 < len(pools):
                 pools[index + 1].queue.append(_QueuedRow(row))
             else:
                 yield row

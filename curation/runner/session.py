@@ -8,10 +8,14 @@ import signal
 import socket
 import tempfile
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import services
 
 from curation.runner.cluster_messages import log_cluster_messages
 from curation.stage import OutputError, RunError
@@ -22,6 +26,8 @@ CONNECT_TIMEOUT_S = 10
 MAX_SOCKET_BYTES = 107  # of a Unix socket's path, Linux
 SOCKET = "/ray/session_2026-11-28_18-35-00_123456_1234567/sockets/plasma_store"
 MAX_TEMP_FOLDER_BYTES = MAX_SOCKET_BYTES - len(SOCKET)
+START_TIMEOUT_S = 180.0  # of Ray on this machine; Ray's own limit is 30 s
+START_ATTEMPTS = 2
 
 
 def start(address: str | None, workers: int | None, log_folder: str) -> bool:
@@ -44,9 +50,14 @@ def start(address: str | None, workers: int | None, log_folder: str) -> bool:
         options |= {"address": address, "runtime_env": {"py_modules": code}}
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
-        _check_reachable(address or "")
-        ray.init(configure_logging=False, **options)
-    except Exception as e:  # of a node that takes too long to start, Ray raises no other class
+        if options["address"] == "local":
+            _start_local(options)
+        else:
+            _check_reachable(address or "")
+            ray.init(configure_logging=False, **options)
+    except RunError:
+        raise
+    except Exception as e:  # Ray has no class of its own for it
         raise RunError(
             f"no Ray cluster at {address or 'this machine'}: {e}\n  fix: check the address"
             "; where the cluster asks for a token, have it in ~/.ray/auth_token and set "
@@ -71,6 +82,59 @@ def _short_temp_folder() -> str | None:
         f"{MAX_SOCKET_BYTES} bytes\n  fix: set RAY_TMPDIR to a folder of at most "
         f"{MAX_TEMP_FOLDER_BYTES}"
     )
+
+
+def _start_local(options: dict[str, Any]) -> None:
+    """Starts Ray on this machine; a second time where the machine is too slow. Raises RunError."""
+    # Ray's agents end when they have lost its control service, where this process was killed, for
+    # so long. Ray's own limit, 60 s, is for clusters whose control service restarts.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "20")
+    others = _child_processes()
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            with _patient_start():
+                ray.init(configure_logging=False, **options)
+            return
+        except Exception as e:  # Ray has no type of its own for this
+            for pid in _child_processes() - others:  # of the start that failed
+                os.kill(pid, signal.SIGKILL)
+            ray.shutdown()
+            if attempt == START_ATTEMPTS:
+                raise RunError(
+                    f"Ray does not start on this machine: {e}\n  fix: end other processes that use "
+                    "its CPUs and memory, and run again"
+                ) from None
+
+
+@contextmanager
+def _patient_start() -> Iterator[None]:
+    """Ray waits 30 s for its own node and has no setting for it, so its question is replaced by one
+    that waits longer. In a Ray without this function the limit stays."""
+    ask: Any = getattr(services, "get_node", None)
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+
+    def ask_until_answered(*args: Any) -> Any:
+        while True:
+            try:
+                return ask(*args)
+            except RuntimeError:
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(0.5)
+
+    if ask is not None:
+        services.get_node = ask_until_answered
+    try:
+        yield
+    finally:
+        if ask is not None:
+            services.get_node = ask
+
+
+def _child_processes() -> set[int]:
+    """Process ids of the children of this process, where the system lists them."""
+    lists = Path("/proc/self/task").glob("*/children")
+    return {int(pid) for children in lists for pid in children.read_text().split()}
 
 
 def stop() -> None:
@@ -106,4 +170,4 @@ def _redirect_ray_logs(folder: str) -> None:
     for name in ("ray", "ray._private"):  # ray.init removes the handlers of "ray"
         log = logging.getLogger(name)
         log.handlers, log.propagate = [handler], False
-    log_cluster_messages(logging.getLogger("ray"))
+    log_cluster_messages(logging.getLogger("ray._private"))

@@ -10,38 +10,54 @@ from contextlib import contextmanager
 
 import ray
 
+from curation.errors import UserError
 from curation.isolate import Isolated, NotStarted
 from curation.stage import (
+    OPEN,
     BadVideo,
     OutputError,
     Row,
     RunContext,
     Stage,
     StageSequence,
+    TransientError,
     Unavailable,
+    is_device_failure,
+    is_unfinished,
     record_duration,
 )
+from curation.storage import AccessCheck
 from curation.texts import MAX_ERROR_CHARS, clean_outside_text
 
-STOPS_RUN = (OutputError, NotStarted, Unavailable)  # no row's fault
+STOPS_RUN = (OutputError, NotStarted, Unavailable)  # not the row's fault
+
+
+class _NoResult(Exception):
+    """A stage with concurrent rows, which await a server, returned none within the row's limit."""
 
 
 class Worker:
     """An actor that runs some stages on one batch of rows at a time."""
 
-    def __init__(self, stages: list[Stage], context: RunContext, memory_gib: float) -> None:
+    def __init__(
+        self, stages: list[Stage], context: RunContext, memory_gib: float, access: AccessCheck
+    ) -> None:
         self._stages = stages
+        self._waits_s = context.retry_waits_s
         self._child: Isolated | None = None
         if stages[0].needs.isolated:
             work = StageSequence(stages, context)
             self._child = Isolated(work.run, work.setup, memory_gib=memory_gib)
-        else:
-            for stage in stages:
-                stage.setup(context)
+        self._start_error = _set_up([] if self._child else stages, context, access)
+
+    def start(self) -> str:
+        """Returns the id of its node. Raises a UserError of `__init__`, which Ray would report as
+        the worker's death."""
+        return _node_id(self._start_error)
 
     def run(self, rows: list[Row]) -> list[Row]:
         for number in range(len(self._stages)):
-            valid = [at for at, row in enumerate(rows) if row.get("error") is None]
+            valid = [at for at, row in enumerate(rows) if is_unfinished(row)]
             started_s = time.monotonic()
             done = self._process_batch(number, [rows[at] for at in valid])
             each_s = (time.monotonic() - started_s) / max(1, len(valid))
@@ -69,24 +85,42 @@ class Worker:
 
     def _process_row(self, number: int, row: Row) -> Row:
         stage = self._stages[number]
-        with record_error_on_row(row, stage):
-            if self._child is not None:
-                limit_s = stage.row_timeout_s(row)
-                given = {k: v for k, v in row.items() if isinstance(v, str)}  # such as the path
-                row = self._child.call_with_retry(number, row, timeout_s=limit_s)
-                row |= {k: v for k, v in given.items() if k not in stage.writes}
-            else:
-                [row] = stage.process([row])
+        for wait_s in (*self._waits_s, None):
+            try:
+                with record_error_on_row(row, stage):
+                    return self._process_alone(number, row)
+                return row
+            except TransientError as error:
+                if wait_s is None:
+                    row[OPEN] = clean_outside_text(str(error), MAX_ERROR_CHARS)
+                else:
+                    time.sleep(wait_s)
         return row
+
+    def _process_alone(self, number: int, row: Row) -> Row:
+        stage = self._stages[number]
+        if self._child is None:
+            [row] = stage.process([row])
+            return row
+        given = {k: v for k, v in row.items() if isinstance(v, str)}  # such as the path
+        limit_s = stage.row_timeout_s(row)
+        row = self._child.call_with_retry(number, row, timeout_s=limit_s)
+        return row | {k: v for k, v in given.items() if k not in stage.writes}
 
 
 class AsyncWorker:
     """An actor that runs some stages on many rows concurrently, each of which awaits a server."""
 
-    def __init__(self, stages: list[Stage], context: RunContext, memory_gib: float) -> None:
+    def __init__(
+        self, stages: list[Stage], context: RunContext, memory_gib: float, access: AccessCheck
+    ) -> None:
         self._stages = stages
-        for stage in stages:
-            stage.setup(context)
+        self._waits_s = context.retry_waits_s
+        self._start_error = _set_up(stages, context, access)
+
+    async def start(self) -> str:
+        """As Worker.start."""
+        return _node_id(self._start_error)
 
     async def run(self, rows: list[Row]) -> list[Row]:
         return [await self._process_row(row) for row in rows]
@@ -98,32 +132,68 @@ class AsyncWorker:
 
     async def _process_row(self, row: Row) -> Row:
         for stage in self._stages:
-            if row.get("error") is not None:
-                break
-            with record_error_on_row(row, stage):
-                limit_s = stage.row_timeout_s(row)
-                try:
-                    async with asyncio.timeout(limit_s) as limit:
-                        row = await stage.process_one(row)
-                except TimeoutError:
-                    if not limit.expired():
-                        raise
-                    raise BadVideo(f"no result after {limit_s:g} s") from None
+            if is_unfinished(row):
+                row = await self._process_by_stage(stage, row)
         return row
+
+    async def _process_by_stage(self, stage: Stage, row: Row) -> Row:
+        for wait_s in (*self._waits_s, None):
+            try:
+                with record_error_on_row(row, stage):
+                    return await self._process_alone(stage, row)
+                return row
+            except TransientError as error:
+                if wait_s is None:
+                    row[OPEN] = clean_outside_text(str(error), MAX_ERROR_CHARS)
+                else:
+                    await asyncio.sleep(wait_s)
+            except _NoResult as error:  # the server is slow: not tried again in this run
+                row[OPEN] = str(error)
+                break
+        return row
+
+    async def _process_alone(self, stage: Stage, row: Row) -> Row:
+        limit_s = stage.row_timeout_s(row)
+        try:
+            async with asyncio.timeout(limit_s) as limit:
+                return await stage.process_one(row)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise _NoResult(f"no result after {limit_s:g} s") from None
+
+
+def _set_up(stages: list[Stage], context: RunContext, access: AccessCheck) -> UserError | None:
+    """Returns the UserError, after which the run must stop."""
+    try:
+        access.run()
+        for stage in stages:
+            stage.setup(context)
+    except UserError as error:
+        return error
+    return None
+
+
+def _node_id(start_error: UserError | None) -> str:
+    if start_error is not None:
+        raise start_error
+    return ray.get_runtime_context().get_node_id()
 
 
 @contextmanager
 def record_error_on_row(row: Row, stage: Stage) -> Iterator[None]:
     """Stores an exception as the row's `error`, so that no other row is lost.
 
-    Raises what is no row's fault: it stops the run.
+    Raises what is not the row's fault: TransientError, and what stops the run.
     """
     try:
         yield
     except BadVideo as e:
         row["error"] = clean_outside_text(str(e), MAX_ERROR_CHARS)
-    except STOPS_RUN:
+    except (*STOPS_RUN, TransientError, _NoResult):
         raise
     except Exception as e:
         error = f"{type(stage).__name__}: {type(e).__name__}: {e}"
+        if is_device_failure(e):
+            raise TransientError(error) from None
         row["error"] = clean_outside_text(error, MAX_ERROR_CHARS)

@@ -16,7 +16,7 @@ import numpy as np
 
 from curation.images import decode_image, read_verified, stored_image_name
 from curation.records import CAPTION, FIELD_NAMES, hash_frames, stored_frame_hashes
-from curation.stage import OutputError, Row, RunContext, Stage, Unavailable
+from curation.stage import OutputError, Row, RunContext, Stage, TransientError, Unavailable
 from curation.storage import Folder
 from curation.texts import MAX_ERROR_CHARS, clean_outside_text, max_adjacent_similarity
 
@@ -118,7 +118,7 @@ class Captioner(Stage):
             frames = await asyncio.to_thread(read_key_frames, self._ledger, clip["segments"])
             captions = await self.describe(clip, frames)
             return row | self._columns(clip, captions)
-        except (OutputError, Unavailable):
+        except (OutputError, Unavailable, TransientError):
             raise
         except Exception as error:  # an error of one clip must not stop the others
             cause = f"{type(error).__name__}: {error}"
@@ -169,7 +169,7 @@ class Captioner(Stage):
 
 
 def read_key_frames(ledger: Folder, segments: list[Row]) -> list[KeyFrame]:
-    """Returns the key frames of a clip. Raises ValueError where a file is not the one scored."""
+    """Returns the key frames of a clip. Raises DamagedFrame where a file is not the one scored."""
     if not segments:
         raise ValueError("the clip has no segments; score its video again")
     frames = []

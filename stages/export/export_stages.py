@@ -7,20 +7,20 @@ is packed, so an interrupted run continues from there.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from curation.atomic import TEMPORARY
 from curation.isolate import Isolated
-from curation.stage import BadVideo, Needs, Row, RunContext, Stage
+from curation.json_text import parse_object
+from curation.stage import BadVideo, Needs, Row, RunContext, Stage, TransientError
 from curation.storage import Folder, compute_sha256, local_copy
-from curation.video_list import file_error, stat_video
+from curation.video_list import FileError, file_error, stat_video
 from stages.export.extraction import ExtractedClip, extract_clip
 from stages.export.presto import write_presto_clip
 from stages.export.shards import (
@@ -60,7 +60,7 @@ class ExtractClip(Stage):
         """The receipt: signature, the fields of ExtractedClip, the row of write_presto_clip."""
         out, name = Folder(self.out_url), f"{EXTRACTED}/{clip['clip_id']}.json"
         signature = clip_signature(clip, settings_text(self.presto, self.tone_map))
-        if out.exists(name) and (earlier := json.loads(out.read(name)))["signature"] == signature:
+        if earlier := _earlier_receipt(out, name, signature):
             return earlier
         check_captions_match(clip)
         _check_unchanged(clip)
@@ -153,15 +153,26 @@ def up_to_date_receipt(
     return receipt if out.size(f"shards/{plan.name}") == receipt.bytes else None
 
 
+def _earlier_receipt(out: Folder, name: str, signature: str) -> dict[str, Any] | None:
+    """The receipt of a clip that is extracted already; None for a damaged one."""
+    with suppress(ValueError, FileNotFoundError):
+        receipt = parse_object(out.read(name))
+        return receipt if receipt.get("signature") == signature else None
+    return None
+
+
 def _mp4_name(clip_id: str) -> str:
     return f"{EXTRACTED}/{clip_id}.mp4"
 
 
 def _check_unchanged(clip: Row) -> None:
-    """Raises BadVideo where the video is no longer the one that was scored and captioned."""
+    """Raises BadVideo where the video is no longer the one that was scored and captioned,
+    TransientError where its store does not answer."""
     now = stat_video(clip["video"])
     if (now.bytes, now.version) == (clip["bytes"], clip["version"]):
         return
+    if now.bytes == FileError.UNREACHABLE:
+        raise TransientError(f"can't reach {clip['video']}")
     if error := file_error(now.bytes):
         raise BadVideo(error)
     with local_copy(clip["video"]) as path:

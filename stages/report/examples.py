@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.funnel import normalize_reason, normalize_reasons
-from curation.images import decode_image, encode_jpeg, shrink
+from curation.images import DamagedFrame, decode_image, encode_jpeg, read_verified, shrink
 from curation.progress import printable
 from curation.records import FIELD_NAMES
 from curation.stage import Row
@@ -179,9 +179,10 @@ def _segment_view(
     image, width, height, alt = None, 0, 0, f"Segment {i} has no key frame"
     if segment and segment["key_frame"]:
         try:
-            image, width, height = thumbnail(_read_key_frame(segment["key_frame"], read_file))
+            jpeg = read_verified(read_file, segment["key_frame"], None)
+            image, width, height = thumbnail(jpeg)
             alt = f"Key frame of segment {i}, at {segment['key_frame_s']:.1f} s of the clip"
-        except (OSError, ValueError) as error:
+        except (OSError, DamagedFrame) as error:
             why = getattr(error, "strerror", None) or error
             alt = f"Key frame of segment {i} can't be shown: {printable(why)}"
     text = one_paragraph(sub_caption["text"]) if sub_caption else ""
@@ -191,13 +192,6 @@ def _segment_view(
         if (value := (sub_caption or {}).get(name))
     ]
     return SegmentView(time, alt, image, width, height, text, fields)
-
-
-def _read_key_frame(name: str, read_file: ReadFile) -> bytes:
-    """Raises ValueError for a name that is not of a file in the ledger."""
-    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
-        raise ValueError(f"{name} is outside the ledger")
-    return read_file(name)
 
 
 def thumbnail(jpeg: bytes) -> tuple[str, int, int]:

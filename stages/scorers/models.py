@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 
 from curation import config
-from curation.stage import Needs, OutputError, PlanError, Row, RunContext, Stage
+from curation.stage import Needs, PlanError, Row, RunContext, Stage
 from curation.storage import Folder, compute_sha256
 from stages.scorers.clip import ClipScorer
 from stages.scorers.lpips import LpipsScorer
@@ -121,22 +121,20 @@ class Models(Stage):
         return [self._readers.submit(self._prepare, clip, names) for _, clip, names in items]
 
     def _prepare(self, clip: Row, names: list[str]) -> dict[str, Any]:
-        """Name of a scorer -> its input, or the exception that prevented it."""
+        """Name of a scorer -> its input, or the ValueError that it has none."""
         images = ClipImages(clip, self._ledger.read)
         inputs: dict[str, Any] = {}
         for name in names:
             try:
                 inputs[name] = self._scorers[name].prepare(images)
-            except OutputError:
-                raise
-            except Exception as error:  # an unreadable image makes these scores null
+            except ValueError as error:  # makes these scores null
                 inputs[name] = error
         return inputs
 
     def _score(self, name: str, scorer: Scorer, items: list[Any], inputs: list[Any]) -> None:
         prepared = []
         for (row, clip, names), clip_input in zip(items, inputs, strict=True):
-            if isinstance(clip_input, Exception):
+            if isinstance(clip_input, ValueError):
                 self._set_null(clip, name, f"{type(clip_input).__name__}: {clip_input}")
             elif name in names:
                 prepared.append((row, clip, clip_input))

@@ -40,7 +40,7 @@ class OcrStage(Stage):
             return _set_null(clip, f"failed the prefilter: {clip['prefilter']}")
         try:
             shares = self._compute_shares(clip)
-        except Exception as error:  # an unreadable image makes these scores null
+        except ValueError as error:  # no image was stored
             return _set_null(clip, f"{type(error).__name__}: {error}")
         return {**clip, **shares}
 

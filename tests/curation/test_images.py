@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from curation.images import (
+    DamagedFrame,
     decode_image,
     encode_jpeg,
     encode_png,
@@ -12,6 +13,7 @@ from curation.images import (
     read_verified,
     shrink,
 )
+from curation.storage import Folder
 from tests.support import drawn
 
 IMAGE = (
@@ -32,7 +34,7 @@ def test_jpeg_of_higher_quality_is_closer():
 
 @pytest.mark.parametrize("data", [b"", b"text"])
 def test_unreadable_image_is_an_error_with_its_name(data):
-    with pytest.raises(ValueError, match=r"a\.jpg is not a readable image"):
+    with pytest.raises(DamagedFrame, match=r"a\.jpg is not a readable image"):
         decode_image(data, "a.jpg")
 
 
@@ -57,5 +59,17 @@ def test_key_frame_that_changed_after_scoring_is_an_error():
     sha256 = hashlib.sha256(b"scored").hexdigest()
     assert read_verified(files.__getitem__, "a.jpg", sha256) == b"scored"
     files["a.jpg"] = b"other"
-    with pytest.raises(ValueError, match=r"a\.jpg is not the key frame that was scored"):
+    with pytest.raises(DamagedFrame, match=r"a\.jpg is not the key frame that was scored.* retry_"):
         read_verified(files.__getitem__, "a.jpg", sha256)
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../a.jpg", "key_frames/../../a.jpg", "a\0.jpg"])
+def test_name_outside_the_ledger_is_not_read(name):
+    with pytest.raises(DamagedFrame, match="is outside the ledger"):
+        read_verified(pytest.fail, name, None)
+
+
+def test_missing_key_frame_is_an_error_that_names_the_fix(tmp_path):
+    segment = {"start_s": 1.0, "key_frame": "a.jpg"}
+    with pytest.raises(DamagedFrame, match=r"a\.jpg is missing; score with retry_failed=true"):
+        read_image(Folder(str(tmp_path)).read, segment)

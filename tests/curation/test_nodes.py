@@ -11,13 +11,18 @@ import pytest
 from tests.support.whole_run import REPOSITORY, differences, unfinished_files
 
 
-def on_two_nodes(source, out, *more):
+def run_on_nodes(module, *args):
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "tests.support.two_nodes", str(source), str(out), *more]
+    command = [sys.executable, "-m", f"tests.support.{module}", *map(str, args)]
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
-    return done
+    assert "[state-dump]" not in done.stderr
+    return done.stdout
+
+
+def on_two_nodes(source, out, *more):
+    return run_on_nodes("two_nodes", source, out, *more)
 
 
 def test_two_nodes_write_the_same_dataset_as_one(dataset, tmp_path):
@@ -30,3 +35,14 @@ def test_node_that_dies_during_a_run_does_not_change_the_dataset(dataset, tmp_pa
     on_two_nodes(dataset.source, tmp_path / "out", "kill")
     assert differences(dataset.out, tmp_path / "out") == []
     assert unfinished_files(tmp_path / "out") == []
+
+
+@pytest.mark.slow
+def test_row_whose_node_dies_twice_is_finished_on_a_third(tmp_path):
+    """The worker dies with its node: that says nothing of the row."""
+    *events, error = run_on_nodes("lost_nodes", tmp_path).splitlines()
+    assert error == "None"
+    assert events == [
+        "a node left: 2 of 3 remain; the rows there are computed again",
+        "a node left: 1 of 2 remain; the rows there are computed again",
+    ]

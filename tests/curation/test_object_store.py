@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
-from curation.stage import BadVideo, OutputError
-from curation.storage import Folder, InputError, local_copy
-from curation.video_list import list_videos, stat_video
+from curation.stage import BadVideo, OutputError, TransientError
+from curation.storage import AccessCheck, Folder, InputError, local_copy
+from curation.video_list import FileError, list_videos, stat_video
 from tests.curation.test_resume import run_all, settings
 from tests.support.paths import REPOSITORY
 from tests.support.whole_run import curate, kill_when, wait_for_end
@@ -134,6 +134,12 @@ def test_missing_objects_buckets_and_servers_are_named_in_the_error(bucket, serv
     with pytest.raises(BadVideo, match="can't be fetched"), local_copy(bucket.url("missing.mp4")):
         pass
     unreachable = bucket.options.replace(server[1].rpartition(":")[2], "9")
+    lost = f"{bucket.store}/in/a.mp4?{unreachable}"
+    with pytest.raises(TransientError, match=r"can't fetch .*a\.mp4"), local_copy(lost):
+        pass
+    assert stat_video(lost).bytes == FileError.UNREACHABLE
+    with pytest.raises(InputError, match="can't read the input"):
+        AccessCheck(None, videos=(lost, bucket.url("missing.mp4"))).run()
     with pytest.raises(InputError, match="can't be reached"):
         list(list_videos(f"{bucket.store}/in?{unreachable}"))
     no_bucket = bucket.store.replace(bucket.name, "nobucket")

@@ -6,7 +6,9 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -22,6 +24,7 @@ from pipelines.score import _with_status
 from pipelines.settings import DEFAULT_CONFIG, Settings, timed_batches
 from tests.support.small_input import SETTINGS, scene, with_cut, write_video
 from tests.support.whole_run import (
+    commands_with_mark,
     curate,
     descendants,
     differences,
@@ -107,6 +110,17 @@ def test_run_killed_in_any_phase_resumes_to_the_same_dataset(dataset, tmp_path, 
     assert last.exit_code == 0, last.stderr
     assert differences(dataset.out, out) == []
     assert unfinished_files(out) == []
+
+
+@pytest.mark.slow
+def test_killed_run_leaves_no_process_of_ray_for_long(dataset, tmp_path):
+    mark = f"longtake-killed-{os.getpid()}"
+    process = curate(dataset.source, tmp_path / "out", LONGTAKE_MARK=mark)
+    assert kill_when(process, files(tmp_path / "out", "ledger/key_frames/*/*"))
+    until = time.monotonic() + 45
+    while (left := commands_with_mark(mark)) and time.monotonic() < until:
+        time.sleep(0.5)
+    assert left == []
 
 
 @pytest.mark.slow
@@ -213,6 +227,20 @@ def test_failed_video_is_retried_only_with_retry_failed(tmp_path, cluster):
     assert videos(out)["late.mp4"] == ("ok", None)
 
 
+def test_run_in_which_every_video_fails_stops_and_names_retry_failed(tmp_path, cluster):
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{tmp_path}/a.mp4\n{tmp_path}/b.mp4\n")
+    run = settings(listed, tmp_path / "out")
+    for _ in range(2):  # the second run computes nothing
+        with pytest.raises(
+            RunError, match=r"all 2 videos failed: no such file \(2\)\n  fix: .*ret"
+        ):
+            score.run(run, Folder(run.output), cluster)
+    write_video(tmp_path / "b.mp4", scene(2))
+    score.run(run, Folder(run.output), cluster)
+    assert videos(tmp_path / "out") == {"a.mp4": ("failed", "no such file"), "b.mp4": ("ok", None)}
+
+
 def test_run_stops_when_more_than_a_fifth_of_at_least_a_hundred_videos_fail():
     def rows(count, every):
         return (
@@ -231,6 +259,26 @@ def test_run_stops_when_more_than_a_fifth_of_at_least_a_hundred_videos_fail():
     with pytest.raises(RunError, match=r"no moov \(50\)\n  fix: .* retry_failed=true"):
         commit()
     assert len(done) == 100  # what was done is not lost
+
+
+def test_retry_failed_scores_videos_whose_stored_frames_are_damaged_again(
+    dataset, tmp_path, cluster
+):
+    out = tmp_path / "out"
+    shutil.copytree(dataset.out, out)
+    kept = next(r for r in pq.read_table(out / "clips.parquet").to_pylist() if r["shard"])
+    (out / "ledger" / kept["segments"][0]["key_frame"]).write_bytes(b"other")
+    shutil.rmtree(out / "ledger/captions")
+    for part in ("shards", "ledger/shards"):
+        shutil.rmtree(out / part)
+    with suppress(RunError):  # where it is the only kept clip
+        run_all(settings(dataset.source, out), cluster)
+    captions = {
+        r["clip_id"]: r for r in pq.read_table(out / "ledger/captions/measured").to_pylist()
+    }
+    assert "is not the key frame that was scored" in captions[kept["clip_id"]]["error"]
+    run_all(settings(dataset.source, out, "retry_failed=true"), cluster)
+    assert differences(dataset.out, out) == []
 
 
 @pytest.fixture

@@ -7,8 +7,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.funnel import format_skipped
-from curation.stage import OutputError
-from curation.storage import Folder, InputError, local_copy, local_path
+from curation.stage import BadVideo, OutputError, TransientError
+from curation.storage import (
+    ACCESS_TOKEN,
+    AccessCheck,
+    Folder,
+    InputError,
+    compute_sha256,
+    local_copy,
+    local_path,
+)
 from curation.video.container import ALLOWED_FORMATS
 from curation.video_list import file_error, list_videos
 
@@ -199,3 +207,32 @@ def test_name_in_another_unicode_form_is_found(tmp_path):
     create_files(tmp_path, "\u00e9.mp4")
     (tmp_path / "list.txt").write_text("e\u0301.mp4\n", encoding="utf-8")
     assert names(list_videos(str(tmp_path / "list.txt")), tmp_path) == ["\u00e9.mp4"]
+
+
+def test_failed_disk_is_no_property_of_the_file(tmp_path):
+    with pytest.raises(TransientError, match="can't read /proc/self/mem: Input/output error"):
+        compute_sha256("/proc/self/mem")
+    with pytest.raises(BadVideo, match="can't be read: No such file"):
+        compute_sha256(tmp_path / "gone.mp4")
+
+
+def test_node_with_another_folder_at_the_outputs_path_is_refused(tmp_path):
+    check = AccessCheck.prepare(str(tmp_path), ())
+    check.run()
+    assert os.listdir(tmp_path) == [ACCESS_TOKEN]
+    (tmp_path / ACCESS_TOKEN).write_text("of another run")
+    with pytest.raises(OutputError, match=r"the node \S+ has another folder at .*\n  fix: mount"):
+        check.run()
+    (tmp_path / ACCESS_TOKEN).unlink()  # as on a node that lacks the mount
+    with pytest.raises(OutputError, match=r"the node \S+ can't use the output: .*\n  fix: give"):
+        check.run()
+
+
+def test_node_that_can_read_one_of_the_videos_is_accepted(tmp_path):
+    videos = tuple(str(tmp_path / name) for name in ("a.mp4", "b.mp4"))
+    check = AccessCheck(None, videos=videos)
+    with pytest.raises(InputError, match=r"can't read the input: .*a\.mp4 is missing, or not"):
+        check.run()
+    create_files(tmp_path, "b.mp4")
+    check.run()
+    AccessCheck(None).run()

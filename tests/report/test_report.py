@@ -242,9 +242,9 @@ def test_no_heading_level_is_skipped_and_every_image_has_a_text_alternative(tmp_
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("gone.jpg", None, "No such file"),
-        ("empty.jpg", b"", "the file is not a readable image; score the video again"),
-        ("text.jpg", b"not a jpeg", "the file is not a readable image; score the video again"),
+        ("gone.jpg", None, "gone.jpg is missing; score with retry_failed=true"),
+        ("empty.jpg", b"", "the file is not a readable image; score with retry_failed=true"),
+        ("text.jpg", b"not a jpeg", "the file is not a readable image; score with retry_failed"),
         ("../outside.jpg", b"x", "outside the ledger"),
         ("/etc/hostname", None, "outside the ledger"),
     ],

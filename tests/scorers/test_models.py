@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from curation import config
-from curation.stage import PlanError, RunContext
+from curation.images import DamagedFrame
+from curation.stage import OutputError, PlanError, RunContext
 from curation.storage import Folder
 from curation.weights import load_tensors, locate_weights
 from pipelines import score, select
@@ -229,7 +230,9 @@ def test_speed_does_not_depend_on_the_image_size(tmp_path, size):
     assert shift * to_speed[0, 0] == pytest.approx(6 * 320 / max(size) / 0.125)
 
 
-def test_all_clips_get_all_scores_and_a_broken_image_affects_one_clip(files, tmp_path, monkeypatch):
+def test_all_clips_get_all_scores_and_an_image_that_was_not_stored_affects_one_clip(
+    files, tmp_path, monkeypatch
+):
     monkeypatch.setattr("stages.scorers.raft.FLOW_UPDATES", 1)  # seconds on a CPU otherwise
     models = models_of(
         *(files, tmp_path),
@@ -241,7 +244,7 @@ def test_all_clips_get_all_scores_and_a_broken_image_affects_one_clip(files, tmp
     good["null_reasons"] = {"aesthetic_laion_l14": "no scorer configured", "text_share": "other"}
     lonely = stored(tmp_path, "lonely", [4, 5], (160, 128))  # scored before there were pairs
     broken = stored(tmp_path, "broken", [6, 7], (160, 128), pairs=True)
-    (tmp_path / broken["segments"][1]["key_frame"]).write_bytes(b"no image")
+    broken["segments"][1]["key_frame"] = None
     below = {"clip_id": "below", "prefilter": "9.3 s < 15 s", "null_reasons": {}, "segments": []}
     rows = [{"clips": [good, below]}, {"clips": [lonely, broken]}, {"clips": []}]
     done = models.process(rows)
@@ -256,7 +259,7 @@ def test_all_clips_get_all_scores_and_a_broken_image_affects_one_clip(files, tmp
     assert alone["motion_raft"] is None
     assert "no pair of frames" in alone["null_reasons"]["motion_raft"]
     assert set(unread["null_reasons"]) == names
-    assert "not a readable image" in unread["null_reasons"]["key_lpips"]
+    assert "no key frame was stored" in unread["null_reasons"]["key_lpips"]
     assert all(unread[name] is None for name in names)
     assert [e["clip_id"] for row in done for e in row["embeddings"]] == ["good", "lonely"]
     kept = np.stack(done[0]["embeddings"][0]["key_frames"])
@@ -266,6 +269,19 @@ def test_all_clips_get_all_scores_and_a_broken_image_affects_one_clip(files, tmp
     alone_again = models.process([{"clips": [good]}])[0]["clips"][0]
     for name in names:  # a clip's scores do not depend on the other clips
         assert alone_again[name] == pytest.approx(found[name], rel=1e-4, abs=1e-5)
+
+
+def test_damaged_image_or_failed_storage_decides_about_no_clip(files, tmp_path):
+    models = models_of(files, tmp_path, lpips=lpips_of(files))
+    clip = stored(tmp_path, "broken", [6, 7])
+    image = tmp_path / clip["segments"][1]["key_frame"]
+    image.write_bytes(b"no image")
+    with pytest.raises(DamagedFrame, match="is not a readable image; score with retry_failed=true"):
+        models.process([{"clips": [clip]}])
+    image.unlink()
+    image.mkdir()  # any error of the storage
+    with pytest.raises(OutputError, match="can't read"):
+        models.process([{"clips": [clip]}])
 
 
 def missing(models: Models, row: dict) -> list[str]:

@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
+from curation.images import DamagedFrame
+from curation.stage import OutputError
 from curation.storage import Folder
 from stages.scorers.ocr import OcrStage, covered_share, evenly_spaced
 from stages.scorers.ocr_engine import OcrEngine
@@ -123,12 +125,21 @@ def test_clip_that_fails_the_prefilter_has_a_null_reason(ocr):
 
 
 @pytest.mark.parametrize("broken", [b"", b"no image"])
-def test_unreadable_key_frame_gives_a_null_with_its_reason(tmp_path, ocr, broken):
+def test_unreadable_key_frame_is_an_error_of_the_row_and_decides_about_no_clip(
+    tmp_path, ocr, broken
+):
     text, row = stage(tmp_path, [scene()] * 5, ocr)
     (tmp_path / "1.jpg").write_bytes(broken)
-    clip = scored(text, row)
-    assert clip["text_share"] is None
-    assert "1.jpg is not a readable image" in clip["null_reasons"]["artifact_share"]
+    with pytest.raises(DamagedFrame, match=r"1\.jpg is not a readable image"):
+        scored(text, row)
+
+
+def test_failed_storage_of_a_key_frame_stops_the_run_and_decides_about_no_clip(tmp_path, ocr):
+    text, row = stage(tmp_path, [scene()] * 5, ocr)
+    (tmp_path / "1.jpg").unlink()
+    (tmp_path / "1.jpg").mkdir()  # any error of the storage
+    with pytest.raises(OutputError, match=r"can't read .*1\.jpg"):
+        scored(text, row)
 
 
 def test_missing_key_frame_gives_a_null_with_its_reason(tmp_path, ocr):

@@ -1,0 +1,57 @@
+"""The nodes of the cluster."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+ANSWER_TIMEOUT_S = 60.0  # of a node that starts a process for the question
+CHECK_INTERVAL_S = 2.0
+
+
+def node_lives(node_id: str) -> bool:
+    """Whether the node runs tasks: Ray itself notices a dead node after seconds only."""
+    if node_id not in alive_nodes():
+        return False
+    here = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    task = ray.remote(_answer).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
+    try:
+        return ray.get(task.remote(), timeout=ANSWER_TIMEOUT_S)
+    except RayError:
+        return False
+
+
+def _answer() -> bool:
+    return True
+
+
+def alive_nodes() -> set[str]:
+    """Ids of the nodes with a CPU or a GPU for workers, as far as Ray knows."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return {n["NodeID"] for n in nodes if n["Resources"].keys() & {"CPU", "GPU"}}
+
+
+@dataclass
+class NodeWatch:
+    """Notices nodes that left."""
+
+    _nodes: set[str] = field(default_factory=alive_nodes)
+    _checked_s: float = field(default_factory=time.monotonic)
+
+    def report(self) -> str | None:
+        """Returns a line about the nodes that left since the last call; None if there are none."""
+        if time.monotonic() - self._checked_s < CHECK_INTERVAL_S:
+            return None
+        self._checked_s, before, self._nodes = time.monotonic(), self._nodes, alive_nodes()
+        lost = len(before - self._nodes)
+        if not lost:
+            return None
+        what = "a node" if lost == 1 else f"{lost} nodes"
+        return (
+            f"{what} left: {len(self._nodes)} of {len(self._nodes | before)} remain; the rows "
+            "there are computed again"
+        )
