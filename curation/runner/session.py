@@ -86,9 +86,7 @@ def _short_temp_folder() -> str | None:
 
 def _start_local(options: dict[str, Any]) -> None:
     """Starts Ray on this machine; a second time where the machine is too slow. Raises RunError."""
-    # Ray's agents end when they have lost its control service, where this process was killed, for
-    # so long. Ray's own limit, 60 s, is for clusters whose control service restarts.
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "20")
+    os.environ.setdefault("RAY_gcs_rpc_server_connect_timeout_s", "15")  # Ray's limit is 5 s
     others = _child_processes()
     for attempt in range(1, START_ATTEMPTS + 1):
         try:

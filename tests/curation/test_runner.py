@@ -40,7 +40,15 @@ class Double(Stage):
         return [row | {"doubled": 2 * row["n"]} for row in rows]
 
 
-class Slow(Double):
+@dataclass
+class MarkedStart(Double):
+    """Each worker leaves a file; rows take a second."""
+
+    folder: str
+
+    def setup(self, context):
+        Path(self.folder, str(os.getpid())).touch()
+
     def process(self, rows):
         time.sleep(1)
         return super().process(rows)
@@ -204,13 +212,14 @@ def test_worker_that_cannot_read_the_input_gets_no_row(cluster, tmp_path):
     assert len(list(cluster.stream([Double()], rows(3), context=here))) == 3
 
 
-def test_finished_phase_does_not_wait_for_a_worker_that_it_no_longer_needs(cluster):
+def test_finished_phase_does_not_wait_for_a_worker_that_it_no_longer_needs(cluster, tmp_path):
     holder = ray.remote(num_cpus=1)(type("Holder", (), {})).remote()
-    ray.get(holder.__ray_ready__.remote())  # one of two CPUs is left
+    ray.get(holder.__ray_ready__.remote())  # one of two CPUs is left: a second worker can't start
     try:
-        assert len(list(cluster.stream([Slow()], rows(4)))) == 4
+        assert len(list(cluster.stream([MarkedStart(str(tmp_path))], rows(4)))) == 4
     finally:
         ray.kill(holder)
+    assert len(list(tmp_path.iterdir())) == 1  # at the end no second one was started
 
 
 def test_stream_that_is_left_unfinished_ends_with_the_cluster(tmp_path):
