@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from curation.images import DamagedFrame
 from stages.captioning.conversation import (
     Conversation,
     Message,
@@ -138,7 +139,7 @@ def test_images_are_shrunk_to_the_given_side_and_never_enlarged():
     assert small.pil.size == (80, 45)
     assert make_prompt_image(jpeg, "a.jpg", 640).jpeg == jpeg
     assert small.url.startswith("data:image/jpeg;base64,/9j/")
-    with pytest.raises(ValueError, match=r"a\.jpg is not a readable image"):
+    with pytest.raises(DamagedFrame, match=r"a\.jpg is not a readable image"):
         make_prompt_image(b"text", "a.jpg", 80)
 
 

@@ -19,6 +19,7 @@ from curation import isolate
 from curation.isolate import Crashed, Isolated, TimedOut, Unexpected
 from curation.runner.worker import Worker
 from curation.stage import BadVideo, Needs, OutputError, RunContext, Stage
+from curation.storage import AccessCheck
 from tests.support.paths import REPOSITORY
 
 
@@ -107,7 +108,8 @@ class NameCodec(Stage):
 
 def test_isolated_stage_changes_no_text_that_it_does_not_write():
     path = "odd \u202e name\x1b.mp4"
-    [row] = Worker([NameCodec()], RunContext(), memory_gib=0.5).run([{"video": path}])
+    worker = Worker([NameCodec()], RunContext(), memory_gib=0.5, access=AccessCheck(None))
+    [row] = worker.run([{"video": path}])
     assert row["video"] == path
     assert row["codec"] == "of odd \ufffd name\ufffd.mp4"
 
