@@ -134,7 +134,7 @@ def read_state(path: str | Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of training.train in format {FORMAT}")
     return state
 

@@ -11,6 +11,8 @@ each epoch the last batch of a size is filled up with clips of that size from th
 from __future__ import annotations
 
 import hashlib
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -120,8 +122,14 @@ def _collate(samples: list[tuple[int, Clip]]) -> Batch:
 def reraise_bad_data(loaded: Iterable[Any]) -> Iterator[Any]:
     """The items of a DataLoader. Where a worker raises BadData, so does this, without the traceback
     that PyTorch adds to the message."""
+    before = signal.getsignal(signal.SIGCHLD)
+    items = iter(loaded)
+    if threading.current_thread() is threading.main_thread():
+        # PyTorch's handler raises when a worker dies, between any two lines, also while an error is
+        # printed. Without it the next item raises the same error.
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
     try:
-        yield from loaded
+        yield from items
     except BadData as error:
         raise BadData(str(error).strip().rpartition("BadData: ")[2]) from error
 

@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -149,8 +148,7 @@ def test_a_killed_worker_stops_the_run_in_one_line_and_leaves_its_checkpoint(tmp
         running.kill()
     assert running.returncode == 1
     assert "Traceback" not in message
-    # the signal comes between any two lines: in those that save, it is the checkpoint's error
-    assert re.search("resumes from the last checkpoint|the last good checkpoint: .*step-", message)
+    assert "resumes from the last checkpoint" in message
     checkpoint.read_tensors(checkpoint.list_checkpoints(tmp_path / "run")[-1])
 
 
