@@ -1,12 +1,13 @@
 """The ledger: Parquet parts with one row per unit of work, and the settings they were made with.
 
 Only one process, the driver, writes. A part is written under another name and renamed, so that it
-is complete or absent. Where two parts have the same key (a retry, a changed file), the later part
-counts.
+is complete or absent; its name holds the SHA-256 of its bytes. Where two parts have the same key (a
+retry, a changed file), the later part counts.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -28,13 +29,14 @@ from curation.records import (
     with_schema_version,
 )
 from curation.stage import OutputError, PlanError, Row
-from curation.storage import Folder
+from curation.storage import Folder, parquet_bytes
 from curation.texts import MAX_ERROR_CHARS, clean_outside_text
 
 MAX_PARTS = 64  # more are merged at the end of a phase
 MAX_MERGED_BYTES = 1 << 30  # of one part in memory, about: a list column's offsets end at 2**31
 CONVERSION_ERRORS = (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError)
-_PART = re.compile(r"part-\d{8,}\.parquet")
+# number and SHA-256, which parts of older versions lack
+_PART = re.compile(r"part-(\d{8,})(?:-([0-9a-f]{64}))?\.parquet")
 # of a clip's video, in its row
 VIDEO_COLUMNS = ("codec", "version", "bytes", "sha256", "video", "time_jumps")
 ADDED_LATER = "scored by an older version"  # the null reason of a score or tag that a part lacks
@@ -71,7 +73,8 @@ class Ledger:
             table = pa.Table.from_pylist(rows, schema=self._schema)
         except CONVERSION_ERRORS:
             table = pa.concat_tables([self._table_of_row(row) for row in rows])
-        self._write(table)
+        self._write(self._next, table)
+        self._next += 1
 
     def _table_of_row(self, row: Row) -> pa.Table:
         try:
@@ -120,14 +123,14 @@ class Ledger:
         self._merge(group)
 
     def _merge(self, group: dict[str, pa.Table]) -> None:
-        """Consecutive parts into one with the name of the last, so that their order stays."""
+        """Consecutive parts into one with the number of the last, so that their order stays."""
         if len(group) < 2:
             return
-        *others, last = group
         table = pa.concat_tables([self._schema.empty_table(), *group.values()])
-        self._folder.write_table(last, _last_by_key(table, self._key))
-        for part in others:
-            self._folder.delete(part)
+        merged = self._write(_number_of([*group][-1]), _last_by_key(table, self._key))
+        for part in group:
+            if part != merged:
+                self._folder.delete(part)
 
     def _read_part(self, part: str, schema: pa.Schema) -> pa.Table:
         with self._damage_named(part):
@@ -144,18 +147,22 @@ class Ledger:
                 f"  fix: if the file is damaged, {self._fix_of_damage}"
             ) from None
 
-    def _write(self, table: pa.Table) -> None:
-        self._folder.write_table(f"part-{self._next:08d}.parquet", table)
-        self._next += 1
+    def _write(self, number: int, table: pa.Table) -> str:
+        """Returns the name of the new part."""
+        data = parquet_bytes(table)
+        name = f"part-{number:08d}-{hashlib.sha256(data).hexdigest()}.parquet"
+        self._folder.write(name, data)
+        return name
 
 
 def _part_names(folder: Folder) -> list[str]:
     """In order. Other files, such as .DS_Store and copies by an editor, are ignored."""
-    return [name for name in folder.names() if _PART.fullmatch(name)]
+    return sorted((n for n in folder.names() if _PART.fullmatch(n)), key=_number_of)
 
 
 def _number_of(part: str) -> int:
-    return int(part.removeprefix("part-").removesuffix(".parquet"))
+    number, _ = _PART.fullmatch(part).groups()  # type: ignore[union-attr]
+    return int(number)
 
 
 def _check_version(folder: Folder, found: int) -> None:

@@ -209,6 +209,20 @@ class Folder:
         ):
             return stream.read()
 
+    def sha256(self, name: str) -> str | None:
+        """Returns 64 hex digits; None of a missing file."""
+        digest = hashlib.sha256()
+        try:
+            with (
+                storage_errors("read", self.path(name)),
+                self._fs.open_input_stream(f"{self._root}/{name}") as stream,
+            ):
+                while chunk := stream.read(8 << 20):
+                    digest.update(chunk)
+        except FileNotFoundError:
+            return None
+        return digest.hexdigest()
+
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Returns those of the columns that the file has; None: all columns."""
         with storage_errors("read", self.path(name)), self._parquet(name) as file:
@@ -219,8 +233,12 @@ class Folder:
             return file.schema_arrow
 
     def _parquet(self, name: str) -> pq.ParquetFile:
-        path = f"{self._root}/{name}"
-        return pq.ParquetFile(path, filesystem=self._fs, pre_buffer=True)
+        return pq.ParquetFile(
+            f"{self._root}/{name}",
+            filesystem=self._fs,
+            pre_buffer=True,
+            page_checksum_verification=True,
+        )
 
     def write(self, name: str, data: bytes, durable: bool = True) -> None:
         """Writes the whole file or none: by a rename, or by the PUT of an object store.
@@ -241,9 +259,7 @@ class Folder:
             Path(target).write_bytes(data)
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        self.write(name, sink.getvalue().to_pybytes())
+        self.write(name, parquet_bytes(table))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -293,6 +309,13 @@ class Folder:
         if self.exists(name):
             with storage_errors("delete", self.path(name)):
                 self._fs.delete_file(f"{self._root}/{name}")
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A Parquet file. Each page has a checksum, by which a damaged one is an error when read."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue().to_pybytes()
 
 
 @contextmanager

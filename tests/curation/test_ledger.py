@@ -1,5 +1,7 @@
 import dataclasses
+import hashlib
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -72,7 +74,7 @@ def test_large_ledger_is_compacted_into_several_parts_and_interrupting_it_loses_
     parts, folder = ledger(tmp_path), Folder(str(tmp_path))
     for n in range(MAX_PARTS + 20):
         parts.append([{"video": str(n % 7), "n": n}, {"video": f"only {n}", "n": n}])
-    before, first = parts.read(), folder.read_table("videos/part-00000000.parquet")
+    before, first = parts.read(), folder.read_table(f"videos/{folder.names('videos')[0]}")
     monkeypatch.setattr("curation.ledger.MAX_MERGED_BYTES", 10 * first.nbytes)
     delete, calls = Folder.delete, []
 
@@ -237,11 +239,12 @@ def test_damaged_part_is_named_with_the_fix(tmp_path, damage):
     parts = ledger(tmp_path)
     parts.append([{"video": "a", "n": 1}])
     parts.append([{"video": "b", "n": 2}])
-    damage(tmp_path / "videos/part-00000000.parquet")
-    with pytest.raises(OutputError, match=r"00000\.parquet can't be read .*\n  fix: if the"):
+    first, second = sorted((tmp_path / "videos").iterdir())
+    damage(first)
+    with pytest.raises(OutputError, match=rf"{first.name} can't be read .*\n  fix: if the"):
         ledger(tmp_path).read()
-    damage(tmp_path / "videos/part-00000001.parquet")
-    with pytest.raises(OutputError, match=r"0000\d\.parquet can't be read .*\n  fix: if the"):
+    damage(second)
+    with pytest.raises(OutputError, match=r"part-0000000\d-\w+\.parquet can't be read .*\n  fix: "):
         ledger(tmp_path).read()
 
 
@@ -252,3 +255,37 @@ def test_torn_settings_are_named_with_the_fix(tmp_path, text):
     (tmp_path / "videos.settings.json").write_text(text)
     with pytest.raises(PlanError, match=r"videos\.settings\.json is damaged: .*\n  fix: if "):
         check_settings(folder, "videos", {}, {}, "")
+
+
+def test_name_of_a_part_is_the_hash_of_its_bytes(tmp_path):
+    parts = ledger(tmp_path)
+    for n in range(MAX_PARTS + 2):
+        parts.append([{"video": str(n), "n": n}])
+    parts.compact()
+    parts.append([{"video": "x", "n": 1}])
+    merged, last = sorted((tmp_path / "videos").iterdir())
+    for part in (merged, last):
+        assert part.stem.split("-")[2] == hashlib.sha256(part.read_bytes()).hexdigest()
+
+
+def test_flipped_bit_in_a_page_is_an_error_of_reading(tmp_path):
+    """Without a checksum many a flipped bit reads as other numbers."""
+    rng = np.random.default_rng(0)
+    rows = [{"video": rng.bytes(8).hex(), "n": int(rng.integers(1 << 30))} for _ in range(500)]
+    parts = ledger(tmp_path)
+    parts.append(rows)
+    [part] = (tmp_path / "videos").iterdir()
+    before, data = parts.read(), part.read_bytes()
+    column = pq.ParquetFile(part).metadata.row_group(0).column(1)
+    start = column.dictionary_page_offset or column.data_page_offset
+    pages = range(start, start + column.total_compressed_size)
+    changed = 0
+    for place in rng.choice(pages, 60, replace=False):
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        part.write_bytes(flipped)
+        try:
+            changed += parts.read() != before
+        except OutputError:
+            continue
+    assert changed == 0

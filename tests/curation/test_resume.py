@@ -86,8 +86,8 @@ def test_run_killed_while_scoring_and_exporting_resumes_to_the_same_dataset(data
     [
         "ledger/input.parquet",
         "ledger/.tmp-*",
-        "ledger/videos/part-00000000.parquet",
-        "ledger/videos/part-00000001.parquet",
+        "ledger/videos/part-00000000-*.parquet",
+        "ledger/videos/part-00000001-*.parquet",
         "ledger/selection.parquet",
         "ledger/captions/measured",
         "ledger/captions/measured/part-*",
