@@ -79,6 +79,8 @@ class AllegroConfig:
     """Allegro's video VAE: 4 x 8 x 8 pixels become 4 numbers. It processes overlapping tiles."""
 
     allegro: str  # folder of Allegro: vae/ in it
+    # of convolutions; tf32 is fp32 on a CPU, bf16 is faster (errors: docs/measurements/training.md)
+    precision: Literal["tf32", "bf16"] = "tf32"
 
     pretrained: ClassVar[bool] = True
     channels: ClassVar[int] = 4
@@ -87,7 +89,8 @@ class AllegroConfig:
     stride: ClassVar[tuple[int, int, int]] = (16, 200, 240)  # from one tile to the next
 
     def cache_key(self) -> dict[str, Any]:
-        return {"kind": "Allegro", "weights": weights_digest(Path(self.allegro, "vae"))}
+        key = {"kind": "Allegro", "weights": weights_digest(Path(self.allegro, "vae"))}
+        return key if self.precision == "tf32" else key | {"precision": self.precision}
 
     def latent_size(self, size: Size) -> tuple[int, int, int]:
         """Latent frames, rows and columns. ConfigError for sizes that the tiles don't fill:

@@ -21,10 +21,12 @@ from training.model import Text
 from training.weights import BadWeights
 
 REPOSITORY = "rhymes-ai/Allegro"
+_vaes: dict[AllegroConfig, Any] = {}  # the last one used
 
 
 class AllegroCodec:
-    """Allegro's video VAE; its weights load when they are first needed."""
+    """Allegro's video VAE; its weights load when they are first needed. Tile by tile, a clip at a
+    time, in the precision of the settings, also where the caller computes under autocast."""
 
     def __init__(self, cfg: AllegroConfig):
         self.cfg = cfg
@@ -33,19 +35,21 @@ class AllegroCodec:
     def encode(self, video: Tensor) -> Tensor:
         """(B, T, H, W, 3) uint8 -> (B, 2, 4, T / 4, H / 8, W / 8) fp32: mean and log-variance."""
         self.cfg.latent_size(Size(*video.shape[1:4]))
-        vae = _vae(self.cfg, video.device)
+        vae = _vae(self.cfg).to(video.device)
         x = video.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        posterior = vae.encode(x).latent_dist
+        with torch.autocast(video.device.type, enabled=False):
+            posterior = vae.encode(x).latent_dist
         scale = vae.config.scaling_factor
         return torch.stack([posterior.mean * scale, posterior.logvar + 2 * math.log(scale)], 1)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, 4, t, h, w) -> (B, 4 t, 8 h, 8 w, 3) uint8, tile by tile."""
+        """(B, 4, t, h, w) -> (B, 4 t, 8 h, 8 w, 3) uint8."""
         shown = [n * by for n, by in zip(latents.shape[2:], self.cfg.shrinks, strict=True)]
         self.cfg.latent_size(Size(*shown))
-        vae = _vae(self.cfg, latents.device)
-        x = vae.decode(latents.float() / vae.config.scaling_factor).sample  # B T C H W
+        vae = _vae(self.cfg).to(latents.device)
+        with torch.autocast(latents.device.type, enabled=False):
+            x = vae.decode(latents.float() / vae.config.scaling_factor).sample  # B T C H W
         return ((x.movedim(2, -1).float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -82,18 +86,42 @@ class T5Encoder:
         return Text(torch.cat(tokens), lengths)
 
 
-@lru_cache(maxsize=1)
-def _vae(cfg: AllegroConfig, device: torch.device) -> Any:
-    _require(cfg.allegro, "vae")
-    fix_torchvision()
-    from diffusers import AutoencoderKLAllegro
+def _vae(cfg: AllegroConfig) -> Any:
+    if cfg not in _vaes:
+        _require(cfg.allegro, "vae")
+        fix_torchvision()
+        from diffusers import AutoencoderKLAllegro
 
-    vae: Any = _load(AutoencoderKLAllegro, cfg.allegro, "vae")
+        _vaes.clear()
+        _vaes[cfg] = prepare_vae(_load(AutoencoderKLAllegro, cfg.allegro, "vae"), cfg)
+    return _vaes[cfg]
+
+
+def prepare_vae(vae: Any, cfg: AllegroConfig) -> Any:
+    """Sets up diffusers' VAE: tiles, precision and, where there is a GPU, compilation of encoder
+    and decoder, each at its first tile."""
     vae.enable_tiling()  # encode and decode need it
+    vae.enable_slicing()  # tiling holds one clip
     vae.kernel, vae.stride = cfg.tile, cfg.stride
     overlaps = [tile - step for tile, step in zip(cfg.tile, cfg.stride, strict=True)]
     vae.tile_overlap_t, vae.tile_overlap_h, vae.tile_overlap_w = overlaps
-    return vae.to(device).eval().requires_grad_(False)
+    for network in (vae.encoder, vae.decoder):
+        if cfg.precision == "bf16":
+            _convert_to_bf16(network)
+        if torch.cuda.is_available():
+            network.compile()
+    return vae.eval().requires_grad_(False)
+
+
+def _convert_to_bf16(network: Any) -> None:
+    """Weights in bf16, channels last. Tiles enter and leave in fp32, in which they are blended."""
+    network.to(torch.bfloat16)
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for weight in network.parameters():
+        if weight.ndim in formats:
+            weight.data = weight.data.contiguous(memory_format=formats[weight.ndim])
+    network.register_forward_pre_hook(lambda _, args: (args[0].bfloat16(), *args[1:]))
+    network.register_forward_hook(lambda _, args, out: out.float())
 
 
 @lru_cache(maxsize=1)
@@ -109,8 +137,10 @@ def _t5(folder: str, device: torch.device) -> tuple[Any, Any]:
 
 
 def free_memory() -> None:
-    """Frees the memory of codec and text encoder; they load again when they are used."""
-    _vae.cache_clear()
+    """Frees the device's memory of codec and text encoder. The codec moves to the CPU, because
+    another object would be compiled again; the text encoder loads again when it is used."""
+    for vae in _vaes.values():
+        vae.to("cpu")
     _t5.cache_clear()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

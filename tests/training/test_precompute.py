@@ -242,6 +242,31 @@ def test_the_codec_s_tiles_cover_the_video(weights):
     assert decoded.float().std() > 0
 
 
+def test_a_batch_of_clips_is_encoded_and_decoded_like_each_clip_alone(weights):
+    codec = AllegroCodec(AllegroConfig(str(weights)))
+    videos = torch.randint(0, 256, (3, 12, 48, 56, 3), dtype=torch.uint8)
+    encoded = codec.encode(videos)
+    assert torch.equal(encoded, torch.cat([codec.encode(video[None]) for video in videos]))
+    decoded = codec.decode(encoded[:, 0])
+    assert torch.equal(decoded, torch.cat([codec.decode(x[None, 0]) for x in encoded]))
+    assert not torch.equal(decoded[0], decoded[1])
+
+
+def test_the_codec_computes_in_its_own_precision_under_autocast(weights):
+    exact = AllegroCodec(AllegroConfig(str(weights)))
+    rough = AllegroCodec(AllegroConfig(str(weights), "bf16"))
+    video = torch.randint(0, 256, (1, 8, 32, 32, 3), dtype=torch.uint8)
+    encoded = exact.encode(video)
+    decoded = exact.decode(encoded[:, 0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(exact.encode(video), encoded)
+        assert torch.equal(exact.decode(encoded[:, 0]), decoded)
+    in_bf16 = rough.encode(video)
+    assert in_bf16.dtype == torch.float32
+    assert 0 < (in_bf16 - encoded).norm() < 0.1 * encoded.norm()
+    assert exact.cfg.cache_key() != rough.cfg.cache_key()
+
+
 def test_t5_tokens_are_unpadded_and_of_lower_case_text(weights):
     t5 = T5Encoder(T5Config(str(weights), tiny_allegro.TEXT_DIM, 6))
     text = t5([["A red boat", "", "a red boat a red boat a red boat"]])
