@@ -28,10 +28,10 @@ import av
 import cv2
 import numpy as np
 
-from benchmarks.footage import Take, single_takes
+from benchmarks.footage import HIGH, MOST, WIDE, Take, single_takes
 
 WIDTH, HEIGHT = 320, 180  # px, of a film
-WIDE, HIGH = 400, 226  # px, of the footage: room for a virtual camera
+# the footage is WIDE x HIGH px: room for a virtual camera
 VARIATION = 20  # frames, by which the distance of two transitions varies
 Frames = list[np.ndarray]  # (HEIGHT, WIDTH, 3) BGR uint8 each
 
@@ -58,9 +58,9 @@ class Film:
 # ---------------------------------------------------------------- pieces of footage
 
 
-@lru_cache(maxsize=40)  # 70 MB each; every film draws from the same takes
+@lru_cache(maxsize=20)  # 70 MB each; some films in a row draw from the same takes
 def _read(take: Take) -> Frames:
-    return take.frames(WIDE, HIGH, most=250)
+    return take.frames(WIDE, HIGH, MOST)
 
 
 def drawn_take(rng: np.random.Generator) -> Frames:
@@ -104,6 +104,7 @@ class Footage:
         self._takes, self._rng, self._last = takes, rng, ""
         self.transitions, self.piece = transitions, piece
         self.drawn = False  # drawn scenes in place of the takes
+        self.speed = 1  # times as fast as the takes
 
     def take(self) -> Frames:
         """Frames of a random take of another source than the last one, WIDE x HIGH."""
@@ -121,7 +122,7 @@ class Footage:
         found: list[Frames] = []
         source = self.take()
         if kind in NEGATIVES:  # one piece long enough for the whole film
-            whole = _loop(source, 0, (self.transitions + 1) * self.piece)
+            whole = _loop(source, 0, (self.transitions + 1) * self.piece, self.speed)
             view = VIEWS.get(condition, _steady)(whole, self._rng)
             return [view]
         length = self.piece + VARIATION + 2 * KINDS[kind][1]
@@ -139,7 +140,7 @@ class Footage:
                 level = int(self._rng.choice([0, 0, 16, 255, 128]))
                 found.append([np.full((HEIGHT, WIDTH, 3), level, np.uint8)] * length)
                 continue
-            piece = _loop(source, start, length)
+            piece = _loop(source, start, length, self.speed)
             if same and condition == "plain_background":
                 found.append(_before_plain(piece, rng, shift=number))
             else:
@@ -147,10 +148,10 @@ class Footage:
         return found
 
 
-def _loop(frames: Frames, start: int, length: int) -> Frames:
+def _loop(frames: Frames, start: int, length: int, speed: int) -> Frames:
     """`length` frames from `start`, played forth and back where the take is shorter."""
     order = list(range(len(frames))) + list(range(len(frames) - 2, 0, -1))
-    return [frames[order[(start + i) % len(order)]] for i in range(length)]
+    return [frames[order[(start + i * speed) % len(order)]] for i in range(length)]
 
 
 def _crop(frame: np.ndarray, x: float, y: float) -> np.ndarray:
@@ -182,6 +183,27 @@ def _fast_pan(frames: Frames, rng: np.random.Generator) -> Frames:
         x = (40 + number * speed) % period
         wide = np.concatenate([frame, frame[:, ::-1], frame], axis=1)
         found.append(cv2.filter2D(_crop(wide, x, 23), -1, kernel))
+    return found
+
+
+def _fast_camera(frames: Frames, rng: np.random.Generator) -> Frames:
+    """A camera as in a game, of a drone or in a running hand: it turns, rolls and nears in bursts,
+    over the picture and its mirror images; without motion blur in half of the films."""
+    count = len(frames)
+    goals = rng.normal(0, 1, (count // 6 + 4, 4)) * (rng.random((count // 6 + 4, 1)) < 0.5)
+    speed = cv2.resize(goals, (4, 6 * len(goals)), interpolation=cv2.INTER_CUBIC)[:count]
+    speed *= rng.uniform(0.3, 1.0) * np.array([45, 14, 4, 0.04])  # px, px, degrees, log of zoom
+    path = np.cumsum(speed, axis=0)
+    path[:, 2:] -= cv2.blur(path[:, 2:], (1, 61))  # level and at the same distance in the mean
+    blurred, found = rng.random() < 0.5, []
+    for frame, (x, y, angle, near), (dx, dy, *_) in zip(frames, path, speed, strict=True):
+        centre = (WIDE / 2, HIGH / 2)
+        matrix = cv2.getRotationMatrix2D(centre, float(angle), float(np.exp(near + 0.15)))
+        matrix[:, 2] -= 40 + x % (2 * WIDE), 23 + y % (2 * HIGH)
+        wide = cv2.copyMakeBorder(frame, 0, 2 * HIGH, 0, 2 * WIDE, cv2.BORDER_REFLECT)
+        moved = cv2.warpAffine(wide, matrix, (WIDTH, HEIGHT), borderMode=cv2.BORDER_WRAP)
+        size = max(1, int(abs(dx) / 2)), max(1, int(abs(dy) / 2))
+        found.append(cv2.blur(moved, size) if blurred and max(size) > 1 else moved)
     return found
 
 
@@ -251,6 +273,7 @@ VIEWS: dict[str, Callable[[Frames, np.random.Generator], Frames]] = {
     "still": _still,
     "handheld": _handheld,
     "fast_pan": _fast_pan,
+    "fast_camera": _fast_camera,
     "plain_background": _before_plain,
     "screen": _screen,
 }

@@ -1,7 +1,7 @@
 """Trains the trees of `stages/shots/learned.py`, and says how well they do on other sources.
 
     python -m benchmarks.train_transitions extract OUT.npz [--films 2000] [--workers 2]
-    python -m benchmarks.train_transitions fit OUT.npz [--write]
+    python -m benchmarks.train_transitions fit OUT.npz [OUT.npz …] [--write]
 
 `extract` draws films from the footage of the development half (benchmarks/footage.py) under one
 condition or several at once (benchmarks/edits.py), and measures them, the footage itself and the
@@ -19,6 +19,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from stages.shots.learned import MODELS, LearnedDetector
 from tests.support.paths import VIDEOS
 
 HELD_OUT = 6  # one in so many sources is for the report of `fit`
-SOURCES, FILMS_PER_SOURCES = 14, 96
+SOURCES, FILMS_PER_SOURCES = 14, 24
 # Pairs, and windows, without a transition: of a film, of a take, of a labelled video
 FILM_NEGATIVES, TAKE_NEGATIVES, VIDEO_NEGATIVES = 60, 100, 3000
 DRAWN, GREY = 0.3, 0.1  # shares of the films
@@ -158,10 +159,14 @@ def draw_film(number: int, takes: list[Take], path: Path) -> tuple[str, list[Tra
         kind = str(rng.choice([*kinds[3:], "fade_plain", "fade_plain"]))
         if drawn >= 0.62:
             kind = str(rng.choice([*negatives, "slow_light", "slow_light", "swing"]))
-    view = str(rng.choice(["static", *edits.VIEWS], p=[0.34, 0.12, 0.18, 0.1, 0.18, 0.08]))
-    footage = edits.Footage(sources_of(number, takes), rng, transitions=7, piece=40)
+    view = str(rng.choice(["static", *edits.VIEWS], p=[0.26, 0.1, 0.16, 0.1, 0.16, 0.15, 0.07]))
+    # in the long pieces a window shows what a gradual transition lies between
+    is_long = kind in edits.KINDS and edits.KINDS[kind][1] > 3 and rng.random() < 0.6
+    transitions, piece = (4, 90) if is_long else (7, 40)
+    footage = edits.Footage(sources_of(number, takes), rng, transitions, piece)
+    footage.speed = int(rng.choice([1, 2, 3, 4], p=[0.76, 0.12, 0.06, 0.06]))
     footage.drawn = bool(rng.random() < DRAWN)
-    frames, transitions = edits.draw(footage, kind, view, rng)
+    frames, joins = edits.draw(footage, kind, view, rng)
     conditions = [view, *(["drawn"] if footage.drawn else [])]
     if rng.random() < GREY:
         frames = [
@@ -174,13 +179,13 @@ def draw_film(number: int, takes: list[Take], path: Path) -> tuple[str, list[Tra
             conditions.append(name)
     if rng.random() < 0.3:
         pattern = str(rng.choice(list(edits.REPEATS)))
-        frames = edits.repeat(frames, transitions, edits.REPEATS[pattern])
+        frames = edits.repeat(frames, joins, edits.REPEATS[pattern])
         conditions.append(pattern)
     low = rng.random() < 0.2
     conditions += ["low_bit_rate"] if low else []
     fps = int(rng.choice([24, 25, 30]))
     edits.encode(path, frames, fps, "low_bit_rate" if low else "", rng)
-    return f"{kind}|{'+'.join(conditions)}", transitions
+    return f"{kind}|{'+'.join(conditions)}", joins
 
 
 def one_film(job: tuple[int, list[Take]]) -> dict[str, Any]:
@@ -281,12 +286,14 @@ def one_take(take: Take) -> dict[str, Any]:
     return {"name": "take|", **parts}
 
 
-def _safely(job: tuple[Callable[[Any], dict[str, Any]], Any]) -> dict[str, Any] | str:
+def _safely(job: tuple[int, Callable[[Any], dict[str, Any]], Any]) -> tuple[int, Any]:
+    """Returns the job's number with its result, or with the text of its error."""
+    number, measure_one, about = job
     cv2.setNumThreads(1)
     try:
-        return job[0](job[1])
+        return number, measure_one(about)
     except Exception:
-        return traceback.format_exc()
+        return number, traceback.format_exc()
 
 
 def extract(args: argparse.Namespace) -> None:
@@ -310,37 +317,54 @@ def extract(args: argparse.Namespace) -> None:
         (one_film, (n, groups[0 if n % HELD_OUT == 0 else 1]))
         for n in range(args.first, args.first + args.films)
     ]
-    names: list[str] = []
-    columns: dict[str, list[Any]] = defaultdict(list)
+    jobs = [(number, *job) for number, job in enumerate(jobs)]
+    films = next(i for i, job in enumerate([*jobs, (0, one_film)]) if job[1] is one_film)
+    results: dict[int, dict[str, Any]] = {}
     started = time.monotonic()
     with multiprocessing.Pool(args.workers) as pool:
-        for number, found in enumerate(pool.imap(_safely, jobs)):
+        # the films of a block share their takes, which a process reads once
+        drawn = pool.imap_unordered(_safely, jobs[films:], FILMS_PER_SOURCES)
+        for number, found in chain(pool.imap_unordered(_safely, jobs[:films]), drawn):
             if isinstance(found, str):
                 print(found, flush=True)
                 continue
-            is_film = jobs[number][0] is one_film
-            held_out = (jobs[number][1][0] if is_film else number) % HELD_OUT == 0
-            for name in ("pairs", "windows"):
-                rows, classes = found[name]
-                if len(rows):
-                    columns[f"{name}_x"].append(rows)
-                    columns[f"{name}_y"].append(classes)
-                    columns[f"{name}_film"].append(np.full(len(rows), len(names)))
-                    columns[f"{name}_held_out"].append(np.full(len(rows), held_out))
-            names.append(found["name"])
-            if len(names) % 100 == 0:
-                print(f"{len(names)} films, {time.monotonic() - started:.0f} s", flush=True)
+            results[number] = found
+            if len(results) % 100 == 0:
+                print(f"{len(results)} files, {time.monotonic() - started:.0f} s", flush=True)
             if time.monotonic() - started > args.limit_s:
                 pool.terminate()
                 break
+    names: list[str] = []
+    columns: dict[str, list[Any]] = defaultdict(list)
+    for number, found in sorted(results.items()):
+        held_out = (jobs[number][2][0] if number >= films else number) % HELD_OUT == 0
+        for name in ("pairs", "windows"):
+            rows, classes = found[name]
+            if len(rows):
+                columns[f"{name}_x"].append(rows)
+                columns[f"{name}_y"].append(classes)
+                columns[f"{name}_film"].append(np.full(len(rows), len(names)))
+                columns[f"{name}_held_out"].append(np.full(len(rows), held_out))
+        names.append(found["name"])
     arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
-    np.savez_compressed(args.data, names=np.array(names), **arrays)
+    np.savez_compressed(args.data[0], names=np.array(names), **arrays)
 
 
-def fit(data: Path, write: bool) -> None:
-    """Trains the three sets of trees; prints how they do on held-out sources, by kind."""
-    with np.load(data, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
+def read_examples(files: list[Path]) -> dict[str, np.ndarray]:
+    """The arrays of some files of `extract`, joined."""
+    parts: dict[str, list[np.ndarray]] = defaultdict(list)
+    films = 0
+    for file in files:
+        with np.load(file, allow_pickle=False) as stored:
+            for name in stored.files:
+                parts[name].append(stored[name] + films if name.endswith("_film") else stored[name])
+            films += len(stored["names"])
+    return {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def fit(files: list[Path], write: bool) -> None:
+    """Trains the four sets of trees; prints how they do on held-out sources, by kind."""
+    arrays = read_examples(files)
     names = arrays["names"]
     colour = cut_features.COLOUR_FEATURES
     windows = window_features.FEATURES
@@ -392,7 +416,7 @@ def report(likely: np.ndarray, y: np.ndarray, films: np.ndarray) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=("extract", "fit"))
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--films", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--first", type=int, default=0, help="number of the first film")
