@@ -51,6 +51,7 @@ class Arguments(Generic[S]):
     values: list[str]  # in order, without CONFIG
     settings: S
     options: frozenset[str]  # as written: --dry-run
+    option_values: dict[str, str] = dataclasses.field(default_factory=dict)  # --sample -> 20
 
 
 def run_command(
@@ -71,6 +72,7 @@ def run_command(
     doc: the module's docstring; --help prints it, then every setting.
     arguments: their names, as `OUT PROMPT [CONFIG]`: in brackets where they may be left out, `...`
     after the last where it may be repeated. CONFIG is a YAML file of settings.
+    options: `--open`, or with a value `--sample N`.
     default_config: read where no CONFIG is given. stopped: what Ctrl-C adds to `stopped`.
     user_errors: printed without a traceback, as every UserError is. prefix: of all such messages.
     """
@@ -125,8 +127,16 @@ def parse(
     """Raises UsageError, ConfigError."""
     given: list[str] = []
     overrides: list[str] = []
-    for arg in argv:
-        if settings is not NoSettings and _SETTING.match(arg):
+    option_values: dict[str, str] = {}
+    with_value = {option.split()[0]: option for option in options if " " in option}
+    left = iter(argv)
+    for arg in left:
+        option, equals, value = arg.partition("=")
+        if option in with_value:
+            option_values[option] = value if equals else next(left, "")
+            if not option_values[option]:
+                raise UsageError(f"{option} has no value; expected {with_value[option]}")
+        elif settings is not NoSettings and _SETTING.match(arg):
             overrides.append(arg)
         elif not _OPTION.fullmatch(arg):
             given.append(arg)
@@ -145,7 +155,7 @@ def parse(
     if at is not None and at < len(given):
         path = _find_config(given.pop(at))
     loaded = config.load(settings, path, overrides)
-    return Arguments(given, loaded, frozenset(a for a in argv if a in options))
+    return Arguments(given, loaded, frozenset(a for a in argv if a in options), option_values)
 
 
 def _find_config(path: str) -> str:

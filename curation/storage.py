@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -227,6 +228,19 @@ class Folder:
         """Returns those of the columns that the file has; None: all columns."""
         with storage_errors("read", self.path(name)), self._parquet(name) as file:
             return file.read(columns)
+
+    def dataset(self, name: str) -> ds.Dataset:
+        """Returns a Parquet file of which only the columns that are asked for are read."""
+        with storage_errors("read", self.path(name)):
+            return ds.dataset(f"{self._root}/{name}", format="parquet", filesystem=self._fs)
+
+    def read_part(self, name: str, offset: int, size: int) -> bytes:
+        with (
+            storage_errors("read", self.path(name)),
+            self._fs.open_input_file(f"{self._root}/{name}") as file,
+        ):
+            file.seek(offset)
+            return file.read(size)
 
     def read_schema(self, name: str) -> pa.Schema:
         with storage_errors("read", self.path(name)), self._parquet(name) as file:

@@ -17,6 +17,7 @@ COMMANDS = {
     "caption": ("pipelines.caption", "writes the captions of kept clips"),
     "export": ("pipelines.export", "writes shards, tables and report"),
     "plan": ("pipelines.plan", "checks the settings, estimates what a run keeps and costs"),
+    "show": ("pipelines.show", "the funnel, scores and rules of an output; its clips, by SQL"),
     "calibrate": ("pipelines.calibrate", "converts a threshold of one score to one of another"),
     "split": ("pipelines.split", "turns a prompt into five progressive sub-captions"),
     "draw-samples": ("pipelines.samples", "draws sample videos to curate"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import urllib.parse
@@ -17,6 +18,7 @@ from moto.server import ThreadedMotoServer
 from curation.stage import BadVideo, OutputError, TransientError
 from curation.storage import AccessCheck, Folder, InputError, local_copy
 from curation.video_list import FileError, list_videos, stat_video
+from pipelines import show
 from tests.curation.test_resume import run_all, settings
 from tests.support.paths import REPOSITORY
 from tests.support.whole_run import curate, kill_when, wait_for_end
@@ -206,3 +208,12 @@ def test_killed_run_in_an_object_store_resumes_without_loss(dataset, bucket, par
     known = clip_hashes(pq.read_table(dataset.out / "shards.parquet").to_pylist())
     assert clip_hashes(bucket.table("out/shards.parquet")) == known
     assert len(bucket.table("out/clips.parquet")) == 6
+
+
+def test_output_in_a_store_is_shown(bucket, dataset, capsys):
+    bucket.put_folder("out", dataset.out)
+    show.main([bucket.url("out")])
+    assert "static_share (max: 0.9) alone loses 1 of 6 scored clips" in capsys.readouterr().out
+    show.main([bucket.url("out"), "--where", "rule = 'static_share'", "--format", "json"])
+    [row] = json.loads(capsys.readouterr().out)
+    assert row["rule"] == "static_share"
