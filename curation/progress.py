@@ -9,7 +9,7 @@ import unicodedata
 from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TextIO
+from typing import ClassVar, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -60,6 +60,38 @@ class Counts:
     failed: int = 0
 
 
+@dataclass(frozen=True)
+class PhaseState:
+    """What a phase has done by now."""
+
+    phase: str
+    unit: str
+    total: int | None
+    counts: Counts
+    per_s: float  # over the last `Progress.window_s`; of a finished phase, over all its time
+    left_s: float | None  # None where unknown, and of a finished phase
+    elapsed_s: float
+    finished: bool
+
+    def format_line(self) -> str:
+        """`score  12/34 videos · 20 kept · 7 rejected · 1 failed · 3.2/s · 7 s left`"""
+        total = f"/{self.total}" if self.total is not None else ""
+        parts = [f"{self.phase}  {self.counts.done}{total} {self.unit}"]
+        parts += [
+            f"{n} {name}"
+            for name, n in list(vars(self.counts).items())[1:]
+            if n or name == "failed"
+        ]
+        if self.finished:
+            parts.append(f"in {format_duration(self.elapsed_s)}")
+        elif self.per_s:
+            speed = self.per_s
+            parts.append(f"{speed:.3g}/s" if speed >= 1 else f"{speed * 60:.3g}/min")
+            if self.left_s is not None:
+                parts.append(f"{format_duration(self.left_s)} left")
+        return " · ".join(parts)
+
+
 class Progress:
     """`with Progress("score", 34, "videos") as progress: progress.update(done=1, kept=2)`.
 
@@ -67,6 +99,7 @@ class Progress:
     """
 
     window_s = 60.0  # of the speed: models load slowly, then run fast
+    started: ClassVar[deque[Progress]] = deque(maxlen=8)  # the last ones of this process
 
     def __init__(
         self,
@@ -83,10 +116,17 @@ class Progress:
         self.out = sys.stderr if out is None else out
         self._history: deque[tuple[float, int]] = deque()  # time, units done by then
         self._wait_reason: str | None = None
+        self._ended_s = 0.0
+        self.errors: deque[str] = deque(maxlen=5)  # the last ones: of rows, nodes
         self._lock = threading.Lock()
         self._finished = threading.Event()
         self._live: Live | None = None
         self._printer: threading.Thread | None = None
+
+    @property
+    def wait_reason(self) -> str | None:
+        """What the workers wait for."""
+        return self._wait_reason
 
     def update(self, done: int = 0, kept: int = 0, rejected: int = 0, failed: int = 0) -> None:
         """Adds to the counts."""
@@ -96,8 +136,18 @@ class Progress:
             self.counts.rejected += rejected
             self.counts.failed += failed
 
+    def add_error(self, text: str) -> None:
+        """Keeps it as one of the last errors."""
+        self.errors.append(printable(text, 400))
+
+    def print_error(self, text: str) -> None:
+        """Prints one line above the live line, and keeps it: a video that failed, a node that
+        left."""
+        self.add_error(text)
+        self.print_line(text)
+
     def print_line(self, text: str) -> None:
-        """Prints one line above the live line: a video that failed, for example."""
+        """Prints one line above the live line."""
         line = printable(text, 400)
         if self._live:
             self._live.console.print(Text(line))
@@ -112,23 +162,21 @@ class Progress:
         if self._live is None and (began or ended):
             self._write(f"{self.phase}  {self._wait_reason or 'continues'}")
 
-    def format_line(self) -> str:
-        """`score  12/34 videos · 20 kept · 7 rejected · 1 failed · 3.2/s · 7 s left`"""
+    def state(self) -> PhaseState:
+        """The counts, speed and time left."""
         with self._lock:
-            counts, now = Counts(**vars(self.counts)), time.monotonic()
-            speed = self._speed(now)
-        total = f"/{self.total}" if self.total is not None else ""
-        parts = [f"{self.phase}  {counts.done}{total} {self.unit}"]
-        parts += [
-            f"{n} {name}" for name, n in list(vars(counts).items())[1:] if n or name == "failed"
-        ]
-        if self._finished.is_set():
-            parts.append(f"in {format_duration(now - self._started)}")
-        elif speed:
-            parts.append(f"{speed:.3g}/s" if speed >= 1 else f"{speed * 60:.3g}/min")
-            if self.total is not None and self.total > counts.done:
-                parts.append(f"{format_duration((self.total - counts.done) / speed)} left")
-        return " · ".join(parts)
+            finished = self._finished.is_set()
+            now = self._ended_s if finished else time.monotonic()
+            counts, elapsed_s = Counts(**vars(self.counts)), now - self._started
+            speed = counts.done / max(elapsed_s, 1e-3) if finished else self._speed(now)
+        left = 0 if self.total is None or finished else self.total - counts.done
+        left_s = left / speed if left > 0 and speed else None
+        return PhaseState(
+            self.phase, self.unit, self.total, counts, speed, left_s, elapsed_s, finished
+        )
+
+    def format_line(self) -> str:
+        return self.state().format_line()
 
     def _speed(self, now: float) -> float:
         """Returns the units per second over the last `window_s`."""
@@ -140,6 +188,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._started = time.monotonic()
+        Progress.started.append(self)
         self._history.append((self._started, 0))
         if self.out.isatty():
             console = Console(file=self.out, highlight=False)
@@ -163,6 +212,7 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._ended_s = time.monotonic()
         self._finished.set()
         self._wait_reason = None
         if self._live:

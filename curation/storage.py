@@ -349,6 +349,8 @@ def _remove(path: str) -> None:
             shutil.rmtree(path)
         else:
             os.unlink(path)
+    except FileNotFoundError:
+        pass  # finished meanwhile, by the thread that writes the status
     except OSError as e:
         raise OutputError(f"can't remove {path}: {e.strerror}") from None
 

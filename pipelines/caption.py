@@ -57,7 +57,7 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
         progress.update(done=clips.num_rows - len(todo))
         context = _make_context(settings, (out / "ledger").url)
         rows = cluster.stream(
-            [captioner], todo, progress.show_wait_reason, context, progress.print_line
+            [captioner], todo, progress.show_wait_reason, context, progress.print_error
         )
         for batch in timed_batches(_counted(rows, settings.max_failed_share, progress)):
             ledger.append(batch)
@@ -96,7 +96,9 @@ def _counted(rows: Iterable[Row], max_failed_share: float, progress: Progress) -
     """Yields the rows and counts them. Raises RunError where too many fail."""
     failed = Counter[str]()
     for done, row in enumerate(rows, 1):
-        failed.update([row["error"]] if row["error"] is not None else [])
+        if row["error"] is not None:
+            failed[row["error"]] += 1
+            progress.add_error(f"{row['clip_id']}: {row['error']}")
         progress.update(
             done=1, failed=int(row["error"] is not None), rejected=int(bool(row.get("rejected")))
         )

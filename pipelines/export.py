@@ -111,9 +111,11 @@ def _pack(
         videos = dict.fromkeys(clip["video"] for clip in clips.values())
         context = RunContext(input_sample=tuple(videos)[:SAMPLE_VIDEOS])
         for row in cluster.stream(
-            [extract], work, progress.show_wait_reason, context, progress.print_line
+            [extract], work, progress.show_wait_reason, context, progress.print_error
         ):
             extracted[row["clip"]["clip_id"]] = row["error"] or row["extracted"]
+            if row["error"] is not None:
+                progress.add_error(f"{row['clip']['clip_id']}: {row['error']}")
             progress.update(done=1, failed=int(row["error"] is not None))
         packing = (_shard(plan, clips, extracted) for plan in todo)
         pack = PackShard(out.url, presto, tone_map)

@@ -16,6 +16,7 @@ COMMANDS = {
     "select": ("pipelines.select", "applies a policy to the scores, in seconds"),
     "caption": ("pipelines.caption", "writes the captions of kept clips"),
     "export": ("pipelines.export", "writes shards, tables and report"),
+    "status": ("pipelines.status", "prints what a run has done, and whether it still runs"),
     "plan": ("pipelines.plan", "checks the settings, estimates what a run keeps and costs"),
     "show": ("pipelines.show", "the funnel, scores and rules of an output; its clips, by SQL"),
     "calibrate": ("pipelines.calibrate", "converts a threshold of one score to one of another"),

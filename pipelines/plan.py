@@ -152,7 +152,7 @@ def _score(settings: Settings, cluster: Cluster, chosen: pa.Table, trial: Folder
     rows, new = [], score.new_rows(chosen)
     with Progress("plan", chosen.num_rows, "videos") as progress:
         for row in cluster.stream(
-            stages, new, progress.show_wait_reason, context, progress.print_line
+            stages, new, progress.show_wait_reason, context, progress.print_error
         ):
             row.setdefault("clips", [])
             rows.append(row)

@@ -125,7 +125,7 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
         todo, hashes = _drop_identical_files(cluster, context, listed, done, todo, ledger, progress)
         rows = (row | {"sha256": hashes.get(row["video"])} for row in new_rows(todo))
         results = cluster.stream(
-            stages, rows, progress.show_wait_reason, context, progress.print_line
+            stages, rows, progress.show_wait_reason, context, progress.print_error
         )
         for batch in timed_batches(_with_status(results, settings.max_failed_share, progress)):
             _commit(batch, ledger, embeddings)
@@ -166,7 +166,7 @@ def _run_models_only(
     with Progress("score", len(videos), "videos, by the models alone") as progress:
         rows = _read_rows(ledger, videos)
         results = cluster.stream(
-            [settings.score.models], rows, progress.show_wait_reason, context, progress.print_line
+            [settings.score.models], rows, progress.show_wait_reason, context, progress.print_error
         )
         failed: Counter[str] = Counter()
         damaged: list[str] = []
@@ -222,7 +222,7 @@ def _successful(
             yield row
             continue
         failed[row["error"]] += 1
-        progress.print_line(f"failed: {row['video']}: {row['error']}")
+        progress.print_error(f"failed: {row['video']}: {row['error']}")
         stop_if_too_many_fail(failed, done, max_failed_share, "videos")
 
 
@@ -305,7 +305,7 @@ def _drop_identical_files(
     sha256 = {row["video"]: row["sha256"] for row in rows if row["sha256"]}
     unread = (_new_row(row) for row in rows if row["video"] not in sha256)
     for row in cluster.stream(
-        [HashFile()], unread, progress.show_wait_reason, context, progress.print_line
+        [HashFile()], unread, progress.show_wait_reason, context, progress.print_error
     ):
         if row["error"] is None:
             sha256[row["video"]] = row["sha256"]
@@ -353,7 +353,7 @@ def _with_status(rows: Iterable[Row], max_failed_share: float, progress: Progres
         if row["error"] is not None:
             row |= {"clips": [], "cuts_s": [], "gradual": [], "takes": []}
             failed[row["error"]] += 1
-            progress.print_line(f"failed: {row['video']}: {row['error']}")
+            progress.print_error(f"failed: {row['video']}: {row['error']}")
         progress.update(done=1, failed=int(row["error"] is not None))
         yield row
         stop_if_too_many_fail(failed, done, max_failed_share, "videos")

@@ -19,6 +19,7 @@ from curation.policy import Policy
 from curation.runner.cluster import Cluster
 from curation.runner.settings import ClusterSettings
 from curation.stage import Row, RunError
+from curation.status import StatusWriter
 from curation.storage import Folder
 from stages.captioning.captioner import Captioner
 from stages.captioning.measured import MeasuredCaptioner
@@ -127,7 +128,8 @@ def main(doc: str, run: Callable[[Settings, Folder, Cluster], None], argv: Seque
         settings = given.settings
         out = Folder(settings.output)
         run_on = Cluster(settings.cluster, out.path("logs"), out.url)
-        with run_on as cluster, (out / "ledger").locked():
+        status = StatusWriter(out, doc.partition(":")[0].strip().lower(), lambda: run_on.pools)
+        with run_on as cluster, (out / "ledger").locked(), status:
             out.delete_unfinished(skip=KEY_FRAMES)
             run(settings, out, cluster)
 

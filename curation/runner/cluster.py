@@ -15,6 +15,7 @@ from itertools import chain
 
 from curation.runner.settings import ClusterSettings
 from curation.stage import OPEN, Row, RunContext, RunError, Stage
+from curation.status import PoolState
 from curation.storage import ACCESS_TOKEN, AccessCheck, Folder
 
 MAX_CONSECUTIVE_OPEN_ROWS = 20  # without a finished row between them; the run then stops
@@ -33,6 +34,7 @@ class Cluster:
         self._output = output
         self._started = False
         self._streams: list[Generator[Row]] = []
+        self.pools: list[PoolState] = []  # of the present stream
 
     def __enter__(self) -> Cluster:
         return self
@@ -87,11 +89,13 @@ class Cluster:
             self.start()
             source, context = chain([first], source), context or RunContext()
             access = AccessCheck.prepare(self._output, context.input_sample)
-            done = pool.run_stages(
-                *(stages, source, self._settings, context, access, report_wait, report_event)
-            )
+            reports = (report_wait, report_event, self._set_pools)
+            done = pool.run_stages(stages, source, self._settings, context, access, *reports)
             self._streams.append(done)
             yield from drop_open_rows(done)
+
+    def _set_pools(self, pools: list[PoolState]) -> None:
+        self.pools = pools
 
 
 def drop_open_rows(rows: Iterable[Row]) -> Iterator[Row]:

@@ -34,6 +34,7 @@ from curation.stage import (
     Stage,
     is_unfinished,
 )
+from curation.status import PoolState
 from curation.storage import AccessCheck
 
 WORKER_LOST = (ActorDiedError, ActorUnavailableError, ObjectLostError, OutOfMemoryError)
@@ -54,6 +55,7 @@ def run_stages(
     access: AccessCheck,
     report_wait: Callable[[str | None], None],
     report_event: Callable[[str], None],
+    report_workers: Callable[[list[PoolState]], None],
 ) -> Generator[Row]:
     """Implements `Cluster.stream`; this process is connected to the cluster already."""
     groups = [list(group) for _, group in groupby(stages, lambda s: s.needs)]
@@ -66,9 +68,11 @@ def run_stages(
         while _send_rows(pools, rows):
             if event := nodes.report():
                 report_event(event)
+            report_workers([pool.state() for pool in pools])
             yield from _collect_results(pools, report_wait)
         report_wait(None)
     finally:
+        report_workers([])
         if ray.is_initialized():  # a call would connect to any cluster that it finds
             for pool in pools:
                 pool.stop_workers()
@@ -132,6 +136,15 @@ class _Pool:
     def max_calls(self) -> int:
         """Calls that one worker may have in flight."""
         return (self.stages[0].needs.max_concurrency or 1) + PREFETCHED_CALLS
+
+    def state(self) -> PoolState:
+        return PoolState(
+            type(self.stages[0]).__name__,
+            sum(worker.started for worker in self.workers),
+            len(self.starting),
+            sum(len(batch) for *_, batch in self.in_flight.values()),
+            len(self.queue),
+        )
 
     def pending_calls(self) -> list[Any]:
         return [*self.in_flight, *self.starting]

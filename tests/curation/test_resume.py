@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -73,11 +74,15 @@ def test_run_killed_while_scoring_and_exporting_resumes_to_the_same_dataset(data
     assert kill_when(process, files(out, "ledger/key_frames/*/*_2.jpg"))
     process = curate(dataset.source, out)
     assert kill_when(process, files(out, "extracted/*"))
+    assert json.loads((out / "status.json").read_text())["state"] == "running"
     (out / "extracted/.tmp-half").write_bytes(b"as a kill in the middle of a write leaves it")
     last = wait_for_end(curate(dataset.source, out))
     assert last.exit_code == 0, last.stderr
     assert differences(dataset.out, out) == []
     assert unfinished_files(out) == []
+    status = json.loads((out / "status.json").read_text())
+    assert (status["state"], status["command"]) == ("finished", "curate")
+    assert [phase["phase"] for phase in status["phases"]] == ["score", "caption", "export"]
 
 
 @pytest.mark.slow
@@ -100,7 +105,7 @@ def test_run_killed_while_scoring_and_exporting_resumes_to_the_same_dataset(data
         "presto/meta.parquet",
         "clips.parquet",
         "stats.parquet",
-        ".tmp-*",
+        ".tmp-*clips.parquet*",
     ],
 )
 def test_run_killed_in_any_phase_resumes_to_the_same_dataset(dataset, tmp_path, pattern):

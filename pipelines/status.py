@@ -1,0 +1,90 @@
+"""Status: what the run that writes to an output has done, and whether it still runs.
+
+    python -m pipelines.status OUT
+
+OUT is a folder or a URL. Prints the phases with counts, speed and time left, the workers, what they
+wait for and the last errors. `OUT/status.json` has the same for programs, `OUT/status.prom` for
+Prometheus. Exit code 0: running, or finished. Exit code 1: the run failed, was stopped or is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from curation.cli import Arguments, NoSettings, run_command
+from curation.json_text import parse_object
+from curation.progress import Counts, PhaseState, format_duration, printable
+from curation.stage import PlanError
+from curation.status import STATUS
+from curation.storage import Folder
+from pipelines.outdated import MANIFEST
+
+MISSED_RENEWALS = 6  # after so many, the process counts as gone
+
+# An object store's size of a file and its data are two requests, and a renewal may come between.
+READ_ATTEMPTS = 4
+
+
+def read_status(out: Folder) -> dict[str, Any]:
+    """Raises PlanError where there is none."""
+    for attempt in range(1, READ_ATTEMPTS + 1):
+        try:
+            return parse_object(out.read(STATUS))
+        except FileNotFoundError:
+            raise PlanError(f"no run has written to {out.url} yet: it has no {STATUS}") from None
+        except ValueError as error:
+            if attempt == READ_ATTEMPTS:
+                raise PlanError(f"{out.path(STATUS)} is damaged: {error}") from None
+    raise AssertionError
+
+
+def status_lines(status: dict[str, Any], now_s: float) -> tuple[list[str], bool]:
+    """Returns the lines, and whether all is well. now_s: Unix time."""
+    age_s = max(0.0, now_s - status["renewed_unix_s"])
+    process = f"{status['command']}, process {status['pid']} on {status['host']}"
+    state, well = status["state"], status["state"] in ("running", "finished")
+    lines = [f"{state}: {process}"]
+    if state == "running" and age_s > MISSED_RENEWALS * status["renewal_interval_s"]:
+        well = False
+        lines = [
+            f"no process has renewed this for {format_duration(age_s)}: {process}\n"
+            "  fix: if that process is gone, run the same command again, which resumes"
+        ]
+    elif state != "running":
+        lines.append(f"ended {format_duration(age_s)} ago")
+    lines += [status["error"]] if status["error"] else []
+    for phase in status["phases"]:
+        lines.append(PhaseState(**phase | {"counts": Counts(**phase["counts"])}).format_line())
+    for pool in status["workers"]:
+        lines.append(
+            f"workers of {pool['stage']}: {pool['started']} started, {pool['starting']} starting; "
+            f"rows: {pool['rows_in_flight']} in flight, {pool['rows_queued']} queued"
+        )
+    lines += [f"waits for: {status['waits_for']}"] if status["waits_for"] else []
+    lines += [f"last error: {text}" for text in status["last_errors"]]
+    return [printable(part, 1000) for line in lines for part in line.split("\n")], well
+
+
+def outdated_lines(out: Folder) -> list[str]:
+    """That the selection is newer than the shards, as the manifest states it."""
+    if not out.exists(MANIFEST):
+        return []
+    found = json.loads(out.read(MANIFEST)).get("outdated_shards")
+    return [found["what"], f"  fix: {found['fix']}"] if found else []
+
+
+def run(given: Arguments[NoSettings]) -> int:
+    out = Folder(given.values[0])
+    try:
+        lines, well = status_lines(read_status(out), time.time())
+    except (KeyError, TypeError) as error:
+        raise PlanError(f"{out.path(STATUS)} is of another version: {error!r}") from None
+    print("\n".join([*lines, *outdated_lines(out)]))
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    run_command(__doc__, run, sys.argv[1:], arguments="OUT")
