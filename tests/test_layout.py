@@ -20,8 +20,8 @@ OURS = {*FOLDERS, "benchmarks", "tests"}
 # the trainer and the pipelines share data on disk, and what reads it
 TRAINING_MAY_IMPORT = {
     *("curation.atomic", "curation.cli", "curation.config", "curation.errors"),
-    *("curation.json_text", "curation.measures", "curation.orientation", "curation.records"),
-    *("curation.torchvision_fix", "training"),
+    *("curation.json_text", "curation.measures", "curation.orientation", "curation.progress"),
+    *("curation.records", "curation.torchvision_fix", "training"),
 }
 
 

@@ -225,6 +225,10 @@ class SampleConfig:
     steps: Count = 50
     guidance: PositiveOrZero = 4.0  # scale of classifier-free guidance; 1: none
     seed: CountOrZero = 0
+    # euler: Allegro's, ancestral but for flows; dpm++: of second order, for about 25 steps
+    solver: Literal["euler", "dpm++"] = "euler"
+    # noise levels t / 1000, between which steps have guidance; the others take half the time
+    guidance_interval: tuple[Share01, Share01] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -272,6 +276,8 @@ class SampleCommandConfig(SampleConfig):
     duration_s: Positive = 15.0  # of the video, if the captions have no times
     videos: Count = 1  # per prompt; several are NAME-0.mp4 …, as VBench expects
     fps: PositiveOrZero = 0.0  # of the mp4, by interpolation; 0: the network's frames
+    sequence_ranks: Count = 1  # processes that share the tokens of one video
+    compile: bool = True  # on a GPU
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from training.config import OBJECTIVES, DiffusionConfig
+from curation.torchvision_fix import fix_torchvision
+from training.config import OBJECTIVES, DiffusionConfig, SampleConfig
 from training.objectives import Diffusion, Flow
 
 NUM_TIMESTEPS = 1000
+BETAS = (1e-4, 0.02)  # the first and the last
 Predict = Callable[[Tensor, Tensor], Tensor]  # (latents, t of shape (B,)) -> prediction
 
 
 def alphas_cumprod(device: torch.device | str = "cpu") -> Tensor:
     """(1000,) float64: the signal's share of the variance at each t; betas from 1e-4 to 0.02."""
-    betas = torch.linspace(1e-4, 0.02, NUM_TIMESTEPS, dtype=torch.float64)
+    betas = torch.linspace(*BETAS, NUM_TIMESTEPS, dtype=torch.float64)
     return torch.cumprod(1 - betas, 0).to(device)
 
 
@@ -86,17 +89,40 @@ def denoising_loss(
     return error.square().flatten(1).mean(1) * loss_weight(t, cfg).to(error.device)
 
 
-def guided(conditional: Predict, unconditional: Predict, scale: float) -> Predict:
-    """Classifier-free guidance: unconditional + scale (conditional - unconditional). With scale 1
-    only the conditional prediction is computed."""
+def guided(
+    conditional: Predict,
+    unconditional: Predict,
+    scale: float,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> Predict:
+    """Classifier-free guidance: unconditional + scale (conditional - unconditional). With scale 1,
+    and at noise levels t / 1000 outside the interval (arXiv 2404.07724), only the conditional
+    prediction is computed."""
     if scale == 1:
         return conditional
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
+        if not interval[0] <= t[0].item() / NUM_TIMESTEPS <= interval[1]:
+            return conditional(x, t)
         base = unconditional(x, t).float()
         return base + scale * (conditional(x, t).float() - base)
 
     return predict
+
+
+def sample_latents(
+    predict: Predict,
+    noise: Tensor,
+    cfg: SampleConfig,
+    diffusion: DiffusionConfig,
+    rng: torch.Generator,
+) -> Tensor:
+    """By the settings' solver. `predict` is called once per step."""
+    if cfg.solver == "dpm++":
+        return sample_second_order(predict, noise, cfg.steps, diffusion)
+    if diffusion.flows:
+        return sample_flow(predict, noise, cfg.steps, diffusion)
+    return sample_ancestral(predict, noise, cfg.steps, diffusion, rng)
 
 
 @torch.no_grad()
@@ -144,6 +170,36 @@ def sample_flow(predict: Predict, noise: Tensor, steps: int, cfg: DiffusionConfi
             x.to(noise.dtype), torch.full((len(x),), NUM_TIMESTEPS * now, device=x.device)
         ).float()
         x = x + (to - now) * objective.velocity(x, out, now)
+    return x
+
+
+@torch.no_grad()
+def sample_second_order(
+    predict: Predict, noise: Tensor, steps: int, cfg: DiffusionConfig
+) -> Tensor:
+    """DPM-Solver++ 2M (arXiv 2211.01095) of diffusers, at the noise levels of training."""
+    fix_torchvision()
+    from diffusers import DPMSolverMultistepScheduler
+
+    objective = OBJECTIVES[cfg.objective]
+    scheduler: Any = DPMSolverMultistepScheduler(
+        beta_start=BETAS[0],
+        beta_end=BETAS[1],
+        prediction_type="sample",  # clean latents, which every objective's prediction becomes
+        use_flow_sigmas=cfg.flows,
+        flow_shift=cfg.flow_shift,
+    )
+    scheduler.set_timesteps(steps)
+    x = noise.float()
+    for step_t, sigma in zip(scheduler.timesteps, scheduler.sigmas.tolist(), strict=False):
+        t = NUM_TIMESTEPS * sigma if cfg.flows else step_t.item()
+        out = predict(x.to(noise.dtype), torch.full((len(x),), float(t), device=x.device)).float()
+        if isinstance(objective, Flow):
+            clean = x - sigma * objective.velocity(x, out, sigma)
+        else:
+            assert isinstance(objective, Diffusion)
+            clean = objective.clean_latents(x * (sigma**2 + 1) ** 0.5, out, sigma)
+        x = scheduler.step(clean, step_t, x, return_dict=False)[0]
     return x
 
 

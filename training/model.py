@@ -187,10 +187,13 @@ class Presto(nn.Module):
         embedded, temb = self.adaln_single(t)
         if text.kv:
             texts: Sequence[Any] = text.kv
+            if self.is_compiled:
+                _mark_dynamic_sizes([x for block in text.kv for x in block], plan)
         else:
             captions = self.caption_projection(text.tokens)
             if self.is_compiled:
-                captions = _with_dynamic_sizes(captions, plan)
+                captions = _with_two_tokens(captions)
+                _mark_dynamic_sizes([captions], plan)
             texts = [captions] * len(self.blocks)
         for block, block_text in zip(self.blocks, texts, strict=True):
             x = block(x, temb, rope, block_text, plan, attend, backend)
@@ -222,6 +225,8 @@ class Presto(nn.Module):
     def cache_text(self, text: Text) -> Text:
         """K and V of every block, for sampling: text does not depend on t."""
         captions = self.caption_projection(text.tokens)
+        if self.is_compiled:
+            captions = _with_two_tokens(captions)
         return text._replace(kv=tuple(b.keys_values(captions) for b in self.blocks))
 
     def set_recompute_policy(self, policy: RecomputePolicy) -> None:
@@ -259,14 +264,17 @@ class Presto(nn.Module):
             nn.init.normal_(block.scale_shift_table, std=self.cfg.width**-0.5)
 
 
-def _with_dynamic_sizes(captions: Tensor, plan: sca.Plan) -> Tensor:
+def _with_two_tokens(captions: Tensor) -> Tensor:
+    """The captions with two tokens at least: for a size of 1 torch.compile would make another
+    graph."""
+    return nn.functional.pad(captions, (0, 0, 0, 1)) if len(captions) == 1 else captions
+
+
+def _mark_dynamic_sizes(texts: Sequence[Tensor], plan: sca.Plan) -> None:
     """Marks the sizes that depend on the captions, so that torch.compile makes one graph for all of
-    them. Returns the captions with two tokens at least: a size of 1 would take another graph."""
-    if len(captions) == 1:
-        captions = nn.functional.pad(captions, (0, 0, 0, 1))
-    for tensor in (captions, *plan._replace(longest=captions)):
+    them."""
+    for tensor in (*texts, *plan._replace(longest=texts[0])):
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
-    return captions
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:

@@ -58,6 +58,11 @@ class World:
         return self.rank == 0
 
     @property
+    def is_first_of_replica(self) -> bool:
+        """Whether this rank writes what its sequence group has."""
+        return self.rank % self.sequence_ranks == 0
+
+    @property
     def is_distributed(self) -> bool:
         return dist.is_initialized()
 
@@ -118,11 +123,7 @@ def shard_model(presto: Presto, text: nn.Module | None, world: World, bf16: bool
     """
     if not world.is_distributed:
         return
-    heads, sequence_ranks = presto.cfg.num_attention_heads, world.sequence_ranks
-    if heads % sequence_ranks:
-        raise ConfigError(
-            f"sequence_ranks is {sequence_ranks}: expected a divisor of the network's {heads} heads"
-        )
+    shard_tokens(presto, world)
     mesh = init_device_mesh(world.device.type, (world.size,))
     # inputs are not cast: timesteps and positions need fp32; autocast casts for the products
     policy = MixedPrecisionPolicy(
@@ -139,6 +140,16 @@ def shard_model(presto: Presto, text: nn.Module | None, world: World, bf16: bool
     register_fsdp_forward_method(presto, "cache_text")
     if text is not None:
         fully_shard(text, mesh=mesh, mp_policy=policy)
+
+
+def shard_tokens(presto: Presto, world: World) -> None:
+    """Shards the tokens of each sample over its sequence group. ConfigError where the network's
+    heads do not divide."""
+    heads, sequence_ranks = presto.cfg.num_attention_heads, world.sequence_ranks
+    if heads % sequence_ranks:
+        raise ConfigError(
+            f"sequence_ranks is {sequence_ranks}: expected a divisor of the network's {heads} heads"
+        )
     if sequence_ranks > 1:
         presto.shard_sequence = partial(_sequence_shard, world)
 

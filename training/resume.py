@@ -91,7 +91,9 @@ def restore(cfg: TrainConfig, run: Run, source: ClipSource) -> int:
     if not found:
         return 0
     state = checkpoint.read_state(found[-1])
-    changed = config.differences(state["settings"], config.as_dict(cfg))
+    # settings that an older version did not have get their defaults
+    before = config.build(TrainConfig, state["settings"], str(found[-1]))
+    changed = config.differences(config.as_dict(before), config.as_dict(cfg))
     fixed = ("system.", "diffusion.", "seed:")
     refused = [line for line in changed if line.startswith(fixed)]
     if state["samples"] != run.samples:

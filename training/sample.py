@@ -3,18 +3,21 @@
     python -m training.sample CHECKPOINT OUT.mp4 CAPTIONS.json [duration_s=15] [key=value …]
     python -m training.sample CHECKPOINT OUT.mp4 "first part" "second part" …
     python -m training.sample CHECKPOINT FOLDER PROMPTS.jsonl …   # FOLDER/{name}.mp4 each
+    torchrun --nproc-per-node N -m training.sample …   # videos by turns, or sequence_ranks=N
 
 CHECKPOINT is a checkpoint of training.train or a folder of Allegro's or Presto's weights.
 CAPTIONS.json is a list of texts, which divide the time equally, or of {"start_s", "end_s", "text"},
 or a clip's JSON with sub_captions. PROMPTS.jsonl has {"name", "cap": [texts]} on each line, like
 the test prompts of Presto's authors and the output of pipelines.split. The same seed gives the same
-video. fps=24 interpolates between the network's frames by optical flow.
+video. fps=24 interpolates between the network's frames by optical flow. Fast: solver=dpm++ steps=25
+guidance_interval='[0.2, 1]'.
 """
 
 from __future__ import annotations
 
 from curation.cli import Arguments, check_command_line, run_command
 from curation.json_text import parse_json, parse_object
+from curation.progress import format_duration
 from training.config import (
     AllegroConfig,
     DiffusionConfig,
@@ -30,6 +33,7 @@ if __name__ == "__main__":  # before torch is imported: a mistyped setting is re
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -48,11 +52,14 @@ from curation.config import ConfigError
 from curation.records import segment_spans
 from training import checkpoint
 from training.data import seeded_generator
-from training.diffusion import Predict, guided, sample_ancestral, sample_flow
+from training.diffusion import Predict, guided, sample_latents
 from training.export import load_averaged_system
 from training.interpolate import resample_frames
+from training.parallel import init_distributed, shard_tokens, shutdown
 from training.text_to_video import Prompt, System
 from training.weights import load_presto, read_config
+
+PROGRESS_S = 10.0  # between lines
 
 
 def sample(
@@ -61,9 +68,11 @@ def sample(
     diffusion: DiffusionConfig,
     cfg: SampleConfig,
     size: Size | None = None,
+    progress: str = "",
 ) -> Tensor:
-    """(frames, height, width, 3) uint8, on the CPU. size: None for the system's."""
-    return sample_many(system, [prompt], diffusion, cfg, size)[0]
+    """(frames, height, width, 3) uint8, on the CPU. size: None for the system's. progress: a name
+    under which lines with the time left are printed; "": none."""
+    return sample_many(system, [prompt], diffusion, cfg, size, progress)[0]
 
 
 @torch.no_grad()
@@ -73,6 +82,7 @@ def sample_many(
     diffusion: DiffusionConfig,
     cfg: SampleConfig,
     size: Size | None = None,
+    progress: str = "",
 ) -> Tensor:
     """(prompts, frames, height, width, 3) uint8, on the CPU."""
     for prompt in prompts:
@@ -89,11 +99,10 @@ def sample_many(
     dtype = system.presto.proj_out.weight.dtype
     with torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else nullcontext():
         conditional, unconditional = (_with_prompts(system, p, shape[0]) for p in (prompts, empty))
-        predict = guided(conditional, unconditional, cfg.guidance)
-        if diffusion.flows:
-            latents = sample_flow(predict, noise, cfg.steps, diffusion)
-        else:
-            latents = sample_ancestral(predict, noise, cfg.steps, diffusion, rng)
+        predict = guided(conditional, unconditional, cfg.guidance, cfg.guidance_interval)
+        if progress:
+            predict = _with_progress(predict, cfg.steps, progress)
+        latents = sample_latents(predict, noise, cfg, diffusion, rng)
     return system.codec.decode(latents).cpu()
 
 
@@ -102,6 +111,28 @@ def _with_prompts(system: System, prompts: Sequence[Prompt], frames: int) -> Pre
     text = system.presto.cache_text(system.encode_text(prompts))
     schedules = system.schedules(prompts, frames)
     return lambda x, t: system.presto(x, t, text, schedules)
+
+
+def _with_progress(predict: Predict, steps: int, name: str) -> Predict:
+    """The same, and prints the steps done and the time left to stderr, every ten seconds at most.
+    Steps without guidance take half the time, so the time left is a little too long before them and
+    too short after them."""
+    start = printed = time.monotonic()
+    done = 0
+
+    def predict_and_print(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal done, printed
+        out = predict(x, t)
+        if x.is_cuda:  # a GPU's work is only queued here
+            torch.cuda.synchronize()
+        done, now = done + 1, time.monotonic()
+        if now - printed >= PROGRESS_S or (done == steps and printed > start):
+            left = format_duration((now - start) / done * (steps - done))
+            print(f"{name}: step {done}/{steps}, {left} left", file=sys.stderr, flush=True)
+            printed = now
+        return out
+
+    return predict_and_print
 
 
 def write_mp4(
@@ -239,16 +270,25 @@ def run(arguments: Arguments[SampleCommandConfig]) -> None:
         prompts = {out: read_prompt(texts, cfg.duration_s)}
     for path in prompts:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
+    world = init_distributed(cfg.sequence_ranks)
     system, diffusion = load_system(checkpoint_path)
-    for (path, prompt), i in product(prompts.items(), range(cfg.videos)):
+    shard_tokens(system.presto, world)
+    if cfg.compile and world.device.type == "cuda":
+        system.presto.compile_blocks()
+    jobs = list(product(prompts.items(), range(cfg.videos)))
+    for (path, prompt), i in jobs[world.replica :: world.replicas]:
         seeded = replace(cfg, seed=cfg.seed + i)
-        video = sample(system, prompt, diffusion, seeded)
+        to = path if cfg.videos == 1 else f"{path.removesuffix('.mp4')}-{i}.mp4"
+        name = to if world.is_first_of_replica else ""
+        video = sample(system, prompt, diffusion, seeded, progress=name)
+        if not world.is_first_of_replica:
+            continue
         if cfg.fps:
             frames = resample_frames(video.numpy(), round(prompt.duration_s * cfg.fps))
             video = torch.from_numpy(frames)
-        to = path if cfg.videos == 1 else f"{path.removesuffix('.mp4')}-{i}.mp4"
         write_mp4(video, to, prompt.duration_s, mp4_metadata(prompt, checkpoint_path, seeded))
         print(to, flush=True)
+    shutdown()
 
 
 def mp4_metadata(prompt: Prompt, checkpoint_path: str, cfg: SampleConfig) -> dict[str, str]:
@@ -258,6 +298,8 @@ def mp4_metadata(prompt: Prompt, checkpoint_path: str, cfg: SampleConfig) -> dic
         "seed": cfg.seed,
         "steps": cfg.steps,
         "guidance": cfg.guidance,
+        "guidance_interval": cfg.guidance_interval,
+        "solver": cfg.solver,
         "captions": [
             {"start_s": a, "end_s": b, "text": text}
             for (a, b), text in zip(prompt.spans, prompt.captions, strict=True)

@@ -34,7 +34,7 @@ from torch.distributed.tensor import DTensor
 
 from curation.errors import UserError
 from training import checkpoint
-from training.clips import Clip, ClipSource
+from training.clips import ClipSource
 from training.codecs import sample_posterior
 from training.data import Batch, LocalBatch, seeded_generator, stream_batches
 from training.diffusion import denoising_loss, sample_noise, sample_timesteps
@@ -88,7 +88,7 @@ def train(
                 log.record(step, {"validation_loss": loss})
             save(cfg, step, run, source, loss)
         if step == cfg.steps or (cfg.sample_every and step % cfg.sample_every == 0):
-            sample_training_clip(cfg, step, run, source[0])
+            sample_training_clip(cfg, step, run, source)
         log.resume_timing()
     log.close()
     return losses
@@ -207,26 +207,30 @@ def validation_loss(
     return world.sum(loss_sum) / world.sequence_ranks / (clips * VALIDATION_TIMESTEPS)
 
 
-def sample_training_clip(cfg: TrainConfig, step: int, run: Run, clip: Clip) -> None:
-    """Samples a video from a training clip's captions. Writes it as mp4, and a picture of the
-    clip's frames above the sample's."""
+def sample_training_clip(cfg: TrainConfig, step: int, run: Run, source: ClipSource) -> None:
+    """Samples a video from a training clip's captions, another one on each replica. Writes it as
+    mp4, and a picture of the clip's frames above the sample's."""
+    round_, index = divmod(run.world.replica, len(source.clip_ids))
+    clip, sampling = source[index], replace(cfg.sample, seed=cfg.sample.seed + round_)
     prompt, original = Prompt.of(clip, cfg.system.mode), clip.video
     if clip.latents is not None:  # decoded latents are the best that a sample can be
         encoded = clip.latents[None].to(run.world.device)
         original = run.ema.codec.decode(sample_posterior(encoded, None))[0].cpu()
     with autocast(cfg, device_of(run.ema)):
-        video = sample(run.ema, prompt, cfg.diffusion, cfg.sample, Size(*original.shape[:3]))
+        video = sample(run.ema, prompt, cfg.diffusion, sampling, Size(*original.shape[:3]))
     if clip.latents is not None:  # codec and text encoder are not needed until the next sample
         free_memory()
-    if not run.world.is_first:
+    if not run.world.is_first_of_replica:
         return
-    base = Path(cfg.run_dir, "samples", f"step-{step:08d}")
+    suffix = f"-{run.world.replica}" if run.world.replica else ""
+    base = Path(cfg.run_dir, "samples", f"step-{step:08d}{suffix}")
     write_mp4(video, base.with_suffix(".mp4"), clip.duration_s)
     times = [(a + b) / 2 / clip.duration_s for a, b in clip.spans]
     rows = [[v[int(t * len(v))].numpy() for t in times] for v in (original, video)]
     picture = np.vstack([np.hstack(row) for row in rows])
     base.with_suffix(".png").write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
-    print(f"{draw_curve(cfg.run_dir)}  {base}.mp4  {base}.png", flush=True)
+    if run.world.is_first:
+        print(f"{draw_curve(cfg.run_dir)}  {base}.mp4  {base}.png", flush=True)
 
 
 def device_of(system: System) -> torch.device:

@@ -12,6 +12,7 @@ from training.diffusion import (
     sample_ancestral,
     sample_flow,
     sample_noise,
+    sample_second_order,
     sample_timesteps,
     shift_noise_level,
 )
@@ -143,6 +144,38 @@ def test_the_ancestral_sampler_equals_diffusers(objective, theirs):
     assert torch.allclose(ours, x, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("objective", ["epsilon", "v", "flow", "clean"])
+def test_25_second_order_steps_give_the_data_s_mean_and_deviation(objective):
+    cfg = DiffusionConfig(objective, flow_shift=2.0)
+    predict, noise = gaussian_truth(cfg, 0.7, 0.4), random_tensor(0, 1, 1, 4, 50, 50)
+    out = sample_second_order(predict, noise, 25, cfg)
+    assert abs(out.mean() - 0.7) < 0.02
+    assert abs(out.std() - 0.4) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("objective", "theirs"),
+    [("epsilon", "epsilon"), ("v", "v_prediction"), ("flow", "flow_prediction")],
+)
+def test_the_second_order_solver_equals_diffusers_with_its_own_prediction_types(objective, theirs):
+    diffusers = pytest.importorskip("diffusers")
+    flows = objective == "flow"
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        prediction_type=theirs, use_flow_sigmas=flows, flow_shift=3.0
+    )
+    scheduler.set_timesteps(7)
+    x = noise = random_tensor(0, *SHAPE)
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        return torch.sin(3 * x) + t.view(-1, 1, 1, 1, 1) / 1000
+
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
+        at = 1000 * sigma if flows else t
+        x = scheduler.step(predict(x, at.expand(2)), t, x).prev_sample
+    ours = sample_second_order(predict, noise, 7, DiffusionConfig(objective, flow_shift=3.0))
+    assert torch.allclose(ours, x, rtol=1e-3, atol=1e-3)
+
+
 def test_clean_has_the_loss_and_the_samples_of_flow():
     """The same predictions, once as latents and once as the velocity that leads to them."""
     flow, clean = DiffusionConfig("flow"), DiffusionConfig("clean")
@@ -165,6 +198,14 @@ def test_guidance_of_one_is_the_conditional_prediction():
     with_text, without = (lambda x, t: x), (lambda x, t: 0 * x)
     assert guided(with_text, without, 1) is with_text
     assert torch.equal(guided(with_text, without, 7)(x, t), 7 * x)
+
+
+def test_steps_outside_the_guidance_interval_compute_the_conditional_prediction_only():
+    x, calls = random_tensor(0, *SHAPE), []
+    predict = guided(lambda x, t: x, lambda x, t: calls.append(t) or 0 * x, 7, (0.2, 0.5))
+    for t, factor in ((100.0, 1), (200.0, 7), (499.0, 7), (501.0, 1)):
+        assert torch.equal(predict(x, torch.full((2,), t)), factor * x)
+    assert len(calls) == 2
 
 
 def test_each_sampler_refuses_the_other_s_objectives():

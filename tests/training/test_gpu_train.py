@@ -1,4 +1,4 @@
-"""What only a GPU can sample_training_clip of training."""
+"""What only a GPU can show of training."""
 
 from dataclasses import replace
 
@@ -10,6 +10,7 @@ pytest.importorskip("tensorboard")
 from tests.support.ranks import on_ranks
 from tests.support.tiny_run import CLIPS, HELD_OUT, SYSTEM, tiny_config, write_config
 from training import checkpoint
+from training.clips import ClipList
 from training.config import AllegroConfig, Size, T5Config
 from training.dry_run import make_random_clip
 from training.resume import build
@@ -62,7 +63,7 @@ def test_the_sample_command_writes_a_video_of_a_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("parts", ["trained along", "pretrained"])
 def test_sampling_frees_its_memory(tmp_path, parts):
-    cfg, clip = tiny_config(tmp_path, system=GPU, precision="bf16"), CLIPS[0]
+    cfg, clips = tiny_config(tmp_path, system=GPU, precision="bf16"), CLIPS
     if parts == "pretrained":  # cached: codec and T5 are loaded for sampling only
         for library in ("diffusers", "transformers", "tokenizers"):
             pytest.importorskip(library)
@@ -74,13 +75,13 @@ def test_sampling_frees_its_memory(tmp_path, parts):
             "text": T5Config(folder, tiny_allegro.TEXT_DIM),
         }
         cfg = replace(cfg, system=replace(GPU, size=Size(24, 320, 320), **pretrained))
-        clip = make_random_clip(cfg.system)
+        clips = ClipList([make_random_clip(cfg.system)])
     run = build(cfg)
-    sample_training_clip(cfg, 1, run, clip)
+    sample_training_clip(cfg, 1, run, clips)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     for step in range(2, 5):
-        sample_training_clip(cfg, step, run, clip)
+        sample_training_clip(cfg, step, run, clips)
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() <= before
     assert not checkpoint.list_checkpoints(tmp_path)

@@ -1,5 +1,6 @@
 """Several processes compute what one process computes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -24,8 +25,9 @@ from training.config import Size
 from training.data import LocalBatch, stream_batches
 from training.parallel import World, init_distributed, shard_model
 from training.resume import build, run_tensors
+from training.sample import main as sample_main
 from training.text_to_video import System
-from training.train import batch_loss, train, validation_loss
+from training.train import batch_loss, sample_training_clip, train, validation_loss
 
 # 2 x 3 x 3 = 18 tokens do not divide by four ranks, and two frames do not either
 MANY = replace(
@@ -111,6 +113,40 @@ def test_a_run_on_several_ranks_resumes_with_equal_losses_and_on_one_process(tmp
     assert trained(tmp_path / "parts", 4, 1) == pytest.approx(after, rel=1e-4)
     names = {p.name for p in (tmp_path / "uninterrupted").iterdir()}
     assert names == {"checkpoints", "samples", "loss.png", "metrics.csv", "tensorboard"}
+
+
+def sampled(saved, out, prompts, sequence):
+    sample_main([saved, out, prompts, "steps=2", "duration_s=2", f"sequence_ranks={sequence}"])
+
+
+def sampled_both_ways(saved, folder, prompts):
+    for sequence in (1, 2):
+        sampled(saved, str(folder / str(sequence)), prompts, sequence)
+
+
+def sampled_while_training(folder):
+    run = build(cfg(folder, 1, 2))
+    sample_training_clip(cfg(folder, 1, 2), 1, run, CLIPS)
+
+
+def test_ranks_sample_prompts_by_turns_or_share_the_tokens_of_a_video(tmp_path):
+    train(cfg(tmp_path / "run", steps=1), CLIPS)
+    saved = str(checkpoint.folder_of_step(tmp_path / "run", 1))
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"name": n, "cap": [n, "b"]}) + "\n" for n in "pqr"))
+    sampled(saved, str(tmp_path / "alone"), str(path), 1)
+    on_ranks(2, sampled_both_ways, saved, tmp_path, str(path))
+    alone = {p.name: p.read_bytes() for p in (tmp_path / "alone").iterdir()}
+    assert len(alone) == 3
+    for way in ("1", "2"):
+        assert {p.name: p.read_bytes() for p in (tmp_path / way).iterdir()} == alone
+
+
+def test_during_training_each_replica_samples_another_clip(tmp_path):
+    on_ranks(2, sampled_while_training, tmp_path)
+    pictures = sorted((tmp_path / "samples").glob("*.png"))
+    assert [p.name for p in pictures] == ["step-00000001-1.png", "step-00000001.png"]
+    assert pictures[0].read_bytes() != pictures[1].read_bytes()
 
 
 def test_fsdp_finds_the_tokens_in_the_text_encoder_s_output():

@@ -69,8 +69,39 @@ def test_every_objective_is_sampled_with_any_number_of_captions():
     for objective in ("epsilon", "v", "flow", "clean"):
         for count in (1, 2, 5):
             prompt = read_prompt(["text"] * count, 15.0)
-            video = sample(system, prompt, DiffusionConfig(objective), SampleConfig(steps=2))
-            assert video.shape == (4, 16, 16, 3)
+            for solver in ("euler", "dpm++"):
+                cfg = SampleConfig(steps=2, solver=solver)
+                video = sample(system, prompt, DiffusionConfig(objective), cfg)
+                assert video.shape == (4, 16, 16, 3)
+
+
+def test_compiled_blocks_sample_prompts_of_any_length_with_few_graphs():
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.manual_seed(0)
+    system, cfg = System(SYSTEM), SampleConfig(steps=2)
+    torch.nn.init.normal_(system.presto.proj_out.weight)
+    prompts = [read_prompt(["text " * n] * count, 15.0) for n, count in ((1, 1), (3, 2), (2, 5))]
+    expected = [sample(system, prompt, DiffusionConfig(), cfg) for prompt in prompts]
+    torch._dynamo.reset()
+    system.presto.compile_blocks(backend)
+    for prompt, video in zip(prompts, expected, strict=True):
+        found = sample(system, prompt, DiffusionConfig(), cfg)
+        assert (found.float() - video.float()).abs().max() <= 1
+    assert 1 <= len(graphs) <= 2
+
+
+def test_sampling_prints_its_steps_and_the_time_left(monkeypatch, capsys):
+    monkeypatch.setattr("training.sample.PROGRESS_S", 0.0)
+    prompt = read_prompt(["one"], 15.0)
+    sample(System(SYSTEM), prompt, DiffusionConfig(), SampleConfig(steps=3), progress="out.mp4")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"out.mp4: step {i}/3" for i in (1, 2, 3)]
+    assert lines[-1].endswith(", 0 s left")
 
 
 def test_bf16_weights_give_nearly_the_same_video(finished_run):
