@@ -604,7 +604,7 @@ FILTERS: dict[str, Callable[[Frames, np.random.Generator], Frames]] = {
 }
 # how often each frame is shown: 10 pictures in a 30 fps file, 12.5 in 25, 24 in 30 (pulldown)
 REPEATS = {"repeated_3": [3], "repeated_2": [2], "pulldown": [1, 1, 1, 2]}
-CONDITIONS = ("static", *VIEWS, *FILTERS, *REPEATS, "low_bit_rate")
+CONDITIONS = ("static", *VIEWS, *FILTERS, *REPEATS, "lag", "low_bit_rate")
 
 
 # ---------------------------------------------------------------- films
@@ -644,6 +644,8 @@ def draw(footage: Footage, kind: str, condition: str, rng: np.random.Generator) 
         frames = FILTERS[condition](frames, rng)
     if condition in REPEATS:
         frames = repeat(frames, transitions, REPEATS[condition])
+    if condition == "lag":
+        frames = lag(frames, transitions, rng)
     return frames, transitions
 
 
@@ -659,6 +661,16 @@ def repeat(frames: Frames, transitions: list[Transition], pattern: list[int]) ->
         transition.first = starts[transition.first]
         transition.last = starts[transition.last + 1] - 1
     return shown
+
+
+def lag(frames: Frames, transitions: list[Transition], rng: np.random.Generator) -> Frames:
+    """A recorder that falls behind: some frames in a row are equal, then it is in time again."""
+    found = list(frames)
+    for start in range(int(rng.integers(3, 20)), len(frames), int(rng.integers(12, 60))):
+        end = start + int(rng.integers(2, 9))
+        if all(end + 2 < t.first or t.last < start - 2 for t in transitions):
+            found[start:end] = [frames[start]] * len(frames[start:end])
+    return found
 
 
 def _differ(a: np.ndarray, b: np.ndarray) -> bool:

@@ -181,6 +181,9 @@ def draw_film(number: int, takes: list[Take], path: Path) -> tuple[str, list[Tra
         pattern = str(rng.choice(list(edits.REPEATS)))
         frames = edits.repeat(frames, joins, edits.REPEATS[pattern])
         conditions.append(pattern)
+    if rng.random() < 0.15:
+        frames = edits.lag(frames, joins, rng)
+        conditions.append("lag")
     low = rng.random() < 0.2
     conditions += ["low_bit_rate"] if low else []
     fps = int(rng.choice([24, 25, 30]))
