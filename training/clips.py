@@ -186,7 +186,8 @@ def size_indices(locations: Mapping[str, ClipLocation], sizes: Sequence[Size]) -
 
 
 def read_files(shard: Path, location: ClipLocation, suffix: str) -> tuple[dict[str, Any], bytes]:
-    """The clip's JSON, and its file of this suffix, which is checked against the table's hash."""
+    """The clip's JSON, and its file of this suffix. Both are checked against the table's hashes,
+    but the JSON not where an older version wrote a table without its hash."""
     clip_id = location.row["clip_id"]
     with shard.open("rb") as file:
         file.seek(location.start)
@@ -199,8 +200,12 @@ def read_files(shard: Path, location: ClipLocation, suffix: str) -> tuple[dict[s
     missing = {f"{clip_id}.json", clip_id + suffix} - files.keys()
     if missing:
         raise BadData(f"{' and '.join(sorted(missing))} not at byte {location.start}")
-    if hashlib.sha256(files[clip_id + suffix]).hexdigest() != location.row["sha256"]:
-        raise BadData(f"its {suffix[1:]} does not have the hash in shards.parquet")
+    for kind, sha256 in (
+        (suffix, location.row["sha256"]),
+        (".json", location.row.get("json_sha256")),
+    ):
+        if sha256 not in (None, hashlib.sha256(files[clip_id + kind]).hexdigest()):
+            raise BadData(f"its {kind[1:]} does not have the hash in shards.parquet")
     return json.loads(files[f"{clip_id}.json"]), files[clip_id + suffix]
 
 

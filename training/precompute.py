@@ -180,8 +180,8 @@ def pack(cache: Path, name: str, origins: Sequence[ClipLocation], files: Sequenc
         for location, file in zip(origins, files, strict=True):
             clip_id, sha256, json_sha256 = origin_of(location)
             data = file.read_bytes()
-            end = 0
-            for suffix, content in ((".json", _clip_json_in(data)), (".safetensors", data)):
+            end, clip_json_bytes = 0, _clip_json_in(data)
+            for suffix, content in ((".json", clip_json_bytes), (".safetensors", data)):
                 info = tarfile.TarInfo(clip_id + suffix)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
@@ -195,6 +195,7 @@ def pack(cache: Path, name: str, origins: Sequence[ClipLocation], files: Sequenc
                     "offset": end - padded,
                     "bytes": len(data),
                     "sha256": hashlib.sha256(data).hexdigest(),
+                    "json_sha256": hashlib.sha256(clip_json_bytes).hexdigest(),
                     "error": None,
                     "of": [sha256, json_sha256],  # hashes of the mp4 and JSON that it was made from
                 }

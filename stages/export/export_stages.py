@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,15 @@ from typing import Any
 from curation.atomic import TEMPORARY
 from curation.isolate import Isolated
 from curation.json_text import parse_object
-from curation.stage import BadVideo, Needs, Row, RunContext, Stage, TransientError
+from curation.stage import (
+    BadVideo,
+    Needs,
+    OutputError,
+    Row,
+    RunContext,
+    Stage,
+    TransientError,
+)
 from curation.storage import Folder, compute_sha256, local_copy
 from curation.video_list import FileError, file_error, stat_video
 from stages.export.extraction import ExtractedClip, extract_clip
@@ -57,10 +65,11 @@ class ExtractClip(Stage):
         return [row | {"extracted": self._extract(row["clip"])} for row in rows]
 
     def _extract(self, clip: Row) -> dict[str, Any]:
-        """The receipt: signature, the fields of ExtractedClip, the row of write_presto_clip."""
+        """The receipt: signature, the mp4's SHA-256, the fields of ExtractedClip, the row of
+        write_presto_clip."""
         out, name = Folder(self.out_url), f"{EXTRACTED}/{clip['clip_id']}.json"
         signature = clip_signature(clip, settings_text(self.presto, self.tone_map))
-        if earlier := _earlier_receipt(out, name, signature):
+        if earlier := _earlier_receipt(out, clip["clip_id"], signature):
             return earlier
         check_captions_match(clip)
         _check_unchanged(clip)
@@ -72,7 +81,8 @@ class ExtractClip(Stage):
                 args: tuple[Any, ...] = (source, *span, mp4, clip["num_frames"])
                 args += (bool(clip["time_jumps"]), bool(clip["interlaced"]), self.tone_map)
                 extracted = self._child.call_with_retry("extract", args, timeout_s=timeout_s)
-            receipt = {"signature": signature, "clip": extracted, "presto": {}}
+            sha256 = Folder(str(folder)).sha256(_mp4_name(clip["clip_id"]))
+            receipt = {"signature": signature, "sha256": sha256, "clip": extracted, "presto": {}}
             if self.presto:
                 columns = ("clip_id", "split", "start_s", "end_s", "sub_captions")
                 args = ({c: clip[c] for c in columns}, mp4, extracted, str(folder / "presto"))
@@ -105,10 +115,16 @@ class PackShard(Stage):
             receipt = receipts[clip["clip_id"]]
             if isinstance(receipt, str):
                 raise BadVideo(receipt)
+            name = _mp4_name(clip["clip_id"])
             if out.is_local:
-                os.link(out.path(_mp4_name(clip["clip_id"])), mp4)
+                os.link(out.path(name), mp4)
             else:
-                mp4.write_bytes(out.read(_mp4_name(clip["clip_id"])))
+                mp4.write_bytes(out.read(name))
+            if Folder(str(mp4.parent)).sha256(mp4.name) != receipt["sha256"]:
+                raise OutputError(
+                    f"{out.path(name)} is not the clip that was extracted\n"
+                    "  fix: run again, which extracts it again"
+                )
             return ExtractedClip(**receipt["clip"])
 
         def presto_row(clip: Row, mp4: Path, extracted: ExtractedClip) -> Row:
@@ -141,6 +157,7 @@ def up_to_date_receipt(
     """The receipt of the shard, or None where it must be packed.
 
     made_with: the settings_text.  retry_failed: a shard with a failed clip must be packed again.
+    Of the tar the size alone is compared; pipelines.verify reads all tars and compares the hashes.
     """
     name = f"{RECEIPTS}/{plan.name}.json"
     if not out.exists(name):
@@ -153,12 +170,30 @@ def up_to_date_receipt(
     return receipt if out.size(f"shards/{plan.name}") == receipt.bytes else None
 
 
-def _earlier_receipt(out: Folder, name: str, signature: str) -> dict[str, Any] | None:
-    """The receipt of a clip that is extracted already; None for a damaged one."""
-    with suppress(ValueError, FileNotFoundError):
-        receipt = parse_object(out.read(name))
-        return receipt if receipt.get("signature") == signature else None
-    return None
+def _earlier_receipt(out: Folder, clip_id: str, signature: str) -> dict[str, Any] | None:
+    """The receipt of a clip that is extracted already; None where it or one of its mp4s is
+    damaged."""
+    try:
+        receipt = parse_object(out.read(f"{EXTRACTED}/{clip_id}.json"))
+    except (ValueError, FileNotFoundError):
+        return None
+    if receipt.get("signature") != signature or mp4_errors(out, clip_id, receipt):
+        return None
+    return receipt
+
+
+def mp4_errors(out: Folder, clip_id: str, receipt: dict[str, Any]) -> list[str]:
+    """Returns what is wrong with the mp4s of an extracted clip."""
+    expected = {_mp4_name(clip_id): receipt.get("sha256")}
+    presto = receipt.get("presto") or {}
+    if "path" in presto:
+        expected[f"presto/{presto['path']}"] = presto.get("sha256")
+    found = {name: out.sha256(name) for name in expected}
+    return [
+        f"{name} is {'missing' if found[name] is None else 'not the file that was written'}"
+        for name, sha256 in expected.items()
+        if sha256 is None or found[name] != sha256
+    ]
 
 
 def _mp4_name(clip_id: str) -> str:

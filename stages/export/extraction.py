@@ -81,7 +81,7 @@ def extract_clip(
     an encode differs by more than one frame, or where the source can't be read; OutputError where
     `target` can't be written.
     """
-    with output_file(target) as out:
+    with output_file(target, durable=True) as out:
         try:
             with closing(SeekableVideo(source, times_jump)) as video:
                 is_tone_mapped = to_sdr and video.header.transfer in HDR_TRANSFERS

@@ -8,6 +8,7 @@ silently drops small or narrow pictures and rows whose captions don't read back 
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -76,8 +77,8 @@ def frame_indices(times_s: Sequence[float], duration_s: float) -> np.ndarray:
 
 
 def write_presto_clip(clip: Row, mp4: Path, extracted: ExtractedClip, folder: Path) -> Row:
-    """Writes the clip as 450 frames at 30 fps to folder/videos. Returns its row of META_SCHEMA and
-    its split.
+    """Writes the clip as 450 frames at 30 fps to folder/videos. Returns its row of META_SCHEMA, its
+    split and the mp4's SHA-256.
 
     For a clip that the trainer would drop, writes no file and returns a row with the reason in
     `skipped`.  mp4: the extracted clip.
@@ -88,7 +89,7 @@ def write_presto_clip(clip: Row, mp4: Path, extracted: ExtractedClip, folder: Pa
         return {"clip_id": clip["clip_id"], "split": clip["split"], "skipped": reason}
     duration_s = clip["end_s"] - clip["start_s"]
     path = f"videos/{clip['clip_id']}.mp4"
-    with closing(SeekableVideo(str(mp4))) as video, output_file(folder / path) as out:
+    with closing(SeekableVideo(str(mp4))) as video, output_file(folder / path, durable=True) as out:
         try:
             packets = [packet for packet in video.packets(0.0) if packet.size]
             stamps = [packet.pts or 0 for packet in packets]
@@ -114,6 +115,8 @@ def write_presto_clip(clip: Row, mp4: Path, extracted: ExtractedClip, folder: Pa
             raise
         except av.FFmpegError as error:
             raise BadVideo(f"making 450 frames of it: {error}") from error
+        out.seek(0)
+        sha256 = hashlib.file_digest(out, "sha256").hexdigest()
     width, height = encode_format.shown_size
     return {
         "path": path,
@@ -124,6 +127,7 @@ def write_presto_clip(clip: Row, mp4: Path, extracted: ExtractedClip, folder: Pa
         "clip_id": clip["clip_id"],
         "speed": duration_s / (NUM_FRAMES / FPS),
         "split": clip["split"],
+        "sha256": sha256,  # of the mp4; in the receipt alone
     }
 
 

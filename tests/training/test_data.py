@@ -148,6 +148,14 @@ def test_a_folder_without_a_dataset_or_without_clips_is_refused(tmp_path, packed
         stream_batches(ShardedClips(packed, "test", SMALL), LocalBatch(2), seed=0)
 
 
+def test_changed_caption_in_a_shard_is_refused(tmp_path):
+    folder = dataset(tmp_path, [row(0)])
+    [shard] = (folder / "shards").iterdir()
+    shard.write_bytes(shard.read_bytes().replace(b"clip 0, part 1", b"clip 0, part 7"))
+    with pytest.raises(BadData, match=r"its json does not have the hash in shards\.parquet"):
+        ShardedClips(folder, "train", SMALL)[0]
+
+
 def test_a_shard_s_name_with_a_path_is_refused(tmp_path):
     folder = dataset(tmp_path, [row(0)])
     rows = pq.read_table(folder / "shards.parquet")

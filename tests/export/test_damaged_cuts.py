@@ -1,0 +1,84 @@
+"""Extracted clips that a crash of the machine or a disk damaged before they are packed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from curation.stage import OutputError, Row, RunContext
+from stages.export.export_stages import EXTRACTED, ExtractClip, PackShard
+from stages.export.shards import plan_shards
+from tests.export.test_display_of_dataset import score
+from tests.support.small_input import scene, write_video
+
+
+@contextmanager
+def extracting(folder: Path, presto: bool) -> Iterator[tuple[ExtractClip, Path, Row, Row]]:
+    """The stage, its output with one extracted clip, the clip and its receipt."""
+    size = {"width": 1280, "height": 720} if presto else {}
+    source, out = write_video(folder / "a.mp4", scene(1), 1.0, **size), folder / "out"
+    stage = ExtractClip(str(out), presto)
+    stage.setup(RunContext())
+    [clip] = score(source, out)
+    [row] = stage.process([{"clip": clip}])
+    yield stage, out, clip, row["extracted"]
+    stage._child.close()
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory):
+    with extracting(tmp_path_factory.mktemp("cuts"), presto=False) as found:
+        yield found
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_bit, Path.unlink])
+def test_damaged_cut_is_extracted_again(extracted, damage):
+    assert_extracted_again("extracted/{}.mp4", damage, *extracted)
+
+
+def test_damaged_clip_of_presto_is_written_again(tmp_path):
+    with extracting(tmp_path, presto=True) as found:
+        assert_extracted_again("presto/videos/{}.mp4", flip_bit, *found)
+
+
+def assert_extracted_again(
+    name: str,
+    damage: Callable[[Path], None],
+    stage: ExtractClip,
+    out: Path,
+    clip: Row,
+    receipt: Row,
+) -> None:
+    mp4 = out / name.format(clip["clip_id"])
+    before = mp4.read_bytes()
+    damage(mp4)
+    [row] = stage.process([{"clip": clip}])
+    assert row["extracted"] == receipt
+    assert mp4.read_bytes() == before
+
+
+def test_cut_that_is_damaged_after_its_receipt_was_read_is_never_packed(extracted, tmp_path):
+    _, out, clip, receipt = extracted
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    truncate(copy / EXTRACTED / f"{clip['clip_id']}.mp4")
+    [plan] = plan_shards([clip], 10**9, 10)
+    by_id = {clip["clip_id"]: clip}
+    row = {"plan": vars(plan), "clips": by_id, "extracted": {clip["clip_id"]: receipt}}
+    with pytest.raises(OutputError, match=r"is not the clip that was extracted\n  fix: run again"):
+        PackShard(str(copy), presto=False, tone_map=False).process([row])
+    assert not (copy / "shards" / plan.name).exists()
