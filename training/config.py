@@ -139,7 +139,8 @@ class T5Config:
 
     def cache_key(self) -> dict[str, Any]:
         key = {"kind": "T5", "weights": weights_digest(Path(self.t5, "text_encoder"))}
-        return key | {"width": self.width, "max_tokens": self.max_tokens}
+        limits = {"width": self.width, "max_tokens": self.max_tokens}
+        return key | limits | {"cleaned": "as in Allegro's code"}
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,8 @@ class SampleConfig:
     solver: Literal["euler", "dpm++"] = "euler"
     # noise levels t / 1000, between which steps have guidance; the others take half the time
     guidance_interval: tuple[Share01, Share01] = (0.0, 1.0)
+    # presto: the authors' words around each caption, and their negative prompt
+    prompts: Literal["plain", "presto"] = "plain"
 
 
 @dataclass(frozen=True)
@@ -278,6 +281,7 @@ class SampleCommandConfig(SampleConfig):
     fps: PositiveOrZero = 0.0  # of the mp4, by interpolation; 0: the network's frames
     sequence_ranks: Count = 1  # processes that share the tokens of one video
     compile: bool = True  # on a GPU
+    size: Size | None = None  # None: the run's first size
 
 
 @dataclass(frozen=True)

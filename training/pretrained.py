@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from curation.config import ConfigError
 from curation.torchvision_fix import fix_torchvision
 from training.config import AllegroConfig, Size, T5Config
 from training.model import Text
@@ -54,8 +56,8 @@ class AllegroCodec:
 
 
 class T5Encoder:
-    """T5's encoder; its weights load when they are first needed. Captions become lower case, as in
-    Allegro's code, but HTML is not removed from them."""
+    """T5's encoder; its weights load when they are first needed. Captions are cleaned as in
+    Allegro's code."""
 
     def __init__(self, cfg: T5Config):
         self.cfg = cfg
@@ -72,9 +74,8 @@ class T5Encoder:
             )
         lengths, tokens = [], []
         for texts in captions:
-            lower = [" ".join(text.lower().split()) for text in texts]
             read = tokenizer(
-                lower,
+                [clean_caption(text) for text in texts],
                 padding=True,
                 truncation=True,
                 max_length=self.cfg.max_tokens,
@@ -84,6 +85,24 @@ class T5Encoder:
             lengths.append(read.attention_mask.sum(1).tolist())
             tokens += [row[:n] for row, n in zip(out, lengths[-1], strict=True)]
         return Text(torch.cat(tokens), lengths)
+
+
+@lru_cache(maxsize=4096)
+def clean_caption(text: str) -> str:
+    """As Allegro and Presto clean a caption for T5, twice: lower case, one kind of quotes and of
+    dashes, without HTML, addresses, file names and brackets. By diffusers' code."""
+    fix_torchvision()
+    from diffusers import AllegroPipeline
+
+    for package, module in (("beautifulsoup4", "bs4"), ("ftfy", "ftfy")):
+        if find_spec(module) is None:
+            raise ConfigError(
+                f"captions for T5 are cleaned with {package}, which is not installed: "
+                f"pip install {package}"
+            )
+    for _ in range(2):
+        text = AllegroPipeline._clean_caption(cast(Any, AllegroPipeline), text)
+    return text
 
 
 def _vae(cfg: AllegroConfig) -> Any:

@@ -60,6 +60,19 @@ from training.text_to_video import Prompt, System
 from training.weights import load_presto, read_config
 
 PROGRESS_S = 10.0  # between lines
+# what stands around each caption, and for the unconditional prediction instead of all of them;
+# presto: prompts.py of github.com/Cakeyan/Presto (Apache-2.0)
+TEMPLATES = {
+    "plain": ("{}", ""),
+    "presto": (
+        "(masterpiece), (best quality), (ultra-detailed), (unwatermarked), \n{} \nemotional, "
+        "harmonious, vignette, 4k epic detailed, shot on kodak, 35mm photo, \nsharp focus, high "
+        "budget, cinemascope, moody, epic, gorgeous",
+        "nsfw, lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer "
+        "digits, cropped, worst quality, \nlow quality, normal quality, jpeg artifacts, signature, "
+        "watermark, username, blurry.",
+    ),
+}
 
 
 def sample(
@@ -95,10 +108,12 @@ def sample_many(
     device = next(system.parameters()).device
     shape = system.cfg.codec.latent_size(size or system.cfg.size)
     noise = torch.randn((len(prompts), system.cfg.codec.channels, *shape), generator=rng).to(device)
-    empty = [replace(prompt, captions=[""] * len(prompt.captions)) for prompt in prompts]
+    template, negative = TEMPLATES[cfg.prompts]
+    avoided = [prompt.with_template(negative) for prompt in prompts]
+    wanted = [prompt.with_template(template) for prompt in prompts]
     dtype = system.presto.proj_out.weight.dtype
     with torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else nullcontext():
-        conditional, unconditional = (_with_prompts(system, p, shape[0]) for p in (prompts, empty))
+        conditional, unconditional = (_with_prompts(system, p, shape[0]) for p in (wanted, avoided))
         predict = guided(conditional, unconditional, cfg.guidance, cfg.guidance_interval)
         if progress:
             predict = _with_progress(predict, cfg.steps, progress)
@@ -280,7 +295,7 @@ def run(arguments: Arguments[SampleCommandConfig]) -> None:
         seeded = replace(cfg, seed=cfg.seed + i)
         to = path if cfg.videos == 1 else f"{path.removesuffix('.mp4')}-{i}.mp4"
         name = to if world.is_first_of_replica else ""
-        video = sample(system, prompt, diffusion, seeded, progress=name)
+        video = sample(system, prompt, diffusion, seeded, cfg.size, name)
         if not world.is_first_of_replica:
             continue
         if cfg.fps:
@@ -300,6 +315,7 @@ def mp4_metadata(prompt: Prompt, checkpoint_path: str, cfg: SampleConfig) -> dic
         "guidance": cfg.guidance,
         "guidance_interval": cfg.guidance_interval,
         "solver": cfg.solver,
+        "prompts": cfg.prompts,
         "captions": [
             {"start_s": a, "end_s": b, "text": text}
             for (a, b), text in zip(prompt.spans, prompt.captions, strict=True)

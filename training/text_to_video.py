@@ -52,6 +52,12 @@ class Prompt:
             return cls([(0.0, clip.duration_s)], [clip.caption], clip.texts)
         return cls(clip.spans, clip.sub_captions, clip.texts)
 
+    def with_template(self, template: str) -> Prompt:
+        """Each caption put in place of the template's {}."""
+        captions = [template.replace("{}", text) for text in self.captions]
+        texts = self.texts if template in ("{}", "") else {}  # others are not cached
+        return replace(self, captions=captions, texts=texts)
+
     @property
     def duration_s(self) -> float:
         return self.spans[-1][1] - self.spans[0][0]

@@ -22,7 +22,7 @@ from training.codecs import sample_posterior
 from training.config import AllegroConfig, Size, T5Config
 from training.data import LocalBatch, stream_batches
 from training.latent_cache import LatentCache
-from training.pretrained import AllegroCodec, T5Encoder
+from training.pretrained import AllegroCodec, T5Encoder, clean_caption
 from training.train import train
 from training.weights import BadWeights
 
@@ -265,6 +265,20 @@ def test_the_codec_computes_in_its_own_precision_under_autocast(weights):
     assert in_bf16.dtype == torch.float32
     assert 0 < (in_bf16 - encoded).norm() < 0.1 * encoded.norm()
     assert exact.cfg.cache_key() != rough.cfg.cache_key()
+
+
+@pytest.mark.parametrize(
+    ("caption", "cleaned"),  # by the authors' code
+    [
+        ("A “red”  boat — at ‘dusk’ now", "a \"red\" boat - at 'dusk' now"),
+        ("a <b>bold</b> sign &amp; more [4]", "a bold sign more 4"),
+        ("URL https://a.com/b is here, 640x480", "url is here"),
+        ("it's 5 o'clock.", "it's 5 o'clock."),
+        ("", ""),
+    ],
+)
+def test_captions_for_t5_are_cleaned_as_by_the_authors(caption, cleaned):
+    assert clean_caption(caption) == cleaned
 
 
 def test_t5_tokens_are_unpadded_and_of_lower_case_text(weights):

@@ -25,7 +25,7 @@ from training.config import (
     T5Config,
 )
 from training.model import Presto
-from training.sample import load_system, read_prompt, sample, write_mp4
+from training.sample import TEMPLATES, load_system, read_prompt, sample, write_mp4
 from training.sample import main as sample_main
 from training.text_to_video import Prompt, System
 from training.train import train
@@ -73,6 +73,34 @@ def test_every_objective_is_sampled_with_any_number_of_captions():
                 cfg = SampleConfig(steps=2, solver=solver)
                 video = sample(system, prompt, DiffusionConfig(objective), cfg)
                 assert video.shape == (4, 16, 16, 3)
+
+
+def test_presto_s_prompts_put_words_around_captions_and_avoid_the_negative_prompt():
+    torch.manual_seed(0)
+    system, size = System(SYSTEM), SYSTEM.size
+    for weight in system.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    template, negative = TEMPLATES["presto"]
+    around = [template.replace("{}", text) for text in ("one", "two")]
+
+    def sampled(captions, **changes):
+        cfg = SampleConfig(steps=2, **changes)
+        return sample(system, read_prompt(captions, 15.0), DiffusionConfig("v"), cfg, size)
+
+    plain = sampled(around, guidance=1.0)
+    assert torch.equal(sampled(["one", "two"], guidance=1.0, prompts="presto"), plain)
+    assert not torch.equal(sampled(["one", "two"], guidance=1.0), plain)
+    # guidance 0 is the unconditional prediction alone
+    avoided = sampled(["one", "two"], guidance=0.0, prompts="presto")
+    assert torch.equal(avoided, sampled([negative, negative], guidance=1.0))
+
+
+def test_a_video_is_sampled_at_the_size_that_is_asked_for(tmp_path, finished_run):
+    path, out = str(checkpoint.folder_of_step(finished_run[0], 6)), tmp_path / "out.mp4"
+    sample_main([path, str(out), "one", "steps=1", "size={frames: 6, height: 24, width: 32}"])
+    with av.open(str(out)) as file:
+        frames = [f.to_ndarray(format="rgb24").shape for f in file.decode(video=0)]
+    assert frames == [(24, 32, 3)] * 6
 
 
 def test_compiled_blocks_sample_prompts_of_any_length_with_few_graphs():

@@ -1,0 +1,117 @@
+"""What fast sampling costs: the oracle's accuracy on a network of the segmentation experiment.
+
+    python -m training.segmentation configs/train/segmentation_small.yaml out/small overlapped:0
+    python -m benchmarks.sampling_accuracy configs/train/segmentation_small.yaml \\
+        out/small/overlapped-0/checkpoints/step-00000400 --out FOLDER [--videos 64]
+
+Each row samples the same test videos from the same noise. `difference` is the root mean square of
+the grey levels against the full sampler's videos. For flows it is an error, because both solvers
+follow the same path; Euler-ancestral sampling adds noise of its own, so there it is not.
+`to the second order` is the same against 100 second-order steps. FOLDER gets one JSON and one
+Markdown file, named after the objective.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from curation import config
+from training.config import SampleConfig
+from training.sample import load_system, sample_many
+from training.segmentation.config import ExperimentConfig
+from training.segmentation.run import measure, size_of
+from training.segmentation.variants import VARIANTS, with_segments
+from training.segmentation.videos import make_video, to_clip
+from training.text_to_video import Prompt
+
+MEASURES = ("colour", "shape", "direction", "joint")
+
+
+def rows_of(guidance: float) -> list[tuple[str, SampleConfig]]:
+    full = SampleConfig(steps=100, guidance=guidance)
+    second = replace(full, solver="dpm++")
+    fast = replace(second, steps=25)
+    found = [
+        ("full: 100 Euler steps", full),
+        ("the same, compiled", full),
+        ("50 Euler steps", replace(full, steps=50)),
+        ("25 Euler steps", replace(full, steps=25)),
+        *((f"{n} dpm++ steps", replace(second, steps=n)) for n in (100, 50, 25, 15, 10)),
+    ]
+    for low, high in ((0.2, 1), (0.4, 1), (0.6, 1), (0.8, 1), (0, 0.8), (0.2, 0.8)):
+        name = f"25 dpm++ steps, guidance in {low:g} to {high:g}"
+        found.append((name, replace(fast, guidance_interval=(low, high))))
+    return [*found, ("25 dpm++ steps, no guidance", replace(fast, guidance=1.0))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="of the experiment")
+    parser.add_argument("checkpoint")
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    parser.add_argument("--variant", default="overlapped", choices=list(VARIANTS))
+    parser.add_argument("--videos", type=int, default=64)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    experiment, variant = config.load(ExperimentConfig, args.config), VARIANTS[args.variant]
+    cfg = experiment.video
+    system, diffusion = load_system(args.checkpoint, variant.system_class)
+    videos = [make_video(cfg, i, test=True) for i in range(args.videos)]
+    clips = [with_segments(to_clip(cfg, v, variant.progressive), variant) for v in videos]
+    prompts = [Prompt.of(clip, system.cfg.mode) for clip in clips]
+    sampled: dict[str, np.ndarray] = {}
+    seconds: dict[str, float] = {}
+    for name, sampling in rows_of(experiment.train.sample.guidance):
+        if name.endswith("compiled"):
+            system.presto.compile_blocks()
+        elif system.presto.is_compiled:
+            system, _ = load_system(args.checkpoint, variant.system_class)
+        start = time.perf_counter()
+        found = sample_many(system, prompts, diffusion, sampling, size_of(cfg))
+        seconds[name] = time.perf_counter() - start
+        sampled[name] = found.numpy().astype(np.float32)
+        print(name, f"{seconds[name]:.1f} s", flush=True)
+    full, second = sampled["full: 100 Euler steps"], sampled["100 dpm++ steps"]
+    lines = [
+        f"| {diffusion.objective} | s | difference | to the second order "
+        f"| {' | '.join(MEASURES)} |",
+        "|---" * (4 + len(MEASURES)) + "|",
+    ]
+    rows: list[dict[str, Any]] = []
+    for name, found in sampled.items():
+        measured = [
+            measure(cfg, video, frames.astype(np.uint8))
+            for video, frames in zip(videos, found, strict=True)
+        ]
+        row = {m: float(np.mean([one[m] for one in measured])) for m in MEASURES}
+        row |= {f"rms_{k}": rms(found - of) for k, of in (("full", full), ("second", second))}
+        rows.append({"name": name, "s": seconds[name], **row})
+        lines.append(
+            f"| {name} | {seconds[name]:.1f} | {row['rms_full']:.2f} | {row['rms_second']:.2f} | "
+            + " | ".join(f"{row[m]:.3f}" for m in MEASURES)
+            + " |"
+        )
+    base = args.out / f"sampling_accuracy-{diffusion.objective}"
+    base.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    base.with_suffix(".json").write_text(
+        json.dumps({"videos": args.videos, "torch": torch.__version__, "rows": rows}, indent=1)
+    )
+    print("\n".join(lines))
+
+
+def rms(difference: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(difference**2)))
+
+
+if __name__ == "__main__":
+    main()
