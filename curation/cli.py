@@ -136,7 +136,7 @@ def parse(
             option_values[option] = value if equals else next(left, "")
             if not option_values[option]:
                 raise UsageError(f"{option} has no value; expected {with_value[option]}")
-        elif settings is not NoSettings and _SETTING.match(arg):
+        elif settings is not NoSettings and is_setting(arg):
             overrides.append(arg)
         elif not _OPTION.fullmatch(arg):
             given.append(arg)
@@ -153,12 +153,17 @@ def parse(
     at = [name.strip("[]") for name in names].index("CONFIG") if "CONFIG" in arguments else None
     path = default_config
     if at is not None and at < len(given):
-        path = _find_config(given.pop(at))
+        path = find_config(given.pop(at))
     loaded = config.load(settings, path, overrides)
     return Arguments(given, loaded, frozenset(a for a in argv if a in options), option_values)
 
 
-def _find_config(path: str) -> str:
+def is_setting(argument: str) -> bool:
+    """Whether it is `key=value`."""
+    return _SETTING.match(argument) is not None
+
+
+def find_config(path: str) -> str:
     """The file; of configs/NAME, where the working folder has none, the installed one."""
     installed = INSTALLED / path
     use_installed = path.startswith("configs/") and installed.is_file()

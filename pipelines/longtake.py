@@ -19,6 +19,7 @@ COMMANDS = {
     "status": ("pipelines.status", "prints what a run has done, and whether it still runs"),
     "plan": ("pipelines.plan", "checks the settings, estimates what a run keeps and costs"),
     "show": ("pipelines.show", "the funnel, scores and rules of an output; its clips, by SQL"),
+    "diff": ("pipelines.diff", "the clips that another output or policy gains and loses, by rule"),
     "calibrate": ("pipelines.calibrate", "converts a threshold of one score to one of another"),
     "split": ("pipelines.split", "turns a prompt into five progressive sub-captions"),
     "draw-samples": ("pipelines.samples", "draws sample videos to curate"),

@@ -14,6 +14,7 @@ from curation.storage import Folder
 from pipelines.outdated import SHARDS
 from pipelines.settings import Settings
 from pipelines.tables import (
+    CLIPS,
     captions_ledger,
     make_clips_table,
     make_videos_table,
@@ -58,7 +59,7 @@ def publish(
     """Writes tables and report. Returns the funnel as text. Raises Unaccounted."""
     counted = funnel.count_rows(videos, clips)
     statistics = score_statistics(clips)
-    out.write_table("clips.parquet", clips)
+    out.write_table(CLIPS, clips)
     out.write_table("videos.parquet", videos)
     out.write_table("stats.parquet", statistics)
     out.write_table("funnel.parquet", funnel.funnel_table(videos, clips))

@@ -2,14 +2,16 @@
 
     python -m pipelines.select [CONFIG] output=OUT [select.policy.NAME='{min: 1, max: 2}' …]
 
-With another policy it takes seconds and updates the tables and the report. Where the shards are
-then of an earlier selection, it prints the commands that write them again.
+With another policy it takes seconds, updates the tables and the report, and prints which clips it
+gains and loses, by rule. Where the shards are then of an earlier selection, it prints the commands
+that write them again.
 """
 
 from __future__ import annotations
 
 import sys
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import config, records
@@ -22,6 +24,7 @@ from pipelines.outdated import OutdatedShards, compare_with_shards, record_outda
 from pipelines.publish import publish, read_tables, recorded_config
 from pipelines.settings import ScoreSettings, Settings, main
 from pipelines.tables import (
+    CLIPS,
     SELECTION,
     captions_ledger,
     read_clips,
@@ -29,6 +32,7 @@ from pipelines.tables import (
     recorded_policy,
     videos_ledger,
 )
+from stages.report.difference import COMPARED, compare_clips, format_difference
 from stages.selection.clip_selection import apply_caption_rules, select_clips
 
 SCORES_WITHOUT_MODEL = tuple(c.name for c in records.SCORES if not c.model)
@@ -75,11 +79,9 @@ def _scores_by_models(settings: Settings, out: Folder, will_score: bool) -> set[
     return {*planned, *pc.unique(recorded.keys).to_pylist()}
 
 
-def run(settings: Settings, out: Folder, _: Cluster | None = None) -> OutdatedShards | None:
-    """Returns how the shards of the last export differ from the selection."""
-    check(settings, out)
+def make_selection(settings: Settings, out: Folder, clips: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The selection of all clips (`read_clips`), and the captions that it depends on."""
     chosen = settings.select
-    clips = read_clips(out)
     needs_embeddings = chosen.semantic_similarity is not None
     selection = select_clips(
         clips,
@@ -91,17 +93,26 @@ def run(settings: Settings, out: Folder, _: Cluster | None = None) -> OutdatedSh
     )
     captions = captions_ledger(out, settings.caption.set_name).read()
     limit = chosen.max_equal_captions
-    selection = apply_caption_rules(selection, captions, chosen.policy, limit)
+    return apply_caption_rules(selection, captions, chosen.policy, limit), captions
+
+
+def run(settings: Settings, out: Folder, _: Cluster | None = None) -> OutdatedShards | None:
+    """Returns how the shards of the last export differ from the selection."""
+    check(settings, out)
+    selection, captions = make_selection(settings, out, read_clips(out))
     outdated = compare_with_shards(out, selection, captions)
     record_outdated(out, outdated)  # first: an interruption must not leave a note out
     (out / "ledger").write_table(SELECTION, selection)
-    record_settings(out / "ledger", "selection", config.as_dict(chosen))
+    record_settings(out / "ledger", "selection", config.as_dict(settings.select))
     kept = pc.sum(pc.equal(selection["status"], "kept")).as_py() or 0
     print(f"select  {kept} of {selection.num_rows} clips kept", file=sys.stderr)
     return outdated
 
 
 def select_and_publish(settings: Settings, out: Folder, _: Cluster) -> None:
+    previous = None
+    if out.exists(CLIPS):
+        previous = out.read_table(CLIPS, list(COMPARED))
     outdated = run(settings, out)
     videos, clips = read_tables(settings, out)
     kept = clips.filter(pc.equal(clips["status"], "kept"))
@@ -112,6 +123,9 @@ def select_and_publish(settings: Settings, out: Folder, _: Cluster) -> None:
         for number, command in enumerate(outdated.commands, 1):  # long texts are cut there
             facts[f"command {number} to run"] = command
     print(publish(out, videos, clips, recorded_config(settings, out), facts))
+    if previous is not None and set(previous.column_names) == {*COMPARED}:
+        changed = compare_clips(previous, clips)
+        print(f"compared with the previous tables: {format_difference(changed)}")
     if outdated:
         print(f"{outdated}\n  fix: {outdated.fix}")
     elif unpacked:

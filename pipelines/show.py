@@ -40,13 +40,12 @@ from curation.sql import quote, run_select
 from curation.stage import BadVideo, PlanError, Row, TransientError
 from curation.storage import Folder, local_copy
 from pipelines.outdated import MANIFEST, SHARDS
-from pipelines.tables import recorded_policy
+from pipelines.tables import CLIPS, recorded_policy
 from stages.report.examples import one_paragraph
 from stages.report.histogram import format_value
 from stages.report.rule_losses import columns_read, format_loss, rule_losses
 from stages.report.terminal import align, draw_images, draws_images
 
-CLIPS = "clips.parquet"
 FORMATS = ("table", "csv", "json")
 LISTED = ("clip_id", "status", "rule", "duration_s", "video", "start_s", "caption")
 PERCENTILES = ("p01", "p05", "p25", "p50", "p75", "p95", "p99")

@@ -21,6 +21,7 @@ from stages.selection.semantic_duplicates import mean_embeddings
 INPUT = "input.parquet"  # the files of the last `score`
 SKIPPED = "skipped.parquet"  # files of its folders that are no videos, by suffix
 SELECTION = "selection.parquet"
+CLIPS = "clips.parquet"  # the table for users
 
 _NO_TEXTS = pa.scalar([], pa.list_(pa.string()))
 _ENTRIES = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))

@@ -11,8 +11,6 @@ import numpy as np
 
 from curation.progress import printable
 
-MAX_CELL_CHARS = 60
-
 
 def draws_images(stream: TextIO) -> bool:
     """Whether the terminal shows 24-bit colours, as far as it states."""
@@ -45,9 +43,12 @@ def _draw_row(image: np.ndarray, row: int) -> str:
     return "".join(cells) + "\x1b[0m"
 
 
-def align(rows: Sequence[Sequence[object]]) -> str:
-    """A table; the first row is its header. Columns of numbers are right-aligned."""
-    cells = [[_cell(value) for value in row] for row in rows]
+def align(rows: Sequence[Sequence[object]], max_chars: int = 60) -> str:
+    """A table; the first row is its header. Columns of numbers are right-aligned.
+
+    max_chars: of a cell; of a longer text the middle is left out.
+    """
+    cells = [[_cell(value, max_chars) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     numeric = [
         all(isinstance(v, int | float | None) for v in c[1:]) for c in zip(*rows, strict=True)
@@ -59,9 +60,9 @@ def align(rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(lines)
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, max_chars: int) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return printable(value, MAX_CELL_CHARS)
+    return printable(value, max_chars)
