@@ -1,8 +1,8 @@
 """The ledger: Parquet parts with one row per unit of work, and the settings they were made with.
 
-Only one process, the driver, writes. A part is written under another name and renamed, so that it
-is complete or absent; its name holds the SHA-256 of its bytes. Where two parts have the same key (a
-retry, a changed file), the later part counts.
+Only one process, the driver, writes; curation/lease.py keeps others away. A part is written under
+another name and renamed, so that it is complete or absent; its name holds the SHA-256 of its bytes.
+Where two parts have the same key (a retry, a changed file), the later part counts.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from curation import config
 from curation.json_text import parse_object
+from curation.lease import LEASE, Cut
 from curation.records import (
     RELEASES,
     SCHEMA_VERSION,
@@ -35,8 +36,8 @@ from curation.texts import MAX_ERROR_CHARS, clean_outside_text
 MAX_PARTS = 64  # more are merged at the end of a phase
 MAX_MERGED_BYTES = 1 << 30  # of one part in memory, about: a list column's offsets end at 2**31
 CONVERSION_ERRORS = (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError)
-# number and SHA-256, which parts of older versions lack
-_PART = re.compile(r"part-(\d{8,})(?:-([0-9a-f]{64}))?\.parquet")
+# number, epoch of the lease where the output has one, SHA-256, which parts of older versions lack
+_PART = re.compile(r"part-(\d{8,})(?:-e(\d+))?(?:-([0-9a-f]{64}))?\.parquet")
 # of a clip's video, in its row
 VIDEO_COLUMNS = ("codec", "version", "bytes", "sha256", "video", "time_jumps")
 ADDED_LATER = "scored by an older version"  # the null reason of a score or tag that a part lacks
@@ -57,7 +58,10 @@ class Ledger:
         self._fix_of_damage = fix_of_damage
         self._folder, self._key = folder / name, key
         self._schema = with_schema_version(schema)
-        parts = _part_names(self._folder)
+        self._epoch, cuts = _epoch_and_cuts(folder)
+        # of older epochs: those of such an epoch are not read from this number on
+        self._cuts = [(cut["epoch"], cut["parts"].get(name, 0)) for cut in cuts]
+        parts = self._part_names()
         self._next = 1 + max(map(_number_of, parts), default=-1)
         if parts:
             with self._damage_named(parts[-1]):
@@ -98,18 +102,18 @@ class Ledger:
         there, with the null reason ADDED_LATER where it is a score or tag of a clip."""
         names = self._schema.names if columns is None else [self._key, *columns]
         schema = pa.schema([self._schema.field(name) for name in dict.fromkeys(names)])
-        parts = [self._read_part(part, schema) for part in _part_names(self._folder)]
+        parts = [self._read_part(part, schema) for part in self._part_names()]
         return _last_by_key(pa.concat_tables([schema.empty_table(), *parts]), self._key)
 
     def parts(self, columns: list[str]) -> Iterator[pa.Table]:
         """Part by part, for what is too large for `read`. A later row of a key counts."""
         schema = pa.schema([self._schema.field(name) for name in columns])
-        for part in _part_names(self._folder):
+        for part in self._part_names():
             yield self._read_part(part, schema)
 
     def compact(self) -> None:
         """Merges many small parts into few. Safe to interrupt: a row found twice is the same."""
-        parts = _part_names(self._folder)
+        parts = self._part_names()
         if len(parts) <= MAX_PARTS:
             return
         group: dict[str, pa.Table] = {}
@@ -150,9 +154,21 @@ class Ledger:
     def _write(self, number: int, table: pa.Table) -> str:
         """Returns the name of the new part."""
         data = parquet_bytes(table)
-        name = f"part-{number:08d}-{hashlib.sha256(data).hexdigest()}.parquet"
+        epoch = f"-e{self._epoch:04d}" if self._epoch else ""
+        name = f"part-{number:08d}{epoch}-{hashlib.sha256(data).hexdigest()}.parquet"
         self._folder.write(name, data)
         return name
+
+    def _part_names(self) -> list[str]:
+        """In order, without those that a run wrote after another had taken the output over."""
+        return [
+            name
+            for name in _part_names(self._folder)
+            if not any(
+                _epoch_of(name) < epoch and _number_of(name) >= number
+                for epoch, number in self._cuts
+            )
+        ]
 
 
 def _part_names(folder: Folder) -> list[str]:
@@ -161,8 +177,37 @@ def _part_names(folder: Folder) -> list[str]:
 
 
 def _number_of(part: str) -> int:
-    number, _ = _PART.fullmatch(part).groups()  # type: ignore[union-attr]
+    number, *_ = _PART.fullmatch(part).groups()  # type: ignore[union-attr]
     return int(number)
+
+
+def _epoch_of(part: str) -> int:
+    _, epoch, _ = _PART.fullmatch(part).groups()  # type: ignore[union-attr]
+    return int(epoch or 0)
+
+
+def _epoch_and_cuts(folder: Folder) -> tuple[int, list[Cut]]:
+    """The epoch of this run, or of the last one that had a lease, and the cuts of its lease."""
+    if folder.lease is not None:
+        return folder.lease.epoch, folder.lease.cuts
+    if not folder.exists(LEASE):
+        return 0, []
+    try:
+        found = parse_object(folder.read(LEASE))
+        return found["epoch"], found["cuts"]
+    except (ValueError, KeyError) as error:
+        raise OutputError(
+            f"{folder.path(LEASE)} is damaged: {error!r}\n  fix: restore it; without it, parts of "
+            "a run that had lost the output count again"
+        ) from None
+
+
+def next_part_numbers(folder: Folder) -> dict[str, int]:
+    """Table -> one above the number of its last part. folder: ledger/."""
+    captions = [f"captions/{name}" for name in (folder / "captions").subfolders()]
+    names = ["videos", "embeddings", *captions]
+    parts = {name: list(map(_number_of, _part_names(folder / name))) for name in names}
+    return {name: 1 + max(found, default=-1) for name, found in parts.items()}
 
 
 def _check_version(folder: Folder, found: int) -> None:

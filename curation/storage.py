@@ -11,8 +11,8 @@ import socket
 import tempfile
 import urllib.parse
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from curation.atomic import TEMPORARY, write_atomic
 from curation.errors import UserError
+from curation.lease import LEASE, NOT_APART, Lease, take_lease
 from curation.stage import BadVideo, OutputError, TransientError
 
 # Of a network file system, a disk or the machine; other errors are properties of the file.
@@ -35,7 +36,7 @@ STORAGE_ERRNOS = frozenset(
     )
 )
 
-ACCESS_TOKEN = f"{TEMPORARY}access"  # a file of the output
+ACCESS_TOKEN = f"{TEMPORARY}access"  # begin of the names of files in the output
 
 
 class InputError(UserError):
@@ -164,8 +165,9 @@ class Folder:
     Every failure of the storage raises OutputError, which stops the run; it can be resumed.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, lease: Lease | None = None) -> None:
+        """lease: checked before each write."""
+        self.url, self.lease = url, lease
         self.is_local = not is_url(url)
         if self.is_local:
             self.url = os.path.abspath(url)
@@ -178,7 +180,7 @@ class Folder:
                 raise OutputError(str(e)) from None
 
     def __truediv__(self, name: str) -> Folder:
-        return Folder(self.path(name))
+        return Folder(self.path(name), self.lease)
 
     def path(self, name: str) -> str:
         """Returns the path or URL of a file."""
@@ -202,6 +204,12 @@ class Folder:
             found = self._fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
         files = [f.base_name for f in found if f.type == pafs.FileType.File]
         return sorted(n for n in files if not n.startswith(TEMPORARY))
+
+    def subfolders(self) -> list[str]:
+        """Returns the sorted names of the folders directly in this one."""
+        with storage_errors("list", self.url):
+            found = self._fs.get_file_info(pafs.FileSelector(self._root, allow_not_found=True))
+        return sorted(f.base_name for f in found if f.type == pafs.FileType.Directory)
 
     def read(self, name: str) -> bytes:
         with (
@@ -261,6 +269,7 @@ class Folder:
         is stored later; the hash is checked when they are read.
         """
         target = f"{self._root}/{name}"
+        self._check_lease()
         with storage_errors("write", self.path(name)):
             if not self.is_local:
                 with self._fs.open_output_stream(target) as stream:
@@ -276,20 +285,48 @@ class Folder:
         self.write(name, parquet_bytes(table))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds a lock, which also ends with the process. Raises OutputError if another has it.
+    def locked(
+        self,
+        next_parts: Callable[[], dict[str, int]] = dict,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> Iterator[None]:
+        """Keeps other runs from this output: by a lock on a disk, by a lease in S3. Both end with
+        the process. Elsewhere `report` gets a line: the user must start only one run at a time.
 
-        An object store has no locks: the user must start only one run at a time that writes.
+        next_parts: as take_lease has it. Raises OutputError if another run has the output,
+        LeaseLost if another took it over meanwhile.
         """
-        if not self.is_local:
+        if self.is_local:
+            with self._locked_on_disk():
+                yield
+            return
+        scheme, bucket, path, options = _split_url((self / "ledger").path(LEASE))
+        if scheme != "s3":
+            report(f"{self.url}: {NOT_APART}")
             yield
             return
-        path = f"{self._root}/.lock"
+        self.lease = lease = take_lease((bucket, path, options), next_parts, report)
+        if lease is None:
+            yield
+            return
         try:
-            os.makedirs(self._root, exist_ok=True)
-            file = open(path, "a")  # noqa: SIM115 (closed below)
+            yield
+        except KeyboardInterrupt:
+            if lease.is_lost:
+                lease.check()  # raises LeaseLost
+            raise
+        finally:
+            with suppress(OutputError):
+                lease.release()
+
+    @contextmanager
+    def _locked_on_disk(self) -> Iterator[None]:
+        folder = f"{self._root}/ledger"
+        try:
+            os.makedirs(folder, exist_ok=True)
+            file = open(f"{folder}/.lock", "a")  # noqa: SIM115 (closed below)
         except OSError as e:
-            raise OutputError(f"can't write to {self.url}: {e.strerror}") from None
+            raise OutputError(f"can't write to {folder}: {e.strerror}") from None
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -311,6 +348,7 @@ class Folder:
 
     def upload(self, name: str, local: os.PathLike[str]) -> None:
         """Copies a local file to this folder, in chunks."""
+        self._check_lease()
         with (
             storage_errors("write", self.path(name)),
             open(local, "rb") as source,
@@ -319,7 +357,12 @@ class Folder:
             while chunk := source.read(8 << 20):
                 out.write(chunk)
 
+    def _check_lease(self) -> None:
+        if self.lease is not None:
+            self.lease.check()
+
     def delete(self, name: str) -> None:
+        self._check_lease()
         if self.exists(name):
             with storage_errors("delete", self.path(name)):
                 self._fs.delete_file(f"{self._root}/{name}")
@@ -359,34 +402,38 @@ def _remove(path: str) -> None:
 class AccessCheck:
     """Shows that a worker, on whichever node, reaches the storage that the driver uses."""
 
-    output: str | None  # folder, in which the driver wrote `token`; None: not checked
+    output: str | None  # folder, in which the driver wrote the token; None: not checked
     token: str = ""
     videos: tuple[str, ...] = ()  # that the driver has listed
+
+    @property
+    def file(self) -> str:
+        """The file of the token, in the output. Each run has its own."""
+        return f"{ACCESS_TOKEN}-{self.token}"
 
     @classmethod
     def prepare(cls, output: str | None, videos: tuple[str, ...]) -> AccessCheck:
         """Writes the token. Raises OutputError."""
-        token = uuid.uuid4().hex
+        check = cls(output, uuid.uuid4().hex, videos)
         if output is not None:
-            Folder(output).write(ACCESS_TOKEN, token.encode())
-        return cls(output, token, videos)
+            Folder(output).write(check.file, check.token.encode())
+        return check
 
     def run(self) -> None:
         """Raises OutputError, InputError with the node that lacks keys, a mount or permission."""
         node = f"the node {socket.gethostname()}"
         fix = "give every node the same keys, mounts and permissions as this one"
         if self.output is not None:
-            folder, own = Folder(self.output), f"{ACCESS_TOKEN}-{uuid.uuid4().hex}"
+            folder, own = Folder(self.output), f"{self.file}-{uuid.uuid4().hex}"
             try:
-                found = folder.read(ACCESS_TOKEN)
-                folder.write(own, found)
+                folder.write(own, folder.read(self.file))
                 folder.delete(own)
-            except (OutputError, FileNotFoundError) as e:
+            except OutputError as e:
                 raise OutputError(f"{node} can't use the output: {e}\n  fix: {fix}") from None
-            if found != self.token.encode():
+            except FileNotFoundError:
                 raise OutputError(
                     f"{node} has another folder at {self.output}\n  fix: mount the same one"
-                )
+                ) from None
         errors = [error for video in self.videos if (error := _read_error(video))]
         if errors and len(errors) == len(self.videos):
             raise InputError(f"{node} can't read the input: {errors[0]}\n  fix: {fix}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from pydantic import StringConstraints
 
 from curation import config
 from curation.cli import Arguments, run_command
+from curation.ledger import next_part_numbers
 from curation.policy import Policy
 from curation.runner.cluster import Cluster
 from curation.runner.settings import ClusterSettings
@@ -129,7 +131,8 @@ def main(doc: str, run: Callable[[Settings, Folder, Cluster], None], argv: Seque
         out = Folder(settings.output)
         run_on = Cluster(settings.cluster, out.path("logs"), out.url)
         status = StatusWriter(out, doc.partition(":")[0].strip().lower(), lambda: run_on.pools)
-        with run_on as cluster, (out / "ledger").locked(), status:
+        lock = out.locked(lambda: next_part_numbers(out / "ledger"), _print_to_stderr)
+        with run_on as cluster, lock, status:
             out.delete_unfinished(skip=KEY_FRAMES)
             run(settings, out, cluster)
 
@@ -141,6 +144,10 @@ def main(doc: str, run: Callable[[Settings, Folder, Cluster], None], argv: Seque
         default_config=DEFAULT_CONFIG,
         stopped="the same command resumes from here",
     )
+
+
+def _print_to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def timed_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:

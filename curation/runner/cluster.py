@@ -16,7 +16,7 @@ from itertools import chain
 from curation.runner.settings import ClusterSettings
 from curation.stage import OPEN, Row, RunContext, RunError, Stage
 from curation.status import PoolState
-from curation.storage import ACCESS_TOKEN, AccessCheck, Folder
+from curation.storage import AccessCheck, Folder
 
 MAX_CONSECUTIVE_OPEN_ROWS = 20  # without a finished row between them; the run then stops
 
@@ -34,6 +34,7 @@ class Cluster:
         self._output = output
         self._started = False
         self._streams: list[Generator[Row]] = []
+        self._checks: list[AccessCheck] = []
         self.pools: list[PoolState] = []  # of the present stream
 
     def __enter__(self) -> Cluster:
@@ -56,9 +57,11 @@ class Cluster:
         """Ends the streams, disconnects, and ends the Ray that `start` started."""
         for stream in self._streams:
             stream.close()
-        if self._streams and self._output is not None:
-            Folder(self._output).delete(ACCESS_TOKEN)
         self._streams.clear()
+        if self._output is not None:
+            for access in self._checks:
+                Folder(self._output).delete(access.file)
+        self._checks.clear()
         if self._started:
             from curation.runner import session
 
@@ -89,6 +92,7 @@ class Cluster:
             self.start()
             source, context = chain([first], source), context or RunContext()
             access = AccessCheck.prepare(self._output, context.input_sample)
+            self._checks.append(access)
             reports = (report_wait, report_event, self._set_pools)
             done = pool.run_stages(stages, source, self._settings, context, access, *reports)
             self._streams.append(done)

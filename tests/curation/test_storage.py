@@ -9,7 +9,6 @@ import pytest
 from curation.funnel import format_skipped
 from curation.stage import BadVideo, OutputError, TransientError
 from curation.storage import (
-    ACCESS_TOKEN,
     AccessCheck,
     Folder,
     InputError,
@@ -219,11 +218,11 @@ def test_failed_disk_is_no_property_of_the_file(tmp_path):
 def test_node_with_another_folder_at_the_outputs_path_is_refused(tmp_path):
     check = AccessCheck.prepare(str(tmp_path), ())
     check.run()
-    assert os.listdir(tmp_path) == [ACCESS_TOKEN]
-    (tmp_path / ACCESS_TOKEN).write_text("of another run")
+    assert os.listdir(tmp_path) == [check.file]
+    (tmp_path / check.file).rename(tmp_path / "of another run")
     with pytest.raises(OutputError, match=r"the node \S+ has another folder at .*\n  fix: mount"):
         check.run()
-    (tmp_path / ACCESS_TOKEN).unlink()  # as on a node that lacks the mount
+    (tmp_path / check.file).mkdir()  # as one that can't be read
     with pytest.raises(OutputError, match=r"the node \S+ can't use the output: .*\n  fix: give"):
         check.run()
 

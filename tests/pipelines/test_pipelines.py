@@ -365,7 +365,7 @@ def test_output_that_cannot_be_written_is_refused(capsys, tmp_path):
 
 
 def test_second_run_on_the_same_output_is_refused(capsys, tmp_path):
-    with Folder(str(tmp_path / "out/ledger")).locked():
+    with Folder(str(tmp_path / "out")).locked():
         code, text = run_and_capture(
             capsys, "curate", f"input={tmp_path}", f"output={tmp_path}/out"
         )

@@ -1,0 +1,254 @@
+"""A lease on an output in S3, by which only one run at a time writes to it.
+
+The lease is an object that its holder renews, by conditional requests alone. A process that finds
+it held waits for `EXPIRY_S` of its own monotonic clock: if it is renewed meanwhile, another run is
+at work; if not, the process takes it over. Clocks of two machines are never compared.
+
+Each holder has an epoch, one above the last, which the parts of the ledger carry in their names. A
+takeover stores which numbers the parts have by then (`cuts`): parts of an older epoch with later
+numbers do not count, so that a paused process which continues changes no table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import urllib.parse
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from curation.json_text import parse_object
+from curation.stage import OutputError
+
+LEASE = "lease.json"  # in the folder ledger/
+RENEWAL_INTERVAL_S = 5.0
+EXPIRY_S = 30.0  # without a renewal for so long, another process may take the lease over
+REQUEST_TIMEOUT_S = 5.0
+NOT_APART = "two runs at once on this output are not kept apart: start only one"
+
+Cut = dict[
+    str, Any
+]  # epoch; parts: table -> first number of a part that an older epoch may not use
+
+
+class LeaseLost(OutputError):
+    """Another run has taken the output over."""
+
+
+class _ConditionFailed(Exception):
+    """The object is not the one that the condition names."""
+
+
+class _Object:
+    """An object in S3 that is written only under conditions."""
+
+    def __init__(self, bucket: str, key: str, options: str) -> None:
+        """options: of the URL, as pyarrow knows them. Raises ImportError without boto3."""
+        import boto3
+        from botocore.config import Config
+
+        given = dict(urllib.parse.parse_qsl(options))
+        endpoint = given.get("endpoint_override")
+        if endpoint and "://" not in endpoint:
+            endpoint = f"{given.get('scheme', 'https')}://{endpoint}"
+        own_server = endpoint or "AWS_ENDPOINT_URL" in os.environ
+        config = Config(
+            connect_timeout=REQUEST_TIMEOUT_S,
+            read_timeout=REQUEST_TIMEOUT_S,
+            retries={"total_max_attempts": 2},
+            s3={"addressing_style": "path" if own_server else "auto"},
+        )
+        self._client = boto3.client(
+            "s3", endpoint_url=endpoint, region_name=given.get("region"), config=config
+        )
+        self._place = {"Bucket": bucket, "Key": key}
+        self.url = f"s3://{bucket}/{key}"
+
+    def read(self) -> tuple[str, dict[str, Any]] | None:
+        """Returns the ETag and the content; None where there is none. Raises OutputError."""
+        with self._errors("read"):
+            try:
+                found = self._client.get_object(**self._place)
+                return found["ETag"], parse_object(found["Body"].read())
+            except self._client.exceptions.NoSuchKey:
+                return None
+            except ValueError as error:
+                raise OutputError(
+                    f"{self.url} is damaged: {error}\n  fix: delete it where no run writes"
+                ) from None
+
+    def write(self, content: dict[str, Any], etag: str | None) -> str:
+        """Returns the new ETag. etag: of the present object; None: there must be none. Raises
+        _ConditionFailed, OutputError."""
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        with self._errors("write"):
+            body = json.dumps(content, indent=1).encode()
+            return self._client.put_object(**self._place, Body=body, **condition)["ETag"]
+
+    @contextmanager
+    def _errors(self, action: str) -> Iterator[None]:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except ClientError as error:
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if action == "write" and status in (404, 412):
+                raise _ConditionFailed from None
+            raise OutputError(f"can't {action} {self.url}: {error}") from None
+        except BotoCoreError as error:
+            raise OutputError(f"can't {action} {self.url}: {error}") from None
+
+
+class Lease:
+    """The lease while this process holds it."""
+
+    def __init__(self, store: _Object, etag: str | None, epoch: int, cuts: list[Cut]) -> None:
+        """Takes the lease: of an object with this ETag, None of no object. Raises OutputError."""
+        self.epoch, self.cuts = epoch, cuts
+        self.is_lost = False
+        self._store, self._etag = store, etag
+        self._nonce, self._renewals = uuid.uuid4().hex, 0
+        self._holder: str | None = f"process {os.getpid()} on {socket.gethostname()}"
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        try:
+            self._write()
+        except _ConditionFailed:
+            raise OutputError(f"another run has just taken {store.url}; wait for it") from None
+
+    def conditions_hold(self) -> bool:
+        """Whether the server refuses a write whose condition fails. Some ignore conditions."""
+        try:
+            self._etag = self._store.write(self._content(), None)
+        except _ConditionFailed:
+            return True
+        return False
+
+    def check(self) -> None:
+        """Before a write to the output. Raises LeaseLost, and OutputError where the store fails."""
+        if self.is_lost:
+            raise self._error()
+        if _clock() - self._confirmed_s > 2 * RENEWAL_INTERVAL_S:
+            try:
+                self.renew()
+            except LeaseLost:
+                self._ended.set()  # the thread need not interrupt
+                raise
+
+    def renew(self) -> None:
+        """Raises LeaseLost, and OutputError where the store fails."""
+        with self._lock:
+            if self.is_lost:
+                raise self._error()
+            try:
+                self._write()
+            except _ConditionFailed:
+                found = self._store.read()
+                # The answer to an earlier renewal may be lost while its write is not.
+                self.is_lost = found is None or found[1]["nonce"] != self._nonce
+                if self.is_lost or found is None:
+                    raise self._error() from None
+                self._etag = found[0]
+
+    def keep_renewed(self) -> None:
+        """Renews the lease in a thread. If it is lost, the main thread gets a KeyboardInterrupt."""
+        self._thread.start()
+
+    def release(self) -> None:
+        """Ends the renewals. The next process need not wait."""
+        self._ended.set()
+        self._thread.join()
+        self._holder = None
+        if not self.is_lost:
+            self.renew()
+
+    def _keep(self) -> None:
+        while not self._ended.wait(RENEWAL_INTERVAL_S):
+            try:
+                self.renew()
+            except LeaseLost:
+                if not self._ended.is_set():
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                return
+            except OutputError:
+                pass  # the next renewal may succeed; `check` stops the writes meanwhile
+
+    def _write(self) -> None:
+        self._renewals += 1
+        started_s = _clock()
+        self._etag = self._store.write(self._content(), self._etag)
+        self._confirmed_s = started_s
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "holder": self._holder,
+            "nonce": self._nonce,
+            "renewals": f"{self._renewals:012d}",  # of one length: a read meanwhile is not cut off
+            "cuts": self.cuts,
+        }
+
+    def _error(self) -> LeaseLost:
+        return LeaseLost(
+            f"another run has taken over this output, or it was removed: {self._store.url} was not "
+            "renewed in time; this run stops"
+        )
+
+
+def take_lease(
+    url_parts: tuple[str, str, str],
+    next_parts: Callable[[], dict[str, int]],
+    report: Callable[[str], None],
+) -> Lease | None:
+    """url_parts: bucket, key and options. next_parts: returns `parts` of a cut. report: prints a
+    line. Returns None, with a line, where the runs can't be kept apart. Raises OutputError where
+    another run holds the lease."""
+    try:
+        store = _Object(*url_parts)
+    except ImportError:
+        report(f"boto3 is not installed: {NOT_APART}, or install the extra s3")
+        return None
+    found = store.read()
+    if found is None:
+        lease = Lease(store, None, 1, [])
+    else:
+        etag, content = found
+        cuts = content["cuts"]
+        if content["holder"] is not None and _is_renewed(store, etag, content, report):
+            raise OutputError(
+                f"another run is writing to {store.url}: {content['holder']}; wait for it"
+            )
+        if content["holder"] is not None:
+            cuts = [*cuts, {"epoch": content["epoch"] + 1, "parts": next_parts()}]
+        lease = Lease(store, etag, content["epoch"] + 1, cuts)
+    if not lease.conditions_hold():
+        report(f"the server of {store.url} ignores If-None-Match: {NOT_APART}")
+    lease.keep_renewed()
+    return lease
+
+
+def _is_renewed(
+    store: _Object, etag: str, content: dict[str, Any], report: Callable[[str], None]
+) -> bool:
+    """Waits for at most EXPIRY_S for a renewal."""
+    report(f"{content['holder']} holds this output: waiting {EXPIRY_S:g} s for a sign of it")
+    until_s = _clock() + EXPIRY_S
+    while (left_s := until_s - _clock()) > 0:
+        time.sleep(min(left_s, RENEWAL_INTERVAL_S / 2))
+        found = store.read()
+        if found is None or found[0] != etag:
+            return True
+    return False
+
+
+def _clock() -> float:
+    """Seconds that also pass while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

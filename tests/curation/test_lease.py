@@ -1,0 +1,192 @@
+"""Two runs at once on an output in S3 are kept apart."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from curation import lease
+from curation.lease import LEASE, LeaseLost
+from curation.ledger import Ledger, next_part_numbers
+from curation.stage import OutputError
+from curation.storage import Folder
+from tests.support.lease_holder import EXPIRY_S, SCHEMA, shorten_times
+from tests.support.paths import REPOSITORY
+from tests.support.s3_server import s3_bucket
+
+
+@pytest.fixture(scope="module")
+def options():
+    with s3_bucket() as (_, options):
+        yield options
+
+
+@pytest.fixture
+def url(options, request, monkeypatch):
+    for name in ("RENEWAL_INTERVAL_S", "EXPIRY_S"):
+        monkeypatch.setattr(lease, name, getattr(lease, name))  # restored after the test
+    shorten_times()
+    return f"s3://bucket/{abs(hash(request.node.name))}?{options}"
+
+
+def lock(out, report=lambda _: None):
+    return out.locked(lambda: next_part_numbers(out / "ledger"), report)
+
+
+def videos(out):
+    return Ledger(out / "ledger", "videos", SCHEMA, "video")
+
+
+def rows(out):
+    return videos(out).read()["video"].to_pylist()
+
+
+@pytest.fixture
+def holder(url):
+    """A process that holds the lease and has written rows."""
+    command = [sys.executable, "-m", "tests.support.lease_holder", url]
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    ) as process:
+        for _ in range(3):
+            assert process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_second_run_is_refused_while_the_first_renews_its_lease(url):
+    lines = []
+    with (
+        lock(Folder(url)),
+        pytest.raises(OutputError, match="another run is writing to s3://"),
+        lock(Folder(url), lines.append),
+    ):
+        pass
+    assert [line.partition(":")[2] for line in lines] == [" waiting 1.5 s for a sign of it"]
+    started_s = time.monotonic()
+    with lock(Folder(url)) as _:
+        assert time.monotonic() - started_s < EXPIRY_S / 2  # the first run has released it
+
+
+def test_of_two_runs_that_start_at_once_one_is_refused(url):
+    results = []
+    both = threading.Barrier(2)
+
+    def run():
+        both.wait()
+        try:
+            with lock(Folder(url)):
+                time.sleep(3 * EXPIRY_S)
+                results.append("ran")
+        except OutputError:
+            results.append("refused")
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == ["ran", "refused"]
+
+
+def test_stopped_run_that_continues_after_a_takeover_changes_nothing(url, holder):
+    os.kill(holder.pid, signal.SIGSTOP)
+    out = Folder(url)
+    before = rows(out)
+    assert len(before) >= 3
+    with lock(out):
+        videos(out).append([{"video": "of the second run"}])
+        os.kill(holder.pid, signal.SIGCONT)
+        _, errors = holder.communicate(timeout=20)
+        assert holder.returncode == 1
+        assert errors.splitlines()[-1].startswith("LeaseLost: another run has taken over this")
+        assert "Traceback" not in errors
+        assert rows(out) == sorted([*before, "of the second run"])
+    assert rows(Folder(url)) == sorted([*before, "of the second run"])
+
+
+def test_killed_run_is_followed_by_another_without_loss(url, holder):
+    holder.kill()
+    holder.communicate()
+    before = rows(Folder(url))
+    with lock(Folder(url)):
+        pass
+    assert rows(Folder(url)) == before
+
+
+def test_parts_of_an_older_epoch_that_appear_after_a_takeover_do_not_count(url):
+    first = Folder(url)
+    with lock(first):
+        table = videos(first)
+        table.append([{"video": "a"}])
+        stale = first.lease
+        stale._ended.set()  # renews no more, as a paused process
+        stale._thread.join()
+        second = Folder(url)
+        with lock(second):
+            # a write that began before the pause: no check can stop it
+            (first / "ledger").lease.check = lambda: None
+            table.append([{"video": "late"}])
+            Ledger(first / "ledger", "captions/new", SCHEMA, "video").append([{"video": "late"}])
+            assert rows(second) == ["a"]
+            for n in range(70):
+                videos(second).append([{"video": f"b{n:02}"}])
+            table.append([{"video": "late"}])
+            videos(second).compact()
+            assert rows(second) == ["a", *(f"b{n:02}" for n in range(70))]
+        del stale.check
+        with pytest.raises(LeaseLost):
+            stale.renew()
+    reader = Folder(url)
+    known = rows(reader)
+    assert known == ["a", *(f"b{n:02}" for n in range(70))]
+    assert Ledger(reader / "ledger", "captions/new", SCHEMA, "video").read().num_rows == 0
+    # a run without a lease, as without boto3, has the last epoch: its parts count
+    videos(reader).append([{"video": "c"}])
+    assert rows(Folder(url)) == [*known, "c"]
+
+
+def test_renewal_whose_answer_was_lost_keeps_the_lease(url):
+    out = Folder(url)
+    with lock(out):
+        held = out.lease
+        with held._lock:
+            held._store.write(held._content(), held._etag)  # done, and its ETag never arrived
+        held.renew()
+        held.check()
+        assert not held.is_lost
+
+
+def test_run_stops_when_its_lease_is_removed_with_the_output(url):
+    out = Folder(url)
+
+    def run():
+        with lock(out):
+            Folder(url).delete(f"ledger/{LEASE}")
+            time.sleep(20)  # interrupted
+
+    with pytest.raises(LeaseLost):
+        run()
+
+
+def test_runs_that_cannot_be_kept_apart_are_one_line(url, monkeypatch):
+    lines = []
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with lock(Folder(url), lines.append):
+        assert not Folder(url).exists(f"ledger/{LEASE}")
+    assert lines == [
+        "boto3 is not installed: two runs at once on this output are not kept apart: start only "
+        "one, or install the extra s3"
+    ]
+    lines.clear()
+    with lock(Folder("gs://anonymous@bucket/out"), lines.append):
+        pass
+    assert lines == [
+        "gs://anonymous@bucket/out: two runs at once on this output are not kept apart: start only "
+        "one"
+    ]
