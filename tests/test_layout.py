@@ -19,7 +19,13 @@ FOLDERS = ("curation", "stages", "pipelines", "training")
 OURS = {*FOLDERS, "benchmarks", "tests"}
 # the trainer and the pipelines share data on disk, and what reads it
 TRAINING_MAY_IMPORT = {
-    *("curation.atomic", "curation.cli", "curation.config", "curation.errors"),
+    *(
+        "curation.atomic",
+        "curation.checksums",
+        "curation.cli",
+        "curation.config",
+        "curation.errors",
+    ),
     *("curation.json_text", "curation.measures", "curation.orientation", "curation.progress"),
     *("curation.records", "curation.torchvision_fix", "training"),
 }

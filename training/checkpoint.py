@@ -2,6 +2,7 @@
 
 step-00000300/     state.json: step, settings and the other data that are not tensors
                    *.distcp, .metadata: tensors in PyTorch's distributed format, from all ranks
+                   *.sha256: hashes of the other files, which `sha256sum -c` can check too
 best               a link to the checkpoint with the lowest validation loss
 
 The number of processes may differ between writing and reading. Several processes need a shared file
@@ -15,7 +16,8 @@ import json
 import pickle
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,17 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+from torch.futures import Future
 
+from curation.atomic import sync_folder, write_atomic
+from curation.checksums import changed_files, file_sha256, format_checksums, parse_checksums
 from curation.errors import UserError
 from curation.json_text import parse_object
 
-FORMAT = 2
+FORMAT, WITHOUT_HASHES = 3, 2
 STATE_FILE = "state.json"
+MAX_HASHING_THREADS = 8  # of one rank
 # the classes that .metadata consists of; unpickling calls no others
 SAFE_CLASSES = {
     "torch.distributed.checkpoint.metadata": {
@@ -82,10 +89,11 @@ def save(
         if is_first:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
-            (part / STATE_FILE).write_text(json.dumps({"format": FORMAT, **state}))
+            write_atomic(part / STATE_FILE, json.dumps({"format": FORMAT, **state}), durable=True)
         with warnings.catch_warnings():  # of having one process only
             warnings.simplefilter("ignore", UserWarning)
             dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(part, overwrite=True))
+        _write_hashes(part)
     except (OSError, RuntimeError, CheckpointException) as error:
         # PyTorch's message for a full disk does not mention the disk
         free = f"{shutil.disk_usage(part).free / 1e9:.2f} GB free there; " if part.is_dir() else ""
@@ -94,13 +102,55 @@ def save(
         raise CheckpointError(
             f"{path}: {_reason(error)}; {free}the last good checkpoint: {last[0]}"
         ) from error
+    if dist.is_initialized():
+        dist.barrier()  # all ranks have written their hashes
     if is_first:
         shutil.rmtree(path, ignore_errors=True)
         part.replace(path)
+        sync_folder(path.parent)
         _delete_old(path, keep, best)
     if dist.is_initialized():
         dist.barrier()
     return path
+
+
+def _rank_and_world_size() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _write_hashes(folder: Path) -> None:
+    """Writes rank-N.sha256: the hashes of the files that this rank N wrote."""
+    rank, _ = _rank_and_world_size()
+    names = [path.name for path in folder.glob(f"__{rank}_*.distcp")]
+    if rank == 0:
+        names += [STATE_FILE, ".metadata"]
+    found = _hash_files(folder, names)
+    lines = format_checksums({name: sha256 for name, sha256 in found.items() if sha256})
+    write_atomic(folder / f"rank-{rank}.sha256", lines, durable=True)
+
+
+def _check_hashes(folder: Path, names: Collection[str] = ()) -> None:
+    """Of the named files; else of this rank's share of them all. Raises ValueError, OSError."""
+    hashes: dict[str, str] = {}
+    for path in sorted(folder.glob("rank-*.sha256")):
+        hashes |= parse_checksums(path.read_bytes())
+    if not hashes:
+        if parse_object((folder / STATE_FILE).read_bytes()).get("format") == WITHOUT_HASHES:
+            return
+        raise ValueError("it has no hashes: rank-*.sha256")
+    rank, ranks = _rank_and_world_size()
+    there = {path.name for path in folder.iterdir() if path.suffix != ".sha256"}
+    chosen = sorted(names or there | hashes.keys())
+    share = chosen if names else chosen[rank::ranks]
+    found = _hash_files(folder, share)
+    for name, what in changed_files({n: hashes.get(n) for n in share}, found.get).items():
+        raise ValueError(f"{name} {what}")
+
+
+def _hash_files(folder: Path, names: Sequence[str]) -> dict[str, str | None]:
+    with ThreadPoolExecutor(MAX_HASHING_THREADS) as pool:
+        hashes = pool.map(lambda name: file_sha256(folder / name), names)
+        return dict(zip(names, hashes, strict=True))
 
 
 def _delete_old(path: Path, keep: int, best: bool) -> None:
@@ -134,8 +184,12 @@ def read_state(path: str | Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
-    if state.get("format") != FORMAT:
+    if state.get("format") not in (FORMAT, WITHOUT_HASHES):
         raise CheckpointError(f"{path}: not a checkpoint of training.train in format {FORMAT}")
+    try:
+        _check_hashes(Path(path), [STATE_FILE])
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
     return state
 
 
@@ -191,7 +245,12 @@ class _SafeUnpickler(pickle.Unpickler):
 
 
 class _Reader(dcp.FileSystemReader):
-    """FileSystemReader, but .metadata may name SAFE_CLASSES only: PyTorch's calls what it names."""
+    """FileSystemReader, but .metadata may name SAFE_CLASSES only: PyTorch's calls what it names.
+    The ranks share the work of checking the hashes of all files."""
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        _check_hashes(Path(self.path))
+        return super().read_data(plan, planner)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         metadata = _SafeUnpickler(io.BytesIO(Path(self.path, ".metadata").read_bytes())).load()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from curation.atomic import TEMPORARY
+from curation.checksums import changed_files
 from curation.isolate import Isolated
 from curation.json_text import parse_object
 from curation.stage import (
@@ -182,18 +183,13 @@ def _earlier_receipt(out: Folder, clip_id: str, signature: str) -> dict[str, Any
     return receipt
 
 
-def mp4_errors(out: Folder, clip_id: str, receipt: dict[str, Any]) -> list[str]:
-    """Returns what is wrong with the mp4s of an extracted clip."""
+def mp4_errors(out: Folder, clip_id: str, receipt: dict[str, Any]) -> dict[str, str]:
+    """Returns mp4 -> what is wrong with it, of an extracted clip."""
     expected = {_mp4_name(clip_id): receipt.get("sha256")}
     presto = receipt.get("presto") or {}
     if "path" in presto:
         expected[f"presto/{presto['path']}"] = presto.get("sha256")
-    found = {name: out.sha256(name) for name in expected}
-    return [
-        f"{name} is {'missing' if found[name] is None else 'not the file that was written'}"
-        for name, sha256 in expected.items()
-        if sha256 is None or found[name] != sha256
-    ]
+    return changed_files(expected, out.sha256)
 
 
 def _mp4_name(clip_id: str) -> str:

@@ -1,6 +1,9 @@
 """Checkpoints on disk."""
 
 import pickle
+import random
+import shutil
+import subprocess
 
 import pytest
 
@@ -72,3 +75,38 @@ def test_a_damaged_checkpoint_is_reported_and_code_in_it_does_not_run(tmp_path):
             checkpoint.read_state(path)
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         checkpoint.read_state(tmp_path / "none")
+
+
+def test_flipped_bit_or_missing_file_is_found_when_a_checkpoint_is_read(tmp_path):
+    good = save(tmp_path / "good", 1)
+    files = sorted(path.name for path in good.iterdir())
+    assert files == [".metadata", "__0_0.distcp", "rank-0.sha256", "state.json"]
+    assert (
+        subprocess.run(["sha256sum", "-c", "rank-0.sha256"], cwd=good, check=False).returncode == 0
+    )
+    rng = random.Random(0)
+    for number in range(60):
+        bad = tmp_path / f"bad{number}"
+        shutil.copytree(good, bad)
+        file = bad / files[number % 4]
+        data = bytearray(file.read_bytes())
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        file.write_bytes(data)
+        with pytest.raises(CheckpointError, match=r"damaged|not a checkpoint"):
+            checkpoint.read_state(bad), checkpoint.read_tensors(bad)
+    for name in files:
+        bad = tmp_path / f"no{name}"
+        shutil.copytree(good, bad)
+        (bad / name).unlink()
+        with pytest.raises(CheckpointError, match=r"damaged|no such checkpoint"):
+            checkpoint.read_state(bad), checkpoint.read_tensors(bad)
+    assert checkpoint.read_state(good)["step"] == 1
+
+
+def test_checkpoint_of_an_older_version_without_hashes_is_read(tmp_path):
+    path = save(tmp_path, 1)
+    (path / "rank-0.sha256").unlink()
+    state = (path / "state.json").read_text()
+    (path / "state.json").write_text(state.replace('"format": 3', '"format": 2'))
+    assert checkpoint.read_state(path)["step"] == 1
+    assert len(checkpoint.read_tensors(path)["x"]) == 1000
