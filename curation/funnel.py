@@ -53,6 +53,8 @@ OTHER_RULES = {
     "duplicate of ": "duplicate",
     "shows the same as ": "semantic_similarity",
     "embeddings not measured": "semantic_similarity",
+    "outside where": "where",
+    "limit: ": "limit",
     "caption repeated": "max_equal_captions",
     "caption": "caption_check",
 }

@@ -27,6 +27,7 @@ from curation.stage import PlanError, Row, check_plan
 from curation.storage import Folder, is_url, local_path
 from pipelines import score, select
 from pipelines.settings import Settings, main
+from pipelines.subset import inside_where, reads_captions
 from stages.captioning.vlm import VlmCaptioner
 from stages.selection.clip_selection import select_clips
 from stages.selection.semantic_duplicates import mean_embeddings
@@ -167,12 +168,15 @@ def _select(settings: Settings, rows: list[Row]) -> set[str]:
     clips = flatten_clips(videos)
     vectors = [embedding for row in rows for embedding in row.get("embeddings", [])]
     embeddings = pa.Table.from_pylist(vectors, records.schema(records.EMBEDDING))
+    where = settings.select.where
+    by_caption = where is not None and reads_captions(where)  # no captions in a trial
     chosen = select_clips(
         clips,
         settings.select.policy,
         semantic_similarity=settings.select.semantic_similarity,
         embeddings=mean_embeddings([embeddings], clips["clip_id"]),
         seed=settings.select.seed,
+        inside=None if by_caption else inside_where(settings.select, clips),
     )
     for row in rows:
         if row["error"] is None and scored[row["sha256"]] is not row:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,7 +23,8 @@ from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines.outdated import OutdatedShards, compare_with_shards, record_outdated
 from pipelines.publish import publish, read_tables, recorded_config
-from pipelines.settings import ScoreSettings, Settings, main
+from pipelines.settings import ScoreSettings, SelectSettings, Settings, main
+from pipelines.subset import EMBEDDINGS, check_subset, inside_where, reads_captions, with_captions
 from pipelines.tables import (
     CLIPS,
     SELECTION,
@@ -30,10 +32,17 @@ from pipelines.tables import (
     read_clips,
     read_embeddings,
     recorded_policy,
+    rows_of,
     videos_ledger,
 )
 from stages.report.difference import COMPARED, compare_clips, format_difference
-from stages.selection.clip_selection import apply_caption_rules, select_clips
+from stages.selection.clip_selection import (
+    OUTSIDE_BY_CAPTION,
+    apply_caption_rules,
+    reject_clips,
+    select_clips,
+)
+from stages.selection.subset import column_groups, embedding_groups, limit_clips
 
 SCORES_WITHOUT_MODEL = tuple(c.name for c in records.SCORES if not c.model)
 
@@ -49,7 +58,8 @@ def costly_scores(settings: ScoreSettings) -> dict[str, str]:
 
 
 def check(settings: Settings, out: Folder, will_score: bool = False) -> None:
-    """Raises PlanError for a policy that needs scores which the ledger does not have.
+    """Raises PlanError for a policy that needs scores which the ledger does not have, SqlError and
+    ConfigError for a subset that can't be formed.
 
     will_score: `score` runs before; the scores that its settings add count too.
     """
@@ -63,6 +73,7 @@ def check(settings: Settings, out: Folder, will_score: bool = False) -> None:
             "  fix: run pipelines.score with score.models.clip.weights (docs/models.md), which "
             "decodes no video again, or set select.semantic_similarity=null"
         )
+    check_subset(settings.select, "richness_clip_l14" in by_models)
     recorded = recorded_settings(out / "ledger", "videos")
     if recorded is not None:
         prefilter = recorded_policy(recorded["decode"]["prefilter"])
@@ -80,9 +91,14 @@ def _scores_by_models(settings: Settings, out: Folder, will_score: bool) -> set[
 
 
 def make_selection(settings: Settings, out: Folder, clips: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The selection of all clips (`read_clips`), and the captions that it depends on."""
+    """The selection of all clips (`read_clips`), and the captions that it depends on.
+
+    select.limit counts before captions are written: a drawn clip that a rule on captions rejects is
+    not replaced. Where select.where reads captions, it counts once every kept clip has some.
+    """
     chosen = settings.select
     needs_embeddings = chosen.semantic_similarity is not None
+    by_caption = chosen.where is not None and reads_captions(chosen.where)
     selection = select_clips(
         clips,
         chosen.policy,
@@ -90,10 +106,36 @@ def make_selection(settings: Settings, out: Folder, clips: pa.Table) -> tuple[pa
         embeddings=read_embeddings(out, clips["clip_id"]) if needs_embeddings else None,
         seed=chosen.seed,
         validation_share=chosen.validation_share,
+        inside=None if by_caption else inside_where(chosen, clips),
     )
+    if not by_caption:
+        selection = _limit(chosen, out, selection, clips)
     captions = captions_ledger(out, settings.caption.set_name).read()
-    limit = chosen.max_equal_captions
-    return apply_caption_rules(selection, captions, chosen.policy, limit), captions
+    most = chosen.max_equal_captions
+    selection = apply_caption_rules(selection, captions, chosen.policy, most)
+    if by_caption:
+        captioned = rows_of(clips["clip_id"], captions, "clip_id")
+        is_kept = pc.equal(selection["status"], "kept")
+        inside = inside_where(chosen, with_captions(clips, captioned))
+        has_text = pc.is_valid(captioned["caption"])
+        is_outside = pc.and_(pc.and_(is_kept, has_text), pc.invert(pc.fill_null(inside, False)))
+        rows = np.flatnonzero(is_outside.to_numpy())
+        selection = reject_clips(selection, rows, OUTSIDE_BY_CAPTION)
+        if not pc.any(pc.and_(is_kept, pc.is_null(captioned["clip_id"]))).as_py():
+            selection = _limit(chosen, out, selection, clips)
+    return selection, captions
+
+
+def _limit(chosen: SelectSettings, out: Folder, selection: pa.Table, clips: pa.Table) -> pa.Table:
+    """The selection with at most select.limit kept clips."""
+    if chosen.limit is None:
+        return selection
+    groups = None
+    if chosen.balance == EMBEDDINGS:
+        groups = embedding_groups(read_embeddings(out, clips["clip_id"]), chosen.seed)
+    elif chosen.balance is not None:
+        groups = column_groups(clips[chosen.balance])
+    return limit_clips(selection, chosen.limit, chosen.seed, groups)
 
 
 def run(settings: Settings, out: Folder, _: Cluster | None = None) -> OutdatedShards | None:

@@ -16,6 +16,7 @@ from pydantic import StringConstraints
 
 from curation import config
 from curation.cli import Arguments, run_command
+from curation.config import ConfigError
 from curation.ledger import next_part_numbers
 from curation.policy import Policy
 from curation.runner.cluster import Cluster
@@ -57,7 +58,17 @@ class SelectSettings:
     # clips that may have the same caption; more of them are all rejected; null: any number
     max_equal_captions: Annotated[int, Ge(1)] | None = 20
     validation_share: Annotated[float, Ge(0), Le(0.5)] = 0.05  # of the source videos
-    seed: Annotated[int, Ge(0)] = 0  # of the split
+    # a condition in SQL on the columns of a clip: "motion_dis > 3 AND caption ILIKE '%dog%'"
+    where: str | None = None
+    limit: Annotated[int, Ge(1)] | None = None  # clips that are kept, drawn at random
+    # a column, of whose values or ranges the limit keeps equal numbers; `embeddings`: of clips
+    # that look different
+    balance: str | None = None
+    seed: Annotated[int, Ge(0)] = 0  # of the split and of the clips drawn
+
+    def __post_init__(self) -> None:
+        if self.balance is not None and self.limit is None:
+            raise ConfigError("balance: expected a limit with it, as in select.limit=1000")
 
 
 @dataclass

@@ -26,6 +26,8 @@ from stages.selection.near_duplicates import (
 from stages.selection.semantic_duplicates import find_semantic_duplicates
 
 SCHEMA = records.schema(records.SELECTION)
+OUTSIDE = "outside where"
+OUTSIDE_BY_CAPTION = "outside where, by its caption"
 RANK_COLUMNS = ("clip_id", "width", "height", "duration_s", "sharpness", "packet_bytes")
 
 
@@ -37,6 +39,7 @@ def select_clips(
     embeddings: np.ndarray | None = None,
     seed: int = 0,
     validation_share: float = 0.05,
+    inside: pa.ChunkedArray | None = None,
 ) -> pa.Table:
     """A row of records.SELECTION per clip, in order of clip_id.
 
@@ -53,6 +56,10 @@ def select_clips(
     codes = clips["fingerprint"].cast(pa.large_binary())  # binary's offsets end at 2 GB
     clips = clips.select([c for c in dict.fromkeys(needed) if c in clips.column_names]).take(order)
     reasons = decide_table(clips, policy.without(CAPTION_SCORES))
+    if inside is not None:
+        is_outside = pc.invert(pc.fill_null(inside, False)).take(order)
+        outside = np.flatnonzero(is_outside.to_numpy())
+        reasons = _append_reasons(reasons, outside, np.full(len(outside), OUTSIDE))
     passed = np.flatnonzero(pc.list_value_length(reasons).to_numpy() == 0)
     passing = clips.take(pa.array(passed))
     source = _sorted_index(passing["sha256"])
@@ -113,6 +120,13 @@ def apply_caption_rules(
     return _selection_table(selection["clip_id"], reasons, selection["split"])
 
 
+def reject_clips(selection: pa.Table, rows: np.ndarray, reason: str) -> pa.Table:
+    """The selection, in which the clips of these rows have one more reason against them."""
+    texts = np.full(len(rows), reason)
+    reasons = _append_reasons(selection["reasons"].combine_chunks(), rows, texts)
+    return _selection_table(selection["clip_id"], reasons, selection["split"])
+
+
 def _equal_captions(captions: pa.Table, max_clips: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows whose caption, or whose sub-captions together, more than `max_clips` rows have, and
     the reason of each. Case, punctuation and spaces do not count; failed checks are left out."""
@@ -135,7 +149,7 @@ def clips_to_caption(selection: pa.Table) -> pa.Array:
     """clip_id of the kept clips and of those rejected only for their captions: the captions of
     another captioner may pass."""
     reasons = selection["reasons"].combine_chunks()
-    about_captions = rf"^(caption|{'|'.join(CAPTION_SCORES)}) "
+    about_captions = rf"^(caption|{'|'.join(CAPTION_SCORES)}) |^{OUTSIDE_BY_CAPTION}$"
     others = pc.invert(pc.match_substring_regex(pc.list_flatten(reasons), about_captions))
     rejected = pc.unique(pc.list_parent_indices(reasons).filter(others))
     return (
@@ -177,7 +191,7 @@ def _for_validation(
     group = connected_components(source[edges], int(source.max()) + 1)[source]
     # A group's number is that of its first hash: `source` counts the hashes in sorted order.
     names = pc.unique(sha256).sort().to_pylist()
-    uniform = np.array([_uniform_hash(name, seed) for name in names])[group]
+    uniform = np.array([uniform_hash(name, seed) for name in names])[group]
     chosen = uniform < share
     groups = np.unique(uniform[kept])
     if share <= 0 or len(groups) < 2:
@@ -187,7 +201,7 @@ def _for_validation(
     return uniform < groups[-1] if chosen[kept].all() else chosen
 
 
-def _uniform_hash(name: str, seed: int) -> float:
+def uniform_hash(name: str, seed: int) -> float:
     """A number in [0, 1) from a name and a seed, the same on any machine."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
