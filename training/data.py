@@ -1,11 +1,13 @@
-"""The order of the clips in a run, a function of the seed alone, and the batches.
+"""The order of the clips in a run, a function of seed, epoch and global batch, and the batches.
 
 The samples of a run are numbered from 0. Sample `n` is clip `n % clips` of epoch `n // clips`; an
 epoch is a shuffle of all clips. The order depends neither on the reading processes nor on the
 number of ranks, and a run resumes at a sample number.
 
-Where clips have several sizes, the samples of a global batch (that of all ranks) have one size. In
-each epoch the last batch of a size is filled up with clips of that size from the same epoch.
+Where clips have several sizes, the samples of a global batch (those of one step, of all ranks) have
+one size. Each size has its own endless sequence of shuffles of its clips, which is cut into global
+batches; an epoch has as many of them as the clips of the size fill, rounded so that over the epochs
+all clips are shown equally often. So a clip is shown again only after all others of its size.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,6 +27,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from training.clips import BadData, Clip, ClipSource
+from training.config import Size
+
+ORDER_OF_SIZES = 2  # the version of the order of clips of several sizes
 
 
 @dataclass(frozen=True)
@@ -45,40 +51,83 @@ class Batch:
 
 @dataclass(frozen=True)
 class LocalBatch:
-    """Which samples of each global batch this process takes: `size` of `size * ranks`."""
+    """Which samples of a step this process takes: `size` of `size * ranks`, `accumulate` times."""
 
     size: int
     rank: int = 0
     ranks: int = 1
+    accumulate: int = 1
+
+    @property
+    def global_batch(self) -> int:
+        return self.size * self.ranks * self.accumulate
 
 
 class SampleOrder:
     """Sample number -> index of the clip, for any number."""
 
     def __init__(self, source: ClipSource, seed: int, global_batch: int):
-        """global_batch: samples that are processed at the same time, on all ranks."""
-        clips = len(source.clip_ids)
-        self.sizes = np.asarray(getattr(source, "size_indices", np.zeros(clips)))
-        self.seed, self.batch = seed, global_batch if len(set(self.sizes)) > 1 else 1
-        counts = np.unique(self.sizes, return_counts=True)[1]
-        self.epoch_length = int((-(-counts // self.batch) * self.batch).sum())  # samples
-        self._shuffled = lru_cache(maxsize=2)(self._shuffle)
+        """global_batch: samples of one step, of all ranks."""
+        sizes = np.asarray(getattr(source, "size_indices", np.zeros(len(source.clip_ids))))
+        self.by_size = [np.flatnonzero(sizes == size) for size in np.unique(sizes)]
+        self.seed, self.batch = seed, global_batch if len(self.by_size) > 1 else 1
+        self._shuffled = lru_cache(maxsize=64)(self._shuffle)
+        self._epoch = lru_cache(maxsize=2)(self._batches_of_epoch)
 
     def __getitem__(self, number: int, /) -> int:
-        epoch, position = divmod(number, self.epoch_length)
-        return int(self._shuffled(epoch)[position])
+        if len(self.by_size) == 1:
+            epoch, position = divmod(number, len(self.by_size[0]))
+            return int(self._shuffled(0, epoch)[position])
+        step, position = divmod(number, self.batch)
+        epoch = self.epoch_of(step)
+        size, batch = self._epoch(epoch)[step - self.steps_before(epoch)]
+        shuffle, position = divmod(batch * self.batch + position, len(self.by_size[size]))
+        return int(self._shuffled(size, shuffle)[position])
 
-    def _shuffle(self, epoch: int) -> np.ndarray:
+    def steps_before(self, epoch: int) -> int:
+        """Global batches of the epochs before this one."""
+        return sum(self._batches_before(size, epoch) for size in range(len(self.by_size)))
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch of a global batch."""
+        clips = sum(map(len, self.by_size))
+        epoch = max(0, (step - len(self.by_size)) * self.batch // clips)
+        while self.steps_before(epoch + 1) <= step:
+            epoch += 1
+        return epoch
+
+    def _batches_before(self, size: int, epoch: int) -> int:
+        # rounded to the nearest, half up: a size that fills half a batch is in the first epoch
+        return (2 * epoch * len(self.by_size[size]) + self.batch) // (2 * self.batch)
+
+    def _batches_of_epoch(self, epoch: int) -> list[tuple[int, int]]:
+        """(size, number of the batch in the size's sequence), shuffled."""
+        batches = [
+            (size, batch)
+            for size in range(len(self.by_size))
+            for batch in range(
+                self._batches_before(size, epoch), self._batches_before(size, epoch + 1)
+            )
+        ]
         rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-        shuffled = rng.permutation(len(self.sizes))
-        if self.batch == 1:
-            return shuffled
-        batches = []
-        for size in np.unique(self.sizes):
-            of_size = shuffled[self.sizes[shuffled] == size]
-            length = -(-len(of_size) // self.batch) * self.batch
-            batches.append(np.resize(of_size, length).reshape(-1, self.batch))
-        return rng.permutation(np.concatenate(batches)).ravel()
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def _shuffle(self, size: int, number: int) -> np.ndarray:
+        """The clips of a size, in the order of the size's shuffle of this number."""
+        key = [self.seed, number] if len(self.by_size) == 1 else [self.seed, number, size]
+        return np.random.Generator(np.random.PCG64(key)).permutation(self.by_size[size])
+
+
+def report_rare_sizes(source: ClipSource, sizes: Sequence[Size], global_batch: int) -> list[str]:
+    """A line for each size that has fewer clips than a step has samples."""
+    counts = Counter(getattr(source, "size_indices", ()))
+    return [
+        f"size {size.frames} x {size.height} x {size.width}: {counts[i]} clips, fewer than the "
+        f"{global_batch} samples of a step; one epoch in {global_batch / counts[i]:.3g} has such a "
+        f"step, which shows each of them {global_batch / counts[i]:.3g} times"
+        for i, size in enumerate(sizes)
+        if len(counts) > 1 and 0 < counts[i] < global_batch
+    ]
 
 
 def seeded_generator(*key: object, device: torch.device | str = "cpu") -> torch.Generator:
@@ -141,7 +190,7 @@ def stream_batches(
     if not len(source.clip_ids):
         raise BadData("there is no clip to train on; see the report of `make curate` for why")
     loader = DataLoader(
-        _Samples(source, SampleOrder(source, seed, local.size * local.ranks)),
+        _Samples(source, SampleOrder(source, seed, local.global_batch)),
         batch_size=local.size,
         sampler=_Numbers(first, local),
         num_workers=workers,

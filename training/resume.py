@@ -14,7 +14,7 @@ from curation.config import ConfigError
 from training import checkpoint
 from training.clips import ClipSource
 from training.config import TrainConfig
-from training.data import clip_ids_digest
+from training.data import ORDER_OF_SIZES, clip_ids_digest
 from training.log import report_recompile_limit
 from training.parallel import World, init_distributed, shard_model
 from training.text_to_video import System
@@ -79,6 +79,7 @@ def save(cfg: TrainConfig, step: int, run: Run, source: ClipSource, loss: float 
         "samples": run.samples,
         "best": run.best,
         "clips": clip_ids_digest(source),
+        "order_of_sizes": ORDER_OF_SIZES,
         "settings": config.as_dict(cfg),
     }
     checkpoint.save(cfg.run_dir, step, run_tensors(run), state, cfg.keep_checkpoints, best)
@@ -100,6 +101,8 @@ def restore(cfg: TrainConfig, run: Run, source: ClipSource) -> int:
         refused.append(f"samples a step, of all processes: {state['samples']} -> {run.samples}")
     if state["clips"] != clip_ids_digest(source):
         refused.append(f"other clips in {cfg.data.dataset}")
+    if len(cfg.system.all_sizes) > 1 and state.get("order_of_sizes") != ORDER_OF_SIZES:
+        refused.append("an older version's order of clips of several sizes")
     if refused:
         raise ConfigError(
             f"{found[-1]} belongs to another run ({'; '.join(refused)}); "

@@ -36,7 +36,13 @@ from curation.errors import UserError
 from training import checkpoint
 from training.clips import ClipSource
 from training.codecs import sample_posterior
-from training.data import Batch, LocalBatch, seeded_generator, stream_batches
+from training.data import (
+    Batch,
+    LocalBatch,
+    report_rare_sizes,
+    seeded_generator,
+    stream_batches,
+)
 from training.diffusion import denoising_loss, sample_noise, sample_timesteps
 from training.dry_run import dry_run
 from training.latent_cache import open_source
@@ -72,9 +78,11 @@ def train(
     """Returns the losses of the steps that this call makes, without those before a resumption."""
     run = build(cfg, bool(checkpoint.list_checkpoints(cfg.run_dir)), system_class)
     step = restore(cfg, run, source)
-    local = LocalBatch(cfg.batch, run.world.replica, run.world.replicas)
+    local = LocalBatch(cfg.batch, run.world.replica, run.world.replicas, cfg.accumulate)
     batches = stream_batches(source, local, cfg.seed, step * run.samples, cfg.data.workers)
     log = Log(cfg.run_dir, step, cfg.log_every, run.world)
+    for line in report_rare_sizes(source, cfg.system.all_sizes, run.samples):
+        log.print(line)
     losses = []
     while step < cfg.steps:
         values = one_step(run, batches, cfg, step)

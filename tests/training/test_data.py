@@ -17,7 +17,14 @@ from tests.support import drawn_clips
 from tests.support.drawn_clips import FRAMES, dataset, row, write_mp4
 from training.clips import BadData, ClipList, ShardedClips, nearest_size, resize_and_crop
 from training.config import DataConfig, Size, SystemConfig
-from training.data import LocalBatch, SampleOrder, clip_ids_digest, seeded_generator, stream_batches
+from training.data import (
+    LocalBatch,
+    SampleOrder,
+    clip_ids_digest,
+    report_rare_sizes,
+    seeded_generator,
+    stream_batches,
+)
 from training.latent_cache import open_source
 from training.precompute import precompute
 
@@ -252,13 +259,44 @@ class SizedClips:
         self.clip_ids = [str(i) for i in range(len(size_indices))]
 
 
-def test_a_global_batch_has_one_size_and_an_epoch_has_every_clip():
-    sizes = [0] * 7 + [1] * 3 + [2]
-    order = SampleOrder(SizedClips(sizes), seed=3, global_batch=4)
-    assert order.epoch_length == 8 + 4 + 4
-    for epoch in range(3):
-        read_samples = [order[epoch * 16 + i] for i in range(16)]
-        assert set(read_samples) == set(range(11))
-        for at in range(0, 16, 4):
-            assert len({sizes[i] for i in read_samples[at : at + 4]}) == 1
-    assert [order[i] for i in range(16)] != [order[16 + i] for i in range(16)]
+@pytest.mark.parametrize("counts", [(20, 10, 7), (7, 3, 1), (1000, 3)])
+def test_steps_have_one_size_and_all_clips_are_shown_equally_often(counts):
+    sizes = [size for size, count in enumerate(counts) for _ in range(count)]
+    order = SampleOrder(SizedClips(sizes), seed=3, global_batch=16)
+    epochs = 16 if sum(counts) < 100 else 6
+    steps = order.steps_before(epochs)
+    shown = np.array([order[i] for i in range(16 * steps)]).reshape(-1, 16)
+    of_step = np.array(sizes)[shown]
+    assert (of_step == of_step[:, :1]).all()
+    times = np.bincount(shown.ravel(), minlength=len(sizes))
+    for size in range(len(counts)):
+        of_size = times[np.array(sizes) == size]
+        assert of_size.max() - of_size.min() <= 1
+        assert abs(of_size.mean() - epochs) <= 8 / counts[size]  # half a batch
+    assert [order.epoch_of(order.steps_before(e)) for e in range(1, 4)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (1, 4), (2, 2), (2, 8), (4, 1), (4, 4)])
+def test_clips_of_several_sizes_are_the_same_for_any_ranks_and_split(ranks, accumulate):
+    sizes = [0] * 20 + [1] * 10 + [2] * 7
+    source = ClipList([drawn_clips.clip(i) for i in range(37)])
+    source.size_indices = sizes
+    alone = read_samples(source, 6, LocalBatch(16))
+    size = 16 // ranks // accumulate
+    parts = [
+        read_samples(source, 6 * accumulate, LocalBatch(size, rank, ranks, accumulate))
+        for rank in range(ranks)
+    ]
+    assert sorted(sample for part in parts for sample in part) == alone
+    resumed = read_samples(source, 4 * accumulate, LocalBatch(size, 0, ranks, accumulate), 32)
+    assert resumed == parts[0][2 * 16 // ranks :]
+
+
+def test_a_size_with_fewer_clips_than_a_step_is_reported():
+    sizes = [Size(88, 720, 1280), Size(88, 1280, 720)]
+    assert report_rare_sizes(SizedClips([0] * 500), sizes, 256) == []
+    (line,) = report_rare_sizes(SizedClips([0] * 500 + [1] * 4), sizes, 256)
+    assert line == (
+        "size 88 x 1280 x 720: 4 clips, fewer than the 256 samples of a step; one epoch in 64 has "
+        "such a step, which shows each of them 64 times"
+    )

@@ -119,11 +119,6 @@ def sampled(saved, out, prompts, sequence):
     sample_main([saved, out, prompts, "steps=2", "duration_s=2", f"sequence_ranks={sequence}"])
 
 
-def sampled_both_ways(saved, folder, prompts):
-    for sequence in (1, 2):
-        sampled(saved, str(folder / str(sequence)), prompts, sequence)
-
-
 def sampled_while_training(folder):
     run = build(cfg(folder, 1, 2))
     sample_training_clip(cfg(folder, 1, 2), 1, run, CLIPS)
@@ -135,7 +130,8 @@ def test_ranks_sample_prompts_by_turns_or_share_the_tokens_of_a_video(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"name": n, "cap": [n, "b"]}) + "\n" for n in "pqr"))
     sampled(saved, str(tmp_path / "alone"), str(path), 1)
-    on_ranks(2, sampled_both_ways, saved, tmp_path, str(path))
+    for sequence in (1, 2):
+        on_ranks(2, sampled, saved, str(tmp_path / str(sequence)), str(path), sequence)
     alone = {p.name: p.read_bytes() for p in (tmp_path / "alone").iterdir()}
     assert len(alone) == 3
     for way in ("1", "2"):
@@ -147,6 +143,36 @@ def test_during_training_each_replica_samples_another_clip(tmp_path):
     pictures = sorted((tmp_path / "samples").glob("*.png"))
     assert [p.name for p in pictures] == ["step-00000001-1.png", "step-00000001.png"]
     assert pictures[0].read_bytes() != pictures[1].read_bytes()
+
+
+SIZED = ClipList([clip(i, 4, 24, 24) for i in range(5)] + [clip(i, 4, 16, 32) for i in range(5, 8)])
+SIZED.size_indices = [0] * 5 + [1] * 3
+
+
+def trained_on_sizes(folder, steps, accumulate=1):
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    system = replace(MANY, sizes=(Size(4, 16, 32),))
+    batch = 4 // ranks // accumulate
+    one = tiny_config(
+        folder, system=system, batch=batch, accumulate=accumulate, steps=steps, save_every=2
+    )
+    return train(one, SIZED)
+
+
+def test_a_run_of_several_sizes_resumes_with_other_ranks_and_splits(tmp_path):
+    uninterrupted = trained_on_sizes(tmp_path / "one", 8)
+    parts = trained_on_sizes(tmp_path / "parts", 2, 2)
+    for ranks, steps in ((2, 4), (4, 6)):
+        parts += on_ranks(ranks, trained_on_sizes, tmp_path / "parts", steps)[0]
+    parts += trained_on_sizes(tmp_path / "parts", 8, 4)
+    assert parts == pytest.approx(uninterrupted, rel=1e-4)
+    with pytest.raises(ConfigError, match="samples a step, of all processes: 4 -> 8"):
+        on_ranks_of_twice_the_batch(tmp_path / "parts")
+
+
+def on_ranks_of_twice_the_batch(folder):
+    system = replace(MANY, sizes=(Size(4, 16, 32),))
+    train(tiny_config(folder, system=system, batch=4, accumulate=2, steps=9), SIZED)
 
 
 def test_fsdp_finds_the_tokens_in_the_text_encoder_s_output():
