@@ -242,11 +242,16 @@ class TrainConfig:
     batch: Count = 1  # samples at a time, of each process (or sequence group)
     accumulate: Count = 1  # batches per step
     sequence_ranks: Count = 1  # processes that share the tokens of one sample
+    shard_ranks: CountOrZero = 0  # processes that share the parameters (one host's); 0: all
     seed: CountOrZero = 0
     lr: Positive = 1e-4
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: PositiveOrZero = 1e-2
+    # matrices: no weight decay of norms, biases and modulation tables; all: as Presto's
+    decayed: Literal["all", "matrices"] = "all"
     warmup_steps: CountOrZero = 100  # of linear growth to `lr`
+    lr_decay: Literal["none", "cosine", "linear"] = "none"  # to 0 at `steps`
+    skip_steps: CountOrZero = 0  # at most, whose loss or gradient is no number; then the run stops
     max_norm: Positive = 1.0  # of the gradient
     ema_decay: Share01 = 0.9999  # at most; (1 + step) / (10 + step) in the first steps
     drop_all: Share01 = 0.1  # share of samples without captions, for guidance
@@ -261,6 +266,7 @@ class TrainConfig:
     validation_clips: CountOrZero = 16  # at most
     sample_every: CountOrZero = 0  # steps; 0: only at the end
     log_every: Count = 10
+    wandb: str = ""  # project at Weights & Biases, which has to be installed; "": none
     data: DataConfig = field(default_factory=DataConfig)
     system: SystemConfig = field(default_factory=SystemConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

@@ -30,7 +30,8 @@ def dry_run(cfg: TrainConfig, one_step: Step) -> None:
     with torch.device("meta"):
         parameters = sum(p.numel() for p in System(cfg.system).parameters())
     # fp32 weights, gradients, two moments, average; weights and average are unsharded at the start
-    needed, free = 1e-9 * parameters * max(20 / world.size, 8), free_memory_gb(device)
+    shards = cfg.shard_ranks or world.size
+    needed, free = 1e-9 * parameters * max(20 / shards, 8), free_memory_gb(device)
     if needed > free:
         raise ConfigError(
             f"{parameters:,} parameters take {needed:.0f} GB of one {device.type} process; "

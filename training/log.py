@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import os
 import resource
 import sys
@@ -80,15 +81,17 @@ def _print_recompile_limit(record: logging.LogRecord) -> bool:
 
 
 class Log:
-    """Writes metrics.csv, TensorBoard's files and a line per `every` steps, on the first rank only.
+    """Writes metrics.csv, TensorBoard's files and a line per `every` steps, on the first rank only;
+    with a project also to Weights & Biases.
 
     A run that resumes from a checkpoint removes the log of later steps.
     """
 
-    def __init__(self, run_dir: str | Path, step: int, every: int, world: World):
+    def __init__(self, run_dir: str | Path, step: int, every: int, world: World, project: str = ""):
         folder = Path(run_dir)
         self.path, self.every, self.device = folder / "metrics.csv", every, world.device
         self.is_first, self._peak = world.is_first, peak_flops(world.device) * world.size
+        self._wandb: Any = None
         self._restart()
         if not self.is_first:
             return
@@ -99,22 +102,26 @@ class Log:
         kept = [row for row in read_metrics(self.path) if int(row["step"]) <= step]
         self._write(kept)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        if project:
+            self._wandb = _start_wandb(project, folder)
 
     def _restart(self) -> None:
-        self._since, self._steps = time.perf_counter(), 0
+        self._since, self._steps, self._skipped = time.perf_counter(), 0, 0
         self._sums = dict.fromkeys(("loss", "wait_s", "tokens", "flops"), 0.0)
 
     def step(self, step: int, steps: int, values: dict[str, float]) -> None:
         """values: loss, gradient norm, lr, wait_s, tokens and flops of one step."""
         self._steps += 1
+        self._skipped += not math.isfinite(values["loss"])
         for name in self._sums:
-            self._sums[name] += values[name]
+            self._sums[name] += values[name] if math.isfinite(values[name]) else 0.0
         shown = {name: values[name] for name in ("loss", "norm", "lr")}
         if step % self.every == 0 or step == steps:
             synchronize(self.device)
             shown |= self._rates()
+            loss = self._sums["loss"] / max(1, self._steps - self._skipped)
             self.print(
-                f"step {step}/{steps}  loss {self._sums['loss'] / self._steps:.4f}"
+                f"step {step}/{steps}  loss {loss:.4f}"
                 f"  {shown['step_s']:.2f} s/step  {shown['tokens_per_s']:,.0f} tokens/s"
                 f"  MFU {shown['mfu']:.0%}  data wait {shown['data_wait']:.0%}"
                 f"  peak {shown['memory_gb']:.1f} GB"
@@ -141,6 +148,8 @@ class Log:
             return
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(values, step=step)
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerows((step, name, repr(v)) for name, v in values.items())
 
@@ -153,12 +162,26 @@ class Log:
     def close(self) -> None:
         if self.is_first:
             self._board.close()
+        if self._wandb:
+            self._wandb.finish()
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         with atomic_path(self.path) as part, part.open("w", newline="") as file:
             out = csv.DictWriter(file, ("step", "name", "value"))
             out.writeheader()
             out.writerows(rows)
+
+
+def _start_wandb(project: str, folder: Path) -> Any:
+    """A run at Weights & Biases, of the same name after a resumption."""
+    try:
+        import wandb
+    except ImportError:
+        raise ConfigError(
+            f"wandb is {project!r}, but the package is not installed: pip install wandb"
+        ) from None
+    name = "-".join(folder.resolve().parts[-2:])
+    return wandb.init(project=project, id=name, resume="allow", dir=str(folder))
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

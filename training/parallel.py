@@ -114,9 +114,14 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
-def shard_model(presto: Presto, text: nn.Module | None, world: World, bf16: bool) -> None:
+def shard_model(
+    presto: Presto, text: nn.Module | None, world: World, bf16: bool, shard_ranks: int = 0
+) -> None:
     """Shards the parameters over all ranks, block by block, and the tokens of each sample over its
     sequence group. Does nothing without torchrun.
+
+    shard_ranks: parameters are sharded over groups of so many consecutive ranks, and each group has
+    them all (HSDP); 0: one group.
 
     Parameters, reduced gradients and the optimizer's state stay fp32; with `bf16` the parameters
     are gathered in bf16. presto and text: initialized to the same values on every rank.
@@ -124,7 +129,14 @@ def shard_model(presto: Presto, text: nn.Module | None, world: World, bf16: bool
     if not world.is_distributed:
         return
     shard_tokens(presto, world)
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    if shard_ranks and world.size % shard_ranks:
+        raise ConfigError(
+            f"shard_ranks is {shard_ranks}, torchrun started {world.size} processes: expected a "
+            "multiple of it"
+        )
+    groups = (world.size // shard_ranks, shard_ranks) if shard_ranks else (world.size,)
+    names = ("replicate", "shard")[-len(groups) :]
+    mesh = init_device_mesh(world.device.type, groups, mesh_dim_names=names)
     # inputs are not cast: timesteps and positions need fp32; autocast casts for the products
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None,

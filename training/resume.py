@@ -16,6 +16,7 @@ from training.clips import ClipSource
 from training.config import TrainConfig
 from training.data import ORDER_OF_SIZES, clip_ids_digest
 from training.log import report_recompile_limit
+from training.optimizer import build_optimizer
 from training.parallel import World, init_distributed, shard_model
 from training.text_to_video import System
 from training.weights import load_weights
@@ -27,10 +28,11 @@ class Run:
 
     system: System
     ema: System  # with averaged weights
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     world: World
     samples: int  # per step, of all processes
     best: float = float("inf")  # validation loss
+    skipped: int = 0  # steps
 
 
 def build(cfg: TrainConfig, resumed: bool = False, system_class: type[System] = System) -> Run:
@@ -47,12 +49,10 @@ def build(cfg: TrainConfig, resumed: bool = False, system_class: type[System] = 
         report_recompile_limit()
         system.presto.compile_blocks()
     for one in (system, ema):
-        shard_model(one.presto, one.trained_text_encoder, world, cfg.precision == "bf16")
-    optimizer = torch.optim.AdamW(
-        system.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay
-    )
+        bf16 = cfg.precision == "bf16"
+        shard_model(one.presto, one.trained_text_encoder, world, bf16, cfg.shard_ranks)
     samples = cfg.batch * cfg.accumulate * world.replicas
-    return Run(system, ema, optimizer, world, samples)
+    return Run(system, ema, build_optimizer(cfg, system), world, samples)
 
 
 def initial_system(
@@ -78,6 +78,7 @@ def save(cfg: TrainConfig, step: int, run: Run, source: ClipSource, loss: float 
         "step": step,
         "samples": run.samples,
         "best": run.best,
+        "skipped": run.skipped,
         "clips": clip_ids_digest(source),
         "order_of_sizes": ORDER_OF_SIZES,
         "settings": config.as_dict(cfg),
@@ -109,7 +110,7 @@ def restore(cfg: TrainConfig, run: Run, source: ClipSource) -> int:
             "undo that, or give a new run_dir"
         )
     checkpoint.load_tensors(found[-1], run_tensors(run))
-    run.best = state["best"]
+    run.best, run.skipped = state["best"], state.get("skipped", 0)
     if run.world.is_first:
         print(f"resumes from {found[-1]}", *changed, sep="\n  ", flush=True)
     return state["step"]

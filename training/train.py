@@ -47,6 +47,7 @@ from training.diffusion import denoising_loss, sample_noise, sample_timesteps
 from training.dry_run import dry_run
 from training.latent_cache import open_source
 from training.log import Log, draw_curve
+from training.optimizer import learning_rate
 from training.parallel import World, local_parts, shutdown
 from training.pretrained import free_memory
 from training.resume import Run, build, restore, save
@@ -80,7 +81,7 @@ def train(
     step = restore(cfg, run, source)
     local = LocalBatch(cfg.batch, run.world.replica, run.world.replicas, cfg.accumulate)
     batches = stream_batches(source, local, cfg.seed, step * run.samples, cfg.data.workers)
-    log = Log(cfg.run_dir, step, cfg.log_every, run.world)
+    log = Log(cfg.run_dir, step, cfg.log_every, run.world, cfg.wandb)
     for line in report_rare_sizes(source, cfg.system.all_sizes, run.samples):
         log.print(line)
     losses = []
@@ -103,7 +104,8 @@ def train(
 
 
 def one_step(run: Run, batches: Iterator[Batch], cfg: TrainConfig, step: int) -> dict[str, float]:
-    """Accumulates gradients, updates the weights and their average. Raises Diverged."""
+    """Accumulates gradients, updates the weights and their average; a step whose loss is no number
+    is skipped or raises Diverged."""
     values = dict.fromkeys(("loss", "wait_s", "tokens", "flops"), 0.0)
     start = time.perf_counter()
     for batch in islice(batches, cfg.accumulate):
@@ -119,14 +121,10 @@ def one_step(run: Run, batches: Iterator[Batch], cfg: TrainConfig, step: int) ->
     values["loss"] = run.world.mean(values["loss"])
     values["tokens"] *= run.world.replicas
     values["flops"] *= run.world.replicas
+    values["lr"], values["norm"] = learning_rate(cfg, step), norm.item()
     if not norm.isfinite() or not np.isfinite(values["loss"]):
-        raise Diverged(
-            f"step {step + 1}: loss {values['loss']}, gradient norm {norm.item()}; samples "
-            f"{step * run.samples} to {(step + 1) * run.samples - 1}. The last checkpoint in "
-            f"{cfg.run_dir} is good: resume from it with a lower lr, or start with another seed"
-        )
-    values["lr"] = cfg.lr * min(1.0, (step + 1) / max(1, cfg.warmup_steps))
-    values["norm"] = norm.item()
+        _skip_or_stop(run, cfg, step, values)
+        return values
     for group in run.optimizer.param_groups:
         group["lr"] = values["lr"]
     run.optimizer.step()
@@ -137,6 +135,24 @@ def one_step(run: Run, batches: Iterator[Batch], cfg: TrainConfig, step: int) ->
         weights = local_parts(run.system.parameters())
         torch._foreach_lerp_(averages, weights, 1 - decay)
     return values
+
+
+def _skip_or_stop(run: Run, cfg: TrainConfig, step: int, values: dict[str, float]) -> None:
+    """Leaves the step out and counts it, up to `skip_steps`; then raises Diverged."""
+    text = (
+        f"step {step + 1}: loss {values['loss']}, gradient norm {values['norm']}; samples "
+        f"{step * run.samples} to {(step + 1) * run.samples - 1}"
+    )
+    if run.skipped == cfg.skip_steps:
+        after = f" after {run.skipped} skipped steps" if run.skipped else ""
+        raise Diverged(
+            f"{text}{after}. The last checkpoint in {cfg.run_dir} is good: resume from it with a "
+            f"lower lr, or with skip_steps={cfg.skip_steps + 3} to leave such steps out"
+        )
+    run.skipped += 1
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.world.is_first:
+        print(f"{text}: skipped, {run.skipped} of at most {cfg.skip_steps}", flush=True)
 
 
 def batch_loss(system: System, batch: Batch, cfg: TrainConfig) -> tuple[Tensor, dict[str, float]]:
