@@ -1,4 +1,4 @@
-"""Export: writes the kept clips to WebDataset shards, and the tables and report of the dataset.
+"""Export: writes the kept clips to WebDataset shards, and the dataset's tables, report and card.
 
     python -m pipelines.export [CONFIG] output=OUT [key=value …]
 
@@ -40,6 +40,7 @@ from stages.export.export_stages import (
 )
 from stages.export.presto import write_meta_tables
 from stages.export.shards import Receipt, ShardPlan, plan_shards, shards_table
+from stages.report.card import dataset_card
 
 PACKAGES = ("av", "numpy", "onnxruntime", "opencv-python-headless", "pyarrow", "rapidocr", "ray")
 
@@ -60,6 +61,8 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     videos, table = read_tables(settings, out)
     manifest = _manifest(made, videos, table, shards, skipped)
     text = publish(out, videos, table, made, _facts(settings, manifest))
+    card = dataset_card(manifest, out.read_table("funnel.parquet"), videos, table)
+    out.write("README.md", card.encode())
     out.write(MANIFEST, manifest_bytes(manifest))
     print(text)
     print(_shard_line(shards, skipped))

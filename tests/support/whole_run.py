@@ -122,8 +122,9 @@ def differences(a: Path, b: Path) -> list[str]:
     for folder in ("shards", "presto"):
         if _hashes(a / folder) != _hashes(b / folder):
             found.append(folder)
-    if (a / "report.html").read_bytes() != (b / "report.html").read_bytes():
-        found.append("report.html")
+    for page in ("report.html", "README.md"):
+        if (a / page).read_bytes() != (b / page).read_bytes():
+            found.append(page)
     return found
 
 
