@@ -36,6 +36,8 @@ STORAGE_ERRNOS = frozenset(
     )
 )
 
+READ_ATTEMPTS = 3  # of a file in an object store that arrives in part
+
 ACCESS_TOKEN = f"{TEMPORARY}access"  # begin of the names of files in the output
 
 
@@ -125,8 +127,10 @@ def compute_sha256(path: str | Path) -> str:
 
 
 @contextmanager
-def local_copy(video: str) -> Iterator[str]:
+def local_copy(video: str, size: int | None = None) -> Iterator[str]:
     """Yields a local path of a video: of a remote one, of a temporary copy.
+
+    size: as listed, in bytes; None: not known.
 
     Raises BadVideo if there is no such object, TransientError if the store fails, OutputError if
     the temporary folder is full.
@@ -139,7 +143,7 @@ def local_copy(video: str) -> Iterator[str]:
     except UnreachableError as e:
         raise TransientError(str(e)) from None
     with tempfile.NamedTemporaryFile(suffix=Path(fs_path).suffix) as scratch:
-        for chunk in _chunks(fs, fs_path):
+        for chunk in _chunks(fs, fs_path, size):
             try:
                 scratch.write(chunk)
             except OSError as e:
@@ -148,15 +152,30 @@ def local_copy(video: str) -> Iterator[str]:
         yield scratch.name
 
 
-def _chunks(fs: pafs.FileSystem, fs_path: str) -> Iterator[bytes]:
+def _chunks(fs: pafs.FileSystem, fs_path: str, listed_size: int | None) -> Iterator[bytes]:
+    count = 0
     try:
         with fs.open_input_stream(fs_path) as stream:
             while chunk := stream.read(8 << 20):
+                count += len(chunk)
                 yield chunk
+        if count or listed_size:
+            _check_size(fs, fs_path, count)
     except FileNotFoundError as e:
         raise BadVideo(f"can't be fetched: {e}") from None
     except (OSError, pa.ArrowException) as e:
         raise TransientError(f"can't fetch {fs_path}: {e}") from None
+
+
+def _check_size(fs: pafs.FileSystem, fs_path: str, count: int) -> None:
+    """Raises OSError where the bytes that were read are not the whole object, which is not empty.
+
+    Of an answer whose header is cut off, pyarrow takes what it has: an object then seems to have no
+    bytes, or fewer. So its size is asked for again.
+    """
+    size = fs.get_file_info(fs_path).size
+    if not count or size != count:
+        raise OSError(f"{count} bytes of {fs_path} arrived; its size is {size}")
 
 
 class Folder:
@@ -212,11 +231,20 @@ class Folder:
         return sorted(f.base_name for f in found if f.type == pafs.FileType.Directory)
 
     def read(self, name: str) -> bytes:
-        with (
-            storage_errors("read", self.path(name)),
-            self._fs.open_input_stream(f"{self._root}/{name}") as stream,
-        ):
-            return stream.read()
+        path = f"{self._root}/{name}"
+        with storage_errors("read", self.path(name)):
+            for attempt in range(1, READ_ATTEMPTS + 1):
+                with self._fs.open_input_stream(path) as stream:
+                    data = stream.read()
+                if self.is_local:
+                    break
+                try:
+                    _check_size(self._fs, path, len(data))
+                    break
+                except OSError:
+                    if attempt == READ_ATTEMPTS:
+                        raise
+        return data
 
     def sha256(self, name: str) -> str | None:
         """Returns 64 hex digits; None of a missing file."""
@@ -226,8 +254,12 @@ class Folder:
                 storage_errors("read", self.path(name)),
                 self._fs.open_input_stream(f"{self._root}/{name}") as stream,
             ):
+                count = 0
                 while chunk := stream.read(8 << 20):
                     digest.update(chunk)
+                    count += len(chunk)
+                if not self.is_local:
+                    _check_size(self._fs, f"{self._root}/{name}", count)
         except FileNotFoundError:
             return None
         return digest.hexdigest()
@@ -254,13 +286,13 @@ class Folder:
         with storage_errors("read", self.path(name)), self._parquet(name) as file:
             return file.schema_arrow
 
-    def _parquet(self, name: str) -> pq.ParquetFile:
-        return pq.ParquetFile(
-            f"{self._root}/{name}",
-            filesystem=self._fs,
-            pre_buffer=True,
-            page_checksum_verification=True,
-        )
+    @contextmanager
+    def _parquet(self, name: str) -> Iterator[pq.ParquetFile]:
+        path = f"{self._root}/{name}"
+        with self._fs.open_input_file(path) as file:
+            if not self.is_local:
+                _check_size(self._fs, path, file.size())
+            yield pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
 
     def write(self, name: str, data: bytes, durable: bool = True) -> None:
         """Writes the whole file or none: by a rename, or by the PUT of an object store.

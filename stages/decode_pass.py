@@ -142,11 +142,11 @@ class DecodePass(Stage):
         return 120.0 + max(row["bytes"], 0) / 1e4
 
     def process(self, rows: list[Row]) -> list[Row]:
-        return [row | self._score_video(row["video"]) for row in rows]
+        return [row | self._score_video(row["video"], row["bytes"]) for row in rows]
 
-    def _score_video(self, video: str) -> Row:
+    def _score_video(self, video: str, size: int) -> Row:
         started = time.process_time()
-        with local_copy(video) as path, Reader(path, self.limits) as reader:
+        with local_copy(video, size) as path, Reader(path, self.limits) as reader:
             sha256 = compute_sha256(path)  # not before it is known to be a video
             self._process_frames(reader)
         found = self._detector.transitions()

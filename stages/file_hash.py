@@ -18,7 +18,7 @@ class HashFile(Stage):
     def process(self, rows: list[Row]) -> list[Row]:
         hashed = []
         for row in rows:
-            with local_copy(row["video"]) as path:
+            with local_copy(row["video"], row.get("bytes")) as path:
                 check_file(path)
                 hashed.append(row | {"sha256": compute_sha256(path)})
         return hashed

@@ -78,7 +78,7 @@ class ExtractClip(Stage):
         with _working_folder(out, last=name) as folder:
             mp4 = str(folder / _mp4_name(clip["clip_id"]))
             span = (clip["start_s"], clip["end_s"])
-            with local_copy(clip["video"]) as source:
+            with local_copy(clip["video"], clip["bytes"]) as source:
                 args: tuple[Any, ...] = (source, *span, mp4, clip["num_frames"])
                 args += (bool(clip["time_jumps"]), bool(clip["interlaced"]), self.tone_map)
                 extracted = self._child.call_with_retry("extract", args, timeout_s=timeout_s)
@@ -206,7 +206,7 @@ def _check_unchanged(clip: Row) -> None:
         raise TransientError(f"can't reach {clip['video']}")
     if error := file_error(now.bytes):
         raise BadVideo(error)
-    with local_copy(clip["video"]) as path:
+    with local_copy(clip["video"], clip["bytes"]) as path:
         if compute_sha256(path) != clip["sha256"]:
             raise BadVideo("the video changed after it was scored; run pipelines.score again")
 

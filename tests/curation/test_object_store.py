@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import urllib.parse
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
@@ -19,8 +21,10 @@ from curation.stage import BadVideo, OutputError, TransientError
 from curation.storage import AccessCheck, Folder, InputError, local_copy
 from curation.video_list import FileError, list_videos, stat_video
 from pipelines import show
+from tests.chaos.proxy import Proxy
 from tests.curation.test_resume import run_all, settings
 from tests.support.paths import REPOSITORY
+from tests.support.s3_server import url_options
 from tests.support.whole_run import curate, kill_when, wait_for_end
 
 
@@ -147,6 +151,31 @@ def test_missing_objects_buckets_and_servers_are_named_in_the_error(bucket, serv
     no_bucket = bucket.store.replace(bucket.name, "nobucket")
     with pytest.raises(OutputError, match=f"can't write {no_bucket}/out/a.txt"):
         Folder(f"{no_bucket}/out?{bucket.options}").write("a.txt", b"data")
+
+
+@pytest.mark.parametrize("server", ["s3"], indirect=True)
+def test_answers_that_are_cut_off_are_errors_of_the_store_and_no_empty_files(bucket, server):
+    """pyarrow takes a header that is cut off for an object without bytes."""
+    data = os.urandom(20_000)
+    Folder(bucket.url("out")).write("frame.jpg", data)
+    Folder(bucket.url("out")).write_table("table.parquet", pa.table({"n": range(1000)}))
+    proxy = Proxy(server[1])
+    url = f"{bucket.store}/out?{url_options(proxy.address)}"
+    out = Folder(url)
+    assert out.read("frame.jpg") == data
+    proxy.fault = "cut"
+    for read in (out.read, out.sha256, out.read_table, out.read_schema):
+        name = "frame.jpg" if read in (out.read, out.sha256) else "table.parquet"
+        with pytest.raises(OutputError, match="can't read s3://"):
+            read(name)
+    video = url.replace("/out?", "/out/frame.jpg?")
+    with pytest.raises(TransientError, match="can't fetch"), local_copy(video, len(data)):
+        pass
+    proxy.fault = ""
+    assert out.read_table("table.parquet").num_rows == 1000
+    with local_copy(video, len(data)) as path:
+        assert Path(path).read_bytes() == data
+    proxy.close()
 
 
 def test_keys_in_a_url_are_refused_and_not_printed():
