@@ -43,15 +43,28 @@ RUN_LIMIT_S = 200.0  # of one run; a longer one hangs
 MAX_RERUNS = 3
 STORE_FAULT_S = 8.0
 PAUSE_S = 6.0
-# Moments: a pattern of files in the output. The first ones are those of unfinished files, or of
-# files that are written at the same time as others of their kind.
-DISK_WRITES = ("ledger/**/.tmp-*part-*", "extracted/.tmp-*", "shards/.tmp-*", ".tmp-*clips*")
+WORKER = "Worker"  # in the names of Ray's processes for our workers: ray::Worker, ray::AsyncWorker
+NO_PROCESS = "no such process"
+# Moments: patterns of files in the output, in the order of a run, and their phase. In those of
+# DISK_WRITES and S3_WRITES a file is unfinished, or others of its kind are being written.
+MOMENTS = {
+    "ledger/input.parquet": "score",
+    "ledger/key_frames/*/*": "score",
+    "ledger/videos/.tmp-*": "score",
+    "ledger/videos/part-*": "score",
+    "ledger/selection.parquet": "select",
+    "ledger/captions/*/.tmp-*": "caption",
+    "ledger/captions/*/part-*": "caption",
+    "extracted/.tmp-*": "export",
+    "extracted/*": "export",
+    "shards/.tmp-*": "export",
+    "shards/*": "export",
+    "presto/videos/*": "export",
+    ".tmp-*clips*": "export",
+    "clips.parquet": "export",
+}
+DISK_WRITES = tuple(moment for moment in MOMENTS if ".tmp-" in moment)
 S3_WRITES = ("ledger/key_frames/*/*", "extracted/*", "shards/*", "presto/videos/*")
-MOMENTS = (
-    *("ledger/input.parquet", "ledger/key_frames/*/*", "ledger/videos/part-*"),
-    *("ledger/selection.parquet", "ledger/captions/*/part-*", "extracted/*", "shards/*"),
-    "clips.parquet",
-)
 # RAY_…: lost nodes and a lost control service are noticed within seconds
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
@@ -128,7 +141,7 @@ class Attempt:
     def kill(self, part: str) -> str:
         pids = self.run.processes(part)
         if not pids:
-            return "no such process"
+            return NO_PROCESS
         with suppress(ProcessLookupError):
             os.kill(self.random.choice(pids), signal.SIGKILL)
         return ""
@@ -141,7 +154,7 @@ class Attempt:
 
 
 def kill_worker(a: Attempt) -> str:
-    return a.kill("ray::")
+    return a.kill(WORKER)
 
 
 def kill_child(a: Attempt) -> str:
@@ -165,7 +178,7 @@ def kill_node(a: Attempt) -> str:
     """A raylet of a worker node, and at the same time its workers."""
     raylets = a.run.processes("/raylet/raylet")[1:]
     if not raylets:
-        return "no such process"
+        return NO_PROCESS
     victim = a.random.choice(raylets)
     for pid in (*(pid for pid, _ in descendants(victim)), victim):
         with suppress(ProcessLookupError):
@@ -175,7 +188,7 @@ def kill_node(a: Attempt) -> str:
 
 def fill_disk(a: Attempt) -> str:
     """No process of the run can make a file of more than 1 KiB."""
-    for pid in [a.run.driver.pid, *a.run.processes("ray::"), *a.run.processes("curation.isolate")]:
+    for pid in [a.run.driver.pid, *a.run.processes(WORKER), *a.run.processes("curation.isolate")]:
         with suppress(ProcessLookupError):
             _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (1024, hard))
@@ -188,10 +201,10 @@ def remove_output(a: Attempt) -> str:
 
 
 def pause_process(a: Attempt) -> str:
-    part = a.random.choice(("ray::", "curation.isolate", "/raylet/raylet", "pipelines.curate"))
+    part = a.random.choice((WORKER, "curation.isolate", "/raylet/raylet", "pipelines.curate"))
     pids = [a.run.driver.pid] if part == "pipelines.curate" else a.run.processes(part)
     if not pids:
-        return "no such process"
+        return NO_PROCESS
     a.pause(a.random.choice(pids), PAUSE_S)
     return part
 
@@ -237,7 +250,6 @@ FAULTS: tuple[Callable[[Attempt], str], ...] = (
 )
 ON_DISK = (fill_disk,)
 IN_S3 = (fail_store("503"), fail_store("slow"), fail_store("cut"))
-KILLS_OF_A_ROW = ("kill_worker", "kill_child", "kill_node", "kill_raylet")
 
 
 def start_run(source: Path, out: str, server: ChatServer) -> Run:
@@ -298,7 +310,13 @@ def disturb(
             time.sleep(0.002 if attempt.output.is_local else 0.1)
         came = attempt.run.driver.poll() is None
         detail = fault(attempt) if came else "the run had ended"
-        yield {"fault": fault.__name__, "at": moment, "done": came, "detail": detail}
+        yield {
+            "fault": fault.__name__,
+            "phase": MOMENTS[moment],
+            "at": moment,
+            "done": came and detail != NO_PROCESS,
+            "detail": detail,
+        }
 
 
 def run_seed(seed: int, source: Path, known: Path, scratch: Path, server: ChatServer) -> dict:
@@ -308,7 +326,9 @@ def run_seed(seed: int, source: Path, known: Path, scratch: Path, server: ChatSe
         output = stack.enter_context(make_output(rng.random() < 0.5, scratch))
         choices = [*FAULTS, *(ON_DISK if output.is_local else IN_S3)]
         writes = DISK_WRITES if output.is_local else S3_WRITES
-        moments = [rng.choice(writes), *rng.choices(MOMENTS, k=rng.choice((1, 1, 2)))]
+        others = [m for m in MOMENTS if output.is_local or m not in DISK_WRITES]
+        moments = [rng.choice(writes), *rng.choices(others, k=rng.choice((1, 1, 2)))]
+        moments.sort(key=[*MOMENTS].index)
         plan = [(rng.choice(choices), moment) for moment in moments]
 
         def begin() -> Run:
