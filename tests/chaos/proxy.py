@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -12,11 +13,13 @@ UNAVAILABLE = (
     b"Content-Length: 59\r\n\r\n<Error><Code>SlowDown</Code><Message>later</Message></Error>"
 )
 SLOW_S = 1.0
+CONDITION = re.compile(rb"If-(None-)?Match: [^\r]*\r\n", re.I)
 
 
 class Proxy:
     """Passes bytes on between clients and the server. `fault` may be set at any time: "503",
-    "slow", "cut" (connections end in the middle of an answer) or nothing."""
+    "slow", "cut" (connections end in the middle of an answer), "unconditional" (the server gets no
+    condition of a request) or nothing."""
 
     def __init__(self, server: str) -> None:
         """server: HOST:PORT."""
@@ -54,6 +57,8 @@ class Proxy:
                 if fault == "503" and not is_answer:
                     source.sendall(UNAVAILABLE)
                     return
+                if fault == "unconditional" and not is_answer:
+                    data = CONDITION.sub(b"", data)
                 if fault == "slow" and not is_answer:
                     time.sleep(SLOW_S)
                 if fault == "cut" and is_answer:

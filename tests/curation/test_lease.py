@@ -1,6 +1,7 @@
 """Two runs at once on an output in S3 are kept apart."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from curation.lease import LEASE, LeaseLost
 from curation.ledger import Ledger, next_part_numbers
 from curation.stage import OutputError
 from curation.storage import Folder
+from tests.chaos.proxy import Proxy
 from tests.support.lease_holder import EXPIRY_S, SCHEMA, shorten_times
 from tests.support.paths import REPOSITORY
-from tests.support.s3_server import s3_bucket
+from tests.support.s3_server import s3_bucket, url_options
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +174,18 @@ def test_run_stops_when_its_lease_is_removed_with_the_output(url):
 
     with pytest.raises(LeaseLost):
         run()
+
+
+def test_server_that_ignores_conditions_is_noticed(url):
+    address = re.search(r"endpoint_override=([^&]*)", url)[1].replace("%3A", ":")
+    proxy = Proxy(address)
+    proxy.fault = "unconditional"
+    lines = []
+    with lock(Folder(f"{url.partition('?')[0]}?{url_options(proxy.address)}"), lines.append):
+        pass
+    proxy.close()
+    [line] = lines
+    assert "ignores If-None-Match: two runs at once on this output are not kept apart" in line
 
 
 def test_runs_that_cannot_be_kept_apart_are_one_line(url, monkeypatch):
