@@ -29,6 +29,7 @@ load without conversion. Formulas: Allegro (arXiv 2410.15458), PixArt's adaLN-si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -297,3 +298,10 @@ def forward_flops(cfg: ModelConfig, grid: tuple[int, int, int], text_tokens: flo
     # self-attention, cross-attention's Q and output, feed-forward
     linear = 2 * n * d * d * (4 + 2 + 8)
     return patches + cfg.num_layers * (linear + 4 * n * n * d + 4 * n * text_tokens * d)
+
+
+def activation_bytes(cfg: ModelConfig, grid: tuple[int, int, int], policy: str | None) -> float:
+    """About the memory of one sample's activations in fp32: those that the recompute policy keeps,
+    and those of one block. policy: None without gradients."""
+    kept = {None: 0, "nothing": 1, "attention": 2, "products": 3, "all": 25}[policy]
+    return 4 * math.prod(grid) * cfg.width * (kept * cfg.num_layers + 16)

@@ -40,6 +40,7 @@ from curation.config import ConfigError
 from training.clips import Clip, ClipLocation, ShardedClips, check_selection
 from training.data import reraise_bad_data
 from training.latent_cache import KEY_FILE, cache_key, check_key, origin_of, texts_of
+from training.pretrained import check_weights
 from training.text_to_video import Codec, TextEncoder, build_codec, build_text_encoder
 
 SPLITS = ("train", "validation")
@@ -49,6 +50,7 @@ def precompute(cfg: SystemConfig, data: DataConfig, rank: int = 0, ranks: int = 
     """Writes this rank's shards of the cache, and the table once all shards are complete."""
     if not data.cache:
         raise ConfigError("data.cache is empty: expected the folder to write to")
+    check_weights(cfg)
     if not data.use_outdated_shards:
         check_selection(Path(data.dataset))
     cache = Path(data.cache)
@@ -132,6 +134,8 @@ def write_shard(
     for clip, (_, file) in zip(reraise_bad_data(clips), todo, strict=True):
         tensors = encode_clip(codec, text, clip)
         write_atomic(file, tensor_bytes(tensors, {"clip": json.dumps(clip_json(clip))}))
+    if text and (cut := text.cut.summary()):
+        print(f"{name}: {cut}", flush=True)
     pack(cache, name, _locations(source, indices), files)
     for file in scratch.iterdir():
         file.unlink()

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from curation.config import ConfigError
 from curation.torchvision_fix import fix_torchvision
-from training.config import AllegroConfig, Size, T5Config
+from training.config import AllegroConfig, Size, SystemConfig, T5Config
 from training.model import Text
+from training.text_encoder import CutCaptions
 from training.weights import BadWeights
 
 REPOSITORY = "rhymes-ai/Allegro"
@@ -61,6 +62,7 @@ class T5Encoder:
 
     def __init__(self, cfg: T5Config):
         self.cfg = cfg
+        self.cut = CutCaptions(cfg.max_tokens, "tokens", "system.text.max_tokens")
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[Sequence[str]]) -> Text:
@@ -74,8 +76,11 @@ class T5Encoder:
             )
         lengths, tokens = [], []
         for texts in captions:
+            cleaned = [clean_caption(text) for text in texts]
+            for text, ids in zip(texts, tokenizer(cleaned).input_ids, strict=True):
+                self.cut.check(text, len(ids))
             read = tokenizer(
-                [clean_caption(text) for text in texts],
+                cleaned,
                 padding=True,
                 truncation=True,
                 max_length=self.cfg.max_tokens,
@@ -174,6 +179,14 @@ def _load(kind: Any, folder: str, part: str, **options: Any) -> Any:
             f"{Path(folder, part)} can't be read ({reason[0]:.200}); download it again: "
             f"{download_command(folder, part)}"
         ) from error
+
+
+def check_weights(cfg: SystemConfig) -> None:
+    """Raises BadWeights where the weights of codec or text encoder are missing."""
+    if isinstance(cfg.codec, AllegroConfig):
+        _require(cfg.codec.allegro, "vae")
+    if isinstance(cfg.text, T5Config):
+        _require(cfg.text.t5, "text_encoder", "tokenizer")
 
 
 def _require(folder: str, *parts: str) -> None:

@@ -43,6 +43,8 @@ def build(cfg: TrainConfig, resumed: bool = False, system_class: type[System] = 
     world = init_distributed(cfg.sequence_ranks)
     torch.manual_seed(cfg.seed)
     system = initial_system(cfg, world.device, resumed, system_class)
+    for size in cfg.system.all_sizes:
+        system.check_memory(size, cfg.batch, cfg.keep_activations)
     ema = copy.deepcopy(system).requires_grad_(False).eval()
     system.presto.set_recompute_policy(cfg.keep_activations)
     if cfg.compile:

@@ -56,8 +56,9 @@ from training.diffusion import Predict, guided, sample_latents
 from training.export import load_averaged_system
 from training.interpolate import resample_frames
 from training.parallel import init_distributed, shard_tokens, shutdown
+from training.pretrained import REPOSITORY, check_weights
 from training.text_to_video import Prompt, System
-from training.weights import load_presto, read_config
+from training.weights import BadWeights, load_presto, read_config
 
 PROGRESS_S = 10.0  # between lines
 # what stands around each caption, and for the unconditional prediction instead of all of them;
@@ -104,9 +105,11 @@ def sample_many(
                 f"{len(prompt.captions)} captions; "
                 "this network was trained with one for the whole clip"
             )
+    size = size or system.cfg.size
+    system.check_memory(size, len(prompts))
     rng = seeded_generator(cfg.seed, "sample")
     device = next(system.parameters()).device
-    shape = system.cfg.codec.latent_size(size or system.cfg.size)
+    shape = system.cfg.codec.latent_size(size)
     noise = torch.randn((len(prompts), system.cfg.codec.channels, *shape), generator=rng).to(device)
     template, negative = TEMPLATES[cfg.prompts]
     avoided = [prompt.with_template(negative) for prompt in prompts]
@@ -181,7 +184,13 @@ def load_system(
 ) -> tuple[System, DiffusionConfig]:
     """A system to sample from: of a checkpoint, with averaged weights, or of a folder of Allegro's
     or Presto's weights."""
-    if not Path(path, checkpoint.STATE_FILE).exists() and any(Path(path).glob("**/config.json")):
+    is_checkpoint = Path(path, checkpoint.STATE_FILE).exists()
+    if not is_checkpoint and not any(Path(path).glob("**/config.json")):
+        raise BadWeights(
+            f"{path}: neither a checkpoint of training.train nor a folder of Allegro's or Presto's "
+            f"weights; get Allegro's: hf download {REPOSITORY} --local-dir {path}"
+        )
+    if not is_checkpoint:
         system = published_system(str(path))
         settings = {"objective": "epsilon"}
     else:
@@ -287,6 +296,7 @@ def run(arguments: Arguments[SampleCommandConfig]) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     world = init_distributed(cfg.sequence_ranks)
     system, diffusion = load_system(checkpoint_path)
+    check_weights(system.cfg)
     shard_tokens(system.presto, world)
     if cfg.compile and world.device.type == "cuda":
         system.presto.compile_blocks()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
@@ -22,6 +23,33 @@ END = 256  # the token after the last byte; an empty caption has no other
 WORD_ROWS = 4096  # of the table that words are hashed to
 
 
+class CutCaptions:
+    """The captions that are longer than an encoder reads. Warns of the first."""
+
+    def __init__(self, limit: int, unit: str, setting: str):
+        self.limit, self.unit, self.setting = limit, unit, setting
+        self.captions: set[str] = set()
+
+    def check(self, caption: str, length: int) -> None:
+        if length <= self.limit or caption in self.captions:
+            return
+        self.captions.add(caption)
+        if len(self.captions) == 1:
+            print(
+                f"warning: a caption has {length} {self.unit}, of which {self.limit} are read "
+                f"({self.setting}): {caption[:60]!r}; more of them are counted",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def summary(self) -> str:
+        """One line; "" where no caption was cut."""
+        count = len(self.captions)
+        if not count:
+            return ""
+        return f"{count} captions are cut off after {self.limit} {self.unit} ({self.setting})"
+
+
 class ByteEncoder(nn.Module):
     """A transformer over a caption's UTF-8 bytes, whose output has a token per byte and END.
 
@@ -32,6 +60,7 @@ class ByteEncoder(nn.Module):
     def __init__(self, cfg: BytesConfig):
         super().__init__()
         self.cfg = cfg
+        self.cut = CutCaptions(cfg.max_bytes, "bytes", "system.text.max_bytes")
         self.byte = nn.Embedding(END + 1, cfg.width)
         self.word = nn.Embedding(WORD_ROWS, cfg.width)
         self.position = nn.Embedding(cfg.max_bytes + 1, cfg.width)
@@ -40,6 +69,8 @@ class ByteEncoder(nn.Module):
 
     def forward(self, captions: Sequence[Sequence[str]]) -> Text:
         """captions: per sample, per segment."""
+        for text in chain.from_iterable(captions):
+            self.cut.check(text, len(text.encode("utf-8", "replace")))
         read = [[byte_tokens(text, self.cfg.max_bytes) for text in texts] for texts in captions]
         lengths = [[tokens.shape[1] for tokens in sample] for sample in read]
         joined = np.concatenate([tokens for sample in read for tokens in sample], 1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -10,15 +13,25 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from curation.config import ConfigError
 from training import sca
 from training.clips import Clip
 from training.codecs import PixelCodec
-from training.config import AllegroConfig, BytesConfig, PixelConfig, SystemConfig, T5Config
-from training.model import Presto, Text, forward_flops
+from training.config import (
+    AllegroConfig,
+    BytesConfig,
+    PixelConfig,
+    RecomputePolicy,
+    Size,
+    SystemConfig,
+    T5Config,
+)
+from training.model import Presto, Text, activation_bytes, forward_flops
 from training.pretrained import AllegroCodec, T5Encoder
 from training.text_encoder import ByteEncoder
 
-_schedule = lru_cache(maxsize=1024)(sca.schedule)  # most clips have the same segments
+MAX_SCHEDULE_WARNINGS = 3  # of one process
+_warned: set[tuple] = set()
 
 Codec = PixelCodec | AllegroCodec
 TextEncoder = ByteEncoder | T5Encoder
@@ -36,6 +49,23 @@ def build_codec(cfg: PixelConfig | AllegroConfig) -> Codec:
 
 def build_text_encoder(cfg: BytesConfig | T5Config) -> TextEncoder:
     return _CLASSES[type(cfg)](cfg)
+
+
+@lru_cache(maxsize=1024)  # most clips have the same segments
+def _schedule(spans: tuple, frames: int, *options: Any) -> Tensor:
+    """sca.schedule; warns where a caption has no frame."""
+    weights = sca.schedule(spans, frames, *options)
+    unused = [str(i + 1) for i, row in enumerate(weights) if not row.any()]
+    if unused and len(_warned) < MAX_SCHEDULE_WARNINGS and (spans, frames) not in _warned:
+        _warned.add((spans, frames))
+        times = ", ".join(f"{a:g} to {b:g}" for a, b in spans)
+        print(
+            f"warning: no latent frame attends to caption {', '.join(unused)} of {len(weights)}: "
+            f"{frames} latent frames, segments from {times} s; use fewer or longer segments",
+            file=sys.stderr,
+            flush=True,
+        )
+    return weights
 
 
 @dataclass(frozen=True)
@@ -107,10 +137,26 @@ class System(nn.Module):
         options = (self.cfg.mode, self.cfg.rounding, self.cfg.widen_frames)
         return [_schedule(tuple(prompt.spans), frames, *options) for prompt in prompts]
 
-    def grid(self, latents: Tensor) -> tuple[int, int, int]:
+    def grid(self, latent_size: Sequence[int]) -> tuple[int, int, int]:
         """Tokens along time, height and width."""
-        patch, (frames, height, width) = self.presto.cfg.patch_size, latents.shape[2:]
+        patch, (frames, height, width) = self.presto.cfg.patch_size, latent_size
         return frames, height // patch, width // patch
+
+    def check_memory(self, size: Size, batch: int, policy: RecomputePolicy | None = None) -> None:
+        """Raises ConfigError where this machine has no memory for the activations of a batch on the
+        CPU. policy: None for sampling. On a GPU PyTorch raises where it ends."""
+        if self.presto.proj_out.weight.device.type != "cpu":
+            return
+        grid = self.grid(self.cfg.codec.latent_size(size))
+        needed = batch * activation_bytes(self.presto.cfg, grid, policy) / 1e9
+        installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+        if needed > installed:
+            keep = "" if policy in (None, "nothing") else ", keep_activations=nothing"
+            raise ConfigError(
+                f"{batch} x {size.frames} frames of {size.height} x {size.width} px are "
+                f"{batch * math.prod(grid):,} tokens and take about {needed:,.0f} GB on a CPU; "
+                f"this machine has {installed:.0f} GB: use a smaller size or batch{keep}, or a GPU"
+            )
 
     def training_flops(self, grid: tuple[int, int, int], text_tokens: float) -> float:
         """Of one sample's step: three times the network's forward, without recomputation and text

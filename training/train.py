@@ -49,10 +49,11 @@ from training.latent_cache import open_source
 from training.log import Log, draw_curve
 from training.optimizer import learning_rate
 from training.parallel import World, local_parts, shutdown
-from training.pretrained import free_memory
+from training.pretrained import check_weights, free_memory
 from training.resume import Run, build, restore, save
 from training.sample import sample, write_mp4
 from training.text_to_video import Prompt, System
+from training.weights import BadWeights
 
 RESUMES = "the same command resumes from the last checkpoint"
 VALIDATION_TIMESTEPS = 8  # 1000 (i + 0.5) / 8
@@ -77,6 +78,7 @@ def train(
     system_class: type[System] = System,
 ) -> list[float]:
     """Returns the losses of the steps that this call makes, without those before a resumption."""
+    can_sample = _can_sample(cfg)
     run = build(cfg, bool(checkpoint.list_checkpoints(cfg.run_dir)), system_class)
     step = restore(cfg, run, source)
     local = LocalBatch(cfg.batch, run.world.replica, run.world.replicas, cfg.accumulate)
@@ -96,11 +98,27 @@ def train(
                 log.print(f"step {step}/{cfg.steps}  validation loss {loss:.4f}")
                 log.record(step, {"validation_loss": loss})
             save(cfg, step, run, source, loss)
-        if step == cfg.steps or (cfg.sample_every and step % cfg.sample_every == 0):
+        is_sampled = step == cfg.steps or (cfg.sample_every and step % cfg.sample_every == 0)
+        if is_sampled and can_sample:
             sample_training_clip(cfg, step, run, source)
         log.resume_timing()
+    if cut := run.system.text.cut.summary():
+        log.print(cut)
     log.close()
     return losses
+
+
+def _can_sample(cfg: TrainConfig) -> bool:
+    """Whether the weights that samples need are there. Raises BadWeights where the training needs
+    them too, which it doesn't on a latent cache."""
+    try:
+        check_weights(cfg.system)
+    except BadWeights as error:
+        if not cfg.data.cache:
+            raise
+        print(f"warning: no samples of this run: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 def one_step(run: Run, batches: Iterator[Batch], cfg: TrainConfig, step: int) -> dict[str, float]:
@@ -181,7 +199,7 @@ def batch_loss(system: System, batch: Batch, cfg: TrainConfig) -> tuple[Tensor, 
 
     with autocast(cfg, latents.device):
         loss = denoising_loss(predict, latents, noise, t, cfg.diffusion).mean()
-    grid = system.grid(latents)
+    grid = system.grid(latents.shape[2:])
     flops = sum(system.training_flops(grid, n) for n in text_tokens)
     return loss, {"tokens": len(t) * math.prod(grid), "flops": flops}
 

@@ -1,6 +1,7 @@
 """The latent cache: its content equals what training computes without it."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ pytest.importorskip("safetensors")
 from curation.config import ConfigError
 from tests.support import tiny_allegro
 from tests.support.drawn_clips import dataset, row
-from tests.support.tiny_run import SYSTEM, tiny_config
+from tests.support.tiny_run import CLIPS, SYSTEM, tiny_config
 from training import precompute
 from training.clips import BadData, ShardedClips
 from training.codecs import sample_posterior
@@ -98,18 +99,27 @@ def test_a_cached_clip_has_its_latents_and_caption_tokens(tmp_path, packed, weig
     assert torch.allclose(first, encoded[0, 0], atol=6 * (encoded[0, 1] / 2).exp().max().item())
 
 
-def test_training_from_a_cache_needs_no_pretrained_weights(tmp_path, packed, weights, monkeypatch):
+def test_training_from_a_cache_needs_no_pretrained_weights(tmp_path, packed, weights, capsys):
     cfg = configured(tmp_path, packed, of_allegro(weights), keep_activations="attention")
     run(cfg)
     gone = replace(
         cfg.system, codec=AllegroConfig("gone"), text=replace(cfg.system.text, t5="gone")
     )
     cfg = replace(cfg, system=gone)
-    monkeypatch.setattr(
-        "training.train.sample_training_clip", lambda *_: None
-    )  # samples need the codec
     held_out = LatentCache(cfg.system, cfg.data, "validation")
     assert len(train(cfg, LatentCache(cfg.system, cfg.data, "train"), held_out)) == 2
+    assert "no samples of this run: gone: no vae/ in it" in capsys.readouterr().err
+    with pytest.raises(BadWeights, match="gone: no vae/ in it"):
+        train(replace(cfg, data=replace(cfg.data, cache="")), CLIPS)
+
+
+def test_captions_longer_than_t5_reads_are_counted(tmp_path, packed, weights, capsys):
+    cfg = configured(tmp_path, packed, of_allegro(weights))
+    long = replace(cfg.system, text=replace(cfg.system.text, max_tokens=8))
+    run(replace(cfg, system=long))
+    out, err = capsys.readouterr()
+    assert "of which 8 are read (system.text.max_tokens)" in err
+    assert re.search(r"train-000000.tar: \d+ captions are cut off after 8 tokens", out)
 
 
 def test_each_rank_writes_its_shards_and_the_last_the_table(tmp_path, packed):

@@ -22,6 +22,7 @@ from training.config import (
     DiffusionConfig,
     ModelConfig,
     SampleConfig,
+    Size,
     T5Config,
 )
 from training.model import Presto
@@ -200,6 +201,40 @@ def test_published_weights_are_sampled_without_conversion(tmp_path, monkeypatch)
     video = sample(system, read_prompt(["a boat", "the sea"], 15.0), diffusion, SampleConfig(2))
     assert video.shape == (8, 32, 80, 3)
     assert video.float().std() > 0
+
+
+def test_missing_weights_are_named_before_anything_is_sampled(tmp_path):
+    with pytest.raises(SystemExit, match=r"BadWeights: .*neither a checkpoint .*hf download"):
+        sample_main([str(tmp_path / "none"), str(tmp_path / "out.mp4"), "one"])
+    folder = tiny_allegro.save(tmp_path / "allegro")
+    model = ModelConfig(1, 2, 12, cross_attention_dim=24, caption_channels=4096,
+                        sample_frames=6, sample_height=40, sample_width=40)  # fmt: skip
+    export_presto(Presto(model), folder / "transformer")
+    (folder / "vae").rename(folder / "elsewhere")
+    with pytest.raises(SystemExit, match=r"BadWeights: .*no vae/ in it"):
+        sample_main([str(folder), str(tmp_path / "out.mp4"), "one", "steps=1"])
+
+
+def test_a_video_too_large_for_the_machine_is_refused_with_the_memory_it_takes(tmp_path):
+    wide = replace(SYSTEM.model, num_attention_heads=200)
+    large = replace(SYSTEM, size=Size(88, 1440, 2560), model=wide)
+    message = r"88 frames of 1440 x 2560 px are [\d,]+ tokens and take about [\d,]+ GB on a CPU"
+    with pytest.raises(ConfigError, match=message):
+        sample(System(large), read_prompt(["one"], 15.0), DiffusionConfig(), SampleConfig(1))
+    with pytest.raises(ConfigError, match=message + r".*keep_activations=nothing"):
+        train(tiny_config(tmp_path, system=large), CLIPS)
+
+
+def test_captions_without_a_frame_and_captions_that_are_cut_off_are_reported(capsys):
+    torch.manual_seed(0)
+    system = System(replace(SYSTEM, mode="isolated"))
+    prompt = read_prompt(["a" * 50, "b", "c", "d"], 16.0)
+    sample(system, prompt, DiffusionConfig(), SampleConfig(1))
+    lines = capsys.readouterr().err.splitlines()
+    (unused,) = [line for line in lines if "no latent frame attends" in line]
+    assert re.search(r"to caption \d, \d of 4: 2 latent frames, segments from 0 to 4, ", unused)
+    assert sum("a caption has 50 bytes, of which 40 are read" in line for line in lines) == 1
+    assert system.text.cut.summary().startswith("1 captions are cut off after 40 bytes")
 
 
 def test_a_written_video_shows_the_given_frames(tmp_path):
