@@ -50,7 +50,8 @@ def precompute(cfg: SystemConfig, data: DataConfig, rank: int = 0, ranks: int = 
     """Writes this rank's shards of the cache, and the table once all shards are complete."""
     if not data.cache:
         raise ConfigError("data.cache is empty: expected the folder to write to")
-    check_weights(cfg)
+    for config in (cfg.codec, cfg.text):
+        check_weights(config)
     if not data.use_outdated_shards:
         check_selection(Path(data.dataset))
     cache = Path(data.cache)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from curation.config import ConfigError
 from curation.torchvision_fix import fix_torchvision
-from training.config import AllegroConfig, Size, SystemConfig, T5Config
+from training.config import AllegroConfig, BytesConfig, PixelConfig, Size, T5Config
 from training.model import Text
 from training.text_encoder import CutCaptions
 from training.weights import BadWeights
@@ -181,12 +181,12 @@ def _load(kind: Any, folder: str, part: str, **options: Any) -> Any:
         ) from error
 
 
-def check_weights(cfg: SystemConfig) -> None:
-    """Raises BadWeights where the weights of codec or text encoder are missing."""
-    if isinstance(cfg.codec, AllegroConfig):
-        _require(cfg.codec.allegro, "vae")
-    if isinstance(cfg.text, T5Config):
-        _require(cfg.text.t5, "text_encoder", "tokenizer")
+def check_weights(part: PixelConfig | AllegroConfig | BytesConfig | T5Config) -> None:
+    """Raises BadWeights where the weights of a codec or text encoder are missing."""
+    if isinstance(part, AllegroConfig):
+        _require(part.allegro, "vae")
+    elif isinstance(part, T5Config):
+        _require(part.t5, "text_encoder", "tokenizer")
 
 
 def _require(folder: str, *parts: str) -> None:

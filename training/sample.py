@@ -296,7 +296,8 @@ def run(arguments: Arguments[SampleCommandConfig]) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     world = init_distributed(cfg.sequence_ranks)
     system, diffusion = load_system(checkpoint_path)
-    check_weights(system.cfg)
+    for part in (system.cfg.codec, system.cfg.text):
+        check_weights(part)
     shard_tokens(system.presto, world)
     if cfg.compile and world.device.type == "cuda":
         system.presto.compile_blocks()

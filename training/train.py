@@ -11,7 +11,7 @@ writes nothing; missing weights or clips are replaced by random ones.
 from __future__ import annotations
 
 from curation.cli import Arguments, check_command_line, run_command
-from training.config import Size, TrainConfig
+from training.config import Size, SystemConfig, TrainConfig
 
 if __name__ == "__main__":  # before torch is imported: a mistyped setting is refused at once
     check_command_line(__doc__, TrainConfig, "CONFIG", ["--dry-run"])
@@ -78,7 +78,7 @@ def train(
     system_class: type[System] = System,
 ) -> list[float]:
     """Returns the losses of the steps that this call makes, without those before a resumption."""
-    can_sample = _can_sample(cfg)
+    can_sample = _can_sample(cfg.system, source)
     run = build(cfg, bool(checkpoint.list_checkpoints(cfg.run_dir)), system_class)
     step = restore(cfg, run, source)
     local = LocalBatch(cfg.batch, run.world.replica, run.world.replicas, cfg.accumulate)
@@ -108,13 +108,16 @@ def train(
     return losses
 
 
-def _can_sample(cfg: TrainConfig) -> bool:
-    """Whether the weights that samples need are there. Raises BadWeights where the training needs
-    them too, which it doesn't on a latent cache."""
+def _can_sample(cfg: SystemConfig, source: ClipSource) -> bool:
+    """Whether there are the weights that samples need. Raises BadWeights where training needs them
+    too: the text encoder's where clips have no tokens, the codec's where they have no latents."""
+    first = source[0] if len(source.clip_ids) else None
+    if first is None or not first.texts:
+        check_weights(cfg.text)
     try:
-        check_weights(cfg.system)
+        check_weights(cfg.codec)
     except BadWeights as error:
-        if not cfg.data.cache:
+        if first is None or first.latents is None:
             raise
         print(f"warning: no samples of this run: {error}", file=sys.stderr, flush=True)
         return False
