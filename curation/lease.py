@@ -239,7 +239,7 @@ def _is_renewed(
     store: _Object, etag: str, content: dict[str, Any], report: Callable[[str], None]
 ) -> bool:
     """Waits for at most EXPIRY_S for a renewal."""
-    report(f"{content['holder']} holds this output: waiting {EXPIRY_S:g} s for a sign of it")
+    report(f"{content['holder']} holds this output: waiting {EXPIRY_S:g} s for a renewal")
     until_s = _clock() + EXPIRY_S
     while (left_s := until_s - _clock()) > 0:
         time.sleep(min(left_s, RENEWAL_INTERVAL_S / 2))

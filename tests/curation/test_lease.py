@@ -69,7 +69,7 @@ def test_second_run_is_refused_while_the_first_renews_its_lease(url):
         lock(Folder(url), lines.append),
     ):
         pass
-    assert [line.partition(":")[2] for line in lines] == [" waiting 1.5 s for a sign of it"]
+    assert [line.partition(":")[2] for line in lines] == [" waiting 1.5 s for a renewal"]
     started_s = time.monotonic()
     with lock(Folder(url)) as _:
         assert time.monotonic() - started_s < EXPIRY_S / 2  # the first run has released it
