@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
+
+HASH = "content_sha256"  # the key of `with_hash`
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -20,3 +24,21 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"expected a JSON object, found {type(found).__name__}")
     return found
+
+
+def with_hash(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The object with its own hash, which `parse_hashed` checks."""
+    return {**content, HASH: _content_hash(content)}
+
+
+def parse_hashed(text: str | bytes) -> dict[str, Any]:
+    """The object that `with_hash` got; one of an older version has no hash. Raises ValueError."""
+    found = parse_object(text)
+    recorded = found.pop(HASH, None)
+    if recorded not in (None, _content_hash(found)):
+        raise ValueError("its content is not what was written")
+    return found
+
+
+def _content_hash(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -19,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import config
-from curation.json_text import parse_object
+from curation.checksums import changed_files
+from curation.json_text import parse_hashed, parse_object, with_hash
 from curation.lease import LEASE, Cut
 from curation.records import (
     RELEASES,
@@ -34,6 +36,7 @@ from curation.storage import Folder, parquet_bytes
 from curation.texts import MAX_ERROR_CHARS, clean_outside_text
 
 MAX_PARTS = 64  # more are merged at the end of a phase
+MAX_READERS = 8  # of parts that are checked at the same time
 MAX_MERGED_BYTES = 1 << 30  # of one part in memory, about: a list column's offsets end at 2**31
 CONVERSION_ERRORS = (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError)
 # number, epoch of the lease where the output has one, SHA-256, which parts of older versions lack
@@ -176,6 +179,25 @@ def _part_names(folder: Folder) -> list[str]:
     return sorted((n for n in folder.names() if _PART.fullmatch(n)), key=_number_of)
 
 
+def damaged_parts(folder: Folder) -> dict[str, str]:
+    """Name of a part -> what is wrong with its bytes. Reads all parts of a table."""
+    names = _part_names(folder)
+    with ThreadPoolExecutor(MAX_READERS) as pool:
+        found = pool.map(lambda name: _damage(folder, name), names)
+        return {name: what for name, what in zip(names, found, strict=True) if what}
+
+
+def _damage(folder: Folder, part: str) -> str | None:
+    *_, sha256 = _PART.fullmatch(part).groups()  # type: ignore[union-attr]
+    if sha256 is not None:
+        return changed_files({part: sha256}, folder.sha256).get(part)
+    try:  # of an older version
+        folder.read_table(part)
+    except (OutputError, FileNotFoundError) as error:
+        return f"can't be read: {error}"
+    return None
+
+
 def _number_of(part: str) -> int:
     number, *_ = _PART.fullmatch(part).groups()  # type: ignore[union-attr]
     return int(number)
@@ -284,7 +306,7 @@ def flatten_clips(videos: pa.Table) -> pa.Table:
 
 def record_settings(folder: Folder, name: str, settings: dict[str, Any]) -> None:
     """Writes what a table is made with to `NAME.settings.json`."""
-    text = json.dumps(settings, indent=1, sort_keys=True)
+    text = json.dumps(with_hash(settings), indent=1, sort_keys=True)
     folder.write(f"{name}.settings.json", text.encode())
 
 
@@ -295,7 +317,7 @@ def recorded_settings(folder: Folder, name: str) -> dict[str, Any] | None:
     if not folder.exists(file):
         return None
     try:
-        return parse_object(folder.read(file))
+        return parse_hashed(folder.read(file))
     except ValueError as error:
         raise PlanError(
             f"{folder.path(file)} is damaged: {error}\n  fix: if {folder.path(name)} was made with "

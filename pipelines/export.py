@@ -25,8 +25,9 @@ from curation.records import SCHEMA_VERSION
 from curation.runner.cluster import Cluster
 from curation.stage import PlanError, Row, RunContext, RunError
 from curation.storage import Folder
+from pipelines.checksums import update_checksums
 from pipelines.outdated import MANIFEST, SHARDS, manifest_bytes
-from pipelines.publish import publish, read_tables, recorded_config
+from pipelines.publish import PUBLISHED, publish, read_tables, recorded_config
 from pipelines.score import SAMPLE_VIDEOS
 from pipelines.settings import KEY_FRAMES, Settings, main, stop_if_all_failed
 from pipelines.tables import INPUT, captions_ledger, read_clips, read_selection, rows_of
@@ -64,6 +65,7 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     card = dataset_card(manifest, out.read_table("funnel.parquet"), videos, table)
     out.write("README.md", card.encode())
     out.write(MANIFEST, manifest_bytes(manifest))
+    _write_checksums(out, receipts)
     print(text)
     print(_shard_line(shards, skipped))
     print(f"report: {out.path('report.html')}")
@@ -169,6 +171,13 @@ def _write_presto(settings: Settings, out: Folder, receipts: list[Receipt]) -> d
         for file in Path(scratch).iterdir():
             out.upload(f"presto/{file.name}", file)
     return skipped
+
+
+def _write_checksums(out: Folder, receipts: list[Receipt]) -> None:
+    """Of all files for users but the mp4s in presto/, of which the shards' receipts have them."""
+    names = [f"presto/{name}" for name in out.names("presto")]
+    shards = {f"shards/{receipt.shard}": receipt.sha256 for receipt in receipts}
+    update_checksums(out, [*PUBLISHED, SHARDS, MANIFEST, *names], shards)
 
 
 def _manifest(

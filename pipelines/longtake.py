@@ -17,6 +17,7 @@ COMMANDS = {
     "caption": ("pipelines.caption", "writes the captions of kept clips"),
     "export": ("pipelines.export", "writes shards, tables and report"),
     "status": ("pipelines.status", "prints what a run has done, and whether it still runs"),
+    "verify": ("pipelines.verify", "checks every file of an output for damage, names the fix"),
     "plan": ("pipelines.plan", "checks the settings, estimates what a run keeps and costs"),
     "show": ("pipelines.show", "the funnel, scores and rules of an output; its clips, by SQL"),
     "diff": ("pipelines.diff", "the clips that another output or policy gains and loses, by rule"),

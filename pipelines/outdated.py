@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.storage import Folder
+from pipelines.checksums import update_checksums
 from pipelines.tables import rows_of
 
 SHARDS = "shards.parquet"
@@ -81,6 +82,7 @@ def record_outdated(out: Folder, found: OutdatedShards | None) -> None:
         manifest["outdated_shards"] = asdict(found) | {"what": str(found), "fix": found.fix}
     if recorded != manifest.get("outdated_shards"):
         out.write(MANIFEST, manifest_bytes(manifest))
+        update_checksums(out, [MANIFEST])
 
 
 def manifest_bytes(manifest: dict[str, object]) -> bytes:

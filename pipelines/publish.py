@@ -11,6 +11,7 @@ from curation.ledger import recorded_settings
 from curation.policy import Range
 from curation.records import SHARD, schema
 from curation.storage import Folder
+from pipelines.checksums import update_checksums
 from pipelines.outdated import SHARDS
 from pipelines.settings import Settings
 from pipelines.tables import (
@@ -26,6 +27,8 @@ from pipelines.tables import (
 )
 from stages.report.page import report_html
 from stages.report.statistics import score_statistics
+
+PUBLISHED = ("clips.parquet", "videos.parquet", "stats.parquet", "funnel.parquet", "report.html")
 
 
 def recorded_config(settings: Settings, out: Folder) -> dict[str, Any]:
@@ -71,4 +74,5 @@ def publish(
         facts |= {"files that are no videos": funnel.format_skipped(skipped)}
     page = report_html(videos, clips, statistics, policy, facts, (out / "ledger").read)
     out.write("report.html", page.encode())
+    update_checksums(out, PUBLISHED)
     return funnel.format_funnel(counted, skipped)

@@ -18,7 +18,7 @@ from typing import Any
 from curation.atomic import TEMPORARY
 from curation.checksums import changed_files
 from curation.isolate import Isolated
-from curation.json_text import parse_object
+from curation.json_text import parse_hashed, with_hash
 from curation.stage import (
     BadVideo,
     Needs,
@@ -88,7 +88,7 @@ class ExtractClip(Stage):
                 columns = ("clip_id", "split", "start_s", "end_s", "sub_captions")
                 args = ({c: clip[c] for c in columns}, mp4, extracted, str(folder / "presto"))
                 receipt["presto"] = self._child.call_with_retry("presto", args, timeout_s=timeout_s)
-            Folder(str(folder)).write(name, to_json(receipt))
+            Folder(str(folder)).write(name, to_json(with_hash(receipt)))
         return receipt
 
 
@@ -175,7 +175,7 @@ def _earlier_receipt(out: Folder, clip_id: str, signature: str) -> dict[str, Any
     """The receipt of a clip that is extracted already; None where it or one of its mp4s is
     damaged."""
     try:
-        receipt = parse_object(out.read(f"{EXTRACTED}/{clip_id}.json"))
+        receipt = parse_hashed(out.read(f"{EXTRACTED}/{clip_id}.json"))
     except (ValueError, FileNotFoundError):
         return None
     if receipt.get("signature") != signature or mp4_errors(out, clip_id, receipt):

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from curation.atomic import TEMPORARY
-from curation.json_text import parse_object
+from curation.json_text import parse_hashed, with_hash
 from curation.records import (
     FIELD_NAMES,
     SCHEMA_VERSION,
@@ -228,7 +228,7 @@ def pack_shard(
         (folder / plan.name).unlink()
         receipt = replace(receipt, bytes=0, sha256=None)
     with output_file(receipts / f"{plan.name}.json", durable=True) as file:
-        file.write(to_json(asdict(receipt)))
+        file.write(to_json(with_hash(asdict(receipt))))
     return receipt
 
 
@@ -250,7 +250,7 @@ def read_receipt(receipts: Path, name: str) -> Receipt | None:
 
 def parse_receipt(text: bytes, path: str) -> Receipt:
     try:
-        return Receipt(**parse_object(text))
+        return Receipt(**parse_hashed(text))
     except (ValueError, TypeError) as error:
         raise OutputError(f"{path} is damaged ({error}); delete it and run again") from error
 

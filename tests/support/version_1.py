@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curation.json_text import parse_hashed
 from curation.renames import COLUMNS
 
 OLD_COLUMNS = {new: old for old, new in COLUMNS.items()}
@@ -45,5 +46,5 @@ def make_old(out: Path) -> None:
         rows = with_old_names(table.to_pylist())
         pq.write_table(pa.Table.from_pylist(rows, schema), part)
     path = out / "ledger/videos.settings.json"
-    recorded = {OLD_STAGES[name]: of for name, of in json.loads(path.read_text()).items()}
+    recorded = {OLD_STAGES[name]: of for name, of in parse_hashed(path.read_bytes()).items()}
     path.write_text(json.dumps(recorded))

@@ -1,0 +1,356 @@
+"""Verify: reads every file of an output, and names what is damaged or missing and how to repair it.
+
+    python -m pipelines.verify OUT [--repair]
+
+OUT is the output of `curate`, or a run folder of the trainer: a folder or a URL. Parts of the
+ledger, stored frames, extracted clips, shards, tables, manifest and checkpoints are compared with
+the hashes that were recorded when they were written. Each finding is a line with the command that
+repairs it; run that with the CONFIG and settings of the run. Exit code 1: something was found.
+
+--repair deletes the files that are damaged, so that the named commands write them again, and marks
+the videos of damaged frames as failed, so that `retry_failed=true` scores them again. It changes
+nothing that is intact. Without it nothing is written.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curation.checksums import changed_files, parse_checksums
+from curation.cli import Arguments, NoSettings, UsageError, run_command
+from curation.images import RESCORE, DamagedFrame, decode_image
+from curation.json_text import parse_hashed, parse_json
+from curation.ledger import damaged_parts, next_part_numbers
+from curation.progress import printable
+from curation.records import SELECTION as SELECTION_COLUMNS
+from curation.records import schema
+from curation.stage import OutputError, Row
+from curation.storage import Folder
+from pipelines.checksums import CHECKSUMS, hash_files
+from pipelines.outdated import MANIFEST, SHARDS
+from pipelines.tables import (
+    INPUT,
+    SELECTION,
+    SKIPPED,
+    captions_ledger,
+    embeddings_ledger,
+    read_videos,
+    rows_of,
+    videos_ledger,
+)
+from stages.export.export_stages import EXTRACTED, RECEIPTS, mp4_errors
+from stages.export.shards import Receipt, parse_receipt
+
+REPAIR = "--repair"
+PHASES = ("score", "select", "caption", "export")
+EMBEDDED = "richness_clip_l14"  # the score of a model that stores a clip's embeddings too
+MAX_LINE_CHARS = 1000
+
+
+@dataclass(frozen=True)
+class Finding:
+    name: str  # of the file or table, below the output
+    what: str
+    phase: str  # of PHASES, which writes it again; "train" for a checkpoint
+    arguments: str = ""  # of the phase
+    remove: tuple[str, ...] = ()  # files that --repair deletes
+    video: str | None = None  # that --repair marks as failed
+
+    def fix(self, out: Folder, repaired: bool) -> str:
+        """The commands; those after --repair where it has run."""
+        place = shlex.quote(out.url)
+        if self.phase == "train":
+            checkpoint = shlex.quote(out.path(self.name.rpartition("/")[0]))
+            return f"rm -r {checkpoint}; training then resumes from the checkpoint before"
+        given = ["input=INPUT"] if self.phase == "score" else []
+        given += [f"output={place}", *([self.arguments] if self.arguments else [])]
+        given += ["retry_failed=true"] if self.video else []
+        command = f"python -m pipelines.{self.phase} {' '.join(given)}"
+        if (self.remove or self.video) and not repaired:
+            return f"python -m pipelines.verify {place} {REPAIR} && {command}"
+        return command
+
+
+def find(out: Folder, repair: bool = False) -> Iterator[Finding]:
+    """Yields what is wrong with an output. repair: damaged files are deleted as they are found."""
+    of_tables = (check_ledger_parts, check_tables_of_ledger)
+    of_rows = (check_stored_frames, check_rows)
+    is_readable = True
+    for check in (
+        *(*of_tables, *of_rows),
+        *(check_extracted, check_shards, check_checksums, check_checkpoints),
+    ):
+        if check in of_rows and not is_readable:
+            continue
+        damaged_videos: dict[str, str] = {}
+        for finding in check(out):
+            yield finding
+            is_readable = is_readable and (repair or check not in of_tables)
+            if repair:
+                for name in finding.remove:
+                    out.delete(name)
+                if finding.video is not None:
+                    damaged_videos[finding.video] = f"{finding.name} {finding.what}"
+        if damaged_videos:
+            mark_as_failed(out, damaged_videos)
+
+
+def mark_as_failed(out: Folder, errors: dict[str, str]) -> None:
+    """errors: by video. `score retry_failed=true` computes the rows again."""
+    ledger = videos_ledger(out)
+    table = ledger.read()
+    table = table.filter(pc.is_in(table["video"], value_set=pa.array(errors, pa.string())))
+    no_content: Row = {"clips": [], "cuts_s": [], "gradual": [], "takes": []}
+    ledger.append(
+        [
+            row | no_content | {"status": "failed", "error": f"{errors[row['video']]}; {RESCORE}"}
+            for row in table.to_pylist()
+        ]
+    )
+
+
+def caption_sets(out: Folder) -> list[str]:
+    end = ".settings.json"
+    names = out.names("ledger/captions")
+    return [name.removesuffix(end) for name in names if name.endswith(end)]
+
+
+def caption_name(name: str) -> str:
+    return f"caption.name={shlex.quote(name)}"
+
+
+def check_ledger_parts(out: Folder) -> Iterator[Finding]:
+    tables = {"videos": ("score", ""), "embeddings": ("score", "")}
+    for name in caption_sets(out):
+        tables[f"captions/{name}"] = ("caption", caption_name(name))
+    for table, (phase, arguments) in tables.items():
+        for part, what in damaged_parts(out / f"ledger/{table}").items():
+            name = f"ledger/{table}/{part}"
+            yield Finding(name, what, phase, arguments, remove=(name,))
+
+
+def check_tables_of_ledger(out: Folder) -> Iterator[Finding]:
+    """Those without a recorded hash: pages by their checksums, schema and text by their form."""
+    expected = {
+        INPUT: ("score", {"video", "bytes", "version"}),
+        SKIPPED: ("score", {"suffix", "files"}),
+        SELECTION: ("select", set(schema(SELECTION_COLUMNS).names)),
+    }
+    ledger = out / "ledger"
+    for name, (phase, columns) in expected.items():
+        if not ledger.exists(name):
+            continue
+        try:
+            missing = columns - set(ledger.read_table(name).column_names)
+            what = f"lacks the columns {', '.join(sorted(missing))}" if missing else None
+        except OutputError as error:
+            what = f"can't be read: {error}"
+        if what:
+            yield Finding(f"ledger/{name}", what, phase, remove=(f"ledger/{name}",))
+    phases = {"videos": "score", "models": "score", "selection": "select"}
+    phases |= {f"captions/{name}": "caption" for name in caption_sets(out)}
+    for table, phase in phases.items():
+        name = f"{table}.settings.json"
+        if ledger.exists(name):
+            try:
+                parse_hashed(ledger.read(name))
+            except ValueError as error:
+                remove = (f"ledger/{name}",)
+                yield Finding(f"ledger/{name}", f"is damaged: {error}", phase, remove=remove)
+
+
+def check_stored_frames(out: Folder) -> Iterator[Finding]:
+    """And embeddings: that those of all scored clips are there and as they were scored."""
+    if not (out / "ledger").exists(INPUT):
+        return
+    videos = read_videos(out, ["status", "weights", "clips"])
+    embedded = set(embeddings_ledger(out).read([])["clip_id"].to_pylist())
+    for batch in videos.to_batches(max_chunksize=1000):
+        rows = [row for row in batch.to_pylist(maps_as_pydicts="strict") if row["status"] == "ok"]
+        yield from _check_frames(out, rows)
+        for row in rows:
+            if EMBEDDED in (row["weights"] or {}):
+                clips = [c for c in row["clips"] if c[EMBEDDED] is not None]
+                if missing := sum(c["clip_id"] not in embedded for c in clips):
+                    what = f"lacks {missing} of {len(clips)} clips of {row['video']}"
+                    yield Finding("ledger/embeddings", what, "score", video=row["video"])
+
+
+def _check_frames(out: Folder, rows: list[Row]) -> Iterator[Finding]:
+    expected: dict[str, str] = {}
+    without_hash: set[str] = set()
+    video_of: dict[str, str] = {}
+    for row in rows:
+        for segment in (segment for clip in row["clips"] for segment in clip["segments"] or ()):
+            stored = {segment["key_frame"]: segment["key_frame_sha256"]}
+            stored |= {s["file"]: s["sha256"] for s in segment["frame_samples"] or ()}
+            stored.pop(None, None)
+            expected |= {f"ledger/{name}": sha256 for name, sha256 in stored.items()}
+            names = {*stored, *filter(None, [segment["next_frame"]])}
+            without_hash |= {f"ledger/{name}" for name in names - stored.keys()}
+            video_of |= {f"ledger/{name}": row["video"] for name in names}
+    found = hash_files(out, expected)
+    errors = changed_files(expected, found.get)
+    for name in sorted(without_hash):
+        try:
+            decode_image(out.read(name), name)
+        except FileNotFoundError:
+            errors[name] = "is missing"
+        except DamagedFrame:
+            errors[name] = "is not a readable image"
+    for name, what in errors.items():
+        yield Finding(name, what, "score", video=video_of[name])
+
+
+def check_rows(out: Folder) -> Iterator[Finding]:
+    """That each video has a row, and each clip one in the tables of the phases that have run."""
+    ledger = out / "ledger"
+    if not ledger.exists(INPUT):
+        return
+    listed = ledger.read_table(INPUT, ["video"])["video"]
+    videos = videos_ledger(out).read(["status", "clips"])
+    if missing := rows_of(listed, videos, "video")["status"].null_count:
+        what = f"lacks {missing} of {len(listed)} videos of the input"
+        yield Finding("ledger/videos", what, "score")
+    if not ledger.exists(SELECTION):
+        return
+    selection = ledger.read_table(SELECTION)
+    clips = pc.list_flatten(videos.filter(pc.is_in(videos["video"], listed))["clips"])
+    clip_ids = pc.struct_field(clips, "clip_id")
+    if missing := rows_of(clip_ids, selection, "clip_id")["status"].null_count:
+        yield Finding(f"ledger/{SELECTION}", f"lacks {missing} clips", "select")
+    kept = selection.filter(pc.equal(selection["status"], "kept"))["clip_id"]
+    names = caption_sets(out)
+    if len(names) != 1:  # of several, each may hold the clips of another selection
+        return
+    captioned = captions_ledger(out, names[0]).read([])
+    if missing := rows_of(kept, captioned, "clip_id")["clip_id"].null_count:
+        what = f"lacks {missing} of {len(kept)} kept clips"
+        yield Finding(f"ledger/captions/{names[0]}", what, "caption", caption_name(names[0]))
+
+
+def check_extracted(out: Folder) -> Iterator[Finding]:
+    for name in out.names(EXTRACTED):
+        if not name.endswith(".json"):
+            continue
+        clip_id = name.removesuffix(".json")
+        files = (f"{EXTRACTED}/{name}", f"{EXTRACTED}/{clip_id}.mp4")
+        try:
+            receipt = parse_hashed(out.read(files[0]))
+            errors = mp4_errors(out, clip_id, receipt)
+        except (ValueError, TypeError, KeyError, AttributeError, FileNotFoundError) as error:
+            errors = {files[0]: f"is damaged: {error}"}
+        for file, what in errors.items():
+            yield Finding(file, what, "export", remove=files)
+
+
+def check_shards(out: Folder) -> Iterator[Finding]:
+    """Shards and clips of presto/ by the receipts of the shards."""
+    receipts: list[Receipt] = []
+    for name in out.names(RECEIPTS):
+        path = f"{RECEIPTS}/{name}"
+        try:
+            receipts.append(parse_receipt(out.read(path), out.path(path)))
+        except (OutputError, FileNotFoundError) as error:
+            what = f"is damaged: {str(error).partition('; ')[0]}"
+            yield Finding(path, what, "export", remove=(path,))
+    tars = {f"shards/{r.shard}": r.sha256 for r in receipts if r.bytes}
+    for name, what in changed_files(tars, hash_files(out, tars).get).items():
+        yield Finding(name, what, "export", remove=(name,))
+    mp4s, receipt_of = {}, {}
+    for receipt in receipts:
+        for row in receipt.extra:
+            if row.get("sha256"):
+                mp4s[f"presto/{row['path']}"] = row["sha256"]
+                receipt_of[f"presto/{row['path']}"] = f"{RECEIPTS}/{receipt.shard}.json"
+    for name, what in changed_files(mp4s, hash_files(out, mp4s).get).items():
+        yield Finding(name, what, "export", remove=(name, receipt_of[name]))
+
+
+def check_checksums(out: Folder) -> Iterator[Finding]:
+    """All files in OUT/SHA256SUMS; the shards where there are no receipts, as in a copy."""
+    phase = "export" if out.exists(MANIFEST) or out.exists(SHARDS) else "select"
+    if not out.exists(CHECKSUMS):
+        if out.exists(MANIFEST):
+            yield Finding(CHECKSUMS, "is missing", phase)
+        return
+    try:
+        recorded = parse_checksums(out.read(CHECKSUMS))
+    except ValueError as error:
+        yield Finding(CHECKSUMS, f"is damaged: {error}", phase, remove=(CHECKSUMS,))
+        return
+    if out.names(RECEIPTS):  # check_shards has read them
+        recorded = {n: sha256 for n, sha256 in recorded.items() if not n.startswith("shards/")}
+    for name, what in changed_files(recorded, hash_files(out, recorded).get).items():
+        yield Finding(name, what, phase, remove=(name,))
+    if out.exists(MANIFEST):
+        try:
+            parse_json(out.read(MANIFEST))
+        except ValueError as error:
+            yield Finding(MANIFEST, f"is damaged: {error}", phase, remove=(MANIFEST,))
+
+
+def check_checkpoints(out: Folder) -> Iterator[Finding]:
+    """Of the trainer: its own reader checks the same hashes."""
+    if not out.is_local:
+        return
+    for folder in sorted(Path(out.url, "checkpoints").glob("step-*[0-9]")):
+        checkpoint = out / f"checkpoints/{folder.name}"
+        recorded: dict[str, str] = {}
+        try:
+            for name in checkpoint.names():
+                if name.endswith(".sha256"):
+                    recorded |= parse_checksums(checkpoint.read(name))
+            files = {n: recorded.get(n) for n in checkpoint.names() if not n.endswith(".sha256")}
+            files |= recorded
+            errors = changed_files(files, hash_files(checkpoint, files).get) if recorded else {}
+        except ValueError as error:
+            errors = {name: f"is damaged: {error}"}
+        for name, what in errors.items():
+            yield Finding(f"checkpoints/{folder.name}/{name}", what, "train")
+
+
+def run(arguments: Arguments[NoSettings]) -> int:
+    out = Folder(arguments.values[0])
+    repair = REPAIR in arguments.options
+    if not (out.names() or out.names("ledger") or Path(out.url, "checkpoints").is_dir()):
+        raise UsageError(f"{out.url}: no output there")
+    if not repair:
+        return report(out, repair)
+    with out.locked(lambda: next_part_numbers(out / "ledger"), _print_to_stderr):
+        return report(out, repair)
+
+
+def _print_to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def report(out: Folder, repair: bool) -> int:
+    """Prints the findings and returns the exit code."""
+    phases: Counter[str] = Counter()
+    for finding in find(out, repair):
+        phases[finding.phase] += 1
+        line = f"{out.path(finding.name)} {finding.what}; fix: {finding.fix(out, repair)}"
+        print(printable(line, MAX_LINE_CHARS))
+    if not phases:
+        print(f"{out.url}: nothing is damaged or missing")
+        return 0
+    counts = ", ".join(f"{phase} {phases[phase]}" for phase in (*PHASES, "train") if phases[phase])
+    print(f"{phases.total()} findings; by the phase that repairs them: {counts}")
+    return 1
+
+
+def main(argv: list[str]) -> None:
+    run_command(__doc__, run, argv, arguments="OUT", options=(REPAIR,))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,168 @@
+"""`longtake verify`: damage of every kind is found, and the named command repairs it."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from curation.ledger import damaged_parts
+from curation.storage import Folder
+from pipelines import verify
+from tests.curation.test_resume import run_all, settings
+from tests.support.small_input import SETTINGS
+from tests.support.whole_run import differences, start, wait_for_end
+
+
+def flip_bit(path: Path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def truncate(path: Path, rng: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
+
+
+def remove(path: Path, _: random.Random) -> None:
+    path.unlink()
+
+
+@pytest.fixture
+def out(dataset, tmp_path) -> Path:
+    return Path(shutil.copytree(dataset.out, tmp_path / "out"))
+
+
+def found(out: Path) -> list[str]:
+    return [finding.name for finding in verify.find(Folder(str(out)))]
+
+
+def kind_of(path: Path, out: Path) -> str:
+    """Its place, without clip ids and numbers."""
+    return re.sub(r"[0-9a-f]{8,}|/[0-9a-f]{2}(?=/)|\d", "*", str(path.relative_to(out)))
+
+
+def files_by_kind(out: Path) -> dict[str, Path]:
+    folders = ("ledger", "shards", "presto")
+    files = [p for p in out.glob("*") if p.is_file()]
+    files += [p for folder in folders for p in (out / folder).rglob("*") if p.is_file()]
+    unhashed = ("ledger/.lock", "ledger/.tmp-access", "status.json", "status.prom")
+    kinds = {kind_of(path, out): path for path in sorted(files)}
+    return {kind: path for kind, path in kinds.items() if kind not in unhashed}
+
+
+def test_intact_output_has_no_finding(dataset, capsys):
+    verify.main([str(dataset.out)])
+    assert capsys.readouterr().out == f"{dataset.out}: nothing is damaged or missing\n"
+
+
+def test_every_flipped_bit_in_the_parts_of_the_ledger_is_found(out):
+    rng = random.Random(0)
+    parts = [p for p in (out / "ledger").rglob("part-*.parquet")]
+    assert {p.parent.name for p in parts} == {"videos", "measured"}
+    for number in range(150):
+        part = parts[number % len(parts)]
+        before = part.read_bytes()
+        flip_bit(part, rng)
+        assert [*damaged_parts(Folder(str(part.parent)))] == [part.name]
+        part.write_bytes(before)
+
+
+@pytest.mark.parametrize("damage", [flip_bit, truncate, remove])
+def test_damage_of_every_kind_of_file_is_found(out, damage):
+    rng, kinds = random.Random(damage.__name__), files_by_kind(out)
+    assert {"manifest.json", "shards.parquet", "ledger/selection.parquet"} < kinds.keys()
+    missed = []
+    for kind, path in kinds.items():
+        before = path.read_bytes()
+        damage(path, rng)
+        name, names = str(path.relative_to(out)), found(out)
+        if damage is remove and kind.startswith(
+            "ledger/"
+        ):  # its rows are named, or nothing needs it
+            pass
+        elif name not in names and not _reads_as_before(path, before, out):
+            missed.append(kind)
+        path.write_bytes(before)
+    assert missed == []
+    assert found(out) == []
+
+
+def _reads_as_before(path: Path, before: bytes, out: Path) -> bool:
+    """Whether a table has the same content in spite of the damage, as in an unused byte."""
+    if path.suffix != ".parquet" or not path.exists():
+        return False
+    good = out.parent / "good.parquet"
+    good.write_bytes(before)
+    return pq.read_table(path).equals(pq.read_table(good))
+
+
+def test_missing_rows_are_named_with_the_phase_that_writes_them(out):
+    for part in (out / "ledger").rglob("part-*.parquet"):
+        part.unlink()
+    findings = verify.find(Folder(str(out)))
+    assert [(finding.name, finding.what, finding.phase) for finding in findings] == [
+        ("ledger/videos", "lacks 7 of 7 videos of the input", "score"),
+        ("ledger/captions/measured", "lacks 4 of 4 kept clips", "caption"),
+    ]
+
+
+def test_finding_is_one_line_with_the_command_and_exit_code_1(out, capsys):
+    [shard, *_] = sorted((out / "shards").iterdir())
+    flip_bit(shard, random.Random(0))
+    with pytest.raises(SystemExit) as ended:
+        verify.main([str(out)])
+    assert ended.value.code == 1
+    assert capsys.readouterr().out == (
+        f"{shard} is not the file that was written; fix: python -m pipelines.verify {out} --repair"
+        f" && python -m pipelines.export output={out}\n"
+        "1 findings; by the phase that repairs them: export 1\n"
+    )
+
+
+def damage_all_phases(out: Path) -> None:
+    """One file of each phase, and what depends on none."""
+    rng = random.Random(1)
+    frames = sorted((out / "ledger/key_frames").rglob("*.jpg"))
+    kept = pq.read_table(out / "shards.parquet")["clip_id"].to_pylist()
+    flip_bit(next(f for f in frames if f.name.startswith(kept[0])), rng)
+    for pattern in ("ledger/captions/measured/part-*", "shards/*.tar", "presto/videos/*.mp4"):
+        flip_bit(sorted(out.glob(pattern))[0], rng)
+    for name in ("clips.parquet", "manifest.json", "shards.parquet"):
+        truncate(out / name, rng)
+
+
+def test_named_phases_repair_what_was_found(dataset, out, cluster):
+    damage_all_phases(out)
+    findings = list(verify.find(Folder(str(out)), repair=True))
+    assert {finding.phase for finding in findings} == {"score", "caption", "export"}
+    run_all(dataclasses.replace(settings(dataset.source, out), retry_failed=True), cluster)
+    assert found(out) == []
+    assert differences(dataset.out, out) == []
+
+
+@pytest.mark.slow
+def test_named_commands_repair_what_was_found(dataset, out):
+    damage_all_phases(out)
+    for part in (out / "ledger/videos").iterdir():
+        flip_bit(part, random.Random(2))
+    commands: list[str] = []
+    for repaired in ((), ("--repair",)):
+        listed = wait_for_end(start("verify", str(out), *repaired))
+        assert listed.exit_code == 1, listed.stderr
+        lines = listed.stdout.splitlines()[:-1]
+        commands = [line.partition("; fix: ")[2].rpartition("&& ")[2] for line in lines]
+    for phase in ("score", "caption", "export"):
+        for command in {c for c in commands if f"pipelines.{phase} " in c}:
+            args = [a for a in shlex.split(command)[3:] if a != "input=INPUT"]
+            run = wait_for_end(start(phase, f"input={dataset.source}", *args, *SETTINGS))
+            assert run.exit_code == 0, run.stderr
+    last = wait_for_end(start("verify", str(out)))
+    assert last.stdout == f"{out}: nothing is damaged or missing\n"
+    assert differences(dataset.out, out) == []
