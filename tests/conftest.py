@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.canary import CANARY
 from tests.support.paths import REPOSITORY, VIDEOS
 from tests.support.small_input import draw_small_input
 from tests.support.whole_run import FinishedRun, curate, wait_for_end
 
 # The S3 server of the tests accepts any key. Ray's workers get the variables set before they start.
 os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")
-os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
+os.environ.setdefault("AWS_SECRET_ACCESS_KEY", CANARY)
 os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
 
 
@@ -62,5 +63,6 @@ def dataset(tmp_path_factory) -> Dataset:
     folder = tmp_path_factory.mktemp("dataset")
     videos = draw_small_input(folder / "in")
     mark = f"longtake-test-{os.getpid()}"
-    run = curate(folder / "in", folder / "out", LONGTAKE_MARK=mark)
+    keys = dict.fromkeys(("OPENAI_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"), CANARY)
+    run = curate(folder / "in", folder / "out", LONGTAKE_MARK=mark, **keys)
     return Dataset(folder / "in", videos, folder / "out", wait_for_end(run), mark)

@@ -20,9 +20,10 @@ from moto.server import ThreadedMotoServer
 from curation.stage import BadVideo, OutputError, TransientError
 from curation.storage import AccessCheck, Folder, InputError, local_copy
 from curation.video_list import FileError, list_videos, stat_video
-from pipelines import show
+from pipelines import show, verify
 from tests.chaos.proxy import Proxy
 from tests.curation.test_resume import run_all, settings
+from tests.support.canary import files_with_canary
 from tests.support.paths import REPOSITORY
 from tests.support.s3_server import url_options
 from tests.support.whole_run import curate, kill_when, wait_for_end
@@ -203,6 +204,8 @@ def test_clips_in_an_object_store_equal_those_on_a_disk(dataset, bucket, cluster
     assert made["sha256"] == known[made["clip_id"]]
 
     first = bucket.files("out")
+    content = {path: bucket.fs.open_input_stream(path).read() for path in first}
+    assert files_with_canary(content) == []  # AWS_SECRET_ACCESS_KEY of all tests
     shard = f"{bucket.name}/out/shards/{made['shard']}"
     bucket.fs.delete_file(shard)  # as if the run had been killed before it was written
     run_all(run, cluster)
@@ -246,3 +249,21 @@ def test_output_in_a_store_is_shown(bucket, dataset, capsys):
     show.main([bucket.url("out"), "--where", "rule = 'static_share'", "--format", "json"])
     [row] = json.loads(capsys.readouterr().out)
     assert row["rule"] == "static_share"
+
+
+def test_damage_in_an_object_store_is_found_and_repaired(dataset, bucket):
+    bucket.put_folder("out", dataset.out)
+    out = Folder(bucket.url("out"))
+    assert list(verify.find(out)) == []
+    [part] = [n for n in out.names("ledger/videos") if n.startswith("part-")]
+    shard = out.names("shards")[0]
+    frame = next(p for p in bucket.files("out") if p.endswith("_0.jpg")).partition("/out/")[2]
+    for name in (f"ledger/videos/{part}", f"shards/{shard}", frame):
+        data = bytearray(out.read(name))
+        data[len(data) // 2] ^= 1
+        bucket.put(f"out/{name}", bytes(data))
+    damaged = {f"ledger/videos/{part}", f"shards/{shard}"}
+    assert {finding.name for finding in verify.find(out)} == damaged
+    assert {finding.name for finding in verify.find(out, repair=True)} > damaged
+    assert not out.exists(f"ledger/videos/{part}")
+    assert not out.exists(f"shards/{shard}")
