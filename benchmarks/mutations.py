@@ -1,11 +1,12 @@
 """Mutated real files through whole `curate` runs: each file has one row, no run hangs.
 
-    python -m benchmarks.mutations [--files 1000] [--seed 0]
+    python -m benchmarks.mutations [--files 1000] [--seed 0] [--first 0] [--structure] [--decode]
 
 The first seconds of each labelled video (LONGTAKE_VIDEOS) are copied, not encoded, into mp4, mkv
 and TS; each file is one of these with bytes changed, removed, repeated or exchanged. Prints how
 many rows ended how. Fails where a file has no row or two, a row has no status, or a run takes
-longer than its limit.
+longer than its limit. --structure: the mutations of benchmarks.structure_mutations. --decode: each
+file through the decode stage alone, in its child process; fails where our own code raises.
 """
 
 from __future__ import annotations
@@ -17,13 +18,19 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import av
 import pyarrow.parquet as pq
 
+from benchmarks.structure_mutations import MUTATIONS as STRUCTURE
+from benchmarks.structure_mutations import Mutation
 from curation.funnel import normalize_reason
+from curation.isolate import Isolated, Unexpected
+from curation.stage import BadVideo, OutputError, RunContext
+from stages.decode_pass import DecodePass
 from tests.support.paths import REPOSITORY, VIDEOS
 
 SPAN_S = 2.0  # of a source
@@ -92,21 +99,46 @@ def clear_piece(data: bytearray, rng: random.Random) -> None:
     data[start : start + length] = bytes(length)
 
 
-MUTATIONS: tuple[Callable[[bytearray, random.Random], None], ...] = (
+MUTATIONS: tuple[Mutation, ...] = (
     *(change_bytes, change_header, cut_off, remove_piece, repeat_piece, clear_piece),
 )
 
 
-def mutate(sources: list[Path], folder: Path, numbers: range, seed: int) -> None:
-    folder.mkdir()
+def mutate(
+    sources: list[Path], folder: Path, numbers: range, seed: int, mutations: Sequence[Mutation]
+) -> None:
+    folder.mkdir(exist_ok=True)
     for number in numbers:
         rng = random.Random(f"{seed}:{number}")
         source = rng.choice(sources)
         data = bytearray(source.read_bytes())
-        for mutation in rng.choices(MUTATIONS, k=rng.choice((1, 1, 2))):
+        for mutation in rng.choices(mutations, k=rng.choice((1, 1, 2))):
             if data:
                 mutation(data, rng)
         (folder / f"{number:06d}{source.suffix}").write_bytes(data)
+
+
+def decode(sources: list[Path], folder: Path, numbers: range, seed: int) -> Counter[str]:
+    """How the decode stage ended on each file."""
+    stage = DecodePass(clip_s=1, max_clip_s=1)
+    outcomes: Counter[str] = Counter()
+    setup = partial(stage.setup, RunContext(str(folder / "ledger")))
+    with Isolated(stage.process, setup, timeout_s=120, memory_gib=4) as isolated:
+        for number in numbers:
+            mutate(sources, folder, range(number, number + 1), seed, STRUCTURE)
+            [path] = folder.glob(f"{number:06d}.*")
+            size = path.stat().st_size
+            try:
+                [row] = isolated([{"video": str(path), "bytes": size, "version": ""}])
+                outcomes["scored" if row.get("error") is None else row["error"]] += 1
+            except (Unexpected, OutputError) as error:
+                outcomes["ERROR OF OUR CODE"] += 1
+                print(f"{path.name}, seed {seed}: {error}", flush=True)
+            except BadVideo as error:
+                kind = "" if type(error) is BadVideo else f"{type(error).__name__}: "
+                outcomes[kind + normalize_reason(str(error))] += 1
+            path.unlink()
+    return outcomes
 
 
 def curate(source: Path, out: Path, limit_s: float) -> list[dict[str, str]]:
@@ -127,6 +159,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--structure", action="store_true")
+    parser.add_argument("--decode", action="store_true")
     args = parser.parse_args()
     outcomes: Counter[str] = Counter()
     clips: Counter[str] = Counter()
@@ -135,10 +170,13 @@ def main() -> None:
         folder = Path(scratch)
         (folder / "spans").mkdir()
         sources = list(copy_spans(folder / "spans"))
-        for first in range(0, args.files, FILES_PER_RUN):
-            numbers = range(first, min(args.files, first + FILES_PER_RUN))
+        end = args.first + args.files
+        if args.decode:
+            outcomes = decode(sources, folder, range(args.first, end), args.seed)
+        for first in range(args.first, end, FILES_PER_RUN) if not args.decode else ():
+            numbers = range(first, min(end, first + FILES_PER_RUN))
             source, out = folder / f"in{first}", folder / f"out{first}"
-            mutate(sources, source, numbers, args.seed)
+            mutate(sources, source, numbers, args.seed, STRUCTURE if args.structure else MUTATIONS)
             for row in curate(source, out, 120 + MAX_S_PER_FILE * len(numbers)):
                 failed = row["status"] == "failed"
                 outcomes[normalize_reason(row["error"]) if failed else row["status"]] += 1
@@ -152,6 +190,8 @@ def main() -> None:
         print(f"\n{name}")
         for outcome, n in counts.most_common():
             print(f"{n:6} {outcome}")
+    if outcomes["ERROR OF OUR CODE"]:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -162,6 +162,8 @@ def _read_list(fs: pafs.FileSystem, fs_path: str, source: str) -> list[str]:
         if column is None:
             raise InputError(f"{source}: expected a column video, path or url; found {names}")
         lines = pq.read_table(fs_path, columns=[column], filesystem=fs)[column].to_pylist()
+        if not all(isinstance(line, str) for line in lines):
+            raise InputError(f"{source}: expected texts in the column {column}, none of them null")
     else:
         with fs.open_input_stream(fs_path) as stream:
             text = decode_list(stream.read())
@@ -241,8 +243,8 @@ def stat_video(path: str) -> VideoFile:
     path = os.path.abspath(local_path(path))
     try:
         info = os.stat(path)
-    except OSError as e:
-        unreachable = e.errno in STORAGE_ERRNOS
+    except (OSError, ValueError) as e:  # ValueError: the name holds a NUL byte
+        unreachable = isinstance(e, OSError) and e.errno in STORAGE_ERRNOS
         return VideoFile(
             _encode_path(path), FileError.UNREACHABLE if unreachable else FileError.MISSING, ""
         )

@@ -212,7 +212,11 @@ def read_files(shard: Path, location: ClipLocation, suffix: str) -> tuple[dict[s
 def parse_clip(clip_id: str, metadata: dict[str, Any], video: Tensor) -> Clip:
     """A clip from its JSON and its frames; BadData where the JSON is invalid."""
     parts = metadata["sub_captions"]
-    spans = [(float(p["start_s"]), float(p["end_s"])) for p in parts]
+    try:
+        spans = [(float(p["start_s"]), float(p["end_s"])) for p in parts]
+        duration_s = float(metadata["duration_s"])
+    except OverflowError as error:
+        raise BadData(f"a time in its JSON is {error}") from error
     if not spans or any(not math.isfinite(t) for span in spans for t in span):
         raise BadData(
             f"sub_captions are {parts!r:.80}; expected one or more, with start_s and end_s"
@@ -220,13 +224,14 @@ def parse_clip(clip_id: str, metadata: dict[str, Any], video: Tensor) -> Clip:
     texts = [metadata["caption"], *(p["text"] for p in parts)]
     if not all(isinstance(text, str) for text in texts):
         raise BadData("a caption is not text")
-    duration_s = float(metadata["duration_s"])
     return Clip(clip_id, video, duration_s, spans, texts[1:], texts[0])
 
 
 def sample_frames(mp4: bytes, clip_s: float, num_frames: int, size: Size) -> Tensor:
     """(frames, height, width, 3) uint8 RGB: frame i is what the clip shows in the middle of the
     i-th of `size.frames` equal parts of its time. BadData where fewer than `num_frames` decode."""
+    if not 0 < clip_s < math.inf:
+        raise BadData(f"it lasts {clip_s} s")
     part_s = clip_s / size.frames
     sampled: list[np.ndarray] = []
     previous, count = None, 0

@@ -222,8 +222,8 @@ def read_prompts(path: str, duration_s: float) -> dict[str, Prompt]:
     found: dict[str, Prompt] = {}
     try:
         lines = Path(path).read_text().splitlines()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; expected prompts as JSON lines") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}; expected prompts as JSON lines") from None
     for number, line in enumerate(lines, 1):
         try:
             row = parse_object(line)
@@ -246,8 +246,8 @@ def read_prompt(texts: Sequence[str], duration_s: float) -> Prompt:
     if len(texts) == 1 and (texts[0].endswith(".json") or _is_file(texts[0])):
         try:
             parts = parse_json(Path(texts[0]).read_bytes())
-        except FileNotFoundError:
-            raise ConfigError(f"{texts[0]}: no such file; expected captions as JSON") from None
+        except OSError as error:
+            raise ConfigError(f"{texts[0]}: {error.strerror}; expected captions as JSON") from None
         except ValueError as error:
             raise ConfigError(f"{texts[0]}: not valid JSON: {error}") from None
         parts = parts.get("sub_captions", parts.get("cap")) if isinstance(parts, dict) else parts
@@ -259,7 +259,7 @@ def read_prompt(texts: Sequence[str], duration_s: float) -> Prompt:
         if not prompt.duration_s > 0:
             raise ValueError
         return prompt
-    except (TypeError, KeyError, ValueError, IndexError):
+    except (TypeError, KeyError, ValueError, IndexError, OverflowError):
         raise ConfigError(
             f"captions are {parts!r:.80}; expected a list of texts, or of start_s, end_s and text"
         ) from None
