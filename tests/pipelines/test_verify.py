@@ -52,7 +52,7 @@ def files_by_kind(out: Path) -> dict[str, Path]:
     folders = ("ledger", "shards", "presto")
     files = [p for p in out.glob("*") if p.is_file()]
     files += [p for folder in folders for p in (out / folder).rglob("*") if p.is_file()]
-    unhashed = ("ledger/.lock", "ledger/.tmp-access", "status.json", "status.prom")
+    unhashed = ("README.md", "ledger/.lock", "ledger/.tmp-access", "status.json", "status.prom")
     kinds = {kind_of(path, out): path for path in sorted(files)}
     return {kind: path for kind, path in kinds.items() if kind not in unhashed}
 
