@@ -5,7 +5,8 @@
 OUT is the output of `curate`, or a run folder of the trainer: a folder or a URL. Parts of the
 ledger, stored frames, extracted clips, shards, tables, manifest and checkpoints are compared with
 the hashes that were recorded when they were written. Each finding is a line with the command that
-repairs it; run that with the CONFIG and settings of the run. Exit code 1: something was found.
+repairs it; run that with the INPUT, CONFIG and settings of the run. Exit code 1: something was
+found.
 
 --repair deletes the files that are damaged, so that the named commands write them again, and marks
 the videos of damaged frames as failed, so that `retry_failed=true` scores them again. It changes
@@ -155,16 +156,16 @@ def check_tables_of_ledger(out: Folder) -> Iterator[Finding]:
             what = f"can't be read: {error}"
         if what:
             yield Finding(f"ledger/{name}", what, phase, remove=(f"ledger/{name}",))
-    phases = {"videos": "score", "models": "score", "selection": "select"}
-    phases |= {f"captions/{name}": "caption" for name in caption_sets(out)}
-    for table, phase in phases.items():
+    phases = {"videos": ("score", ""), "models": ("score", ""), "selection": ("select", "")}
+    phases |= {f"captions/{name}": ("caption", caption_name(name)) for name in caption_sets(out)}
+    for table, (phase, arguments) in phases.items():
         name = f"{table}.settings.json"
         if ledger.exists(name):
             try:
                 parse_hashed(ledger.read(name))
             except ValueError as error:
-                remove = (f"ledger/{name}",)
-                yield Finding(f"ledger/{name}", f"is damaged: {error}", phase, remove=remove)
+                what, remove = f"is damaged: {error}", (f"ledger/{name}",)
+                yield Finding(f"ledger/{name}", what, phase, arguments, remove)
 
 
 def check_stored_frames(out: Folder) -> Iterator[Finding]:

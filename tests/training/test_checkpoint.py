@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tensorboard")
 pytest.importorskip("matplotlib")
 
+from pipelines import verify
 from training import checkpoint
 from training.checkpoint import CheckpointError
 
@@ -110,3 +111,18 @@ def test_checkpoint_of_an_older_version_without_hashes_is_read(tmp_path):
     (path / "state.json").write_text(state.replace('"format": 3', '"format": 2'))
     assert checkpoint.read_state(path)["step"] == 1
     assert len(checkpoint.read_tensors(path)["x"]) == 1000
+
+
+def test_verify_names_a_damaged_checkpoint_with_the_command(tmp_path, capsys):
+    save(tmp_path, 1, keep=2), save(tmp_path, 2, keep=2)
+    verify.main([str(tmp_path)])
+    path = tmp_path / "checkpoints/step-00000002"
+    (path / "__0_0.distcp").write_bytes((path / "__0_0.distcp").read_bytes()[:-1])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        verify.main([str(tmp_path)])
+    assert ended.value.code == 1
+    assert capsys.readouterr().out.splitlines()[0] == (
+        f"{path}/__0_0.distcp is not the file that was written; "
+        f"fix: rm -r {path}; training then resumes from the checkpoint before"
+    )
