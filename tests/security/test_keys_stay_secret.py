@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curation.stage import RunContext, Unavailable
+from curation.config import ConfigError
+from curation.stage import RunContext
 from stages.captioning.openai_server import OpenAICaptioner
 from tests.support.canary import CANARY, files_with_canary
 from tests.support.chat_server import ChatServer
@@ -46,7 +47,7 @@ def test_key_of_a_caption_server_is_in_no_row_and_no_error(tmp_path, monkeypatch
     assert row["error"] is None
     with ChatServer(IdentifyingModel(4), key="another") as server:
         stage = OpenAICaptioner(url=server.url, model="tiny")
-        with pytest.raises(Unavailable) as refused:
+        with pytest.raises(ConfigError) as refused:
             stage.check()
     printed = "".join(capfd.readouterr())
     texts = (row, context, stage, refused.value, stage.provenance(), printed, caplog.text)
