@@ -8,7 +8,8 @@ phases score, select, caption and export; after an interruption the same command
 On a Ray cluster: cluster.address=auto (or HOST:PORT, ray://HOST:PORT).
 
 The dataset has the clips of the present input. Add files and run the command again: only these are
-scored. With another policy no video is decoded again; only newly kept clips are captioned.
+scored. With another policy no video is decoded again; only newly kept clips are captioned. Without
+input=, an output that has scored videos is selected, captioned and exported again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from curation.runner.cluster import Cluster
 from curation.storage import Folder
 from pipelines import caption, export, score, select
 from pipelines.settings import Settings, main
+from pipelines.tables import INPUT
 
 
 def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
@@ -26,7 +28,8 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     select.check(settings, out, will_score=True)
     score.check(settings.score)
     settings.caption.chosen.check()
-    score.run(settings, out, cluster)
+    if settings.input is not None or not (out / "ledger").exists(INPUT):
+        score.run(settings, out, cluster)
     select.run(settings, out)
     caption.run(settings, out, cluster)
     select.run(settings, out)  # again, with the rules on captions

@@ -78,9 +78,9 @@ def _clips_to_pack(clips: pa.Table, selection: pa.Table, captions: pa.Table) -> 
     captioned = rows_of(clips["clip_id"], captions, "clip_id")
     kept = pc.equal(chosen["status"], "kept")
     if unselected := kept.null_count:
-        raise PlanError(f"{unselected} clips are newer than the selection; run pipelines.select")
+        raise PlanError(f"{unselected} clips are newer than the selection; run longtake select")
     if n := pc.sum(pc.and_(kept, pc.is_null(captioned["clip_id"]))).as_py():
-        raise PlanError(f"{n} kept clips have no captions yet; run pipelines.caption first")
+        raise PlanError(f"{n} kept clips have no captions yet; run longtake caption first")
     ready = pc.and_(kept, pc.is_valid(captioned["caption"]))
     known = clips.drop_columns(["fingerprint", "overlay_mask"]).filter(ready).to_pylist()
     splits = chosen["split"].filter(ready).to_pylist()

@@ -64,7 +64,7 @@ def compare_with_shards(
         return None
     has_no_captions = _count(pc.and_(in_no_shard, pc.is_null(captioned["clip_id"]))) > 0
     phases = ("caption", "export") if has_no_captions else ("export",)
-    commands = [f"python -m pipelines.{p} output={shlex.quote(out.url)}" for p in phases]
+    commands = [f"longtake {p} output={shlex.quote(out.url)}" for p in phases]
     return OutdatedShards(missing, not_kept, other_split, commands)
 
 

@@ -70,7 +70,7 @@ def check(settings: Settings, out: Folder, will_score: bool = False) -> None:
     if also and "richness_clip_l14" not in by_models:  # computed with the embeddings
         raise PlanError(
             f"select.semantic_similarity needs the clips' embeddings, and {out.url} has none\n"
-            "  fix: run pipelines.score with score.models.clip.weights (docs/models.md), which "
+            "  fix: run longtake score with score.models.clip.weights (docs/models.md), which "
             "decodes no video again, or set select.semantic_similarity=null"
         )
     check_subset(settings.select, "richness_clip_l14" in by_models)
@@ -171,7 +171,7 @@ def select_and_publish(settings: Settings, out: Folder, _: Cluster) -> None:
     if outdated:
         print(f"{outdated}\n  fix: {outdated.fix}")
     elif unpacked:
-        print(f"{unpacked} kept clips are in no shard yet: run pipelines.caption, pipelines.export")
+        print(f"{unpacked} kept clips are in no shard yet: run longtake caption, longtake export")
     print(f"report: {out.path('report.html')}")
 
 

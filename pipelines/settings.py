@@ -113,7 +113,7 @@ class ExportSettings:
 
 @dataclass
 class PlanSettings:
-    videos: Annotated[int, Ge(1)] = 12  # of the input that are scored; more: narrower estimates
+    videos: Annotated[int, Ge(0)] = 12  # of the input that are scored; more: narrower estimates
 
 
 @dataclass

@@ -40,6 +40,7 @@ from curation.sql import quote, run_select
 from curation.stage import BadVideo, PlanError, Row, TransientError
 from curation.storage import Folder, local_copy
 from pipelines.outdated import MANIFEST, SHARDS
+from pipelines.status import outdated_lines
 from pipelines.tables import CLIPS, recorded_policy
 from stages.report.examples import one_paragraph
 from stages.report.histogram import format_value
@@ -140,8 +141,8 @@ def show_output(out: Folder, kind: str) -> None:
         hours = sum(row["hours"] for row in unused)
         print(f"  {n} videos, {hours:.2g} h, gave no clip: failed, or the same bytes as another")
     print("  a clip that passes a looser rule may still be a duplicate, or fail by its captions")
-    if notice := _outdated(out):
-        print(f"\n{notice}")
+    if notice := outdated_lines(out):
+        print("\n".join(["", *notice]))
 
 
 def selected_with(out: Folder) -> Policy:
@@ -150,11 +151,6 @@ def selected_with(out: Folder) -> Policy:
     if recorded is None and out.exists(MANIFEST):
         recorded = json.loads(out.read(MANIFEST))["config"]["select"]
     return recorded_policy((recorded or {}).get("policy", {}))
-
-
-def _outdated(out: Folder) -> str:
-    found = json.loads(out.read(MANIFEST)).get("outdated_shards") if out.exists(MANIFEST) else None
-    return f"{found['what']}\n  fix: {found['fix']}" if found else ""
 
 
 def _funnel_rows(rows: list[Row]) -> list[list[object]]:

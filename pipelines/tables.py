@@ -66,7 +66,7 @@ def read_videos(out: Folder, columns: list[str] | None = None) -> pa.Table:
     """The rows of the videos in the input of the last `score`. Raises PlanError."""
     ledger = out / "ledger"
     if not ledger.exists(INPUT):
-        raise PlanError(f"{out.url} holds no scored videos; run pipelines.score first")
+        raise PlanError(f"{out.url} holds no scored videos; run longtake score first")
     table = videos_ledger(out).read(columns)
     listed = ledger.read_table(INPUT, ["video"])["video"].combine_chunks()
     return table.filter(pc.is_in(table["video"], value_set=listed))
@@ -94,7 +94,7 @@ def read_embeddings(out: Folder, clip_id: pa.ChunkedArray) -> np.ndarray:
         raise PlanError(
             f"{out.url}: the clips' embeddings are of {len(models)} models: "
             f"{', '.join(sorted(models.to_pylist()))}; select.semantic_similarity needs one\n"
-            "  fix: run pipelines.score with score.models.clip.weights, which computes all "
+            "  fix: run longtake score with score.models.clip.weights, which computes all "
             "with these weights, or set select.semantic_similarity=null"
         )
     parts = ledger.parts(["clip_id", "model", "key_frames"])
@@ -104,7 +104,7 @@ def read_embeddings(out: Folder, clip_id: pa.ChunkedArray) -> np.ndarray:
 
 def read_selection(out: Folder) -> pa.Table:
     if not (out / "ledger").exists(SELECTION):
-        raise PlanError(f"{out.url} holds no selection; run pipelines.select first")
+        raise PlanError(f"{out.url} holds no selection; run longtake select first")
     return (out / "ledger").read_table(SELECTION)
 
 

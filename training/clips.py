@@ -133,7 +133,7 @@ class ShardedClips:
         except (BadData, OSError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
             raise BadData(
                 f"clip {clip_id} in {shard}: {error or type(error).__name__}; "
-                "pack the dataset again: python -m pipelines.export"
+                "pack the dataset again: longtake export"
             ) from error
 
 
@@ -180,7 +180,7 @@ def size_indices(locations: Mapping[str, ClipLocation], sizes: Sequence[Size]) -
     if any(row.get(name) is None for row in rows for name in ("width", "height", "clip_s")):
         raise BadData(
             "shards.parquet lacks the clips' width, height or clip_s, which several sizes need; "
-            "pack the dataset again: python -m pipelines.export"
+            "pack the dataset again: longtake export"
         )
     return [nearest_size(sizes, row["width"], row["height"], row["clip_s"]) for row in rows]
 

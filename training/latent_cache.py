@@ -90,7 +90,7 @@ def origin_of(location: ClipLocation) -> tuple[str, str, str]:
     if not row.get("json_sha256"):
         raise BadData(
             "shards.parquet has no json_sha256, which identifies the captions; pack the "
-            "dataset again: python -m pipelines.export"
+            "dataset again: longtake export"
         )
     return row["clip_id"], row["sha256"], row["json_sha256"]
 

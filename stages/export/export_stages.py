@@ -208,7 +208,7 @@ def _check_unchanged(clip: Row) -> None:
         raise BadVideo(error)
     with local_copy(clip["video"], clip["bytes"]) as path:
         if compute_sha256(path) != clip["sha256"]:
-            raise BadVideo("the video changed after it was scored; run pipelines.score again")
+            raise BadVideo("the video changed after it was scored; run longtake score again")
 
 
 def _timeout_s(clip: Row) -> float:

@@ -78,13 +78,9 @@ def _header(manifest: Mapping[str, Any], splits: list[str]) -> str:
         "language": [name for name in languages if re.fullmatch("[a-z]{2,3}", str(name))],
         "size_categories": [next((s for most, s in SIZES if clips < most), LARGEST_SIZE)],
         "tags": ["video", "webdataset", "longtake"],
-        "configs": [
-            {"config_name": "clips", "data_files": shards},
-            {"config_name": "table", "data_files": "clips.parquet"},
-        ],
+        # `datasets` reads all configurations of a folder by one loader: not the tables, too
+        "configs": [{"config_name": "default", "data_files": shards}] if shards else [],
     }
-    if not shards:
-        header["configs"] = header["configs"][1:]  # type: ignore[index]
     return f"---\n{yaml.safe_dump(header, sort_keys=False)}---"
 
 
@@ -113,7 +109,7 @@ def _contents(manifest: Mapping[str, Any], kept: pa.Table, splits: list[str]) ->
         "and captions; the meaning of each column is in the metadata of its field."
     )
     lines.append(
-        '```python\nfrom datasets import load_dataset\n\nclips = load_dataset("PATH", "clips", '
+        '```python\nfrom datasets import load_dataset\n\nclips = load_dataset("PATH", '
         f'split="{splits[0]}", streaming=True).decode(False)\n```'
         if splits
         else "No clip is in a shard."

@@ -206,7 +206,7 @@ def test_video_deleted_or_changed_before_export_fails_only_its_clips(tmp_path, c
     assert rows == {
         "changed.mp4": (
             "failed",
-            "export failed: the video changed after it was scored; run pipelines.score again",
+            "export failed: the video changed after it was scored; run longtake score again",
             True,
         ),
         "gone.mp4": ("failed", "export failed: no such file", True),

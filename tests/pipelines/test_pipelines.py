@@ -247,7 +247,7 @@ def test_selection_that_differs_from_the_shards_is_stated_with_the_command(
         assert all(html.escape(command) in page for command in fix.split(" && "))
 
     before = (out / "manifest.json").read_bytes()
-    export_again = f"python -m pipelines.export output={out}"
+    export_again = f"longtake export output={out}"
     text, manifest = reselect("select.policy.height={min: 720}")
     stated(text, manifest, "3 clips in shards are not kept", export_again)
     text, _ = reselect()
@@ -261,7 +261,7 @@ def test_selection_that_differs_from_the_shards_is_stated_with_the_command(
     text, manifest = reselect()
     stated(text, manifest, "1 kept clips are in no shard", export_again)
     shutil.rmtree(out / "ledger/captions")
-    captioned_first = f"python -m pipelines.caption output={out} && {export_again}"
+    captioned_first = f"longtake caption output={out} && {export_again}"
     text, manifest = reselect()
     stated(text, manifest, "1 kept clips are in no shard", captioned_first)
 
@@ -269,7 +269,7 @@ def test_selection_that_differs_from_the_shards_is_stated_with_the_command(
 def test_export_of_kept_clips_without_captions_is_refused(dataset, tmp_path, unused_cluster):
     out = shutil.copytree(dataset.out, tmp_path / "out")
     shutil.rmtree(out / "ledger/captions")
-    with pytest.raises(Exception, match=r"4 kept clips have no captions yet; run pipelines.cap"):
+    with pytest.raises(Exception, match=r"4 kept clips have no captions yet; run longtake cap"):
         export.run(settings(), Folder(str(out)), unused_cluster)
 
 
@@ -377,7 +377,7 @@ def test_second_run_on_the_same_output_is_refused(capsys, tmp_path):
 def test_phase_without_its_predecessor_names_the_phase_to_run(capsys, tmp_path, name):
     code, text = run_and_capture(capsys, name, f"output={tmp_path}/out")
     assert code == 1
-    assert re.search(r"run pipelines.(score|select) first", text)
+    assert re.search(r"run longtake (score|select) first", text)
 
 
 @pytest.mark.parametrize("name", sorted(ALL))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from curation import config
 from curation.stage import PlanError
 from curation.storage import Folder
-from pipelines import plan
+from pipelines import headers, plan, score
 from pipelines.settings import DEFAULT_CONFIG, Settings
 from tests.support.small_input import SETTINGS
 
@@ -31,7 +32,8 @@ def number(text: str, name: str) -> tuple[float, float, float]:
 
 def test_trial_of_the_whole_input_predicts_the_results_of_the_run(dataset, cluster, tmp_path):
     out = Folder(str(tmp_path / "out"))
-    text = plan.make_report(settings(f"input={dataset.source}", f"output={out.url}"), out, cluster)
+    chosen = settings(f"input={dataset.source}", f"output={out.url}")
+    text = plan.make_report(chosen, out, cluster, score.list_input(chosen))
     assert number(text, "kept") == (4, 4, 4)
     assert number(text, "clips") == (6, 6, 6)
     assert number(text, "videos that fail") == (1, 1, 1)
@@ -66,7 +68,9 @@ def test_too_small_disk_is_a_warning(dataset, cluster, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
     given = [f"input={dataset.videos['kept']}", f"output={tmp_path}/out", "plan.videos=1"]
-    text = plan.make_report(settings(*given), Folder(f"{tmp_path}/out"), cluster)
+    chosen = settings(*given)
+    listed = score.list_input(chosen)
+    text = plan.make_report(chosen, Folder(f"{tmp_path}/out"), cluster, listed)
     assert "WARNING" in text
     assert number(text, "kept")[1] == 1
 
@@ -98,3 +102,45 @@ def test_images_of_all_requests_are_counted():
         assert number("\n".join(lines), "captions: requests")[1] == 3 * requests
         assert number("\n".join(lines), "image tokens")[1] == pictures * 23 * 13  # 640 x 360
         assert f"15 of {pictures // 3} computed" in lines[1]
+
+
+def test_headers_of_the_whole_input_give_hours_sizes_and_bounds(
+    dataset, tmp_path, unused_cluster, capsys
+):
+    chosen = settings(f"input={dataset.source}", f"output={tmp_path}/out", "plan.videos=0")
+    plan.run(chosen, Folder(f"{tmp_path}/out"), unused_cluster)
+    text = capsys.readouterr().out
+    assert number(text, "headers not readable") == (1, 1, 1)
+    assert number(text, "hours of video")[1] == pytest.approx((4 * 4 + 8 + 1.5) / 3600, rel=0.01)
+    assert number(text, "clips, at most") == (6, 6, 6)  # 1 in each of 4 s, 2 in the one of 8 s
+    assert "320x180 83%, 1280x720 17%" in text
+    assert "h264 100%" in text
+    assert "captions by measurements: no weights" in text
+    assert "not measured: takes, what the policy keeps" in text
+    assert not (tmp_path / "out/ledger/videos").exists()
+
+
+def test_listing_of_100_000_videos_is_sampled_in_less_than_a_minute(dataset, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for i in range(250):
+        (folder / f"{i}.mp4").symlink_to(dataset.videos["kept"])
+    for i in range(400):
+        (tmp_path / f"{i}").symlink_to(folder)
+    paths = [f"{tmp_path}/{i}/{j}.mp4" for i in range(400) for j in range(250)]
+    (tmp_path / "list.txt").write_text("\n".join(paths))
+    began = time.monotonic()
+    chosen = settings(f"input={tmp_path}/list.txt")
+    listed = score.list_input(chosen)
+    text = headers.header_report(chosen, listed)
+    assert time.monotonic() - began < 60
+    assert listed.num_rows == 100_000
+    assert "listing: 100,000 videos" in text
+    assert f"headers of {headers.MAX_HEADERS} read" in text
+    assert number(text, "hours of video")[1] == pytest.approx(4 / 3600 * 100_000, rel=0.01)
+
+
+def test_reading_headers_stops_after_its_time(dataset, monkeypatch):
+    listed = score.list_input(settings(f"input={dataset.source}"))
+    monkeypatch.setattr("pipelines.headers.MAX_TIME_S", 0.0)
+    assert len(headers.sample_headers(listed)) == 1

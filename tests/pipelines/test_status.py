@@ -105,9 +105,9 @@ def test_status_that_cannot_be_written_does_not_stop_the_run(tmp_path):
 def test_status_names_shards_of_an_earlier_selection_with_the_command_to_run(tmp_path):
     out = Folder(str(tmp_path))
     assert outdated_lines(out) == []
-    found = {"what": "shards are of an earlier selection", "fix": "python -m pipelines.export"}
+    found = {"what": "shards are of an earlier selection", "fix": "longtake export"}
     out.write(MANIFEST, json.dumps({"outdated_shards": found}).encode())
-    assert outdated_lines(out) == [found["what"], "  fix: python -m pipelines.export"]
+    assert outdated_lines(out) == [found["what"], "  fix: longtake export"]
 
 
 def test_missing_or_damaged_status_is_one_line(tmp_path):

@@ -43,12 +43,11 @@ def test_export_writes_a_card_with_the_header_of_the_hub(dataset, parts):
     found = header(card)
     assert found["size_categories"] == ["n<1K"]
     assert found["license"] == "unknown"
-    [clips, clip_table] = found["configs"]
+    [clips] = found["configs"]
     for part in clips["data_files"]:
         named = {path.name for path in dataset.out.glob(part["path"])}
         assert named == {p.name for p in (dataset.out / "shards").glob(f"{part['split']}-*.tar")}
         assert named
-    assert (dataset.out / clip_table["data_files"]).exists()
     assert "4 clips of 5 videos" in card
     html = render(card.split("---\n", 2)[2])
     assert "<td>static_share &gt; 0.9</td>\n<td>1</td>" in html
@@ -90,4 +89,13 @@ def test_dataset_without_clips_has_a_card(parts):
     manifest["splits"], manifest["shards"] = {}, {"clips": 0, "shards": 0}
     card = dataset_card(manifest, funnel, videos, clips.slice(0, 0))
     assert "No clip is in a shard." in card
-    assert len(header(card)["configs"]) == 1
+    assert header(card)["configs"] == []
+
+
+def test_datasets_reads_the_folder_by_its_card(dataset):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.load_dataset(str(dataset.out), split="train", streaming=True).decode(False)
+    shards = pq.read_table(dataset.out / "shards.parquet").to_pylist()
+    assert {row["__key__"] for row in rows} == {
+        row["clip_id"] for row in shards if row["split"] == "train"
+    }

@@ -455,7 +455,7 @@ def test_model_enabled_later_adds_its_scores_without_decoding(
     ):
         select.run(settings(f"output={out}", *prefilter), Folder(str(out)))
     embeddings_ledger(Folder(str(out))).append([kept[0] | {"model": "another"}])
-    with pytest.raises(PlanError, match=r"of 2 models: .*another.*\n  fix: run pipelines.score"):
+    with pytest.raises(PlanError, match=r"of 2 models: .*another.*\n  fix: run longtake score"):
         select.run(settings(f"output={out}", alike), Folder(str(out)))
 
 

@@ -65,7 +65,7 @@ def test_dataset_with_a_newer_selection_is_refused_unless_its_shards_are_asked_f
     folder = shutil.copytree(packed, tmp_path / "data")
     system, data = SystemConfig(size=SMALL), DataConfig(dataset=str(folder))
     clips = len(open_source(system, data, "train").clip_ids)
-    note = {"what": "3 kept clips are in no shard", "fix": "python -m pipelines.export output=x"}
+    note = {"what": "3 kept clips are in no shard", "fix": "longtake export output=x"}
     (folder / "manifest.json").write_text(json.dumps({"outdated_shards": note}))
     use = r"data\.use_outdated_shards=true$"
     with pytest.raises(BadData, match=rf"3 kept clips.*\n  fix: {note['fix']}\n.*{use}"):
