@@ -6,6 +6,7 @@ Nothing but the module of the given name is imported, so that a mistyped name is
 from __future__ import annotations
 
 import difflib
+import os
 import runpy
 import sys
 
@@ -47,7 +48,10 @@ def main() -> None:
     """Runs a command with the arguments after its name. Raises SystemExit."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
-        print(usage())
+        try:
+            print(usage(), flush=True)
+        except BrokenPipeError:  # as of `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

@@ -37,6 +37,18 @@ def test_help_lists_every_command():
     assert listed == list(COMMANDS)
 
 
+def test_help_for_a_reader_that_ended_prints_no_traceback():
+    code = "import time; time.sleep(0.5); from pipelines.longtake import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
 def test_every_module_with_a_command_line_is_a_command():
     files = [*REPOSITORY.glob("pipelines/*.py"), *REPOSITORY.glob("training/*.py")]
     modules = {f"{f.parent.name}.{f.stem}" for f in files if "__main__" in f.read_text()}
