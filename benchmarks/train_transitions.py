@@ -326,8 +326,9 @@ def extract(args: argparse.Namespace) -> None:
     started = time.monotonic()
     with multiprocessing.Pool(args.workers) as pool:
         # the films of a block share their takes, which a process reads once
+        real = pool.imap_unordered(_safely, jobs[:films])
         drawn = pool.imap_unordered(_safely, jobs[films:], FILMS_PER_SOURCES)
-        for number, found in chain(pool.imap_unordered(_safely, jobs[:films]), drawn):
+        for number, found in chain(real, drawn):
             if isinstance(found, str):
                 print(found, flush=True)
                 continue
