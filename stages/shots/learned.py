@@ -54,7 +54,7 @@ class LearnedDetector(Detector):
     """Finds hard cuts, jump cuts and gradual transitions of all common kinds."""
 
     reads_chroma = True
-    cut_probability: Annotated[float, Ge(0), Le(1)] = 0.4  # from which a pair of frames is a cut
+    cut_probability: Annotated[float, Ge(0), Le(1)] = 0.5  # from which a pair of frames is a cut
     gradual_probability: Annotated[float, Ge(0), Le(1)] = (
         0.75  # from which a window is a transition
     )
