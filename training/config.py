@@ -244,6 +244,9 @@ class TrainConfig:
     sequence_ranks: Count = 1  # processes that share the tokens of one sample
     shard_ranks: CountOrZero = 0  # processes that share the parameters (one host's); 0: all
     seed: CountOrZero = 0
+    lora_rank: CountOrZero = 0  # of the adapters that are trained alone; 0: all weights are
+    # adamw8bit: bitsandbytes', with a quarter of the memory for its moments; one process
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     lr: Positive = 1e-4
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: PositiveOrZero = 1e-2

@@ -31,7 +31,8 @@ def dry_run(cfg: TrainConfig, one_step: Step) -> None:
         parameters = sum(p.numel() for p in System(cfg.system).parameters())
     # fp32 weights, gradients, two moments, average; weights and average are unsharded at the start
     shards = cfg.shard_ranks or world.size
-    needed, free = 1e-9 * parameters * max(20 / shards, 8), free_memory_gb(device)
+    each = 8 if cfg.lora_rank else 14 if cfg.optimizer == "adamw8bit" else 20  # bytes
+    needed, free = 1e-9 * parameters * max(each / shards, 8), free_memory_gb(device)
     if needed > free:
         raise ConfigError(
             f"{parameters:,} parameters take {needed:.0f} GB of one {device.type} process; "

@@ -1,6 +1,8 @@
 """Exports a checkpoint's averaged weights as safetensors that Allegro's tools and diffusers read.
 
 python -m training.export CHECKPOINT FOLDER
+
+Adapters (lora_rank) are merged into the weights, and are also in FOLDER/lora, in diffusers' format.
 """
 
 from __future__ import annotations
@@ -19,18 +21,28 @@ import torch
 from curation import config
 from training import checkpoint
 from training.config import SystemConfig
+from training.lora import add_adapters, export_adapters, merge_adapters
 from training.text_to_video import System
 from training.weights import export_presto
 
 
-def load_averaged_system(path: str | Path, system_class: type[System] = System) -> System:
-    """A checkpoint's system with the averaged weights, on the CPU, in fp32."""
+def load_averaged_system(
+    path: str | Path, system_class: type[System] = System, adapters: str | Path = ""
+) -> System:
+    """A checkpoint's system with the averaged weights, on the CPU, in fp32; adapters are merged.
+    adapters: folder for a file of their own."""
     settings = checkpoint.read_state(path)["settings"]
     with torch.device("meta"):
         system = system_class(config.build(SystemConfig, settings["system"], str(path)))
+        if rank := settings.get("lora_rank", 0):
+            add_adapters(system.presto, rank)
     averages = checkpoint.read_tensors(path, "ema.")
     state = {name.removeprefix("ema."): t for name, t in averages.items()}
     system.load_state_dict(state, assign=True)
+    if rank and adapters:
+        print(export_adapters(system.presto, adapters))
+    if rank:
+        merge_adapters(system.presto)
     return system
 
 
@@ -40,7 +52,8 @@ def main(argv: Sequence[str]) -> None:
 
 def run(arguments: Arguments) -> None:
     checkpoint_path, folder = arguments.values
-    export_presto(load_averaged_system(checkpoint_path).presto, folder)
+    system = load_averaged_system(checkpoint_path, adapters=Path(folder, "lora"))
+    export_presto(system.presto, folder)
     print(folder)
 
 

@@ -6,8 +6,10 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
+from curation.config import ConfigError
 from training.config import TrainConfig
 
 
@@ -22,7 +24,48 @@ def build_optimizer(cfg: TrainConfig, system: nn.Module) -> torch.optim.Optimize
             {"params": [named[name] for name in named if name in matrices]},
             {"params": others, "weight_decay": 0.0},
         ]
-    return torch.optim.AdamW(groups, cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
+    kind: Any = _eight_bit() if cfg.optimizer == "adamw8bit" else torch.optim.AdamW
+    return kind(groups, cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
+
+
+def _eight_bit() -> Any:
+    """bitsandbytes' AdamW: moments in 8 bits, in blocks of 256 values with a scale each (arXiv
+    2110.02861); of tensors with fewer than 4,096 values in 32 bits."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        raise ConfigError("optimizer is adamw8bit: it takes no sharded parameters; use one process")
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ConfigError(
+            "optimizer is adamw8bit, but bitsandbytes can't be imported "
+            f"({error}): pip install -e '.[lora]'"
+        ) from None
+    return AdamW8bit
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, system: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's tensors by the names of the parameters, which are made where there was no
+    step yet."""
+    names = {id(weight): name for name, weight in system.named_parameters()}
+    found: dict[str, Tensor] = {}
+    for i, group in enumerate(optimizer.param_groups):
+        for j, weight in enumerate(group["params"]):
+            state = optimizer.state[weight]
+            if not state and hasattr(optimizer, "init_state"):  # bitsandbytes
+                optimizer.init_state(group, weight, i, j)
+            elif not state:
+                state |= {"step": torch.tensor(0.0)}
+                state |= {key: torch.zeros_like(weight) for key in ("exp_avg", "exp_avg_sq")}
+            name = names[id(weight)]
+            found |= {f"{name}.{k}": t for k, t in state.items() if isinstance(t, Tensor)}
+    return found
+
+
+def set_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Restores the number of steps where the optimizer keeps it as a number."""
+    for state in optimizer.state.values():
+        if isinstance(state.get("step"), int):
+            state["step"] = steps
 
 
 def _is_table(name: str) -> bool:

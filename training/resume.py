@@ -16,7 +16,8 @@ from training.clips import ClipSource
 from training.config import TrainConfig
 from training.data import ORDER_OF_SIZES, clip_ids_digest
 from training.log import report_recompile_limit
-from training.optimizer import build_optimizer
+from training.lora import add_adapters
+from training.optimizer import build_optimizer, optimizer_tensors, set_steps
 from training.parallel import World, init_distributed, shard_model
 from training.text_to_video import System
 from training.weights import load_weights
@@ -43,6 +44,9 @@ def build(cfg: TrainConfig, resumed: bool = False, system_class: type[System] = 
     world = init_distributed(cfg.sequence_ranks)
     torch.manual_seed(cfg.seed)
     system = initial_system(cfg, world.device, resumed, system_class)
+    if cfg.lora_rank:
+        system.requires_grad_(False)
+        add_adapters(system.presto, cfg.lora_rank)
     for size in cfg.system.all_sizes:
         system.check_memory(size, cfg.batch, cfg.keep_activations)
     ema = copy.deepcopy(system).requires_grad_(False).eval()
@@ -98,7 +102,7 @@ def restore(cfg: TrainConfig, run: Run, source: ClipSource) -> int:
     # settings that an older version did not have get their defaults
     before = config.build(TrainConfig, state["settings"], str(found[-1]))
     changed = config.differences(config.as_dict(before), config.as_dict(cfg))
-    fixed = ("system.", "diffusion.", "seed:")
+    fixed = ("system.", "diffusion.", "seed:", "lora_rank:", "optimizer:")
     refused = [line for line in changed if line.startswith(fixed)]
     if state["samples"] != run.samples:
         refused.append(f"samples a step, of all processes: {state['samples']} -> {run.samples}")
@@ -113,6 +117,7 @@ def restore(cfg: TrainConfig, run: Run, source: ClipSource) -> int:
         )
     checkpoint.load_tensors(found[-1], run_tensors(run))
     run.best, run.skipped = state["best"], state.get("skipped", 0)
+    set_steps(run.optimizer, state["step"] - run.skipped)
     if run.world.is_first:
         print(f"resumes from {found[-1]}", *changed, sep="\n  ", flush=True)
     return state["step"]
@@ -122,10 +127,5 @@ def run_tensors(run: Run) -> dict[str, Tensor]:
     """All tensors that training changes, by their names in a checkpoint."""
     found = {f"system.{name}": t for name, t in run.system.state_dict().items()}
     found |= {f"ema.{name}": t for name, t in run.ema.state_dict().items()}
-    for name, weight in run.system.named_parameters():
-        state = run.optimizer.state[weight]
-        if not state:  # before the first step: AdamW's initial state
-            state |= {"step": torch.tensor(0.0)}
-            state |= {key: torch.zeros_like(weight) for key in ("exp_avg", "exp_avg_sq")}
-        found |= {f"optimizer.{name}.{key}": t for key, t in state.items()}
-    return found
+    optimizer = optimizer_tensors(run.optimizer, run.system)
+    return found | {f"optimizer.{name}": t for name, t in optimizer.items()}

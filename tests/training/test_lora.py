@@ -1,0 +1,90 @@
+"""Training with less memory: adapters, and an optimizer with 8-bit moments."""
+
+from dataclasses import replace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tensorboard")
+
+from safetensors.torch import load_file
+
+from curation.torchvision_fix import fix_torchvision
+from tests.support.tiny_run import CLIPS, SYSTEM, tiny_config
+from training import checkpoint
+from training.export import load_averaged_system
+from training.export import main as export_main
+from training.lora import ADAPTER_FILE
+from training.resume import build
+from training.text_to_video import System
+from training.train import train
+from training.weights import load_presto
+
+# large enough for moments in 8 bits
+WIDE = replace(SYSTEM, model=replace(SYSTEM.model, num_attention_heads=6))
+
+
+class StartedSystem(System):
+    """Its output depends on all weights from the first step on, as after a training."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        for block in (self.presto, *(b.attn2.to_out[0] for b in self.presto.blocks)):
+            layer = getattr(block, "proj_out", block)
+            torch.nn.init.normal_(layer.weight, std=0.1)
+
+
+def config(folder, kind, **changes):
+    fix_torchvision()
+    pytest.importorskip({"lora": "peft", "8 bit": "bitsandbytes"}[kind])
+    chosen = {"lora": {"lora_rank": 2}, "8 bit": {"optimizer": "adamw8bit"}}[kind]
+    return tiny_config(folder, system=WIDE, validation_clips=0, **chosen, **changes)
+
+
+@pytest.mark.parametrize("kind", ["lora", "8 bit"])
+def test_a_run_with_less_memory_resumes_to_the_last_bit(tmp_path, kind):
+    whole = train(config(tmp_path / "whole", kind), CLIPS, system_class=StartedSystem)
+    first = train(config(tmp_path / "parts", kind, steps=3), CLIPS, system_class=StartedSystem)
+    assert (
+        first + train(config(tmp_path / "parts", kind), CLIPS, system_class=StartedSystem) == whole
+    )
+    assert len(set(whole)) == len(whole)
+    one, two = (
+        checkpoint.read_tensors(checkpoint.folder_of_step(tmp_path / name, 6))
+        for name in ("whole", "parts")
+    )
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_8_bit_moments_take_a_quarter_of_the_memory(tmp_path):
+    train(config(tmp_path, "8 bit", steps=1), CLIPS, system_class=StartedSystem)
+    tensors = checkpoint.read_tensors(checkpoint.folder_of_step(tmp_path, 1), "optimizer.")
+    name = "optimizer.presto.transformer_blocks.0.ff.net.2.weight."
+    assert tensors[name + "state1"].dtype == tensors[name + "state2"].dtype == torch.uint8
+
+
+def test_adapters_alone_are_trained_and_export_as_files_of_diffusers_and_merged(tmp_path):
+    cfg = config(tmp_path / "run", "lora", lr=0.1)
+    start = {
+        n: p.clone()
+        for n, p in build(cfg, system_class=StartedSystem).system.presto.named_parameters()
+    }
+    train(cfg, CLIPS, system_class=StartedSystem)
+    saved = checkpoint.folder_of_step(cfg.run_dir, 6)
+    tensors = checkpoint.read_tensors(saved)
+    changed = {n for n, p in start.items() if not torch.equal(p, tensors[f"system.presto.{n}"])}
+    assert changed
+    assert all(".lora_" in name for name in changed)
+    export_main([str(saved), str(tmp_path / "out")])
+    adapters = load_file(tmp_path / "out" / "lora" / ADAPTER_FILE)
+    assert len(adapters) == 2 * 2 * 4 * 2  # blocks, attentions, layers, matrices
+    merged = load_averaged_system(saved).presto.state_dict()
+    layer = "transformer_blocks.1.attn2.to_out.0"
+    down, up = (adapters[f"transformer.{layer}.lora_{m}.weight"] for m in "AB")
+    assert up.abs().max() > 0
+    expected = start[f"{layer}.base_layer.weight"] + up @ down
+    assert torch.allclose(merged[f"{layer}.weight"], expected, atol=1e-6)
+    exported = load_presto(tmp_path / "out").state_dict()
+    assert exported.keys() == merged.keys()
+    assert torch.allclose(exported[f"{layer}.weight"].float(), expected, atol=0.02)
