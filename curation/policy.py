@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -309,14 +311,22 @@ def check_prefilter(
         f"the policy asks for {_span(policy.get(name))}"
         for name in looser
     ]
+    keep = " ".join(f"select.policy.{n}={_as_setting(prefilter[n])}" for n in looser)
+    lower = " ".join(f"score.decode.prefilter.{n}=null" for n in looser)
     raise PlanError(
         f"the policy is looser than the prefilter of this ledger in {', '.join(looser)}, and needs "
         f"{', '.join(needed)}, which only clips that pass the prefilter have\n"
         + "\n".join(lines)
         + "\n"
-        f"  fix: tighten the policy to the prefilter, or score again with a lower prefilter "
+        f"  fix: keep {keep}, or score into another output with {lower} "
         f"(runs {', '.join(sorted(set(needed.values())))})"
     )
+
+
+def _as_setting(rule: Rule) -> str:
+    """The rule as YAML in a shell's quotes."""
+    values = rule.as_setting() if isinstance(rule, Values) else None
+    return shlex.quote(json.dumps(values) if values else f"{{{rule}}}")
 
 
 def _span(rule: Rule | None) -> str:

@@ -200,6 +200,8 @@ def test_policy_looser_than_the_prefilter_is_refused_with_what_to_run(rules):
     ) as e:
         check_prefilter(Policy(rules, text_share=Range(max=0.1)), PREFILTER, COSTLY)
     assert "runs TextArea" in str(e.value)
+    assert "keep select.policy.brightness='{min: 20, max: 235}'" in str(e.value)
+    assert "another output with score.decode.prefilter.brightness=null" in str(e.value)
 
 
 def test_policy_within_the_prefilter_or_without_costly_scores_is_accepted():
@@ -296,5 +298,8 @@ def test_listed_values_within_those_of_the_prefilter_are_no_looser():
     tight = Policy(transfer=Values("bt709"), fps=Values(25, 30), text_share=Range(max=0.1))
     check_prefilter(tight, prefilter, costly)
     loose = Policy(transfer=Values("smpte2084"), fps=Values(25), text_share=Range(max=0.1))
-    with pytest.raises(PlanError, match="scored for bt709 or unknown, the policy asks for smpte"):
+    with pytest.raises(
+        PlanError, match="scored for bt709 or unknown, the policy asks for smpte"
+    ) as e:
         check_prefilter(loose, prefilter, costly)
+    assert """keep select.policy.transfer='{"in": ["bt709", "unknown"]}'""" in str(e.value)
