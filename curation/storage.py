@@ -38,6 +38,10 @@ STORAGE_ERRNOS = frozenset(
 
 READ_ATTEMPTS = 3  # of a file in an object store that arrives in part
 
+ROWS_PER_GROUP = (
+    16384  # of Parquet: one clip of 100,000 is read in a tenth of the time of one group
+)
+
 ACCESS_TOKEN = f"{TEMPORARY}access"  # begin of the names of files in the output
 
 
@@ -403,7 +407,13 @@ class Folder:
 def parquet_bytes(table: pa.Table) -> bytes:
     """A Parquet file. Each page has a checksum, by which a damaged one is an error when read."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        write_page_checksum=True,
+        row_group_size=ROWS_PER_GROUP,
+    )
     return sink.getvalue().to_pybytes()
 
 
