@@ -186,7 +186,7 @@ def _choose_dataclass(hint: Any, value: Any) -> Any:
 
     Returns any other type unchanged.
     """
-    kinds = typing.get_args(hint)
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
     if not kinds or not all(map(dataclasses.is_dataclass, kinds)) or not isinstance(value, dict):
         return hint
     names = [{f.name for f in dataclasses.fields(kind)} for kind in kinds]

@@ -174,7 +174,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_mistyped_setting_is_refused_before_ray_or_torch_is_imported(module):
-    wrong = "score.decode.clip" if module.startswith("pipelines") else "size.frames"
+    wrong = "score.decode.clip" if module.startswith("pipelines") else "size.frame"
     code = REFUSED.format(argv=[*COMMANDS[module], f"{wrong}=3"], module=module)
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -17,6 +17,7 @@ class Settings:
     motion: Motion = field(default_factory=Motion)
     seed: int = 0
     name: str | None = None
+    light: Motion | None = None
 
 
 def written(tmp_path, text):
@@ -36,6 +37,9 @@ def test_unknown_setting_is_refused_with_the_nearest_known_name(tmp_path):
         load(Settings, path)
     with pytest.raises(ConfigError, match=r"sed is not a setting; did you mean seed\?"):
         load(Settings, None, ["sed=1"])
+    with pytest.raises(ConfigError, match=r"light.gap is not a setting; did you mean light.gap_s"):
+        load(Settings, None, ["light.gap=1"])
+    assert load(Settings, None, ["light.gap_s=1"]).light == Motion(1)
 
 
 def test_value_of_the_wrong_type_or_range_is_refused_with_its_setting(tmp_path):
