@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from itertools import chain
 
 from curation.runner.settings import ClusterSettings
-from curation.stage import OPEN, Row, RunContext, RunError, Stage
+from curation.stage import OPEN, OutputError, Row, RunContext, RunError, Stage
 from curation.status import PoolState
 from curation.storage import AccessCheck, Folder
 
@@ -58,9 +59,9 @@ class Cluster:
         for stream in self._streams:
             stream.close()
         self._streams.clear()
-        if self._output is not None:
-            for access in self._checks:
-                Folder(self._output).delete(access.file)
+        for access in self._checks:
+            with suppress(OutputError):  # Ray ends, also where the store fails
+                Folder(access.output or "").delete(access.file)
         self._checks.clear()
         if self._started:
             from curation.runner import session
@@ -92,7 +93,7 @@ class Cluster:
             self.start()
             source, context = chain([first], source), context or RunContext()
             access = AccessCheck.prepare(self._output, context.input_sample)
-            self._checks.append(access)
+            self._checks += [access] if access.output is not None else []
             reports = (report_wait, report_event, self._set_pools)
             done = pool.run_stages(stages, source, self._settings, context, access, *reports)
             self._streams.append(done)
