@@ -245,7 +245,7 @@ class TrainConfig:
     shard_ranks: CountOrZero = 0  # processes that share the parameters (one host's); 0: all
     seed: CountOrZero = 0
     lora_rank: CountOrZero = 0  # of the adapters that are trained alone; 0: all weights are
-    # adamw8bit: bitsandbytes', with a quarter of the memory for its moments; one process
+    # adamw8bit: bitsandbytes', with a quarter of the memory for its moments; without torchrun
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     lr: Positive = 1e-4
     betas: tuple[Decay, Decay] = (0.9, 0.999)

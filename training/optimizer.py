@@ -31,8 +31,11 @@ def build_optimizer(cfg: TrainConfig, system: nn.Module) -> torch.optim.Optimize
 def _eight_bit() -> Any:
     """bitsandbytes' AdamW: moments in 8 bits, in blocks of 256 values with a scale each (arXiv
     2110.02861); of tensors with fewer than 4,096 values in 32 bits."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        raise ConfigError("optimizer is adamw8bit: it takes no sharded parameters; use one process")
+    if dist.is_initialized():
+        raise ConfigError(
+            "optimizer is adamw8bit, which takes no sharded parameters: start one process, "
+            "without torchrun"
+        )
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:

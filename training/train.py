@@ -152,9 +152,9 @@ def one_step(run: Run, batches: Iterator[Batch], cfg: TrainConfig, step: int) ->
     run.optimizer.zero_grad(set_to_none=True)
     decay = min(cfg.ema_decay, (1 + step) / (10 + step))
     with torch.no_grad():
-        averages = local_parts(run.ema.parameters())
-        weights = local_parts(run.system.parameters())
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        pairs = zip(run.ema.parameters(), run.system.parameters(), strict=True)
+        averages, weights = zip(*(p for p in pairs if p[1].requires_grad), strict=True)
+        torch._foreach_lerp_(local_parts(averages), local_parts(weights), 1 - decay)
     return values
 
 

@@ -10,6 +10,7 @@ pytest.importorskip("tensorboard")
 from safetensors.torch import load_file
 
 from curation.torchvision_fix import fix_torchvision
+from tests.support.ranks import on_ranks
 from tests.support.tiny_run import CLIPS, SYSTEM, tiny_config
 from training import checkpoint
 from training.export import load_averaged_system
@@ -55,6 +56,17 @@ def test_a_run_with_less_memory_resumes_to_the_last_bit(tmp_path, kind):
     )
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def trained_with_adapters(folder):
+    return train(config(folder, "lora", steps=3, batch=1), CLIPS, system_class=StartedSystem)
+
+
+def test_adapters_are_trained_on_two_ranks_as_on_one(tmp_path):
+    alone = config(tmp_path / "alone", "lora", steps=3)
+    losses = train(alone, CLIPS, system_class=StartedSystem)
+    ranks = on_ranks(2, trained_with_adapters, tmp_path / "ranks")
+    assert ranks[0] == ranks[1] == pytest.approx(losses, rel=1e-4)
 
 
 def test_8_bit_moments_take_a_quarter_of_the_memory(tmp_path):
