@@ -23,6 +23,7 @@ from curation.cli import Arguments, NoSettings, run_command
 from curation.stage import OutputError
 
 WIDTH, HEIGHT, FPS = 1280, 720, 24
+RISE_PX = 40  # by which the ground rises and falls
 
 Frames = Iterator[np.ndarray]  # (HEIGHT, WIDTH, 3) uint8 BGR each
 
@@ -69,6 +70,10 @@ class Scene:
         hills = tinted(noise_texture(rng, HEIGHT, wide), *self.hills)
         self._far = np.where((rows > skyline)[..., None], hills, far)
         self._near = tinted(noise_texture(rng, 260, wide * 2, 9), *self.ground)
+        # a straight edge across the picture would look like the border of two views
+        rise = noise_texture(np.random.default_rng(self.seed + 100), 4, wide * 2, 7)[0]
+        is_ground = np.arange(RISE_PX)[:, None] > RISE_PX * (1 - rise)
+        self._rise = is_ground.astype(np.uint8) * 255
         self._noise = rng.normal(128, 2.5, (HEIGHT + 64, WIDTH + 64, 3)).astype(np.uint8)
         self._discs = [_Disc.random(rng) for _ in range(self.discs)]
         self._rng = rng
@@ -81,7 +86,9 @@ class Scene:
         picture = np.empty((HEIGHT, WIDTH, 3), np.uint8)
         shift = self.camera(t_s) + WIDTH / 2
         picture[:460] = _crop(self._far, shift * 0.4, 0, 460)
-        picture[460:] = _crop(self._near, shift, 0, 260)
+        picture[460:] = near = _crop(self._near, shift, 0, 260)
+        rises = _crop(self._rise, shift, 0, RISE_PX)[..., None] > 127
+        np.copyto(picture[460 - RISE_PX : 460], near[RISE_PX - 1 :: -1], where=rises)
         for disc in self._discs:
             disc.paint(picture, t_s, self.camera(t_s))
         row, column = self._rng.integers(64, size=2)
