@@ -120,7 +120,7 @@ def load_predictor(device: str) -> Callable[[np.ndarray], torch.Tensor]:
         frames = torch.from_numpy(windows)
         if device == "cuda":
             frames = frames.pin_memory().to(device, non_blocking=True)
-        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             one_hot, _ = network(frames)
         return one_hot[:, MARGIN : MARGIN + STEP, 0].sigmoid()
 
