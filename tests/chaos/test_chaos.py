@@ -10,7 +10,7 @@ from tests.support.paths import REPOSITORY
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [2, 4, 11])
+@pytest.mark.parametrize("seed", [4, 11])
 def test_disturbed_run_ends_with_the_dataset_of_an_undisturbed_one(seed):
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "tests.chaos", str(seed)]
