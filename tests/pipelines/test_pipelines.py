@@ -273,17 +273,19 @@ def test_export_of_kept_clips_without_captions_is_refused(dataset, tmp_path, unu
         export.run(settings(), Folder(str(out)), unused_cluster)
 
 
-def test_settings_that_differ_from_the_ledgers_are_refused_by_name(dataset, capsys):
-    args = (f"input={dataset.source}", f"output={dataset.out}", *SETTINGS)
+def test_settings_that_differ_from_the_ledgers_are_refused_by_name(dataset, tmp_path, capsys):
+    out = shutil.copytree(dataset.out, tmp_path / "out")
+    args = (f"input={dataset.source}", f"output={out}", *SETTINGS)
     code, text = run_and_capture(capsys, "curate", *args, "score.decode.segments=4")
     assert code == 1
     assert "decode.segments: 5 -> 4" in text
     assert "use these settings, or another output" in text
 
 
-def test_policy_looser_than_the_prefilter_is_refused(dataset, capsys):
+def test_policy_looser_than_the_prefilter_is_refused(dataset, tmp_path, capsys):
+    out = shutil.copytree(dataset.out, tmp_path / "out")
     code, text = run_and_capture(
-        *(capsys, "select", f"output={dataset.out}", *SETTINGS),
+        *(capsys, "select", f"output={out}", *SETTINGS),
         "select.policy.duration_s={min: 1}",
     )
     assert code == 1
