@@ -15,7 +15,7 @@ RESCORE = "score with retry_failed=true scores the video again"  # the fix of ev
 
 
 class DamagedFrame(BadVideo):
-    """A stored frame is missing or is not the one that was scored. This says nothing of its clip:
+    """A stored frame is missing or is not the one that was scored. The clip itself may be good:
     no score becomes null because of it."""
 
 

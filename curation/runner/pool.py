@@ -246,7 +246,7 @@ class _Pool:
             if not isinstance(e, OutOfMemoryError):  # Ray killed it: the node had no memory left
                 for queued in batch:
                     queued.deaths += (node_id,)
-            if len(batch[0].deaths) > 1:  # a worker that dies with its node says nothing of the row
+            if len(batch[0].deaths) > 1:  # those with a node do not count
                 batch[0].deaths = tuple(filter(node_lives, batch[0].deaths))
             if len(batch[0].deaths) > 1:  # the worker had no other row, so this one is the cause
                 batch[0].row["error"] = "the worker process died twice on this row"

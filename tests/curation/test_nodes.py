@@ -40,7 +40,7 @@ def test_node_that_dies_during_a_run_does_not_change_the_dataset(dataset, tmp_pa
 
 @pytest.mark.slow
 def test_row_whose_node_dies_twice_is_finished_on_a_third(tmp_path):
-    """The worker dies with its node: that says nothing of the row."""
+    """The worker dies with its node: that does not count against the row."""
     *events, error = run_on_nodes("lost_nodes", tmp_path).splitlines()
     assert error == "None"
     lost = [re.fullmatch(r"(a|2) nodes? left: \d of \d remain; the rows .*", e) for e in events]
