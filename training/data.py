@@ -170,7 +170,7 @@ def _collate(samples: list[tuple[int, Clip]]) -> Batch:
 
 def reraise_bad_data(loaded: Iterable[Any]) -> Iterator[Any]:
     """The items of a DataLoader. Where a worker raises BadData, so does this, without the traceback
-    that PyTorch adds to the message."""
+    that PyTorch adds to the message. Raises PyTorch's RuntimeError where a worker died."""
     before = signal.getsignal(signal.SIGCHLD)
     items = iter(loaded)
     if threading.current_thread() is threading.main_thread():
@@ -181,6 +181,8 @@ def reraise_bad_data(loaded: Iterable[Any]) -> Iterator[Any]:
         yield from items
     except BadData as error:
         raise BadData(str(error).strip().rpartition("BadData: ")[2]) from error
+    except (ConnectionError, EOFError) as error:  # it died while it sent an item
+        raise RuntimeError("DataLoader worker exited unexpectedly.") from error
 
 
 def stream_batches(

@@ -26,7 +26,7 @@ from training.config import (
     T5Config,
     TrainConfig,
 )
-from training.data import Batch, seeded_generator
+from training.data import Batch, reraise_bad_data, seeded_generator
 from training.export import main as export_main
 from training.parallel import World
 from training.resume import build
@@ -150,6 +150,18 @@ def test_a_killed_worker_stops_the_run_in_one_line_and_leaves_its_checkpoint(tmp
     assert "Traceback" not in message
     assert "resumes from the last checkpoint" in message
     checkpoint.read_tensors(checkpoint.list_checkpoints(tmp_path / "run")[-1])
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, EOFError])
+def test_a_worker_that_dies_while_it_sends_a_batch_is_reported_as_a_dead_worker(error):
+    def loader():
+        yield "batch"
+        raise error
+
+    batches = reraise_bad_data(loader())
+    assert next(batches) == "batch"
+    with pytest.raises(RuntimeError, match="DataLoader worker exited unexpectedly"):
+        next(batches)
 
 
 def children(pid):
