@@ -55,6 +55,7 @@ OTHER_RULES = {
     "embeddings not measured": "semantic_similarity",
     "outside where": "where",
     "limit: ": "limit",
+    "flagged": "flagged",
     "caption repeated": "max_equal_captions",
     "caption": "caption_check",
 }

@@ -71,6 +71,11 @@ class Ledger:
                 found = schema_version(self._folder.read_schema(parts[-1]))
             _check_version(self._folder, found)
 
+    @property
+    def next_number(self) -> int:
+        """Of the next part; above that of every part so far."""
+        return self._next
+
     def append(self, rows: list[Row]) -> None:
         """Commits rows as one part. A row with a value that does not fit the schema becomes one
         with an `error`, so that it costs no other row; without that column it raises."""
@@ -227,7 +232,7 @@ def _epoch_and_cuts(folder: Folder) -> tuple[int, list[Cut]]:
 def next_part_numbers(folder: Folder) -> dict[str, int]:
     """Table -> one above the number of its last part. folder: ledger/."""
     captions = [f"captions/{name}" for name in (folder / "captions").subfolders()]
-    names = ["videos", "embeddings", *captions]
+    names = ["videos", "embeddings", "reviews", *captions]
     parts = {name: list(map(_number_of, _part_names(folder / name))) for name in names}
     return {name: 1 + max(found, default=-1) for name, found in parts.items()}
 

@@ -327,7 +327,8 @@ CAPTION = (
     Column(
         "captioner",
         TEXT,
-        "name of this set of captions; `measured`: from measurements alone, without a model",
+        "name of this set of captions; `measured`: from measurements alone, without a model; "
+        "`corrected`: by a person, and `provenance` names the set that it was",
     ),
     Column("error", TEXT, "why there is none, or null"),
     Column("rejected", TEXT, "the check that they failed in every attempt, or null"),
@@ -343,7 +344,26 @@ CAPTION = (
     *TEXT_SIMILARITY,
 )
 
+CORRECTED = "corrected"  # the captioner of captions that a person corrected
+
 CAPTION_SCORES = tuple(c.name for c in CAPTION if c.name in SCORE_NAMES)
+
+REVIEW = (
+    Column(
+        "number",
+        LONG,
+        "counts the reviews: of a clip and kind (and of marks, of each reviewer) the highest counts",
+    ),
+    Column("clip_id", TEXT, "as in CLIP"),
+    Column("kind", TEXT, "flag | caption | mark"),
+    Column("reviewer", TEXT, "the name that the reviewer gave"),
+    Column("value", TEXT, "of a flag, why; of a mark, good | bad; null: withdrawn"),
+    Column("captioner", TEXT, "of a corrected caption: the set of captions that it corrects"),
+    Column("caption", TEXT, "corrected overall caption; null: the correction is withdrawn"),
+    Column("sub_captions", pa.list_(SUB_CAPTION), "corrected, with the times that they had"),
+    Column("frames_sha256", TEXT, "of the captions that it corrects; it counts for no others"),
+    Column("unix_s", DOUBLE, "when it was written, Unix time, s"),
+)
 
 EMBEDDING = (
     Column("clip_id", TEXT, "as in CLIP"),

@@ -28,9 +28,10 @@ from curation.storage import Folder
 from pipelines.checksums import update_checksums
 from pipelines.outdated import MANIFEST, SHARDS, manifest_bytes
 from pipelines.publish import PUBLISHED, publish, read_tables, recorded_config
+from pipelines.reviews import read_captions
 from pipelines.score import SAMPLE_VIDEOS
 from pipelines.settings import KEY_FRAMES, Settings, main, stop_if_all_failed
-from pipelines.tables import INPUT, captions_ledger, read_clips, read_selection, rows_of
+from pipelines.tables import INPUT, read_clips, read_selection, rows_of
 from stages.export.export_stages import (
     EXTRACTED,
     RECEIPTS,
@@ -48,7 +49,7 @@ PACKAGES = ("av", "numpy", "onnxruntime", "opencv-python-headless", "pyarrow", "
 
 def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     clips, selection = read_clips(out), read_selection(out)
-    captions = captions_ledger(out, settings.caption.set_name).read()
+    captions = read_captions(out, settings.caption.set_name)
     made = recorded_config(settings, out)
     rows = _clips_to_pack(clips, selection, captions)
     plans = plan_shards(

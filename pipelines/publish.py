@@ -13,10 +13,10 @@ from curation.records import SHARD, schema
 from curation.storage import Folder
 from pipelines.checksums import update_checksums
 from pipelines.outdated import SHARDS
+from pipelines.reviews import read_captions
 from pipelines.settings import Settings
 from pipelines.tables import (
     CLIPS,
-    captions_ledger,
     make_clips_table,
     make_videos_table,
     read_clips,
@@ -46,7 +46,7 @@ def recorded_config(settings: Settings, out: Folder) -> dict[str, Any]:
 
 def read_tables(settings: Settings, out: Folder) -> tuple[pa.Table, pa.Table]:
     """The tables of videos and clips for users. Shards are those of the last export."""
-    captions = captions_ledger(out, settings.caption.set_name).read()
+    captions = read_captions(out, settings.caption.set_name)
     shards = out.read_table(SHARDS) if out.exists(SHARDS) else schema(SHARD).empty_table()
     clips = make_clips_table(read_clips(out), read_selection(out), captions, shards)
     return make_videos_table(read_videos(out)), clips

@@ -23,12 +23,12 @@ from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines.outdated import OutdatedShards, compare_with_shards, record_outdated
 from pipelines.publish import publish, read_tables, recorded_config
+from pipelines.reviews import flag_reasons, read_captions, read_reviews
 from pipelines.settings import ScoreSettings, SelectSettings, Settings, main
 from pipelines.subset import EMBEDDINGS, check_subset, inside_where, reads_captions, with_captions
 from pipelines.tables import (
     CLIPS,
     SELECTION,
-    captions_ledger,
     read_clips,
     read_embeddings,
     recorded_policy,
@@ -107,10 +107,11 @@ def make_selection(settings: Settings, out: Folder, clips: pa.Table) -> tuple[pa
         seed=chosen.seed,
         validation_share=chosen.validation_share,
         inside=None if by_caption else inside_where(chosen, clips),
+        flags=flag_reasons(read_reviews(out)) if chosen.reject_flagged else None,
     )
     if not by_caption:
         selection = _limit(chosen, out, selection, clips)
-    captions = captions_ledger(out, settings.caption.set_name).read()
+    captions = read_captions(out, settings.caption.set_name)
     most = chosen.max_equal_captions
     selection = apply_caption_rules(selection, captions, chosen.policy, most)
     if by_caption:

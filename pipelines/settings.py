@@ -57,6 +57,7 @@ class SelectSettings:
     semantic_similarity: Annotated[float, Gt(0), Lt(1)] | None = None
     # clips that may have the same caption; more of them are all rejected; null: any number
     max_equal_captions: Annotated[int, Ge(1)] | None = 20
+    reject_flagged: bool = False  # reject the clips that were flagged in longtake browse
     validation_share: Annotated[float, Ge(0), Le(0.5)] = 0.05  # of the source videos
     # a condition in SQL on the columns of a clip: "motion_dis > 3 AND caption ILIKE '%dog%'"
     where: str | None = None

@@ -37,6 +37,7 @@ from curation.stage import OutputError, Row
 from curation.storage import Folder
 from pipelines.checksums import CHECKSUMS, hash_files
 from pipelines.outdated import MANIFEST, SHARDS
+from pipelines.reviews import REVIEWS
 from pipelines.tables import (
     INPUT,
     SELECTION,
@@ -52,6 +53,7 @@ from stages.export.shards import Receipt, parse_receipt
 
 REPAIR = "--repair"
 PHASES = ("score", "select", "caption", "export")
+OTHER_FIXES = ("train", "restore")  # of a checkpoint; of what no command writes again
 EMBEDDED = "richness_clip_l14"  # the score of a model that stores a clip's embeddings too
 MAX_LINE_CHARS = 1000
 
@@ -60,7 +62,7 @@ MAX_LINE_CHARS = 1000
 class Finding:
     name: str  # of the file or table, below the output
     what: str
-    phase: str  # of PHASES, which writes it again; "train" for a checkpoint
+    phase: str  # of PHASES, which writes it again; or one of OTHER_FIXES
     arguments: str = ""  # of the phase
     remove: tuple[str, ...] = ()  # files that --repair deletes
     video: str | None = None  # that --repair marks as failed
@@ -71,6 +73,8 @@ class Finding:
         if self.phase == "train":
             checkpoint = shlex.quote(out.path(self.name.rpartition("/")[0]))
             return f"rm -r {checkpoint}; training then resumes from the checkpoint before"
+        if self.phase == "restore":
+            return "restore it from a copy; a review can't be computed again"
         given = ["input=INPUT"] if self.phase == "score" else []
         given += [f"output={place}", *([self.arguments] if self.arguments else [])]
         given += ["retry_failed=true"] if self.video else []
@@ -136,6 +140,8 @@ def check_ledger_parts(out: Folder) -> Iterator[Finding]:
         for part, what in damaged_parts(out / f"ledger/{table}").items():
             name = f"ledger/{table}/{part}"
             yield Finding(name, what, phase, arguments, remove=(name,))
+    for part, what in damaged_parts(out / f"ledger/{REVIEWS}").items():
+        yield Finding(f"ledger/{REVIEWS}/{part}", what, "restore")
 
 
 def check_tables_of_ledger(out: Folder) -> Iterator[Finding]:
@@ -344,7 +350,9 @@ def report(out: Folder, repair: bool) -> int:
     if not phases:
         print(f"{out.url}: nothing is damaged or missing")
         return 0
-    counts = ", ".join(f"{phase} {phases[phase]}" for phase in (*PHASES, "train") if phases[phase])
+    counts = ", ".join(
+        f"{phase} {phases[phase]}" for phase in (*PHASES, *OTHER_FIXES) if phases[phase]
+    )
     print(f"{phases.total()} findings; by the phase that repairs them: {counts}")
     return 1
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 
 from curation import records
 from curation.policy import Policy, decide_table, group_by_row
-from curation.records import CAPTION_SCORES
+from curation.records import CAPTION_SCORES, CORRECTED
 from curation.texts import split_words
 from stages.selection.near_duplicates import (
     connected_components,
@@ -40,11 +41,13 @@ def select_clips(
     seed: int = 0,
     validation_share: float = 0.05,
     inside: pa.ChunkedArray | None = None,
+    flags: Mapping[str, str] | None = None,
 ) -> pa.Table:
     """A row of records.SELECTION per clip, in order of clip_id.
 
     clips: records.CLIP with `sha256` of the source (`ledger.flatten_clips`), in any order. Rules
-    about captions are left to `apply_caption_rules`. Of near-duplicates among the clips that pass
+    about captions are left to `apply_caption_rules`. `flags`: clip_id -> the reason against it, of
+    clips that a person rejects. Of near-duplicates among the clips that pass
     the policy, the best is kept: see `quality_ranks`. With `semantic_similarity`, also of the
     remaining clips whose embeddings (`mean_embeddings`, a row per clip as given) have a cosine
     above it; a clip without an embedding is rejected. The split is by source: sources that are
@@ -60,6 +63,12 @@ def select_clips(
         is_outside = pc.invert(pc.fill_null(inside, False)).take(order)
         outside = np.flatnonzero(is_outside.to_numpy())
         reasons = _append_reasons(reasons, outside, np.full(len(outside), OUTSIDE))
+    if flags:
+        row = pc.index_in(pa.array(flags, pa.string()), clips["clip_id"].combine_chunks())
+        is_known = row.is_valid()
+        texts = pa.array(flags.values(), pa.string()).filter(is_known)
+        texts = texts.to_numpy(zero_copy_only=False)
+        reasons = _append_reasons(reasons, row.filter(is_known).to_numpy(), texts)
     passed = np.flatnonzero(pc.list_value_length(reasons).to_numpy() == 0)
     passing = clips.take(pa.array(passed))
     source = _sorted_index(passing["sha256"])
@@ -98,7 +107,8 @@ def apply_caption_rules(
 
     max_equal_captions: clips that may have equal texts; above it, all of them are rejected.
     captions: records.CAPTION. A kept clip without captions (not written yet, or with an `error`,
-    which makes it a failed clip) stays kept. A rejected clip stays rejected.
+    which makes it a failed clip) stays kept. A rejected clip stays rejected. The policy's rules do
+    not hold for captions that a person corrected.
     """
     policy = policy.without([name for name in policy if name not in CAPTION_SCORES])
     captions = captions.filter(pc.is_null(captions["error"]))
@@ -113,6 +123,8 @@ def apply_caption_rules(
     if max_equal_captions is not None:
         equal, texts = _equal_captions(captions, max_equal_captions)
         reasons = _append_reasons(reasons, captioned[equal], texts)
+    is_written = pc.invert(pc.fill_null(pc.equal(captions["captioner"], CORRECTED), False))
+    captions, captioned = captions.filter(is_written), captioned[is_written.to_numpy()]
     by_policy = decide_table(captions, policy)
     rows = captioned[pc.list_parent_indices(by_policy).to_numpy()]
     texts = pc.list_flatten(by_policy).to_numpy(zero_copy_only=False)

@@ -252,3 +252,12 @@ def test_clips_rejected_only_for_their_captions_are_captioned_by_another_caption
     assert sorted(clips_to_caption(checked).to_pylist()) == sorted(
         row["clip_id"] for row in rows[:4]
     )
+
+
+def test_flagged_clip_suppresses_no_duplicate_and_flags_of_other_clips_do_nothing():
+    code = random_fingerprint(7)
+    rows = [clip("best", "a", width=1920, fingerprint=code), clip("second", "b", fingerprint=code)]
+    flags = {rows[0]["clip_id"]: "flagged: a logo", "0" * 24: "flagged"}
+    found = by_id(select_clips(table(rows), POLICY, flags=flags))
+    assert found[rows[0]["clip_id"]]["reasons"] == ["flagged: a logo"]
+    assert found[rows[1]["clip_id"]]["status"] == "kept"
