@@ -67,6 +67,7 @@ class _Object:
         self._client = boto3.client(
             "s3", endpoint_url=endpoint, region_name=given.get("region"), config=config
         )
+        self._client.meta.events.register("before-send.s3.PutObject", _send_without_expect)
         self._place = {"Bucket": bucket, "Key": key}
         self.url = f"s3://{bucket}/{key}"
 
@@ -104,6 +105,12 @@ class _Object:
             raise OutputError(f"can't {action} {self.url}: {error}") from None
         except BotoCoreError as error:
             raise OutputError(f"can't {action} {self.url}: {error}") from None
+
+
+def _send_without_expect(request: Any, **_: Any) -> None:
+    """Removes `Expect: 100-continue`: botocore reads without end where a connection is cut in the
+    middle of the answer to it."""
+    request.headers.pop("Expect", None)
 
 
 class Lease:

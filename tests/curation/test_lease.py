@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -162,6 +163,30 @@ def test_renewal_whose_answer_was_lost_keeps_the_lease(url):
         held.renew()
         held.check()
         assert not held.is_lost
+
+
+def test_renewal_ends_where_the_connection_is_cut_before_the_body_is_sent(url):
+    connections = []
+
+    def cut():
+        while True:
+            connection, _ = server.accept()
+            connections.append(connection.recv(65536))
+            connection.sendall(b"HTTP/1.1 100 Continue\r\n")
+            connection.close()
+
+    def write():
+        with pytest.raises(OutputError, match=r"can't write s3://bucket/lease\.json"):
+            lease._Object("bucket", "lease.json", url_options(address)).write({}, "etag")
+        ended.set()
+
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = "{}:{}".format(*server.getsockname())
+        for work in (cut, write):
+            threading.Thread(target=work, daemon=True).start()
+        assert ended.wait(30)
+    assert connections
 
 
 def test_run_stops_when_its_lease_is_removed_with_the_output(url):
