@@ -11,11 +11,13 @@ import av
 import numpy as np
 import pytest
 
+from curation.images import decode_image
 from curation.orientation import Orientation, orientation_of_matrix
 from curation.video.planes import bgr_image
 from curation.video.reader import Reader, probe
 from stages.export.extraction import ExtractedClip, extract_clip
 from stages.export.presto import frame_indices, write_presto_clip
+from stages.meters.key_frames import KeyFrames
 from tests.support.ffmpeg import needs_ffmpeg
 from tests.support.independent_reader import (
     SQUARE_PIXELS,
@@ -25,6 +27,7 @@ from tests.support.independent_reader import (
     probe_stream,
     shown_frames,
 )
+from tests.support.video_files import spliced
 from training.clips import sample_frames
 from training.config import Size
 
@@ -205,6 +208,28 @@ def test_turned_and_mirrored_pixels_that_are_not_square_are_stretched_as_stored(
     stretch_turned = "scale=iw:ih/sar,setsar=1"
     assert_clip_shows_span(source, tmp_path / "clip.mp4", method, filters=stretch_turned)
     assert (probe(str(source)).width, probe(str(source)).height) == (180, 360)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_take_ends_where_the_pixel_aspect_changes_and_each_clip_has_its_own(tmp_path, codec):
+    """As in broadcasts that switch between 4:3 and 16:9; the stored size stays."""
+    options = {"crf": "16", "qmin": "1", "qmax": "2"}
+    parts = [
+        draw(tmp_path / f"{i}.ts", codec=codec, pixel_aspect=aspect, first=42 * i, options=options)
+        for i, aspect in enumerate((Fraction(3, 4), Fraction(1)))
+    ]
+    source, clip = spliced(tmp_path / "in.ts", *parts), tmp_path / "clip.mp4"
+    with Reader(str(source)) as reader:
+        shapes = [(p.y.shape, bgr_image(p, 1000).shape[:2]) for _, p in reader.frames()]
+    narrow, wide = (180, 240), (180, 320)
+    assert shapes == [(narrow, narrow)] * 42 + [(narrow, wide)] * 42
+    [change_s] = reader.breaks_s
+    assert change_s == pytest.approx(42 / FPS, abs=0.002)
+    assert reader.size_at(change_s) == wide[::-1]
+    for part, start_s, shape in zip(parts, (0.2, change_s + 0.2), (narrow, wide), strict=True):
+        result = extract_clip(str(source), start_s, start_s + 0.4, clip, 10)
+        assert (result.height, result.width) == shape
+        assert_same_pictures(shown_frames(clip), shown_frames(part)[5:15], mean=3)
 
 
 COLOURS = {
@@ -399,7 +424,14 @@ def test_interlaced_video_is_known_and_deinterlaced(tmp_path, name):
     expected = shown_frames(source, "bwdif=mode=send_frame")[:25]
     assert_same_pictures(shown, expected, mean=3)
     assert comb_level(shown) < comb_level(combed)
+    assert comb_level(read_images(source)) < comb_level(combed)
     assert shown_times(clip) == pytest.approx([i / FPS for i in range(25)], abs=1e-3)
+
+
+def read_images(source: Path) -> np.ndarray:
+    """(T, H, W, 3) RGB, as key frames are made of them."""
+    with Reader(str(source)) as reader:
+        return np.stack([bgr_image(planes, 1000)[..., ::-1] for _, planes in reader.frames()])
 
 
 def shown_times(path: Path) -> list[float]:
@@ -465,17 +497,56 @@ def test_hdr_is_known_kept_in_a_copy_and_tone_mapped_if_asked_for(tmp_path, tran
     assert min(levels) > 0.97
 
 
+@pytest.mark.parametrize("transfer", HDR)
+def test_key_frames_of_hdr_are_tone_mapped(tmp_path, transfer):
+    source = draw_hdr(tmp_path / "in.mkv", transfer)
+    key_frames = KeyFrames()
+    key_frames.start()
+    with Reader(str(source)) as reader:
+        for t_s, planes in reader.frames():
+            key_frames.process_frame(t_s, planes)
+    [(t_s, jpeg)] = key_frames.nearest(1.0, 0.5, 1.4)
+    shown = decode_image(jpeg, "a key frame")[..., ::-1]
+    expected = shown_frames(source, TO_SDR)[round(t_s * FPS)]
+    assert number_of(shown) == 25
+    assert np.abs(shown.astype(int) - expected).mean() < 10  # read as SDR: 24 (PQ), 14 (HLG)
+
+
 def test_sdr_is_copied_whether_or_not_hdr_is_tone_mapped(tmp_path):
     source = draw(tmp_path / "in.mp4")
     assert extract_clip(str(source), 1.0, 1.4, tmp_path / "c.mp4", 10, to_sdr=True).method == "copy"
 
 
-def test_spherical_video_stays_so_in_a_copy(tmp_path):
-    equirectangular = bytes.fromhex("7670 84 7671 81 01")  # Projection with ProjectionType 1
+SPHERE = "7670 84 7671 81 01"  # elements of mkv: Projection with ProjectionType equirectangular
+
+
+@pytest.mark.parametrize(
+    ("elements", "method"),
+    [(SPHERE, "copy"), (SPHERE, "encode"), (f"{SPHERE} 53b8 81 03", "encode")],
+)
+def test_spherical_and_stereoscopic_video_stays_so(tmp_path, elements, method):
+    """StereoMode (53b8) 3: the left eye on top."""
     plain = draw(tmp_path / "plain.mkv")
-    source, clip = (
-        with_video_elements(tmp_path / "in.mkv", plain, equirectangular),
-        tmp_path / "c.mp4",
-    )
-    assert assert_clip_shows_span(source, clip, "copy")
-    assert probe_stream(clip)["side_data_list"][0]["projection"] == "equirectangular"
+    source = with_video_elements(tmp_path / "in.mkv", plain, bytes.fromhex(elements))
+    assert_clip_shows_span(source, tmp_path / "clip.mp4", method)
+    tags = side_data_of(tmp_path / "clip.mp4")
+    assert tags["projection"] == "equirectangular"
+    assert tags.get("type") == ("top and bottom" if "53b8" in elements else None)
+
+
+def side_data_of(path: Path) -> dict[str, str]:
+    return {k: v for data in probe_stream(path)["side_data_list"] for k, v in data.items()}
+
+
+def test_levels_of_an_hdr_master_are_kept_in_an_encode(tmp_path):
+    source, clip = draw_hdr(tmp_path / "in.mkv", "smpte2084"), tmp_path / "clip.mp4"
+    assert extract_clip(str(source), 1.2, 1.4, clip, 5).method == "encode"
+    tags = side_data_of(clip)
+    assert (tags["max_content"], tags["max_average"]) == (1000, 400)
+    assert {k: float(Fraction(v)) for k, v in tags.items() if "_" in k and "/" in str(v)} == {
+        **{"red_x": 0.68, "red_y": 0.32, "green_x": 0.265, "green_y": 0.69},
+        **{"blue_x": 0.15, "blue_y": 0.06, "white_point_x": 0.3127, "white_point_y": 0.329},
+        **{"min_luminance": 0.0001, "max_luminance": 1000.0},
+    }
+    extract_clip(str(source), 1.2, 1.4, clip, 5, to_sdr=True)
+    assert "side_data_list" not in probe_stream(clip)
