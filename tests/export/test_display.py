@@ -64,7 +64,9 @@ def draw(
     """Numbered frames. A matrix's picture is stored so that it is shown upright."""
     orientation = orientation_of_matrix(*(matrix or MATRICES["0"]))
     with av.open(str(path), "w", format=format) as out:
-        stream = out.add_stream(codec, rate=FPS, options=options or {"crf": "16"})
+        stream = out.add_stream(
+            codec, rate=FPS, options=options or {"crf": "16", "preset": "veryfast"}
+        )
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.gop_size, stream.codec_context.thread_count = GOP, 1
         stream.codec_context.max_b_frames = 2
