@@ -249,6 +249,7 @@ def read_header(
         _read_crop(path, container, stream, frame),
         pixel_aspect,
         read_orientation(frame),
+        is_single_field(stream.codec_context, frame),
     )
     width, height = geometry.shown_size(frame.width, frame.height)
     rate = stream.average_rate or stream.guessed_rate
@@ -282,6 +283,12 @@ def _plausible_aspect(aspect: Fraction | None) -> Fraction:
     return aspect if abs(aspect - 1) > NEARLY_SQUARE else Fraction(1)
 
 
+def is_single_field(decoder: av.video.codeccontext.VideoCodecContext, frame: av.VideoFrame) -> bool:
+    """Whether the frame is one field of half the height: FFmpeg returns those of HEVC one by one,
+    and those of other codecs in pairs."""
+    return frame.interlaced_frame and decoder.codec.canonical_name == "hevc"
+
+
 class PixelAspects:
     """The pixel aspect of each frame: a stream may change it midway.
 
@@ -310,7 +317,8 @@ class PixelAspects:
 
     def of(self, frame: av.VideoFrame) -> Fraction:
         """Of one of the last frames that were decoded."""
-        return self._by_stamp.get(frame.pts, self._last)
+        aspect = self._by_stamp.get(frame.pts, self._last)
+        return aspect / 2 if is_single_field(self._decoder, frame) else aspect
 
 
 def _read_crop(

@@ -24,15 +24,17 @@ class ToneMapper:
     def convert(self, frame: av.VideoFrame) -> av.VideoFrame:
         given = frame.width, frame.height, frame.format.name
         if given != self._input:
-            self._input, self._graph = given, _build_graph(*given)
+            self._input, self._graph = given, _build_graph(frame)
         self._graph.push(frame)
         return self._graph.vpull()
 
 
-def _build_graph(width: int, height: int, pix_fmt: str) -> Graph:
+def _build_graph(frame: av.VideoFrame) -> Graph:
     graph = Graph()
     graph.threads = 1
-    source = graph.add_buffer(width=width, height=height, format=pix_fmt, time_base=Fraction(1))
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1)
+    )
     colours = "out_color_matrix=bt709:out_primaries=bt709:out_transfer=bt709:out_range=tv"
     scale = graph.add("scale", f"{colours}:intent=perceptual")
     steps = [scale, graph.add("format", "yuv420p"), graph.add("buffersink")]

@@ -229,7 +229,8 @@ def _encode(
             last_end_s = t_s + duration_s
 
     encode_format = EncodeFormat.from_head(video.header_of(first[2]))
-    filtered = deinterlace(timed_frames())
+    timed = timed_frames()
+    filtered = timed if encode_format.geometry.is_single_field else deinterlace(timed)
     filtered = tone_map(filtered) if to_sdr else filtered
     write_encoded(filtered, time_base, encode_format, out)
     carry_over_to_encode(video.tags, encode_format.geometry, to_sdr, out)

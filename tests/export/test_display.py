@@ -34,6 +34,7 @@ from training.config import Size
 pytestmark = needs_ffmpeg
 
 FPS, GOP = 25, 25
+SAMPLE_ENTRY_BYTES = 78  # before its boxes, ISO 14496-12
 START_S = {"copy": 1.0, "encode": 1.2}  # with and without a keyframe packet
 # (a, b, c, d) of the display matrix: a stored pixel (x, y) is shown at (a x + c y, b x + d y)
 MATRICES = {
@@ -295,13 +296,17 @@ def box(kind: bytes, body: bytes) -> bytes:
 
 def with_clean_aperture(path: Path, source: Path, *numbers: int) -> Path:
     """numbers: width, height, and how far the centre is right of and below the picture's, each as
-    a fraction of two. The index lies last in the file, so no frame moves."""
+    a fraction of two."""
+    return with_entry_box(path, source, box(b"clap", struct.pack(">8i", *numbers)), b"avc1")
+
+
+def with_entry_box(path: Path, source: Path, new: bytes, codec: bytes) -> Path:
+    """A box in the sample entry. The index lies last in the file, so no frame moves."""
     data = source.read_bytes()
     index = data.index(b"moov")
-    new = box(b"clap", struct.pack(">8i", *numbers))
-    at = data.index(b"avcC", index) - 4  # the first box of the sample entry
+    at = data.index(codec, index) + 4 + SAMPLE_ENTRY_BYTES
     data = data[:at] + new + data[at:]
-    for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+    for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", codec):
         start = data.index(kind, index) - 4
         size = int.from_bytes(data[start : start + 4]) + len(new)
         data = data[:start] + struct.pack(">I", size) + data[start + 4 :]
@@ -430,6 +435,25 @@ def test_interlaced_video_is_known_and_deinterlaced(tmp_path, name):
     assert shown_times(clip) == pytest.approx([i / FPS for i in range(25)], abs=1e-3)
 
 
+def test_single_fields_of_hevc_have_the_shape_of_the_frame(tmp_path):
+    """A reader gets each field as a picture of half the height, without combs."""
+    params = "log-level=none:interlace=tff:crf=8:open-gop=0"
+    with av.open(str(tmp_path / "in.ts"), "w") as out:
+        stream = out.add_stream("libx265", rate=2 * FPS, options={"x265-params": params})
+        stream.width, stream.height, stream.pix_fmt = 320, 90, "yuv420p"
+        for index in range(50):
+            field = np.ascontiguousarray(numbered(index, 320, 180)[index % 2 :: 2])
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(field, "rgb24")))
+        out.mux(stream.encode())
+    expected = shown_frames(tmp_path / "in.ts", "scale=160:90:flags=area")
+    images = read_images(tmp_path / "in.ts")
+    assert [number_of(image) for image in images] == list(range(50))
+    assert_same_pictures(images, expected, mean=3)
+    result = extract_clip(str(tmp_path / "in.ts"), 0.2, 0.6, tmp_path / "clip.mp4", 20)
+    assert (result.method, result.width, result.height) == ("encode", 160, 90)
+    assert_same_pictures(shown_frames(tmp_path / "clip.mp4"), expected[10:30], mean=3)
+
+
 def read_images(source: Path) -> np.ndarray:
     """(T, H, W, 3) RGB, as key frames are made of them."""
     with Reader(str(source)) as reader:
@@ -517,6 +541,19 @@ def test_key_frames_of_hdr_are_tone_mapped(tmp_path, transfer):
 def test_sdr_is_copied_whether_or_not_hdr_is_tone_mapped(tmp_path):
     source = draw(tmp_path / "in.mp4")
     assert extract_clip(str(source), 1.0, 1.4, tmp_path / "c.mp4", 10, to_sdr=True).method == "copy"
+
+
+def test_configuration_of_dolby_vision_stays_in_a_copy(tmp_path):
+    """Profile 8, whose base layer is HDR10. An encode is of the base layer."""
+    profile, level, has_rpu, has_base, compatibility = 8, 6, 1, 1, 1
+    bits = profile << 9 | level << 3 | has_rpu << 2 | has_base
+    new = box(b"dvvC", struct.pack(">BBHB19x", 1, 0, bits, compatibility << 4))
+    plain = draw_hdr(tmp_path / "plain.mp4", "smpte2084")
+    source, clip = with_entry_box(tmp_path / "in.mp4", plain, new, b"hev1"), tmp_path / "clip.mp4"
+    assert_clip_shows_span(source, clip, "copy")
+    assert side_data_of(source)["dv_profile"] == side_data_of(clip)["dv_profile"] == 8
+    assert_clip_shows_span(source, clip, "encode", frames=6)
+    assert "dv_profile" not in side_data_of(clip)
 
 
 SPHERE = "7670 84 7671 81 01"  # elements of mkv: Projection with ProjectionType equirectangular
