@@ -65,8 +65,8 @@ def read_output(out: Folder) -> pa.Table:
     return clips.to_table(columns=list(COMPARED))
 
 
-def select_with(out: Folder, path: str | None, changes: list[str]) -> pa.Table:
-    """COMPARED of the clips as selected by a configuration; None: the recorded settings.
+def settings_of(out: Folder, path: str | None, changes: list[str]) -> Settings:
+    """The settings of a selection: of a configuration; None: of the last one, with the changes.
 
     Raises PlanError, ConfigError.
     """
@@ -74,13 +74,17 @@ def select_with(out: Folder, path: str | None, changes: list[str]) -> pa.Table:
     if out.exists(MANIFEST):  # the set of captions that the output has
         captions = [f"caption.name={json.loads(out.read(MANIFEST))['config']['caption']['name']}"]
     if path is not None:
-        settings = config.load(Settings, find_config(path), [*captions, *changes])
-    else:
-        recorded = {"select": recorded_settings(out / "ledger", "selection") or {}}
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "selection.yaml"
-            file.write_text(yaml.safe_dump(recorded))
-            settings = config.load(Settings, file, [*captions, *changes])
+        return config.load(Settings, find_config(path), [*captions, *changes])
+    recorded = {"select": recorded_settings(out / "ledger", "selection") or {}}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "selection.yaml"
+        file.write_text(yaml.safe_dump(recorded))
+        return config.load(Settings, file, [*captions, *changes])
+
+
+def select_with(out: Folder, path: str | None, changes: list[str]) -> pa.Table:
+    """COMPARED of the clips as selected with `settings_of`. Raises PlanError, ConfigError."""
+    settings = settings_of(out, path, changes)
     select.check(settings, out)
     clips = read_clips(out)
     selection, texts = select.make_selection(settings, out, clips)

@@ -22,6 +22,11 @@ COMMANDS = {
     "plan": ("pipelines.plan", "checks the settings, estimates what a run keeps and costs"),
     "show": ("pipelines.show", "the funnel, scores and rules of an output; its clips, by SQL"),
     "diff": ("pipelines.diff", "the clips that another output or policy gains and loses, by rule"),
+    "browse": (
+        "pipelines.browse",
+        "a local page: plays, filters and flags clips, tries thresholds",
+    ),
+    "audit": ("pipelines.browse.audit", "the policy's precision, by a sample that people mark"),
     "calibrate": ("pipelines.calibrate", "converts a threshold of one score to one of another"),
     "split": ("pipelines.split", "turns a prompt into five progressive sub-captions"),
     "draw-samples": ("pipelines.samples", "draws sample videos to curate"),
@@ -40,7 +45,8 @@ def usage() -> str:
     return (
         f"longtake COMMAND [argument …] [key=value …]\n\n{text}\n\n"
         "longtake COMMAND --help describes a command and lists its settings.\n"
-        "Those that train, sample or precompute need the extra `train` of the package."
+        "Those that train, sample or precompute need the extra `train` of the package; `browse` "
+        "and `audit` need the extra `browse`."
     )
 
 

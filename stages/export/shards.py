@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +20,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from curation.atomic import TEMPORARY
-from curation.json_text import parse_hashed, with_hash
+from curation.json_text import parse_hashed, replace_non_finite, with_hash
 from curation.records import (
     FIELD_NAMES,
     SCHEMA_VERSION,
@@ -152,19 +151,10 @@ def _planned_metadata(clip: Row) -> dict[str, Any]:
 
 def to_json(value: Any) -> bytes:
     """UTF-8 that any JSON parser accepts: NaN and infinity are null, other numbers are exact."""
-    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, sort_keys=True)
+    text = json.dumps(
+        replace_non_finite(value), ensure_ascii=False, allow_nan=False, sort_keys=True
+    )
     return text.encode("utf-8", "backslashreplace")  # a lone surrogate becomes its \\u escape
-
-
-def _finite(value: Any) -> Any:
-    """The value with NaN and infinity replaced by None, at any depth."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
 
 
 def check_captions_match(clip: Row) -> None:

@@ -35,7 +35,7 @@ def rule_losses(clips: pa.Table, policy: Policy) -> list[RuleLoss]:
     """Of every rule that rejects a clip; the one that rejects most clips alone comes first."""
     rejected = clips.filter(pc.equal(clips["status"], "rejected"))
     first = {row["values"]: row["counts"] for row in pc.value_counts(rejected["rule"]).to_pylist()}
-    pairs = _rules_that_count(rejected)
+    pairs = rules_that_count(rejected)
     sizes = np.bincount(pairs["row"].to_numpy(), minlength=rejected.num_rows)
     only = pairs.filter(pa.array(sizes[pairs["row"].to_numpy()] == 1))
     found = []
@@ -45,7 +45,7 @@ def rule_losses(clips: pa.Table, policy: Policy) -> list[RuleLoss]:
     return sorted(found, key=lambda loss: (-loss.alone, -loss.first, loss.rule))
 
 
-def _rules_that_count(rejected: pa.Table) -> pa.Table:
+def rules_that_count(rejected: pa.Table) -> pa.Table:
     """row, rule: what rejects each clip. A clip that fails the prefilter has no costly score; that
     such a score is not measured then is no reason of its own."""
     row = pc.list_parent_indices(rejected["reasons"]).combine_chunks()

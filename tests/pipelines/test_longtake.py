@@ -54,7 +54,7 @@ def test_every_module_with_a_command_line_is_a_command():
     modules = {f"{f.parent.name}.{f.stem}" for f in files if "__main__" in f.read_text()}
     assert {module for module, _ in COMMANDS.values()} == {
         *(modules - {"pipelines.longtake"}),
-        "training.segmentation",
+        *("training.segmentation", "pipelines.browse", "pipelines.browse.audit"),
     }
 
 
