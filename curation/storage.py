@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -26,6 +26,9 @@ from curation.atomic import TEMPORARY, write_atomic
 from curation.errors import UserError
 from curation.lease import LEASE, NOT_APART, Lease, take_lease
 from curation.stage import BadVideo, OutputError, TransientError
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 # Of a network file system, a disk or the machine; other errors are properties of the file.
 STORAGE_ERRNOS = frozenset(
@@ -275,6 +278,8 @@ class Folder:
 
     def dataset(self, name: str) -> ds.Dataset:
         """Returns a Parquet file of which only the columns that are asked for are read."""
+        import pyarrow.dataset as ds  # takes 0.25 s, in every worker: it imports pandas
+
         with storage_errors("read", self.path(name)):
             return ds.dataset(f"{self._root}/{name}", format="parquet", filesystem=self._fs)
 

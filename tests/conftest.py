@@ -1,4 +1,7 @@
+import fcntl
 import os
+import pickle
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +16,8 @@ from tests.support.whole_run import FinishedRun, curate, wait_for_end
 os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")
 os.environ.setdefault("AWS_SECRET_ACCESS_KEY", CANARY)
 os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
+# A shell has its commands in the background ignore Ctrl-C, and so would those that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -24,8 +29,8 @@ def real_videos() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory):
-    """One Ray session for all tests of this process."""
+def two_workers(tmp_path_factory):
+    """One Ray session for all tests of this process; up to two workers per pool."""
     # Ray's workers and their child processes import the stages that tests define.
     root = str(REPOSITORY)
     os.environ["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
@@ -35,6 +40,15 @@ def cluster(tmp_path_factory):
     with Cluster(ClusterSettings(workers=2), str(tmp_path_factory.mktemp("logs"))) as cluster:
         cluster.start()
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def cluster(two_workers, tmp_path_factory):
+    """The same session; one worker per pool, whose start takes longer than the rows of a test."""
+    from curation.runner.cluster import Cluster
+    from curation.runner.settings import ClusterSettings
+
+    return Cluster(ClusterSettings(workers=1), str(tmp_path_factory.mktemp("logs")))
 
 
 @pytest.fixture
@@ -59,8 +73,19 @@ class Dataset:
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> Dataset:
-    """Curated once for all tests. Tests copy it before they change it."""
-    folder = tmp_path_factory.mktemp("dataset")
+    """Curated once for the tests of all processes. Tests copy it before they change it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all processes of this run
+    made = folder / "dataset.pickle"
+    with open(folder / "dataset.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            made.write_bytes(pickle.dumps(_make_dataset(folder / "dataset")))
+    return pickle.loads(made.read_bytes())
+
+
+def _make_dataset(folder: Path) -> Dataset:
     videos = draw_small_input(folder / "in")
     mark = f"longtake-test-{os.getpid()}"
     keys = dict.fromkeys(("OPENAI_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"), CANARY)

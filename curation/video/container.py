@@ -59,6 +59,8 @@ TRANSFERS = {
 }
 MAX_PIXEL_ASPECT = Fraction(8)  # and its inverse
 NEARLY_SQUARE = Fraction(1, 200)  # muxers round: 1.78 for 16:9
+FORMATS_WITH_ASPECT = ("mov", "matroska")  # it counts before the codec's, of all frames
+MAX_DELAYED_FRAMES = 64  # between a packet and its frame; decoders delay at most half as many
 MAX_BYTES_OUTSIDE_BOXES = 64 * 1024
 MAX_SHARE_OUTSIDE_BOXES = 0.01
 MAX_MISSING_S, MAX_MISSING_SHARE = 1.0, 0.05  # of the header's duration, else it is truncated
@@ -240,12 +242,14 @@ def read_header(
     container: av.container.InputContainer,
     stream: av.video.stream.VideoStream,
     frame: av.VideoFrame,
+    pixel_aspect: Fraction,
 ) -> VideoHeader:
-    """frame: the first one."""
+    """frame: the first one, or one whose size and pixel aspect the header is to have."""
     geometry = Geometry(
         _read_crop(path, container, stream, frame),
-        read_pixel_aspect(stream),
+        pixel_aspect,
         read_orientation(frame),
+        is_single_field(stream.codec_context, frame),
     )
     width, height = geometry.shown_size(frame.width, frame.height)
     rate = stream.average_rate or stream.guessed_rate
@@ -267,11 +271,54 @@ def read_header(
 
 
 def read_pixel_aspect(stream: av.video.stream.VideoStream) -> Fraction:
-    """Width of a decoded pixel over its height. The container's counts before the codec's. Square
-    pixels where it is within NEARLY_SQUARE of them, or is too far from them to be meant."""
-    aspect = stream.sample_aspect_ratio or Fraction(1)
-    is_meant = 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT
-    return aspect if is_meant and abs(aspect - 1) > NEARLY_SQUARE else Fraction(1)
+    """Width of a decoded pixel over its height. The container's counts before the codec's."""
+    return _plausible_aspect(stream.sample_aspect_ratio)
+
+
+def _plausible_aspect(aspect: Fraction | None) -> Fraction:
+    """Square pixels where it is within NEARLY_SQUARE of them, or is too far from them to be
+    meant."""
+    if aspect is None or not 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT:
+        return Fraction(1)
+    return aspect if abs(aspect - 1) > NEARLY_SQUARE else Fraction(1)
+
+
+def is_single_field(decoder: av.video.codeccontext.VideoCodecContext, frame: av.VideoFrame) -> bool:
+    """Whether the frame is one field of half the height: FFmpeg returns those of HEVC one by one,
+    and those of other codecs in pairs."""
+    return frame.interlaced_frame and decoder.codec.canonical_name == "hevc"
+
+
+class PixelAspects:
+    """The pixel aspect of each frame: a stream may change it midway.
+
+    PyAV does not expose that of a frame, only the decoder's, which is that of the last packet.
+    """
+
+    def __init__(
+        self, container: av.container.InputContainer, stream: av.video.stream.VideoStream
+    ) -> None:
+        """Before the first packet is decoded."""
+        self._decoder = stream.codec_context
+        self._first = self._last = read_pixel_aspect(stream)
+        self._of_decoder = self._decoder.sample_aspect_ratio
+        self._is_fixed = container.format.name.startswith(FORMATS_WITH_ASPECT)
+        self._by_stamp: dict[int | None, Fraction] = {}
+
+    def add(self, packet: av.Packet) -> None:
+        """After the packet was decoded."""
+        if self._is_fixed:
+            return
+        found = self._decoder.sample_aspect_ratio
+        self._last = self._first if found == self._of_decoder else _plausible_aspect(found)
+        self._by_stamp[packet.pts] = self._last
+        if len(self._by_stamp) > MAX_DELAYED_FRAMES:
+            del self._by_stamp[next(iter(self._by_stamp))]
+
+    def of(self, frame: av.VideoFrame) -> Fraction:
+        """Of one of the last frames that were decoded."""
+        aspect = self._by_stamp.get(frame.pts, self._last)
+        return aspect / 2 if is_single_field(self._decoder, frame) else aspect
 
 
 def _read_crop(

@@ -25,6 +25,7 @@ class Geometry(NamedTuple):
     crop: Crop = Crop()
     pixel_aspect: Fraction = Fraction(1)  # width of a decoded pixel over its height
     orientation: Orientation = Orientation()
+    is_single_field: bool = False  # a picture is one field, half as high as a frame
 
     def cropped_size(self, width: int, height: int) -> tuple[int, int]:
         """Of a decoded picture of this size. A crop that leaves nothing of it does not apply."""

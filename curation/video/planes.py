@@ -152,7 +152,13 @@ def image_of_size(planes: Planes, width: int, height: int, pix_fmt: str = "bgr24
         width, height = height, width
     cropped = geometry.cropped_size(frame.width, frame.height)
     size = round(width * frame.width / cropped[0]), round(height * frame.height / cropped[1])
-    whole = convert(frame, *size, pix_fmt).to_ndarray()
+    if frame.interlaced_frame and not geometry.is_single_field:
+        # The first field alone: both together show combs where something moves.
+        field = convert(frame, size[0], frame.height, pix_fmt).to_ndarray()[::2]
+        scaling = cv2.INTER_AREA if size[1] < len(field) else cv2.INTER_LINEAR
+        whole = cv2.resize(field, size, interpolation=scaling)
+    else:
+        whole = convert(frame, *size, pix_fmt).to_ndarray()
     image = geometry.cut(whole, frame.width, frame.height)
     return np.ascontiguousarray(geometry.orientation.apply(image))
 

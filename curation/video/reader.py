@@ -20,6 +20,7 @@ from curation.stage import BadVideo
 from curation.video.container import (
     DEFAULT_LIMITS,
     Limits,
+    PixelAspects,
     VideoHeader,
     check_boxes,
     check_end,
@@ -101,8 +102,10 @@ class Reader:
             self._decoder = set_up_decoder(self._stream, limits, skip_loop_filter=True)
             if self._stream.codec_context.name == "h264":
                 av.logging.set_level(av.logging.DEBUG)  # as GAP; never lowered: threads share it
+            self._aspects = PixelAspects(self._container, self._stream)
             self._pending = self._decode_until_first_frame()
-            self.header = read_header(path, self._container, self._stream, self._pending[0])
+            first, aspect = self._pending[0], self._aspects.of(self._pending[0])
+            self.header = read_header(path, self._container, self._stream, first, aspect)
             self._mp4_durations_s = check_boxes(path) if self.header.container == "mov" else None
         except BaseException:
             self.close()
@@ -137,7 +140,7 @@ class Reader:
 
     @property
     def breaks_s(self) -> list[float]:
-        """Times at which a take ends without a cut: the picture size changes, or another recording
+        """Times at which a take ends without a cut: the shown size changes, or another recording
         begins, as far as time stamps show it. Where MPEG's clock wraps, the same one goes on."""
         resized = [t_s for t_s, _, _ in self.sizes[1:]]
         joined = [t_s for t_s, by_s in self.time_jumps if abs(by_s + MPEG_CLOCK_S) > MAX_GAP_S]
@@ -194,15 +197,16 @@ class Reader:
             self.interlaced.append(frame.interlaced_frame)
             if frame.is_corrupt:
                 self._corrupt_s.append(t_s)
-            size = geometry.shown_size(frame.width, frame.height)
+            own_geometry = geometry._replace(pixel_aspect=self._aspects.of(frame))
+            size = own_geometry.shown_size(frame.width, frame.height)
             if not self.sizes or size != self.sizes[-1][1:]:
                 self.sizes.append((t_s, *size))
-            if (frame.width, frame.height) == decoded_size:
+            if size == self.sizes[0][1:] and (frame.width, frame.height) == decoded_size:
                 yield t_s, reduce_frame(frame, by, geometry)
             else:  # meters get planes of one size, colour images have the frame's own
                 resized = convert(frame, *decoded_size, "yuvj420p")
                 planes = reduce_frame(resized, by, geometry)
-                yield t_s, replace(planes, source=SourceFrame(frame, geometry))
+                yield t_s, replace(planes, source=SourceFrame(frame, own_geometry))
             self.end_s = t_s + self._duration_s(frame)
         self.start_s = clock.start_s or 0.0
         # A header's duration counts from zero or from the first time stamp, or is that of the
@@ -282,6 +286,7 @@ class Reader:
             self.errors += 1
             self._damaged_packets.add(number)
             return []
+        self._aspects.add(packet)
         if any(level <= av.logging.ERROR or text.startswith(GAP) for level, _, text in log):
             self._damaged_packets.add(number)
         return frames

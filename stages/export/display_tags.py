@@ -1,13 +1,15 @@
 """What a file states of how its pictures are shown, some of it only in the container.
 
 A stream copy keeps what the codec's own data state. The muxer carries over a part of what only the
-container states; the other boxes are added here.
+container states; the other boxes are added here, as are those of an encode: PyAV gives an encoder
+no side data.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any, BinaryIO, NamedTuple
 
@@ -15,6 +17,7 @@ import av
 
 from curation.orientation import Orientation, read_orientation
 from curation.video.container import DEFAULT_LIMITS, set_up_decoder
+from curation.video.geometry import Crop, Geometry
 from curation.video.mp4_boxes import SAMPLE_ENTRY_BYTES, child_boxes, top_level_boxes
 
 LIMITED_RANGE, FULL_RANGE = 1, 2  # FFmpeg's AVColorRange
@@ -23,6 +26,7 @@ SIDE_DATA = (
     *("SPHERICAL", "STEREO3D", "ICC_PROFILE", "AMBIENT_VIEWING_ENVIRONMENT"),
     *("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL"),
 )
+STEREO_MODES = {1: 2, 2: 1}  # of `st3d`, by FFmpeg's number: side by side, top and bottom
 
 
 class DisplayTags(NamedTuple):
@@ -51,11 +55,68 @@ def read_display_tags(stream: av.VideoStream, frame: av.VideoFrame) -> DisplayTa
 
 
 def carry_over(tags: DisplayTags, out: BinaryIO) -> bool:
-    """Adds to a written mp4 what its muxer left out. Returns whether it then has all tags."""
+    """Adds to a copy what its muxer left out. Returns whether it then has all tags."""
     if _read_tags(out) == tags:
         return True
-    _set_sample_entry_boxes(out, tags)
+    aspect = struct.pack(">II", tags.pixel_aspect.numerator, tags.pixel_aspect.denominator)
+    colours = struct.pack(
+        ">4sHHHB", b"nclx", tags.primaries, tags.transfer, tags.matrix, tags.is_full_range << 7
+    )
+    _set_sample_entry_boxes(out, {b"pasp": aspect, b"colr": colours})
     return _read_tags(out) == tags
+
+
+def carry_over_to_encode(
+    tags: DisplayTags, geometry: Geometry, is_tone_mapped: bool, out: BinaryIO
+) -> None:
+    """Adds to an encoded mp4 the levels of an HDR master, and how spherical and stereoscopic
+    pictures are stored. That is no longer so in cropped, turned or mirrored pictures."""
+    new = {} if is_tone_mapped else _hdr_boxes(tags.other)
+    if geometry.crop == Crop() and geometry.orientation == Orientation():
+        new |= _packing_boxes(tags.other)
+    if new:
+        _set_sample_entry_boxes(out, new)
+
+
+def _hdr_boxes(side_data: dict[str, bytes]) -> dict[bytes, bytes]:
+    """`mdcv` and `clli` of ISO 14496-12, from FFmpeg's structs."""
+    boxes = {}
+    master = side_data.get("MASTERING_DISPLAY_METADATA", b"")
+    if len(master) == 88 and struct.unpack("22i", master)[20:] == (1, 1):  # it has both parts
+        numbers = struct.unpack("22i", master)
+        rationals = [n / max(d, 1) for n, d in zip(numbers[0:20:2], numbers[1:20:2], strict=True)]
+        red, green, blue, white = (rationals[i : i + 2] for i in (0, 2, 4, 6))
+        places = [round(50_000 * c) for c in (*green, *blue, *red, *white)]
+        lowest, highest = (round(10_000 * nits) for nits in rationals[8:])
+        with suppress(struct.error):  # a number is too large for its field
+            boxes[b"mdcv"] = struct.pack(">8H2I", *places, highest, lowest)
+    if len(light := side_data.get("CONTENT_LIGHT_LEVEL", b"")) == 8:
+        with suppress(struct.error):
+            boxes[b"clli"] = struct.pack(">2H", *struct.unpack("2I", light))
+    return boxes
+
+
+def _packing_boxes(side_data: dict[str, bytes]) -> dict[bytes, bytes]:
+    """`st3d` and `sv3d` of Google's Spherical Video V2, from the beginnings of FFmpeg's structs."""
+    boxes = {}
+    if len(stereo := side_data.get("STEREO3D", b"")) >= 8:
+        packing, flags = struct.unpack_from("2i", stereo)
+        if packing in STEREO_MODES and not flags:
+            boxes[b"st3d"] = bytes([0, 0, 0, 0, STEREO_MODES[packing]])
+    if len(sphere := side_data.get("SPHERICAL", b"")) >= 36:
+        kind, yaw, pitch, roll, left, top, right, bottom, padding = struct.unpack_from(
+            "4i5I", sphere
+        )
+        pose = _box(b"prhd", struct.pack(">4i", 0, yaw, pitch, roll))
+        projections = {
+            0: _box(b"equi", bytes(20)),
+            1: _box(b"cbmp", struct.pack(">3I", 0, 0, padding)),
+            2: _box(b"equi", struct.pack(">5I", 0, top, bottom, left, right)),
+        }
+        if kind in projections:
+            body = _box(b"svhd", bytes(5)) + _box(b"proj", pose + projections[kind])
+            boxes[b"sv3d"] = body
+    return boxes
 
 
 def _read_tags(mp4_file: BinaryIO) -> DisplayTags | None:
@@ -68,17 +129,13 @@ def _read_tags(mp4_file: BinaryIO) -> DisplayTags | None:
         return None if first is None else read_display_tags(stream, first)
 
 
-def _set_sample_entry_boxes(file: BinaryIO, tags: DisplayTags) -> None:
-    """The index (moov) lies last in the file, so that no frame moves."""
-    aspect = struct.pack(">II", tags.pixel_aspect.numerator, tags.pixel_aspect.denominator)
-    colours = struct.pack(
-        ">4sHHHB", b"nclx", tags.primaries, tags.transfer, tags.matrix, tags.is_full_range << 7
-    )
+def _set_sample_entry_boxes(file: BinaryIO, new: dict[bytes, bytes]) -> None:
+    """new: bodies by type. The index (moov) lies last in the file, so that no frame moves."""
     *_, (kind, start, end) = top_level_boxes(file)
     if kind != b"moov" or end != os.fstat(file.fileno()).st_size:
         return
     file.seek(start)
-    index = _with_boxes(file.read(end - start), {b"pasp": aspect, b"colr": colours})
+    index = _with_boxes(file.read(end - start), new)
     file.seek(start - 8)
     file.write(_box(b"moov", index))
 

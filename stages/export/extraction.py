@@ -30,8 +30,9 @@ from curation.records import is_in_span
 from curation.stage import BadVideo
 from curation.video.container import DEFAULT_LIMITS, set_up_decoder
 from curation.video.geometry import Crop
-from stages.export.display_tags import carry_over
-from stages.export.frame_filters import HDR_TRANSFERS, deinterlace, tone_map
+from curation.video.tone_mapping import HDR_TRANSFERS
+from stages.export.display_tags import carry_over, carry_over_to_encode
+from stages.export.frame_filters import deinterlace, tone_map
 from stages.export.mp4 import (
     EncodeFormat,
     is_random_access_point,
@@ -84,7 +85,7 @@ def extract_clip(
     with output_file(target, durable=True) as out:
         try:
             with closing(SeekableVideo(source, times_jump)) as video:
-                is_tone_mapped = to_sdr and video.header.transfer in HDR_TRANSFERS
+                is_tone_mapped = to_sdr and video.header.transfer in HDR_TRANSFERS.values()
                 may_copy = not (interlaced or is_tone_mapped)
                 clip = _copy(video, start_s, end_s, num_frames, out) if may_copy else None
             if clip is None:
@@ -228,9 +229,11 @@ def _encode(
             last_end_s = t_s + duration_s
 
     encode_format = EncodeFormat.from_head(video.header_of(first[2]))
-    filtered = deinterlace(timed_frames())
+    timed = timed_frames()
+    filtered = timed if encode_format.geometry.is_single_field else deinterlace(timed)
     filtered = tone_map(filtered) if to_sdr else filtered
     write_encoded(filtered, time_base, encode_format, out)
+    carry_over_to_encode(video.tags, encode_format.geometry, to_sdr, out)
     width, height = encode_format.shown_size
     return ExtractedClip(
         method="encode",

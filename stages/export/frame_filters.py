@@ -11,7 +11,8 @@ import av
 import av.error
 from av.filter import Graph
 
-HDR_TRANSFERS = ("smpte2084", "arib-std-b67")  # PQ, HLG
+from curation.video.tone_mapping import ToneMapper
+
 TimedFrames = Iterator[tuple[av.VideoFrame, int, int]]  # frame, pts and duration in ticks
 
 
@@ -25,13 +26,13 @@ def deinterlace(frames: TimedFrames) -> TimedFrames:
 
 
 def tone_map(frames: TimedFrames) -> TimedFrames:
-    """HDR frames as SDR: BT.709, 8 bit, limited range. FFmpeg reads the brightest level from the
-    mastering display's metadata; without them it is that of the transfer function."""
-    colours = "out_color_matrix=bt709:out_primaries=bt709:out_transfer=bt709:out_range=tv"
-    return _filter(frames, "scale", f"{colours}:intent=perceptual", "yuv420p")
+    """HDR frames as SDR."""
+    mapper = ToneMapper()
+    for frame, pts, duration in frames:
+        yield mapper.convert(frame), pts, duration
 
 
-def _filter(frames: TimedFrames, name: str, options: str, pix_fmt: str = "") -> TimedFrames:
+def _filter(frames: TimedFrames, name: str, options: str) -> TimedFrames:
     """For a filter that gives one frame for each, in order."""
     first = next(frames, None)
     if first is None:
@@ -41,10 +42,7 @@ def _filter(frames: TimedFrames, name: str, options: str, pix_fmt: str = "") -> 
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1)
     )
-    steps = [source, graph.add(name, options)]
-    if pix_fmt:
-        steps.append(graph.add("format", pix_fmt))
-    graph.link_nodes(*steps, graph.add("buffersink")).configure()
+    graph.link_nodes(source, graph.add(name, options), graph.add("buffersink")).configure()
     times: deque[tuple[int, int]] = deque()
     for number, (frame, pts, duration) in enumerate(chain([first], frames)):
         frame.pts, frame.time_base = number, Fraction(1)

@@ -10,6 +10,7 @@ from curation.records import is_in_span
 from curation.stage import BadVideo
 from curation.video.container import (
     DEFAULT_LIMITS,
+    PixelAspects,
     VideoHeader,
     check_file,
     choose_stream,
@@ -51,10 +52,13 @@ class SeekableVideo:
         self.container = open_container(self.path, DEFAULT_LIMITS)
         self.stream = choose_stream(self.container)
         self.decoder = set_up_decoder(self.stream, DEFAULT_LIMITS)
+        self._aspects = PixelAspects(self.container, self.stream)
 
     def header_of(self, frame: av.VideoFrame) -> VideoHeader:
-        """The header with the size of this frame: a stream may change it."""
-        return read_header(self.path, self.container, self.stream, frame)
+        """The header with the size and pixel aspect of this frame, one of the last that were
+        decoded: a stream may change them."""
+        aspect = self._aspects.of(frame)
+        return read_header(self.path, self.container, self.stream, frame, aspect)
 
     def close(self) -> None:
         self.container.close()
@@ -116,13 +120,15 @@ class SeekableVideo:
         """Skips a packet that can't be decoded, as scoring does."""
         for packet in packets:
             try:
-                yield from self.decoder.decode(packet if packet.size else None)
+                frames = self.decoder.decode(packet if packet.size else None)
             except av.error.EOFError:
                 return
             except MemoryError as error:
                 raise BadVideo("decoding needs more memory than the limit") from error
             except av.FFmpegError:
                 continue
+            self._aspects.add(packet)
+            yield from frames
 
     def _stamp(self, frame: av.VideoFrame) -> int | None:
         """AVI stores no presentation times, see curation/video/reader.py."""

@@ -20,7 +20,7 @@ import numpy as np
 from curation.measures import median
 
 CELL_PX = 4
-MIN_SIDE_PX = 16  # of the shorter side: smaller images cannot be aligned
+MIN_ALIGNED_SIDE_PX = 16  # of the shorter side: smaller images cannot be aligned
 ROUNDING_NOISE = 0.25  # grey levels squared: the error where only rounding differs
 # Errors in units of the noise, both in grey levels squared.
 ROBUST_SCALE = 6.0  # error at which a cell's weight is a quarter

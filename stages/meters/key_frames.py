@@ -3,6 +3,7 @@
 Where a clip lies is known only after the pass. So one frame a second is kept in a scratch file, and
 the one nearest to a segment's centre becomes its key frame; no video is decoded twice. A model of
 optical flow needs two frames that lie closer: for it another frame is kept shortly after each.
+HDR frames are tone-mapped: read as SDR they are grey and dim.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from curation.images import encode_jpeg, shrink
 from curation.records import SPAN_TOLERANCE_S
 from curation.video.frames import Planes
 from curation.video.planes import bgr_image
+from curation.video.tone_mapping import HDR_TRANSFERS, ToneMapper
 from stages.meters.scratch_file import ScratchFile
 
 JPEG_QUALITY = 90
@@ -41,6 +43,7 @@ class KeyFrames:
         self._places: list[int] = []  # in the scratch file
         self._flow_frames: dict[int, tuple[float, int]] = {}  # of frame number: time, place
         self._flow_frame_due_s = inf
+        self._tone_mapper = ToneMapper()
         if self._kept is not None:
             self._kept.close()
         self._kept = ScratchFile(JPEG_QUALITY)
@@ -62,7 +65,10 @@ class KeyFrames:
 
     def _keep(self, frame: Planes) -> int:
         assert self._kept is not None
-        self._kept.append(bgr_image(frame, self._side))
+        source = frame.source
+        if source.frame.color_trc in HDR_TRANSFERS:
+            source = source._replace(frame=self._tone_mapper.convert(source.frame))
+        self._kept.append(bgr_image(Planes(frame.y, source), self._side))
         return len(self._kept) - 1
 
     def nearest(self, t_s: float, start_s: float, end_s: float) -> list[tuple[float, bytes]]:

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt
 
 from curation.video.frames import Planes, VideoInfo
 from stages.meters.alignment import (
-    MIN_SIDE_PX,
+    MIN_ALIGNED_SIDE_PX,
     NO_MOTION,
     Affine,
     AlignmentImage,
@@ -63,7 +63,7 @@ class Motion(Meter):
 
     def start(self, video: VideoInfo) -> None:
         sides = video.reduced_width // 2, video.reduced_height // 2
-        self._is_too_small = min(sides) < MIN_SIDE_PX
+        self._is_too_small = min(sides) < MIN_ALIGNED_SIDE_PX
         self._scale = 320 / max(*sides, 1)
         self._flow = DisFlow()
         self._ken_burns = KenBurnsDetector()

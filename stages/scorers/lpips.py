@@ -26,7 +26,7 @@ LINEAR_SOURCE = (
     "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/alex.pth"
 )
 WIDTH_PX = 320  # of the images compared: as for key_psnr and key_ssim
-MIN_SIDE_PX = 63  # AlexNet's layers reduce a smaller image to nothing
+MIN_ALEXNET_SIDE_PX = 63  # AlexNet's layers reduce a smaller image to nothing
 RGB_SHIFT = (-0.030, -0.088, -0.188)  # the published scaling of RGB in -1..1
 RGB_SCALE = (0.458, 0.448, 0.450)
 FEATURE_LAYERS = (1, 4, 7, 9, 11)  # of AlexNet: its five ReLUs
@@ -55,7 +55,7 @@ class LpipsScorer(Scorer):
         frames = images.key_frames
         height, width = frames[0].shape[:2]
         size = (WIDTH_PX, round(height * WIDTH_PX / width))
-        if min(size) < MIN_SIDE_PX:
+        if min(size) < MIN_ALEXNET_SIDE_PX:
             raise ValueError(f"image too narrow for LPIPS: {width} x {height}")
         return np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in frames])
 

@@ -22,7 +22,7 @@ MAX_LINES = 8  # read per image, tallest first: 0.03 CPU-s each
 MAX_TALL_BOXES = 4  # read per image, largest first; others do not count
 MIN_READABLE_CONFIDENCE = 0.75  # textures are read as single letters with less
 MIN_READABLE_LETTERS = 2  # letters or digits
-MIN_SIDE_PX = 32  # the detector rounds sides to multiples of 32; a shorter one becomes 0
+MIN_OCR_SIDE_PX = 32  # the detector rounds sides to multiples of 32; a shorter one becomes 0
 
 TextLine = tuple[str, float, np.ndarray]  # text, confidence 0..1, box (4, 2) in px of the image
 
@@ -84,7 +84,7 @@ def reduce_to_area(bgr: np.ndarray, area_px: int) -> tuple[np.ndarray, np.ndarra
     """Returns the image with an area of about `area_px` at most, and (2,) its scale in x and y."""
     height, width = bgr.shape[:2]
     scale = min(1.0, math.sqrt(area_px / (height * width)))
-    size = (max(MIN_SIDE_PX, round(width * scale)), max(MIN_SIDE_PX, round(height * scale)))
+    size = (max(MIN_OCR_SIDE_PX, round(width * scale)), max(MIN_OCR_SIDE_PX, round(height * scale)))
     small = bgr if size == (width, height) else cv2.resize(bgr, size, interpolation=cv2.INTER_AREA)
     return small, np.array([size[0] / width, size[1] / height], np.float32)
 

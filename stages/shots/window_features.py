@@ -82,7 +82,22 @@ def window_features(windows: Sequence[Sequence[FrameView]]) -> np.ndarray:
     frames = [window[1:-1] for window in windows]
     blocks = np.array([[f.blocks for f in window] for window in frames])  # (N, 9, B)
     histograms = np.array([[f.histogram for f in window] for window in frames])
-    lumas = blocks[:, :, : blocks.shape[2] // 3]
+    detail = np.array([[f.detail for f in window] for window in frames], np.float32)
+    lengths_s = np.array([[window[-1].t_s - window[0].t_s] for window in frames], np.float32)
+    table = np.concatenate(
+        [
+            lengths_s,
+            *_progress(blocks),
+            *_luma_and_detail(blocks[:, :, : blocks.shape[2] // 3], detail),
+            *_differences(blocks, histograms, windows),
+        ],
+        axis=1,
+    )
+    return np.concatenate([table, _ratios(table)], axis=1).astype(np.float32)
+
+
+def _progress(blocks: np.ndarray) -> list[np.ndarray]:
+    """From `changed` to `off_path_relative`: how the blocks go from the first frame to the last."""
     first, last = blocks[:, 0], blocks[:, -1]
     step = last - first
     changed = np.abs(step) > CHANGED
@@ -98,9 +113,9 @@ def window_features(windows: Sequence[Sequence[FrameView]]) -> np.ndarray:
     line = np.linspace(0, 1, SAMPLES, dtype=np.float32)
     moves = np.diff(path, axis=1)  # (N, 8, B)
     off_pace = np.abs(path - progress[:, :, None])
-    lengths_s = [[window[-2].t_s - window[1].t_s] for window in windows]
-    found = [
-        np.array(lengths_s, np.float32),
+    pace = np.diff(progress, axis=1)
+    off_path = np.abs(blocks - first[:, None] - progress[:, :, None] * step[:, None]).mean(axis=2)
+    return [
         changed.mean(axis=1)[:, None],
         share((np.abs(path - line[:, None]) < PACE).all(axis=1)),
         share((off_pace < PACE).all(axis=1)),
@@ -109,32 +124,34 @@ def window_features(windows: Sequence[Sequence[FrameView]]) -> np.ndarray:
         share(moves.max(axis=1) > 0.7),
         (np.minimum(np.abs(moves).sum(axis=1), 9) * changed).sum(axis=1)[:, None] / count,
         _step_times(moves.argmax(axis=1).astype(np.float32), changed, count),
-    ]
-    pace = np.diff(progress, axis=1)
-    off_path = np.abs(blocks - first[:, None] - progress[:, :, None] * step[:, None]).mean(axis=2)
-    size = np.abs(step).mean(axis=1)[:, None]
-    found += [
-        pace.max(axis=1)[:, None],
+        _largest(pace),
         pace.min(axis=1)[:, None],
-        np.abs(progress - line).max(axis=1)[:, None],
-        off_path.max(axis=1)[:, None],
-        off_path.max(axis=1)[:, None] / (size + 1),
+        _largest(np.abs(progress - line)),
+        _largest(off_path),
+        _largest(off_path) / (np.abs(step).mean(axis=1)[:, None] + 1),
     ]
+
+
+def _luma_and_detail(lumas: np.ndarray, detail: np.ndarray) -> list[np.ndarray]:
+    """From `spread_first` to `luma_largest`. lumas: (N, 9, blocks); detail: (N, 9)."""
     spread, luma = lumas.std(axis=2), lumas.mean(axis=2)
-    detail = np.array([[f.detail for f in window] for window in frames], np.float32)
+    found = []
     for values, margin in ((spread, 1.0), (detail, 0.25)):
         ends = np.minimum(values[:, 0], values[:, -1]) + margin
         found += [values[:, :1], values[:, -1:], (values[:, 2:7].min(axis=1) / ends)[:, None]]
         if values is spread:
             found.append(values[:, 1:-1].min(axis=1)[:, None])
-    found += [
-        luma[:, :1],
-        luma[:, -1:],
-        luma[:, 1:-1].min(1)[:, None],
-        luma[:, 1:-1].max(1)[:, None],
-    ]
+    inner = luma[:, 1:-1]
+    return [*found, luma[:, :1], luma[:, -1:], inner.min(axis=1)[:, None], _largest(inner)]
+
+
+def _differences(
+    blocks: np.ndarray, histograms: np.ndarray, windows: Sequence[Sequence[FrameView]]
+) -> list[np.ndarray]:
+    """From `difference` to `flat_largest`: of neighbours, of both ends, and of what is outside."""
     apart = np.abs(np.diff(blocks, axis=1)).mean(axis=2)
-    found += [size, _largest(apart), apart.mean(axis=1)[:, None], apart.min(axis=1)[:, None]]
+    size = np.abs(blocks[:, -1] - blocks[:, 0]).mean(axis=1)[:, None]
+    found = [size, _largest(apart), apart.mean(axis=1)[:, None], apart.min(axis=1)[:, None]]
     shifts = np.abs(np.diff(histograms, axis=1)).sum(axis=2)
     whole = np.abs(histograms[:, -1] - histograms[:, 0]).sum(axis=1)[:, None]
     found += [whole, _largest(shifts), shifts.mean(axis=1)[:, None]]
@@ -146,9 +163,7 @@ def window_features(windows: Sequence[Sequence[FrameView]]) -> np.ndarray:
             ]
             found.append(np.array(differences)[:, None])
     flat = np.diff(histograms[:, :, :BINS], axis=2, prepend=0).max(axis=2)
-    found += [flat[:, :1], flat[:, -1:], _largest(flat)]
-    table = np.concatenate(found, axis=1)
-    return np.concatenate([table, _ratios(table)], axis=1).astype(np.float32)
+    return [*found, flat[:, :1], flat[:, -1:], _largest(flat)]
 
 
 def _ratios(table: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import hashlib
 
 import numpy as np
@@ -146,8 +147,9 @@ def test_column_added_later_is_null_in_older_parts_and_a_score_has_the_null_reas
     tmp_path, slices
 ):
     """In the row of the video, in its clips, and in the segments of these."""
+    gone = ("key_ssim", "transfer", "subject_at_y")  # a score, a tag, a measure of a segment
     older = tuple(
-        dataclasses.replace(c, type=without(without(c.type, "key_ssim"), "subject_at_y"))
+        dataclasses.replace(c, type=functools.reduce(without, gone, c.type))
         for c in records.VIDEO
         if c.name != "pix_fmt"
     )
@@ -157,7 +159,9 @@ def test_column_added_later_is_null_in_older_parts_and_a_score_has_the_null_reas
     rows = [{"video": name, "codec": "h264", "clips": clips} for name in "ab"]
     for number in range(slices):
         videos_ledger(tmp_path, older).append(rows[number::slices])
-    videos_ledger(tmp_path).append([{"video": "c", "clips": [clip | {"key_ssim": 0.5}]}])
+    videos_ledger(tmp_path).append(
+        [{"video": "c", "clips": [clip | {"key_ssim": 0.5, "transfer": "bt709"}]}]
+    )
     table = videos_ledger(tmp_path).read()
     assert table.schema == records.schema(records.VIDEO)
     found = {row["video"]: row for row in table.to_pylist(maps_as_pydicts="strict")}
@@ -165,7 +169,8 @@ def test_column_added_later_is_null_in_older_parts_and_a_score_has_the_null_reas
         assert (found[name]["codec"], found[name]["pix_fmt"]) == ("h264", None)
         first, second = found[name]["clips"]
         assert (first["key_psnr"], first["key_ssim"]) == (20.0, None)
-        added = {"key_ssim": "scored by an older version"}
+        assert first["transfer"] is None
+        added = dict.fromkeys(("key_ssim", "transfer"), "scored by an older version")
         assert first["null_reasons"] == {"overlay_share": "not measurable", **added}
         assert second["null_reasons"] == added
         assert [s["subject_at_x"] for s in first["segments"]] == [0.5] * 5

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.parse
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,16 +143,28 @@ def test_missing_objects_buckets_and_servers_are_named_in_the_error(bucket, serv
         pass
     unreachable = bucket.options.replace(server[1].rpartition(":")[2], "9")
     lost = f"{bucket.store}/in/a.mp4?{unreachable}"
-    with pytest.raises(TransientError, match=r"can't fetch .*a\.mp4"), local_copy(lost):
-        pass
-    assert stat_video(lost).bytes == FileError.UNREACHABLE
-    with pytest.raises(InputError, match="can't read the input"):
-        AccessCheck(None, videos=(lost, bucket.url("missing.mp4"))).run()
-    with pytest.raises(InputError, match="can't be reached"):
-        list(list_videos(f"{bucket.store}/in?{unreachable}"))
     no_bucket = bucket.store.replace(bucket.name, "nobucket")
+    access = AccessCheck(None, videos=(lost, bucket.url("missing.mp4")))
+
+    def fetch() -> None:
+        with local_copy(lost):
+            pass
+
+    with ThreadPoolExecutor() as threads:  # the clients of the stores retry for seconds
+        fetched = threads.submit(fetch)
+        stat = threads.submit(stat_video, lost)
+        checked = threads.submit(access.run)
+        listed = threads.submit(lambda: list(list_videos(f"{bucket.store}/in?{unreachable}")))
+        written = threads.submit(Folder(f"{no_bucket}/out?{bucket.options}").write, "a.txt", b"")
+    with pytest.raises(TransientError, match=r"can't fetch .*a\.mp4"):
+        fetched.result()
+    assert stat.result().bytes == FileError.UNREACHABLE
+    with pytest.raises(InputError, match="can't read the input"):
+        checked.result()
+    with pytest.raises(InputError, match="can't be reached"):
+        listed.result()
     with pytest.raises(OutputError, match=f"can't write {no_bucket}/out/a.txt"):
-        Folder(f"{no_bucket}/out?{bucket.options}").write("a.txt", b"data")
+        written.result()
 
 
 @pytest.mark.parametrize("server", ["s3"], indirect=True)

@@ -35,6 +35,8 @@ from tests.support.whole_run import (
     wait_for_end,
 )
 
+TWO = "cluster.workers=2"  # `dataset` is made by one
+
 
 def settings(source: Path, out: Path, *overrides: str) -> Settings:
     given = [*SETTINGS, f"input={source}", f"output={out}", *overrides]
@@ -70,13 +72,13 @@ def worker_of(process: subprocess.Popen[str], name: str) -> int:
 
 def test_run_killed_while_scoring_and_exporting_resumes_to_the_same_dataset(dataset, tmp_path):
     out = tmp_path / "out"
-    process = curate(dataset.source, out)
+    process = curate(dataset.source, out, TWO)
     assert kill_when(process, files(out, "ledger/key_frames/*/*_2.jpg"))
-    process = curate(dataset.source, out)
+    process = curate(dataset.source, out, TWO)
     assert kill_when(process, files(out, "extracted/*"))
     assert json.loads((out / "status.json").read_text())["state"] == "running"
     (out / "extracted/.tmp-half").write_bytes(b"as a kill in the middle of a write leaves it")
-    last = wait_for_end(curate(dataset.source, out))
+    last = wait_for_end(curate(dataset.source, out, TWO))
     assert last.exit_code == 0, last.stderr
     assert differences(dataset.out, out) == []
     assert unfinished_files(out) == []
@@ -110,8 +112,8 @@ def test_run_killed_while_scoring_and_exporting_resumes_to_the_same_dataset(data
 )
 def test_run_killed_in_any_phase_resumes_to_the_same_dataset(dataset, tmp_path, pattern):
     out = tmp_path / "out"
-    kill_when(curate(dataset.source, out), files(out, pattern))
-    last = wait_for_end(curate(dataset.source, out))
+    kill_when(curate(dataset.source, out, TWO), files(out, pattern))
+    last = wait_for_end(curate(dataset.source, out, TWO))
     assert last.exit_code == 0, last.stderr
     assert differences(dataset.out, out) == []
     assert unfinished_files(out) == []
@@ -134,7 +136,7 @@ def test_killed_run_leaves_no_process_of_ray_for_long(dataset, tmp_path):
 @pytest.mark.parametrize("pattern", ["ledger/key_frames/*/*", "extracted/.tmp-*"])
 def test_killed_worker_or_child_does_not_change_the_dataset(dataset, tmp_path, victim, pattern):
     out = tmp_path / "out"
-    process = curate(dataset.source, out)
+    process = curate(dataset.source, out, TWO)
     assert wait_for(process, files(out, pattern))
     os.kill(worker_of(process, victim), signal.SIGKILL)
     last = wait_for_end(process)

@@ -1,11 +1,8 @@
-import asyncio
 import hashlib
 import logging
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,133 +10,73 @@ import pytest
 import ray
 from ray._private import worker as ray_worker
 
+from curation.runner import pool
 from curation.runner.cluster import MAX_CONSECUTIVE_OPEN_ROWS, drop_open_rows
 from curation.runner.cluster_messages import PRINT_FUNCTION, log_cluster_messages
 from curation.stage import (
     OPEN,
-    BadVideo,
     Needs,
     OutputError,
     PlanError,
     RunContext,
     RunError,
     Stage,
-    TransientError,
-    Unavailable,
     check_plan,
 )
 from tests.support.paths import REPOSITORY
-
-
-@dataclass
-class Double(Stage):
-    reads = ("n",)
-    writes = ("doubled",)
-
-    def process(self, rows):
-        return [row | {"doubled": 2 * row["n"]} for row in rows]
-
-
-@dataclass
-class MarkedStart(Double):
-    """Each worker leaves a file; rows take a second."""
-
-    folder: str
-
-    def setup(self, context):
-        Path(self.folder, str(os.getpid())).touch()
-
-    def process(self, rows):
-        time.sleep(1)
-        return super().process(rows)
-
-
-def kill_self(number):
-    os.kill(os.getpid(), number)
-    time.sleep(5)  # the signal may go to another thread
-
-
-@dataclass
-class FailOnRequest(Stage):
-    """Fails on a row as its value `failure` requires."""
-
-    reads = ("n",)
-
-    def process(self, rows):
-        for row in rows:
-            match row.get("failure"):
-                case "bad":
-                    raise BadVideo("no moov")
-                case "bug":
-                    raise KeyError("x")
-                case "storage":
-                    raise TransientError("can't fetch a.mp4")
-                case "storage once":
-                    if not Path(row["mark"]).exists():
-                        Path(row["mark"]).touch()
-                        raise TransientError("can't fetch a.mp4")
-                case "gpu":
-                    raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
-                case "full":
-                    raise OutputError("disk full")
-                case "crash":
-                    kill_self(signal.SIGSEGV)
-                case "hang":
-                    time.sleep(60)
-                case "crash once":
-                    if not Path(row["mark"]).exists():
-                        Path(row["mark"]).touch()
-                        kill_self(signal.SIGKILL)
-        return rows
-
-
-@dataclass
-class Isolated(FailOnRequest):
-    needs = Needs(isolated=True)
-
-    def row_timeout_s(self, row):
-        return 3.0
+from tests.support.runner_stages import (
+    Batched,
+    Concurrent,
+    Double,
+    FailOnRequest,
+    Isolated,
+    MarkedStart,
+    OtherWeights,
+    SetupFails,
+    SlowToStart,
+    WaitForFile,
+)
 
 
 def rows(count, **failures):
     return [{"n": n, "error": None} | failures.get(f"row{n}", {}) for n in range(count)]
 
 
-def test_every_row_is_returned_once_through_all_stages(cluster):
+def test_every_row_is_returned_once_through_all_stages(two_workers):
     stages = [Double(), Isolated()]
-    done = list(cluster.stream(stages, rows(20, row3={"failure": "bad"})))
+    done = list(two_workers.stream(stages, rows(20, row3={"failure": "bad"})))
     assert sorted(r["n"] for r in done) == list(range(20))
     assert all(r["doubled"] == 2 * r["n"] for r in done)
     assert [r["error"] for r in done if r["error"]] == ["no moov"]
 
 
-def test_crash_hang_and_bug_fail_one_row_each(cluster):
+def test_crash_hang_and_bug_fail_one_row_each(two_workers):
     failures = {f"row{i}": {"failure": f} for i, f in enumerate(["crash", "hang", "bug"])}
-    done = {r["n"]: r["error"] for r in cluster.stream([Isolated()], rows(8, **failures))}
+    done = {r["n"]: r["error"] for r in two_workers.stream([Isolated()], rows(8, **failures))}
     assert "SIGSEGV" in done[0]
     assert done[1] == "no result after 3 s"
     assert "KeyError" in done[2]
     assert [done[n] for n in range(3, 8)] == [None] * 5
 
 
-def test_row_that_kills_its_worker_fails_alone(cluster):
-    found = cluster.stream([FailOnRequest()], rows(12, row5={"failure": "crash"}))
+def test_row_that_kills_its_worker_fails_alone(two_workers):
+    found = two_workers.stream([FailOnRequest()], rows(12, row5={"failure": "crash"}))
     done = {r["n"]: r["error"] for r in found}
     assert done.pop(5) == "the worker process died twice on this row"
     assert set(done.values()) == {None}
     assert len(done) == 11
 
 
-def test_rows_of_a_killed_worker_are_retried(cluster, tmp_path):
+def test_rows_of_a_killed_worker_are_retried(two_workers, tmp_path):
     crash_once = {"failure": "crash once", "mark": str(tmp_path / "mark")}
-    done = list(cluster.stream([FailOnRequest()], rows(6, row2=crash_once)))
+    done = list(two_workers.stream([FailOnRequest()], rows(6, row2=crash_once)))
     assert sorted(r["n"] for r in done) == list(range(6))
     assert all(r["error"] is None for r in done)
 
 
-def test_output_error_stops_the_run(cluster):
+def test_output_error_stops_the_run(two_workers):
     with pytest.raises(OutputError, match="disk full"):
-        list(cluster.stream([Double(), Isolated()], rows(6, row2={"failure": "full"})))
+        list(two_workers.stream([Double(), Isolated()], rows(6, row2={"failure": "full"})))
 
 
 def test_stage_that_needs_more_than_the_cluster_has_is_refused(cluster):
@@ -178,25 +115,9 @@ def test_stage_that_reads_an_unknown_column_is_refused():
     check_plan([Double()], ["n"])
 
 
-@dataclass
-class SetupFails(Stage):
-    needs = Needs(isolated=True)
-
-    def setup(self, context):
-        raise FileNotFoundError("weights.onnx")
-
-    def process(self, rows):
-        return rows
-
-
 def test_failed_setup_of_a_stage_stops_the_run(cluster):
     with pytest.raises(RunError, match=r"SetupFails: the isolated worker did not start: .*weights"):
         list(cluster.stream([SetupFails()], rows(3)))
-
-
-class OtherWeights(Double):
-    def setup(self, context):
-        raise PlanError("other weights on this node than on the first")
 
 
 def test_mistake_that_setup_finds_is_one_line_and_not_the_death_of_a_worker(cluster):
@@ -212,11 +133,11 @@ def test_worker_that_cannot_read_the_input_gets_no_row(cluster, tmp_path):
     assert len(list(cluster.stream([Double()], rows(3), context=here))) == 3
 
 
-def test_finished_phase_does_not_wait_for_a_worker_that_it_no_longer_needs(cluster, tmp_path):
+def test_finished_phase_does_not_wait_for_a_worker_that_it_no_longer_needs(two_workers, tmp_path):
     holder = ray.remote(num_cpus=1)(type("Holder", (), {})).remote()
     ray.get(holder.__ray_ready__.remote())  # one of two CPUs is left: a second worker can't start
     try:
-        assert len(list(cluster.stream([MarkedStart(str(tmp_path))], rows(4)))) == 4
+        assert len(list(two_workers.stream([MarkedStart(str(tmp_path))], rows(4)))) == 4
     finally:
         ray.kill(holder)
     assert len(list(tmp_path.iterdir())) == 1  # at the end no second one was started
@@ -227,25 +148,15 @@ def test_stream_that_is_left_unfinished_ends_with_the_cluster(tmp_path):
         "import gc, ray, sys\n"
         "from curation.runner.cluster import Cluster\n"
         "from curation.runner.settings import ClusterSettings\n"
-        "from tests.curation.test_runner import Double, rows\n"
+        "from tests.support.runner_stages import Double\n"
         "with Cluster(ClusterSettings(workers=1), sys.argv[1]) as cluster:\n"
-        "    left = cluster.stream([Double()], rows(300))\n"
+        "    left = cluster.stream([Double()], [{'n': n} for n in range(300)])\n"
         "    next(left)\n"
         "del left; gc.collect()\n"
         "sys.exit(3 * ray.is_initialized())"
     )
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, timeout=250)
     assert run.returncode == 0
-
-
-@dataclass
-class Batched(FailOnRequest):
-    """Processes rows in batches, and adds the size of its batch to each row."""
-
-    needs = Needs(batch_size=4)
-
-    def process(self, rows):
-        return [row | {"batch": len(rows)} for row in super().process(rows)]
 
 
 def test_bad_row_of_a_batch_fails_alone(cluster):
@@ -260,39 +171,14 @@ def test_bad_row_of_a_batch_fails_alone(cluster):
     assert max(r["batch"] for r in cluster.stream([Batched()], rows(20))) == 4
 
 
-def test_row_of_a_batch_that_kills_its_worker_fails_alone(cluster):
+def test_row_of_a_batch_that_kills_its_worker_fails_alone(two_workers):
     done = {
-        r["n"]: r["error"] for r in cluster.stream([Batched()], rows(8, row5={"failure": "crash"}))
+        r["n"]: r["error"]
+        for r in two_workers.stream([Batched()], rows(8, row5={"failure": "crash"}))
     }
     assert done.pop(5) == "the worker process died twice on this row"
     assert set(done.values()) == {None}
     assert len(done) == 7
-
-
-@dataclass
-class Concurrent(FailOnRequest):
-    """Every row waits until `concurrency` rows are in flight."""
-
-    concurrency: int = 8
-    needs = Needs(max_concurrency=8, max_workers=1)
-
-    def setup(self, context):
-        self.in_flight, self.all_in_flight = 0, asyncio.Event()
-
-    def row_timeout_s(self, row):
-        return 3.0
-
-    async def process_one(self, row):
-        self.in_flight += 1
-        if self.in_flight >= self.concurrency:
-            self.all_in_flight.set()
-        await self.all_in_flight.wait()
-        if row.get("failure") == "unavailable":
-            raise Unavailable("the server is down")
-        if row.get("failure") == "hang":
-            await asyncio.sleep(60)
-        self.process([row])
-        return row | {"worker": os.getpid()}
 
 
 def test_rows_of_an_async_stage_run_concurrently_in_one_worker(cluster):
@@ -355,25 +241,6 @@ def test_concurrent_rows_of_a_dead_worker_are_retried(cluster, tmp_path, failure
     assert set(done.values()) == {None}
 
 
-@dataclass
-class WaitForFile(Stage):
-    """Waits for a file, which the test creates once the wait is reported."""
-
-    path: str = ""
-    needs = Needs(max_concurrency=3, max_workers=1)
-    waiting = 0
-
-    def wait_reason(self):
-        return f"{self.waiting} wait for a file" if self.waiting else None
-
-    async def process_one(self, row):
-        self.waiting += 1
-        while not Path(self.path).exists():
-            await asyncio.sleep(0.01)
-        self.waiting -= 1
-        return row
-
-
 def test_wait_reason_of_workers_is_reported_and_cleared(cluster, tmp_path):
     reasons, path = [], tmp_path / "answer"
 
@@ -388,16 +255,8 @@ def test_wait_reason_of_workers_is_reported_and_cleared(cluster, tmp_path):
     assert reasons[-1] is None
 
 
-@dataclass
-class SlowToStart(Double):
-    path: str = ""  # `setup` waits for this file
-
-    def setup(self, context):
-        while not Path(self.path).exists():
-            time.sleep(0.01)
-
-
-def test_slow_start_of_a_worker_is_reported(cluster, tmp_path):
+def test_slow_start_of_a_worker_is_reported(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "SLOW_START_S", 0.5)
     reasons, path = [], tmp_path / "loaded"
 
     def report_wait(reason):

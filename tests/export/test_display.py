@@ -11,11 +11,13 @@ import av
 import numpy as np
 import pytest
 
+from curation.images import decode_image
 from curation.orientation import Orientation, orientation_of_matrix
 from curation.video.planes import bgr_image
 from curation.video.reader import Reader, probe
 from stages.export.extraction import ExtractedClip, extract_clip
 from stages.export.presto import frame_indices, write_presto_clip
+from stages.meters.key_frames import KeyFrames
 from tests.support.ffmpeg import needs_ffmpeg
 from tests.support.independent_reader import (
     SQUARE_PIXELS,
@@ -25,12 +27,14 @@ from tests.support.independent_reader import (
     probe_stream,
     shown_frames,
 )
+from tests.support.video_files import spliced
 from training.clips import sample_frames
 from training.config import Size
 
 pytestmark = needs_ffmpeg
 
 FPS, GOP = 25, 25
+SAMPLE_ENTRY_BYTES = 78  # before its boxes, ISO 14496-12
 START_S = {"copy": 1.0, "encode": 1.2}  # with and without a keyframe packet
 # (a, b, c, d) of the display matrix: a stored pixel (x, y) is shown at (a x + c y, b x + d y)
 MATRICES = {
@@ -61,7 +65,9 @@ def draw(
     """Numbered frames. A matrix's picture is stored so that it is shown upright."""
     orientation = orientation_of_matrix(*(matrix or MATRICES["0"]))
     with av.open(str(path), "w", format=format) as out:
-        stream = out.add_stream(codec, rate=FPS, options=options or {"crf": "16"})
+        stream = out.add_stream(
+            codec, rate=FPS, options=options or {"crf": "16", "preset": "veryfast"}
+        )
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.gop_size, stream.codec_context.thread_count = GOP, 1
         stream.codec_context.max_b_frames = 2
@@ -207,6 +213,28 @@ def test_turned_and_mirrored_pixels_that_are_not_square_are_stretched_as_stored(
     assert (probe(str(source)).width, probe(str(source)).height) == (180, 360)
 
 
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_take_ends_where_the_pixel_aspect_changes_and_each_clip_has_its_own(tmp_path, codec):
+    """As in broadcasts that switch between 4:3 and 16:9; the stored size stays."""
+    options = {"crf": "16", "qmin": "1", "qmax": "2"}
+    parts = [
+        draw(tmp_path / f"{i}.ts", codec=codec, pixel_aspect=aspect, first=42 * i, options=options)
+        for i, aspect in enumerate((Fraction(3, 4), Fraction(1)))
+    ]
+    source, clip = spliced(tmp_path / "in.ts", *parts), tmp_path / "clip.mp4"
+    with Reader(str(source)) as reader:
+        shapes = [(p.y.shape, bgr_image(p, 1000).shape[:2]) for _, p in reader.frames()]
+    narrow, wide = (180, 240), (180, 320)
+    assert shapes == [(narrow, narrow)] * 42 + [(narrow, wide)] * 42
+    [change_s] = reader.breaks_s
+    assert change_s == pytest.approx(42 / FPS, abs=0.002)
+    assert reader.size_at(change_s) == wide[::-1]
+    for part, start_s, shape in zip(parts, (0.2, change_s + 0.2), (narrow, wide), strict=True):
+        result = extract_clip(str(source), start_s, start_s + 0.4, clip, 10)
+        assert (result.height, result.width) == shape
+        assert_same_pictures(shown_frames(clip), shown_frames(part)[5:15], mean=3)
+
+
 COLOURS = {
     "range": ("-color_range", "pc"),
     "transfer": ("-color_trc", "smpte2084"),
@@ -268,13 +296,17 @@ def box(kind: bytes, body: bytes) -> bytes:
 
 def with_clean_aperture(path: Path, source: Path, *numbers: int) -> Path:
     """numbers: width, height, and how far the centre is right of and below the picture's, each as
-    a fraction of two. The index lies last in the file, so no frame moves."""
+    a fraction of two."""
+    return with_entry_box(path, source, box(b"clap", struct.pack(">8i", *numbers)), b"avc1")
+
+
+def with_entry_box(path: Path, source: Path, new: bytes, codec: bytes) -> Path:
+    """A box in the sample entry. The index lies last in the file, so no frame moves."""
     data = source.read_bytes()
     index = data.index(b"moov")
-    new = box(b"clap", struct.pack(">8i", *numbers))
-    at = data.index(b"avcC", index) - 4  # the first box of the sample entry
+    at = data.index(codec, index) + 4 + SAMPLE_ENTRY_BYTES
     data = data[:at] + new + data[at:]
-    for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+    for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", codec):
         start = data.index(kind, index) - 4
         size = int.from_bytes(data[start : start + 4]) + len(new)
         data = data[:start] + struct.pack(">I", size) + data[start + 4 :]
@@ -399,7 +431,33 @@ def test_interlaced_video_is_known_and_deinterlaced(tmp_path, name):
     expected = shown_frames(source, "bwdif=mode=send_frame")[:25]
     assert_same_pictures(shown, expected, mean=3)
     assert comb_level(shown) < comb_level(combed)
+    assert comb_level(read_images(source)) < comb_level(combed)
     assert shown_times(clip) == pytest.approx([i / FPS for i in range(25)], abs=1e-3)
+
+
+def test_single_fields_of_hevc_have_the_shape_of_the_frame(tmp_path):
+    """A reader gets each field as a picture of half the height, without combs."""
+    params = "log-level=none:interlace=tff:crf=8:open-gop=0"
+    with av.open(str(tmp_path / "in.ts"), "w") as out:
+        stream = out.add_stream("libx265", rate=2 * FPS, options={"x265-params": params})
+        stream.width, stream.height, stream.pix_fmt = 320, 90, "yuv420p"
+        for index in range(50):
+            field = np.ascontiguousarray(numbered(index, 320, 180)[index % 2 :: 2])
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(field, "rgb24")))
+        out.mux(stream.encode())
+    expected = shown_frames(tmp_path / "in.ts", "scale=160:90:flags=area")
+    images = read_images(tmp_path / "in.ts")
+    assert [number_of(image) for image in images] == list(range(50))
+    assert_same_pictures(images, expected, mean=3)
+    result = extract_clip(str(tmp_path / "in.ts"), 0.2, 0.6, tmp_path / "clip.mp4", 20)
+    assert (result.method, result.width, result.height) == ("encode", 160, 90)
+    assert_same_pictures(shown_frames(tmp_path / "clip.mp4"), expected[10:30], mean=3)
+
+
+def read_images(source: Path) -> np.ndarray:
+    """(T, H, W, 3) RGB, as key frames are made of them."""
+    with Reader(str(source)) as reader:
+        return np.stack([bgr_image(planes, 1000)[..., ::-1] for _, planes in reader.frames()])
 
 
 def shown_times(path: Path) -> list[float]:
@@ -465,17 +523,69 @@ def test_hdr_is_known_kept_in_a_copy_and_tone_mapped_if_asked_for(tmp_path, tran
     assert min(levels) > 0.97
 
 
+@pytest.mark.parametrize("transfer", HDR)
+def test_key_frames_of_hdr_are_tone_mapped(tmp_path, transfer):
+    source = draw_hdr(tmp_path / "in.mkv", transfer)
+    key_frames = KeyFrames()
+    key_frames.start()
+    with Reader(str(source)) as reader:
+        for t_s, planes in reader.frames():
+            key_frames.process_frame(t_s, planes)
+    [(t_s, jpeg)] = key_frames.nearest(1.0, 0.5, 1.4)
+    shown = decode_image(jpeg, "a key frame")[..., ::-1]
+    expected = shown_frames(source, TO_SDR)[round(t_s * FPS)]
+    assert number_of(shown) == 25
+    assert np.abs(shown.astype(int) - expected).mean() < 10  # read as SDR: 24 (PQ), 14 (HLG)
+
+
 def test_sdr_is_copied_whether_or_not_hdr_is_tone_mapped(tmp_path):
     source = draw(tmp_path / "in.mp4")
     assert extract_clip(str(source), 1.0, 1.4, tmp_path / "c.mp4", 10, to_sdr=True).method == "copy"
 
 
-def test_spherical_video_stays_so_in_a_copy(tmp_path):
-    equirectangular = bytes.fromhex("7670 84 7671 81 01")  # Projection with ProjectionType 1
+def test_configuration_of_dolby_vision_stays_in_a_copy(tmp_path):
+    """Profile 8, whose base layer is HDR10. An encode is of the base layer."""
+    profile, level, has_rpu, has_base, compatibility = 8, 6, 1, 1, 1
+    bits = profile << 9 | level << 3 | has_rpu << 2 | has_base
+    new = box(b"dvvC", struct.pack(">BBHB19x", 1, 0, bits, compatibility << 4))
+    plain = draw_hdr(tmp_path / "plain.mp4", "smpte2084")
+    source, clip = with_entry_box(tmp_path / "in.mp4", plain, new, b"hev1"), tmp_path / "clip.mp4"
+    assert_clip_shows_span(source, clip, "copy")
+    assert side_data_of(source)["dv_profile"] == side_data_of(clip)["dv_profile"] == 8
+    assert_clip_shows_span(source, clip, "encode", frames=6)
+    assert "dv_profile" not in side_data_of(clip)
+
+
+SPHERE = "7670 84 7671 81 01"  # elements of mkv: Projection with ProjectionType equirectangular
+
+
+@pytest.mark.parametrize(
+    ("elements", "method"),
+    [(SPHERE, "copy"), (SPHERE, "encode"), (f"{SPHERE} 53b8 81 03", "encode")],
+)
+def test_spherical_and_stereoscopic_video_stays_so(tmp_path, elements, method):
+    """StereoMode (53b8) 3: the left eye on top."""
     plain = draw(tmp_path / "plain.mkv")
-    source, clip = (
-        with_video_elements(tmp_path / "in.mkv", plain, equirectangular),
-        tmp_path / "c.mp4",
-    )
-    assert assert_clip_shows_span(source, clip, "copy")
-    assert probe_stream(clip)["side_data_list"][0]["projection"] == "equirectangular"
+    source = with_video_elements(tmp_path / "in.mkv", plain, bytes.fromhex(elements))
+    assert_clip_shows_span(source, tmp_path / "clip.mp4", method)
+    tags = side_data_of(tmp_path / "clip.mp4")
+    assert tags["projection"] == "equirectangular"
+    assert tags.get("type") == ("top and bottom" if "53b8" in elements else None)
+
+
+def side_data_of(path: Path) -> dict[str, str]:
+    return {k: v for data in probe_stream(path)["side_data_list"] for k, v in data.items()}
+
+
+def test_levels_of_an_hdr_master_are_kept_in_an_encode(tmp_path):
+    source, clip = draw_hdr(tmp_path / "in.mkv", "smpte2084"), tmp_path / "clip.mp4"
+    assert extract_clip(str(source), 1.2, 1.4, clip, 5).method == "encode"
+    tags = side_data_of(clip)
+    assert (tags["max_content"], tags["max_average"]) == (1000, 400)
+    assert {k: float(Fraction(v)) for k, v in tags.items() if "_" in k and "/" in str(v)} == {
+        **{"red_x": 0.68, "red_y": 0.32, "green_x": 0.265, "green_y": 0.69},
+        **{"blue_x": 0.15, "blue_y": 0.06, "white_point_x": 0.3127, "white_point_y": 0.329},
+        **{"min_luminance": 0.0001, "max_luminance": 1000.0},
+    }
+    extract_clip(str(source), 1.2, 1.4, clip, 5, to_sdr=True)
+    assert "side_data_list" not in probe_stream(clip)

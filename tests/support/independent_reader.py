@@ -16,9 +16,10 @@ CORNERS = ((220, 40, 40), (40, 200, 40), (40, 60, 220), (220, 210, 40))  # of th
 def numbered(index: int, width: int, height: int) -> np.ndarray:
     """RGB (h, w, 3): a pattern that drifts, four corner colours, and the index as a row of black
     and white blocks."""
-    y, x = (place / height for place in np.ogrid[:height, :width])
-    waves = [np.sin(9 * x + index / 40 + c) * np.cos(7 * y + c) for c in range(3)]
-    picture = (128 + 50 * np.dstack(waves)).astype(np.uint8)
+    y, x = (np.float32(place / height) for place in np.ogrid[:height, :width])
+    picture = np.empty((height, width, 3), np.uint8)
+    for c in range(3):
+        picture[..., c] = 128 + 50 * np.sin(9 * x + index / 40 + c) * np.cos(7 * y + c)
     side, block = height // 5, width // 2 // BITS
     places = [
         (s, t) for s in (slice(side), slice(-side, None)) for t in (slice(side), slice(-side, None))

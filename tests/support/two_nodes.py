@@ -39,6 +39,7 @@ def run(source: str, out: str, kill: bool) -> None:
     if kill:
         threading.Thread(target=_kill, args=(nodes, workers[0], Path(out)), daemon=True).start()
     given = [*SETTINGS, f"input={source}", f"output={out}", f"cluster.address={nodes.address}"]
+    given.append("cluster.workers=2")
     settings = config.load(Settings, DEFAULT_CONFIG, given)
     try:
         with Cluster(settings.cluster, f"{out}/logs") as cluster:
