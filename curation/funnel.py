@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -70,6 +71,8 @@ FUNNEL = (
     ),
     Column("any", pa.int64(), "those that have it among their reasons"),
     Column("hours", pa.float64(), "length of those in `count`, h; unknown lengths count as 0"),
+    Column("not_decoded", pa.int64(), "those of `count` that are rejected by the header alone"),
+    Column("hours_not_decoded", pa.float64(), "length of those in `not_decoded`, h"),
 )
 
 _LIMIT = re.compile(r"([A-Za-z_]\w*) \S+ ([<>]=?) (.*)", re.S)  # static_share 0.90 > 0.5
@@ -100,6 +103,8 @@ class Funnel:
     failed_videos: list[ReasonCount]
     rejected: list[ReasonCount]
     failed: list[ReasonCount]
+    not_decoded: int = 0  # clips, each a whole video, that are rejected by the header alone
+    hours: tuple[float, float] = (0.0, 0.0)  # of all clips, and of those not decoded
 
 
 def normalize_reason(reason: str) -> str:
@@ -161,7 +166,7 @@ def count_rows(videos: pa.Table, clips: pa.Table) -> Funnel:
     """Counts the rows of both tables. Raises Unaccounted.
 
     videos: video, status, error, clips (how many), takes (spans, or how many).
-    clips: clip_id, status, reason, reasons.
+    clips: clip_id, status, reason, reasons; num_frames and duration_s for those not decoded.
     """
     video_counts = _count_statuses("videos", videos["status"], VIDEO_STATUSES)
     clip_counts = _count_statuses("clips", clips["status"], CLIP_STATUSES)
@@ -181,7 +186,16 @@ def count_rows(videos: pa.Table, clips: pa.Table) -> Funnel:
         failed_videos=_count_reasons("videos", videos, "failed", "error"),
         rejected=_count_reasons("clips", clips, "rejected", "reason"),
         failed=_count_reasons("clips", clips, "failed", "reason"),
+        **_count_not_decoded(clips),
     )
+
+
+def _count_not_decoded(clips: pa.Table) -> dict[str, Any]:
+    """The fields `not_decoded` and `hours` of Funnel."""
+    if not {"num_frames", "duration_s"} <= {*clips.column_names}:
+        return {}
+    skipped = clips["duration_s"].filter(pc.is_null(clips["num_frames"]))
+    return {"not_decoded": len(skipped), "hours": (_hours(clips["duration_s"]), _hours(skipped))}
 
 
 def _count_statuses(what: str, status: pa.ChunkedArray, known: tuple[str, ...]) -> dict[str, int]:
@@ -238,25 +252,38 @@ def funnel_table(videos: pa.Table, clips: pa.Table) -> pa.Table:
         ("clips", clips, CLIP_STATUSES, "reason"),
     ):
         lengths = table.select(["status", column, "duration_s"])
-        found.append(_funnel_row(unit, "all", lengths["duration_s"]))
+        is_skipped = pa.array(np.zeros(table.num_rows, bool))
+        if "num_frames" in table.column_names:
+            is_skipped = pc.is_null(table["num_frames"])
+            if unit == "videos":
+                is_skipped = pc.and_(is_skipped, pc.equal(table["status"], "ok"))
+        lengths = lengths.append_column("is_skipped", is_skipped)
+        found.append(_funnel_row(unit, "all", lengths))
         for status in statuses:
             rows = lengths.filter(pc.equal(lengths["status"], status))
-            found.append(_funnel_row(unit, status, rows["duration_s"]))
+            found.append(_funnel_row(unit, status, rows))
             if status == statuses[0]:  # no reason against these
                 continue
             names = normalize_reasons(rows[column])
             for counted in _count_all_reasons(unit, table, status, column):
-                durations_s = rows["duration_s"].filter(pc.equal(names, counted.name))
-                row = _funnel_row(unit, status, durations_s) | {"any": counted.any}
+                of_reason = rows.filter(pc.equal(names, counted.name))
+                row = _funnel_row(unit, status, of_reason) | {"any": counted.any}
                 rule = rule_of(counted.name) if status == "rejected" else None
                 found.append(row | {"rule": rule, "reason": counted.name})
     return pa.Table.from_pylist(found, schema=schema(FUNNEL))
 
 
-def _funnel_row(unit: str, status: str, durations_s: pa.ChunkedArray) -> dict[str, object]:
-    hours = round((pc.sum(durations_s).as_py() or 0.0) / 3600, 6)
-    n = len(durations_s)
-    return {"unit": unit, "status": status, "count": n, "any": n, "hours": hours}
+def _funnel_row(unit: str, status: str, rows: pa.Table) -> dict[str, object]:
+    """rows: duration_s, is_skipped."""
+    n, durations_s = rows.num_rows, rows["duration_s"]
+    skipped_s = durations_s.filter(rows["is_skipped"])
+    hours = {"hours": _hours(durations_s), "hours_not_decoded": _hours(skipped_s)}
+    counts = {"count": n, "any": n, "not_decoded": len(skipped_s)}
+    return {"unit": unit, "status": status} | counts | hours
+
+
+def _hours(durations_s: pa.ChunkedArray) -> float:
+    return round((pc.sum(durations_s).as_py() or 0.0) / 3600, 6)
 
 
 def _count_values(names: pa.ChunkedArray) -> Counter[str]:
@@ -314,6 +341,12 @@ def format_funnel(funnel: Funnel, skipped: Mapping[str, int] | None = None) -> s
         "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3))]).rstrip()
         for row in rows
     ]
+    if funnel.not_decoded:
+        total_h, skipped_h = funnel.hours
+        lines.append(
+            f"rejected by their headers, not decoded: {funnel.not_decoded} of {n_clips} clips, "
+            f"{skipped_h:.3g} of {total_h:.3g} hours"
+        )
     if skipped:
         lines.append(f"files that are no videos by their suffix: {format_skipped(skipped)}")
     return "\n".join([*lines, "", summary_line(funnel)])

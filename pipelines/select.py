@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from curation import config, records
 from curation.ledger import record_settings, recorded_settings
-from curation.policy import check_columns, check_prefilter
+from curation.policy import check_columns, check_decoded, check_prefilter
 from curation.runner.cluster import Cluster
 from curation.stage import PlanError
 from curation.storage import Folder
@@ -31,10 +31,12 @@ from pipelines.tables import (
     SELECTION,
     read_clips,
     read_embeddings,
+    read_not_decoded,
     recorded_policy,
     rows_of,
     videos_ledger,
 )
+from stages.header_rules import HEADER_RULES
 from stages.report.difference import COMPARED, compare_clips, format_difference
 from stages.selection.clip_selection import (
     OUTSIDE_BY_CAPTION,
@@ -79,7 +81,10 @@ def check(settings: Settings, out: Folder, will_score: bool = False) -> None:
         prefilter = recorded_policy(recorded["decode"]["prefilter"])
     else:
         prefilter = settings.score.decode.prefilter
-    check_prefilter(settings.select.policy, prefilter, costly_scores(settings.score), also)
+    policy = settings.select.policy
+    check_prefilter(policy, prefilter, costly_scores(settings.score), also)
+    not_decoded = None if will_score else read_not_decoded(out, list(HEADER_RULES))
+    check_decoded(policy, prefilter, HEADER_RULES, not_decoded)
 
 
 def _scores_by_models(settings: Settings, out: Folder, will_score: bool) -> set[str]:

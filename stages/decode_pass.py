@@ -27,11 +27,13 @@ from curation.records import (
     make_clip_id,
     segment_spans,
 )
-from curation.stage import Needs, PlanError, Row, RunContext, Stage
-from curation.storage import Folder, compute_sha256, local_copy
+from curation.stage import BadVideo, Needs, PlanError, Row, RunContext, Stage
+from curation.storage import Folder, compute_sha256, is_remote, local_copy
 from curation.video.frames import FrameProcessor, Planes
 from curation.video.planes import chroma_image
 from curation.video.reader import Limits, Reader
+from curation.video.source import RangeFile, has_index
+from stages.header_rules import HEADER_RULES, failed_rules, rejected_row
 from stages.meters.clip_frames import THUMBNAIL_SIDE, ClipFrames
 from stages.meters.fingerprint import Fingerprint
 from stages.meters.freeze import Freeze
@@ -89,7 +91,7 @@ class DecodePass(Stage):
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
     key_frames: KeyFrames = field(default_factory=KeyFrames)
 
-    reads = ("video", "bytes")
+    reads = ("video", "bytes", "version")
     writes = (
         *("sha256", "duration_s", "width", "height", "fps", "codec", "pix_fmt", "rotation"),
         *("mirrored", *TAG_NAMES, "num_frames", "cuts_s", "gradual", "takes"),
@@ -142,12 +144,33 @@ class DecodePass(Stage):
         return 120.0 + max(row["bytes"], 0) / 1e4
 
     def process(self, rows: list[Row]) -> list[Row]:
-        return [row | self._score_video(row["video"], row["bytes"]) for row in rows]
+        return [row | self._score_video(row) for row in rows]
 
-    def _score_video(self, video: str, size: int) -> Row:
+    def _score_video(self, row: Row) -> Row:
         started = time.process_time()
+        columns = self._reject_unfetched(row) or self._decode_video(row["video"], row["bytes"])
+        return columns | {"cpu_s": time.process_time() - started}
+
+    def _reject_unfetched(self, row: Row) -> Row | None:
+        """The columns of a remote video that its header rules out: the header alone is fetched."""
+        if not is_remote(row["video"]) or self.prefilter.keys().isdisjoint(HEADER_RULES):
+            return None
+        try:
+            file = RangeFile(row["video"], row["bytes"])
+            if not has_index(file):
+                return None
+            with Reader(file, self.limits) as reader:
+                failed = failed_rules(reader, self.prefilter)
+                file_id = f"{row['video']}:{row['bytes']}:{row['version']}"
+                return rejected_row(reader.header, failed, None, file_id) if failed else None
+        except BadVideo:  # fetching it gives the reason
+            return None
+
+    def _decode_video(self, video: str, size: int) -> Row:
         with local_copy(video, size) as path, Reader(path, self.limits) as reader:
             sha256 = compute_sha256(path)  # not before it is known to be a video
+            if failed := failed_rules(reader, self.prefilter):
+                return rejected_row(reader.header, failed, sha256, sha256)
             self._process_frames(reader)
         found = self._detector.transitions()
         times, end_s, header = reader.times_s, reader.end_s, reader.header
@@ -179,7 +202,6 @@ class DecodePass(Stage):
             for number, take in enumerate(takes)
             for span in self._clip_spans(take, reader)
         ]
-        columns["cpu_s"] = time.process_time() - started
         return columns
 
     def _process_frames(self, reader: Reader) -> None:

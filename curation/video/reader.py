@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from curation.stage import BadVideo
+from curation.video import ebml, mp4_boxes
 from curation.video.container import (
     DEFAULT_LIMITS,
     Limits,
@@ -34,7 +35,9 @@ from curation.video.container import (
 )
 from curation.video.encryption import check_not_encrypted
 from curation.video.frames import Planes
+from curation.video.index import StreamIndex
 from curation.video.planes import SourceFrame, bgr_image, convert, reduce_frame
+from curation.video.source import Source
 
 __all__ = ["Limits", "Packets", "Reader", "VideoHeader", "bgr_image", "probe"]
 
@@ -77,7 +80,7 @@ class Reader:
     and all later ones are shifted by as much. `repaired` counts those that did not increase.
     """
 
-    def __init__(self, path: str, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, path: Source, limits: Limits = DEFAULT_LIMITS) -> None:
         self.path = path
         self.limits = limits
         self.errors = 0  # packets that can't be decoded
@@ -91,7 +94,8 @@ class Reader:
         self.interlaced = bytearray()  # of each frame: 1 or 0
         self._packets: list[tuple[int | None, int, bool]] = []  # time stamp, bytes, is keyframe
         self._other_streams_end_s = 0.0
-        check_file(path)
+        if isinstance(path, str):
+            check_file(path)
         self._container = open_container(path, limits)
         try:
             self._stream = choose_stream(self._container)
@@ -119,6 +123,24 @@ class Reader:
 
     def close(self) -> None:
         self._container.close()
+
+    def index(self, with_end: bool) -> StreamIndex:
+        """Before the pass: what the container's index states about all frames.
+
+        with_end: also where the video ends, for which parts of a Matroska file are read.
+        """
+        name, found = self.header.container, None
+        if name == "mov":
+            found = mp4_boxes.read_stream_index(self.path, self._stream.id)
+        elif name == "matroska":
+            number = self._container.streams.video.index(self._stream)
+            found = ebml.read_stream_index(self.path, number, with_end)
+        return found or StreamIndex(None, None, None)
+
+    @property
+    def first_frame_size(self) -> tuple[int, int]:
+        """Width and height as decoded, before the pass, px."""
+        return self._pending[0].width, self._pending[0].height
 
     @property
     def num_frames(self) -> int:
