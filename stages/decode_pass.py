@@ -40,7 +40,7 @@ from stages.meters.freeze import Freeze
 from stages.meters.key_frame_scores import KEY_FRAME_SCORES, key_frame_scores
 from stages.meters.key_frames import KeyFrames
 from stages.meters.light import Light
-from stages.meters.meter import Meter
+from stages.meters.meter import Meter, spans_near
 from stages.meters.motion import Motion
 from stages.meters.overlay import Overlay
 from stages.meters.seams import Seams
@@ -172,6 +172,10 @@ class DecodePass(Stage):
             if failed := failed_rules(reader, self.prefilter):
                 return rejected_row(reader.header, failed, sha256, sha256)
             self._process_frames(reader)
+        return self.score_frames(reader, sha256)
+
+    def score_frames(self, reader: Reader, sha256: str) -> Row:
+        """The columns of a video after the pass over its frames."""
         found = self._detector.transitions()
         times, end_s, header = reader.times_s, reader.end_s, reader.header
         cuts_s = sorted({*found.cuts_s, *reader.breaks_s})
@@ -242,8 +246,8 @@ class DecodePass(Stage):
 
     def _clip_spans(self, take: tuple[float, float], reader: Reader) -> list[tuple[float, float]]:
         """The clips of a take, or the take itself if it is too short for a clip."""
-        key_times = reader.packets.times_s[reader.packets.is_key]
-        spans = place_clips(take, self.clip_s, self.max_clip_s, key_times, reader.times_s)
+        key_times_s = reader.packets.key_times_s
+        spans = place_clips(take, self.clip_s, self.max_clip_s, key_times_s, reader.times_s)
         return spans or [take]
 
     def _score_clip(self, video: Row, reader: Reader, take: int, span: tuple[float, float]) -> Row:
@@ -251,8 +255,10 @@ class DecodePass(Stage):
         bounds_s = np.array(span) - SPAN_TOLERANCE_S
         first, last = np.searchsorted(reader.times_s, bounds_s)
         packets = reader.packets
-        inside = (packets.times_s >= bounds_s[0]) & (packets.times_s < bounds_s[1])
-        at_start = np.abs(packets.times_s - start_s) < TIME_TOLERANCE_S
+        inside = slice(*np.searchsorted(packets.times_s, bounds_s))
+        near_s = start_s - TIME_TOLERANCE_S, start_s + TIME_TOLERANCE_S
+        key_start, key_stop = np.searchsorted(packets.key_times_s, near_s)
+        keys_s = packets.key_times_s[max(0, key_start - 1) : key_stop + 1]
         width, height = reader.size_at(start_s)
         clip: Row = dict.fromkeys(column.name for column in CLIP)
         clip |= {
@@ -267,7 +273,7 @@ class DecodePass(Stage):
             "fps": float(last - first) / (end_s - start_s),
             "interlaced": 1 in reader.interlaced[first:last],
             "transfer": video["transfer"],
-            "starts_on_keyframe": bool(packets.is_key[at_start].any()),
+            "starts_on_keyframe": bool((np.abs(keys_s - start_s) < TIME_TOLERANCE_S).any()),
             "packet_bytes": int(packets.bytes[inside].sum()),
             "fingerprint": self.fingerprint.encode(start_s, end_s),
         }
@@ -327,6 +333,8 @@ class DecodePass(Stage):
 
 
 def _share_inside(spans: list[tuple[float, float]], start_s: float, end_s: float) -> float:
-    """The share of the time from start_s to end_s that lies in the spans."""
-    overlaps_s = [min(b, end_s) - max(a, start_s) for a, b in spans]
+    """The share of the time from start_s to end_s that lies in the spans, which are in order and
+    do not overlap."""
+    near = spans_near(spans, start_s, end_s)
+    overlaps_s = [min(b, end_s) - max(a, start_s) for a, b in near]
     return sum(t_s for t_s in overlaps_s if t_s > TIME_TOLERANCE_S) / (end_s - start_s)
