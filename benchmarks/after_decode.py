@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from curation import config
 from curation.policy import Policy, Range
 from curation.stage import RunContext
 from curation.video.reader import Reader

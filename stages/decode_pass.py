@@ -16,6 +16,7 @@ import numpy as np
 from annotated_types import Ge, Gt
 
 from curation import config
+from curation.heartbeat import report_progress
 from curation.policy import Policy, decide
 from curation.records import (
     CAPTION_SCORES,
@@ -97,6 +98,9 @@ class DecodePass(Stage):
         *("mirrored", *TAG_NAMES, "num_frames", "cuts_s", "gradual", "takes"),
         *("time_jumps", "size_changes", "clips", "cpu_s"),
     )
+    # Without a new frame, chunk of the file or clip. A large file that hangs would else keep its
+    # worker for days.
+    stall_timeout_s = 300.0
 
     def __post_init__(self) -> None:
         config.check_choice("detector", self.detector, self.detectors)
@@ -218,6 +222,7 @@ class DecodePass(Stage):
         with_chroma = any(p.reads_chroma for p in processors)
         frames = self._planes(reader, with_source, with_chroma)
         while batch := list(islice(frames, FRAMES_PER_BATCH)):
+            report_progress()
             for processor in processors:
                 for t_s, planes in batch:
                     processor.process_frame(t_s, planes)
@@ -251,6 +256,7 @@ class DecodePass(Stage):
         return spans or [take]
 
     def _score_clip(self, video: Row, reader: Reader, take: int, span: tuple[float, float]) -> Row:
+        report_progress()
         start_s, end_s = span
         bounds_s = np.array(span) - SPAN_TOLERANCE_S
         first, last = np.searchsorted(reader.times_s, bounds_s)

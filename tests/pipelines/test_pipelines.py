@@ -451,3 +451,10 @@ def run(settings, out, cluster):
     time.sleep(60)
 main("", run, ["output=" + sys.argv[1]])
 """
+
+
+def test_largest_files_are_scored_first_and_missing_ones_last():
+    columns = {"video": list("abcd"), "bytes": [5, -1, 70, 5], "version": [""] * 4}
+    rows = list(score.new_rows(pa.table(columns)))
+    assert [row["video"] for row in rows] == ["c", "a", "d", "b"]
+    assert rows[-1]["error"] == "no such file"
