@@ -15,7 +15,7 @@ import re
 import stat
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import av
 from annotated_types import Ge, Gt
@@ -160,9 +160,9 @@ def open_container(path: Source, limits: Limits) -> av.container.InputContainer:
         "max_pixels": str(limits.max_pixels),  # for the decoders that probe the first packets
     }
     # `file:` before the name, so that it is never taken for a URL, an option or a pattern
-    file = f"file:{path}" if isinstance(path, str) else path.view()
+    file: Any = f"file:{path}" if isinstance(path, str) else path.view()
     try:
-        return av.open(file, options=options, metadata_errors="replace")
+        return av.open(file, "r", options=options, metadata_errors="replace")
     except av.FFmpegError as error:
         raise BadVideo(_open_failure_reason(path, error)) from error
 
