@@ -1,29 +1,50 @@
-"""Selection from a synthetic ledger: CPU seconds, peak memory, share of planted duplicates found.
+"""`select` and the tables on a synthetic ledger: seconds, memory, planted duplicates found.
 
-    python -m benchmarks.selection [number of clips, default 1,000,000; embeddings: a twentieth]
+    python -m benchmarks.selection [--clips 5000000] [--folder FOLDER] [--semantic 50000]
+    python -m benchmarks.selection --slope 500000 1000000 2000000 [--folder FOLDER]
+
+The ledger is written to disk first, by another process (or found in FOLDER, where it is kept), ten
+clips a video, 60 ticks (960 bytes) of fingerprint a clip. Then each phase runs alone in a process
+whose memory is limited to --limit-mb (RLIMIT_DATA): `select`; the tables and the report; and what
+`caption` does before and after its captioner. --slope measures the phases at several sizes, and
+prints the bytes of peak memory per further clip.
 
 A tenth of the clips are from a thousand static cameras (each with one background and different
 moving objects; the most frequent has a tenth of these clips). Two in a hundred are copies of
 another clip, shifted by 0 to 10 s, with 8 % of the bits of motion and 3 % of those of the image
-flipped, as re-encoding does. The table stays in memory; nothing is written.
+flipped, as re-encoding does.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import resource
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from curation.policy import Policy, Range, decide_table
+from curation import records
+from curation.policy import Policy, Range
+from curation.records import with_schema_version
+from curation.storage import Folder
+from pipelines import caption, select
+from pipelines.publish import recorded_config, write_report, write_tables
+from pipelines.settings import Settings
+from pipelines.tables import INPUT, SELECTION, captions_ledger
 from stages.meters.fingerprint import CODE, SIGNS
-from stages.selection.clip_selection import select_clips
-from stages.selection.near_duplicates import find_pairs, read_fingerprints
 from stages.selection.semantic_duplicates import find_semantic_duplicates
 
 TICKS = 60
+CLIPS_PER_VIDEO = 10
+CLIPS_PER_PART = 50_000
+PLANTED = "planted.npy"  # (P, 2) numbers of clips
 POLICY = Policy(
     duration_s=Range(min=15),
     width=Range(min=1280),
@@ -32,6 +53,7 @@ POLICY = Policy(
     text_share=Range(max=0.1),
 )
 MOVES = SIGNS + np.uint64(1)
+PHASES = ("select", "tables", "caption")
 
 
 def random_bits(rng: np.random.Generator, shape: tuple[int, ...], share: float) -> np.ndarray:
@@ -57,48 +79,150 @@ def random_fingerprints(rng: np.random.Generator, n: int) -> np.ndarray:
             noise = (noise << turn) | (noise >> ((np.uint64(64) - turn) & np.uint64(63)))
             out[part][:, tick] = out[part][:, tick - 1] ^ noise
     camera = np.flatnonzero(rng.random(n) < 0.1)
-    backgrounds = rng.integers(0, 2**64, 1000, np.uint64)
+    backgrounds = np.random.default_rng(1).integers(0, 2**64, 1000, np.uint64)
     out["picture"][camera] = backgrounds[(1000 * rng.random(len(camera)) ** 3).astype(int), None]
     out["motion"] |= MOVES
     return out
 
 
-def synthetic_ledger(rng: np.random.Generator, n: int) -> tuple[pa.Table, np.ndarray]:
-    """The clips' table, and the planted pairs (P, 2) as row numbers."""
-    prints = random_fingerprints(rng, n)
-    copies = rng.permutation(n)[: n // 50 * 2].reshape(2, -1)
-    shift = rng.integers(0, 41, copies.shape[1])
-    for k in np.unique(shift):
-        one, two = copies[:, shift == k]
-        prints[two, : TICKS - k] = prints[one, k:]
-    noisy = copies[1]
-    prints["motion"][noisy] ^= random_bits(rng, (len(noisy), TICKS), 0.08) & SIGNS
-    # a bit that is near its threshold differs in all ticks
-    prints["picture"][noisy] ^= random_bits(rng, (len(noisy), 1), 0.02)
-    prints["picture"][noisy] ^= random_bits(rng, (len(noisy), TICKS), 0.01)
+def write_ledger(out: Folder, n: int) -> None:
+    """Writes the parts of a ledger of n clips, the list of its videos, and PLANTED.
 
-    ids = [f"{v:024x}" for v in rng.permutation(n)]
-    offsets = pa.array(np.arange(n + 1) * TICKS * CODE.itemsize, pa.int64())
-    data = pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), n, [None, offsets.buffers()[1], pa.py_buffer(prints.reshape(-1))]
+    Clip i is of video i // CLIPS_PER_VIDEO. A part's copies are of clips of the part before, so
+    that no part has to be read again.
+    """
+    rng = np.random.default_rng(0)
+    planted: list[np.ndarray] = []
+    before = np.empty((0, TICKS), CODE)
+    videos: list[str] = []
+    per_part = min(CLIPS_PER_PART, max(n // 4 // CLIPS_PER_VIDEO, 1) * CLIPS_PER_VIDEO)
+    for first in range(0, n, per_part):
+        count = min(per_part, n - first)
+        prints = random_fingerprints(rng, count)
+        if len(before):
+            copied = rng.permutation(min(count, len(before)))[: count // 50]
+            place = rng.permutation(count)[: len(copied)]
+            prints[place] = _copies(rng, before[copied])
+            planted.append(np.stack([first - len(before) + copied, first + place], 1))
+        before = prints
+        rows = _video_rows(rng, first, prints)
+        videos += rows["video"].to_pylist()
+        number = first // per_part
+        table = rows.cast(with_schema_version(rows.schema))
+        out.write_table(f"ledger/videos/part-{number:08d}.parquet", table)
+    listed = {"video": videos, "bytes": np.ones(len(videos), np.int64), "version": videos}
+    out.write_table(f"ledger/{INPUT}", pa.table(listed))
+    np.save(Path(out.url) / PLANTED, np.concatenate([np.empty((0, 2), np.int64), *planted]))
+
+
+def _copies(rng: np.random.Generator, prints: np.ndarray) -> np.ndarray:
+    """Shifted by up to 10 s, with flipped bits."""
+    found = prints.copy()
+    shift = rng.integers(0, 41, len(prints))
+    for k in np.unique(shift):
+        found[shift == k, : TICKS - k] = prints[shift == k, k:]
+        found[shift == k, TICKS - k :] = prints[shift == k, :k][:, ::-1]
+    found["motion"] ^= random_bits(rng, found.shape, 0.08) & SIGNS
+    # a bit that is near its threshold differs in all ticks
+    found["picture"] ^= random_bits(rng, (len(found), 1), 0.02)
+    found["picture"] ^= random_bits(rng, found.shape, 0.01)
+    return found
+
+
+def _video_rows(rng: np.random.Generator, first: int, prints: np.ndarray) -> pa.Table:
+    """records.VIDEO with the columns that `select` reads; the others are null."""
+    n = len(prints)
+    offsets = pa.array(np.arange(n + 1, dtype=np.int32) * TICKS * CODE.itemsize)
+    data = pa.BinaryArray.from_buffers(
+        pa.binary(), n, [None, offsets.buffers()[1], pa.py_buffer(prints.reshape(-1))]
     )
     columns = {
-        "clip_id": pa.array(ids),
-        "sha256": pa.array([f"{v:064x}" for v in rng.permutation(n)]),  # one clip per source
+        "clip_id": pa.array([clip_name(first + i) for i in range(n)]),
         "width": rng.choice(np.array([640, 1280, 1920], np.int32), n, p=[0.1, 0.6, 0.3]),
         "height": np.full(n, 720, np.int32),
+        "start_s": np.zeros(n),
+        "end_s": np.full(n, 15.0),
         "duration_s": rng.uniform(14.5, 30, n),
         "packet_bytes": rng.integers(10**5, 10**7, n),
+        "sharpness": rng.uniform(10, 500, n).astype(np.float32),
         "fingerprint": data,
     }
     for name, high in (("brightness", 260), ("static_share", 1), ("text_share", 0.12)):
         columns[name] = rng.uniform(0, high, n).astype(np.float32)
-    columns["sharpness"] = rng.uniform(10, 500, n).astype(np.float32)
-    return pa.table(columns), copies.T
+    kind = records.schema(records.VIDEO).field("clips").type
+    fields = [
+        pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(n, f.type)
+        for f in kind.value_type
+    ]
+    clips = pa.StructArray.from_arrays(fields, fields=list(kind.value_type))
+    ends = np.append(np.arange(0, n, CLIPS_PER_VIDEO), n).astype(np.int32)
+    numbers = range(first // CLIPS_PER_VIDEO, first // CLIPS_PER_VIDEO + len(ends) - 1)
+    known = {
+        "video": [f"/data/videos/part-{i // 1000:05d}/{i:09d}.mp4" for i in numbers],
+        "bytes": np.ones(len(numbers), np.int64),
+        "sha256": [f"{i * 0x9E3779B97F4A7C15 % 2**64:064x}" for i in numbers],
+        "status": ["ok"] * len(numbers),
+        "clips": pa.ListArray.from_arrays(pa.array(ends), clips, kind),
+    }
+    schema = records.schema(records.VIDEO)
+    return pa.table(
+        [
+            pa.array(known[f.name], f.type) if f.name in known else pa.nulls(len(numbers), f.type)
+            for f in schema
+        ],
+        schema=schema,
+    )
 
 
-def measure_semantic_duplicates(rng: np.random.Generator, n: int) -> None:
+def clip_name(i: int) -> str:
+    """The clip_id of clip i: as a hash, in no order of i."""
+    return f"{i * 0x9E3779B97F4A7C15 % 2**64:016x}{i % 2**32:08x}"
+
+
+def run_phase(phase: str, folder: str, limit_mb: int) -> None:
+    """Runs the phase, prints its measurements as JSON."""
+    limit = limit_mb << 20
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    settings, out = Settings(output=folder), Folder(folder)
+    settings.select.policy = POLICY
+    start, cpu = time.monotonic(), time.process_time()
+    if phase == "select":
+        select.run(settings, out)
+    elif phase == "tables":
+        write_report(out, write_tables(settings, out), recorded_config(settings, out), {})
+    else:
+        ids, is_todo = caption.find_todo(out, captions_ledger(out, "none"), retry_failed=False)
+        rows = sum(1 for _ in caption.read_rows(out, ids[is_todo], "none"))
+        assert rows == len(ids)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = {"s": time.monotonic() - start, "cpu_s": time.process_time() - cpu}
+    print(json.dumps(found | {"peak_mb": peak / 1024}))
+
+
+def found_of_planted(folder: Path) -> tuple[int, int, int]:
+    """Of the planted pairs whose clips both pass the policy: of how many one is rejected as a
+    duplicate of the other, how many there are; and how many other clips are rejected as copies."""
+    selection = Folder(str(folder)).read_table(f"ledger/{SELECTION}", ["clip_id", "reason"])
+    is_copy = pc.starts_with(selection["reason"], "duplicate of ")
+    rejected = selection.filter(pc.fill_null(is_copy, False))
+    passing = selection.filter(pc.or_kleene(pc.is_null(selection["reason"]), is_copy))
+    planted = np.load(folder / PLANTED)
+    names = [pa.array([clip_name(i) for i in column]) for column in planted.T.tolist()]
+    both = pc.and_(
+        *(pc.is_in(name, value_set=passing["clip_id"].combine_chunks()) for name in names)
+    )
+    one, two = (name.filter(both).to_pylist() for name in names)
+    of = dict(zip(rejected["clip_id"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
+    found = sum(
+        of.get(a) == f"duplicate of {b}" or of.get(b) == f"duplicate of {a}"
+        for a, b in zip(one, two, strict=True)
+    )
+    return found, len(one), len(of) - found
+
+
+def measure_semantic_duplicates(n: int) -> None:
     """Semantic duplicates among n random embeddings of CLIP's size, 0.5 % of them planted."""
+    rng = np.random.default_rng(0)
     v = rng.standard_normal((n, 768), np.float32)
     copies = rng.permutation(n)[: n // 100 * 2].reshape(2, -1)
     v[copies[1]] = v[copies[0]] + 0.1 * v[copies[1]]
@@ -113,38 +237,70 @@ def measure_semantic_duplicates(rng: np.random.Generator, n: int) -> None:
     )
 
 
-def main(n: int) -> None:
-    rng = np.random.default_rng(0)
-    clips, planted = synthetic_ledger(rng, n)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{n} clips, fingerprints {clips['fingerprint'].nbytes / 2**30:.2f} GiB")
+def measure(folder: Path, n: int, limit_mb: int, phase: str = "select") -> dict[str, float]:
+    """The measurements of a phase alone. Raises CalledProcessError."""
+    module = [sys.executable, "-m", "benchmarks.selection"]
+    if not (folder / PLANTED).exists():
+        subprocess.run([*module, "--write", "--clips", str(n), "--folder", str(folder)], check=True)
+    command = [*module, "--phase", phase, "--folder", str(folder), "--limit-mb", str(limit_mb)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
-    start = time.process_time()
-    decide_table(clips, POLICY)
-    print(f"policy: {time.process_time() - start:.1f} CPU-s")
 
-    start = time.process_time()
-    prints = read_fingerprints(clips["fingerprint"])
-    edges = find_pairs(prints, np.arange(n))
-    spent = time.process_time() - start
-    expected = {(min(p), max(p)) for p in planted.tolist()}
-    pairs = {tuple(p) for p in edges.tolist()}
-    found = len(expected & pairs)
-    print(
-        f"duplicates among all clips: {spent:.0f} CPU-s, {found} of {len(expected)} "
-        f"planted pairs found ({found / len(expected):.4f}), {len(pairs) - found} others"
+def print_slopes(sizes: list[int], limit_mb: int, folder: Path | None) -> None:
+    """A line per size and phase; then the least-squares slope of each phase."""
+    peaks: dict[str, list[float]] = {phase: [] for phase in PHASES}
+    for n in sizes:
+        with tempfile.TemporaryDirectory() as scratch:
+            place = folder / str(n) if folder else Path(scratch)
+            for phase in PHASES:
+                found = measure(place, n, limit_mb, phase)
+                peaks[phase].append(found["peak_mb"])
+                print(
+                    f"{n} clips, {phase}: {found['s']:.0f} s, {found['cpu_s']:.0f} CPU-s, "
+                    f"peak memory {found['peak_mb']:.0f} MB",
+                    flush=True,
+                )
+    for phase, found_mb in peaks.items():
+        slope, constant = np.polyfit(sizes, found_mb, 1)
+        print(f"{phase}: {constant:.0f} MB and {slope * 2**20:.0f} bytes a clip")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-
-    start = time.process_time()
-    selection = select_clips(clips, Policy(POLICY))
-    kept = selection["status"].to_pylist().count("kept")
+    options.add_argument("--clips", type=int, default=5_000_000)
+    options.add_argument("--folder", type=Path, help="of the ledger, which is kept there")
+    options.add_argument("--limit-mb", type=int, default=4000)
+    options.add_argument("--semantic", type=int, default=0, metavar="CLIPS")
+    options.add_argument("--write", action="store_true", help=argparse.SUPPRESS)
+    options.add_argument("--phase", choices=PHASES, help=argparse.SUPPRESS)
+    options.add_argument("--slope", type=int, nargs="+", metavar="CLIPS", default=[])
+    args = options.parse_args()
+    if args.write:
+        write_ledger(Folder(str(args.folder)), args.clips)
+        return
+    if args.phase:
+        run_phase(args.phase, str(args.folder), args.limit_mb)
+        return
+    if args.slope:
+        print_slopes(args.slope, args.limit_mb, args.folder)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.folder or Path(scratch)
+        found = measure(folder, args.clips, args.limit_mb)
+        n = len(Folder(str(folder)).read_table(f"ledger/{SELECTION}", ["clip_id"]))
+        hits, planted, others = found_of_planted(folder)
     print(
-        f"select, whole: {time.process_time() - start:.0f} CPU-s, {kept} kept, {n - kept} rejected"
+        f"{n} clips, fingerprints {n * TICKS * CODE.itemsize / 2**30:.2f} GiB\n"
+        f"select: {found['s']:.0f} s, {found['cpu_s']:.0f} CPU-s, peak memory "
+        f"{found['peak_mb']:.0f} MB\n"
+        f"{hits} of {planted} planted pairs found ({hits / max(planted, 1):.4f}), {others} others"
     )
-    measure_semantic_duplicates(rng, n // 20)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak memory: {peak:.1f} GiB ({before:.1f} GiB of it for the synthetic ledger)")
+    if args.semantic:
+        measure_semantic_duplicates(args.semantic)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
+    main()

@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -79,6 +78,11 @@ _LIMIT = re.compile(r"([A-Za-z_]\w*) \S+ ([<>]=?) (.*)", re.S)  # static_share 0
 _LENGTH = re.compile(r"\S+ s ([<>]=?) (.*)", re.S)  # 9.3 s < 15 s
 _UNMEASURED = re.compile(r"([A-Za-z_]\w*) not measured")
 _NAMES_AND_NUMBERS = re.compile(r"(?<!\w)(?:'[^']*'|\"[^\"]*\"|\d+(?:\.\d+)?)")
+
+
+# Videos without frames that no header rule rejected.
+NEVER_DECODED = (("videos", "failed"), ("videos", "duplicate"))
+DECODED_COPY = "same bytes as another, known after its decode"
 
 
 class Unaccounted(Exception):
@@ -162,50 +166,159 @@ def short_label(name: str) -> str:
     return column if column in ("duplicate", "caption") else name
 
 
+class RowCounter:
+    """Counts videos and clips that come table by table; tables of clips have no clip in common."""
+
+    def __init__(self) -> None:
+        self._statuses: dict[str, Counter[str]] = {"videos": Counter(), "clips": Counter()}
+        self._first: Counter[tuple[str, str, str]] = Counter()  # unit, status, reason
+        self._any: Counter[tuple[str, str, str]] = Counter()
+        # by unit, status, and maybe reason: lengths in microseconds, and those not decoded
+        self._us: Counter[tuple[str, ...]] = Counter()
+        self._skipped: Counter[tuple[str, ...]] = Counter()
+        self._skipped_us: Counter[tuple[str, ...]] = Counter()
+        self._takes: int | None = None
+        self._expected: int | None = None
+
+    def add_videos(self, videos: pa.Table) -> None:
+        """videos: video, status, error, clips (how many), takes (spans, or how many)."""
+        self._add("videos", videos, VIDEO_STATUSES, "error")
+        if "clips" in videos.column_names:
+            self._expected = (self._expected or 0) + _total(videos["clips"])
+        if "takes" in videos.column_names:
+            self._takes = (self._takes or 0) + _total(videos["takes"])
+
+    def add_clips(self, clips: pa.Table) -> None:
+        """clips: clip_id, status, reason, reasons; num_frames and duration_s for those not decoded.
+
+        Raises Unaccounted."""
+        ids = pc.count_distinct(clips["clip_id"], mode="all").as_py()
+        if ids != clips.num_rows:
+            raise Unaccounted(f"clips: {clips.num_rows} rows, but {ids} different clip_ids")
+        with_reason = pc.and_(pc.equal(clips["status"], "kept"), pc.is_valid(clips["reason"]))
+        if n := pc.sum(with_reason).as_py():
+            raise Unaccounted(f"clips: {n} kept with a reason against them")
+        self._add("clips", clips, CLIP_STATUSES, "reason")
+
+    def _add(self, unit: str, table: pa.Table, statuses: tuple[str, ...], column: str) -> None:
+        names = ("status", column, "reasons", "duration_s", "num_frames")
+        table = table.select([name for name in names if name in table.column_names])
+        self._statuses[unit] += _count_values(table["status"])
+        for status in statuses:
+            rows = table.filter(pc.equal(table["status"], status))
+            self._add_lengths(rows, (unit, status), (unit, "all"))
+            if status != statuses[0] and rows.num_rows:  # no reason against the others
+                self._add_reasons(unit, status, rows, column)
+
+    def _add_reasons(self, unit: str, status: str, rows: pa.Table, column: str) -> None:
+        if missing := rows[column].null_count:
+            raise Unaccounted(f"{unit}: {missing} of {rows.num_rows} {status} without a reason")
+        firsts = normalize_reasons(rows[column])
+        if status == "duplicate" and "duration_s" in rows.column_names:
+            was_decoded = pc.is_valid(rows["duration_s"])
+            firsts = pc.if_else(was_decoded, DECODED_COPY, firsts)
+        of_any = _count_values(firsts)
+        for name, n in of_any.items():
+            self._first[unit, status, name] += n
+            if "duration_s" in rows.column_names:
+                self._add_lengths(rows.filter(pc.equal(firsts, name)), (unit, status, name))
+        if "reasons" in rows.column_names:
+            names = normalize_reasons(pc.list_flatten(rows["reasons"]))
+            pairs = pa.table({"row": pc.list_parent_indices(rows["reasons"]), "reason": names})
+            of_any |= _count_values(pairs.group_by(["row", "reason"]).aggregate([])["reason"])
+        for name, n in of_any.items():
+            self._any[unit, status, name] += n
+
+    def _add_lengths(self, rows: pa.Table, *keys: tuple[str, ...]) -> None:
+        """keys: the first one begins with the unit and the status of the rows."""
+        skipped = rows.slice(0, 0)
+        if "num_frames" in rows.column_names and keys[0][:2] not in NEVER_DECODED:
+            skipped = rows.filter(pc.is_null(rows["num_frames"]))
+        for key in keys:
+            self._us[key] += _microseconds(rows)
+            self._skipped[key] += skipped.num_rows
+            self._skipped_us[key] += _microseconds(skipped)
+
+    def funnel(self) -> Funnel:
+        """Raises Unaccounted."""
+        clips = self._counts("clips", CLIP_STATUSES)
+        if self._expected not in (None, sum(clips.values())):
+            raise Unaccounted(
+                f"videos: {self._expected} clips in all, but there are {sum(clips.values())}"
+            )
+        return Funnel(
+            videos=self._counts("videos", VIDEO_STATUSES),
+            clips=clips,
+            takes=self._takes,
+            duplicate_videos=_shortened(self._reasons("videos", "duplicate")),
+            failed_videos=_shortened(self._reasons("videos", "failed")),
+            rejected=_shortened(self._reasons("clips", "rejected")),
+            failed=_shortened(self._reasons("clips", "failed")),
+            not_decoded=self._skipped["clips", "all"],
+            hours=(
+                _hours(self._us["clips", "all"]),
+                _hours(self._skipped_us["clips", "all"]),
+            ),
+        )
+
+    def table(self) -> pa.Table:
+        """A table of FUNNEL: per unit and status a row for all, then one per reason. The tables
+        need `duration_s`."""
+        found: list[dict[str, object]] = []
+        for unit, statuses in (("videos", VIDEO_STATUSES), ("clips", CLIP_STATUSES)):
+            counts = self._counts(unit, statuses)
+            rows = {"all": sum(counts.values()), **counts}
+            for status, n in rows.items():
+                found.append(self._row(unit, status, n, n))
+                for r in self._reasons(unit, status):
+                    row = self._row(unit, status, r.first, r.any, r.name)
+                    rule = rule_of(r.name) if status == "rejected" else None
+                    found.append(row | {"rule": rule, "reason": r.name})
+        return pa.Table.from_pylist(found, schema=schema(FUNNEL))
+
+    def _row(self, unit: str, status: str, count: int, any_: int, *name: str) -> dict[str, object]:
+        key = (unit, status, *name)
+        row = {"unit": unit, "status": status, "count": count, "any": any_}
+        row |= {"hours": _hours(self._us[key]), "not_decoded": self._skipped[key]}
+        return row | {"hours_not_decoded": _hours(self._skipped_us[key])}
+
+    def _counts(self, unit: str, known: tuple[str, ...]) -> dict[str, int]:
+        found = Counter(self._statuses[unit])
+        counts = {name: found.pop(name, 0) for name in known}
+        if found:
+            sums = " + ".join(f"{n} {name}" for name, n in counts.items())
+            other = ", ".join(f"{n} {printable(name, 40)}" for name, n in found.items())
+            rows = self._statuses[unit].total()
+            raise Unaccounted(f"{unit}: {rows} rows, but {sums}; unaccounted for: {other}")
+        return counts
+
+    def _reasons(self, unit: str, status: str) -> list[ReasonCount]:
+        """The reasons of the rows of one status, the most frequent first."""
+        found = [
+            ReasonCount(key[2], self._first[key], n)
+            for key, n in self._any.items()
+            if key[:2] == (unit, status)
+        ]
+        return sorted(found, key=lambda r: (-r.first, -r.any, r.name))
+
+
 def count_rows(videos: pa.Table, clips: pa.Table) -> Funnel:
-    """Counts the rows of both tables. Raises Unaccounted.
-
-    videos: video, status, error, clips (how many), takes (spans, or how many).
-    clips: clip_id, status, reason, reasons; num_frames and duration_s for those not decoded.
-    """
-    video_counts = _count_statuses("videos", videos["status"], VIDEO_STATUSES)
-    clip_counts = _count_statuses("clips", clips["status"], CLIP_STATUSES)
-    if (ids := pc.count_distinct(clips["clip_id"], mode="all").as_py()) != clips.num_rows:
-        raise Unaccounted(f"clips: {clips.num_rows} rows, but {ids} different clip_ids")
-    expected = _total(videos["clips"]) if "clips" in videos.column_names else None
-    if expected not in (None, clips.num_rows):
-        raise Unaccounted(f"videos: {expected} clips in all, but there are {clips.num_rows}")
-    kept_with_reason = pc.and_(pc.equal(clips["status"], "kept"), pc.is_valid(clips["reason"]))
-    if n := pc.sum(kept_with_reason).as_py():
-        raise Unaccounted(f"clips: {n} kept with a reason against them")
-    return Funnel(
-        videos=video_counts,
-        clips=clip_counts,
-        takes=_total(videos["takes"]) if "takes" in videos.column_names else None,
-        duplicate_videos=_count_reasons("videos", videos, "duplicate", "error"),
-        failed_videos=_count_reasons("videos", videos, "failed", "error"),
-        rejected=_count_reasons("clips", clips, "rejected", "reason"),
-        failed=_count_reasons("clips", clips, "failed", "reason"),
-        **_count_not_decoded(clips),
-    )
+    """Counts the rows of both tables: see RowCounter. Raises Unaccounted."""
+    counter = RowCounter()
+    counter.add_videos(videos)
+    counter.add_clips(clips)
+    return counter.funnel()
 
 
-def _count_not_decoded(clips: pa.Table) -> dict[str, Any]:
-    """The fields `not_decoded` and `hours` of Funnel."""
-    if not {"num_frames", "duration_s"} <= {*clips.column_names}:
-        return {}
-    skipped = clips["duration_s"].filter(pc.is_null(clips["num_frames"]))
-    return {"not_decoded": len(skipped), "hours": (_hours(clips["duration_s"]), _hours(skipped))}
+def _hours(microseconds: int) -> float:
+    return round(microseconds / 3.6e9, 6)
 
 
-def _count_statuses(what: str, status: pa.ChunkedArray, known: tuple[str, ...]) -> dict[str, int]:
-    found = {row["values"]: row["counts"] for row in pc.value_counts(status).to_pylist()}
-    counts = {name: found.pop(name, 0) for name in known}
-    if found:
-        sums = " + ".join(f"{n} {name}" for name, n in counts.items())
-        other = ", ".join(f"{n} {printable(name, 40)}" for name, n in found.items())
-        raise Unaccounted(f"{what}: {len(status)} rows, but {sums}; unaccounted for: {other}")
-    return counts
+def _microseconds(rows: pa.Table) -> int:
+    """The total length: a sum of whole numbers does not depend on the order of the rows."""
+    if "duration_s" not in rows.column_names:
+        return 0
+    return int(np.rint(np.nan_to_num(rows["duration_s"].to_numpy()) * 1e6).sum())
 
 
 def _total(column: pa.ChunkedArray) -> int:
@@ -214,76 +327,14 @@ def _total(column: pa.ChunkedArray) -> int:
     return pc.sum(pc.list_value_length(column) if lists else column, min_count=0).as_py()
 
 
-def _count_reasons(what: str, table: pa.Table, status: str, column: str) -> list[ReasonCount]:
-    """The reasons of the rows of one status, the most frequent first; at most MAX_REASONS."""
-    found = _count_all_reasons(what, table, status, column)
+def _shortened(found: list[ReasonCount]) -> list[ReasonCount]:
+    """At most MAX_REASONS."""
     if len(found) <= MAX_REASONS:
         return found
     rest = found[MAX_REASONS - 1 :]
     name = f"{len(rest)} other reasons"
     other = ReasonCount(name, sum(r.first for r in rest), sum(r.any for r in rest))
     return [*found[: MAX_REASONS - 1], other]
-
-
-def _count_all_reasons(what: str, table: pa.Table, status: str, column: str) -> list[ReasonCount]:
-    columns = [column] + [c for c in ("reasons",) if c in table.column_names]
-    rows = table.select(columns).filter(pc.equal(table["status"], status))
-    if missing := rows[column].null_count:
-        raise Unaccounted(f"{what}: {missing} of {rows.num_rows} {status} without a reason")
-    first = _count_values(normalize_reasons(rows[column]))
-    of_any = Counter(first)
-    if "reasons" in columns and rows.num_rows:
-        lists = rows["reasons"]
-        names = normalize_reasons(pc.list_flatten(lists))
-        pairs = pa.table({"row": pc.list_parent_indices(lists), "reason": names})
-        of_any |= _count_values(pairs.group_by(["row", "reason"]).aggregate([])["reason"])
-    found = [ReasonCount(name, first.get(name, 0), n) for name, n in of_any.items()]
-    return sorted(found, key=lambda r: (-r.first, -r.any, r.name))
-
-
-def funnel_table(videos: pa.Table, clips: pa.Table) -> pa.Table:
-    """A table of FUNNEL: per unit and status a row for all, then one per reason.
-
-    videos, clips: as `count_rows` takes them, with `duration_s`. Raises Unaccounted.
-    """
-    found: list[dict[str, object]] = []
-    for unit, table, statuses, column in (
-        ("videos", videos, VIDEO_STATUSES, "error"),
-        ("clips", clips, CLIP_STATUSES, "reason"),
-    ):
-        lengths = table.select(["status", column, "duration_s"])
-        is_skipped = pa.array(np.zeros(table.num_rows, bool))
-        if "num_frames" in table.column_names:
-            is_skipped = pc.is_null(table["num_frames"])
-            if unit == "videos":
-                is_skipped = pc.and_(is_skipped, pc.equal(table["status"], "ok"))
-        lengths = lengths.append_column("is_skipped", is_skipped)
-        found.append(_funnel_row(unit, "all", lengths))
-        for status in statuses:
-            rows = lengths.filter(pc.equal(lengths["status"], status))
-            found.append(_funnel_row(unit, status, rows))
-            if status == statuses[0]:  # no reason against these
-                continue
-            names = normalize_reasons(rows[column])
-            for counted in _count_all_reasons(unit, table, status, column):
-                of_reason = rows.filter(pc.equal(names, counted.name))
-                row = _funnel_row(unit, status, of_reason) | {"any": counted.any}
-                rule = rule_of(counted.name) if status == "rejected" else None
-                found.append(row | {"rule": rule, "reason": counted.name})
-    return pa.Table.from_pylist(found, schema=schema(FUNNEL))
-
-
-def _funnel_row(unit: str, status: str, rows: pa.Table) -> dict[str, object]:
-    """rows: duration_s, is_skipped."""
-    n, durations_s = rows.num_rows, rows["duration_s"]
-    skipped_s = durations_s.filter(rows["is_skipped"])
-    hours = {"hours": _hours(durations_s), "hours_not_decoded": _hours(skipped_s)}
-    counts = {"count": n, "any": n, "not_decoded": len(skipped_s)}
-    return {"unit": unit, "status": status} | counts | hours
-
-
-def _hours(durations_s: pa.ChunkedArray) -> float:
-    return round((pc.sum(durations_s).as_py() or 0.0) / 3600, 6)
 
 
 def _count_values(names: pa.ChunkedArray) -> Counter[str]:

@@ -23,6 +23,7 @@ from curation import config
 from curation.checksums import changed_files
 from curation.json_text import parse_hashed, parse_object, with_hash
 from curation.lease import LEASE, Cut
+from curation.partitions import last_by_key
 from curation.records import (
     RELEASES,
     SCHEMA_VERSION,
@@ -35,9 +36,10 @@ from curation.stage import OutputError, PlanError, Row
 from curation.storage import Folder, parquet_bytes
 from curation.texts import MAX_ERROR_CHARS, clean_outside_text
 
-MAX_PARTS = 64  # more are merged at the end of a phase
+MAX_PARTS = 64  # more small ones are merged, during a phase and at its end
+MAX_SMALL_BYTES = 8 << 20  # of a part's file; larger ones are not merged
 MAX_READERS = 8  # of parts that are checked at the same time
-MAX_MERGED_BYTES = 1 << 30  # of one part in memory, about: a list column's offsets end at 2**31
+MAX_MERGED_BYTES = 1 << 28  # of one part in memory, about
 CONVERSION_ERRORS = (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError)
 # number, epoch of the lease where the output has one, SHA-256, which parts of older versions lack
 _PART = re.compile(r"part-(\d{8,})(?:-e(\d+))?(?:-([0-9a-f]{64}))?\.parquet")
@@ -65,6 +67,7 @@ class Ledger:
         # of older epochs: those of such an epoch are not read from this number on
         self._cuts = [(cut["epoch"], cut["parts"].get(name, 0)) for cut in cuts]
         parts = self._part_names()
+        self._appended = 0  # parts since the last time that they were merged
         self._next = 1 + max(map(_number_of, parts), default=-1)
         if parts:
             with self._damage_named(parts[-1]):
@@ -87,6 +90,7 @@ class Ledger:
             table = pa.concat_tables([self._table_of_row(row) for row in rows])
         self._write(self._next, table)
         self._next += 1
+        self._appended += 1
 
     def _table_of_row(self, row: Row) -> pa.Table:
         try:
@@ -111,35 +115,83 @@ class Ledger:
         names = self._schema.names if columns is None else [self._key, *columns]
         schema = pa.schema([self._schema.field(name) for name in dict.fromkeys(names)])
         parts = [self._read_part(part, schema) for part in self._part_names()]
-        return _last_by_key(pa.concat_tables([schema.empty_table(), *parts]), self._key)
+        return last_by_key(pa.concat_tables([schema.empty_table(), *parts]), self._key)
 
-    def parts(self, columns: list[str]) -> Iterator[pa.Table]:
-        """Part by part, for what is too large for `read`. A later row of a key counts."""
-        schema = pa.schema([self._schema.field(name) for name in columns])
+    def empty(self, columns: list[str]) -> pa.Table:
+        """A table of these columns without rows; `clips.NAME` is a field of the clips."""
+        return _projected(self._schema, columns).empty_table()
+
+    def batches(self, columns: list[str]) -> Iterator[pa.Table]:
+        """All rows in the order in which they were written, some at a time, for what is too large
+        for `read`. A later row of a key counts. columns: `clips.NAME` is a field of the clips."""
+        schema = _projected(self._schema, columns)
         for part in self._part_names():
-            yield self._read_part(part, schema)
+            yield from self._batches_of(part, schema, columns)
+
+    def last_batches(self, columns: list[str], keys: pa.Array) -> Iterator[pa.Table]:
+        """As `batches`, but only the rows that count, of these keys."""
+        schema = _projected(self._schema, columns)
+        for part, rows in self._last_rows(keys).items():
+            first = 0
+            for table in self._batches_of(part, schema, columns) if len(rows) else ():
+                span = np.searchsorted(rows, [first, first + table.num_rows])
+                here = rows[slice(*span)] - first
+                first += table.num_rows
+                if len(here):
+                    yield table if len(here) == table.num_rows else table.take(pa.array(here))
+
+    def _batches_of(self, part: str, schema: pa.Schema, columns: list[str]) -> Iterator[pa.Table]:
+        with self._damage_named(part):
+            for table in self._folder.table_batches(part, columns):
+                yield with_schema(table, schema)
+
+    def _last_rows(self, keys: pa.Array) -> dict[str, np.ndarray]:
+        """Part -> the ascending numbers of its rows that count, of these keys."""
+        schema = pa.schema([self._schema.field(self._key)])
+        found = {part: self._read_part(part, schema)[self._key] for part in self._part_names()}
+        if not found:
+            return {}
+        chunks = [chunk.cast(pa.large_string()) for c in found.values() for chunk in c.chunks]
+        column = pa.chunked_array(chunks, pa.large_string())
+        order = pc.sort_indices(column)  # stable: a later row of a key comes later
+        ordered = column.take(order)
+        differs = pc.not_equal(ordered.slice(1), ordered.slice(0, max(len(ordered) - 1, 0)))
+        is_last = np.append(differs.to_numpy(), True)[: len(ordered)]
+        is_wanted = pc.is_in(ordered, value_set=keys.cast(pa.large_string())).to_numpy()
+        rows = np.sort(order.to_numpy()[is_last & is_wanted]).astype(np.int64)
+        starts = np.cumsum([0, *map(len, found.values())])
+        ends = np.searchsorted(rows, starts)
+        return {part: rows[ends[i] : ends[i + 1]] - starts[i] for i, part in enumerate(found)}
 
     def compact(self) -> None:
         """Merges many small parts into few. Safe to interrupt: a row found twice is the same."""
         parts = self._part_names()
+        self._appended = 0
         if len(parts) <= MAX_PARTS:
             return
         group: dict[str, pa.Table] = {}
         size = 0
         for part in parts:
-            group[part] = self._read_part(part, self._schema)
-            size += group[part].nbytes
-            if size > MAX_MERGED_BYTES:
+            is_small = self._folder.size(part) <= MAX_SMALL_BYTES
+            if is_small:
+                group[part] = self._read_part(part, self._schema)
+                size += group[part].nbytes
+            if size > MAX_MERGED_BYTES or not is_small:
                 self._merge(group)
                 group, size = {}, 0
         self._merge(group)
+
+    def compact_if_many(self) -> None:
+        """`compact` after every MAX_PARTS parts. No other reader may be at work."""
+        if self._appended > MAX_PARTS:
+            self.compact()
 
     def _merge(self, group: dict[str, pa.Table]) -> None:
         """Consecutive parts into one with the number of the last, so that their order stays."""
         if len(group) < 2:
             return
         table = pa.concat_tables([self._schema.empty_table(), *group.values()])
-        merged = self._write(_number_of([*group][-1]), _last_by_key(table, self._key))
+        merged = self._write(_number_of([*group][-1]), last_by_key(table, self._key))
         for part in group:
             if part != merged:
                 self._folder.delete(part)
@@ -253,12 +305,18 @@ def _check_version(folder: Folder, found: int) -> None:
     )
 
 
-def _last_by_key(table: pa.Table, key: str) -> pa.Table:
-    """The last row of each key, in order of key."""
-    place = pa.chunked_array([pa.array(range(table.num_rows), pa.int64())])
-    keys = table.select([key]).append_column("place", place)
-    last = keys.group_by(key).aggregate([("place", "max")]).sort_by(key)
-    return table.take(last["place_max"])
+def _projected(schema: pa.Schema, columns: list[str]) -> pa.Schema:
+    """The schema of these columns; of `clips.NAME`, a list of structs of the fields named."""
+    inner: dict[str, list[str]] = {}
+    for column in columns:
+        name, _, field = column.partition(".")
+        inner.setdefault(name, []).extend([field] if field else [])
+    types = {name: schema.field(name).type for name in inner}
+    for name, fields in inner.items():
+        if fields:
+            struct = types[name].value_type
+            types[name] = pa.list_(pa.struct([struct.field(field) for field in fields]))
+    return pa.schema(list(types.items()))
 
 
 def with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -300,12 +358,13 @@ def _with_type(array: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def flatten_clips(videos: pa.Table) -> pa.Table:
-    """A row per clip of the videos, with the VIDEO_COLUMNS of its video."""
+    """A row per clip of the videos, with those of the VIDEO_COLUMNS that the table has."""
     clips = videos["clips"].combine_chunks()
     parents = pc.list_parent_indices(clips)
     flat = pa.Table.from_struct_array(pc.list_flatten(clips))
     for name in VIDEO_COLUMNS:
-        flat = flat.add_column(0, name, videos[name].take(parents))
+        if name in videos.column_names:
+            flat = flat.add_column(0, name, videos[name].take(parents))
     return flat
 
 

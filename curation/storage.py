@@ -22,9 +22,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from curation.atomic import TEMPORARY, write_atomic
+from curation.atomic import TEMPORARY, sync_folder, write_atomic
 from curation.errors import UserError
-from curation.heartbeat import report_progress
 from curation.lease import LEASE, NOT_APART, Lease, take_lease
 from curation.stage import BadVideo, OutputError, TransientError
 
@@ -40,15 +39,12 @@ STORAGE_ERRNOS = frozenset(
     )
 )
 
-# Of a scratch disk that is full, or a file above a limit of the process
-SCRATCH_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-
-HASHED_BYTES = 1 << 20  # of a local file at a time
 READ_ATTEMPTS = 3  # of a file in an object store that arrives in part
 
-ROWS_PER_GROUP = (
-    16384  # of Parquet: one clip of 100,000 is read in a tenth of the time of one group
-)
+# Of Parquet: one clip of 100,000 is read in a tenth of the time of one group.
+ROWS_PER_GROUP = 16384
+BYTES_PER_GROUP = 64 << 20  # in memory, about: rows of videos with many clips are large
+BYTES_PER_BATCH = 16 << 20  # read in one step, about
 
 ACCESS_TOKEN = f"{TEMPORARY}access"  # begin of the names of files in the output
 
@@ -130,27 +126,12 @@ def compute_sha256(path: str | Path) -> str:
     Raises BadVideo if it can't be read, TransientError if the storage fails.
     """
     try:
-        digest = hashlib.sha256()
         with open(path, "rb") as file:
-            while chunk := file.read(HASHED_BYTES):
-                digest.update(chunk)
-                report_progress()
-        return digest.hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as e:
         if e.errno in STORAGE_ERRNOS:
             raise TransientError(f"can't read {path}: {e.strerror}") from None
         raise BadVideo(f"can't be read: {e.strerror}") from None
-
-
-@contextmanager
-def scratch_errors() -> Iterator[None]:
-    """Raises TransientError where a temporary file can't be written: another row may fit."""
-    try:
-        yield
-    except OSError as e:
-        if e.errno not in SCRATCH_ERRNOS:
-            raise
-        raise TransientError(f"can't write to {tempfile.gettempdir()}: {e.strerror}") from None
 
 
 @contextmanager
@@ -159,8 +140,8 @@ def local_copy(video: str, size: int | None = None) -> Iterator[str]:
 
     size: as listed, in bytes; None: not known.
 
-    Raises BadVideo if there is no such object, TransientError if the store fails or the temporary
-    folder is full.
+    Raises BadVideo if there is no such object, TransientError if the store fails, OutputError if
+    the temporary folder is full.
     """
     if not is_remote(video):
         yield local_path(video)
@@ -170,13 +151,12 @@ def local_copy(video: str, size: int | None = None) -> Iterator[str]:
     except UnreachableError as e:
         raise TransientError(str(e)) from None
     with tempfile.NamedTemporaryFile(suffix=Path(fs_path).suffix) as scratch:
-        free = shutil.disk_usage(scratch.name).free
-        if size is not None and size > free:
-            raise TransientError(f"{video} has {size} bytes; the temporary folder has {free} free")
-        with scratch_errors():
-            for chunk in _chunks(fs, fs_path, size):
+        for chunk in _chunks(fs, fs_path, size):
+            try:
                 scratch.write(chunk)
-            scratch.flush()
+            except OSError as e:
+                raise OutputError(f"can't write to the temporary folder: {e}") from None
+        scratch.flush()
         yield scratch.name
 
 
@@ -186,7 +166,6 @@ def _chunks(fs: pafs.FileSystem, fs_path: str, listed_size: int | None) -> Itera
         with fs.open_input_stream(fs_path) as stream:
             while chunk := stream.read(8 << 20):
                 count += len(chunk)
-                report_progress()
                 yield chunk
         if count or listed_size:
             _check_size(fs, fs_path, count)
@@ -298,6 +277,44 @@ class Folder:
         with storage_errors("read", self.path(name)), self._parquet(name) as file:
             return file.read(columns)
 
+    def table_batches(self, name: str, columns: list[str]) -> Iterator[pa.Table]:
+        """Yields the rows, some at a time. columns: also fields of structs in lists, `clips.take`;
+        those that the file lacks are left out."""
+        with storage_errors("read", self.path(name)), self._parquet(name) as file:
+            leaves = [file.schema.column(i).path for i in range(len(file.schema))]
+            wanted = [path for path in leaves if _is_within(path, columns)]
+            size = sum(
+                file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)
+            )
+            rows = BYTES_PER_BATCH * file.metadata.num_rows // max(size, 1)
+            for batch in file.iter_batches(min(max(rows, 16), ROWS_PER_GROUP), columns=wanted):
+                yield pa.Table.from_batches([batch])
+
+    @contextmanager
+    def table_writer(self, name: str, schema: pa.Schema) -> Iterator[TableWriter]:
+        """Yields a writer of tables; the file appears when the block ends without an error."""
+        place = self._root if self.is_local else tempfile.gettempdir()
+        with storage_errors("write", self.path(name)):
+            os.makedirs(place, exist_ok=True)
+            scratch = Path(place) / f"{TEMPORARY}{uuid.uuid4().hex}.parquet"
+            try:
+                with pq.ParquetWriter(
+                    scratch, schema, compression="zstd", write_page_checksum=True
+                ) as file:
+                    writer = TableWriter(file)
+                    yield writer
+                    writer.flush()
+                self._check_lease()
+                if self.is_local:
+                    with scratch.open("rb") as written:
+                        os.fsync(written.fileno())
+                    os.replace(scratch, f"{self._root}/{name}")
+                    sync_folder(Path(self._root))
+                else:
+                    self.upload(name, scratch)
+            finally:
+                scratch.unlink(missing_ok=True)
+
     def dataset(self, name: str) -> ds.Dataset:
         """Returns a Parquet file of which only the columns that are asked for are read."""
         import pyarrow.dataset as ds  # takes 0.25 s, in every worker: it imports pandas
@@ -342,7 +359,11 @@ class Folder:
                 write_atomic(Path(target), data, durable=True)
                 return
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            Path(target).write_bytes(data)
+            # Never emptied: two workers that have copies of a video write the same bytes to it,
+            # and one of them may read it meanwhile.
+            with open(os.open(target, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
+                file.write(data)
+                file.truncate()
 
     def write_table(self, name: str, table: pa.Table) -> None:
         self.write(name, parquet_bytes(table))
@@ -431,15 +452,59 @@ class Folder:
                 self._fs.delete_file(f"{self._root}/{name}")
 
 
+def scan(data: ds.Dataset, columns: list[str]) -> Iterator[pa.Table]:
+    """The rows of a dataset in order, some at a time; other columns are not read."""
+    import pyarrow.dataset as ds  # as in Folder.dataset
+
+    options = ds.ParquetFragmentScanOptions(pre_buffer=False)  # it would keep all that was read
+    for batch in data.to_batches(
+        columns=columns,
+        batch_size=ROWS_PER_GROUP,
+        batch_readahead=1,
+        fragment_readahead=1,
+        fragment_scan_options=options if isinstance(data, ds.FileSystemDataset) else None,
+        use_threads=False,
+    ):
+        yield pa.Table.from_batches([batch])
+
+
+class TableWriter:
+    """Appends tables to a Parquet file in groups of ROWS_PER_GROUP rows, whatever their sizes: so
+    that the same rows give the same bytes."""
+
+    def __init__(self, file: pq.ParquetWriter) -> None:
+        self._file = file
+        self._tables: list[pa.Table] = []
+
+    def write(self, table: pa.Table) -> None:
+        self._tables.append(table)
+        while sum(t.num_rows for t in self._tables) >= ROWS_PER_GROUP:
+            joined = pa.concat_tables(self._tables)
+            self._file.write_table(joined.slice(0, ROWS_PER_GROUP).combine_chunks())
+            self._tables = [joined.slice(ROWS_PER_GROUP)]
+
+    def flush(self) -> None:
+        if sum(t.num_rows for t in self._tables):
+            self._file.write_table(pa.concat_tables(self._tables).combine_chunks())
+        self._tables = []
+
+
+def _is_within(leaf: str, columns: list[str]) -> bool:
+    """Whether a column of a Parquet file, with its steps into lists, is or belongs to one."""
+    name = ".".join(n for n in leaf.split(".") if n not in ("list", "element", "item")) + "."
+    return any(name.startswith(f"{column}.") for column in columns)
+
+
 def parquet_bytes(table: pa.Table) -> bytes:
     """A Parquet file. Each page has a checksum, by which a damaged one is an error when read."""
     sink = pa.BufferOutputStream()
+    rows = BYTES_PER_GROUP * table.num_rows // max(table.nbytes, 1)
     pq.write_table(
         table,
         sink,
         compression="zstd",
         write_page_checksum=True,
-        row_group_size=ROWS_PER_GROUP,
+        row_group_size=min(max(rows, 1), ROWS_PER_GROUP),
     )
     return sink.getvalue().to_pybytes()
 

@@ -27,7 +27,7 @@ from curation.progress import printable
 from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines.tables import read_clips, read_embeddings
-from stages.selection.clip_selection import quality_ranks
+from stages.selection.clip_selection import quality_ranks, selected_columns
 from stages.selection.near_duplicates import (
     connected_components,
     find_pairs,
@@ -177,12 +177,13 @@ def parse_rule(text: str) -> tuple[str, Range]:
 def work(given: Arguments[NoSettings]) -> None:
     folder, rule_text, *other = given.values
     out = Folder(folder)
-    clips = read_clips(out)
     if other:
         name, rule = parse_rule(rule_text)
         Policy({other[0]: rule})  # raises where there is no score of that name
+        clips = read_clips(out, [name, other[0], "sha256"])
         print("\n".join(match_rule(name, rule, other[0], clips)))
     elif rule_text == "semantic_similarity":
+        clips = read_clips(out, selected_columns(Policy()))
         print("\n".join(compare_embeddings(clips, read_embeddings(out, clips["clip_id"]))))
     else:
         raise ConfigError(f"{printable(rule_text)}: expected semantic_similarity, or two scores")

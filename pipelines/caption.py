@@ -11,17 +11,20 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation.ledger import check_settings
+from curation.ledger import Ledger, check_settings
+from curation.partitions import as_bytes
 from curation.policy import Range
 from curation.progress import Progress
 from curation.records import hash_frames, stored_frame_hashes
 from curation.runner.cluster import Cluster
-from curation.stage import Row, RunContext
-from curation.storage import Folder
+from curation.stage import PlanError, Row, RunContext
+from curation.storage import Folder, scan
 from pipelines.settings import (
     Settings,
     main,
@@ -29,16 +32,17 @@ from pipelines.settings import (
     stop_if_too_many_fail,
     timed_batches,
 )
-from pipelines.tables import captions_ledger, read_clips, read_selection, rows_of
+from pipelines.tables import CLIP_COLUMNS, SELECTION, captions_ledger, rows_of, stream_clips
 from stages.captioning.vlm import VlmCaptioner
 from stages.selection.clip_selection import clips_to_caption
 
-LARGE_COLUMNS = ("fingerprint", "overlay_mask")  # no captioner reads them
+# What captioners read: no large column.
+COLUMNS = [name for name in CLIP_COLUMNS if name not in ("fingerprint", "overlay_mask")]
+ROWS_PER_BATCH = 64  # turned into Python's objects in one step
 
 
 def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     captioner, name = settings.caption.chosen, settings.caption.set_name
-    clips = read_clips(out)
     check_settings(
         out / "ledger",
         f"captions/{name}",
@@ -47,23 +51,102 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
         "use these settings, or another name for the captions: caption.name=NAME",
     )
     ledger = captions_ledger(out, name)
-    wanted = clips_to_caption(read_selection(out))
-    clips = clips.filter(pc.is_in(clips["clip_id"], value_set=wanted))
-    done = ledger.read(["clip_id", "frames_sha256", "error"])
-    todo = _clips_without_captions(clips, done, settings.retry_failed, name)
-    if todo:
+    wanted, is_todo = find_todo(out, ledger, settings.retry_failed)
+    if is_todo.any():
         captioner.check()
-    with Progress("caption", clips.num_rows, "clips") as progress:
-        progress.update(done=clips.num_rows - len(todo))
+    with Progress("caption", len(wanted), "clips") as progress:
+        progress.update(done=len(wanted) - int(is_todo.sum()))
         context = _make_context(settings, (out / "ledger").url)
+        todo = read_rows(out, wanted[is_todo], name)
         rows = cluster.stream(
             [captioner], todo, progress.show_wait_reason, context, progress.print_error
         )
         for batch in timed_batches(_counted(rows, settings.max_failed_share, progress)):
             ledger.append(batch)
+            ledger.compact_if_many()
     ledger.compact()
-    errors = rows_of(clips["clip_id"], ledger.read(["error"]), "clip_id")["error"]
+    ids = pa.array(wanted.tolist(), pa.binary()).cast(pa.string())
+    errors = rows_of(ids, ledger.read(["error"]), "clip_id")["error"]
     stop_if_all_failed(errors, "clips to caption")
+
+
+def find_todo(out: Folder, ledger: Ledger, retry_failed: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The clip_ids to caption, (n,) sorted bytes, and of which captions are still to be written,
+    (n,) bool."""
+    if not (out / "ledger").exists(SELECTION):
+        raise PlanError(f"{out.url} holds no selection; run longtake select first")
+    selection = scan((out / "ledger").dataset(SELECTION), ["clip_id", "reasons"])
+    chosen = np.sort(_joined(as_bytes(clips_to_caption(table)) for table in selection))
+    known = _Captions(ledger)
+    found, todo = [], []
+    for clips in stream_clips(out, ["clip_id", "segments"]):
+        ids = as_bytes(clips["clip_id"])
+        rows = np.flatnonzero(_is_in(ids, chosen))
+        found.append(ids[rows])
+        todo.append(
+            np.array(
+                [
+                    known.must_be_written(name, segments, retry_failed)
+                    for name, segments in zip(
+                        ids[rows], _to_python(clips["segments"], rows), strict=True
+                    )
+                ],
+                bool,
+            )
+        )
+    wanted = _joined(found)
+    order = np.argsort(wanted)
+    return wanted[order], np.concatenate([np.empty(0, bool), *todo])[order]
+
+
+def _to_python(column: pa.ChunkedArray, rows: np.ndarray) -> Iterator[Any]:
+    for start in range(0, len(rows), ROWS_PER_BATCH):
+        yield from column.take(pa.array(rows[start : start + ROWS_PER_BATCH])).to_pylist()
+
+
+class _Captions:
+    """The captions in the ledger: about 100 bytes of memory each."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        ids, frames, failed = [], [], [np.empty(0, bool)]
+        for table in ledger.batches(["clip_id", "frames_sha256", "error"]):
+            ids.append(as_bytes(table["clip_id"]))
+            frames.append(as_bytes(table["frames_sha256"]))
+            failed.append(pc.is_valid(table["error"]).to_numpy())
+        names = _joined(ids)
+        order = np.argsort(names, kind="stable")  # of several rows of a clip the last one counts
+        self._ids = names[order]
+        self._frames, self._failed = _joined(frames)[order], np.concatenate(failed)[order]
+
+    def must_be_written(self, clip_id: bytes, segments: list[Row], retry_failed: bool) -> bool:
+        """Whether the clip has no captions of these frames, or is to be tried again."""
+        row = np.searchsorted(self._ids, clip_id, "right") - 1
+        if row < 0 or self._ids[row] != clip_id:
+            return True
+        if self._failed[row]:
+            return retry_failed
+        hashes = stored_frame_hashes(segments)
+        return None in hashes or self._frames[row] != hash_frames(hashes).encode()
+
+
+def read_rows(out: Folder, ids: np.ndarray, name: str) -> Iterator[Row]:
+    """The rows of these clips for the captioner. ids: sorted."""
+    for clips in stream_clips(out, COLUMNS) if len(ids) else ():
+        clips = clips.filter(pa.array(_is_in(as_bytes(clips["clip_id"]), ids)))
+        for batch in clips.to_batches(max_chunksize=ROWS_PER_BATCH):
+            yield from (row | {"error": None, "captioner": name} for row in batch.to_pylist())
+
+
+def _is_in(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(n,) bool. known: sorted."""
+    if not len(known):
+        return np.zeros(len(ids), bool)
+    place = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    return known[place] == ids
+
+
+def _joined(parts: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, "S1"), *parts])
 
 
 def _make_context(settings: Settings, ledger_url: str) -> RunContext:
@@ -76,20 +159,6 @@ def _make_context(settings: Settings, ledger_url: str) -> RunContext:
         similarity_limit=rule.max if isinstance(rule, Range) else None,
         api_key=captioner.api_key(),
     )
-
-
-def _clips_without_captions(
-    clips: pa.Table, done: pa.Table, retry_failed: bool, name: str
-) -> list[Row]:
-    rows = rows_of(clips["clip_id"], done, "clip_id").to_pylist()
-    todo = []
-    for clip, row in zip(clips.drop_columns(LARGE_COLUMNS).to_pylist(), rows, strict=True):
-        hashes = stored_frame_hashes(clip["segments"])
-        current = None not in hashes and row["frames_sha256"] == hash_frames(hashes)
-        failed = row["error"] is not None
-        if not (current or failed) or (failed and retry_failed):
-            todo.append(clip | {"error": None, "captioner": name})
-    return todo
 
 
 def _counted(rows: Iterable[Row], max_failed_share: float, progress: Progress) -> Iterator[Row]:

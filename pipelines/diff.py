@@ -29,7 +29,7 @@ from curation.storage import Folder
 from pipelines import select
 from pipelines.outdated import MANIFEST
 from pipelines.settings import Settings
-from pipelines.tables import CLIPS, read_clips, rows_of
+from pipelines.tables import CLIPS, rows_of
 from stages.report.difference import COMPARED, compare_clips, format_difference
 
 
@@ -86,19 +86,19 @@ def select_with(out: Folder, path: str | None, changes: list[str]) -> pa.Table:
     """COMPARED of the clips as selected with `settings_of`. Raises PlanError, ConfigError."""
     settings = settings_of(out, path, changes)
     select.check(settings, out)
-    clips = read_clips(out)
-    selection, texts = select.make_selection(settings, out, clips)
-    selection = rows_of(clips["clip_id"], selection, "clip_id")
-    captioned = rows_of(clips["clip_id"], texts, "clip_id")
-    columns = {
-        "clip_id": clips["clip_id"],
-        "status": selection["status"],
-        "rule": rules_of(selection["reason"].combine_chunks()),
-        "duration_s": clips["duration_s"],
-        "caption": captioned["caption"],
-        "sub_captions": captioned["sub_captions"],
-    }
-    return pa.table(columns)
+    tables = []
+    for found in select.stream_selection(settings, out):
+        captioned = rows_of(found.clips["clip_id"], found.captions, "clip_id")
+        columns = {
+            "clip_id": found.clips["clip_id"],
+            "status": found.selection["status"],
+            "rule": rules_of(found.selection["reason"].combine_chunks()),
+            "duration_s": found.clips["duration_s"],
+            "caption": captioned["caption"],
+            "sub_captions": captioned["sub_captions"],
+        }
+        tables.append(pa.table(columns))
+    return pa.concat_tables(tables)
 
 
 def main(argv: Sequence[str]) -> None:

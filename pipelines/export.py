@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,15 +27,15 @@ from curation.stage import PlanError, Row, RunContext, RunError
 from curation.storage import Folder
 from pipelines.checksums import update_checksums
 from pipelines.outdated import MANIFEST, SHARDS, manifest_bytes
-from pipelines.publish import PUBLISHED, publish, read_tables, recorded_config
+from pipelines.publish import PUBLISHED, recorded_config, write_report, write_tables
 from pipelines.reviews import read_captions
 from pipelines.score import SAMPLE_VIDEOS
 from pipelines.settings import KEY_FRAMES, Settings, main, stop_if_all_failed
-from pipelines.tables import INPUT, read_clips, read_selection, rows_of
+from pipelines.tables import CLIPS, INPUT, VIDEOS, read_clips, read_selection, rows_of
 from stages.export.export_stages import (
     EXTRACTED,
     RECEIPTS,
-    ExtractClips,
+    ExtractClip,
     PackShard,
     settings_text,
     up_to_date_receipt,
@@ -61,9 +60,12 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     shards = shards_table(receipts)
     out.write_table(SHARDS, shards)
     skipped = _write_presto(settings, out, receipts)
-    videos, table = read_tables(settings, out)
+    written = write_tables(settings, out)
+    videos = out.read_table(VIDEOS, ["video", "sha256", "status", "weights"])
+    columns = ["status", "split", "duration_s", "width", "height", "fps"]
+    table = out.read_table(CLIPS, columns)
     manifest = _manifest(made, videos, table, shards, skipped)
-    text = publish(out, videos, table, made, _facts(settings, manifest))
+    text = write_report(out, written, made, _facts(settings, manifest))
     card = dataset_card(manifest, out.read_table("funnel.parquet"), videos, table)
     out.write("README.md", card.encode())
     out.write(MANIFEST, manifest_bytes(manifest))
@@ -113,19 +115,17 @@ def _pack(
         for receipt in receipts:
             progress.update(done=len(receipt.rows), failed=receipt.failed)
         extracted: dict[str, Any] = {}
-        work = _by_video([clips[i] for plan in todo for i in plan.clip_ids])
-        extract = ExtractClips(out.url, presto, tone_map, settings.cluster.memory_gib)
+        work = ({"clip": clips[i], "error": None} for plan in todo for i in plan.clip_ids)
+        extract = ExtractClip(out.url, presto, tone_map, settings.cluster.memory_gib)
         videos = dict.fromkeys(clip["video"] for clip in clips.values())
         context = RunContext(input_sample=tuple(videos)[:SAMPLE_VIDEOS])
         for row in cluster.stream(
             [extract], work, progress.show_wait_reason, context, progress.print_error
         ):
-            for clip_id in (clip["clip_id"] for clip in row["clips"]):
-                result = row["error"] or row["extracted"][clip_id]
-                extracted[clip_id] = result
-                if isinstance(result, str):
-                    progress.add_error(f"{clip_id}: {result}")
-                progress.update(done=1, failed=int(isinstance(result, str)))
+            extracted[row["clip"]["clip_id"]] = row["error"] or row["extracted"]
+            if row["error"] is not None:
+                progress.add_error(f"{row['clip']['clip_id']}: {row['error']}")
+            progress.update(done=1, failed=int(row["error"] is not None))
         packing = (_shard(plan, clips, extracted) for plan in todo)
         pack = PackShard(out.url, presto, tone_map)
         for row in cluster.stream([pack], packing, progress.show_wait_reason):
@@ -133,15 +133,6 @@ def _pack(
                 raise RunError(f"{row['plan']['name']} can't be packed: {row['error']}")
             receipts.append(Receipt(**row["receipt"]))
     return receipts
-
-
-def _by_video(clips: list[Row]) -> Iterator[Row]:
-    """A row per video, with its clips; those with the most clips first."""
-    of_video: dict[str, list[Row]] = {}
-    for clip in clips:
-        of_video.setdefault(clip["video"], []).append(clip)
-    for of_one in sorted(of_video.values(), key=len, reverse=True):
-        yield {"clips": of_one, "error": None}
 
 
 def _shard(plan: ShardPlan, clips: dict[str, Row], extracted: dict[str, Any]) -> Row:

@@ -42,30 +42,44 @@ class OutdatedShards:
         )
 
 
-def compare_with_shards(
-    out: Folder, selection: pa.Table, captions: pa.Table
-) -> OutdatedShards | None:
-    """The differences; None where there is none, or nothing was exported yet.
+class ExportedShards:
+    """Compares the shards of the last export with a selection that comes table by table.
 
     Clips whose captions or export failed belong in no shard.
     """
-    if not out.exists(SHARDS):
-        return None
-    shards = out.read_table(SHARDS, ["clip_id", "split", "error"])
-    kept = selection.filter(pc.equal(selection["status"], "kept"))
-    of_kept = rows_of(kept["clip_id"], shards, "clip_id")
-    captioned = rows_of(kept["clip_id"], captions, "clip_id")
-    in_no_shard = pc.and_(pc.is_null(of_kept["clip_id"]), pc.is_null(captioned["error"]))
-    packed = shards.filter(pc.is_null(shards["error"]))
-    is_kept = pc.is_in(packed["clip_id"], value_set=kept["clip_id"].combine_chunks())
-    moved = pc.and_(pc.is_null(of_kept["error"]), pc.not_equal(of_kept["split"], kept["split"]))
-    missing, not_kept, other_split = map(_count, (in_no_shard, pc.invert(is_kept), moved))
-    if not (missing or not_kept or other_split):
-        return None
-    has_no_captions = _count(pc.and_(in_no_shard, pc.is_null(captioned["clip_id"]))) > 0
-    phases = ("caption", "export") if has_no_captions else ("export",)
-    commands = [f"longtake {p} output={shlex.quote(out.url)}" for p in phases]
-    return OutdatedShards(missing, not_kept, other_split, commands)
+
+    def __init__(self, out: Folder) -> None:
+        self._out = out
+        columns = ["clip_id", "split", "error"]
+        self._shards = out.read_table(SHARDS, columns) if out.exists(SHARDS) else None
+        self._missing = self._other_split = self._still_kept = 0
+        self._has_no_captions = False
+
+    def compare(self, selection: pa.Table, captions: pa.Table) -> None:
+        """captions: those of the clips in the selection, and maybe others."""
+        if self._shards is None:
+            return
+        kept = selection.filter(pc.equal(selection["status"], "kept"))
+        in_shards = self._shards.filter(pc.is_in(self._shards["clip_id"], kept["clip_id"]))
+        of_kept = rows_of(kept["clip_id"], in_shards, "clip_id")
+        captioned = rows_of(kept["clip_id"], captions, "clip_id")
+        in_no_shard = pc.and_(pc.is_null(of_kept["clip_id"]), pc.is_null(captioned["error"]))
+        moved = pc.and_(pc.is_null(of_kept["error"]), pc.not_equal(of_kept["split"], kept["split"]))
+        self._missing += _count(in_no_shard)
+        self._other_split += _count(moved)
+        self._still_kept += _count(pc.is_null(in_shards["error"]))
+        self._has_no_captions |= _count(pc.and_(in_no_shard, pc.is_null(captioned["clip_id"]))) > 0
+
+    def difference(self) -> OutdatedShards | None:
+        """The differences; None where there is none, or nothing was exported yet."""
+        if self._shards is None:
+            return None
+        not_kept = _count(pc.is_null(self._shards["error"])) - self._still_kept
+        if not (self._missing or not_kept or self._other_split):
+            return None
+        phases = ("caption", "export") if self._has_no_captions else ("export",)
+        commands = [f"longtake {p} output={shlex.quote(self._out.url)}" for p in phases]
+        return OutdatedShards(self._missing, not_kept, self._other_split, commands)
 
 
 def _count(mask: pa.ChunkedArray) -> int:

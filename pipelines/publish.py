@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from curation import config, funnel
+from curation import config, funnel, records
 from curation.ledger import recorded_settings
+from curation.partitions import ROWS_PER_RANGE, as_bytes, scratch_partitions
 from curation.policy import Range
-from curation.records import SHARD, schema
-from curation.storage import Folder
+from curation.stage import PlanError
+from curation.storage import Folder, scan
 from pipelines.checksums import update_checksums
 from pipelines.outdated import SHARDS
-from pipelines.reviews import read_captions
+from pipelines.reviews import stream_captions
 from pipelines.settings import Settings
 from pipelines.tables import (
     CLIPS,
+    SELECTION,
+    VIDEOS,
+    clip_partitions,
+    clip_schema,
     make_clips_table,
     make_videos_table,
-    read_clips,
-    read_selection,
     read_skipped,
-    read_videos,
     recorded_policy,
+    stream_clips,
+    stream_videos,
+    videos_ledger,
+    videos_of_input,
 )
 from stages.report.page import report_html
 from stages.report.statistics import score_statistics
 
+# Large columns of a clip, which the table for users lacks.
+NOT_PUBLISHED = ("fingerprint", "overlay_mask", "borders")
+PUBLISHED_CLIP_COLUMNS = [
+    "video",
+    *(column.name for column in records.CLIP if column.name not in NOT_PUBLISHED),
+]
+PUBLISHED_VIDEO_COLUMNS = [
+    *(column.name for column in records.VIDEO if column.name != "clips"),
+    "clips.clip_id",  # to count the clips
+]
 PUBLISHED = ("clips.parquet", "videos.parquet", "stats.parquet", "funnel.parquet", "report.html")
 
 
@@ -44,35 +63,104 @@ def recorded_config(settings: Settings, out: Folder) -> dict[str, Any]:
     }
 
 
-def read_tables(settings: Settings, out: Folder) -> tuple[pa.Table, pa.Table]:
-    """The tables of videos and clips for users. Shards are those of the last export."""
-    captions = read_captions(out, settings.caption.set_name)
-    shards = out.read_table(SHARDS) if out.exists(SHARDS) else schema(SHARD).empty_table()
-    clips = make_clips_table(read_clips(out), read_selection(out), captions, shards)
-    return make_videos_table(read_videos(out)), clips
+@dataclass(frozen=True)
+class WrittenTables:
+    """What is known of the tables of clips and videos once they are written."""
+
+    counter: funnel.RowCounter
+    not_in_shards: int  # kept clips
 
 
-def publish(
-    out: Folder,
-    videos: pa.Table,
-    clips: pa.Table,
-    made: dict[str, Any],
-    facts: dict[str, Any],
+def write_tables(settings: Settings, out: Folder) -> WrittenTables:
+    """Writes the tables of clips and videos. Shards are those of the last export.
+
+    Raises Unaccounted."""
+    counter, not_in_shards = funnel.RowCounter(), 0
+    with (
+        out.table_writer(CLIPS, clips_schema()) as clips_file,
+        out.table_writer(VIDEOS, _videos_schema()) as videos_file,
+    ):
+        for clips in _clips_tables(settings, out):
+            counter.add_clips(clips)
+            kept = clips.filter(pc.equal(clips["status"], "kept"))
+            not_in_shards += kept["shard"].null_count
+            clips_file.write(clips)
+        for videos in _videos_tables(out):
+            counter.add_videos(videos)
+            videos_file.write(videos)
+        counter.funnel()  # before the files appear
+    return WrittenTables(counter, not_in_shards)
+
+
+def write_report(
+    out: Folder, written: WrittenTables, made: dict[str, Any], facts: dict[str, Any]
 ) -> str:
-    """Writes tables and report. Returns the funnel as text. Raises Unaccounted."""
-    counted = funnel.count_rows(videos, clips)
-    statistics = score_statistics(clips)
-    out.write_table(CLIPS, clips)
-    out.write_table("videos.parquet", videos)
+    """Writes the other tables and the report. Returns the funnel as text."""
+    counted = written.counter.funnel()
+    statistics = score_statistics(out.dataset(CLIPS))
     out.write_table("stats.parquet", statistics)
-    out.write_table("funnel.parquet", funnel.funnel_table(videos, clips))
+    out.write_table("funnel.parquet", written.counter.table())
     rules = recorded_policy(made["select"]["policy"])
     ranges = {name: rule for name, rule in rules.items() if isinstance(rule, Range)}
     policy = {name: (rule.min, rule.max) for name, rule in ranges.items()}
     skipped = read_skipped(out)
     if skipped:
         facts |= {"files that are no videos": funnel.format_skipped(skipped)}
-    page = report_html(videos, clips, statistics, policy, facts, (out / "ledger").read)
+    tables = out.dataset(VIDEOS), out.dataset(CLIPS)
+    page = report_html(counted, *tables, statistics, policy, facts, (out / "ledger").read)
     out.write("report.html", page.encode())
     update_checksums(out, PUBLISHED)
     return funnel.format_funnel(counted, skipped)
+
+
+def _clips_tables(settings: Settings, out: Folder) -> Iterator[pa.Table]:
+    """OUT/clips.parquet, table by table."""
+    if not (out / "ledger").exists(SELECTION):
+        raise PlanError(f"{out.url} holds no selection; run longtake select first")
+    tables = {
+        "clips": (clip_schema(PUBLISHED_CLIP_COLUMNS), stream_clips(out, PUBLISHED_CLIP_COLUMNS)),
+        "selection": (
+            records.schema(records.SELECTION),
+            scan((out / "ledger").dataset(SELECTION), [c.name for c in records.SELECTION]),
+        ),
+        "captions": (
+            records.schema(records.CAPTION),
+            stream_captions(out, settings.caption.set_name),
+        ),
+        "shards": (
+            records.schema(records.SHARD),
+            scan(out.dataset(SHARDS), [c.name for c in records.SHARD])
+            if out.exists(SHARDS)
+            else [],
+        ),
+    }
+    with clip_partitions(out) as partitions:
+        for name, (schema, parts) in tables.items():
+            partitions.write(parts, {name: schema.names})
+        for number in range(len(partitions)):
+            found = [partitions.read(n, number, schema) for n, (schema, _) in tables.items()]
+            yield make_clips_table(*found)
+
+
+def _videos_tables(out: Folder) -> Iterator[pa.Table]:
+    """OUT/videos.parquet, table by table."""
+    names = videos_of_input(out)["video"]
+    bounds = as_bytes(names.take(pa.array(range(0, len(names), ROWS_PER_RANGE))))[1:]
+    schema = videos_ledger(out).empty(PUBLISHED_VIDEO_COLUMNS).schema
+    with scratch_partitions("video", bounds) as partitions:
+        partitions.write(stream_videos(out, PUBLISHED_VIDEO_COLUMNS), {"videos": schema.names})
+        for number in range(len(partitions)):
+            yield make_videos_table(partitions.read("videos", number, schema))
+
+
+def clips_schema() -> pa.Schema:
+    """Of clips.parquet."""
+    others = [
+        records.schema(columns).empty_table()
+        for columns in (records.SELECTION, records.CAPTION, records.SHARD)
+    ]
+    return make_clips_table(clip_schema(PUBLISHED_CLIP_COLUMNS).empty_table(), *others).schema
+
+
+def _videos_schema() -> pa.Schema:
+    return make_videos_table(records.schema(records.VIDEO).empty_table()).schema

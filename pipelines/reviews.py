@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from curation import records
 from curation.ledger import Ledger, next_part_numbers
+from curation.partitions import last_by_key
 from curation.records import CORRECTED, FIELD_NAMES
 from curation.stage import Row
 from curation.storage import Folder
@@ -92,29 +93,39 @@ def flag_reasons(reviews: pa.Table) -> dict[str, str]:
 
 
 def read_captions(out: Folder, name: str) -> pa.Table:
-    """The captions of a set, in which corrected ones replace those of the captioner.
+    """The captions of a set, in order of clip_id: see `stream_captions`."""
+    empty = records.schema(records.CAPTION).empty_table()
+    return last_by_key(pa.concat_tables([empty, *stream_captions(out, name)]), "clip_id")
+
+
+def stream_captions(out: Folder, name: str) -> Iterator[pa.Table]:
+    """The captions of a set, some at a time, in which corrected ones replace those of the
+    captioner. Of several rows of a clip the last one counts.
 
     A correction counts while the captions are of the frames that it was made for.
     """
-    captions = captions_ledger(out, name).read()
     reviews = read_reviews(out)
     of_set = pc.and_(pc.equal(reviews["captioner"], name), pc.is_valid(reviews["caption"]))
-    corrections = reviews.filter(pc.and_(pc.equal(reviews["kind"], CAPTION), of_set)).to_pylist()
-    if not corrections:
-        return captions
-    row = pc.index_in(
-        pa.array([c["clip_id"] for c in corrections]), captions["clip_id"].combine_chunks()
-    ).to_pylist()
-    changed: dict[int, Row] = {}
-    for i, correction in zip(row, corrections, strict=True):
-        written = captions.slice(i, 1).to_pylist()[0] if i is not None else {}
-        if written.get("frames_sha256") == correction["frames_sha256"] is not None:
-            changed[i] = _corrected(written, correction)
-    others = pc.invert(
-        pc.is_in(pa.array(range(captions.num_rows), pa.int64()), pa.array(changed, pa.int64()))
-    )
-    rows = pa.Table.from_pylist([*changed.values()], schema=captions.schema)
-    return pa.concat_tables([captions.filter(others), rows]).sort_by("clip_id")
+    is_correction = pc.and_(pc.equal(reviews["kind"], CAPTION), of_set)
+    corrections = {row["clip_id"]: row for row in reviews.filter(is_correction).to_pylist()}
+    ids = pa.array(corrections, pa.string())
+    schema = records.schema(records.CAPTION)
+    for table in captions_ledger(out, name).batches(schema.names):
+        found = pc.is_in(table["clip_id"], value_set=ids)
+        if pc.any(found).as_py():
+            rows = [
+                _corrected_if_same(row, corrections.get(row["clip_id"]))
+                for row in table.to_pylist()
+            ]
+            table = pa.Table.from_pylist(rows, schema=schema)
+        yield table
+
+
+def _corrected_if_same(written: Row, correction: Row | None) -> Row:
+    frames = written["frames_sha256"]
+    if correction is None or not (frames == correction["frames_sha256"] is not None):
+        return written
+    return _corrected(written, correction)
 
 
 def _corrected(written: Row, correction: Row) -> Row:

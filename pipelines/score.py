@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation import config
+from curation import config, records
 from curation.funnel import format_skipped
 from curation.images import RESCORE
 from curation.ledger import Ledger, check_settings, record_settings
@@ -38,15 +38,17 @@ from pipelines.tables import (
     SKIPPED,
     captions_ledger,
     embeddings_ledger,
-    read_clips,
     rows_of,
+    stream_clips,
     videos_ledger,
 )
-from stages.file_hash import HashFile
 from stages.scorers.models import Models
 
 SAMPLE_VIDEOS = 5  # a worker that can read none of them is refused
-MAX_THUMBNAIL_CLIPS = 5000  # about; of those that fail the prefilter, for the report
+# About; of those that fail the prefilter, for the report. A video of 2 Mbit/s has a clip per
+# BYTES_PER_CLIP.
+MAX_THUMBNAIL_CLIPS = 5000
+BYTES_PER_CLIP = 4_000_000
 
 
 def build(settings: ScoreSettings) -> list[Stage]:
@@ -66,6 +68,13 @@ def make_context(
         weights=settings.models.find_versions(),
         input_sample=tuple(readable["video"][:SAMPLE_VIDEOS].to_pylist()),
     )
+
+
+def thumbnail_share(sizes: pa.ChunkedArray) -> float:
+    """Of the clips that fail the prefilter, how many get thumbnails. It depends on the input
+    alone, so that an interrupted run stores the same ones. sizes: of the videos, in bytes."""
+    known = pc.sum(sizes.filter(pc.greater(sizes, 0))).as_py() or 0
+    return min(1.0, MAX_THUMBNAIL_CLIPS / max(1, len(sizes), known / BYTES_PER_CLIP))
 
 
 def check(settings: ScoreSettings) -> None:
@@ -96,8 +105,8 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     check(settings.score)
     stages = build(settings.score)
     check_plan(stages, ["video", "bytes", "version"])
-    thumbnail_share = min(1.0, MAX_THUMBNAIL_CLIPS / max(1, listed.num_rows))
-    context = make_context(settings.score, (out / "ledger").url, thumbnail_share, listed)
+    share = thumbnail_share(listed["bytes"])
+    context = make_context(settings.score, (out / "ledger").url, share, listed)
     check_settings(
         out / "ledger",
         "videos",
@@ -122,13 +131,13 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     with Progress("score", listed.num_rows, "videos") as progress:
         failed = pc.sum(pc.equal(done["status"], "failed")).as_py() or 0
         progress.update(done=listed.num_rows - todo.num_rows, failed=failed)
-        todo, hashes = _drop_identical_files(cluster, context, listed, done, todo, ledger, progress)
-        rows = (row | {"sha256": hashes.get(row["video"])} for row in new_rows(todo))
         results = cluster.stream(
-            stages, rows, progress.show_wait_reason, context, progress.print_error
+            stages, new_rows(todo), progress.show_wait_reason, context, progress.print_error
         )
         for batch in timed_batches(_with_status(results, settings.max_failed_share, progress)):
             _commit(batch, ledger, embeddings)
+            ledger.compact_if_many()
+            embeddings.compact_if_many()
     ledger.compact()
     embeddings.compact()
     stop_if_all_failed(rows_of(listed["video"], ledger.read(["error"]), "video")["error"], "videos")
@@ -200,8 +209,10 @@ def _videos_with_damaged_frames(settings: Settings, out: Folder) -> list[str]:
     clip_ids = captions["clip_id"].filter(found).combine_chunks()
     if not len(clip_ids):
         return []
-    clips = read_clips(out)
-    return clips["video"].filter(pc.is_in(clips["clip_id"], value_set=clip_ids)).to_pylist()
+    videos: list[str] = []
+    for clips in stream_clips(out, ["clip_id", "video"]):
+        videos += clips["video"].filter(pc.is_in(clips["clip_id"], value_set=clip_ids)).to_pylist()
+    return videos
 
 
 def _without(done: pa.Table, videos: list[str]) -> pa.Table:
@@ -227,10 +238,9 @@ def _successful(
 
 
 def _read_rows(ledger: Ledger, videos: pa.Array) -> Iterator[Row]:
-    table = ledger.read()
-    table = table.filter(pc.is_in(table["video"], value_set=videos))
-    for batch in table.to_batches(max_chunksize=100):
-        yield from batch.to_pylist()
+    for table in ledger.last_batches(records.schema(records.VIDEO).names, videos):
+        for batch in table.to_batches(max_chunksize=100):
+            yield from batch.to_pylist()
 
 
 def _commit(rows: list[Row], ledger: Ledger, embeddings: Ledger) -> None:
@@ -269,7 +279,7 @@ def _up_to_date_rows(listed: pa.Table, ledger: Ledger, retry_failed: bool) -> pa
     )
     if retry_failed:
         up_to_date = pc.and_(up_to_date, pc.not_equal(known["status"], "failed"))
-    # The row of a copy is up to date as long as the row of its original is.
+    # Of an older version: a copy's row is up to date as long as the row of its original is.
     is_copy = pc.equal(known["status"], "duplicate")
     originals = known["sha256"].filter(pc.and_(up_to_date, pc.invert(is_copy))).combine_chunks()
     has_original = pc.is_in(known["sha256"], value_set=originals)
@@ -279,62 +289,8 @@ def _up_to_date_rows(listed: pa.Table, ledger: Ledger, retry_failed: bool) -> pa
     return pa.table({"video": listed["video"], **columns})
 
 
-def _drop_identical_files(
-    cluster: Cluster,
-    context: RunContext,
-    listed: pa.Table,
-    done: pa.Table,
-    todo: pa.Table,
-    ledger: Ledger,
-    progress: Progress,
-) -> tuple[pa.Table, dict[str, str]]:
-    """Writes the rows of files with the same bytes as another. Returns the files still to score,
-    and video -> SHA-256 where it is known.
-
-    Only files of equal size are read for that.
-    """
-    sizes = pc.value_counts(listed["bytes"])
-    shared = sizes.field("values").filter(pc.greater(sizes.field("counts"), 1))
-    new_sizes = todo["bytes"].filter(pc.is_in(todo["bytes"], value_set=shared))
-    same_size = pc.and_(
-        pc.is_in(listed["bytes"], value_set=new_sizes.combine_chunks()),
-        pc.greater(listed["bytes"], 0),
-    )
-    known = listed.append_column("sha256", done["sha256"]).append_column("status", done["status"])
-    rows = known.filter(same_size).to_pylist()
-    sha256 = {row["video"]: row["sha256"] for row in rows if row["sha256"]}
-    unread = (_new_row(row) for row in rows if row["video"] not in sha256)
-    for row in cluster.stream(
-        [HashFile()], unread, progress.show_wait_reason, context, progress.print_error
-    ):
-        if row["error"] is None:
-            sha256[row["video"]] = row["sha256"]
-    duplicates = _duplicate_rows(rows, sha256)
-    ledger.append(duplicates)
-    progress.update(done=len(duplicates))
-    found = pa.array([row["video"] for row in duplicates], pa.string())
-    return todo.filter(pc.invert(pc.is_in(todo["video"], value_set=found))), sha256
-
-
-def _duplicate_rows(rows: list[Row], sha256: dict[str, str]) -> list[Row]:
-    """Rows for new files with the bytes of another: of one that is scored, else of the first."""
-    first: dict[str, str] = {}
-    duplicates = []
-    for row in sorted(rows, key=lambda row: row["status"] in (None, "duplicate")):
-        digest = sha256.get(row["video"])
-        if digest is None:
-            continue
-        same = first.setdefault(digest, row["video"])
-        if same != row["video"] and row["status"] is None:
-            status = {"sha256": digest, "status": "duplicate", "error": f"same bytes as {same}"}
-            duplicates.append(_new_row(row) | status | {"clips": []})
-    return duplicates
-
-
 def new_rows(todo: pa.Table) -> Iterator[Row]:
-    """The rows to score, those of the largest files first: the last ones then end together. Files
-    that are missing have their error already."""
-    todo = todo.sort_by([("bytes", "descending"), ("video", "ascending")])
+    """The rows to score. Files that are missing have their error already."""
     for batch in todo.to_batches(max_chunksize=1000):
         yield from map(_new_row, batch.to_pylist())
 

@@ -10,6 +10,8 @@ that write them again.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -17,35 +19,63 @@ import pyarrow.compute as pc
 
 from curation import config, records
 from curation.ledger import record_settings, recorded_settings
-from curation.policy import check_columns, check_decoded, check_prefilter
+from curation.partitions import Partitions, as_bytes
+from curation.policy import check_columns, check_prefilter
 from curation.runner.cluster import Cluster
 from curation.stage import PlanError
-from curation.storage import Folder
-from pipelines.outdated import OutdatedShards, compare_with_shards, record_outdated
-from pipelines.publish import publish, read_tables, recorded_config
-from pipelines.reviews import flag_reasons, read_captions, read_reviews
+from curation.storage import Folder, scan
+from pipelines.outdated import ExportedShards, OutdatedShards, record_outdated
+from pipelines.publish import clips_schema, recorded_config, write_report, write_tables
+from pipelines.reviews import flag_reasons, read_reviews, stream_captions
 from pipelines.settings import ScoreSettings, SelectSettings, Settings, main
-from pipelines.subset import EMBEDDINGS, check_subset, inside_where, reads_captions, with_captions
+from pipelines.subset import (
+    CAPTION_COLUMNS as WHERE_CAPTION_COLUMNS,
+)
+from pipelines.subset import (
+    EMBEDDINGS,
+    check_subset,
+    inside_where,
+    reads_captions,
+    where_columns,
+    with_captions,
+)
 from pipelines.tables import (
     CLIPS,
     SELECTION,
-    read_clips,
+    clip_partitions,
+    clip_schema,
     read_embeddings,
-    read_not_decoded,
     recorded_policy,
     rows_of,
+    stream_clips,
     videos_ledger,
 )
-from stages.header_rules import HEADER_RULES
-from stages.report.difference import COMPARED, compare_clips, format_difference
+from stages.report.difference import (
+    COMPARED,
+    Difference,
+    compare_clips,
+    format_difference,
+    join_differences,
+)
 from stages.selection.clip_selection import (
     OUTSIDE_BY_CAPTION,
+    OVER_LIMIT,
+    SCHEMA,
+    CaptionCounts,
+    ClipSelector,
     apply_caption_rules,
     reject_clips,
-    select_clips,
+    selected_columns,
 )
-from stages.selection.subset import column_groups, embedding_groups, limit_clips
+from stages.selection.subset import clips_over_limit, column_groups, embedding_groups
 
+CAPTION_COLUMNS = tuple(
+    dict.fromkeys(["clip_id", "error", "rejected", *WHERE_CAPTION_COLUMNS])
+)  # that the selection depends on
+CAPTION_SCHEMA = pa.schema(
+    [field for field in records.schema(records.CAPTION) if field.name in CAPTION_COLUMNS]
+)
+CAPTION_COLUMNS = tuple(CAPTION_SCHEMA.names)
 SCORES_WITHOUT_MODEL = tuple(c.name for c in records.SCORES if not c.model)
 
 
@@ -81,104 +111,242 @@ def check(settings: Settings, out: Folder, will_score: bool = False) -> None:
         prefilter = recorded_policy(recorded["decode"]["prefilter"])
     else:
         prefilter = settings.score.decode.prefilter
-    policy = settings.select.policy
-    check_prefilter(policy, prefilter, costly_scores(settings.score), also)
-    not_decoded = None if will_score else read_not_decoded(out, list(HEADER_RULES))
-    check_decoded(policy, prefilter, HEADER_RULES, not_decoded)
+    check_prefilter(settings.select.policy, prefilter, costly_scores(settings.score), also)
 
 
 def _scores_by_models(settings: Settings, out: Folder, will_score: bool) -> set[str]:
     """The scores that models computed in this output, or will."""
     scorers = settings.score.models.enabled_scorers().values() if will_score else ()
     planned = {column for scorer in scorers for column in scorer.writes}
-    recorded = videos_ledger(out).read(["weights"])["weights"].combine_chunks()
-    return {*planned, *pc.unique(recorded.keys).to_pylist()}
+    recorded = videos_ledger(out).batches(["video", "weights"])
+    return planned.union(
+        *(pc.unique(c.keys).to_pylist() for table in recorded for c in table["weights"].chunks)
+    )
 
 
-def make_selection(settings: Settings, out: Folder, clips: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The selection of all clips (`read_clips`), and the captions that it depends on.
+@dataclass(frozen=True)
+class SelectedRange:
+    """The selection of the clips of one range of clip_ids, in order, and what it depends on."""
+
+    clips: pa.Table  # selected_columns of the policy but the fingerprint, and those of where
+    selection: pa.Table  # records.SELECTION
+    captions: pa.Table  # CAPTION_COLUMNS of clips in the range, not only of these
+
+
+class _Ranges:
+    """The clips and captions of an output, range by range."""
+
+    def __init__(self, settings: Settings, out: Folder, partitions: Partitions) -> None:
+        chosen = settings.select
+        where = where_columns(chosen)
+        balanced = [] if chosen.balance in (None, EMBEDDINGS) else [chosen.balance]
+        names = [*selected_columns(chosen.policy), *where, *balanced]
+        self.columns = [n for n in dict.fromkeys(names) if n != "fingerprint"]
+        self._partitions = partitions
+        partitions.write(
+            stream_clips(out, [*self.columns, "fingerprint"]),
+            {"clips": self.columns, "fingerprints": ["clip_id", "fingerprint"]},
+        )
+        captions = stream_captions(out, settings.caption.set_name)
+        partitions.write(captions, {"captions": list(CAPTION_COLUMNS)})
+
+    def __iter__(self) -> Iterator[tuple[int, pa.Table, pa.Table]]:
+        """How many clips come before, the clips of a range, and captions."""
+        first = 0
+        for number in range(len(self._partitions)):
+            clips = self._partitions.read("clips", number, clip_schema(self.columns))
+            captions = self._partitions.read("captions", number, CAPTION_SCHEMA)
+            yield first, clips, captions
+            first += clips.num_rows
+
+    def fingerprints(self) -> Iterator[pa.ChunkedArray]:
+        schema = clip_schema(["clip_id", "fingerprint"])
+        for number in range(len(self._partitions)):
+            yield self._partitions.read("fingerprints", number, schema)["fingerprint"]
+
+
+def stream_selection(settings: Settings, out: Folder) -> Iterator[SelectedRange]:
+    """The selection of all clips, range by range in order of clip_id.
 
     select.limit counts before captions are written: a drawn clip that a rule on captions rejects is
     not replaced. Where select.where reads captions, it counts once every kept clip has some.
     """
+    with clip_partitions(out) as partitions:
+        yield from _select_ranges(settings, out, _Ranges(settings, out, partitions))
+
+
+def _select_ranges(settings: Settings, out: Folder, ranges: _Ranges) -> Iterator[SelectedRange]:
     chosen = settings.select
-    needs_embeddings = chosen.semantic_similarity is not None
     by_caption = chosen.where is not None and reads_captions(chosen.where)
-    selection = select_clips(
-        clips,
+    inside = [] if by_caption else inside_where(chosen, (clips for _, clips, _ in ranges))
+    sources = [np.unique(as_bytes(clips["sha256"])) for _, clips, _ in ranges]
+    selector = ClipSelector(
         chosen.policy,
+        np.unique(np.concatenate(sources)),
         semantic_similarity=chosen.semantic_similarity,
-        embeddings=read_embeddings(out, clips["clip_id"]) if needs_embeddings else None,
         seed=chosen.seed,
         validation_share=chosen.validation_share,
-        inside=None if by_caption else inside_where(chosen, clips),
         flags=flag_reasons(read_reviews(out)) if chosen.reject_flagged else None,
     )
-    if not by_caption:
-        selection = _limit(chosen, out, selection, clips)
-    captions = read_captions(out, settings.caption.set_name)
-    most = chosen.max_equal_captions
-    selection = apply_caption_rules(selection, captions, chosen.policy, most)
-    if by_caption:
-        captioned = rows_of(clips["clip_id"], captions, "clip_id")
-        is_kept = pc.equal(selection["status"], "kept")
-        inside = inside_where(chosen, with_captions(clips, captioned))
-        has_text = pc.is_valid(captioned["caption"])
-        is_outside = pc.and_(pc.and_(is_kept, has_text), pc.invert(pc.fill_null(inside, False)))
-        rows = np.flatnonzero(is_outside.to_numpy())
-        selection = reject_clips(selection, rows, OUTSIDE_BY_CAPTION)
-        if not pc.any(pc.and_(is_kept, pc.is_null(captioned["clip_id"]))).as_py():
-            selection = _limit(chosen, out, selection, clips)
-    return selection, captions
-
-
-def _limit(chosen: SelectSettings, out: Folder, selection: pa.Table, clips: pa.Table) -> pa.Table:
-    """The selection with at most select.limit kept clips."""
-    if chosen.limit is None:
-        return selection
-    groups = None
+    balanced: list[pa.ChunkedArray] = []
+    embeddings = None
+    if chosen.semantic_similarity is not None or chosen.balance == EMBEDDINGS:
+        ids = [chunk for _, clips, _ in ranges for chunk in clips["clip_id"].chunks]
+        embeddings = read_embeddings(out, pa.chunked_array(ids, pa.string()))
+    for number, ((first, clips, _), codes) in enumerate(
+        zip(ranges, ranges.fingerprints(), strict=True)
+    ):
+        selector.add(
+            clips.append_column("fingerprint", codes),
+            inside[number] if inside else None,
+            None if embeddings is None else embeddings[first : first + clips.num_rows],
+        )
+        if chosen.balance not in (None, EMBEDDINGS):
+            balanced.append(clips[chosen.balance])
+    selector.decide()
+    group = None
     if chosen.balance == EMBEDDINGS:
-        groups = embedding_groups(read_embeddings(out, clips["clip_id"]), chosen.seed)
-    elif chosen.balance is not None:
-        groups = column_groups(clips[chosen.balance])
-    return limit_clips(selection, chosen.limit, chosen.seed, groups)
+        assert embeddings is not None
+        group = embedding_groups(embeddings, chosen.seed)
+    elif balanced:
+        group = column_groups(pa.chunked_array([c for part in balanced for c in part.chunks]))
+    over = np.empty(0, np.int64)
+    if chosen.limit is not None and not by_caption:
+        over = _over_limit(chosen, group, **selector.kept)
+    counts = None if chosen.max_equal_captions is None else CaptionCounts()
+
+    def before_captions(number: int, first: int, clips: pa.Table) -> pa.Table:
+        found = selector.rows(clips, first, inside[number] if inside else None)
+        return _reject(found, over, first, OVER_LIMIT) if not by_caption else found
+
+    def after_captions(number: int, first: int, clips: pa.Table, captions: pa.Table) -> pa.Table:
+        found = apply_caption_rules(
+            before_captions(number, first, clips),
+            captions,
+            chosen.policy,
+            chosen.max_equal_captions,
+            counts,
+        )
+        if not by_caption:
+            return found
+        captioned = rows_of(clips["clip_id"], captions, "clip_id")
+        [is_inside] = inside_where(chosen, [with_captions(clips, captioned)])
+        has_text = pc.is_valid(captioned["caption"])
+        is_outside = pc.and_(
+            pc.and_(pc.equal(found["status"], "kept"), has_text),
+            pc.invert(pc.fill_null(is_inside, False)),
+        )
+        return reject_clips(found, np.flatnonzero(is_outside.to_numpy()), OUTSIDE_BY_CAPTION)
+
+    if counts is not None:
+        for number, (first, clips, captions) in enumerate(ranges):
+            if captions.num_rows:
+                counts.add(before_captions(number, first, clips), captions)
+    if chosen.limit is not None and by_caption:
+        over = _over_limit_by_caption(chosen, group, ranges, after_captions)
+    for number, (first, clips, captions) in enumerate(ranges):
+        found = after_captions(number, first, clips, captions)
+        if by_caption:
+            found = _reject(found, over, first, OVER_LIMIT)
+        yield SelectedRange(clips, found, captions)
+
+
+def _over_limit(
+    chosen: SelectSettings,
+    group: np.ndarray | None,
+    number: np.ndarray,
+    clip_id: np.ndarray,
+    held_out: np.ndarray,
+) -> np.ndarray:
+    """The numbers of the kept clips that are not drawn, ascending. The arrays are of kept clips."""
+    assert chosen.limit is not None
+    of_kept = None if group is None else group[number]
+    over = clips_over_limit(clip_id, held_out, chosen.limit, chosen.seed, of_kept)
+    return number[over].astype(np.int64)
+
+
+def _over_limit_by_caption(
+    chosen: SelectSettings,
+    group: np.ndarray | None,
+    ranges: _Ranges,
+    select_range: Callable[[int, int, pa.Table, pa.Table], pa.Table],
+) -> np.ndarray:
+    """As `_over_limit`, of the clips that the condition on captions keeps; none while a clip that
+    passes the rules has no captions."""
+    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for number, (first, clips, captions) in enumerate(ranges):
+        found = select_range(number, first, clips, captions)
+        rows = np.flatnonzero(pc.equal(found["status"], "kept").to_numpy())
+        of_kept = found.take(pa.array(rows))
+        if rows_of(of_kept["clip_id"], captions, "clip_id")["clip_id"].null_count:
+            return np.empty(0, np.int64)
+        held_out = pc.equal(of_kept["split"], "validation").to_numpy()
+        kept.append((first + rows, as_bytes(of_kept["clip_id"]), held_out))
+    numbers, ids, held_out = map(np.concatenate, zip(*kept, strict=True))
+    return _over_limit(chosen, group, numbers, ids, held_out)
+
+
+def _reject(selection: pa.Table, numbers: np.ndarray, first: int, reason: str) -> pa.Table:
+    """reject_clips of those of the numbers, counted over all ranges, that are in this one."""
+    span = slice(*np.searchsorted(numbers, [first, first + selection.num_rows]))
+    return reject_clips(selection, numbers[span] - first, reason)
 
 
 def run(settings: Settings, out: Folder, _: Cluster | None = None) -> OutdatedShards | None:
     """Returns how the shards of the last export differ from the selection."""
     check(settings, out)
-    selection, captions = make_selection(settings, out, read_clips(out))
-    outdated = compare_with_shards(out, selection, captions)
-    record_outdated(out, outdated)  # first: an interruption must not leave a note out
-    (out / "ledger").write_table(SELECTION, selection)
+    shards = ExportedShards(out)
+    kept = clips = 0
+    with (out / "ledger").table_writer(SELECTION, SCHEMA) as writer:
+        for found in stream_selection(settings, out):
+            shards.compare(found.selection, found.captions)
+            writer.write(found.selection)
+            clips += found.selection.num_rows
+            kept += pc.sum(pc.equal(found.selection["status"], "kept")).as_py() or 0
+        outdated = shards.difference()
+        record_outdated(out, outdated)  # first: an interruption must not leave a note out
     record_settings(out / "ledger", "selection", config.as_dict(settings.select))
-    kept = pc.sum(pc.equal(selection["status"], "kept")).as_py() or 0
-    print(f"select  {kept} of {selection.num_rows} clips kept", file=sys.stderr)
+    print(f"select  {kept} of {clips} clips kept", file=sys.stderr)
     return outdated
 
 
 def select_and_publish(settings: Settings, out: Folder, _: Cluster) -> None:
-    previous = None
-    if out.exists(CLIPS):
-        previous = out.read_table(CLIPS, list(COMPARED))
-    outdated = run(settings, out)
-    videos, clips = read_tables(settings, out)
-    kept = clips.filter(pc.equal(clips["status"], "kept"))
-    unpacked = kept["shard"].null_count
-    facts: dict[str, object] = {"kept clips in no shard yet": unpacked}
-    if outdated:
-        facts["outdated"] = str(outdated)
-        for number, command in enumerate(outdated.commands, 1):  # long texts are cut there
-            facts[f"command {number} to run"] = command
-    print(publish(out, videos, clips, recorded_config(settings, out), facts))
-    if previous is not None and set(previous.column_names) == {*COMPARED}:
-        changed = compare_clips(previous, clips)
-        print(f"compared with the previous tables: {format_difference(changed)}")
+    with clip_partitions(out) as partitions:
+        compared = _has_compared_columns(out)
+        if compared:
+            partitions.write(scan(out.dataset(CLIPS), [*COMPARED]), {"before": [*COMPARED]})
+        outdated = run(settings, out)
+        written = write_tables(settings, out)
+        unpacked = written.not_in_shards
+        facts: dict[str, object] = {"kept clips in no shard yet": unpacked}
+        if outdated:
+            facts["outdated"] = str(outdated)
+            for number, command in enumerate(outdated.commands, 1):  # long texts are cut there
+                facts[f"command {number} to run"] = command
+        print(write_report(out, written, recorded_config(settings, out), facts))
+        if compared:
+            partitions.write(scan(out.dataset(CLIPS), [*COMPARED]), {"now": [*COMPARED]})
+            changed = _compare_ranges(partitions)
+            print(f"compared with the previous tables: {format_difference(changed)}")
     if outdated:
         print(f"{outdated}\n  fix: {outdated.fix}")
     elif unpacked:
         print(f"{unpacked} kept clips are in no shard yet: run longtake caption, longtake export")
     print(f"report: {out.path('report.html')}")
+
+
+def _has_compared_columns(out: Folder) -> bool:
+    """Whether there are tables, which are not of an older version."""
+    return out.exists(CLIPS) and {*COMPARED} <= {*out.dataset(CLIPS).schema.names}
+
+
+def _compare_ranges(partitions: Partitions) -> Difference:
+    schema = clips_schema().empty_table().select([*COMPARED]).schema
+    pairs = (
+        [partitions.read(name, number, schema) for name in ("before", "now")]
+        for number in range(len(partitions))
+    )
+    return join_differences(compare_clips(*pair) for pair in pairs)
 
 
 if __name__ == "__main__":

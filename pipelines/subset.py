@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import pairwise
+
+import numpy as np
 import pyarrow as pa
 
 from curation import records
@@ -62,10 +66,26 @@ def with_captions(clips: pa.Table, captioned: pa.Table) -> pa.Table:
     return clips
 
 
-def inside_where(chosen: SelectSettings, clips: pa.Table) -> pa.ChunkedArray | None:
-    """Whether each clip fulfils select.where; None without a condition. Raises SqlError."""
+def where_columns(chosen: SelectSettings) -> list[str]:
+    """The columns of a clip that select.where may read."""
+    condition = (chosen.where or "").lower()
+    if "*" in condition:
+        return list(WHERE_COLUMNS)
+    return [name for name in WHERE_COLUMNS if name.lower() in condition]
+
+
+def inside_where(chosen: SelectSettings, tables: Iterable[pa.Table]) -> list[pa.ChunkedArray]:
+    """Whether each clip of each table fulfils select.where; empty without a condition.
+
+    A condition with a subquery is about all tables together. Raises SqlError.
+    """
     if chosen.where is None:
-        return None
+        return []
     known = (*WHERE_COLUMNS, *CAPTION_COLUMNS)
-    named = clips.select([n for n in clips.column_names if n in known])
-    return condition_values(named, chosen.where, NAME)
+    named = (clips.select([n for n in clips.column_names if n in known]) for clips in tables)
+    if "select" not in chosen.where.lower():
+        return [condition_values(clips, chosen.where, NAME) for clips in named]
+    parts = list(named)
+    values = condition_values(pa.concat_tables(parts), chosen.where, NAME)
+    ends = np.cumsum([0, *(part.num_rows for part in parts)])
+    return [values.slice(a, b - a) for a, b in pairwise(ends.tolist())]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from pydantic import TypeAdapter
 from curation import records
 from curation.funnel import rules_of
 from curation.ledger import ADDED_LATER, VIDEO_COLUMNS, Ledger, flatten_clips
+from curation.partitions import Partitions, hash_bounds, scratch_partitions
 from curation.policy import Policy
 from curation.records import CAPTION_SCORES, FIELD_NAMES
 from curation.stage import PlanError
@@ -21,7 +24,8 @@ from stages.selection.semantic_duplicates import mean_embeddings
 INPUT = "input.parquet"  # the files of the last `score`
 SKIPPED = "skipped.parquet"  # files of its folders that are no videos, by suffix
 SELECTION = "selection.parquet"
-CLIPS = "clips.parquet"  # the table for users
+CLIPS, VIDEOS = "clips.parquet", "videos.parquet"  # the tables for users
+COPY = "same bytes as"  # begin of the error of a video whose clips are those of another one
 
 _NO_TEXTS = pa.scalar([], pa.list_(pa.string()))
 _ENTRIES = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
@@ -62,21 +66,64 @@ def captions_ledger(out: Folder, captioner: str) -> Ledger:
     return Ledger(out / "ledger", f"captions/{captioner}", schema, "clip_id")
 
 
-def read_videos(out: Folder, columns: list[str] | None = None) -> pa.Table:
-    """The rows of the videos in the input of the last `score`. Raises PlanError."""
+def videos_of_input(out: Folder) -> pa.Table:
+    """video, status, sha256 and original, in order of video, of the input of the last `score`.
+
+    original: of a video with the bytes of another one, the first of them, whose clips count; else
+    null. Raises PlanError.
+    """
     ledger = out / "ledger"
     if not ledger.exists(INPUT):
         raise PlanError(f"{out.url} holds no scored videos; run longtake score first")
-    table = videos_ledger(out).read(columns)
+    videos = videos_ledger(out).read(["status", "sha256"])
     listed = ledger.read_table(INPUT, ["video"])["video"].combine_chunks()
-    return table.filter(pc.is_in(table["video"], value_set=listed))
+    videos = videos.filter(pc.is_in(videos["video"], value_set=listed))
+    scored = pc.and_(pc.equal(videos["status"], "ok"), pc.is_valid(videos["sha256"]))
+    hashes = pc.if_else(scored, videos["sha256"], None)
+    first = videos["video"].take(pc.index_in(hashes, value_set=hashes.combine_chunks()))
+    is_copy = pc.and_(scored, pc.not_equal(first, videos["video"]))
+    return videos.append_column("original", pc.if_else(is_copy, first, None))
 
 
-def read_not_decoded(out: Folder, columns: list[str]) -> pa.Table:
-    """The rows of these videos that header rules reject. Raises PlanError."""
-    videos = read_videos(out, ["status", "num_frames", *columns])
-    is_scored = pc.equal(videos["status"], "ok")
-    return videos.filter(pc.and_(is_scored, pc.is_null(videos["num_frames"]))).select(columns)
+def stream_videos(out: Folder, columns: list[str]) -> Iterator[pa.Table]:
+    """The rows of the videos of the input, some at a time, in no order. `clips.NAME` is a field of
+    the clips. A video with the bytes of another one has the status `duplicate`, and no clips.
+
+    Raises PlanError.
+    """
+    videos = videos_of_input(out)
+    copies = videos.filter(pc.is_valid(videos["original"])).select(["video", "original"])
+    needed = ["video", "status", "error", *columns]
+    for table in videos_ledger(out).last_batches(
+        list(dict.fromkeys(needed)), videos["video"].combine_chunks()
+    ):
+        yield _without_copies(table, copies)
+
+
+def _without_copies(videos: pa.Table, copies: pa.Table) -> pa.Table:
+    original = rows_of(videos["video"], copies, "video")["original"] if len(copies) else None
+    if original is None or original.null_count == len(original):
+        return videos
+    is_copy = pc.is_valid(original)
+    error = pc.binary_join_element_wise(COPY, original, " ")
+    videos = videos.set_column(
+        videos.column_names.index("status"),
+        "status",
+        pc.if_else(is_copy, "duplicate", videos["status"]),
+    ).set_column(
+        videos.column_names.index("error"), "error", pc.if_else(is_copy, error, videos["error"])
+    )
+    for name in {"clips", "takes"}.intersection(videos.column_names):
+        values = pc.if_else(is_copy, pa.scalar([], videos[name].type), videos[name])
+        videos = videos.set_column(videos.column_names.index(name), name, values)
+    return videos
+
+
+def read_videos(out: Folder, columns: list[str]) -> pa.Table:
+    """All rows of `stream_videos`, in order of video, which fit in memory by assumption."""
+    return pa.concat_tables(
+        [videos_ledger(out).empty(columns), *stream_videos(out, columns)], promote_options="default"
+    ).sort_by("video")
 
 
 def read_skipped(out: Folder) -> dict[str, int]:
@@ -87,10 +134,49 @@ def read_skipped(out: Folder) -> dict[str, int]:
     return {row["suffix"]: row["files"] for row in rows}
 
 
-def read_clips(out: Folder) -> pa.Table:
-    """All clips of these videos, in order of clip_id. Raises PlanError."""
-    videos = read_videos(out, [*VIDEO_COLUMNS, "clips"])
-    return flatten_clips(videos).sort_by("clip_id")
+def stream_clips(out: Folder, columns: Iterable[str]) -> Iterator[pa.Table]:
+    """These columns of all clips of these videos, some at a time, in no order. Raises PlanError.
+
+    columns: of records.CLIP, and VIDEO_COLUMNS. The type of `fingerprint` is large_binary.
+    """
+    of_video = [name for name in columns if name in VIDEO_COLUMNS]
+    of_clip = [f"clips.{name}" for name in columns if name not in VIDEO_COLUMNS]
+    for videos in stream_videos(out, [*of_video, *of_clip]):
+        clips = flatten_clips(videos).select(list(columns))
+        if "fingerprint" in clips.column_names:  # binary's offsets end at 2 GB
+            place = clips.column_names.index("fingerprint")
+            large = clips["fingerprint"].cast(pa.large_binary())
+            clips = clips.set_column(place, "fingerprint", large)
+        if clips.num_rows:
+            yield clips
+
+
+CLIP_COLUMNS = (*VIDEO_COLUMNS, *(column.name for column in records.CLIP))
+
+
+def clip_schema(columns: Iterable[str]) -> pa.Schema:
+    """Of the tables of `stream_clips`."""
+    types = {c.name: c.type for c in (*records.VIDEO, *records.CLIP)}
+    types["fingerprint"] = pa.large_binary()
+    return pa.schema([(name, types[name]) for name in columns])
+
+
+def read_clips(out: Folder, columns: Iterable[str] = CLIP_COLUMNS) -> pa.Table:
+    """These columns of all clips of these videos, in order of clip_id. Raises PlanError."""
+    columns = list(dict.fromkeys(["clip_id", *columns]))
+    empty = clip_schema(columns).empty_table()
+    return pa.concat_tables([empty, *stream_clips(out, columns)]).sort_by("clip_id")
+
+
+@contextmanager
+def clip_partitions(out: Folder) -> Iterator[Partitions]:
+    """Scratch partitions of tables by clip_id, for as many clips as the ledger has."""
+    clips = sum(
+        pc.sum(pc.list_value_length(table["clips"])).as_py() or 0
+        for table in videos_ledger(out).batches(["clips.clip_id"])
+    )
+    with scratch_partitions("clip_id", hash_bounds(clips)) as partitions:
+        yield partitions
 
 
 def read_embeddings(out: Folder, clip_id: pa.ChunkedArray) -> np.ndarray:
@@ -104,7 +190,7 @@ def read_embeddings(out: Folder, clip_id: pa.ChunkedArray) -> np.ndarray:
             "  fix: run longtake score with score.models.clip.weights, which computes all "
             "with these weights, or set select.semantic_similarity=null"
         )
-    parts = ledger.parts(["clip_id", "model", "key_frames"])
+    parts = ledger.batches(["clip_id", "model", "key_frames"])
     of_model = (part.filter(pc.is_in(part["model"], value_set=models)) for part in parts)
     return mean_embeddings(of_model, clip_id)
 

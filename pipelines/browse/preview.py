@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
-from curation.funnel import OTHER_RULES, funnel_table
+from curation.funnel import OTHER_RULES, RowCounter
 from curation.policy import Policy, decide_table, group_by_row
 from curation.records import CAPTION_SCORES, CORRECTED
 from curation.stage import Row
@@ -21,10 +21,9 @@ from pipelines import select
 from pipelines.browse.output import Output, QueryError
 from pipelines.diff import settings_of
 from pipelines.reviews import flag_reasons, read_reviews
-from pipelines.tables import read_clips, recorded_policy, rows_of
+from pipelines.tables import recorded_policy, rows_of
 
 FLAGGED = "flagged"
-NO_VIDEOS = pa.table({"status": [""], "error": [""], "duration_s": [0.0]}).slice(1)
 
 
 class Superseded(Exception):
@@ -50,7 +49,6 @@ class Preview:
         self._output = output
         self._selecting = threading.Lock()
         self._latest = 0
-        self._clips: pa.Table | None = None  # as `select` reads them, read once
 
     def by_rules(self, policy: Policy, reject_flagged: bool) -> Selection:
         """Without a new search for duplicates: clips that were duplicates stay rejected, and those
@@ -84,10 +82,8 @@ class Preview:
             settings = settings_of(folder, None, [flagged])
             settings.select.policy = policy
             select.check(settings, folder)
-            if self._clips is None:
-                clips = read_clips(folder)
-                self._clips = clips.drop_columns(["segments", "overlay_mask"])
-            selection, _ = select.make_selection(settings, folder, self._clips)
+            found = select.stream_selection(settings, folder)
+            selection = pa.concat_tables([part.selection for part in found])
         chosen = rows_of(self._output.clips["clip_id"], selection, "clip_id")
         return Selection(self._with_status(chosen["reasons"].combine_chunks()), True)
 
@@ -153,7 +149,9 @@ def policy_as_json(policy: Policy) -> dict[str, Any]:
 
 def funnel_rows(table: pa.Table) -> list[Row]:
     """Of the clips: status, rule, reason, count, any, hours."""
-    return [row for row in funnel_table(NO_VIDEOS, table).to_pylist() if row["unit"] == "clips"]
+    counter = RowCounter()
+    counter.add_clips(table)
+    return [row for row in counter.table().to_pylist() if row["unit"] == "clips"]
 
 
 def changes(before: np.ndarray, after: np.ndarray, hours: np.ndarray) -> dict[str, Any]:

@@ -192,18 +192,16 @@ def ken_burns_spans(windows: list[Window], min_s: float) -> list[tuple[float, fl
     """Joined windows of at least `min_s` that no real lens explains: (start, end), s."""
     spans: list[tuple[float, float]] = []
     group: list[Window] = []
-    end = 0.0  # of the group
     for window in [*sorted(windows, key=lambda w: w.start_s), None]:
-        if window and (not group or window.start_s <= end):
+        if window and (not group or window.start_s <= max(w.end_s for w in group)):
             group.append(window)
-            end = max(end, window.end_s)
             continue
-        start = group[0].start_s if group else end
+        start, end = group[0].start_s if group else 0.0, max((w.end_s for w in group), default=0.0)
         distortions = [w.distortion for w in group if not np.isnan(w.distortion)]
         is_real = bool(distortions) and float(np.median(distortions)) >= MAX_DISTORTION
         if end - start >= min_s and not is_real:
             spans.append((start, end))
-        group, end = ([window], window.end_s) if window else ([], end)
+        group = [window] if window else []
     return spans
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -47,6 +48,26 @@ def compare_clips(a: pa.Table, b: pa.Table) -> Difference:
         sum(_texts(x) != _texts(y) for x, y in zip(*texts, strict=True)),
         both_a.num_rows,
     )
+
+
+def join_differences(found: Iterable[Difference]) -> Difference:
+    """The difference of tables that are compared in pieces, in order of clip_id."""
+    kept_a = kept_b = captions = kept_by_both = 0
+    changes: tuple[dict[str, Change], dict[str, Change]] = ({}, {})
+    for one in found:
+        kept_a, kept_b = kept_a + one.kept[0], kept_b + one.kept[1]
+        captions, kept_by_both = captions + one.captions, kept_by_both + one.kept_by_both
+        for joined, new in zip(changes, (one.gained, one.lost), strict=True):
+            for c in new:
+                before = joined.get(c.rule, Change(c.rule, 0, 0.0, []))
+                examples = [*before.examples, *c.examples][:MAX_EXAMPLES]
+                sums = before.clips + c.clips, before.hours + c.hours
+                joined[c.rule] = Change(c.rule, *sums, examples)
+    gained, lost = (
+        sorted(joined.values(), key=lambda change: (-change.clips, change.rule))
+        for joined in changes
+    )
+    return Difference((kept_a, kept_b), gained, lost, captions, kept_by_both)
 
 
 def _is_in(table: pa.Table, other: pa.Table) -> pa.ChunkedArray:

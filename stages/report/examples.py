@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -10,12 +11,14 @@ from itertools import zip_longest
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from curation.funnel import normalize_reason, normalize_reasons
 from curation.images import DamagedFrame, decode_image, encode_jpeg, read_verified, shrink
 from curation.progress import printable
 from curation.records import FIELD_NAMES
 from curation.stage import Row
+from curation.storage import scan
 from stages.report.histogram import Thresholds, format_value
 from stages.report.statistics import MEASUREMENTS
 
@@ -24,6 +27,9 @@ THUMBNAIL_SIDE = 240  # px, the longer one
 MAX_THUMBNAIL_BYTES = 14_000  # 60 clips with 5 thumbnails each stay under 6 MB
 MAX_REASONS, MAX_SEGMENTS = 10, 10  # of one clip
 
+MAX_CANDIDATES = 20 * MAX_KEPT  # per rule, of which the examples are chosen
+
+_Candidate = tuple[str, str]  # clip_id, video
 ReadFile = Callable[[str], bytes]  # name of a key frame in the table -> bytes of the JPEG file
 
 
@@ -75,55 +81,56 @@ def format_range(thresholds: Thresholds) -> str:
     return f"≥ {least:g}" if least is not None else f"≤ {most:g}" if most is not None else ""
 
 
-def kept_examples(
-    clips: pa.Table, policy: Mapping[str, Thresholds], read_file: ReadFile
-) -> ExampleGroup:
-    rows = np.flatnonzero(pc.equal(clips["status"], "kept").to_numpy())
-    return _group("kept", clips, rows, MAX_KEPT, policy, read_file)
+def find_examples(
+    clips: ds.Dataset, policy: Mapping[str, Thresholds], read_file: ReadFile
+) -> tuple[ExampleGroup, list[ExampleGroup]]:
+    """Kept clips; and rejected and failed clips by the rule of their first reason, the most
+    frequent rule first."""
+    sizes: Counter[str | None] = Counter({None: 0})  # reason, None of kept clips -> clips
+    found: dict[str | None, list[_Candidate]] = {None: []}
+    for table in scan(clips, ["clip_id", "video", "status", "reason"]):
+        is_kept = pc.equal(table["status"], "kept")
+        names = pc.if_else(is_kept, None, normalize_reasons(table["reason"])).combine_chunks()
+        for group in pc.unique(names).to_pylist():
+            of_group = pc.is_null(names) if group is None else pc.equal(names, group)
+            rows = np.flatnonzero(pc.fill_null(of_group, False))
+            sizes[group] += len(rows)
+            some = found.get(group, []) + _smallest_ids(table, rows)
+            found[group] = sorted(some)[:MAX_CANDIDATES]
+    reasons = sorted(sizes.keys() - {None}, key=lambda name: (-sizes[name], str(name)))[:MAX_RULES]
+    kept, *others = (
+        ExampleGroup(
+            name or "kept",
+            sizes[name],
+            [
+                _clip_view(_read_row(clips, candidate), policy, read_file)
+                for candidate in choose_examples(found[name], MAX_PER_RULE if name else MAX_KEPT)
+            ],
+        )
+        for name in (None, *reasons)
+    )
+    return kept, others
 
 
-def rejected_examples(
-    clips: pa.Table, policy: Mapping[str, Thresholds], read_file: ReadFile
-) -> list[ExampleGroup]:
-    """Rejected and failed clips by the rule of their first reason, the most frequent rule first."""
-    rows = np.flatnonzero(pc.not_equal(clips["status"], "kept").to_numpy())
-    names = normalize_reasons(clips["reason"].take(pa.array(rows)))
-    names = names.combine_chunks().dictionary_encode()
-    if isinstance(names, pa.ChunkedArray):
-        return []
-    rule_index = names.indices.to_numpy()
-    sizes = np.bincount(rule_index, minlength=len(names.dictionary))
-    groups = []
-    for i in np.argsort(-sizes, kind="stable")[:MAX_RULES]:
-        title = names.dictionary[int(i)].as_py()
-        groups.append(_group(title, clips, rows[rule_index == i], MAX_PER_RULE, policy, read_file))
-    return groups
+def _smallest_ids(table: pa.Table, rows: np.ndarray) -> list[_Candidate]:
+    of_group = table.select(["clip_id", "video"]).take(pa.array(rows))
+    smallest = pc.select_k_unstable(of_group, MAX_CANDIDATES, sort_keys=[("clip_id", "ascending")])
+    return [(row["clip_id"], row["video"]) for row in of_group.take(smallest).to_pylist()]
 
 
-def _group(
-    title: str,
-    clips: pa.Table,
-    rows: np.ndarray,
-    most: int,
-    policy: Mapping[str, Thresholds],
-    read_file: ReadFile,
-) -> ExampleGroup:
-    chosen = choose_examples(clips, rows, most)
-    views = [_clip_view(clips.slice(i, 1).to_pylist()[0], policy, read_file) for i in chosen]
-    return ExampleGroup(title, len(rows), views)
+def _read_row(clips: ds.Dataset, candidate: _Candidate) -> Row:
+    """One clip. A file is sorted by clip_id, so one of its groups of rows is read."""
+    return clips.to_table(filter=ds.field("clip_id") == candidate[0]).to_pylist()[0]
 
 
-def choose_examples(clips: pa.Table, rows: np.ndarray, most: int) -> list[int]:
-    """At most `most` of the row numbers `rows`, from as many different videos as possible.
+def choose_examples(candidates: list[_Candidate], most: int) -> list[_Candidate]:
+    """At most `most` of them, from as many different videos as possible.
 
-    The smallest clip_ids: as these are hashes, the choice is unbiased and the same on every run.
+    candidates: those of the smallest clip_ids, ascending: as these are hashes, the choice is
+    unbiased and the same on every run.
     """
-    if not len(rows):
-        return []
-    ids = pa.table({"clip_id": clips["clip_id"].take(pa.array(rows))})
-    smallest = pc.select_k_unstable(ids, 20 * most, sort_keys=[("clip_id", "ascending")])
-    candidates = rows[smallest.to_numpy()].tolist()
-    videos = clips["video"].take(pa.array(candidates)).to_pylist()
+    candidates = candidates[: 20 * most]
+    videos = [video for _, video in candidates]
     earlier = [videos[:i].count(video) for i, video in enumerate(videos)]  # of the same video
     order = sorted(range(len(candidates)), key=lambda i: (earlier[i], i))
     return [candidates[i] for i in order[:most]]

@@ -11,13 +11,15 @@ from pathlib import Path
 import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 from markupsafe import Markup
 
-from curation.funnel import Funnel, ReasonCount, count_rows, short_label, summary_line
+from curation.funnel import Funnel, ReasonCount, short_label, summary_line
 from curation.progress import format_duration, printable
 from curation.records import CLIP
+from curation.storage import scan
 from stages.report import histogram
-from stages.report.examples import ReadFile, kept_examples, rejected_examples
+from stages.report.examples import ReadFile, find_examples
 from stages.report.histogram import Histogram, Thresholds, format_value, layout_histogram
 from stages.report.statistics import MEASUREMENTS
 
@@ -50,8 +52,9 @@ class ScoreChart:
 
 
 def report_html(
-    videos: pa.Table,
-    clips: pa.Table,
+    funnel: Funnel,
+    videos: ds.Dataset,
+    clips: ds.Dataset,
     stats: pa.Table,
     policy: Mapping[str, Thresholds],
     facts: Mapping[str, object],
@@ -62,10 +65,8 @@ def report_html(
 
     Counts are by column, and only the examples are read as rows: a million clips take seconds.
     """
-    funnel = count_rows(videos, clips)
-    columns = [c for c in ("start_s", "end_s", "captioner") if c in clips.column_names]
-    kept = clips.select(columns).filter(pc.equal(clips["status"], "kept"))
-    captioners = _captioners(kept)
+    kept_s, captioners = _kept_time(clips)
+    kept, rejected = find_examples(clips, policy, read_file)
     folder = Path(__file__).parent
     css = (folder / "report.css").read_text("utf-8")
     env = jinja2.Environment(
@@ -83,33 +84,40 @@ def report_html(
         summary_line=summary_line(funnel),
         total_videos=sum(funnel.videos.values()),
         total_clips=sum(funnel.clips.values()),
-        kept_time=format_duration(_seconds(kept)),
+        kept_time=format_duration(kept_s),
         video_rows=_video_rows(funnel),
         clip_rows=_clip_rows(funnel),
         charts=[c for c in (_chart(s, stats, policy) for s in MEASUREMENTS) if c],
         geometry=histogram,
         captioners=captioners,
         measured_note=MEASURED_NOTE if "measured" in captioners else None,
-        kept=kept_examples(clips, policy, read_file),
-        rejected=rejected_examples(clips, policy, read_file),
+        kept=kept,
+        rejected=rejected,
         failed=_failed_videos(videos),
         facts=[(printable(k, 60), printable(v)) for k, v in facts.items()],
     )
 
 
-def _seconds(clips: pa.Table) -> float:
-    return pc.sum(pc.subtract(clips["end_s"], clips["start_s"]), min_count=0).as_py()
+def _kept_time(clips: ds.Dataset) -> tuple[float, list[str]]:
+    """The length of the kept clips, s, and who wrote their captions."""
+    names = ["status", "start_s", "end_s", "captioner"]
+    seconds, captioners = 0.0, set[str]()
+    for table in scan(clips, [name for name in names if name in clips.schema.names]):
+        kept = table.filter(pc.equal(table["status"], "kept"))
+        seconds += pc.sum(pc.subtract(kept["end_s"], kept["start_s"]), min_count=0).as_py()
+        if "captioner" in kept.column_names:
+            captioners.update(filter(None, pc.unique(kept["captioner"]).to_pylist()))
+    return seconds, sorted(printable(name, 80) for name in captioners)
 
 
-def _captioners(kept: pa.Table) -> list[str]:
-    found = pc.unique(kept["captioner"]).to_pylist() if "captioner" in kept.column_names else []
-    return sorted(printable(name, 80) for name in found if name)
-
-
-def _failed_videos(videos: pa.Table) -> list[tuple[str, str]]:
+def _failed_videos(videos: ds.Dataset) -> list[tuple[str, str]]:
     """(video, error) of the first ones."""
-    failed = videos.filter(pc.equal(videos["status"], "failed")).select(["video", "error"])
-    rows = failed.slice(0, MAX_FAILED_VIDEOS).to_pylist()
+    rows: list[dict[str, str]] = []
+    for table in scan(videos, ["status", "video", "error"]):
+        failed = table.filter(pc.equal(table["status"], "failed"))
+        rows += failed.slice(0, MAX_FAILED_VIDEOS - len(rows)).to_pylist()
+        if len(rows) >= MAX_FAILED_VIDEOS:
+            break
     return [(printable(row["video"]), printable(row["error"], 400)) for row in rows]
 
 

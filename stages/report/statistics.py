@@ -8,8 +8,10 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from curation.records import SCORE_NAMES, Column, schema
+from curation.storage import scan
 
 STATUSES = ("kept", "rejected", "failed", "all")
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -33,7 +35,6 @@ STATS = (
 )
 
 _ENTRIES = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
-_NO_REASONS = (np.empty(0, np.int64), pa.chunked_array([], pa.string()))
 
 
 def bin_edges(values: np.ndarray, about: int = 30) -> np.ndarray:
@@ -66,25 +67,29 @@ def _round_step(step: float) -> tuple[float, int]:
     return factor * 10.0**power, max(0, -power)
 
 
-def score_statistics(clips: pa.Table) -> pa.Table:
-    """A table of STATS: one row per score and status.
+def score_statistics(clips: pa.Table | ds.Dataset) -> pa.Table:
+    """A table of STATS: one row per score and status. Of a dataset one score is read at a time.
 
     clips: status, the scores (any of MEASUREMENTS), null_reasons (map score -> why it is null).
     """
-    status = clips["status"].combine_chunks()
-    members = {s: pc.equal(status, s).to_numpy(zero_copy_only=False) for s in STATUSES[:-1]}
-    members["all"] = np.ones(clips.num_rows, bool)
-    null_reasons = _null_reasons(clips)
+    data = ds.dataset(clips) if isinstance(clips, pa.Table) else clips
+    status = pa.chunked_array(
+        [c for table in scan(data, ["status"]) for c in table["status"].chunks], pa.string()
+    )
+    members = {s: pc.equal(status, s).to_numpy() for s in STATUSES[:-1]}
+    members["all"] = np.ones(len(status), bool)
+    null_reasons = _null_reasons(data)
     rows = []
     for score in MEASUREMENTS:
-        if score not in clips.column_names:
+        if score not in data.schema.names:
             continue
-        column = clips[score].cast(pa.float64()).combine_chunks()
+        parts = [c for table in scan(data, [score]) for c in table[score].chunks]
+        column = pa.chunked_array(parts, data.schema.field(score).type)
+        column = column.cast(pa.float64()).combine_chunks()
         values = column.to_numpy(zero_copy_only=False)  # null becomes NaN
         measured = np.isfinite(values)
         not_finite = column.is_valid().to_numpy(zero_copy_only=False) & ~measured
         edges = bin_edges(values[measured])
-        reasons = null_reasons.get(score, _NO_REASONS)
         for name, member in members.items():
             nulls = member & ~measured
             rows.append(
@@ -94,7 +99,9 @@ def score_statistics(clips: pa.Table) -> pa.Table:
                     "count": int(member.sum()),
                     "nulls": int(nulls.sum()),
                     "null_reasons": _count_reasons(
-                        nulls, int((member & not_finite).sum()), *reasons
+                        int(nulls.sum()),
+                        int((member & not_finite).sum()),
+                        null_reasons[score, name],
                     ),
                     **_distribution(values[member & measured], edges),
                 }
@@ -115,30 +122,41 @@ def _distribution(values: np.ndarray, edges: np.ndarray) -> dict[str, object]:
     return found
 
 
-def _null_reasons(clips: pa.Table) -> dict[str, tuple[np.ndarray, pa.ChunkedArray]]:
-    """score -> (row numbers of clips, the null reason of each)."""
-    if "null_reasons" not in clips.column_names:
-        return {}
-    # As a list: pyarrow 26 has no list kernels for maps, and list_parent_indices aborts on one.
-    entries = clips["null_reasons"].cast(_ENTRIES)
-    rows = pc.list_parent_indices(entries).to_numpy()
-    flat = pc.list_flatten(entries)
-    scores, reasons = pc.struct_field(flat, "key"), pc.struct_field(flat, "value")
-    found = {}
-    for score in pc.unique(scores).to_pylist():
-        of_score = pc.equal(scores, score)
-        found[score] = (rows[of_score.to_numpy()], reasons.filter(of_score))
+def _null_reasons(clips: ds.Dataset) -> dict[tuple[str, str], Counter[str]]:
+    """score, status -> null reason -> clips; of scores that have a value none."""
+    found: dict[tuple[str, str], Counter[str]] = {
+        (score, status): Counter() for score in MEASUREMENTS for status in STATUSES
+    }
+    known = [score for score in MEASUREMENTS if score in clips.schema.names]
+    if "null_reasons" not in clips.schema.names:
+        return found
+    for table in scan(clips, ["status", "null_reasons", *known]):
+        # As a list: pyarrow 26 has no list kernels for maps, and list_parent_indices aborts on one.
+        entries = table["null_reasons"].combine_chunks().cast(_ENTRIES)
+        rows = pc.list_parent_indices(entries)
+        scores, reasons = pc.list_flatten(entries).flatten()
+        for score in set(pc.unique(scores).to_pylist()).intersection(known):
+            values = table[score].cast(pa.float64()).to_numpy()
+            of_score = np.flatnonzero(pc.equal(scores, score))
+            place = pa.array(of_score[~np.isfinite(values[rows.to_numpy()[of_score]])])
+            texts = pc.fill_null(reasons.take(place), "no cause recorded")
+            status = table["status"].take(rows.take(place))
+            pairs = pa.table({"status": status, "reason": pa.chunked_array([texts])})
+            for row in (
+                pairs.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist()
+            ):
+                for name in (row["status"], "all"):
+                    if (score, name) in found:
+                        found[score, name][row["reason"]] += row["count_all"]
     return found
 
 
-def _count_reasons(
-    nulls: np.ndarray, not_finite: int, rows: np.ndarray, reasons: pa.ChunkedArray
-) -> dict[str, int]:
-    """Null reason -> clips. nulls: (clips,) bool. A reason is ignored where there is a value."""
-    counted = pc.value_counts(reasons.filter(pa.array(nulls[rows]))).to_pylist()
-    found = Counter({row["values"] or "no cause recorded": row["counts"] for row in counted})
+def _count_reasons(nulls: int, not_finite: int, counted: Counter[str]) -> dict[str, int]:
+    """Null reason -> clips, which add up to `nulls`."""
+    found = Counter(counted)
     found["not finite"] += not_finite
-    found["no cause recorded"] += int(nulls.sum()) - found.total()
-    common = found.most_common(MAX_NULL_REASONS)
+    found["no cause recorded"] += nulls - found.total()
+    # Of equal counts, in order of the text: whatever the order of the clips.
+    common = sorted(found.items(), key=lambda item: (-item[1], item[0]))[:MAX_NULL_REASONS]
     common.append(("other causes", found.total() - sum(n for _, n in common)))
     return {reason: n for reason, n in common if n}

@@ -7,7 +7,6 @@ fail a check or a rule.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import records
+from curation.partitions import as_bytes
 from curation.policy import Policy, decide_table, group_by_row
 from curation.records import CAPTION_SCORES, CORRECTED
 from curation.texts import split_words
 from stages.selection.near_duplicates import (
+    FingerprintFile,
     connected_components,
     find_duplicates,
     read_fingerprints,
@@ -29,7 +30,155 @@ from stages.selection.semantic_duplicates import find_semantic_duplicates
 SCHEMA = records.schema(records.SELECTION)
 OUTSIDE = "outside where"
 OUTSIDE_BY_CAPTION = "outside where, by its caption"
+OVER_LIMIT = "limit: not among the clips drawn"
+NO_TEXT = b""
+TEXT_COLUMNS = ("caption", "sub_captions")
 RANK_COLUMNS = ("clip_id", "width", "height", "duration_s", "sharpness", "packet_bytes")
+
+
+def selected_columns(policy: Policy) -> list[str]:
+    """The columns of a clip that ClipSelector reads."""
+    needed = [*RANK_COLUMNS, "sha256", "fingerprint", "null_reasons", *policy]
+    return list(dict.fromkeys(name for name in needed if name not in CAPTION_SCORES))
+
+
+class ClipSelector:
+    """Selects clips that come table by table, twice: `add` each, `decide`, then ask for `rows`.
+
+    The tables hold the clips in order of clip_id. Per clip that passes the policy about 70 bytes
+    stay in memory; fingerprints go to a scratch file.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        sources: np.ndarray,
+        *,
+        semantic_similarity: float | None = None,
+        seed: int = 0,
+        validation_share: float = 0.05,
+        flags: Mapping[str, str] | None = None,
+    ) -> None:
+        """sources: the sorted distinct `sha256` of all clips, (n,) bytes. The others are those of
+        `select_clips`."""
+        self._flags = flags or {}
+        self._policy = policy.without(CAPTION_SCORES)
+        self._sources = sources
+        self._similarity = semantic_similarity
+        self._seed, self._validation_share = seed, validation_share
+        self._fingerprints = FingerprintFile()
+        self._count = 0
+        self._added: list[dict[str, np.ndarray]] = []
+        self._found: dict[str, np.ndarray] = {}
+
+    def add(
+        self,
+        clips: pa.Table,
+        inside: pa.ChunkedArray | None = None,
+        embeddings: np.ndarray | None = None,
+    ) -> None:
+        """Decides the clips by the policy. inside: as `select_clips`. embeddings: (n, D)."""
+        reasons = self._policy_reasons(clips, inside)
+        passed = np.flatnonzero(pc.list_value_length(reasons).to_numpy() == 0)
+        passing = clips.select([*RANK_COLUMNS, "sha256"]).take(pa.array(passed))
+        seconds = _floats(passing["duration_s"])
+        self._added.append(
+            {
+                "number": (self._count + passed).astype(np.uint32),
+                "clip_id": as_bytes(passing["clip_id"]),
+                "source": self._source(passing),
+                "area": (_floats(passing["width"]) * _floats(passing["height"])).astype(np.int64),
+                "seconds": seconds,
+                "sharpness": _floats(passing["sharpness"]).astype(np.float32),
+                "rate": _floats(passing["packet_bytes"]) / np.maximum(seconds, 1e-3),
+            }
+        )
+        if embeddings is not None:
+            self._added[-1]["embedding"] = embeddings[passed]
+        self._fingerprints.append(
+            read_fingerprints(clips["fingerprint"].cast(pa.large_binary()).take(pa.array(passed)))
+        )
+        self._count += clips.num_rows
+
+    def decide(self) -> None:
+        """Finds the duplicates among all clips, and the split of their sources."""
+        names = list(self._added[0]) if self._added else []
+        assert names, "no table was added"
+        for added in self._added if "embedding" in names else ():
+            size = max(a["embedding"].shape[1] for a in self._added if "embedding" in a)
+            if added["embedding"].shape[1] != size:  # none of the table's clips has one
+                added["embedding"] = np.full((len(added["number"]), size), np.nan, np.float32)
+        of = {name: np.concatenate([a.pop(name) for a in self._added]) for name in names}
+        source = of["source"]
+        rank_of = _QualityRanks(of)
+        duplicate_of, edges = find_duplicates(self._fingerprints.read(), source, rank_of)
+        kept = duplicate_of < 0
+        same = np.full(len(source) if self._similarity is not None else 0, -1, np.int32)
+        if self._similarity is not None:
+            vectors = of["embedding"]
+            kept &= ~np.isnan(vectors[:, 0])
+            rows = np.flatnonzero(kept)
+            found, links = find_semantic_duplicates(vectors[rows], rank_of(rows), self._similarity)
+            same[rows[found >= 0]] = rows[found[found >= 0]]
+            edges = np.concatenate([edges, rows[links]])
+            kept &= same < 0
+        held_out = _sources_for_validation(
+            self._sources, source, edges, kept, self._seed, self._validation_share
+        )
+        self._found = {"passed": of["number"], "clip_id": of["clip_id"], "kept": kept}
+        self._found |= {"duplicate_of": duplicate_of, "same": same, "held_out": held_out[source]}
+
+    @property
+    def kept(self) -> dict[str, np.ndarray]:
+        """Of the kept clips: `number` among all clips, `clip_id` (bytes), `held_out` (bool)."""
+        kept = self._found["kept"]
+        of = {"number": "passed", "clip_id": "clip_id", "held_out": "held_out"}
+        return {name: self._found[column][kept] for name, column in of.items()}
+
+    def rows(self, clips: pa.Table, first: int, inside: pa.ChunkedArray | None = None) -> pa.Table:
+        """A row of records.SELECTION per clip. first: how many clips the earlier tables have."""
+        reasons = self._policy_reasons(clips, inside)
+        split = np.full(clips.num_rows, None, object)
+        passed = self._found["passed"]
+        span = slice(*np.searchsorted(passed, [first, first + clips.num_rows]))
+        if span.start < span.stop:
+            row = passed[span].astype(np.int64) - first
+            of = {name: values[span] for name, values in self._found.items() if len(values)}
+            reasons = self._append_duplicates(reasons, row, "duplicate of", of["duplicate_of"])
+            if self._similarity is not None:
+                without = row[~of["kept"] & (of["duplicate_of"] < 0) & (of["same"] < 0)]
+                texts = np.full(len(without), "embeddings not measured")
+                reasons = _append_reasons(reasons, without, texts)
+                reasons = self._append_duplicates(reasons, row, "shows the same as", of["same"])
+            names = np.where(of["held_out"], "validation", "train")
+            split[row[of["kept"]]] = names[of["kept"]]
+        ids = clips["clip_id"]
+        assert len(pc.unique(ids)) == clips.num_rows, "a clip_id is in the table twice"
+        return _selection_table(ids, reasons, pa.array(split, pa.string()))
+
+    def _policy_reasons(self, clips: pa.Table, inside: pa.ChunkedArray | None) -> pa.ListArray:
+        reasons = decide_table(clips, self._policy)
+        if inside is not None:
+            outside = np.flatnonzero(pc.invert(pc.fill_null(inside, False)).to_numpy())
+            reasons = _append_reasons(reasons, outside, np.full(len(outside), OUTSIDE))
+        if self._flags:
+            ids = pa.array(self._flags, pa.string())
+            row = pc.index_in(ids, clips["clip_id"].combine_chunks())
+            texts = pa.array(self._flags.values(), pa.string()).filter(row.is_valid())
+            texts = texts.to_numpy(zero_copy_only=False)
+            reasons = _append_reasons(reasons, row.drop_null().to_numpy(), texts)
+        return reasons
+
+    def _append_duplicates(
+        self, reasons: pa.ListArray, row: np.ndarray, prefix: str, duplicate_of: np.ndarray
+    ) -> pa.ListArray:
+        found = np.flatnonzero(duplicate_of >= 0)
+        ids = self._found["clip_id"][duplicate_of[found]]
+        texts = np.array([f"{prefix} {name.decode()}" for name in ids.tolist()], object)
+        return _append_reasons(reasons, row[found], texts)
+
+    def _source(self, clips: pa.Table) -> np.ndarray:
+        return np.searchsorted(self._sources, as_bytes(clips["sha256"])).astype(np.int32)
 
 
 def select_clips(
@@ -54,74 +203,52 @@ def select_clips(
     linked by a pair of duplicates form a group, and `validation_share` of the groups are for
     validation; where there are two groups or more, at least one is on each side.
     """
-    needed = [*RANK_COLUMNS, "sha256", "null_reasons", *policy]
+    selector = ClipSelector(
+        policy,
+        np.unique(as_bytes(clips["sha256"])),
+        semantic_similarity=semantic_similarity,
+        seed=seed,
+        validation_share=validation_share,
+        flags=flags,
+    )
     order = pc.sort_indices(clips["clip_id"])
-    codes = clips["fingerprint"].cast(pa.large_binary())  # binary's offsets end at 2 GB
-    clips = clips.select([c for c in dict.fromkeys(needed) if c in clips.column_names]).take(order)
-    reasons = decide_table(clips, policy.without(CAPTION_SCORES))
-    if inside is not None:
-        is_outside = pc.invert(pc.fill_null(inside, False)).take(order)
-        outside = np.flatnonzero(is_outside.to_numpy())
-        reasons = _append_reasons(reasons, outside, np.full(len(outside), OUTSIDE))
-    if flags:
-        row = pc.index_in(pa.array(flags, pa.string()), clips["clip_id"].combine_chunks())
-        is_known = row.is_valid()
-        texts = pa.array(flags.values(), pa.string()).filter(is_known)
-        texts = texts.to_numpy(zero_copy_only=False)
-        reasons = _append_reasons(reasons, row.filter(is_known).to_numpy(), texts)
-    passed = np.flatnonzero(pc.list_value_length(reasons).to_numpy() == 0)
-    passing = clips.take(pa.array(passed))
-    source = _sorted_index(passing["sha256"])
-    fingerprints = read_fingerprints(codes.take(order.take(pa.array(passed))))
-    rank = quality_ranks(passing)
-    duplicate_of, edges = find_duplicates(fingerprints, source, rank)
-    texts = _duplicate_reasons("duplicate of", passing, duplicate_of)
-    reasons = _append_reasons(reasons, passed[duplicate_of >= 0], texts)
-    kept = np.flatnonzero(duplicate_of < 0)
-    if semantic_similarity is not None:
-        assert embeddings is not None
-        rows = order.to_numpy()[passed[kept]]
-        has_embedding = ~np.isnan(embeddings[rows, 0])
-        without, kept = passed[kept[~has_embedding]], kept[has_embedding]
-        texts = np.full(len(without), "embeddings not measured")
-        reasons = _append_reasons(reasons, without, texts)
-        same, links = find_semantic_duplicates(
-            embeddings[rows[has_embedding]], rank[kept], semantic_similarity
-        )
-        texts = _duplicate_reasons("shows the same as", passing.take(pa.array(kept)), same)
-        reasons = _append_reasons(reasons, passed[kept[same >= 0]], texts)
-        edges = np.concatenate([edges, kept[links]])
-        kept = kept[same < 0]
-
-    split = np.full(clips.num_rows, None, object)
-    held_out = _for_validation(passing["sha256"], source, edges, kept, seed, validation_share)
-    split[passed[kept]] = np.where(held_out[kept], "validation", "train")
-    assert len(pc.unique(clips["clip_id"])) == clips.num_rows, "a clip_id is in the table twice"
-    return _selection_table(clips["clip_id"], reasons, pa.array(split, pa.string()))
+    columns = [name for name in selected_columns(policy) if name in clips.column_names]
+    large = clips["fingerprint"].cast(pa.large_binary())  # binary's offsets end at 2 GB
+    column = clips.column_names.index("fingerprint")
+    clips = clips.set_column(column, "fingerprint", large).select(columns).take(order)
+    inside = None if inside is None else inside.take(order)
+    selector.add(clips, inside, None if embeddings is None else embeddings[order.to_numpy()])
+    selector.decide()
+    return selector.rows(clips, 0, inside)
 
 
 def apply_caption_rules(
-    selection: pa.Table, captions: pa.Table, policy: Policy, max_equal_captions: int | None = None
+    selection: pa.Table,
+    captions: pa.Table,
+    policy: Policy,
+    max_equal_captions: int | None = None,
+    counts: CaptionCounts | None = None,
 ) -> pa.Table:
     """The selection, in which a kept clip is rejected if its captions fail a check or a rule.
 
     max_equal_captions: clips that may have equal texts; above it, all of them are rejected.
+    counts: of all clips, where these are not all.
     captions: records.CAPTION. A kept clip without captions (not written yet, or with an `error`,
     which makes it a failed clip) stays kept. A rejected clip stays rejected. The policy's rules do
     not hold for captions that a person corrected.
     """
     policy = policy.without([name for name in policy if name not in CAPTION_SCORES])
     captions = captions.filter(pc.is_null(captions["error"]))
-    index = pc.index_in(selection["clip_id"], captions["clip_id"].combine_chunks()).to_numpy()
-    is_kept = pc.equal(selection["status"], "kept").to_numpy()
-    captioned = np.flatnonzero(~np.isnan(index) & is_kept)
-    captions = captions.take(pa.array(index[captioned].astype(np.int64)))
+    captioned, captions = _captions_of_kept(selection, captions)
     failed_check = captions["rejected"].to_numpy()
     rejected = np.flatnonzero(pc.is_valid(captions["rejected"]).to_numpy())
     reasons = selection["reasons"].combine_chunks()
     reasons = _append_reasons(reasons, captioned[rejected], failed_check[rejected])
     if max_equal_captions is not None:
-        equal, texts = _equal_captions(captions, max_equal_captions)
+        if counts is None:
+            counts = CaptionCounts()
+            counts.add_captions(captions)
+        equal, texts = counts.repeated(captions, max_equal_captions)
         reasons = _append_reasons(reasons, captioned[equal], texts)
     is_written = pc.invert(pc.fill_null(pc.equal(captions["captioner"], CORRECTED), False))
     captions, captioned = captions.filter(is_written), captioned[is_written.to_numpy()]
@@ -139,17 +266,57 @@ def reject_clips(selection: pa.Table, rows: np.ndarray, reason: str) -> pa.Table
     return _selection_table(selection["clip_id"], reasons, selection["split"])
 
 
-def _equal_captions(captions: pa.Table, max_clips: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows whose caption, or whose sub-captions together, more than `max_clips` rows have, and
-    the reason of each. Case, punctuation and spaces do not count; failed checks are left out."""
-    passed = np.flatnonzero(pc.is_null(captions["rejected"]).to_numpy())
-    clips = np.zeros(captions.num_rows, np.int64)
-    for texts in (captions["caption"], captions["sub_captions"]):
-        words = [_words_of(text) for text in texts.take(pa.array(passed)).to_pylist()]
-        counts = Counter(words)
-        clips[passed] = np.maximum(clips[passed], [counts[w] if w else 0 for w in words])
-    equal = np.flatnonzero(clips > max_clips)
-    return equal, np.array([f"caption repeated: on {n} clips" for n in clips[equal]], object)
+def _captions_of_kept(selection: pa.Table, captions: pa.Table) -> tuple[np.ndarray, pa.Table]:
+    """The rows of the kept clips that have captions, and these."""
+    index = pc.index_in(selection["clip_id"], captions["clip_id"].combine_chunks()).to_numpy()
+    is_kept = pc.equal(selection["status"], "kept").to_numpy()
+    captioned = np.flatnonzero(~np.isnan(index) & is_kept)
+    return captioned, captions.take(pa.array(index[captioned].astype(np.int64)))
+
+
+class CaptionCounts:
+    """How many kept clips have the same caption, or the same sub-captions together. Case,
+    punctuation and spaces do not count; captions that failed a check are left out."""
+
+    def __init__(self) -> None:
+        self._digests: dict[str, list[np.ndarray]] = {name: [] for name in TEXT_COLUMNS}
+        self._counted: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def add(self, selection: pa.Table, captions: pa.Table) -> None:
+        """captions, selection: as `apply_caption_rules` has them."""
+        captions = captions.filter(pc.is_null(captions["error"]))
+        self.add_captions(_captions_of_kept(selection, captions)[1])
+
+    def add_captions(self, captions: pa.Table) -> None:
+        passed = captions.filter(pc.is_null(captions["rejected"]))
+        for name, found in self._digests.items():
+            found.append(_text_digests(passed[name]))
+
+    def repeated(self, captions: pa.Table, max_clips: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of captions that more than `max_clips` clips have, and the reason of each."""
+        passed = np.flatnonzero(pc.is_null(captions["rejected"]).to_numpy())
+        clips = np.zeros(captions.num_rows, np.int64)
+        for name, found in self._digests.items():
+            if name not in self._counted:
+                self._counted[name] = np.unique(
+                    np.concatenate([np.empty(0, "S32"), *found]), return_counts=True
+                )
+            known, counts = self._counted[name]
+            digests = _text_digests(captions[name].take(pa.array(passed)))
+            of_text = np.where(digests == NO_TEXT, 0, counts[np.searchsorted(known, digests)])
+            clips[passed] = np.maximum(clips[passed], of_text)
+        equal = np.flatnonzero(clips > max_clips)
+        return equal, np.array([f"caption repeated: on {n} clips" for n in clips[equal]], object)
+
+
+def _text_digests(texts: pa.ChunkedArray) -> np.ndarray:
+    """(n,) a hash of the words of each text, 32 hexadecimal digits; NO_TEXT where it has none."""
+    words = map(_words_of, texts.to_pylist())
+    found = [
+        hashlib.blake2b("\0".join(w).encode(), digest_size=16).hexdigest().encode() if w else b""
+        for w in words
+    ]
+    return np.array(found, "S32")
 
 
 def _words_of(text: str | list[dict[str, Any]] | None) -> tuple[str, ...]:
@@ -178,39 +345,60 @@ def quality_ranks(clips: pa.Table) -> np.ndarray:
     clip, then clip_id. Sharpness and bytes are means over the source's clips: so of two copies of a
     video all clips of one are better, and shifted spans of both don't suppress each other in turns.
     """
-    source = _sorted_index(clips["sha256"])
-    area = _floats(clips["width"]) * _floats(clips["height"])
     seconds = _floats(clips["duration_s"])
-    sharpness = _group_means(source, _floats(clips["sharpness"]))
-    rate = _group_means(source, _floats(clips["packet_bytes"]) / np.maximum(seconds, 1e-3))
-    order = np.lexsort((_sorted_index(clips["clip_id"]), -seconds, -rate, -sharpness, -area))
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    return rank
+    _, source = np.unique(as_bytes(clips["sha256"]), return_inverse=True)
+    columns = {
+        "clip_id": as_bytes(clips["clip_id"]),
+        "source": source,
+        "area": _floats(clips["width"]) * _floats(clips["height"]),
+        "seconds": seconds,
+        "sharpness": _floats(clips["sharpness"]).astype(np.float32),
+        "rate": _floats(clips["packet_bytes"]) / np.maximum(seconds, 1e-3),
+    }
+    return _QualityRanks(columns)(np.arange(clips.num_rows))
 
 
-def _for_validation(
-    sha256: pa.ChunkedArray,
+class _QualityRanks:
+    """`quality_ranks` of some of the clips; the means are over all clips of their sources."""
+
+    def __init__(self, columns: dict[str, np.ndarray]) -> None:
+        """columns: clip_id, source, area, seconds, sharpness, rate, each (n,)."""
+        self._of = columns
+        self._sharpness = _means(columns["source"], columns["sharpness"])
+        self._rate = _means(columns["source"], columns["rate"])
+
+    def __call__(self, clips: np.ndarray) -> np.ndarray:
+        of = {name: self._of[name][clips] for name in ("clip_id", "source", "area", "seconds")}
+        means = (-self._rate[of["source"]], -self._sharpness[of["source"]])
+        order = np.lexsort((of["clip_id"], -of["seconds"], *means, -of["area"]))
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order))
+        return rank
+
+
+def _sources_for_validation(
+    sources: np.ndarray,
     source: np.ndarray,
     edges: np.ndarray,
     kept: np.ndarray,
     seed: int,
     share: float,
 ) -> np.ndarray:
-    """(n,) bool: whether the clip is for validation. Depends on the sources and the seed only."""
-    if not len(source):
-        return np.zeros(0, bool)
-    group = connected_components(source[edges], int(source.max()) + 1)[source]
-    # A group's number is that of its first hash: `source` counts the hashes in sorted order.
-    names = pc.unique(sha256).sort().to_pylist()
-    uniform = np.array([uniform_hash(name, seed) for name in names])[group]
+    """(sources,) bool: whether its clips are for validation. Depends on the sources and the seed.
+
+    source, kept: (n,) of each clip.  edges: (P, 2) clips.
+    """
+    # A group's number is that of its first hash: the hashes are sorted.
+    group = connected_components(source[edges], len(sources))
+    uniform = np.array([uniform_hash(name.decode(), seed) for name in sources])[group]
     chosen = uniform < share
-    groups = np.unique(uniform[kept])
+    has_kept = np.bincount(source[kept], minlength=len(sources)) > 0
+    groups = np.unique(uniform[has_kept])
     if share <= 0 or len(groups) < 2:
         return chosen
-    if not chosen[kept].any():
+    if not chosen[has_kept].any():
         return uniform == groups[0]
-    return uniform < groups[-1] if chosen[kept].all() else chosen
+    return uniform < groups[-1] if chosen[has_kept].all() else chosen
 
 
 def uniform_hash(name: str, seed: int) -> float:
@@ -219,27 +407,15 @@ def uniform_hash(name: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _sorted_index(names: pa.ChunkedArray) -> np.ndarray:
-    """(n,) int64: the index of each name among the sorted distinct names."""
-    distinct = pc.unique(names).sort()
-    return pc.index_in(names, distinct).to_numpy().astype(np.int64)
-
-
 def _floats(column: pa.ChunkedArray) -> np.ndarray:
     return np.nan_to_num(column.cast(pa.float64()).to_numpy())  # not measured: 0, ranks last
 
 
-def _group_means(group: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(n,) the mean of the values in each one's group, rounded: a float sum depends on the order
-    of its terms."""
+def _means(group: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(groups,) the mean of each group's values, rounded: a float sum depends on the order of its
+    terms."""
     total, count = np.bincount(group, values), np.bincount(group)
-    return np.round(total / np.maximum(count, 1), 6)[group]
-
-
-def _duplicate_reasons(prefix: str, clips: pa.Table, duplicate_of: np.ndarray) -> np.ndarray:
-    """The reason of each clip that duplicates another one (not -1)."""
-    names = clips["clip_id"].take(pa.array(duplicate_of[duplicate_of >= 0])).to_pylist()
-    return np.array([f"{prefix} {name}" for name in names], object)
+    return np.round(total / np.maximum(count, 1), 6)
 
 
 def _append_reasons(reasons: pa.ListArray, rows: np.ndarray, texts: np.ndarray) -> pa.ListArray:

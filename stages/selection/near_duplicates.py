@@ -1,5 +1,8 @@
 """Near-duplicates among all clips of an input, from their fingerprints: numpy, no loop over pairs.
 
+Fingerprints may lie in a file, which is mapped. A search sorts the ticks slice by slice in a
+scratch file, so that its memory does not grow with them, and its time does almost linearly.
+
 Candidates: two ticks (quarters of a second) of different clips that agree in 32 of their 128 bits.
 There are four choices of the 32 bits (bands, as in locality-sensitive hashing), so that a few
 flipped bits don't hide a pair. Verification: the two clips are aligned so that the two ticks
@@ -8,8 +11,12 @@ coincide, and must then agree over all of the time that they share.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +25,12 @@ from stages.meters.fingerprint import CODE, SIGNS
 
 BANDS = 4
 MAX_COMPARISONS_PER_TICK = 6  # with the next ones in its bucket: large buckets cost linear time
-SORT_SLICES = 8  # the keys are sorted in this many slices, to limit memory
-MAX_TICKS_PER_BATCH = 4_000_000  # verified in one step, to limit memory
+# To limit memory:
+TICKS_PER_SLICE = 1 << 19  # sorted in one step, on average
+TICKS_PER_CHUNK = 1 << 19  # distributed to slices in one step
+TICKS_PER_BATCH = 1 << 19  # verified in one step
+MAX_COLLECTED_ROWS = 1 << 19  # candidates, before equal ones are removed
+EDGES_PER_BATCH = 1 << 20  # turned into Python's numbers in one step
 
 MIN_SHARED_TICKS = 17  # 4.25 s: 5 s, less a tick at either end and a rounding
 MIN_SHARED_SHARE = 0.75  # of the shorter clip, where that is less; it is nearly all of such a clip
@@ -33,21 +44,53 @@ PIECE_TICKS = 8
 MAX_PICTURE_DISTANCE = 0.20 * 64  # mean over the shared time (re-encoded: 0.00..0.05)
 
 
+_ENTRY = np.dtype([("picture", "<u8"), ("motion", "<u8"), ("clip", "<u4"), ("position", "<u4")])
+
+
 @dataclass(frozen=True)
 class ClipFingerprints:
-    """The fingerprints of n clips, one after the other (views of the column's own bytes)."""
+    """The fingerprints of n clips, one after the other, in memory or in a mapped file."""
 
-    picture: np.ndarray  # (ticks,) uint64
-    motion: np.ndarray  # (ticks,) uint64
+    ticks: np.ndarray  # (ticks,) CODE
     start: np.ndarray  # (n + 1,) int64: clip i has the ticks start[i] to start[i + 1]
+    file: mmap.mmap | None = None  # that holds the ticks
 
-    def motion_distance(self, one: np.ndarray, two: np.ndarray) -> np.ndarray:
-        """(T,) motion bits that differ between ticks `one` and `two`."""
-        return np.bitwise_count((self.motion[one] ^ self.motion[two]) & SIGNS)
+    def release(self) -> None:
+        """Removes the pages that were read from this process's memory."""
+        if self.file is not None:
+            self.file.madvise(mmap.MADV_DONTNEED)
 
-    def picture_distance(self, one: np.ndarray, two: np.ndarray) -> np.ndarray:
-        """(T,) picture bits that differ between ticks `one` and `two`."""
-        return np.bitwise_count(self.picture[one] ^ self.picture[two])
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """First and last + 1 of consecutive clips with about TICKS_PER_CHUNK ticks."""
+        first, n = 0, len(self.start) - 1
+        while first < n:
+            end = self.start[first] + TICKS_PER_CHUNK
+            last = max(first + 1, int(np.searchsorted(self.start, end, "right")) - 1)
+            yield first, last
+            first = last
+
+
+class FingerprintFile:
+    """Fingerprints that are appended to a scratch file."""
+
+    def __init__(self, folder: str | None = None) -> None:
+        self._file: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed below)
+        self._sizes: list[np.ndarray] = [np.zeros(1, np.int64)]
+
+    def append(self, codes: ClipFingerprints) -> None:
+        codes.ticks.tofile(self._file)
+        self._sizes.append(np.diff(codes.start).astype(np.uint32))
+
+    def read(self) -> ClipFingerprints:
+        """All of them; the file is closed, and deleted when they are no longer used."""
+        start = np.cumsum(np.concatenate(self._sizes), dtype=np.int64)
+        self._sizes = []
+        with self._file as file:
+            file.flush()
+            if not start[-1]:
+                return ClipFingerprints(np.empty(0, CODE), start)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return ClipFingerprints(np.frombuffer(mapped, CODE), start, mapped)
 
 
 def read_fingerprints(column: pa.ChunkedArray) -> ClipFingerprints:
@@ -60,7 +103,7 @@ def read_fingerprints(column: pa.ChunkedArray) -> ClipFingerprints:
     start = np.concatenate([[0], np.cumsum(sizes // CODE.itemsize)]).astype(np.int64)
     data = values.buffers()[2]
     ticks = np.frombuffer(data, CODE, count=start[-1]) if start[-1] else np.empty(0, CODE)
-    return ClipFingerprints(ticks["picture"], ticks["motion"], start)
+    return ClipFingerprints(ticks, start)
 
 
 def find_pairs(codes: ClipFingerprints, video: np.ndarray) -> np.ndarray:
@@ -71,47 +114,103 @@ def find_pairs(codes: ClipFingerprints, video: np.ndarray) -> np.ndarray:
     is sorted by the remaining bits, and each tick is compared with the next
     MAX_COMPARISONS_PER_TICK only.
     """
-    clip = np.repeat(np.arange(len(codes.start) - 1, dtype=np.int32), np.diff(codes.start))
-    found = [np.empty((0, 3), np.int64)]
-    for one, two in _candidate_ticks(codes):
-        a, b = clip[one], clip[two]
-        near = codes.motion_distance(one, two) <= MAX_MOTION_DISTANCE
-        near &= codes.picture_distance(one, two) <= MAX_PICTURE_DISTANCE
-        near &= video[a] != video[b]
-        one, two, a, b = one[near], two[near], a[near], b[near]
-        shift = (one - codes.start[a]) - (two - codes.start[b])
-        swap = a > b
-        low, high = np.where(swap, b, a), np.where(swap, a, b)
-        found.append(np.stack([low, high, np.where(swap, -shift, shift)], 1))
-    candidates = _unique_rows(np.concatenate(found))
+    candidates = np.empty((0, 3), np.int64)
+    with tempfile.TemporaryFile() as scratch:
+        for band in range(BANDS):
+            found: list[np.ndarray] = []
+            for entries in _slices(codes, band, scratch):
+                found += map(_unique_rows, _candidates(entries, band, video))
+                if sum(map(len, found)) > MAX_COLLECTED_ROWS + len(candidates):
+                    candidates = _unique_rows(np.concatenate([candidates, *found]))
+                    found = []
+            candidates = _unique_rows(np.concatenate([candidates, *found]))
     return _unique_rows(candidates[_clips_agree(codes, candidates)][:, :2])
 
 
-def _candidate_ticks(codes: ClipFingerprints) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of ticks whose 16 bits of picture and 16 bits of motion agree, band by band."""
-    assert len(codes.motion) < 2**32, "4 billion ticks, 70 million clips: sort them in two passes"
-    moving = np.flatnonzero(codes.motion > SIGNS).astype(np.uint32)
-    for band in range(BANDS):
-        offset = np.uint64(16 * band)
-        for part in range(SORT_SLICES):
-            ticks = moving[((codes.motion[moving] >> offset) & np.uint64(SORT_SLICES - 1)) == part]
-            picture = (codes.picture[ticks] >> offset) << np.uint64(48)
-            motion = codes.motion[ticks]
-            if band:  # rotate, so that the band's bits come first
-                motion = (motion >> offset) | (motion << (np.uint64(64) - offset))
-            # The band's bits of motion, then the other bits: the most similar ticks are adjacent.
-            key = (
-                picture
-                | ((motion & np.uint64(0xFFFF)) << np.uint64(32))
-                | (motion >> np.uint64(16) & np.uint64(0xFFFFFFFF))
-            )
-            del picture, motion
-            order = np.argsort(key)
-            ticks, bucket = ticks[order], (key[order] >> np.uint64(32)).astype(np.uint32)
-            del key, order
-            for step in range(1, MAX_COMPARISONS_PER_TICK + 1):
-                same = np.flatnonzero(bucket[step:] == bucket[:-step])
-                yield ticks[same], ticks[same + step]
+def _slices(codes: ClipFingerprints, band: int, scratch: BinaryIO) -> Iterator[np.ndarray]:
+    """The ticks in which something moves, (T,) _ENTRY in order of clip and position, in slices by
+    the lowest bits of the band's 16 bits of motion. So a bucket is in one slice."""
+    bits = min(16, int(codes.start[-1] // TICKS_PER_SLICE).bit_length())
+    if not bits:
+        yield _entries(codes, 0, len(codes.start) - 1)
+        return
+    ends: list[np.ndarray] = []  # of the slices of each chunk, in entries from the file's start
+    scratch.seek(0)
+    written = 0
+    for first, last in codes.chunks():
+        entries = _entries(codes, first, last)
+        part = (entries["motion"] >> np.uint64(16 * band)).astype(np.uint16)
+        part &= np.uint16((1 << bits) - 1)
+        entries[np.argsort(part, kind="stable")].tofile(scratch)
+        sizes = np.bincount(part, minlength=1 << bits)
+        ends.append(written + np.concatenate([[0], np.cumsum(sizes)]))
+        written += len(entries)
+        codes.release()
+    scratch.flush()
+    for number in range(1 << bits):
+        entries = np.empty(sum(int(end[number + 1] - end[number]) for end in ends), _ENTRY)
+        filled = 0
+        for end in ends:
+            count = int(end[number + 1] - end[number])
+            view = memoryview(entries[filled : filled + count].view(np.uint8))  # type: ignore
+            read = os.preadv(scratch.fileno(), [view], int(end[number]) * _ENTRY.itemsize)
+            assert read == len(view), "the scratch file is shorter than what was written"
+            filled += count
+        yield entries
+
+
+def _entries(codes: ClipFingerprints, first: int, last: int) -> np.ndarray:
+    """(T,) _ENTRY of the ticks of clips `first` to `last` in which something moves."""
+    start = codes.start[first : last + 1]
+    ticks = codes.ticks[start[0] : start[-1]]
+    moving = np.flatnonzero(ticks["motion"] > SIGNS)
+    clip = np.repeat(np.arange(first, last, dtype=np.uint32), np.diff(start))[moving]
+    entries = np.empty(len(moving), _ENTRY)
+    entries["picture"], entries["motion"] = ticks["picture"][moving], ticks["motion"][moving]
+    entries["clip"], entries["position"] = clip, moving + start[0] - codes.start[clip]
+    return entries
+
+
+def _candidates(entries: np.ndarray, band: int, video: np.ndarray) -> Iterator[np.ndarray]:
+    """(C, 3) clips a < b and the tick of a less that of b, of pairs of ticks whose 16 bits of
+    picture and 16 bits of motion agree, and which are near in all bits."""
+    offset = np.uint64(16 * band)
+    motion = entries["motion"]
+    if band:  # rotate, so that the band's bits come first
+        motion = (motion >> offset) | (motion << (np.uint64(64) - offset))
+    # The band's bits of motion, then the other bits: the most similar ticks are adjacent.
+    key = (
+        (entries["picture"] >> offset) << np.uint64(48)
+        | ((motion & np.uint64(0xFFFF)) << np.uint64(32))
+        | (motion >> np.uint64(16) & np.uint64(0xFFFFFFFF))
+    )
+    order = _sorted_order(key)
+    entries, bucket = entries[order], (key[order] >> np.uint64(32)).astype(np.uint32)
+    del key, order, motion
+    for step in range(1, MAX_COMPARISONS_PER_TICK + 1):
+        same = np.flatnonzero(bucket[step:] == bucket[:-step])
+        if not len(same):  # a bucket's ticks are adjacent
+            return
+        one, two = entries[same], entries[same + step]
+        near = np.bitwise_count((one["motion"] ^ two["motion"]) & SIGNS) <= MAX_MOTION_DISTANCE
+        near &= np.bitwise_count(one["picture"] ^ two["picture"]) <= MAX_PICTURE_DISTANCE
+        near &= video[one["clip"]] != video[two["clip"]]
+        one, two = one[near], two[near]
+        shift = one["position"].astype(np.int64) - two["position"]
+        swap = one["clip"] > two["clip"]
+        low, high = np.where(swap, two["clip"], one["clip"]), np.maximum(one["clip"], two["clip"])
+        yield np.stack([low, high, np.where(swap, -shift, shift)], 1).astype(np.int64)
+
+
+def _sorted_order(key: np.ndarray) -> np.ndarray:
+    """(n,) as a stable argsort, but faster: equal keys are rare, and are sorted afterwards."""
+    order = np.argsort(key)
+    ordered = key[order]
+    equal = ordered[1:] == ordered[:-1]
+    tied = np.flatnonzero(np.concatenate([[False], equal]) | np.concatenate([equal, [False]]))
+    if len(tied):
+        order[tied] = order[tied[np.lexsort((order[tied], ordered[tied]))]]
+    return order
 
 
 def _clips_agree(codes: ClipFingerprints, candidates: np.ndarray) -> np.ndarray:
@@ -127,10 +226,11 @@ def _clips_agree(codes: ClipFingerprints, candidates: np.ndarray) -> np.ndarray:
     sizes = np.diff(codes.start)
     required = min_shared_ticks(np.minimum(sizes[a], sizes[b]))
     long = np.flatnonzero(shared >= required)
-    batch = np.cumsum(shared[long]) // MAX_TICKS_PER_BATCH
+    batch = np.cumsum(shared[long]) // TICKS_PER_BATCH
     for rows in np.split(long, np.flatnonzero(np.diff(batch)) + 1):
         spans = first_a[rows], first_b[rows], shared[rows]
         agree[rows] = _spans_agree(codes, *spans, MIN_MOVING_SHARE * required[rows])
+        codes.release()
     return agree
 
 
@@ -149,9 +249,9 @@ def _spans_agree(
     first = np.cumsum(ticks) - ticks
     span = np.repeat(np.arange(len(ticks)), ticks)
     position = np.arange(len(span)) - first[span]
-    one, two = a[span] + position, b[span] + position
-    moves = (codes.motion[one] | codes.motion[two]) > SIGNS
-    distance = np.where(moves, codes.motion_distance(one, two), 0)
+    one, two = codes.ticks[a[span] + position], codes.ticks[b[span] + position]
+    moves = (one["motion"] | two["motion"]) > SIGNS
+    distance = np.where(moves, np.bitwise_count((one["motion"] ^ two["motion"]) & SIGNS), 0)
     pieces = np.maximum(ticks // PIECE_TICKS, 1)
     piece = (np.cumsum(pieces) - pieces)[span] + position * pieces[span] // ticks[span]
     piece_moving = np.bincount(piece, moves, minlength=pieces.sum())
@@ -160,11 +260,11 @@ def _spans_agree(
         piece_distance > MAX_PIECE_MOTION_DISTANCE * piece_moving
     )
     moving = np.add.reduceat(moves, first, dtype=np.int64)
-    picture = np.add.reduceat(codes.picture_distance(one, two), first, dtype=np.int64)
+    picture = np.bitwise_count(one["picture"] ^ two["picture"])
     return (
         (moving >= min_moving)
         & (np.add.reduceat(distance, first, dtype=np.int64) <= MAX_MOTION_DISTANCE * moving)
-        & (picture <= MAX_PICTURE_DISTANCE * ticks)
+        & (np.add.reduceat(picture, first, dtype=np.int64) <= MAX_PICTURE_DISTANCE * ticks)
         & (np.bincount(np.repeat(np.arange(len(ticks)), pieces), differs, len(ticks)) == 0)
     )
 
@@ -203,34 +303,47 @@ def suppress_duplicates(edges: np.ndarray, rank: np.ndarray) -> np.ndarray:
     better, worse = np.where(swap, edges[:, ::-1].T, edges.T)
     order = np.lexsort((rank[worse], rank[better]))
     kept_duplicate = np.full(len(rank), -1)
-    for good, bad in zip(better[order].tolist(), worse[order].tolist(), strict=True):
-        if kept_duplicate[good] < 0 and kept_duplicate[bad] < 0:
-            kept_duplicate[bad] = good
+    for start in range(0, len(order), EDGES_PER_BATCH):
+        batch = order[start : start + EDGES_PER_BATCH]
+        for good, bad in zip(better[batch].tolist(), worse[batch].tolist(), strict=True):
+            if kept_duplicate[good] < 0 and kept_duplicate[bad] < 0:
+                kept_duplicate[bad] = good
     return kept_duplicate
 
 
 def find_duplicates(
-    codes: ClipFingerprints, video: np.ndarray, rank: np.ndarray
+    codes: ClipFingerprints, video: np.ndarray, rank_of: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) the kept clip that each one duplicates or -1, and all pairs found, (P, 2).
+    """(n,) int32: the kept clip that each one duplicates or -1; and all pairs found, (P, 2).
+
+    rank_of: clips, in ascending order -> their ranks, as `suppress_duplicates` takes them.
 
     One search of many copies finds only pairs that are close in their buckets, so the kept clips
     that have duplicates are compared again until no more pairs among them are found.
     """
     edges = find_pairs(codes, video)
+    paired = np.unique(edges)  # no later search adds a clip
+    rank = rank_of(paired)
     while True:
-        kept_duplicate = suppress_duplicates(edges, rank)
-        kept = np.flatnonzero(kept_duplicate < 0)
-        paired = kept[np.isin(kept, edges)]
-        more = paired[find_pairs(_take(codes, paired), video[paired])]
+        kept_duplicate = suppress_duplicates(np.searchsorted(paired, edges), rank)
+        kept = paired[kept_duplicate < 0]
+        more = kept[find_pairs(_take(codes, kept), video[kept])]
         if not len(more):
-            return kept_duplicate, edges
+            duplicate_of = np.full(len(video), -1, np.int32)
+            is_duplicate = kept_duplicate >= 0
+            duplicate_of[paired[is_duplicate]] = paired[kept_duplicate[is_duplicate]]
+            return duplicate_of, edges
         edges = np.concatenate([edges, more])
 
 
 def _take(codes: ClipFingerprints, clips: np.ndarray) -> ClipFingerprints:
-    """The fingerprints of these clips, in this order."""
-    sizes = np.diff(codes.start)[clips]
-    start = np.concatenate([[0], np.cumsum(sizes)])
-    ticks = np.arange(start[-1]) + np.repeat(codes.start[clips] - start[:-1], sizes)
-    return ClipFingerprints(codes.picture[ticks], codes.motion[ticks], start)
+    """The fingerprints of these clips, in this order, in a scratch file."""
+    file = FingerprintFile()
+    sizes = codes.start[clips + 1] - codes.start[clips]
+    batch = np.cumsum(sizes) // TICKS_PER_BATCH
+    for rows in np.split(np.arange(len(clips)), np.flatnonzero(np.diff(batch)) + 1):
+        start = np.concatenate([[0], np.cumsum(sizes[rows])])
+        ticks = np.arange(start[-1]) + np.repeat(codes.start[clips[rows]] - start[:-1], sizes[rows])
+        file.append(ClipFingerprints(codes.ticks[ticks], start))
+        codes.release()
+    return file.read()

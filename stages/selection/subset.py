@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.selection.clip_selection import reject_clips, uniform_hash
+from stages.selection.clip_selection import uniform_hash
 
 MAX_VALUES = 50  # numbers with more distinct values are grouped by ranges
 RANGES = 10  # of equal width, between the percentiles 1 and 99
@@ -15,27 +15,31 @@ KMEANS_STEPS = 10
 CLIPS_PER_BLOCK = 8192  # compared with the centres in one matrix product, to limit memory
 
 
-def limit_clips(selection: pa.Table, limit: int, seed: int, groups: np.ndarray | None) -> pa.Table:
-    """The selection (records.SELECTION) with at most `limit` kept clips; the others are rejected.
+def clips_over_limit(
+    clip_id: np.ndarray,
+    held_out: np.ndarray,
+    limit: int,
+    seed: int,
+    group: np.ndarray | None = None,
+) -> np.ndarray:
+    """(R,) which of the kept clips are not among the `limit` drawn ones, ascending.
 
-    groups: (n,) int, of each row: the clips are drawn in turn from all groups, so that a group is
-    smaller than another only where it has no more clips. The draw depends on clip_ids and the seed.
-    Where the kept clips are in both splits and the limit is 2 or more, so are those drawn.
+    clip_id: (n,) bytes.  held_out: (n,) bool, for validation.  group: (n,) int: the clips are drawn
+    in turn from all groups, so that a group is smaller than another only where it has no more
+    clips. The draw depends on clip_ids and the seed. Where the clips are in both splits and the
+    limit is 2 or more, so are those drawn.
     """
-    kept = np.flatnonzero(pc.equal(selection["status"], "kept").to_numpy())
-    if len(kept) <= limit:
-        return selection
-    names = selection["clip_id"].take(pa.array(kept)).to_pylist()
-    by_hash = np.argsort([uniform_hash(name, seed) for name in names], kind="stable")
-    group = np.zeros(len(kept), np.int64) if groups is None else groups[kept]
+    if len(clip_id) <= limit:
+        return np.empty(0, np.int64)
+    by_hash = np.argsort([uniform_hash(name.decode(), seed) for name in clip_id], kind="stable")
+    group = np.zeros(len(clip_id), np.int64) if group is None else group
     order = by_hash[np.argsort(_rank_in_group(group[by_hash]), kind="stable")]
-    split = np.array(selection["split"].take(pa.array(kept)).to_pylist(), object)[order]
-    drawn = list(order[:limit])
-    for name in ("validation", "train"):
-        if limit > 1 and name in split and name not in split[:limit]:
-            drawn[-1] = order[np.flatnonzero(split == name)[0]]
-    others = np.delete(kept, drawn)
-    return reject_clips(selection, others, "limit: not among the clips drawn")
+    drawn = order[:limit].copy()
+    for side in (True, False):
+        of_side = held_out[order] == side
+        if limit > 1 and of_side.any() and not of_side[:limit].any():
+            drawn[-1] = order[np.flatnonzero(of_side)[0]]
+    return np.delete(np.arange(len(clip_id)), drawn)
 
 
 def _rank_in_group(group: np.ndarray) -> np.ndarray:

@@ -4,10 +4,10 @@ import pyarrow as pa
 import pytest
 
 from curation.funnel import (
+    RowCounter,
     Unaccounted,
     count_rows,
     format_funnel,
-    funnel_table,
     normalize_reason,
     rule_of,
     rules_of,
@@ -195,7 +195,11 @@ def test_table_of_the_funnel_adds_up_with_hours_and_sums_no_reason_into_others()
     clips = pa.concat_tables([CLIPS, clips_of(*errors)])
     clips = clips.append_column("duration_s", pa.array([3600.0] * 7 + [None] * 31))
     videos = videos_of(("ok", None, 38)).append_column("duration_s", pa.array([7200.0]))
-    rows = funnel_table(videos, clips).to_pylist()
+    counter = RowCounter()
+    counter.add_videos(videos)
+    for start in range(0, 38, 5):  # table by table
+        counter.add_clips(clips.slice(start, 5))
+    rows = counter.table().to_pylist()
     assert next((r["count"], r["hours"]) for r in rows if r["unit"] == "videos") == (1, 2.0)
     totals = {r["status"]: r for r in rows if r["unit"] == "clips" and r["reason"] is None}
     assert totals["all"]["count"] == 38

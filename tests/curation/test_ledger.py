@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -67,6 +68,57 @@ def test_compacting_leaves_one_part_with_the_same_rows(tmp_path):
     parts.compact()
     assert len(Folder(str(tmp_path)).names("videos")) == 1
     assert parts.read() == before
+
+
+def test_parts_are_merged_during_a_run(tmp_path):
+    parts, most = ledger(tmp_path), 0
+    for n in range(4 * MAX_PARTS):
+        parts.append([{"video": str(n % 7), "n": n}, {"video": f"only {n}", "n": n}])
+        parts.compact_if_many()
+        most = max(most, len(Folder(str(tmp_path)).names("videos")))
+    assert most <= MAX_PARTS + 5
+    assert parts.read().num_rows == 7 + 4 * MAX_PARTS
+    assert ledger(tmp_path).read() == parts.read()
+
+
+def test_large_parts_are_not_merged_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("curation.ledger.MAX_SMALL_BYTES", 10)
+    parts = ledger(tmp_path)
+    for n in range(MAX_PARTS + 2):
+        parts.append([{"video": str(n), "n": n}])
+    parts.compact()
+    assert len(Folder(str(tmp_path)).names("videos")) == MAX_PARTS + 2
+
+
+def test_rows_that_count_are_those_of_read_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr("curation.storage.BYTES_PER_BATCH", 100)
+    rng = np.random.default_rng(0)
+    parts = ledger(tmp_path)
+    for n in range(30):
+        videos = rng.integers(0, 200, 40).tolist()
+        parts.append([{"video": str(video), "n": 1000 * n + i} for i, video in enumerate(videos)])
+    keys = pa.array([str(i) for i in range(0, 300, 2)])
+    pieces = list(parts.last_batches(["video", "n"], keys))
+    assert len(pieces) > 10
+    expected = parts.read().filter(pc.is_in(parts.read()["video"], value_set=keys))
+    assert pa.concat_tables(pieces).sort_by("video").to_pylist() == expected.to_pylist()
+    assert list(ledger(tmp_path / "new").last_batches(["n"], keys)) == []
+
+
+def test_field_of_the_clips_is_read_alone_and_is_null_in_older_parts(tmp_path):
+    older = records.schema(records.VIDEO)
+    at = older.get_field_index("clips")
+    fields = [f for f in older.field(at).type.value_type if f.name in ("clip_id", "take")]
+    older = older.set(at, pa.field("clips", pa.list_(pa.struct(fields))))
+    rows = [{"video": "a", "clips": [{"clip_id": "1", "take": 3}, {"clip_id": "2", "take": 4}]}]
+    table = pa.Table.from_pylist(rows, schema=records.with_schema_version(older))
+    Folder(str(tmp_path)).write_table("videos/part-00000000.parquet", table)
+    columns = ["video", "clips.clip_id", "clips.brightness", "clips.null_reasons"]
+    [found] = videos_ledger(tmp_path).batches(columns)
+    clips = found.to_pylist(maps_as_pydicts="strict")[0]["clips"]
+    assert [list(clip) for clip in clips] == [["clip_id", "brightness", "null_reasons"]] * 2
+    assert clips[0]["clip_id"] == "1"
+    assert clips[0]["brightness"] is None
 
 
 def test_large_ledger_is_compacted_into_several_parts_and_interrupting_it_loses_nothing(

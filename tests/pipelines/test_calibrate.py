@@ -102,7 +102,7 @@ def test_raft_threshold_is_calibrated_by_dis_on_a_scored_output(cluster, tmp_pat
     given = [f"input={tmp_path / 'in'}", f"output={out}", "score.models.gpus=0"]
     given += ["score.decode.key_frames.pair_gap_s=0.1", f"score.models.raft.weights={weights}"]
     score.run(config.load(Settings, DEFAULT_CONFIG, [*SETTINGS, *given]), Folder(out), cluster)
-    motion = read_clips(Folder(out))["motion_dis"].to_numpy()
+    motion = read_clips(Folder(out), ["motion_dis"])["motion_dis"].to_numpy()
     calibrate.main([out, f"motion_dis: {{min: {np.median(motion)}}}", "motion_raft"])
     printed = capsys.readouterr().out
     assert printed.startswith(f"{len(motion)} clips of 3 videos; rank correlation")

@@ -13,6 +13,7 @@ from curation.storage import Folder
 from pipelines import plan, select
 from pipelines.settings import DEFAULT_CONFIG, Settings
 from pipelines.subset import WHERE_COLUMNS
+from pipelines.tables import read_clips
 from tests.support.small_input import SETTINGS
 
 
@@ -103,5 +104,5 @@ def test_plan_counts_the_clips_inside_the_condition(dataset):
 
 
 def test_all_columns_of_conditions_are_those_of_the_ledger(dataset):
-    names = set(select.read_clips(Folder(str(dataset.out))).column_names)
+    names = set(read_clips(Folder(str(dataset.out))).column_names)
     assert set(WHERE_COLUMNS) <= names

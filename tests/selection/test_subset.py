@@ -4,12 +4,29 @@ from collections import Counter
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from curation.funnel import normalize_reason, rule_of
-from stages.selection.clip_selection import OUTSIDE_BY_CAPTION, SCHEMA, clips_to_caption
-from stages.selection.subset import column_groups, embedding_groups, limit_clips
+from curation.partitions import as_bytes
+from stages.selection.clip_selection import (
+    OUTSIDE_BY_CAPTION,
+    OVER_LIMIT,
+    SCHEMA,
+    clips_to_caption,
+    reject_clips,
+)
+from stages.selection.subset import clips_over_limit, column_groups, embedding_groups
 from tests.selection.test_clip_selection import POLICY, by_id, clip, select_clips, table
+
+
+def limit_clips(selection: pa.Table, limit: int, seed: int, groups) -> pa.Table:
+    kept = np.flatnonzero(pc.equal(selection["status"], "kept").to_numpy())
+    clip_id = as_bytes(selection["clip_id"].take(pa.array(kept)))
+    held_out = pc.equal(selection["split"], "validation").take(pa.array(kept)).to_numpy()
+    group = None if groups is None else groups[kept]
+    over = clips_over_limit(clip_id, held_out, limit, seed, group)
+    return reject_clips(selection, kept[over], OVER_LIMIT)
 
 
 def selection(n: int, rejected: int = 0, validation: int = 0) -> pa.Table:
