@@ -11,7 +11,7 @@ ARGS ?=
 RUN := .venv/bin/python
 
 .PHONY: curate plan train score select reselect caption export test test-slow check \
-	bench-shots bench-score bench-ray bench-select bench-models
+	bench-shots bench-score bench-ray bench-select bench-driver bench-models
 
 curate: .venv/base
 ifeq ($(strip $(INPUT)),)
@@ -48,7 +48,8 @@ bench-models: BENCHMARK := models_gpu
 bench-score: BENCHMARK := score
 bench-ray: BENCHMARK := ray_overhead
 bench-select: BENCHMARK := selection
-bench-shots bench-score bench-ray bench-select bench-models: .venv/dev
+bench-driver: BENCHMARK := driver
+bench-shots bench-score bench-ray bench-select bench-driver bench-models: .venv/dev
 	$(RUN) -m benchmarks.$(BENCHMARK) $(ARGS)
 
 .venv/base: pyproject.toml constraints.txt

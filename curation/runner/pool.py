@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -25,7 +26,7 @@ from curation.isolate import NotStarted
 from curation.progress import format_duration
 from curation.runner.nodes import NodeWatch, node_lives
 from curation.runner.settings import ClusterSettings
-from curation.runner.worker import AsyncWorker, Worker
+from curation.runner.worker import ROW_S, AsyncWorker, Worker
 from curation.stage import (
     OutputError,
     Row,
@@ -42,8 +43,11 @@ WORKER_LOST = (ActorDiedError, ActorUnavailableError, ObjectLostError, OutOfMemo
 PREFETCHED_CALLS = 1  # queued at each worker, so that it never waits for the driver
 MAX_CONSECUTIVE_DEATHS_PER_WORKER = 6  # with no result between them; the run then stops
 MAX_QUEUED_ROWS = 64  # in front of a pool; at this number the previous pool gets no more rows
+MAX_ROWS_PER_CALL = 16  # of a stage without a batch size, where rows take little time
+CALL_S = 0.2  # that a call of several such rows takes, about
 RESIZE_INTERVAL_S = 15.0  # between checks for nodes that joined
 WAIT_REASON_INTERVAL_S = 1.0
+REPORT_INTERVAL_S = 0.5  # of the states of the workers
 SLOW_START_S = 5.0  # a worker that takes longer to start is reported
 
 
@@ -64,18 +68,36 @@ def run_stages(
     for pool in pools:
         pool.worker_limit()  # raises RunError before any worker starts
     nodes = NodeWatch()
+    waits = _Clock(WAIT_REASON_INTERVAL_S)
+    reports = _Clock(REPORT_INTERVAL_S)
     try:
         while _send_rows(pools, rows):
             if event := nodes.report():
                 report_event(event)
-            report_workers([pool.state() for pool in pools])
-            yield from _collect_results(pools, report_wait)
+            if reports.is_due():
+                report_workers([pool.state() for pool in pools])
+            yield from _collect_results(pools, waits, report_wait)
         report_wait(None)
     finally:
         report_workers([])
         if ray.is_initialized():  # a call would connect to any cluster that it finds
             for pool in pools:
                 pool.stop_workers()
+
+
+@dataclass
+class _Clock:
+    """Something that is done every few seconds: with thousands of workers it takes milliseconds."""
+
+    interval_s: float
+    done_s: float = -float("inf")
+
+    def is_due(self) -> bool:
+        now_s = time.monotonic()
+        if now_s - self.done_s < self.interval_s:
+            return False
+        self.done_s = now_s
+        return True
 
 
 @dataclass
@@ -94,6 +116,7 @@ class _WorkerState:
     """
 
     actor: Any = None
+    number: int = 0  # in its pool
     started: bool = False
     node_id: str = ""
     calls: int = 0  # in flight; a row that is sent alone counts as `_Pool.max_calls`
@@ -130,6 +153,11 @@ class _Pool:
     starting: dict[Any, tuple[_WorkerState, Any]] = field(default_factory=dict)
     consecutive_deaths: int = 0  # since the last result
     workers: list[_WorkerState] = field(default_factory=list)
+    row_s: float | None = None  # that a row takes, a mean in which the last ones count most
+    rows_in_flight: int = 0
+    # (calls, number) of workers, least loaded first; of a worker, only its present calls count
+    _free: list[tuple[int, int]] = field(default_factory=list)
+    _without_actor: list[_WorkerState] = field(default_factory=list)
     _resized_s: float = -RESIZE_INTERVAL_S
 
     @property
@@ -142,42 +170,72 @@ class _Pool:
             type(self.stages[0]).__name__,
             sum(worker.started for worker in self.workers),
             len(self.starting),
-            sum(len(batch) for *_, batch in self.in_flight.values()),
+            self.rows_in_flight,
             len(self.queue),
         )
 
-    def pending_calls(self) -> list[Any]:
-        return [*self.in_flight, *self.starting]
+    @property
+    def max_rows_per_call(self) -> int:
+        """Rows that are sent in one call; several where each takes little time."""
+        needs = self.stages[0].needs
+        if needs.batch_size > 1 or needs.max_concurrency or self.row_s is None:
+            return needs.batch_size
+        return max(1, min(MAX_ROWS_PER_CALL, int(CALL_S / max(self.row_s, 1e-6))))
+
+    def has_call(self, call: Any) -> bool:
+        return call in self.in_flight or call in self.starting
+
+    def _set_calls(self, worker: _WorkerState, calls: int) -> None:
+        worker.calls = calls
+        if len(self._free) > 4 * len(self.workers) + 16:  # most are of earlier numbers of calls
+            found = [(w.calls, w.number) for w in self.workers if w.started]
+            self._free = [entry for entry in found if entry[0] < self.max_calls]
+            heapq.heapify(self._free)
+        elif worker.started and calls < self.max_calls:
+            heapq.heappush(self._free, (calls, worker.number))
+
+    def _least_loaded(self) -> _WorkerState | None:
+        while self._free:
+            calls, number = self._free[0]
+            worker = self.workers[number]
+            if worker.started and worker.calls == calls:
+                return worker
+            heapq.heappop(self._free)
+        return None
 
     def send_batch(self) -> bool:
         """Sends the next rows to the least loaded worker. Returns False if no worker is free."""
         is_sent_alone = bool(self.queue[0].deaths)
-        max_calls = 1 if is_sent_alone else self.max_calls
-        free = [w for w in self.workers if w.started and w.calls < max_calls]
-        worker = min(free, key=lambda w: w.calls, default=None)
+        worker = self._least_loaded()
+        if worker is not None and worker.calls >= (1 if is_sent_alone else self.max_calls):
+            worker = None
         if worker is None or worker.calls:
-            self._start_worker()
+            self._start_workers()
         if worker is None:
             return False
         batch = [self.queue.popleft()]
-        while len(batch) < self.stages[0].needs.batch_size and not is_sent_alone:
+        while len(batch) < self.max_rows_per_call and not is_sent_alone:
             if not self.queue or self.queue[0].deaths:
                 break
             batch.append(self.queue.popleft())
-        worker.calls += self.max_calls if is_sent_alone else 1
+        self._set_calls(worker, worker.calls + (self.max_calls if is_sent_alone else 1))
         call = worker.actor.run.remote([queued.row for queued in batch])
         self.in_flight[call] = (worker, worker.actor, worker.node_id, batch)
+        self.rows_in_flight += len(batch)
         return True
 
-    def _start_worker(self) -> None:
-        """Starts one more worker if the cluster has room and rows wait for it."""
+    def _start_workers(self) -> None:
+        """Starts a worker for each row that waits, as far as the cluster has room."""
         if time.monotonic() - self._resized_s > RESIZE_INTERVAL_S:
             self._resized_s = time.monotonic()
-            missing = self.worker_limit() - len(self.workers)
-            self.workers += [_WorkerState() for _ in range(missing)]
-        worker = next((w for w in self.workers if w.actor is None), None)
-        if worker is None or len(self.starting) >= len(self.queue):
-            return
+            count = len(self.workers)
+            added = [_WorkerState(number=i) for i in range(count, self.worker_limit())]
+            self.workers += added
+            self._without_actor += reversed(added)
+        while self._without_actor and len(self.starting) < len(self.queue):
+            self._start_worker(self._without_actor.pop())
+
+    def _start_worker(self, worker: _WorkerState) -> None:
         needs = self.stages[0].needs
         if needs.max_concurrency is None:
             actor_class: Any = ray.remote(Worker)
@@ -234,11 +292,13 @@ class _Pool:
             try:
                 worker.node_id = self._get(call)
                 worker.started = worker.actor is actor
+                self._set_calls(worker, worker.calls)
             except WORKER_LOST as e:
                 self._discard_actor(worker, actor, e)
             return []
         worker, actor, node_id, batch = self.in_flight.pop(call)
-        worker.calls -= self.max_calls if batch[0].deaths else 1
+        self.rows_in_flight -= len(batch)
+        self._set_calls(worker, worker.calls - (self.max_calls if batch[0].deaths else 1))
         try:
             rows = self._get(call)
         except WORKER_LOST as e:
@@ -254,6 +314,9 @@ class _Pool:
             self.queue.extendleft(reversed(batch))
             return []
         self.consecutive_deaths = 0
+        for row in rows:
+            took_s = row.pop(ROW_S, CALL_S)
+            self.row_s = took_s if self.row_s is None else 0.9 * self.row_s + 0.1 * took_s
         return rows
 
     def _get(self, call: Any) -> Any:
@@ -277,6 +340,7 @@ class _Pool:
             return
         ray.kill(actor)  # it may still run, on a node that can't be reached
         worker.actor, worker.started = None, False
+        self._without_actor.append(worker)
         self.consecutive_deaths += 1
         if self.consecutive_deaths > MAX_CONSECUTIVE_DEATHS_PER_WORKER * len(self.workers):
             name = type(self.stages[0]).__name__
@@ -291,6 +355,7 @@ class _Pool:
             if worker.started and not worker.calls:
                 ray.kill(worker.actor)
                 worker.actor, worker.started = None, False
+                self._without_actor.append(worker)
 
     def stop_workers(self) -> None:
         for worker in self.workers:
@@ -305,14 +370,14 @@ def _send_rows(pools: list[_Pool], source: Iterator[Row]) -> bool:
         queued_after = len(pools[index + 1].queue) if index + 1 < len(pools) else 0
         while queued_after < MAX_QUEUED_ROWS:
             if not pool.queue and index == 0:
-                pool.queue += map(_QueuedRow, islice(source, pool.stages[0].needs.batch_size))
+                pool.queue += map(_QueuedRow, islice(source, MAX_QUEUED_ROWS))
             if not pool.queue or not pool.send_batch():
                 break
     return any(pool.queue or pool.in_flight for pool in pools)
 
 
 def _collect_results(
-    pools: list[_Pool], report_wait: Callable[[str | None], None]
+    pools: list[_Pool], waits: _Clock, report_wait: Callable[[str | None], None]
 ) -> Iterator[Row]:
     """Waits for at least one result. Queues the rows for the next pool; yields rows that failed
     and those of the last pool."""
@@ -320,14 +385,15 @@ def _collect_results(
         # All pools wait for workers to start. If a node has left, one pool may hold all the CPUs.
         for pool in pools:
             pool.stop_idle_workers()
-    pool_index = {call: i for i, pool in enumerate(pools) for call in pool.pending_calls()}
+    calls = [call for pool in pools for call in (*pool.in_flight, *pool.starting)]
     while True:
-        report_wait(next(filter(None, [pool.wait_reason() for pool in pools]), None))
-        if ray.wait(list(pool_index), num_returns=1, timeout=WAIT_REASON_INTERVAL_S)[0]:
+        if waits.is_due():
+            report_wait(next(filter(None, [pool.wait_reason() for pool in pools]), None))
+        if ray.wait(calls, num_returns=1, timeout=WAIT_REASON_INTERVAL_S)[0]:
             break
-    ready, _ = ray.wait(list(pool_index), num_returns=len(pool_index), timeout=0)
+    ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
     for call in ready:
-        index = pool_index[call]
+        index = next(i for i, pool in enumerate(pools) if pool.has_call(call))
         for row in pools[index].take_result(call):
             if is_unfinished(row) and index + 1 < len(pools):
                 pools[index + 1].queue.append(_QueuedRow(row))

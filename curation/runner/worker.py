@@ -29,6 +29,7 @@ from curation.stage import (
 from curation.storage import AccessCheck
 from curation.texts import MAX_ERROR_CHARS, clean_outside_text
 
+ROW_S = "row_s"  # key of the time that a row of a call took, s; no column of a table
 STOPS_RUN = (OutputError, NotStarted, Unavailable)  # not the row's fault
 
 
@@ -56,6 +57,7 @@ class Worker:
         return _node_id(self._start_error)
 
     def run(self, rows: list[Row]) -> list[Row]:
+        called_s, count = time.monotonic(), len(rows)
         for number in range(len(self._stages)):
             valid = [at for at, row in enumerate(rows) if is_unfinished(row)]
             started_s = time.monotonic()
@@ -65,11 +67,14 @@ class Worker:
                 if self._child is None:  # the child records its own CPU time
                     record_duration(row, self._stages[number], each_s)
                 rows[at] = row
+        for row in rows:
+            row[ROW_S] = (time.monotonic() - called_s) / count
         return rows
 
     def _process_batch(self, number: int, rows: list[Row]) -> list[Row]:
-        """Runs the stage on the whole batch; where that raises, on each row by itself."""
-        if len(rows) > 1:
+        """Runs the stage on the whole batch if it has batches; where that raises, and without
+        batches, on each row by itself."""
+        if len(rows) > 1 and self._stages[number].needs.batch_size > 1:
             try:
                 return self._stages[number].process(rows)
             except STOPS_RUN:
@@ -103,11 +108,8 @@ class Worker:
             [row] = stage.process([row])
             return row
         given = {k: v for k, v in row.items() if isinstance(v, str)}  # such as the path
-        limits_s = {
-            "timeout_s": stage.row_timeout_s(row),
-            "stall_timeout_s": stage.stall_timeout_s,
-        }
-        row = self._child.call_with_retry(number, row, **limits_s)
+        limit_s = stage.row_timeout_s(row)
+        row = self._child.call_with_retry(number, row, timeout_s=limit_s)
         return row | {k: v for k, v in given.items() if k not in stage.writes}
 
 
