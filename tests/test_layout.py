@@ -116,10 +116,11 @@ def test_only_the_runner_folder_imports_ray():
 def test_pipelines_start_without_optional_packages():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = [line for name in ("models", "train", "captions") for line in extras[name]]
+    wanted = [line for name in ("models", "train", "captions", "browse") for line in extras[name]]
     names = {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in wanted}
     hidden = f"import sys; sys.modules.update(dict.fromkeys({sorted(names)!r}))"
-    command = [sys.executable, "-c", f"{hidden}; import pipelines.curate, pipelines.samples"]
+    started = "pipelines.curate, pipelines.samples, pipelines.browse.audit"
+    command = [sys.executable, "-c", f"{hidden}; import {started}"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

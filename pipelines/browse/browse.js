@@ -793,6 +793,7 @@ async function start() {
   }
   document.querySelector('[data-view="compare"]').hidden = !info.other;
   state.policy = inOrder(info.policy);
+  $("reject-flagged").checked = info.reject_flagged;
   fillFilters();
   let typingTimer = 0;
   $("text").addEventListener("input", () => { clearTimeout(typingTimer); typingTimer = setTimeout(readFilters, 200); });
@@ -815,7 +816,7 @@ async function start() {
   $("next").addEventListener("click", () => loadClips(state.offset + PAGE_CLIPS));
   $("reset").addEventListener("click", () => {
     state.policy = inOrder(info.policy);
-    $("reject-flagged").checked = false;
+    $("reject-flagged").checked = info.reject_flagged;
     drawRules();
     preview();
   });

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from curation.ledger import recorded_settings
 from curation.policy import Policy
 from curation.records import TAG_NAMES
 from curation.stage import PlanError, Row
@@ -44,6 +45,7 @@ class Output:
     folder: Folder
     clips: pa.Table  # COLUMNS, in order of clip_id
     policy: Policy  # of the last selection
+    rejects_flagged: bool  # as the last selection did
     caption_set: str | None
     reviews: dict[tuple[str, str, str], Row]  # by clip, kind and, of marks, reviewer
     other: pa.Table | None = None  # COMPARED of another output
@@ -56,6 +58,7 @@ class Output:
             folder,
             clips,
             in_order_of_reasons(selected_with(folder), clips),
+            bool((recorded_settings(folder / "ledger", "selection") or {}).get("reject_flagged")),
             _caption_set(folder),
             {review_key(row): row for row in read_reviews(folder).to_pylist()},
             read_clips_table(other, COMPARED) if other is not None else None,

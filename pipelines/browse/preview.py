@@ -76,7 +76,7 @@ class Preview:
         number = self._latest
         with self._selecting:
             if number != self._latest:
-                raise Superseded
+                raise Superseded("a later request counts in place of this one")
             folder = self._output.folder
             flagged = f"select.reject_flagged={json.dumps(reject_flagged)}"
             settings = settings_of(folder, None, [flagged])

@@ -127,6 +127,7 @@ class Page:
         if self._audit is None:  # an audit is blind
             found["rules"] = {name: n for name, n in rules.items() if name}
             found["policy"] = policy_as_json(output.policy)
+            found["reject_flagged"] = output.rejects_flagged
         if self._other is not None:
             found["other"] = _difference(output, self._other.url)
         return _answer(found)
@@ -259,7 +260,7 @@ class Page:
                 "funnel": preview.funnel_rows(selection.table),
                 "kept_before": int(before.sum()),
                 **preview.changes(before, selection.is_kept, hours),
-                "settings": _settings(output.policy, policy, flagged),
+                "settings": _settings(output, policy, flagged),
             }
         )
 
@@ -387,12 +388,14 @@ def _other_row(output: Output, clip_id: str) -> Row | None:
     }
 
 
-def _settings(before: Policy, after: Policy, reject_flagged: bool) -> list[str]:
-    """The settings of `longtake select` that make this policy of the recorded one."""
-    old, new = policy_as_json(before), policy_as_json(after)
+def _settings(output: Output, policy: Policy, reject_flagged: bool) -> list[str]:
+    """The settings of `longtake select` that differ from those of the last selection."""
+    old, new = policy_as_json(output.policy), policy_as_json(policy)
     found = [f"select.policy.{k}={_as_yaml(v)}" for k, v in new.items() if old.get(k) != v]
     found += [f"select.policy.{k}=null" for k in old if k not in new]
-    return found + (["select.reject_flagged=true"] if reject_flagged else [])
+    if reject_flagged != output.rejects_flagged:
+        found.append(f"select.reject_flagged={json.dumps(reject_flagged)}")
+    return found
 
 
 def _as_yaml(rule: Row) -> str:
@@ -464,6 +467,7 @@ def bind(port: int) -> Address:
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
+    listener.listen()  # a request before the server has started waits
     return Address(listener, secrets.token_urlsafe(24))
 
 

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import http.client
+import json
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -17,7 +23,9 @@ from pipelines.browse import __main__ as browse
 from pipelines.browse import media
 from pipelines.reviews import read_reviews
 from tests.support.local_page import LocalPage, local_page
+from tests.support.paths import REPOSITORY
 from tests.support.s3_server import s3_bucket
+from tests.support.whole_run import start
 
 
 @pytest.fixture(scope="module")
@@ -426,3 +434,27 @@ def test_folder_that_is_no_output_and_a_used_port_are_one_line(tmp_path, page, o
             browse.main(argv)
         assert str(error.value.code).startswith(message)
         assert "\n" not in str(error.value.code)
+
+
+def test_command_prints_the_address_and_ends_with_ctrl_c(out):
+    process = start("browse", str(out))
+    try:
+        line = process.stdout.readline()
+        url = re.fullmatch(r"open http://127\.0\.0\.1:(\d+)/\?token=(\S+)\n", line)
+        assert url, line
+        connection = http.client.HTTPConnection("127.0.0.1", int(url[1]), timeout=60)
+        connection.request("GET", "/api/output", headers={"X-Longtake-Token": url[2]})
+        answer = connection.getresponse()
+        assert (answer.status, json.load(answer)["total"]) == (200, 6)
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, "stopped\n")
+
+
+def test_missing_package_is_named_with_the_command_that_installs_it(out):
+    hidden = "import sys; sys.modules['uvicorn'] = None; from pipelines.browse import __main__ as b"
+    command = [sys.executable, "-c", f"{hidden}; b.main([{str(out)!r}])"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("PlanError: uvicorn is not installed\n  fix: pip install")
