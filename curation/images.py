@@ -66,7 +66,7 @@ def read_image(read: Callable[[str], bytes], segment: Row, column: str = "key_fr
     """Returns (h, w, 3) uint8 BGR. read: `Folder.read` of the ledger. Raises ValueError where no
     such image was stored, DamagedFrame."""
     name = stored_image_name(segment, column)
-    sha256 = segment.get(f"{column}_sha256")  # of key frames alone
+    sha256 = segment.get(f"{column}_sha256")
     return decode_image(read_verified(read, name, sha256), name)
 
 
@@ -85,7 +85,7 @@ def read_verified(read: Callable[[str], bytes], name: str, sha256: str | None) -
     found = hashlib.sha256(data).hexdigest()
     if sha256 not in (None, found):
         raise DamagedFrame(
-            f"{name} is not the key frame that was scored (sha256 {found[:12]}…, expected "
+            f"{name} is not the frame that was scored (sha256 {found[:12]}…, expected "
             f"{str(sha256)[:12]}…); {RESCORE}"
         )
     return data

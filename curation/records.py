@@ -79,6 +79,7 @@ SEGMENT = (
     Column("key_frame_sha256", TEXT, "of that file"),
     Column("next_frame_s", DOUBLE, "time of the frame stored for optical flow, as key_frame_s"),
     Column("next_frame", TEXT, "its JPEG file; null where score.decode.key_frames stores no pairs"),
+    Column("next_frame_sha256", TEXT, "of that file; null where an older version stored it"),
     Column("frame_samples", pa.list_(struct(FRAME_SAMPLE)), "stored frames besides the key frame"),
     Column("brightness", FLOAT, "mean luma, 0..255"),
     Column("motion_dis", FLOAT, "mean DIS optical flow, px/s at 320 px wide"),

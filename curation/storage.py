@@ -176,14 +176,20 @@ def _chunks(fs: pafs.FileSystem, fs_path: str, listed_size: int | None) -> Itera
 
 
 def _check_size(fs: pafs.FileSystem, fs_path: str, count: int) -> None:
-    """Raises OSError where the bytes that were read are not the whole object, which is not empty.
+    """Raises OSError where the bytes that were read are not the whole object.
 
     Of an answer whose header is cut off, pyarrow takes what it has: an object then seems to have no
-    bytes, or fewer. So its size is asked for again.
+    bytes, or fewer. So its size is asked for again; an empty one must be so in the list of its
+    folder, which can't be cut off unnoticed.
     """
     size = fs.get_file_info(fs_path).size
-    if not count or size != count:
+    if size != count or (not count and not _is_listed_as_empty(fs, fs_path)):
         raise OSError(f"{count} bytes of {fs_path} arrived; its size is {size}")
+
+
+def _is_listed_as_empty(fs: pafs.FileSystem, fs_path: str) -> bool:
+    listed = fs.get_file_info(pafs.FileSelector(fs_path.rpartition("/")[0], allow_not_found=True))
+    return any(found.path == fs_path and found.size == 0 for found in listed)
 
 
 class Folder:

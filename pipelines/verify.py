@@ -198,12 +198,15 @@ def _check_frames(out: Folder, rows: list[Row]) -> Iterator[Finding]:
     for row in rows:
         for segment in (segment for clip in row["clips"] for segment in clip["segments"] or ()):
             stored = {segment["key_frame"]: segment["key_frame_sha256"]}
+            stored |= {segment["next_frame"]: segment["next_frame_sha256"]}
             stored |= {s["file"]: s["sha256"] for s in segment["frame_samples"] or ()}
             stored.pop(None, None)
-            expected |= {f"ledger/{name}": sha256 for name, sha256 in stored.items()}
-            names = {*stored, *filter(None, [segment["next_frame"]])}
-            without_hash |= {f"ledger/{name}" for name in names - stored.keys()}
-            video_of |= {f"ledger/{name}": row["video"] for name in names}
+            for name, sha256 in stored.items():
+                video_of[f"ledger/{name}"] = row["video"]
+                if sha256 is None:  # of an older version
+                    without_hash.add(f"ledger/{name}")
+                else:
+                    expected[f"ledger/{name}"] = sha256
     found = hash_files(out, expected)
     errors = changed_files(expected, found.get)
     for name in sorted(without_hash):

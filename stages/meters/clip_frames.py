@@ -39,6 +39,7 @@ class ClipFrames:
         for t_s, flow_jpeg in flow_frame:
             columns["next_frame_s"] = t_s - clip["start_s"]
             columns["next_frame"] = self._write(clip, f"{number}_next", flow_jpeg)
+            columns["next_frame_sha256"] = hashlib.sha256(flow_jpeg).hexdigest()
         columns["frame_samples"] = self._store_samples(clip, number, start_s, end_s, key_s)
         return columns, jpeg
 

@@ -127,7 +127,7 @@ def test_key_frame_with_another_hash_is_an_error(tmp_path, measured):
     (tmp_path / "swapped_3.jpg").write_bytes((tmp_path / "good_0.jpg").read_bytes() + b" ")
     good, bad = captioned(measured, tmp_path, *clips)
     assert good["error"] is None
-    assert "swapped_3.jpg is not the key frame that was scored" in bad["error"]
+    assert "swapped_3.jpg is not the frame that was scored" in bad["error"]
     assert bad["caption"] is bad["sub_captions"] is bad["frames_sha256"] is None
     assert (bad["clip_id"], bad["captioner"]) == ("swapped", "measured")
 

@@ -342,7 +342,7 @@ def test_frame_sample_with_another_hash_is_never_sent(tmp_path):
     (tmp_path / "clip0_2_2.jpg").write_bytes((tmp_path / "clip0_0_0.jpg").read_bytes())
     with ChatServer(IdentifyingModel(1)) as server:
         [row] = make_captioner(server, tmp_path).process([clip])
-    assert "clip0_2_2.jpg is not the key frame that was scored" in row["error"]
+    assert "clip0_2_2.jpg is not the frame that was scored" in row["error"]
     assert not server.requests
 
 

@@ -59,8 +59,11 @@ def test_key_frame_that_changed_after_scoring_is_an_error():
     sha256 = hashlib.sha256(b"scored").hexdigest()
     assert read_verified(files.__getitem__, "a.jpg", sha256) == b"scored"
     files["a.jpg"] = b"other"
-    with pytest.raises(DamagedFrame, match=r"a\.jpg is not the key frame that was scored.* retry_"):
+    with pytest.raises(DamagedFrame, match=r"a\.jpg is not the frame that was scored.* retry_"):
         read_verified(files.__getitem__, "a.jpg", sha256)
+    segment = {"next_frame": "a.jpg", "next_frame_sha256": sha256}
+    with pytest.raises(DamagedFrame, match=r"a\.jpg is not the frame that was scored.* retry_"):
+        read_image(files.__getitem__, segment, "next_frame")
 
 
 @pytest.mark.parametrize("name", ["/etc/hostname", "../a.jpg", "key_frames/../../a.jpg", "a\0.jpg"])

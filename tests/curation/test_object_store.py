@@ -275,7 +275,10 @@ def test_damage_in_an_object_store_is_found_and_repaired(dataset, bucket):
         data = bytearray(out.read(name))
         data[len(data) // 2] ^= 1
         bucket.put(f"out/{name}", bytes(data))
-    damaged = {f"ledger/videos/{part}", f"shards/{shard}"}
+    bucket.put("out/clips.parquet", b"")
+    damaged = {f"ledger/videos/{part}", f"shards/{shard}", "clips.parquet"}
+    assert {finding.name for finding in verify.find(out)} == damaged
+    bucket.put(f"out/ledger/videos/{part}", b"")
     assert {finding.name for finding in verify.find(out)} == damaged
     assert {finding.name for finding in verify.find(out, repair=True)} > damaged
     assert not out.exists(f"ledger/videos/{part}")

@@ -287,7 +287,7 @@ def test_retry_failed_scores_videos_whose_stored_frames_are_damaged_again(
     captions = {
         r["clip_id"]: r for r in pq.read_table(out / "ledger/captions/measured").to_pylist()
     }
-    assert "is not the key frame that was scored" in captions[kept["clip_id"]]["error"]
+    assert "is not the frame that was scored" in captions[kept["clip_id"]]["error"]
     run_all(settings(dataset.source, out, "retry_failed=true"), cluster)
     assert differences(dataset.out, out) == []
 

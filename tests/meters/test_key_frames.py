@@ -8,12 +8,13 @@ from curation.policy import Policy, Range
 from curation.stage import RunContext
 from stages.decode_pass import DecodePass
 from stages.meters.clip_frames import THUMBNAIL_SIDE
+from stages.meters.key_frames import KeyFrames
 from tests.support.small_input import scene, write_video
 
 
-def test_segment_has_a_frame_sample_on_both_sides_of_its_key_frame(tmp_path):
+def test_segment_has_frame_samples_around_its_key_frame_and_one_shortly_after_it(tmp_path):
     source = write_video(tmp_path / "take.mp4", scene(1), 16)
-    decode = DecodePass()
+    decode = DecodePass(key_frames=KeyFrames(pair_gap_s=0.1))
     decode.setup(RunContext(str(tmp_path / "ledger")))
     [row] = decode.process([{"video": str(source), "bytes": source.stat().st_size}])
     [clip] = row["clips"]
@@ -28,7 +29,10 @@ def test_segment_has_a_frame_sample_on_both_sides_of_its_key_frame(tmp_path):
             assert hashlib.sha256(data).hexdigest() == sample["sha256"]
             files.add(sample["sha256"])
         files.add(segment["key_frame_sha256"])
-    assert len(files) == 15
+        data = (tmp_path / "ledger" / segment["next_frame"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == segment["next_frame_sha256"]
+        files.add(segment["next_frame_sha256"])
+    assert len(files) == 20
 
 
 def test_clip_that_fails_the_prefilter_has_thumbnails_and_no_costly_scores(tmp_path):
