@@ -159,6 +159,7 @@ def test_renewal_whose_answer_was_lost_keeps_the_lease(url):
     with lock(out):
         held = out.lease
         with held._lock:
+            held._renewals += 1
             held._store.write(held._content(), held._etag)  # done, and its ETag never arrived
         held.renew()
         held.check()
