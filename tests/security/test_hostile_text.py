@@ -201,3 +201,12 @@ def test_any_input_is_a_value_or_the_error_that_is_handled(parse):
 @pytest.mark.parametrize("parse", PARSERS, ids=lambda parse: parse.__name__)
 def test_many_inputs_are_a_value_or_the_error_that_is_handled(parse):
     fuzz(parse, PARSERS[parse], 3000)
+
+
+@pytest.mark.parametrize(
+    "parse", [json_text.parse_json, json_text.parse_object, json_text.parse_hashed]
+)
+@pytest.mark.parametrize("text", [b"[" * 200_000, b'{"a":' * 200_000])
+def test_json_that_is_nested_too_deeply_is_an_error_that_is_handled(parse, text):
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse(text)
