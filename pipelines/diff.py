@@ -11,7 +11,6 @@ last CONFIG; without any, those that OUT was selected with. Nothing is written o
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from curation.ledger import recorded_settings
 from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines import select
-from pipelines.outdated import MANIFEST
+from pipelines.outdated import MANIFEST, read_manifest
 from pipelines.settings import Settings
 from pipelines.tables import CLIPS, rows_of
 from stages.report.difference import COMPARED, compare_clips, format_difference
@@ -72,7 +71,7 @@ def settings_of(out: Folder, path: str | None, changes: list[str]) -> Settings:
     """
     captions = []
     if out.exists(MANIFEST):  # the set of captions that the output has
-        captions = [f"caption.name={json.loads(out.read(MANIFEST))['config']['caption']['name']}"]
+        captions = [f"caption.name={read_manifest(out)['config']['caption']['name']}"]
     if path is not None:
         return config.load(Settings, find_config(path), [*captions, *changes])
     recorded = {"select": recorded_settings(out / "ledger", "selection") or {}}

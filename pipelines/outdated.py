@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curation.json_text import parse_object
+from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines.checksums import update_checksums
 from pipelines.tables import rows_of
@@ -86,11 +89,22 @@ def _count(mask: pa.ChunkedArray) -> int:
     return int(np.count_nonzero(pc.fill_null(mask, False).to_numpy()))
 
 
+def read_manifest(out: Folder) -> dict[str, Any]:
+    """Raises PlanError where it is damaged, FileNotFoundError where there is none."""
+    try:
+        return parse_object(out.read(MANIFEST))
+    except ValueError as error:
+        raise PlanError(
+            f"{out.path(MANIFEST)} is damaged: {error}\n  fix: delete it; pipelines.export writes "
+            "it again"
+        ) from None
+
+
 def record_outdated(out: Folder, found: OutdatedShards | None) -> None:
     """Writes the differences to the manifest, as `outdated_shards`; without any, removes them."""
     if not out.exists(MANIFEST):
         return
-    manifest = json.loads(out.read(MANIFEST))
+    manifest = read_manifest(out)
     recorded = manifest.pop("outdated_shards", None)
     if found is not None:
         manifest["outdated_shards"] = asdict(found) | {"what": str(found), "fix": found.fix}

@@ -39,7 +39,7 @@ from curation.records import SCORE_NAMES
 from curation.sql import quote, run_select
 from curation.stage import BadVideo, PlanError, Row, TransientError
 from curation.storage import Folder, local_copy
-from pipelines.outdated import MANIFEST, SHARDS
+from pipelines.outdated import MANIFEST, SHARDS, read_manifest
 from pipelines.status import outdated_lines
 from pipelines.tables import CLIPS, recorded_policy
 from stages.report.examples import one_paragraph
@@ -149,7 +149,7 @@ def selected_with(out: Folder) -> Policy:
     """The policy of the last selection; without the ledger, that of the manifest."""
     recorded = recorded_settings(out / "ledger", "selection")
     if recorded is None and out.exists(MANIFEST):
-        recorded = json.loads(out.read(MANIFEST))["config"]["select"]
+        recorded = read_manifest(out)["config"]["select"]
     return recorded_policy((recorded or {}).get("policy", {}))
 
 

@@ -9,7 +9,6 @@ Prometheus. Exit code 0: running, or finished. Exit code 1: the run failed, was 
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import Any
@@ -20,7 +19,7 @@ from curation.progress import Counts, PhaseState, format_duration, printable
 from curation.stage import PlanError
 from curation.status import STATUS
 from curation.storage import Folder
-from pipelines.outdated import MANIFEST
+from pipelines.outdated import MANIFEST, read_manifest
 
 MISSED_RENEWALS = 6  # after so many, the process counts as gone
 
@@ -72,7 +71,7 @@ def outdated_lines(out: Folder) -> list[str]:
     """That the selection is newer than the shards, as the manifest states it."""
     if not out.exists(MANIFEST):
         return []
-    found = json.loads(out.read(MANIFEST)).get("outdated_shards")
+    found = read_manifest(out).get("outdated_shards")
     return [found["what"], f"  fix: {found['fix']}"] if found else []
 
 

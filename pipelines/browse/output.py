@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from curation.policy import Policy
 from curation.records import TAG_NAMES
 from curation.stage import PlanError, Row
 from curation.storage import Folder
-from pipelines.outdated import MANIFEST, SHARDS
+from pipelines.outdated import MANIFEST, SHARDS, read_manifest
 from pipelines.reviews import CAPTION, FLAG, MARK, read_reviews
 from pipelines.show import selected_with
 from pipelines.tables import CLIPS, captions_ledger, rows_of
@@ -289,7 +288,7 @@ def review_key(row: Row) -> tuple[str, str, str]:
 def _caption_set(folder: Folder) -> str | None:
     """The set of captions that the output has; None before the first export."""
     if folder.exists(MANIFEST):
-        return json.loads(folder.read(MANIFEST))["config"]["caption"]["name"]
+        return read_manifest(folder)["config"]["caption"]["name"]
     sets = (folder / "ledger/captions").subfolders()
     return sets[0] if len(sets) == 1 else None
 

@@ -13,7 +13,7 @@ from curation.progress import Progress
 from curation.stage import OutputError, PlanError
 from curation.status import METRICS, STATUS, PoolState, StatusWriter, prometheus_lines
 from curation.storage import Folder, file_system
-from pipelines.outdated import MANIFEST
+from pipelines.outdated import MANIFEST, record_outdated
 from pipelines.status import outdated_lines, read_status, status_lines
 
 POOLS = [PoolState("DecodePass", 3, 1, 4, 7)]
@@ -108,6 +108,15 @@ def test_status_names_shards_of_an_earlier_selection_with_the_command_to_run(tmp
     found = {"what": "shards are of an earlier selection", "fix": "longtake export"}
     out.write(MANIFEST, json.dumps({"outdated_shards": found}).encode())
     assert outdated_lines(out) == [found["what"], "  fix: longtake export"]
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b"[" * 200_000, b"\xff"])
+def test_damaged_manifest_is_named_with_the_fix(tmp_path, text):
+    out = Folder(str(tmp_path))
+    out.write(MANIFEST, text)
+    for work in (outdated_lines, lambda out: record_outdated(out, None)):
+        with pytest.raises(PlanError, match=r"manifest\.json is damaged: .*\n  fix: delete it; "):
+            work(out)
 
 
 def test_missing_or_damaged_status_is_one_line(tmp_path):
