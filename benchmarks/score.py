@@ -1,6 +1,6 @@
 """What `score` costs, compared with decoding the same files once and with other tools.
 
-    python -m benchmarks.score [--quick] [--passes]
+    python -m benchmarks.score [--quick] [--passes] [--mix]
 
 Reads the labelled videos at LONGTAKE_VIDEOS (default ../shared/videos); --quick takes every fourth.
 On a shared machine CPU seconds vary by a third within minutes. So passes that are compared take
@@ -8,6 +8,9 @@ turns: all passes over one file, then all over the next. For `score` as a whole,
 run it, decoding is measured before, between and after two runs: over the files once, and over three
 copies of them. Half the difference of the two is the cost of one pass without start-up. --passes
 skips `score` as a whole, which takes longest.
+
+--mix measures header rules alone: CPU seconds per kept minute with them and without, on as many
+videos that their headers rule out (under 1280 x 720 or under 15 s) as others.
 """
 
 from __future__ import annotations
@@ -29,10 +32,15 @@ from statistics import fmean
 from typing import Any
 
 import av
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from benchmarks import other_tools  # before cv2: it sets the log level of OpenCV's FFmpeg
 from benchmarks.cpu_time import Cost, measure_command
 from curation import config
+from curation.ledger import flatten_clips
+from curation.policy import Policy
+from curation.records import VIDEO, schema
 from curation.stage import BadVideo, Row, RunContext
 from curation.storage import Folder
 from curation.video.reader import Reader
@@ -40,8 +48,12 @@ from curation.video_list import list_videos
 from pipelines.score import build
 from pipelines.settings import DEFAULT_CONFIG, Settings
 from pipelines.tables import videos_ledger
+from stages import decode_pass
 from stages.decode_pass import DecodePass
+from stages.header_rules import failed_rules
 from stages.meters.meter import Meter
+from stages.scorers.ocr import evenly_spaced
+from stages.selection.clip_selection import select_clips
 from tests.support.paths import REPOSITORY, VIDEOS
 
 CONFIG = str(REPOSITORY / DEFAULT_CONFIG)
@@ -49,6 +61,7 @@ PADDING_STEP_BYTES = 16
 # columns that differ between copies of a video
 COPY_COLUMNS = {"video", "bytes", "version", "sha256", "cpu_s", "clip_id", "key_frame", "file"}
 DECODE, READ = "decoding, PyAV, one thread", "decoding and reading"
+WITH_RULES, WITHOUT_RULES = "score, header rules first", "score, every video decoded"
 SCORE = "the two stages of `score`, in one process"
 FLOW, SAMPLE = "flow pass (OpenCV, DIS)", "frame-sampling pass (OpenCV, seek, JPEG)"
 DETECTORS = {
@@ -228,6 +241,76 @@ def measure_whole_run(videos: Sequence[Path], scratch: Path) -> WholeRun:
     return WholeRun(decoded, one_pass, once.cpu_s - one_pass, differently_scored(rows))
 
 
+def choose_mix(videos: Sequence[Path], decode: DecodePass) -> tuple[list[Path], list[Path]]:
+    """As many videos that fail a header rule as others, evenly chosen; of those that can be
+    opened."""
+    failing, others = [], []
+    for video in videos:
+        with suppress(BadVideo), Reader(str(video)) as reader:
+            (failing if failed_rules(reader, decode.prefilter) else others).append(video)
+    count = min(len(failing), len(others))
+    return evenly_spaced(failing, count), evenly_spaced(others, count)
+
+
+def report_mix(videos: Sequence[Path], scratch: Path) -> None:
+    """The two stages of `score` in this process, the versions in turns over each file."""
+    settings = config.load(Settings, CONFIG, [])
+    decode, text = build(settings.score)
+    assert isinstance(decode, DecodePass)
+    for stage in (decode, text):
+        stage.setup(RunContext(str(scratch / "ledger")))
+    failing, others = choose_mix(videos, decode)
+    cpu_s: Counter[tuple[str, bool]] = Counter()
+    rows: dict[str, list[Row]] = {name: [] for name in (WITH_RULES, WITHOUT_RULES)}
+    for number, video in enumerate([failing[0], *failing, *others]):
+        listed = {
+            "video": str(video),
+            "bytes": os.stat(video).st_size,
+            "version": "",
+            "error": None,
+        }
+        for name in (DECODE, *rows):
+            rules = failed_rules if name == WITH_RULES else lambda *_: Policy()
+            decode_pass.failed_rules = rules  # there is no setting for it
+            start = time.process_time()
+            if name == DECODE:
+                count_frames(decode_frames(str(video)))
+                done = None
+            else:
+                [done] = text.process(decode.process([dict(listed)]))
+            if not number:  # modules that are imported at the first use
+                continue
+            cpu_s[name, video in failing] += time.process_time() - start
+            if done:
+                rows[name].append({"status": "ok"} | done)
+    kept = {name: kept_minutes(of_pass, settings) for name, of_pass in rows.items()}
+    ruled_s, all_s = (
+        sum(row["duration_s"] for row in rows[WITH_RULES][a:b])
+        for a, b in ((0, len(failing)), (0, None))
+    )
+    print(
+        f"mix: {len(failing)} videos of {ruled_s / 60:.1f} min that their headers rule out, "
+        f"{len(others)} others of {(all_s - ruled_s) / 60:.1f} min; "
+        f"kept: {kept[WITH_RULES]:.2f} min"
+    )
+    if kept[WITH_RULES] != kept[WITHOUT_RULES]:
+        raise RuntimeError(f"header rules change what is kept: {kept}")
+    print(f"{'CPU-s':36}{'ruled out':>11}{'others':>9}{'all':>9}{'per kept min':>14}")
+    for name in (DECODE, *rows):
+        ruled, other = cpu_s[name, True], cpu_s[name, False]
+        per_minute = (ruled + other) / kept[WITH_RULES]
+        print(f"{name:36}{ruled:11.2f}{other:9.1f}{ruled + other:9.1f}{per_minute:14.1f}")
+    share = cpu_s[WITH_RULES, True] / cpu_s[DECODE, True]
+    print(f"a video that is ruled out costs {share:.1%} of its decode")
+
+
+def kept_minutes(rows: list[Row], settings: Settings) -> float:
+    clips = flatten_clips(pa.Table.from_pylist(rows, schema(VIDEO))).sort_by("clip_id")
+    selection = select_clips(clips, settings.select.policy)
+    is_kept = pc.equal(selection["status"], "kept")
+    return (pc.sum(clips["duration_s"].filter(is_kept)).as_py() or 0.0) / 60
+
+
 def print_table(title: str, cpu_s: dict[str, float], frames: int) -> None:
     """A line for each entry of `cpu_s`, with its ratio to decoding."""
     print(f"\n{title}\n{'':44}{'CPU-s':>9}{'x decode':>10}{'us/frame':>10}")
@@ -265,11 +348,16 @@ def report_passes(videos: Sequence[Path], scratch: Path, frames: int) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--quick", action="store_true", help="every fourth file")
+    options.add_argument("--mix", action="store_true", help="header rules alone")
     options.add_argument("--passes", action="store_true", help="skip `score` as a whole")
     args = options.parse_args()
     if not VIDEOS.is_dir():
         sys.exit(f"{VIDEOS}: no such folder; set LONGTAKE_VIDEOS to a folder of videos")
     videos = sorted(Path(v.video) for v in list_videos(str(VIDEOS)))[:: 4 if args.quick else 1]
+    if args.mix:
+        with tempfile.TemporaryDirectory() as name:
+            report_mix(videos, Path(name))
+        return
     _, frames = measure_decoding(videos)  # brings the files into memory
     print(f"{len(videos)} videos, {frames} frames")
     with tempfile.TemporaryDirectory() as name:

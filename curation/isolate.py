@@ -15,10 +15,12 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import weakref
@@ -26,13 +28,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from curation.heartbeat import set_sender
 from curation.stage import BadVideo, OutputError, TransientError, is_device_failure
 from curation.texts import MAX_ERROR_CHARS, clean_outside_text
 
 BYTES_KEY = "\0bytes"  # of a JSON object that stands for bytes
 MAX_REPLY_BYTES = 256 << 20  # rows are a few kilobytes
 MAX_TEXT_CHARS = 1 << 16  # of one string in a reply; a path has at most 4096
-MAX_FILE_BYTES = 1 << 30  # a child writes key frames
+MIN_FILE_LIMIT_BYTES = 1 << 30  # a child writes key frames
+PROGRESS = {"progress": True}  # a message before the reply
 START_TIMEOUT_S = 120.0  # imports and models, on a busy machine
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -80,16 +84,19 @@ class Isolated:
         self._child: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
 
-    def __call__(self, *args: Any, timeout_s: float | None = None) -> Any:
-        """Returns the result of the call. timeout_s: of this call; None: the usual one."""
+    def __call__(
+        self, *args: Any, timeout_s: float | None = None, stall_timeout_s: float | None = None
+    ) -> Any:
+        """Returns the result of the call. timeout_s: of this call; None: the usual one.
+        stall_timeout_s: since the call last reported progress (curation/heartbeat.py)."""
         limit_s = self.timeout_s if timeout_s is None else timeout_s
         if self._child is None or self._child.poll() is not None:
             self._start()
         try:
-            reply = self._request(pickle.dumps(args), limit_s)
-        except TimeoutError as error:
+            reply = self._request(pickle.dumps(args), limit_s, stall_timeout_s)
+        except TimedOut:
             self.close()
-            raise TimedOut(f"no result after {limit_s:g} s") from error
+            raise
         except OSError as error:
             raise Crashed(self._exit_reason()) from error
         except (ValueError, RecursionError) as error:
@@ -100,16 +107,18 @@ class Isolated:
             raise
         return self._result_of(reply)
 
-    def call_with_retry(self, *args: Any, timeout_s: float | None = None) -> Any:
+    def call_with_retry(
+        self, *args: Any, timeout_s: float | None = None, stall_timeout_s: float | None = None
+    ) -> Any:
         """Calls a second time where the child crashed.
 
         The first crash may be the machine's fault (another process took the memory, or an operator
         killed the child); the second is the input's.
         """
         try:
-            return self(*args, timeout_s=timeout_s)
+            return self(*args, timeout_s=timeout_s, stall_timeout_s=stall_timeout_s)
         except (Crashed, NotStarted):
-            return self(*args, timeout_s=timeout_s)
+            return self(*args, timeout_s=timeout_s, stall_timeout_s=stall_timeout_s)
 
     def __enter__(self) -> Isolated:
         return self
@@ -146,7 +155,7 @@ class Isolated:
         self._kill = weakref.finalize(self, _kill, self._child, ours)
         try:
             reply = self._request(self._setup_request, START_TIMEOUT_S)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TimedOut) as error:
             reason = self._exit_reason()
             where = f"; see {self.log}" if self.log else ""
             raise NotStarted(f"the isolated worker did not start: {reason}{where}") from error
@@ -154,12 +163,21 @@ class Isolated:
             self.close()
             raise NotStarted(f"the isolated worker did not start: {reply.get('message')}")
 
-    def _request(self, request: bytes, limit_s: float) -> dict[str, Any]:
-        """Returns the child's reply. Raises OSError where the child ended, ValueError."""
+    def _request(
+        self, request: bytes, limit_s: float, stall_s: float | None = None
+    ) -> dict[str, Any]:
+        """Returns the child's reply. Raises OSError where the child ended, ValueError, TimedOut."""
         assert self._socket is not None
-        deadline = time.monotonic() + limit_s
-        _send(self._socket, request, deadline)
-        reply = decode_reply(_receive(self._socket, deadline))
+        deadline, reply = time.monotonic() + limit_s, PROGRESS
+        try:
+            _send(self._socket, request, deadline)
+            while reply == PROGRESS:
+                until = deadline if stall_s is None else min(deadline, time.monotonic() + stall_s)
+                reply = decode_reply(_receive(self._socket, until))
+        except TimeoutError as error:
+            is_late = time.monotonic() >= deadline
+            what = f"result after {limit_s:g} s" if is_late else f"progress for {stall_s:g} s"
+            raise TimedOut(f"no {what}") from error
         if not isinstance(reply, dict):
             raise ValueError("not a JSON object")
         return reply
@@ -281,7 +299,11 @@ def _set_timeout(connection: socket.socket, deadline: float | None) -> None:
 def _restrict_child(parent: int) -> None:
     """Limits what the child may do, and has the kernel kill it when its parent thread ends."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
+    # A fetched video or the key frames of hours of video may take what is free now, but no more.
+    room = max(MIN_FILE_LIMIT_BYTES, shutil.disk_usage(tempfile.gettempdir()).free)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    room = room if most == resource.RLIM_INFINITY else min(room, most)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
     if sys.platform == "linux":
         prctl = ctypes.CDLL(None, use_errno=True).prctl
         die_with_parent, no_new_privileges = 1, 38  # linux/prctl.h
@@ -321,6 +343,7 @@ def _serve(connection: socket.socket) -> None:
     call, setup, memory = pickle.loads(_receive(connection))
     if setup is not None:
         setup()
+    set_sender(lambda: _send(connection, encode_reply(PROGRESS)))
     gc.collect()
     _limit_memory(memory)
     _send(connection, encode_reply({"ok": None}))

@@ -299,11 +299,7 @@ def check_prefilter(
     also: scores that are needed in addition to the policy's.
     """
     needed = {name: costly[name] for name in (*policy, *also) if name in costly}
-    looser = [
-        name
-        for name, rule in prefilter.items()
-        if name not in policy or not policy[name].is_within(rule)
-    ]
+    looser = _looser_rules(policy, prefilter)
     if not needed or not looser:
         return
     lines = [
@@ -311,8 +307,7 @@ def check_prefilter(
         f"the policy asks for {_span(policy.get(name))}"
         for name in looser
     ]
-    keep = " ".join(f"select.policy.{n}={_as_setting(prefilter[n])}" for n in looser)
-    lower = " ".join(f"score.decode.prefilter.{n}=null" for n in looser)
+    keep, lower = _fixes(looser, prefilter)
     raise PlanError(
         f"the policy is looser than the prefilter of this ledger in {', '.join(looser)}, and needs "
         f"{', '.join(needed)}, which only clips that pass the prefilter have\n"
@@ -321,6 +316,54 @@ def check_prefilter(
         f"  fix: keep {keep}, or score into another output with {lower} "
         f"(runs {', '.join(sorted(set(needed.values())))})"
     )
+
+
+def check_decoded(
+    policy: Policy, prefilter: Policy, header_rules: Collection[str], videos: pa.Table | None
+) -> None:
+    """Raises PlanError where a policy is looser than the prefilter for videos that the prefilter
+    rejects by their headers: these have no score at all.
+
+    videos: the columns `header_rules` of such videos; None: they are not known yet.
+    """
+    prefilter = prefilter.without(prefilter.keys() - set(header_rules))
+    looser = _looser_rules(policy, prefilter)
+    if not looser:
+        return
+    found = "videos are"
+    if videos is not None:
+        of_header = policy.without(policy.keys() - set(header_rules))
+        passing = pc.equal(pc.list_value_length(decide_table(videos, of_header)), 0)
+        if not (count := pc.sum(passing).as_py()):
+            return
+        found = f"{count} videos were"
+    lines = [
+        f"  {name}: decoded for {_span(prefilter[name])}, "
+        f"the policy asks for {_span(policy.get(name))}"
+        for name in looser
+    ]
+    keep, lower = _fixes(looser, prefilter)
+    raise PlanError(
+        f"the policy is looser than the prefilter in {', '.join(looser)}, by which {found} "
+        "rejected without decoding them: they have no scores\n" + "\n".join(lines) + "\n"
+        f"  fix: keep {keep}, or score them into another output: "
+        f"python -m pipelines.score input=INPUT output=OUT {lower}"
+    )
+
+
+def _looser_rules(policy: Policy, prefilter: Policy) -> list[str]:
+    """The rules of the prefilter that reject something that the policy does not."""
+    return [
+        name
+        for name, rule in prefilter.items()
+        if name not in policy or not policy[name].is_within(rule)
+    ]
+
+
+def _fixes(looser: list[str], prefilter: Policy) -> tuple[str, str]:
+    """The settings that keep the policy within the prefilter, and those that drop its rules."""
+    keep = " ".join(f"select.policy.{n}={_as_setting(prefilter[n])}" for n in looser)
+    return keep, " ".join(f"score.decode.prefilter.{n}=null" for n in looser)
 
 
 def _as_setting(rule: Rule) -> str:

@@ -221,6 +221,8 @@ SCORES = (
 )
 SCORE_NAMES = tuple(c.name for c in SCORES)
 
+NOT_DECODED = "not decoded"  # the null reason of all scores where a header rule rejects the video
+
 # Of a video and of each of its clips; a policy may have rules `{is: …}` and `{in: […]}` on them.
 TAGS = (
     Column("interlaced", pa.bool_(), "whether any of its frames is interlaced"),
@@ -243,7 +245,7 @@ CLIP = (
         DOUBLE,
         "length of the clip; of a take too short for a clip, the take's, s",
     ),
-    Column("num_frames", INT, "decoded frames in the span"),
+    Column("num_frames", INT, "decoded frames in the span; null: the video is not decoded"),
     Column("width", INT, "px, as shown"),
     Column("height", INT, "px, as shown"),
     Column("fps", FLOAT, "frames per second in the span: frames over seconds"),
@@ -283,7 +285,7 @@ VIDEO = (
     Column("video", TEXT, "path or URL, as listed"),
     Column("bytes", LONG, "size of the file"),
     Column("version", TEXT, "modification time or etag, by which a changed file is recognized"),
-    Column("sha256", TEXT, "of the file's bytes"),
+    Column("sha256", TEXT, "of the file's bytes; null: a remote file that is not fetched"),
     Column("status", TEXT, "ok | duplicate | failed"),
     Column("error", TEXT, "why it failed, or which file has the same bytes, or null"),
     Column("duration_s", DOUBLE, "from the first frame to the end of the last, s"),
@@ -295,7 +297,7 @@ VIDEO = (
     Column("rotation", INT, "degrees clockwise that the stored picture is turned for display"),
     Column("mirrored", pa.bool_(), "whether left and right are exchanged before it is turned"),
     *TAGS,
-    Column("num_frames", INT, "decoded frames"),
+    Column("num_frames", INT, "decoded frames; null: it is not decoded"),
     Column("cuts_s", pa.list_(DOUBLE), "hard cuts: time of the first frame after each, s"),
     Column("gradual", pa.list_(SPAN), "gradual transitions"),
     Column("takes", pa.list_(SPAN), "takes, without their guard frames"),

@@ -78,6 +78,8 @@ class Stage:
 
     reads: ClassVar[tuple[str, ...]] = ()  # columns it needs
     writes: ClassVar[tuple[str, ...]] = ()  # columns it adds
+    # how long an isolated worker waits for the next `heartbeat.report_progress`; None: for ever
+    stall_timeout_s: ClassVar[float | None] = None
 
     @property
     def needs(self) -> Needs:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from curation.atomic import TEMPORARY, sync_folder, write_atomic
 from curation.errors import UserError
+from curation.heartbeat import report_progress
 from curation.lease import LEASE, NOT_APART, Lease, take_lease
 from curation.stage import BadVideo, OutputError, TransientError
 
@@ -39,6 +40,10 @@ STORAGE_ERRNOS = frozenset(
     )
 )
 
+# Of a scratch disk that is full, or a file above a limit of the process
+SCRATCH_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+HASHED_BYTES = 1 << 20  # of a local file at a time
 READ_ATTEMPTS = 3  # of a file in an object store that arrives in part
 
 # Of Parquet: one clip of 100,000 is read in a tenth of the time of one group.
@@ -126,12 +131,27 @@ def compute_sha256(path: str | Path) -> str:
     Raises BadVideo if it can't be read, TransientError if the storage fails.
     """
     try:
+        digest = hashlib.sha256()
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while chunk := file.read(HASHED_BYTES):
+                digest.update(chunk)
+                report_progress()
+        return digest.hexdigest()
     except OSError as e:
         if e.errno in STORAGE_ERRNOS:
             raise TransientError(f"can't read {path}: {e.strerror}") from None
         raise BadVideo(f"can't be read: {e.strerror}") from None
+
+
+@contextmanager
+def scratch_errors() -> Iterator[None]:
+    """Raises TransientError where a temporary file can't be written: another row may fit."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in SCRATCH_ERRNOS:
+            raise
+        raise TransientError(f"can't write to {tempfile.gettempdir()}: {e.strerror}") from None
 
 
 @contextmanager
@@ -140,8 +160,8 @@ def local_copy(video: str, size: int | None = None) -> Iterator[str]:
 
     size: as listed, in bytes; None: not known.
 
-    Raises BadVideo if there is no such object, TransientError if the store fails, OutputError if
-    the temporary folder is full.
+    Raises BadVideo if there is no such object, TransientError if the store fails or the temporary
+    folder is full.
     """
     if not is_remote(video):
         yield local_path(video)
@@ -151,12 +171,13 @@ def local_copy(video: str, size: int | None = None) -> Iterator[str]:
     except UnreachableError as e:
         raise TransientError(str(e)) from None
     with tempfile.NamedTemporaryFile(suffix=Path(fs_path).suffix) as scratch:
-        for chunk in _chunks(fs, fs_path, size):
-            try:
+        free = shutil.disk_usage(scratch.name).free
+        if size is not None and size > free:
+            raise TransientError(f"{video} has {size} bytes; the temporary folder has {free} free")
+        with scratch_errors():
+            for chunk in _chunks(fs, fs_path, size):
                 scratch.write(chunk)
-            except OSError as e:
-                raise OutputError(f"can't write to the temporary folder: {e}") from None
-        scratch.flush()
+            scratch.flush()
         yield scratch.name
 
 
@@ -166,6 +187,7 @@ def _chunks(fs: pafs.FileSystem, fs_path: str, listed_size: int | None) -> Itera
         with fs.open_input_stream(fs_path) as stream:
             while chunk := stream.read(8 << 20):
                 count += len(chunk)
+                report_progress()
                 yield chunk
         if count or listed_size:
             _check_size(fs, fs_path, count)

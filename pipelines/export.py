@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from pipelines.tables import CLIPS, INPUT, VIDEOS, read_clips, read_selection, r
 from stages.export.export_stages import (
     EXTRACTED,
     RECEIPTS,
-    ExtractClip,
+    ExtractClips,
     PackShard,
     settings_text,
     up_to_date_receipt,
@@ -115,17 +116,19 @@ def _pack(
         for receipt in receipts:
             progress.update(done=len(receipt.rows), failed=receipt.failed)
         extracted: dict[str, Any] = {}
-        work = ({"clip": clips[i], "error": None} for plan in todo for i in plan.clip_ids)
-        extract = ExtractClip(out.url, presto, tone_map, settings.cluster.memory_gib)
+        work = _by_video([clips[i] for plan in todo for i in plan.clip_ids])
+        extract = ExtractClips(out.url, presto, tone_map, settings.cluster.memory_gib)
         videos = dict.fromkeys(clip["video"] for clip in clips.values())
         context = RunContext(input_sample=tuple(videos)[:SAMPLE_VIDEOS])
         for row in cluster.stream(
             [extract], work, progress.show_wait_reason, context, progress.print_error
         ):
-            extracted[row["clip"]["clip_id"]] = row["error"] or row["extracted"]
-            if row["error"] is not None:
-                progress.add_error(f"{row['clip']['clip_id']}: {row['error']}")
-            progress.update(done=1, failed=int(row["error"] is not None))
+            for clip_id in (clip["clip_id"] for clip in row["clips"]):
+                result = row["error"] or row["extracted"][clip_id]
+                extracted[clip_id] = result
+                if isinstance(result, str):
+                    progress.add_error(f"{clip_id}: {result}")
+                progress.update(done=1, failed=int(isinstance(result, str)))
         packing = (_shard(plan, clips, extracted) for plan in todo)
         pack = PackShard(out.url, presto, tone_map)
         for row in cluster.stream([pack], packing, progress.show_wait_reason):
@@ -133,6 +136,15 @@ def _pack(
                 raise RunError(f"{row['plan']['name']} can't be packed: {row['error']}")
             receipts.append(Receipt(**row["receipt"]))
     return receipts
+
+
+def _by_video(clips: list[Row]) -> Iterator[Row]:
+    """A row per video, with its clips; those with the most clips first."""
+    of_video: dict[str, list[Row]] = {}
+    for clip in clips:
+        of_video.setdefault(clip["video"], []).append(clip)
+    for of_one in sorted(of_video.values(), key=len, reverse=True):
+        yield {"clips": of_one, "error": None}
 
 
 def _shard(plan: ShardPlan, clips: dict[str, Row], extracted: dict[str, Any]) -> Row:

@@ -135,7 +135,7 @@ def _score(settings: Settings, cluster: Cluster, chosen: pa.Table, trial: Folder
 
 def _select(settings: Settings, rows: list[Row]) -> set[str]:
     """The clip_ids that the policy keeps. The clips of files with the same bytes count once."""
-    scored = {row["sha256"]: row for row in rows if row["error"] is None}
+    scored = {row["sha256"] or row["video"]: row for row in rows if row["error"] is None}
     videos = pa.Table.from_pylist(list(scored.values()), records.schema(records.VIDEO))
     clips = flatten_clips(videos)
     vectors = [embedding for row in rows for embedding in row.get("embeddings", [])]
@@ -151,7 +151,7 @@ def _select(settings: Settings, rows: list[Row]) -> set[str]:
         inside=None if by_caption or where is None else inside_where(settings.select, [clips])[0],
     )
     for row in rows:
-        if row["error"] is None and scored[row["sha256"]] is not row:
+        if row["error"] is None and scored[row["sha256"] or row["video"]] is not row:
             row["clips"] = []
     reasons = dict(zip(chosen["clip_id"].to_pylist(), chosen["reason"].to_pylist(), strict=True))
     for row in rows:

@@ -290,7 +290,9 @@ def _up_to_date_rows(listed: pa.Table, ledger: Ledger, retry_failed: bool) -> pa
 
 
 def new_rows(todo: pa.Table) -> Iterator[Row]:
-    """The rows to score. Files that are missing have their error already."""
+    """The rows to score, those of the largest files first: the last ones then end together. Files
+    that are missing have their error already."""
+    todo = todo.sort_by([("bytes", "descending"), ("video", "ascending")])
     for batch in todo.to_batches(max_chunksize=1000):
         yield from map(_new_row, batch.to_pylist())
 

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from curation import config, records
 from curation.ledger import record_settings, recorded_settings
 from curation.partitions import Partitions, as_bytes
-from curation.policy import check_columns, check_prefilter
+from curation.policy import check_columns, check_decoded, check_prefilter
 from curation.runner.cluster import Cluster
 from curation.stage import PlanError
 from curation.storage import Folder, scan
@@ -45,11 +45,13 @@ from pipelines.tables import (
     clip_partitions,
     clip_schema,
     read_embeddings,
+    read_not_decoded,
     recorded_policy,
     rows_of,
     stream_clips,
     videos_ledger,
 )
+from stages.header_rules import HEADER_RULES
 from stages.report.difference import (
     COMPARED,
     Difference,
@@ -111,7 +113,10 @@ def check(settings: Settings, out: Folder, will_score: bool = False) -> None:
         prefilter = recorded_policy(recorded["decode"]["prefilter"])
     else:
         prefilter = settings.score.decode.prefilter
-    check_prefilter(settings.select.policy, prefilter, costly_scores(settings.score), also)
+    policy = settings.select.policy
+    check_prefilter(policy, prefilter, costly_scores(settings.score), also)
+    not_decoded = None if will_score else read_not_decoded(out, list(HEADER_RULES))
+    check_decoded(policy, prefilter, HEADER_RULES, not_decoded)
 
 
 def _scores_by_models(settings: Settings, out: Folder, will_score: bool) -> set[str]:

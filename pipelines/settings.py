@@ -108,7 +108,7 @@ class ExportSettings:
     shard_mb: Annotated[float, Gt(0)] = 500.0  # approximate size of a shard
     shard_clips: Annotated[int, Ge(1)] = 1000  # maximum of clips in a shard
     seed: str = ""  # of the order of clips in the shards
-    presto: bool = True  # also write presto/, for the released trainer of Presto's authors
+    presto: bool = False  # also write presto/, for the released trainer of Presto's authors
     tone_map: bool = False  # clips of HDR video (PQ, HLG) are encoded as SDR
 
 

@@ -126,6 +126,13 @@ def read_videos(out: Folder, columns: list[str]) -> pa.Table:
     ).sort_by("video")
 
 
+def read_not_decoded(out: Folder, columns: list[str]) -> pa.Table:
+    """The rows of these videos that header rules reject. Raises PlanError."""
+    videos = read_videos(out, ["status", "num_frames", *columns])
+    is_scored = pc.equal(videos["status"], "ok")
+    return videos.filter(pc.and_(is_scored, pc.is_null(videos["num_frames"]))).select(columns)
+
+
 def read_skipped(out: Folder) -> dict[str, int]:
     """Suffix -> files in the input's folders that were not read, most frequent first."""
     if not (out / "ledger").exists(SKIPPED):  # scored by an older version

@@ -16,6 +16,7 @@ import numpy as np
 from annotated_types import Ge, Gt
 
 from curation import config
+from curation.heartbeat import report_progress
 from curation.policy import Policy, decide
 from curation.records import (
     CAPTION_SCORES,
@@ -27,18 +28,20 @@ from curation.records import (
     make_clip_id,
     segment_spans,
 )
-from curation.stage import Needs, PlanError, Row, RunContext, Stage
-from curation.storage import Folder, compute_sha256, local_copy
+from curation.stage import BadVideo, Needs, PlanError, Row, RunContext, Stage
+from curation.storage import Folder, compute_sha256, is_remote, local_copy
 from curation.video.frames import FrameProcessor, Planes
 from curation.video.planes import chroma_image
 from curation.video.reader import Limits, Reader
+from curation.video.source import RangeFile, has_index
+from stages.header_rules import HEADER_RULES, failed_rules, rejected_row
 from stages.meters.clip_frames import THUMBNAIL_SIDE, ClipFrames
 from stages.meters.fingerprint import Fingerprint
 from stages.meters.freeze import Freeze
 from stages.meters.key_frame_scores import KEY_FRAME_SCORES, key_frame_scores
 from stages.meters.key_frames import KeyFrames
 from stages.meters.light import Light
-from stages.meters.meter import Meter
+from stages.meters.meter import Meter, spans_near
 from stages.meters.motion import Motion
 from stages.meters.overlay import Overlay
 from stages.meters.seams import Seams
@@ -89,12 +92,15 @@ class DecodePass(Stage):
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
     key_frames: KeyFrames = field(default_factory=KeyFrames)
 
-    reads = ("video", "bytes")
+    reads = ("video", "bytes", "version")
     writes = (
         *("sha256", "duration_s", "width", "height", "fps", "codec", "pix_fmt", "rotation"),
         *("mirrored", *TAG_NAMES, "num_frames", "cuts_s", "gradual", "takes"),
         *("time_jumps", "size_changes", "clips", "cpu_s"),
     )
+    # Without a new frame, chunk of the file or clip. A large file that hangs would else keep its
+    # worker for days.
+    stall_timeout_s = 300.0
 
     def __post_init__(self) -> None:
         config.check_choice("detector", self.detector, self.detectors)
@@ -142,13 +148,38 @@ class DecodePass(Stage):
         return 120.0 + max(row["bytes"], 0) / 1e4
 
     def process(self, rows: list[Row]) -> list[Row]:
-        return [row | self._score_video(row["video"], row["bytes"]) for row in rows]
+        return [row | self._score_video(row) for row in rows]
 
-    def _score_video(self, video: str, size: int) -> Row:
+    def _score_video(self, row: Row) -> Row:
         started = time.process_time()
+        columns = self._reject_unfetched(row) or self._decode_video(row["video"], row["bytes"])
+        return columns | {"cpu_s": time.process_time() - started}
+
+    def _reject_unfetched(self, row: Row) -> Row | None:
+        """The columns of a remote video that its header rules out: the header alone is fetched."""
+        if not is_remote(row["video"]) or self.prefilter.keys().isdisjoint(HEADER_RULES):
+            return None
+        try:
+            file = RangeFile(row["video"], row["bytes"])
+            if not has_index(file):
+                return None
+            with Reader(file, self.limits) as reader:
+                failed = failed_rules(reader, self.prefilter)
+                file_id = f"{row['video']}:{row['bytes']}:{row['version']}"
+                return rejected_row(reader.header, failed, None, file_id) if failed else None
+        except BadVideo:  # fetching it gives the reason
+            return None
+
+    def _decode_video(self, video: str, size: int) -> Row:
         with local_copy(video, size) as path, Reader(path, self.limits) as reader:
             sha256 = compute_sha256(path)  # not before it is known to be a video
+            if failed := failed_rules(reader, self.prefilter):
+                return rejected_row(reader.header, failed, sha256, sha256)
             self._process_frames(reader)
+        return self.score_frames(reader, sha256)
+
+    def score_frames(self, reader: Reader, sha256: str) -> Row:
+        """The columns of a video after the pass over its frames."""
         found = self._detector.transitions()
         times, end_s, header = reader.times_s, reader.end_s, reader.header
         cuts_s = sorted({*found.cuts_s, *reader.breaks_s})
@@ -179,7 +210,6 @@ class DecodePass(Stage):
             for number, take in enumerate(takes)
             for span in self._clip_spans(take, reader)
         ]
-        columns["cpu_s"] = time.process_time() - started
         return columns
 
     def _process_frames(self, reader: Reader) -> None:
@@ -192,6 +222,7 @@ class DecodePass(Stage):
         with_chroma = any(p.reads_chroma for p in processors)
         frames = self._planes(reader, with_source, with_chroma)
         while batch := list(islice(frames, FRAMES_PER_BATCH)):
+            report_progress()
             for processor in processors:
                 for t_s, planes in batch:
                     processor.process_frame(t_s, planes)
@@ -220,17 +251,20 @@ class DecodePass(Stage):
 
     def _clip_spans(self, take: tuple[float, float], reader: Reader) -> list[tuple[float, float]]:
         """The clips of a take, or the take itself if it is too short for a clip."""
-        key_times = reader.packets.times_s[reader.packets.is_key]
-        spans = place_clips(take, self.clip_s, self.max_clip_s, key_times, reader.times_s)
+        key_times_s = reader.packets.key_times_s
+        spans = place_clips(take, self.clip_s, self.max_clip_s, key_times_s, reader.times_s)
         return spans or [take]
 
     def _score_clip(self, video: Row, reader: Reader, take: int, span: tuple[float, float]) -> Row:
+        report_progress()
         start_s, end_s = span
         bounds_s = np.array(span) - SPAN_TOLERANCE_S
         first, last = np.searchsorted(reader.times_s, bounds_s)
         packets = reader.packets
-        inside = (packets.times_s >= bounds_s[0]) & (packets.times_s < bounds_s[1])
-        at_start = np.abs(packets.times_s - start_s) < TIME_TOLERANCE_S
+        inside = slice(*np.searchsorted(packets.times_s, bounds_s))
+        near_s = start_s - TIME_TOLERANCE_S, start_s + TIME_TOLERANCE_S
+        key_start, key_stop = np.searchsorted(packets.key_times_s, near_s)
+        keys_s = packets.key_times_s[max(0, key_start - 1) : key_stop + 1]
         width, height = reader.size_at(start_s)
         clip: Row = dict.fromkeys(column.name for column in CLIP)
         clip |= {
@@ -245,7 +279,7 @@ class DecodePass(Stage):
             "fps": float(last - first) / (end_s - start_s),
             "interlaced": 1 in reader.interlaced[first:last],
             "transfer": video["transfer"],
-            "starts_on_keyframe": bool(packets.is_key[at_start].any()),
+            "starts_on_keyframe": bool((np.abs(keys_s - start_s) < TIME_TOLERANCE_S).any()),
             "packet_bytes": int(packets.bytes[inside].sum()),
             "fingerprint": self.fingerprint.encode(start_s, end_s),
         }
@@ -305,6 +339,8 @@ class DecodePass(Stage):
 
 
 def _share_inside(spans: list[tuple[float, float]], start_s: float, end_s: float) -> float:
-    """The share of the time from start_s to end_s that lies in the spans."""
-    overlaps_s = [min(b, end_s) - max(a, start_s) for a, b in spans]
+    """The share of the time from start_s to end_s that lies in the spans, which are in order and
+    do not overlap."""
+    near = spans_near(spans, start_s, end_s)
+    overlaps_s = [min(b, end_s) - max(a, start_s) for a, b in near]
     return sum(t_s for t_s in overlaps_s if t_s > TIME_TOLERANCE_S) / (end_s - start_s)

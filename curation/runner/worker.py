@@ -108,8 +108,11 @@ class Worker:
             [row] = stage.process([row])
             return row
         given = {k: v for k, v in row.items() if isinstance(v, str)}  # such as the path
-        limit_s = stage.row_timeout_s(row)
-        row = self._child.call_with_retry(number, row, timeout_s=limit_s)
+        limits_s = {
+            "timeout_s": stage.row_timeout_s(row),
+            "stall_timeout_s": stage.stall_timeout_s,
+        }
+        row = self._child.call_with_retry(number, row, **limits_s)
         return row | {k: v for k, v in given.items() if k not in stage.writes}
 
 

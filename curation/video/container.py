@@ -15,7 +15,7 @@ import re
 import stat
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import av
 from annotated_types import Ge, Gt
@@ -25,6 +25,7 @@ from curation.stage import BadVideo
 from curation.video import ebml, mp4_boxes
 from curation.video.frames import VideoInfo
 from curation.video.geometry import Crop, Geometry
+from curation.video.source import Source
 
 # A decoder's errors reach `av.logging.Capture` of the same thread, or nobody.
 av.logging.set_level(av.logging.ERROR)
@@ -89,7 +90,6 @@ class VideoHeader:
     pix_fmt: str
     geometry: Geometry  # from the decoded to the shown picture
     header_duration_s: float | None  # of the video stream; None where the container has none
-    bytes: int
     container: str
     stream_index: int
     interlaced: bool  # of the first frame
@@ -153,19 +153,21 @@ def _kernel_file_systems() -> set[int]:
     return {os.stat(path).st_dev for path in ("/proc", "/sys") if os.path.exists(path)}
 
 
-def open_container(path: str, limits: Limits) -> av.container.InputContainer:
+def open_container(path: Source, limits: Limits) -> av.container.InputContainer:
     options = {
         "format_whitelist": ALLOWED_FORMATS,
         "protocol_whitelist": "file",
         "max_pixels": str(limits.max_pixels),  # for the decoders that probe the first packets
     }
-    try:  # `file:` before the name, so that it is never taken for a URL, an option or a pattern
-        return av.open(f"file:{path}", options=options, metadata_errors="replace")
+    # `file:` before the name, so that it is never taken for a URL, an option or a pattern
+    file: Any = f"file:{path}" if isinstance(path, str) else path.view()
+    try:
+        return av.open(file, "r", options=options, metadata_errors="replace")
     except av.FFmpegError as error:
         raise BadVideo(_open_failure_reason(path, error)) from error
 
 
-def _open_failure_reason(path: str, error: av.FFmpegError) -> str:
+def _open_failure_reason(path: Source, error: av.FFmpegError) -> str:
     if isinstance(error, av.error.FileNotFoundError):
         return "no such file"
     if isinstance(error, av.error.PermissionError):
@@ -220,7 +222,7 @@ def check_pixels(width: int, height: int, limits: Limits) -> None:
         )
 
 
-def raise_without_frames(path: str, limits: Limits, errors: int) -> NoReturn:
+def raise_without_frames(path: Source, limits: Limits, errors: int) -> NoReturn:
     """Decodes again with FFmpeg's log, which alone has the size of a frame that it refused."""
     try:
         with av.logging.Capture() as log, open_container(path, limits) as container:
@@ -238,7 +240,7 @@ def raise_without_frames(path: str, limits: Limits, errors: int) -> NoReturn:
 
 
 def read_header(
-    path: str,
+    path: Source,
     container: av.container.InputContainer,
     stream: av.video.stream.VideoStream,
     frame: av.VideoFrame,
@@ -262,7 +264,6 @@ def read_header(
         pix_fmt=frame.format.name,
         geometry=geometry,
         header_duration_s=_header_duration_s(container, stream, name),
-        bytes=os.path.getsize(path),
         container=name,
         stream_index=stream.index,
         interlaced=frame.interlaced_frame,
@@ -322,7 +323,7 @@ class PixelAspects:
 
 
 def _read_crop(
-    path: str,
+    path: Source,
     container: av.container.InputContainer,
     stream: av.video.stream.VideoStream,
     frame: av.VideoFrame,
@@ -348,7 +349,7 @@ def _header_duration_s(
     return whole_s
 
 
-def check_boxes(path: str) -> tuple[float, float] | None:
+def check_boxes(path: Source) -> tuple[float, float] | None:
     """Of an MP4: `mp4_boxes.header_and_index_durations`. Raises BadVideo for stray bytes."""
     boxes = mp4_boxes.read_top_level(path)
     limit = max(MAX_BYTES_OUTSIDE_BOXES, MAX_SHARE_OUTSIDE_BOXES * boxes.total)

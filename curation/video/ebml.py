@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from curation.video.geometry import Crop
+from curation.video.index import StreamIndex
+from curation.video.source import Source, opened, size_of
 
 SEGMENT, TRACKS, CLUSTER, TRACK, VIDEO = 0x18538067, 0x1654AE6B, 0x1F43B675, 0xAE, 0xE0
 TRACK_TYPE, VIDEO_TYPE = 0x83, 1
+SIZE = (0xB0, 0xBA)  # PixelWidth, PixelHeight
+INFO, TIMESTAMP_SCALE, TIMESTAMP = 0x1549A966, 0x2AD7B1, 0xE7
+SIMPLE_BLOCK, BLOCK_GROUP, BLOCK = 0xA3, 0xA0, 0xA1
+MAX_CLUSTERS, MAX_BLOCKS = 64, 10_000  # that are read to find the end of a short video
 CROP = (0x54CC, 0x54BB, 0x54DD, 0x54AA)  # PixelCrop: left, top, right, bottom
 CONTENT_ENCODINGS, CONTENT_ENCODING, CONTENT_ENCRYPTION = 0x6D80, 0x6240, 0x5035
 MAX_TRACKS_BYTES = 16 << 20  # they may hold fonts and other private data of codecs
@@ -18,16 +23,76 @@ MAX_TRACKS_BYTES = 16 << 20  # they may hold fonts and other private data of cod
 Elements = dict[int, tuple[int, int]]  # id -> start and end of the body
 
 
-def read_crops(path: str) -> list[Crop]:
+def read_crops(path: Source) -> list[Crop]:
     """The crop of each video track, in order; empty where no tracks lie before the first frames."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         videos = [_children(file, track.get(VIDEO)) for track in _video_tracks(file)]
         return [Crop(*(_number(file, *v.get(part, (0, 0))) for part in CROP)) for v in videos]
 
 
-def read_encryption(path: str) -> list[bool]:
+def read_stream_index(path: Source, number: int, with_end: bool) -> StreamIndex:
+    """Of a video track, `number` as in `read_crops`.  with_end: also reads where the last block
+    starts, from the headers of all clusters and the blocks of the last one."""
+    with opened(path) as file:
+        tracks = _video_tracks(file)
+        video = _children(file, tracks[number].get(VIDEO)) if number < len(tracks) else {}
+        width, height = (_number(file, *video.get(part, (0, 0))) for part in SIZE)
+        end_s = _last_block_s(file) if with_end else None
+    return StreamIndex((width, height), None, end_s)
+
+
+def _last_block_s(file: BinaryIO) -> float | None:
+    """None where it can't be found in MAX_CLUSTERS that are in order of time."""
+    for segment, start, stop in _elements(file, 0, size_of(file)):
+        if segment != SEGMENT:
+            continue
+        scale, clusters = 1_000_000, []
+        for element, body, end in _elements(file, start, stop):
+            if element == INFO:
+                info = _children(file, (body, end))
+                scale = _number(file, *info.get(TIMESTAMP_SCALE, (0, 0))) or scale
+            elif element == CLUSTER:
+                clusters.append((_cluster_time(file, body, end), body, end))
+            if len(clusters) > MAX_CLUSTERS:
+                return None
+        times = [time for time, *_ in clusters]
+        if not times or times != sorted(times):
+            return None
+        offsets = _block_offsets(file, *clusters[-1][1:])
+        return (times[-1] + max(offsets)) * scale / 1e9 if offsets else None
+    return None
+
+
+def _cluster_time(file: BinaryIO, start: int, end: int) -> int:
+    for element, *span in _elements(file, start, end):
+        if element == TIMESTAMP:
+            return _number(file, *span)
+    return 0
+
+
+def _block_offsets(file: BinaryIO, start: int, end: int) -> list[int]:
+    """Of a cluster's blocks: their times from the cluster's. Empty where they can't be read."""
+    offsets = []
+    for element, body, stop in _elements(file, start, end):
+        if element == CLUSTER:  # the one before has no size
+            return []
+        at: int | None = body if element == SIMPLE_BLOCK else None
+        if element == BLOCK_GROUP:
+            at = _children(file, (body, stop)).get(BLOCK, (None, 0))[0]
+        if at is not None:
+            file.seek(at)
+            head = file.read(12)
+            track_bytes = _length(head, 0)
+            offset = head[track_bytes : track_bytes + 2]
+            offsets.append(int.from_bytes(offset, signed=True))
+        if len(offsets) > MAX_BLOCKS:
+            return []
+    return offsets
+
+
+def read_encryption(path: Source) -> list[bool]:
     """Whether each video track is encrypted, in order as `read_crops`."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         found = []
         for track in _video_tracks(file):
             encodings = _children(file, track.get(CONTENT_ENCODINGS))
@@ -38,7 +103,7 @@ def read_encryption(path: str) -> list[bool]:
 
 def _video_tracks(file: BinaryIO) -> list[Elements]:
     """The elements of each video track; none where no tracks lie before the first frames."""
-    end = os.fstat(file.fileno()).st_size
+    end = size_of(file)
     for segment, start, stop in _elements(file, 0, end):
         if segment != SEGMENT:
             continue

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import av
 import numpy as np
 
 from curation.stage import BadVideo
 from curation.video import ebml, mp4_boxes
+from curation.video.source import Source, opened, size_of
 
 TS_PACKET_BYTES = (188, 192, 204)  # plain, with a time code (M2TS), with error correction
 TS_SYNC = 0x47
@@ -25,7 +24,7 @@ ASF_ENCRYPTION = (
 
 
 def check_not_encrypted(
-    path: str, container: av.container.InputContainer, stream: av.video.stream.VideoStream
+    path: Source, container: av.container.InputContainer, stream: av.video.stream.VideoStream
 ) -> None:
     """Raises BadVideo where the stream is encrypted, as far as the container states it."""
     name = container.format.name
@@ -45,11 +44,10 @@ def check_not_encrypted(
         raise BadVideo("encrypted: it can't be decoded without a key")
 
 
-def _samples(path: str) -> list[bytes]:
+def _samples(path: Source) -> list[bytes]:
     """Bytes from SAMPLES places of the file, its start first."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        parts = []
+    with opened(path) as file:
+        size, parts = size_of(file), []
         for number in range(SAMPLES):
             file.seek(size * number // SAMPLES)
             parts.append(file.read(SAMPLE_BYTES))

@@ -4,7 +4,6 @@ PyAV does not expose."""
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -12,6 +11,8 @@ from typing import BinaryIO
 import numpy as np
 
 from curation.video.geometry import Crop
+from curation.video.index import StreamIndex
+from curation.video.source import Source, opened, size_of
 
 # Boxes at the top level of an MP4 or QuickTime file (ISO 14496-12, QuickTime File Format).
 TOP_LEVEL = frozenset(
@@ -53,9 +54,9 @@ class Boxes:
         return self.total - self.readable
 
 
-def identify_other_file(path: str) -> str | None:
+def identify_other_file(path: Source) -> str | None:
     """Names in plain words a file that is no video. None where its first bytes do not show it."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         head = file.read(4096)
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     for signature, name in SIGNATURES:
@@ -71,10 +72,10 @@ def identify_other_file(path: str) -> str | None:
     return "text"
 
 
-def read_top_level(path: str) -> Boxes:
+def read_top_level(path: Source) -> Boxes:
     """Reads the kinds and sizes of the top-level boxes, not their contents."""
-    with open(path, "rb") as file:
-        total = os.fstat(file.fileno()).st_size
+    with opened(path) as file:
+        total = size_of(file)
         found = list(top_level_boxes(file))
     readable = found[-1][2] if found else 0
     return Boxes(tuple(kind for kind, _, _ in found), readable, total)
@@ -82,7 +83,7 @@ def read_top_level(path: str) -> Boxes:
 
 def top_level_boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
     """Kind, start and end of the body of each box, up to bytes that are no box."""
-    total = os.fstat(file.fileno()).st_size
+    total = size_of(file)
     at = 0
     while at + 8 <= total:
         file.seek(at)
@@ -101,7 +102,7 @@ def top_level_boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
         at = end
 
 
-def header_and_index_durations(path: str) -> tuple[float, float] | None:
+def header_and_index_durations(path: Source) -> tuple[float, float] | None:
     """The longest duration in an MP4's headers, and the longest in its sample tables, s.
 
     FFmpeg trusts the tables without a warning. None without an index, or if the frames are in
@@ -127,7 +128,58 @@ def header_and_index_durations(path: str) -> tuple[float, float] | None:
     return max(header_s), max(table_s)
 
 
-def read_encrypted_tracks(path: str) -> set[int]:
+def read_stream_index(path: Source, track_id: int) -> StreamIndex | None:
+    """Of a track; None where its frames are not all in one sample table."""
+    durations_s = header_and_index_durations(path)
+    if durations_s is None or b"moof" in read_top_level(path).kinds:
+        return None
+    for kind, body in child_boxes(_read_index(path) or b""):
+        if kind != b"trak":
+            continue
+        track = dict(child_boxes(body, opened=(b"mdia", b"minf", b"stbl", b"edts")))
+        if _track_id(track.get(b"tkhd", b"")) != track_id:
+            continue
+        scale, _ = _scale_and_duration(track[b"mdhd"])
+        return StreamIndex(
+            _only_size(track.get(b"stsd", b"")),
+            _frame_rates(track[b"stts"], scale),
+            max(durations_s) if _num_edits(track.get(b"elst", b"")) <= 1 else None,
+        )
+    return None
+
+
+def _only_size(body: bytes) -> tuple[int, int] | None:
+    """body: of stsd. None where the track has several sample entries, or one without a size."""
+    entries = list(child_boxes(body[8:]))
+    if len(entries) != 1 or int.from_bytes(body[4:8]) != 1:
+        return None
+    entry = entries[0][1]
+    return int.from_bytes(entry[24:26]), int.from_bytes(entry[26:28])
+
+
+def _frame_rates(body: bytes, scale: int) -> tuple[float, float] | None:
+    """The lowest and the highest rate between two frames. body: of stts, whose last sample may
+    have any duration. None where it has less than two samples or one of no duration."""
+    pairs = np.frombuffer(body[8 : 8 + (len(body) - 8) // 8 * 8], ">u4").reshape(-1, 2)
+    counts, ticks = pairs[:, 0].astype(np.int64), pairs[:, 1]
+    if not len(counts) or not scale:
+        return None
+    counts[-1] -= 1
+    ticks = ticks[counts > 0]
+    if not len(ticks) or not ticks.all():
+        return None
+    return scale / int(ticks.max()), scale / int(ticks.min())
+
+
+def _num_edits(body: bytes) -> int:
+    """How many entries of an edit list (elst) show a part of the media."""
+    size = 8 if body[:1] == b"\1" else 4
+    entry = 2 * size + 4
+    entries = [body[at : at + entry] for at in range(8, len(body) - entry + 1, entry)]
+    return sum(e[size : 2 * size] != b"\xff" * size for e in entries)
+
+
+def read_encrypted_tracks(path: Source) -> set[int]:
     """The ids of the tracks with encrypted samples: those of a protected sample entry (ISO
     14496-12, 8.12; QuickTime's FairPlay)."""
     found = set()
@@ -141,7 +193,7 @@ def read_encrypted_tracks(path: str) -> set[int]:
     return found
 
 
-def read_crop(path: str, track_id: int, width: int, height: int) -> Crop:
+def read_crop(path: Source, track_id: int, width: int, height: int) -> Crop:
     """The pixels outside of a track's clean aperture (clap); a fraction of a pixel is outside.
 
     width, height: of its decoded picture, px."""
@@ -178,9 +230,9 @@ def _crop_of_aperture(body: bytes, width: int, height: int) -> Crop:
     return crop if min(crop) >= 0 and wide >= 1 and high >= 1 else Crop()
 
 
-def _read_index(path: str) -> bytes | None:
+def _read_index(path: Source) -> bytes | None:
     """The body of the first moov box."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         for kind, start, end in top_level_boxes(file):
             if kind == b"moov":
                 if end - start > MAX_INDEX_BYTES:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +18,7 @@ import cv2
 import numpy as np
 
 from curation.stage import BadVideo
+from curation.video import ebml, mp4_boxes
 from curation.video.container import (
     DEFAULT_LIMITS,
     Limits,
@@ -34,13 +36,16 @@ from curation.video.container import (
 )
 from curation.video.encryption import check_not_encrypted
 from curation.video.frames import Planes
+from curation.video.index import StreamIndex
 from curation.video.planes import SourceFrame, bgr_image, convert, reduce_frame
+from curation.video.source import Source
 
 __all__ = ["Limits", "Packets", "Reader", "VideoHeader", "bgr_image", "probe"]
 
 cv2.setNumThreads(1)  # a worker has one core
 
 MAX_PACKETS_BEFORE_FRAME = 1000  # a decoder delays a few dozen frames at most
+NO_STAMP = -(2**63)  # FFmpeg's AV_NOPTS_VALUE
 MIN_STEP_S = 0.001  # between two frames whose time stamps do not increase
 MAX_STEP_BACK_S = 1.0  # a time stamp further back begins another recording
 # So does one further ahead than both: no camera or screen recorder shows a frame that long.
@@ -56,6 +61,11 @@ class Packets:
     times_s: np.ndarray  # (N,) float64, s from the first frame; negative before an edit's start
     bytes: np.ndarray  # (N,) int64
     is_key: np.ndarray  # (N,) bool
+
+    @cached_property
+    def key_times_s(self) -> np.ndarray:
+        """(K,) of the keyframe packets."""
+        return self.times_s[self.is_key]
 
 
 def probe(path: str, limits: Limits = DEFAULT_LIMITS) -> VideoHeader:
@@ -77,7 +87,7 @@ class Reader:
     and all later ones are shifted by as much. `repaired` counts those that did not increase.
     """
 
-    def __init__(self, path: str, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, path: Source, limits: Limits = DEFAULT_LIMITS) -> None:
         self.path = path
         self.limits = limits
         self.errors = 0  # packets that can't be decoded
@@ -87,11 +97,14 @@ class Reader:
         self.start_s = 0.0  # the first frame's time stamp in the container
         self.sizes: list[tuple[float, int, int]] = []  # from when on: width and height, as shown
         self._clock: Clock | None = None
-        self._times: list[float] = []
+        self._times = array("d")
+        self._times_array: np.ndarray | None = None
         self.interlaced = bytearray()  # of each frame: 1 or 0
-        self._packets: list[tuple[int | None, int, bool]] = []  # time stamp, bytes, is keyframe
+        # Of each packet, in decoding order: time stamp or NO_STAMP; bytes; whether a keyframe.
+        self._stamps, self._packet_bytes, self._is_key = array("q"), array("q"), bytearray()
         self._other_streams_end_s = 0.0
-        check_file(path)
+        if isinstance(path, str):
+            check_file(path)
         self._container = open_container(path, limits)
         try:
             self._stream = choose_stream(self._container)
@@ -120,14 +133,34 @@ class Reader:
     def close(self) -> None:
         self._container.close()
 
+    def index(self, with_end: bool) -> StreamIndex:
+        """Before the pass: what the container's index states about all frames.
+
+        with_end: also where the video ends, for which parts of a Matroska file are read.
+        """
+        name, found = self.header.container, None
+        if name == "mov":
+            found = mp4_boxes.read_stream_index(self.path, self._stream.id)
+        elif name == "matroska":
+            number = self._container.streams.video.index(self._stream)
+            found = ebml.read_stream_index(self.path, number, with_end)
+        return found or StreamIndex(None, None, None)
+
+    @property
+    def first_frame_size(self) -> tuple[int, int]:
+        """Width and height as decoded, before the pass, px."""
+        return self._pending[0].width, self._pending[0].height
+
     @property
     def num_frames(self) -> int:
         return len(self._times)
 
     @property
     def times_s(self) -> np.ndarray:
-        """(T,) float64: when each frame is shown."""
-        return np.array(self._times)
+        """(T,) float64: when each frame is shown. After the pass, the same array each time."""
+        if self._times_array is None or len(self._times_array) < len(self._times):
+            self._times_array = np.array(self._times)
+        return self._times_array
 
     @property
     def repaired(self) -> int:
@@ -148,8 +181,8 @@ class Reader:
 
     def size_at(self, t_s: float) -> tuple[int, int]:
         """Width and height as shown, of the frame at or before t_s."""
-        starts_s = [start_s for start_s, _, _ in self.sizes]
-        _, width, height = self.sizes[max(0, bisect.bisect_right(starts_s, t_s) - 1)]
+        after = bisect.bisect_right(self.sizes, t_s, key=lambda size: size[0])
+        _, width, height = self.sizes[max(0, after - 1)]
         return width, height
 
     @cached_property
@@ -159,15 +192,15 @@ class Reader:
         order = np.argsort(times, kind="stable")
         return Packets(
             times[order],
-            np.array([size for _, size, _ in self._packets], np.int64)[order],
-            np.array([key for _, _, key in self._packets], bool)[order],
+            np.array(self._packet_bytes, np.int64)[order],
+            np.frombuffer(self._is_key, bool)[order],
         )
 
     @cached_property
     def damaged(self) -> list[tuple[float, float]]:
         """Spans, s, after the pass: each from the first damaged packet or frame to the next
         keyframe packet without damage. docs/dataset.md has what isn't noticed."""
-        is_key = np.array([key for _, _, key in self._packets], bool)
+        is_key = np.frombuffer(self._is_key, bool)
         return damaged_spans(
             self._packet_times_s, is_key, sorted(self._damaged_packets), self._corrupt_s
         )
@@ -175,12 +208,12 @@ class Reader:
     @cached_property
     def _packet_times_s(self) -> np.ndarray:
         """(N,) in decoding order."""
-        stamps = [stamp for stamp, _, _ in self._packets if stamp is not None]
-        if len(stamps) < len(self._packets):  # a stream without a container: evenly spaced
-            return np.arange(len(self._packets)) / self.header.fps
+        stamps = np.array(self._stamps, np.int64)
+        if (stamps == NO_STAMP).any():  # a stream without a container: evenly spaced
+            return np.arange(len(stamps)) / self.header.fps
         # AVI's stamps are of decoding: the first packet is the first frame
-        start_s = stamps[0] * self._tick_s if self._uses_dts else self.start_s
-        times_s = np.array(stamps, np.float64) * self._tick_s - start_s
+        start_s = int(stamps[0]) * self._tick_s if self._uses_dts else self.start_s
+        times_s = stamps.astype(np.float64) * self._tick_s - start_s
         return remove_gaps(join_recordings(times_s, 1 / self.header.fps), self.time_jumps)
 
     def frames(self) -> Iterator[tuple[float, Planes]]:
@@ -238,7 +271,7 @@ class Reader:
             frames = self._decode(packet)
             if frames:
                 return frames
-            if len(self._packets) > MAX_PACKETS_BEFORE_FRAME:
+            if len(self._stamps) > MAX_PACKETS_BEFORE_FRAME:
                 break
         raise_without_frames(self.path, self.limits, self.errors)
 
@@ -263,16 +296,18 @@ class Reader:
                     continue
                 if packet.size:  # the last, empty one flushes the decoder
                     stamp = packet.dts if packet.pts is None or self._uses_dts else packet.pts
-                    self._packets.append((stamp, packet.size, packet.is_keyframe))
+                    self._stamps.append(NO_STAMP if stamp is None else stamp)
+                    self._packet_bytes.append(packet.size)
+                    self._is_key.append(packet.is_keyframe)
                 yield packet
         except av.FFmpegError:  # the file breaks off: what was read counts, check_end decides
             self.errors += 1
-            self._damaged_packets.add(len(self._packets) - 1)
+            self._damaged_packets.add(len(self._stamps) - 1)
         except IndexError:  # PyAV 18 raises it at the end of a file whose streams appeared late
             pass
 
     def _decode(self, packet: av.Packet) -> list[av.VideoFrame]:
-        number = len(self._packets) - 1
+        number = len(self._stamps) - 1
         if packet.is_corrupt:
             self._damaged_packets.add(number)
         try:

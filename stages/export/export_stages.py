@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from curation.stage import (
     TransientError,
 )
 from curation.storage import Folder, compute_sha256, local_copy
+from curation.texts import MAX_ERROR_CHARS, clean_outside_text
 from curation.video_list import FileError, file_error, stat_video
-from stages.export.extraction import ExtractedClip, extract_clip
+from stages.export.extraction import ClipSource, ExtractedClip, extract_clip
 from stages.export.presto import write_presto_clip
 from stages.export.shards import (
     Receipt,
@@ -47,41 +49,66 @@ EXTRACTED, RECEIPTS = "extracted", "ledger/shards"  # folders of the output
 
 
 @dataclass
-class ExtractClip(Stage):
-    """Writes a clip's mp4 and its receipt, and if asked the mp4 for Presto's trainer."""
+class ExtractClips(Stage):
+    """Writes the mp4s of a video's clips and their receipts, and if asked the mp4s for Presto's
+    trainer. The video is fetched once, and read in one pass where it has no index."""
 
     out_url: str
     presto: bool
     tone_map: bool = False
     memory_gib: float = 4.0
 
-    reads = ("clip",)
-    writes = ("extracted",)
+    reads = ("clips",)  # of one video
+    writes = ("extracted",)  # clip_id -> the receipt, or the error as text
     needs = Needs(cpus=1)
 
     def setup(self, context: RunContext) -> None:
         self._child = Isolated(_run_in_child, memory_gib=self.memory_gib)
 
     def process(self, rows: list[Row]) -> list[Row]:
-        return [row | {"extracted": self._extract(row["clip"])} for row in rows]
+        return [row | {"extracted": self._extract_all(row["clips"])} for row in rows]
 
-    def _extract(self, clip: Row) -> dict[str, Any]:
+    def _extract_all(self, clips: list[Row]) -> dict[str, dict[str, Any] | str]:
+        clips = sorted(clips, key=lambda clip: clip["start_s"])
+        out, settings = Folder(self.out_url), settings_text(self.presto, self.tone_map)
+        signatures = {clip["clip_id"]: clip_signature(clip, settings) for clip in clips}
+        earlier = {i: _earlier_receipt(out, i, signature) for i, signature in signatures.items()}
+        found: dict[str, dict[str, Any] | str] = {i: r for i, r in earlier.items() if r}
+        todo = [clip for clip in clips if clip["clip_id"] not in found]
+        if not todo:
+            return found
+        try:
+            _check_unchanged(todo[0])
+            with local_copy(todo[0]["video"], todo[0]["bytes"]) as source:
+                for clip in todo:
+                    signature = signatures[clip["clip_id"]]
+                    found[clip["clip_id"]] = self._extract_or_error(clip, source, signature, out)
+                self._child("close", ())
+        except BadVideo as error:
+            text = clean_outside_text(str(error), MAX_ERROR_CHARS)
+            for clip in todo:
+                found.setdefault(clip["clip_id"], text)
+        return found
+
+    def _extract_or_error(
+        self, clip: Row, source: str, signature: str, out: Folder
+    ) -> dict[str, Any] | str:
+        try:
+            return self._extract(clip, source, signature, out)
+        except BadVideo as error:
+            return clean_outside_text(str(error), MAX_ERROR_CHARS)
+
+    def _extract(self, clip: Row, source: str, signature: str, out: Folder) -> dict[str, Any]:
         """The receipt: signature, the mp4's SHA-256, the fields of ExtractedClip, the row of
         write_presto_clip."""
-        out, name = Folder(self.out_url), f"{EXTRACTED}/{clip['clip_id']}.json"
-        signature = clip_signature(clip, settings_text(self.presto, self.tone_map))
-        if earlier := _earlier_receipt(out, clip["clip_id"], signature):
-            return earlier
+        name, timeout_s = f"{EXTRACTED}/{clip['clip_id']}.json", _timeout_s(clip)
         check_captions_match(clip)
-        _check_unchanged(clip)
-        timeout_s = _timeout_s(clip)
         with _working_folder(out, last=name) as folder:
             mp4 = str(folder / _mp4_name(clip["clip_id"]))
-            span = (clip["start_s"], clip["end_s"])
-            with local_copy(clip["video"], clip["bytes"]) as source:
-                args: tuple[Any, ...] = (source, *span, mp4, clip["num_frames"])
-                args += (bool(clip["time_jumps"]), bool(clip["interlaced"]), self.tone_map)
-                extracted = self._child.call_with_retry("extract", args, timeout_s=timeout_s)
+            args: tuple[Any, ...] = (source, bool(clip["time_jumps"]))
+            args += (clip["start_s"], clip["end_s"], mp4, clip["num_frames"])
+            args += (bool(clip["interlaced"]), self.tone_map)
+            extracted = self._child.call_with_retry("extract", args, timeout_s=timeout_s)
             sha256 = Folder(str(folder)).sha256(_mp4_name(clip["clip_id"]))
             receipt = {"signature": signature, "sha256": sha256, "clip": extracted, "presto": {}}
             if self.presto:
@@ -100,7 +127,7 @@ class PackShard(Stage):
     presto: bool
     tone_map: bool
 
-    # extracted: clip_id -> the receipt of ExtractClip, or the error as text
+    # extracted: clip_id -> the receipt of ExtractClips, or the error as text
     reads = ("plan", "clips", "extracted")
     writes = ("receipt",)
     needs = Needs(cpus=1)
@@ -216,10 +243,23 @@ def _timeout_s(clip: Row) -> float:
     return 60.0 + clip["num_frames"] * clip["width"] * clip["height"] / 1e6
 
 
+@lru_cache(maxsize=1)
+def _open_source(path: str, times_jump: bool) -> ClipSource:
+    """In a child: kept from one clip of a video to the next."""
+    return ClipSource(path, times_jump)
+
+
 def _run_in_child(task: str, args: tuple[Any, ...]) -> dict[str, Any]:
+    if task == "close":  # a fetched video takes room on the disk as long as it is open
+        _open_source.cache_clear()
+        return {}
     if task == "extract":
-        source, start_s, end_s, mp4, *facts = args
-        return asdict(extract_clip(source, start_s, end_s, Path(mp4), *facts))
+        path, times_jump, start_s, end_s, mp4, num_frames, interlaced, to_sdr = args
+        source, target = _open_source(path, times_jump), Path(mp4)
+        extracted = extract_clip(
+            source, start_s, end_s, target, num_frames, interlaced=interlaced, to_sdr=to_sdr
+        )
+        return asdict(extracted)
     clip, mp4, extracted, folder = args
     return write_presto_clip(clip, Path(mp4), ExtractedClip(**extracted), Path(folder))
 

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -40,7 +41,7 @@ from stages.export.mp4 import (
     write_copy,
     write_encoded,
 )
-from stages.export.seekable_video import SeekableVideo
+from stages.export.seekable_video import KeyframePacket, SeekableVideo, index_keyframes
 
 # Codecs that may be stored in an mp4 and that browsers and FFmpeg play from it.
 COPIED_CODECS = ("h264", "hevc", "vp9", "av1")
@@ -64,8 +65,39 @@ class ExtractedClip:
     start_error_s: float  # from the span's start to the clip's first frame
 
 
+class ClipSource:
+    """A video whose clips are extracted. A clip's bytes do not depend on the clips before it; in
+    order of time, the clips of a video without an index take one pass over it."""
+
+    def __init__(self, path: str, times_jump: bool = False) -> None:
+        """times_jump: whether its time stamps jump."""
+        self._path, self._times_jump = path, times_jump
+        self._in_order: SeekableVideo | None = None  # that is read from its start
+
+    @cached_property
+    def _keyframes(self) -> list[KeyframePacket]:
+        return [] if self._times_jump else index_keyframes(self._path)
+
+    @contextmanager
+    def opened(self) -> Iterator[SeekableVideo]:
+        if self._in_order is not None:
+            yield self._in_order
+            return
+        video = SeekableVideo(self._path, self._times_jump, self._keyframes)
+        if not video.seekable:
+            self._in_order = video
+            yield video
+            return
+        with closing(video):
+            yield video
+
+    def close(self) -> None:
+        if self._in_order is not None:
+            self._in_order.close()
+
+
 def extract_clip(
-    source: str,
+    source: str | ClipSource,
     start_s: float,
     end_s: float,
     target: Path,
@@ -77,19 +109,23 @@ def extract_clip(
     """Writes the frames with start_s <= t < end_s to `target`; seconds from the source's first one.
 
     num_frames: how many frames scoring found in the span. A copy has exactly as many.
-    times_jump: whether the source's time stamps jump.  interlaced: whether scoring found
-    interlaced frames in the span: it is deinterlaced.  to_sdr: tone-map HDR. Raises BadVideo where
-    an encode differs by more than one frame, or where the source can't be read; OutputError where
-    `target` can't be written.
+    times_jump: as of ClipSource.  interlaced: whether scoring found interlaced frames in the span:
+    it is deinterlaced.  to_sdr: tone-map HDR. Raises BadVideo where an encode differs by more than
+    one frame, or where the source can't be read; OutputError where `target` can't be written.
     """
+    if isinstance(source, str):
+        with closing(ClipSource(source, times_jump)) as one:
+            return extract_clip(
+                one, start_s, end_s, target, num_frames, interlaced=interlaced, to_sdr=to_sdr
+            )
     with output_file(target, durable=True) as out:
         try:
-            with closing(SeekableVideo(source, times_jump)) as video:
+            with source.opened() as video:
                 is_tone_mapped = to_sdr and video.header.transfer in HDR_TRANSFERS.values()
                 may_copy = not (interlaced or is_tone_mapped)
                 clip = _copy(video, start_s, end_s, num_frames, out) if may_copy else None
             if clip is None:
-                with closing(SeekableVideo(source, times_jump)) as video:
+                with source.opened() as video:
                     clip = _encode(video, start_s, end_s, is_tone_mapped, out)
         except av.error.PyAVCallbackError:  # from writing `target`
             raise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import bisect
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import av
 
@@ -22,19 +24,55 @@ from curation.video.reader import Clock
 from stages.export.display_tags import read_display_tags
 
 # Containers with an index and one time line: seeking is reliable, and a time stamp belongs to one
-# frame only. All others are read from the start of the file, as in scoring.
+# frame only. MPEG-TS gets an index here. All others are read from the start, as in scoring.
 INDEXED_CONTAINERS = ("mov", "matroska")
 # Decoding starts this long before a span, so that frames are intact again after a keyframe packet
 # that is no random access point.
 PREROLL_S = 1.0
+TS_SYNC = b"\x47"
+
+
+class KeyframePacket(NamedTuple):
+    pts: int
+    place: int  # byte of the file at which it begins
+
+
+def index_keyframes(path: str) -> list[KeyframePacket]:
+    """The keyframe packets of a stream of MPEG-TS, which has no index: reads the whole file and
+    decodes nothing. Empty of other containers, and where a packet has no time stamp."""
+    with open(path, "rb") as file:
+        head = file.read(5)
+    if TS_SYNC not in (head[:1], head[4:]):  # M2TS has a time code before each packet
+        return []
+    with open_container(path, DEFAULT_LIMITS) as container:
+        found: list[KeyframePacket] = []
+        if container.format.name != "mpegts":
+            return found
+        try:
+            for packet in container.demux(choose_stream(container)):
+                if not packet.size:
+                    continue
+                if packet.pts is None or packet.pos is None:
+                    return []
+                if packet.is_keyframe:
+                    found.append(KeyframePacket(packet.pts, packet.pos))
+        except av.FFmpegError:  # the file breaks off
+            pass
+        return found if found == sorted(found) else []
 
 
 class SeekableVideo:
     """An opened video. Times are in seconds from its first frame, as scoring counts them."""
 
-    def __init__(self, path: str, times_jump: bool = False) -> None:
-        """times_jump: its time stamps jump ahead or back, so that it is read from the start."""
+    def __init__(
+        self, path: str, times_jump: bool = False, keyframes: Sequence[KeyframePacket] = ()
+    ) -> None:
+        """times_jump: its time stamps jump ahead or back, so that it is read from the start.
+        keyframes: of `index_keyframes`."""
         self.path = path
+        self._keyframes = () if times_jump else keyframes
+        self._in_order: Iterator[tuple[float, av.VideoFrame]] | None = None
+        self._last: tuple[float, av.VideoFrame] | None = None  # that it gave
         check_file(path)
         self._open()
         first = next(self._decoded(self.container.demux(self.stream)), None)
@@ -74,10 +112,10 @@ class SeekableVideo:
         if self._can_seek(from_s):
             start = round((from_s - PREROLL_S) / self.tick_s) + (self.start_stamp or 0)
             try:
-                self.container.seek(start, stream=self.stream)
+                key = self._seek(start)
                 packets = self.container.demux(self.stream)
                 first = next(packets)
-                if first.size and first.pts is not None and self.time_s(first.pts) <= from_s:
+                if first.size and self._is_before(first.pts, from_s, key):
                     yield first
                     yield from packets
                     return
@@ -89,11 +127,27 @@ class SeekableVideo:
 
     def frames(self, from_s: float) -> Iterator[tuple[float, av.VideoFrame]]:
         """Decoded frames with their times, in presentation order, from before `from_s` on."""
-        clock = Clock(1 / self.header.fps, keep_gaps=self.indexed)
+        if not self.seekable:
+            yield from self._frames_in_order(from_s)
+            return
+        clock = Clock(1 / self.header.fps, keep_gaps=True)
         if self._can_seek(from_s):
             clock.read(self._seconds(self.start_stamp))
         for frame in self._decoded(self.packets(from_s)):
             yield clock.read(self._seconds(self._stamp(frame))), frame
+
+    def _frames_in_order(self, from_s: float) -> Iterator[tuple[float, av.VideoFrame]]:
+        """All frames, or where the call before ended before `from_s`, those from there on: the
+        clips of a video take one pass."""
+        if self._in_order is None or self._last is None or from_s < self._last[0]:
+            clock = Clock(1 / self.header.fps)
+            decoded = self._decoded(self.packets(0.0))
+            self._in_order = ((clock.read(self._seconds(self._stamp(f))), f) for f in decoded)
+        else:
+            yield self._last
+        for timed_frame in self._in_order:
+            self._last = timed_frame
+            yield timed_frame
 
     def frames_of_span(
         self, start_s: float, end_s: float
@@ -113,8 +167,31 @@ class SeekableVideo:
             duration_s = (frame.duration or 0) * self.tick_s or 1 / self.header.fps
             yield t_s, min(duration_s, end_s - t_s), frame
 
+    @property
+    def seekable(self) -> bool:
+        return self.indexed or (bool(self._keyframes) and self.start_stamp is not None)
+
     def _can_seek(self, from_s: float) -> bool:
-        return self.indexed and from_s > PREROLL_S
+        return self.seekable and from_s > PREROLL_S
+
+    def _seek(self, start: int) -> KeyframePacket | None:
+        """Seeks to a keyframe packet at or before the time stamp `start`. Returns it where it is
+        known. Raises StopIteration where there is none."""
+        if self.indexed:
+            self.container.seek(start, stream=self.stream)
+            return None
+        number = bisect.bisect_right(self._keyframes, start, key=lambda key: key.pts) - 1
+        if number < 0:
+            raise StopIteration
+        key = self._keyframes[number]
+        self.container.seek(key.place, any_frame=True, unsupported_byte_offset=True)
+        return key
+
+    def _is_before(self, pts: int | None, from_s: float, key: KeyframePacket | None) -> bool:
+        """Whether the first packet after seeking is as expected."""
+        if key is not None:
+            return pts == key.pts
+        return pts is not None and self.time_s(pts) <= from_s
 
     def _decoded(self, packets: Iterator[av.Packet]) -> Iterator[av.VideoFrame]:
         """Skips a packet that can't be decoded, as scoring does."""

@@ -15,6 +15,7 @@ Techniques from Rounding Algorithms, 2002): it depends neither on brightness nor
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from functools import cache
 
@@ -43,7 +44,7 @@ class Fingerprint(FrameProcessor):
     """Keeps the mean image of each quarter of a second (2 kB each: 30 MB for an hour of video)."""
 
     def start(self, video: VideoInfo) -> None:
-        self._ticks: list[int] = []  # increasing; a tick left out has the image of the one before
+        self._ticks = array("q")  # increasing; a tick left out has the image of the one before
         self._images: list[np.ndarray] = []  # (SIDE, SIDE) uint16, grey level times 256
         self._sum = np.zeros((SIDE, SIDE), np.float32)  # of the current tick
         self._tick, self._summed = 0, 0.0  # the current tick, and the share of it that is summed
@@ -70,10 +71,11 @@ class Fingerprint(FrameProcessor):
         first, end = int(np.ceil(start_s * TICKS_PER_S)), int(end_s * TICKS_PER_S + 1e-6)
         if self._last is None or end <= first:
             return b""
-        ticks = np.array([*self._ticks, self._tick])
         current = self._sum / self._summed if self._summed else self._last
         last = (current * 256).astype(np.uint16)
-        at = np.searchsorted(ticks, np.arange(first, end), side="right") - 1
+        wanted = np.arange(first, end)
+        at = np.searchsorted(np.frombuffer(self._ticks, np.int64), wanted, side="right") - 1
+        at[wanted >= self._tick] = len(self._ticks)
         stored = [self._images[i] if i < len(self._images) else last for i in np.maximum(at, 0)]
         images = np.stack(stored).astype(np.float32) / 256
         across, down = (image_span(sums / self._sampled) for sums in (self._columns, self._rows))

@@ -17,7 +17,7 @@ from annotated_types import Gt
 
 from curation.video.frames import Planes, VideoInfo
 from stages.meters.alignment import cell_means
-from stages.meters.meter import Meter
+from stages.meters.meter import Meter, spans_near
 
 MAX_EQUAL_SHARE = 1e-4  # of the pixels that may differ in a repeated frame (5 of 57,600)
 # After full motion the encoder refines a held frame for a second: few pixels change, while the
@@ -63,14 +63,14 @@ class Freeze(Meter):
 
     def score(self, start_s: float, end_s: float) -> dict[str, float | None]:
         times = np.frombuffer(self._times_s)
-        if not ((times >= start_s) & (times < end_s)).any():
+        first, last = np.searchsorted(times, (start_s, end_s))
+        if first == last:
             return dict.fromkeys(self.writes)
         if self._freezes is None:
             change, share = (np.frombuffer(a, np.float32) for a in (self._change, self._share))
             self._freezes = find_freezes(times, change, share, self._frame_s, self.min_freeze_s)
-        inside = [
-            min(e, end_s) - max(s, start_s) for s, e in self._freezes if e > start_s and s < end_s
-        ]
+        near = spans_near(self._freezes, start_s, end_s)
+        inside = [min(e, end_s) - max(s, start_s) for s, e in near if e > start_s]
         return {
             "frozen_share": float(min(1.0, sum(inside) / (end_s - start_s))),
             "frozen_longest_s": float(max(inside, default=0.0)),
@@ -178,10 +178,11 @@ def _is_static_around(
     change: np.ndarray, times_s: np.ndarray, first: int, last: int, length_s: float
 ) -> bool:
     """Whether nothing moves for as long before and after: equal frames are then no evidence."""
-    near = (times_s > times_s[first] - length_s) & (times_s < times_s[last] + length_s)
-    near[first : last + 1] = False
-    near[0] = False  # has no frame before it
-    return not near.any() or float(change[near].max()) < MAX_RECODING_LEVELS
+    begin = int(np.searchsorted(times_s, times_s[first] - length_s, side="right"))
+    end = int(np.searchsorted(times_s, times_s[last] + length_s))
+    # The first frame of the video has none before it.
+    near = np.concatenate([change[max(1, begin) : first], change[max(1, last + 1) : end]])
+    return not len(near) or float(near.max()) < MAX_RECODING_LEVELS
 
 
 def _begin_of_settling(times_s: np.ndarray, change: np.ndarray, start: int) -> float:

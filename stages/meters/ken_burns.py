@@ -192,16 +192,18 @@ def ken_burns_spans(windows: list[Window], min_s: float) -> list[tuple[float, fl
     """Joined windows of at least `min_s` that no real lens explains: (start, end), s."""
     spans: list[tuple[float, float]] = []
     group: list[Window] = []
+    end = 0.0  # of the group
     for window in [*sorted(windows, key=lambda w: w.start_s), None]:
-        if window and (not group or window.start_s <= max(w.end_s for w in group)):
+        if window and (not group or window.start_s <= end):
             group.append(window)
+            end = max(end, window.end_s)
             continue
-        start, end = group[0].start_s if group else 0.0, max((w.end_s for w in group), default=0.0)
+        start = group[0].start_s if group else end
         distortions = [w.distortion for w in group if not np.isnan(w.distortion)]
         is_real = bool(distortions) and float(np.median(distortions)) >= MAX_DISTORTION
         if end - start >= min_s and not is_real:
             spans.append((start, end))
-        group = [window] if window else []
+        group, end = ([window], window.end_s) if window else ([], end)
     return spans
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -51,7 +52,7 @@ class Light(Meter):
 
     def _samples_between(self, start_s: float, end_s: float) -> slice:
         """The samples with start_s <= t < end_s; the one before a span that has none."""
-        first, last = map(int, np.searchsorted(self._times_s, (start_s, end_s)))
+        first, last = (bisect.bisect_left(self._times_s, t_s) for t_s in (start_s, end_s))
         return slice(max(0, first - 1) if first == last else first, last)
 
     def score(self, start_s: float, end_s: float) -> dict[str, Any]:

@@ -6,9 +6,19 @@ To add one: a subclass in a file of its own, its columns in curation/records.py,
 
 from __future__ import annotations
 
+import bisect
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from curation.video.frames import FrameProcessor
+
+
+def spans_near(
+    spans: Sequence[tuple[float, float]], start_s: float, end_s: float
+) -> Sequence[tuple[float, float]]:
+    """Those of increasing spans that may overlap [start_s, end_s): a video may have thousands."""
+    first = max(0, bisect.bisect_left(spans, (start_s,)) - 1)
+    return spans[first : bisect.bisect_left(spans, (end_s,))]
 
 
 class Meter(FrameProcessor):

@@ -24,7 +24,7 @@ from stages.meters.alignment import (
     mean_length,
 )
 from stages.meters.ken_burns import KenBurnsDetector, Window, ken_burns_spans
-from stages.meters.meter import Meter
+from stages.meters.meter import Meter, spans_near
 
 # One sample as a row of numbers: speeds in px/s at 320 wide, the camera as motion of the content,
 # residual_flow as the mean flow that the camera does not explain.
@@ -168,12 +168,15 @@ class Motion(Meter):
     def _samples_between(self, start_s: float, end_s: float) -> np.ndarray:
         """(samples, fields) with start_s <= t < end_s."""
         samples, _ = self._compute_results()
-        return samples[(samples[:, 0] >= start_s) & (samples[:, 0] < end_s)]
+        times_s = self._sample_times_s
+        bounds_s = np.array((start_s, end_s), times_s.dtype)  # else each call converts all times
+        return samples[slice(*np.searchsorted(times_s, bounds_s))]
 
     def _compute_results(self) -> tuple[np.ndarray, list[tuple[float, float]]]:
         """All samples, and the spans of a Ken Burns effect."""
         if self._results is None:
             samples = np.array(self._samples, np.float32).reshape(-1, len(_FIELDS))
+            self._sample_times_s = samples[:, 0].copy()
             self._results = samples, ken_burns_spans(self._windows, self.min_ken_burns_s)
         return self._results
 
@@ -185,7 +188,8 @@ class Motion(Meter):
         means = (float(samples[:, _COLUMN[name]].mean()) for name in names)
         motion, static_share, camera, residual_flow = means
         _, spans = self._compute_results()
-        ken_burns_s = sum(max(0.0, min(e, end_s) - max(s, start_s)) for s, e in spans)
+        near = spans_near(spans, start_s, end_s)
+        ken_burns_s = sum(max(0.0, min(e, end_s) - max(s, start_s)) for s, e in near)
         return {
             "motion_dis": round_to_4_digits(motion),
             "static_share": static_share,

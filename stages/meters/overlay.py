@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -63,8 +64,8 @@ class Overlay(Meter):
 
     def mask(self, start_s: float, end_s: float) -> np.ndarray | None:
         """(h, w) uint8 at reduced size, 255 in graphics; None if too little moves."""
-        first, last = np.searchsorted(self._times_s, (start_s, end_s))
-        count = min(int(last - first), self.max_samples)
+        first, last = (bisect.bisect_left(self._times_s, t_s) for t_s in (start_s, end_s))
+        count = min(last - first, self.max_samples)
         if count < MIN_SAMPLES:
             return None
         chosen = np.linspace(first, last - 1, count).round().astype(int)

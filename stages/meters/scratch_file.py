@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
+from contextlib import suppress
 
 import cv2
 import numpy as np
 
 from curation.images import decode_image, encode_jpeg
+from curation.storage import scratch_errors
 
 MAX_FILE_IN_MEMORY_BYTES = 32 << 20  # a few minutes of video; larger files are on disk
 MAX_PENDING_BYTES = 64 << 20  # of images not encoded yet: a minute of key frames
@@ -44,8 +46,9 @@ class ScratchFile:
     def __getitem__(self, number: int) -> bytes:
         """The image as JPEG."""
         start, end = self._encode(number)
-        self._file.seek(start)
-        return self._file.read(end - start)
+        with scratch_errors():  # what is buffered is written first
+            self._file.seek(start)
+            return self._file.read(end - start)
 
     def image(self, number: int) -> np.ndarray:
         """The image as it was appended, or decoded from its JPEG if that was written."""
@@ -59,8 +62,9 @@ class ScratchFile:
         place = self._images[number]
         if isinstance(place, np.ndarray):
             jpeg = encode_jpeg(place, self._quality)
-            self._file.seek(self._end)
-            self._file.write(jpeg)
+            with scratch_errors():
+                self._file.seek(self._end)
+                self._file.write(jpeg)
             self._pending.remove(number)
             self._pending_bytes -= place.nbytes
             self._images[number] = place = (self._end, self._end + len(jpeg))
@@ -68,6 +72,7 @@ class ScratchFile:
         return place
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # of a full disk, to which the last bytes can't be written
+            self._file.close()
         self._images.clear()
         self._pending.clear()

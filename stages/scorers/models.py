@@ -92,7 +92,7 @@ class Models(Stage):
             for clip in row["clips"]
         ]
         for _, clip, names in work:
-            if clip["prefilter"] is not None:
+            if clip["prefilter"] is not None and clip["num_frames"] is not None:
                 for name in names:
                     self._set_null(clip, name, f"failed the prefilter: {clip['prefilter']}")
         work = [item for item in work if item[1]["prefilter"] is None]

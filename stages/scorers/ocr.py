@@ -36,6 +36,8 @@ class OcrStage(Stage):
         ]
 
     def _score_clip(self, clip: Row) -> Row:
+        if clip["num_frames"] is None:
+            return clip
         if clip.get("prefilter") is not None:
             return _set_null(clip, f"failed the prefilter: {clip['prefilter']}")
         try:

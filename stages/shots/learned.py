@@ -9,6 +9,7 @@ first of them, which reads colours only.
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -203,18 +204,28 @@ class LearnedDetector(Detector):
 
 def merge(cuts_s: list[float], windows: list[Window]) -> Transitions:
     """Of windows that overlap, the most probable stands for all; cuts within one are its own."""
-    chosen: list[Window] = []
+    gradual: list[tuple[float, float]] = []  # increasing
     for window in sorted(windows, key=lambda w: -w.probability):
-        if all(window.end_s <= c.start_s or window.start_s >= c.end_s for c in chosen):
-            chosen.append(window)
-    gradual = sorted((w.start_s, w.end_s) for w in chosen)
+        span = window.start_s, window.end_s
+        at = bisect.bisect_left(gradual, span)
+        near = gradual[max(0, at - 1) : at + 1]
+        if all(window.end_s <= start_s or window.start_s >= end_s for start_s, end_s in near):
+            gradual.insert(at, span)
     gradual = [
         (a, b)
         for a, b in gradual
-        if b - a > 2 * NEAR_CUT_S or not any(a - NEAR_CUT_S <= t <= b + NEAR_CUT_S for t in cuts_s)
+        if b - a > 2 * NEAR_CUT_S or not _any_within(cuts_s, a - NEAR_CUT_S, b + NEAR_CUT_S)
     ]
-    cuts_s = [t for t in cuts_s if not any(a <= t <= b for a, b in gradual)]
+    starts_s = [a for a, _ in gradual]
+    before = (gradual[: bisect.bisect_right(starts_s, t)][-1:] for t in cuts_s)
+    cuts_s = [t for t, span in zip(cuts_s, before, strict=True) if not span or span[0][1] < t]
     return Transitions(cuts_s, gradual)
+
+
+def _any_within(times_s: list[float], start_s: float, end_s: float) -> bool:
+    """times_s: increasing."""
+    at = bisect.bisect_left(times_s, start_s)
+    return at < len(times_s) and times_s[at] <= end_s
 
 
 @dataclass(frozen=True)

@@ -54,14 +54,13 @@ def place_clips(
 
     clip_s: shortest length.  max_clip_s: longest; above clip_s, fewer and longer clips fill the
     take.  key_times_s: (K,) times of keyframe packets.  frame_times_s: (T,) times of all frames.
+    Both increase.
     """
     length_s = take[1] - take[0]
     most = floor((length_s + TIME_TOLERANCE_S) / clip_s)
     if most == 0:
         return []
-    inside = frame_times_s >= take[0] - TIME_TOLERANCE_S
-    inside &= frame_times_s < take[1] - TIME_TOLERANCE_S
-    starts_s = frame_times_s[inside]
+    starts_s = frame_times_s[_first_at(frame_times_s, take[0]) : _first_at(frame_times_s, take[1])]
     is_key = _are_keyframes(starts_s, key_times_s)
     fewest = max(1, ceil((length_s - TIME_TOLERANCE_S) / max(clip_s, max_clip_s)))
     for count in range(min(fewest, most) if max_clip_s > clip_s else most, 0, -1):
@@ -110,11 +109,11 @@ def _place(
 
 def _are_keyframes(starts_s: np.ndarray, key_times_s: np.ndarray) -> np.ndarray:
     """(T,) bool: frames whose packet is a keyframe."""
-    keys = np.sort(np.asarray(key_times_s, float))
-    if not len(keys):
+    if not len(key_times_s):
         return np.zeros(len(starts_s), bool)
-    after = np.searchsorted(keys, starts_s).clip(0, len(keys) - 1)
-    nearest = np.minimum(np.abs(keys[after] - starts_s), np.abs(keys[after - 1] - starts_s))
+    after = np.searchsorted(key_times_s, starts_s).clip(0, len(key_times_s) - 1)
+    nearest_s = key_times_s[np.stack([after, after - 1])]
+    nearest = np.abs(nearest_s - starts_s).min(0)
     return nearest < TIME_TOLERANCE_S
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 
 from curation import isolate
+from curation.heartbeat import report_progress
 from curation.isolate import Crashed, Isolated, TimedOut, Unexpected
 from curation.runner.worker import Worker
 from curation.stage import BadVideo, Needs, OutputError, RunContext, Stage
@@ -33,6 +36,10 @@ def run_task(task: str, value: object = None) -> object:
         os._exit(7)
     if task == "hang":
         time.sleep(3600)
+    if task == "progress":
+        for _ in range(4):
+            time.sleep(0.6)
+            report_progress()
     if task == "memory":
         return len(bytearray(8 << 30))
     if task == "pid":
@@ -52,7 +59,7 @@ def run_task(task: str, value: object = None) -> object:
     if task == "big file":
         Path(str(value)).write_bytes(b"\0" * 4096)
         with open(str(value), "ab") as file:
-            file.truncate(2 << 30)
+            file.truncate(shutil.disk_usage(tempfile.gettempdir()).free + (2 << 30))
     return None
 
 
@@ -190,7 +197,15 @@ def test_failed_setup_is_no_error_of_the_input():
         assert not isinstance(raised.value, BadVideo)
 
 
-def test_child_cannot_write_a_file_above_the_limit(isolated, tmp_path):
+def test_call_that_reports_progress_runs_on_and_one_that_stalls_is_ended(isolated):
+    isolated("progress", stall_timeout_s=1.5)
+    with pytest.raises(TimedOut, match=r"^no progress for 0\.5 s$"):
+        isolated("hang", stall_timeout_s=0.5)
+    with pytest.raises(TimedOut, match=r"^no result after 1\.5 s$"):
+        isolated("progress", timeout_s=1.5, stall_timeout_s=1.4)
+
+
+def test_child_cannot_write_a_file_larger_than_the_free_space(isolated, tmp_path):
     with pytest.raises(Unexpected, match="File too large"):
         isolated("big file", str(tmp_path / "big"))
 

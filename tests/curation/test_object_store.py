@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
+from curation.isolate import Isolated
 from curation.stage import BadVideo, OutputError, TransientError
 from curation.storage import AccessCheck, Folder, InputError, local_copy
 from curation.video_list import FileError, list_videos, stat_video
@@ -186,6 +187,9 @@ def test_answers_that_are_cut_off_are_errors_of_the_store_and_no_empty_files(buc
     with pytest.raises(TransientError, match="can't fetch"), local_copy(video, len(data)):
         pass
     proxy.fault = ""
+    too_large = pytest.raises(TransientError, match="the temporary folder has")
+    with too_large, local_copy(video, 1 << 50):
+        pass
     assert out.read_table("table.parquet").num_rows == 1000
     with local_copy(video, len(data)) as path:
         assert Path(path).read_bytes() == data
@@ -283,3 +287,21 @@ def test_damage_in_an_object_store_is_found_and_repaired(dataset, bucket):
     assert {finding.name for finding in verify.find(out, repair=True)} > damaged
     assert not out.exists(f"ledger/videos/{part}")
     assert not out.exists(f"shards/{shard}")
+
+
+def copied_bytes(url: str, size: int) -> int:
+    with local_copy(url, size) as path:
+        return os.stat(path).st_size
+
+
+@pytest.mark.slow
+def test_video_of_3_gb_in_a_store_is_fetched_by_an_isolated_worker(bucket):
+    if bucket.store.startswith("gs"):
+        pytest.skip("the emulator keeps objects in memory")
+    chunk, count = bytes(64 << 20), 48
+    with bucket.fs.open_output_stream(f"{bucket.name}/film.mp4") as stream:
+        for _ in range(count):
+            stream.write(chunk)
+    with Isolated(copied_bytes, timeout_s=600, memory_gib=0.5) as fetch:
+        url = bucket.url("film.mp4")
+        assert fetch(url, count * len(chunk), stall_timeout_s=60) == count * len(chunk)

@@ -10,22 +10,22 @@ from pathlib import Path
 import pytest
 
 from curation.stage import OutputError, Row, RunContext
-from stages.export.export_stages import EXTRACTED, ExtractClip, PackShard
+from stages.export.export_stages import EXTRACTED, ExtractClips, PackShard
 from stages.export.shards import plan_shards
 from tests.export.test_display_of_dataset import score
 from tests.support.small_input import scene, write_video
 
 
 @contextmanager
-def extracting(folder: Path, presto: bool) -> Iterator[tuple[ExtractClip, Path, Row, Row]]:
+def extracting(folder: Path, presto: bool) -> Iterator[tuple[ExtractClips, Path, Row, Row]]:
     """The stage, its output with one extracted clip, the clip and its receipt."""
     size = {"width": 1280, "height": 720} if presto else {}
     source, out = write_video(folder / "a.mp4", scene(1), 1.0, **size), folder / "out"
-    stage = ExtractClip(str(out), presto)
+    stage = ExtractClips(str(out), presto)
     stage.setup(RunContext())
     [clip] = score(source, out)
-    [row] = stage.process([{"clip": clip}])
-    yield stage, out, clip, row["extracted"]
+    [row] = stage.process([{"clips": [clip]}])
+    yield stage, out, clip, row["extracted"][clip["clip_id"]]
     stage._child.close()
 
 
@@ -58,7 +58,7 @@ def test_damaged_clip_of_presto_is_written_again(tmp_path):
 def assert_extracted_again(
     name: str,
     damage: Callable[[Path], None],
-    stage: ExtractClip,
+    stage: ExtractClips,
     out: Path,
     clip: Row,
     receipt: Row,
@@ -66,8 +66,8 @@ def assert_extracted_again(
     mp4 = out / name.format(clip["clip_id"])
     before = mp4.read_bytes()
     damage(mp4)
-    [row] = stage.process([{"clip": clip}])
-    assert row["extracted"] == receipt
+    [row] = stage.process([{"clips": [clip]}])
+    assert row["extracted"] == {clip["clip_id"]: receipt}
     assert mp4.read_bytes() == before
 
 

@@ -17,7 +17,7 @@ from curation.records import hash_frames, stored_frame_hashes
 from curation.stage import Row, RunContext
 from curation.video_list import stat_video
 from stages.decode_pass import DecodePass
-from stages.export.export_stages import ExtractClip, PackShard
+from stages.export.export_stages import ExtractClips, PackShard
 from stages.export.presto import NUM_FRAMES, write_meta_tables
 from stages.export.shards import Receipt, plan_shards, shards_table
 from tests.export.test_display import (
@@ -136,18 +136,18 @@ def captions_of(clip: Row) -> Row:
 
 
 @pytest.fixture(scope="module")
-def extract(tmp_path_factory) -> Iterator[ExtractClip]:
+def extract(tmp_path_factory) -> Iterator[ExtractClips]:
     """One for all tests: it starts a child process."""
-    stage = ExtractClip(str(tmp_path_factory.mktemp("out")), presto=True)
+    stage = ExtractClips(str(tmp_path_factory.mktemp("out")), presto=True)
     stage.setup(RunContext())
     yield stage
     stage._child.close()
 
 
-def export(clips: list[Row], extract: ExtractClip, out: Path) -> list[Row]:
+def export(clips: list[Row], extract: ExtractClips, out: Path) -> list[Row]:
     """Packs the clips into one shard, and writes presto/. Returns the rows of presto/."""
     pack = PackShard(str(out), presto=True, tone_map=False)
-    extracted = {c["clip_id"]: extract.process([{"clip": c}])[0]["extracted"] for c in clips}
+    extracted = extract.process([{"clips": clips}])[0]["extracted"]
     by_id = {clip["clip_id"]: clip for clip in clips}
     (plan,) = plan_shards(clips, 10**9, 100)
     row = {"plan": vars(plan), "clips": by_id, "extracted": extracted}

@@ -2,6 +2,7 @@
 
 import resource
 import signal
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 from curation.records import is_in_span
 from curation.stage import BadVideo, OutputError
 from curation.video.reader import Reader
-from stages.export.extraction import extract_clip
+from stages.export.extraction import ClipSource, extract_clip
+from stages.export.seekable_video import SeekableVideo, index_keyframes
+from tests.support.video_files import draw
 
 FPS = 25
 
@@ -378,3 +381,37 @@ def test_span_with_an_undecodable_packet_is_encoded(tmp_path, clip, intact):
     assert scored < 50
     assert extract_clip(str(source), 1.0, 3.0, clip, scored).method == "encode"
     assert len(decoded(clip)[1]) == scored
+
+
+def test_transport_stream_is_read_from_a_keyframe_before_the_clip(tmp_path):
+    options = {"g": "25", "bf": "2", "sc_threshold": "0"}
+    source = draw(tmp_path / "a.ts", frames=250, width=160, height=90, options=options)
+    keys = index_keyframes(str(source))
+    assert len(keys) == 10
+    assert [key.place for key in keys] == sorted(key.place for key in keys)
+    for number, start_s in enumerate((0.4, 3.0, 3.52, 8.2)):
+        one, two = tmp_path / f"{number}.mp4", tmp_path / f"{number}_from_start.mp4"
+        result = extract_clip(str(source), start_s, start_s + 1.4, one, num_frames=35)
+        extract_clip(str(source), start_s, start_s + 1.4, two, num_frames=35, times_jump=True)
+        assert result.method == "encode"
+        assert one.read_bytes() == two.read_bytes()
+    with closing(SeekableVideo(str(source), keyframes=keys)) as video:
+        first_s, _ = next(video.frames(8.2))
+    assert 6.2 <= first_s <= 7.2
+
+
+def test_clips_of_a_video_without_an_index_take_one_pass_and_have_the_same_bytes(tmp_path):
+    source = draw(tmp_path / "a.avi", frames=150, codec="mpeg4", width=160, height=90)
+    spans = [(0.2, 1.2), (1.2, 2.6), (4.0, 5.0), (0.6, 1.0)]
+    with closing(ClipSource(str(source))) as kept:
+        for number, (start_s, end_s) in enumerate(spans):
+            one, alone = tmp_path / f"{number}.mp4", tmp_path / f"{number}_alone.mp4"
+            frames = round((end_s - start_s) * 25)
+            extract_clip(kept, start_s, end_s, one, frames)
+            extract_clip(str(source), start_s, end_s, alone, frames)
+            assert one.read_bytes() == alone.read_bytes()
+    with closing(SeekableVideo(str(source))) as video:
+        read = [t_s for t_s, _, _ in video.frames_of_span(0.2, 1.2)]
+        decoded = [t_s for t_s, _ in video.frames(1.2)]
+    assert read[-1] == pytest.approx(1.16)
+    assert decoded[0] == pytest.approx(1.2)

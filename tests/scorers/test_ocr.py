@@ -45,7 +45,10 @@ def stage(folder: Path, frames: list[np.ndarray], ocr: OcrEngine, **clip) -> tup
         segments.append({"start_s": 3.0 * number, "key_frame": f"{number}.jpg"})
     text = OcrStage()
     text._ledger, text._ocr = Folder(str(folder)), ocr
-    return text, {"video": "v", "clips": [{"prefilter": None, "segments": segments, **clip}]}
+    return text, {
+        "video": "v",
+        "clips": [{"prefilter": None, "num_frames": 9, "segments": segments, **clip}],
+    }
 
 
 def scored(text: OcrStage, row: dict) -> dict:
@@ -117,7 +120,17 @@ def test_clip_that_fails_the_prefilter_has_a_null_reason(ocr):
     text = OcrStage()
     text._ledger, text._ocr = Folder("/nowhere"), ocr
     clip = scored(
-        text, {"clips": [{"prefilter": "too dark", "segments": [{}], "null_reasons": {"a": "b"}}]}
+        text,
+        {
+            "clips": [
+                {
+                    "prefilter": "too dark",
+                    "num_frames": 9,
+                    "segments": [{}],
+                    "null_reasons": {"a": "b"},
+                }
+            ]
+        },
     )
     assert clip["text_share"] is clip["artifact_share"] is None
     assert clip["null_reasons"]["text_share"] == "failed the prefilter: too dark"

@@ -16,11 +16,13 @@ def s3_bucket(name: str = "bucket") -> Iterator[tuple[str, str]]:
     """Yields HOST:PORT of the server, and the options of URLs in it."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    address = "{}:{}".format(*server.get_host_and_port())
-    options = url_options(address)
-    create_bucket(name, options)
-    yield address, options
-    server.stop()
+    try:
+        address = "{}:{}".format(*server.get_host_and_port())
+        options = url_options(address)
+        create_bucket(name, options)
+        yield address, options
+    finally:  # its thread would keep the process alive
+        server.stop()
 
 
 def url_options(address: str) -> str:

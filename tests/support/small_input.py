@@ -23,6 +23,7 @@ SETTINGS = (
     "select.policy.duration_s={min: 3}",
     "select.policy.width=null",
     "select.policy.height=null",
+    "export.presto=true",
     "cluster.workers=1",  # the start of a second takes longer than its share of the rows
     "cluster.memory_gib=2",
 )

@@ -1,0 +1,92 @@
+"""Header rules: rejects a video by its header, as far as the container's index confirms it.
+
+Headers lie. The size counts where the container states one for all frames and the first frame has
+it; the frame rate where the index gives the time of each frame; the duration where the index shows
+that nothing comes later. Otherwise the video is decoded.
+"""
+
+from __future__ import annotations
+
+from curation.policy import Policy, Range, decide
+from curation.records import CLIP, NOT_DECODED, SCORE_NAMES, make_clip_id
+from curation.stage import Row
+from curation.video.reader import Reader, VideoHeader
+
+HEADER_RULES = ("width", "height", "fps", "duration_s")
+MARGIN_S = 0.2  # by which a video must be too short: its last frame's duration is uncertain
+MAX_CLAIM_ERROR_S = 1.0  # between the header's duration and the index's
+FPS_MARGIN = 0.02  # a short clip may have one frame more or less
+
+
+def failed_rules(reader: Reader, prefilter: Policy) -> Policy:
+    """The rules of the prefilter that each clip of the video fails, by its header and index.
+
+    Before the pass. None fails where the container states no duration.
+    """
+    header, claimed_s = reader.header, reader.header.header_duration_s
+    rules = Policy({name: rule for name, rule in prefilter.items() if name in HEADER_RULES})
+    if claimed_s is None or not rules:
+        return Policy()
+    is_short = _is_too_short(claimed_s, rules)
+    index = reader.index(with_end=is_short)
+    failed = set()
+    if index.size == reader.first_frame_size:
+        size = {"width": header.width, "height": header.height}
+        failed = {name for name in size if name in rules and not rules[name].passes(size[name])}
+    if index.fps is not None and _fails_at_any_rate(index.fps, rules):
+        failed.add("fps")
+    if is_short and index.end_s is not None:
+        is_confirmed = abs(index.end_s - claimed_s) < MAX_CLAIM_ERROR_S
+        if is_confirmed and _is_too_short(index.end_s, rules):
+            failed.add("duration_s")
+    return Policy({name: rule for name, rule in rules.items() if name in failed})
+
+
+def _is_too_short(duration_s: float, rules: Policy) -> bool:
+    """A clip may be shorter than its video, so that no other rule on the duration is decided."""
+    rule = rules.get("duration_s")
+    return isinstance(rule, Range) and rule.min is not None and duration_s + MARGIN_S < rule.min
+
+
+def _fails_at_any_rate(rates: tuple[float, float], rules: Policy) -> bool:
+    rule = rules.get("fps")
+    if not isinstance(rule, Range):
+        return False
+    lowest, highest = rates[0] * (1 - FPS_MARGIN), rates[1] * (1 + FPS_MARGIN)
+    is_slow = rule.min is not None and highest < rule.min
+    return is_slow or (rule.max is not None and lowest > rule.max)
+
+
+def rejected_row(header: VideoHeader, failed: Policy, sha256: str | None, file_id: str) -> Row:
+    """The columns of a video that is not decoded, with one clip: the whole video.
+
+    file_id: the hash of the file's bytes, or what else identifies them.
+    """
+    orientation = header.geometry.orientation
+    duration_s = float(header.header_duration_s or 0.0)
+    columns: Row = {
+        "sha256": sha256,
+        "duration_s": duration_s,
+        "width": header.width,
+        "height": header.height,
+        "fps": header.fps,
+        "codec": header.codec,
+        "pix_fmt": header.pix_fmt,
+        "rotation": orientation.rotation,
+        "mirrored": orientation.mirrored,
+        "interlaced": None,
+        "transfer": header.transfer,
+        "num_frames": None,
+        **dict.fromkeys(("cuts_s", "gradual", "takes", "time_jumps", "size_changes")),
+    }
+    clip: Row = dict.fromkeys(column.name for column in CLIP)
+    clip |= {name: columns[name] for name in (*HEADER_RULES, "transfer")}
+    clip |= {
+        "clip_id": make_clip_id(file_id, 0.0, duration_s),
+        "start_s": 0.0,
+        "end_s": duration_s,
+        "prefilter": decide(columns, failed)[0],
+        "null_reasons": dict.fromkeys((*SCORE_NAMES, "interlaced"), NOT_DECODED),
+        "segments": [],
+    }
+    return columns | {"clips": [clip]}
