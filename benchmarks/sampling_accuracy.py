@@ -1,39 +1,35 @@
 """What fast sampling costs: the oracle's accuracy on a network of the segmentation experiment.
 
-    python -m training.segmentation configs/train/segmentation_small.yaml out/small overlapped:0
-    python -m benchmarks.sampling_accuracy configs/train/segmentation_small.yaml \\
-        out/small/overlapped-0/checkpoints/step-00000400 --out FOLDER [--videos 64]
+    python -m benchmarks.sampling_accuracy configs/train/segmentation_small.yaml --out FOLDER \\
+        [--steps 400] [--videos 64]
 
-Each row samples the same test videos from the same noise. `difference` is the root mean square of
-the grey levels against the full sampler's videos. For flows it is an error, because both solvers
-follow the same path; Euler-ancestral sampling adds noise of its own, so there it is not.
-`to the second order` is the same against 100 second-order steps. FOLDER gets one JSON and one
-Markdown file, named after the objective.
+Trains the network first. Each row samples the same test videos from the same noise. `difference` is
+the root mean square of the grey levels against the full sampler's videos. For flows it is an error,
+because both solvers follow the same path; Euler-ancestral sampling adds noise of its own, so there
+it is not. `to the second order` is the same against 100 second-order steps. FOLDER gets one JSON
+and one Markdown file, named after the objective.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from curation import config
 from training.config import SampleConfig
-from training.sample import load_system, sample_many
 from training.segmentation.config import ExperimentConfig
-from training.segmentation.run import measure, size_of
-from training.segmentation.variants import VARIANTS, with_segments
-from training.segmentation.videos import make_video, to_clip
-from training.text_to_video import Prompt
+from training.segmentation.network import VARIANTS, Prompts
+from training.segmentation.oracle import judge
+from training.segmentation.run import TEST, Run, sample, train
+from training.segmentation.videos import make_videos
 
-MEASURES = ("colour", "shape", "direction", "joint")
+MEASURES = ("colour", "direction", "joint")
 
 
 def rows_of(guidance: float) -> list[tuple[str, SampleConfig]]:
@@ -42,7 +38,6 @@ def rows_of(guidance: float) -> list[tuple[str, SampleConfig]]:
     fast = replace(second, steps=25)
     found = [
         ("full: 100 Euler steps", full),
-        ("the same, compiled", full),
         ("50 Euler steps", replace(full, steps=50)),
         ("25 Euler steps", replace(full, steps=25)),
         *((f"{n} dpm++ steps", replace(second, steps=n)) for n in (100, 50, 25, 15, 10)),
@@ -58,50 +53,43 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="of the experiment")
-    parser.add_argument("checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="folder")
     parser.add_argument("--variant", default="overlapped", choices=list(VARIANTS))
+    parser.add_argument("--steps", type=int, default=400, help="of training")
     parser.add_argument("--videos", type=int, default=64)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    experiment, variant = config.load(ExperimentConfig, args.config), VARIANTS[args.variant]
-    cfg = experiment.video
-    system, diffusion = load_system(args.checkpoint, variant.system_class)
-    compiled = copy.deepcopy(system)
-    compiled.presto.compile_blocks()
-    videos = [make_video(cfg, i, test=True) for i in range(args.videos)]
-    clips = [with_segments(to_clip(cfg, v, variant.progressive), variant) for v in videos]
-    prompts = [Prompt.of(clip, system.cfg.mode) for clip in clips]
-    sampled: dict[str, np.ndarray] = {}
+    cfg = replace(config.load(ExperimentConfig, args.config), steps=args.steps)
+    cfg = replace(cfg, test_every=cfg.steps)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ((_, network),) = train(cfg, Run("final", args.variant, cfg.rates[0], 1), device)
+    videos = make_videos(args.videos, cfg.events, TEST, 0, cfg.events)
+    prompts = Prompts.of(videos, device)
+    sampled: dict[str, torch.Tensor] = {}
     seconds: dict[str, float] = {}
-    for name, sampling in rows_of(experiment.train.sample.guidance):
-        used = compiled if name.endswith("compiled") else system
+    for name, sampling in rows_of(cfg.sample.guidance):
         start = time.perf_counter()
-        found = sample_many(used, prompts, diffusion, sampling, size_of(cfg))
+        sampled[name] = sample(network, prompts, replace(cfg, sample=sampling)).cpu()
         seconds[name] = time.perf_counter() - start
-        sampled[name] = found.numpy().astype(np.float32)
         print(name, f"{seconds[name]:.1f} s", flush=True)
     full, second = sampled["full: 100 Euler steps"], sampled["100 dpm++ steps"]
     lines = [
-        f"| {diffusion.objective} | s | difference | to the second order "
+        f"| {cfg.diffusion.objective} | s | difference | to the second order "
         f"| {' | '.join(MEASURES)} |",
         "|---" * (4 + len(MEASURES)) + "|",
     ]
     rows: list[dict[str, Any]] = []
     for name, shown in sampled.items():
-        measured = [
-            measure(cfg, video, frames.astype(np.uint8))
-            for video, frames in zip(videos, shown, strict=True)
-        ]
-        row = {m: float(np.mean([one[m] for one in measured])) for m in MEASURES}
-        row |= {f"rms_{k}": rms(shown - of) for k, of in (("full", full), ("second", second))}
+        judged = judge(videos, shown)
+        row = {m: float(judged[m].mean()) for m in MEASURES}
+        row |= {f"rms_{k}": rms(shown, of) for k, of in (("full", full), ("second", second))}
         rows.append({"name": name, "s": seconds[name], **row})
         lines.append(
             f"| {name} | {seconds[name]:.1f} | {row['rms_full']:.2f} | {row['rms_second']:.2f} | "
             + " | ".join(f"{row[m]:.3f}" for m in MEASURES)
             + " |"
         )
-    base = args.out / f"sampling_accuracy-{diffusion.objective}"
+    base = args.out / f"sampling_accuracy-{cfg.diffusion.objective}"
     base.with_suffix(".md").write_text("\n".join(lines) + "\n")
     base.with_suffix(".json").write_text(
         json.dumps({"videos": args.videos, "torch": torch.__version__, "rows": rows}, indent=1)
@@ -109,8 +97,8 @@ def main() -> None:
     print("\n".join(lines))
 
 
-def rms(difference: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(difference**2)))
+def rms(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.float() - b.float()).square().mean().sqrt())
 
 
 if __name__ == "__main__":

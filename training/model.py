@@ -116,15 +116,21 @@ class Block(nn.Module):
         h = attend(q, rotate(k, *rope), v).flatten(2)
         x = x + gate_a * self.attn1.to_out[0](h)
         # as in Allegro: no norm, no modulation, no gate, no positions around cross-attention
-        q = self.attn2.split(self.attn2.to_q(x)).flatten(0, 1)
-        k, v = text if isinstance(text, tuple) else self.attn2.keys_values(text)
-        h = sca.segmented_attention(q, k, v, plan, backend).flatten(1)
+        h = self.cross_attention(x, text, plan, backend)
         x = x + self.attn2.to_out[0](h).view_as(x)
         return x + gate_m * self.ff(modulate(x, shift_m, scale_m))
+
+    def cross_attention(self, x, text, plan, backend):
+        """(M, D), before the output projection."""
+        q = self.attn2.split(self.attn2.to_q(x)).flatten(0, 1)
+        k, v = text if isinstance(text, tuple) else self.attn2.keys_values(text)
+        return sca.segmented_attention(q, k, v, plan, backend).flatten(1)
 
 
 class Presto(nn.Module):
     """model(latents, t, text, schedules) -> the prediction, of the latents' shape."""
+
+    block_class: type[Block] = Block
 
     def __init__(self, cfg: ModelConfig | None = None):
         """cfg: None for Allegro's."""
@@ -143,7 +149,9 @@ class Presto(nn.Module):
         self.pos_embed = PatchEmbedding(cfg.in_channels, cfg.width, cfg.patch_size)
         self.adaln_single = TimeEmbedding(cfg.width)
         self.caption_projection = CaptionProjection(cfg.caption_channels, cfg.width)
-        self.transformer_blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.num_layers))
+        self.transformer_blocks = nn.ModuleList(
+            self.block_class(cfg) for _ in range(cfg.num_layers)
+        )
         self.scale_shift_table = nn.Parameter(torch.randn(2, cfg.width) / cfg.width**0.5)
         self.proj_out = nn.Linear(cfg.width, cfg.patch_size**2 * cfg.out_channels)
 

@@ -1,274 +1,289 @@
 """The segmentation experiment: its videos, its oracle on true and altered videos, its variants."""
 
 from dataclasses import replace
-from itertools import pairwise
 
-import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("tensorboard")
 pytest.importorskip("matplotlib")
 
 from curation import config
 from curation.config import ConfigError
-from tests.support.tiny_run import SYSTEM
 from training import sca
-from training.segmentation.config import ExperimentConfig, VideoConfig
-from training.segmentation.figures import bootstrap_interval, draw_all
-from training.segmentation.oracle import compare, confusion, observe
-from training.segmentation.run import collect_results, run_variant
-from training.segmentation.variants import (
-    RUNS,
+from training.segmentation import run as experiment
+from training.segmentation.__main__ import main
+from training.segmentation.config import ExperimentConfig
+from training.segmentation.figures import draw_all, tables
+from training.segmentation.network import (
+    RELAY_SLOPE,
     VARIANTS,
-    TimedSystem,
-    TrainingVideos,
-    parse_run,
-    with_segments,
+    DenseBlock,
+    Network,
+    Prompts,
+    frame_weights,
+    make_plan,
+    time_codes,
 )
-from training.segmentation.videos import (
-    DIRECTIONS,
-    boundaries,
-    event_weights,
-    make_video,
-    render,
-    single_event_frames,
-    to_clip,
-    unseen_events,
-)
-from training.text_to_video import Prompt, System
+from training.segmentation.oracle import judge
+from training.segmentation.run import Results, Run, next_runs, run_test, train
+from training.segmentation.videos import COLOURS, STEP, caption_tokens, make_videos, render, tracks
 
-CONFIG = VideoConfig()
 SMALL = config.load(ExperimentConfig, "configs/train/segmentation_small.yaml", [])
-VIDEOS = [make_video(CONFIG, i, test=True) for i in range(60)]
+TINY = replace(
+    SMALL, steps=2, sweep_steps=1, test_every=1, test_videos=2, batch=2, more_events=(4,)
+)
+TINY = replace(TINY, sample=replace(SMALL.sample, steps=1), rates=(1e-3, 2e-3))
+VIDEOS = make_videos(64, 5, 0)
+CPU = torch.device("cpu")
 torch.set_num_threads(1)
 
 
-def measured(change=lambda video, frames: (video, frames)) -> dict[str, float]:
-    """The oracle's means over the test videos, each after `change`; nan where nothing was found."""
-    found: dict[str, list[float]] = {}
-    for video in VIDEOS:
-        video, frames = change(video, render(CONFIG, video))
-        seen = observe(CONFIG, frames)
-        values = compare(video, seen)
-        values |= {"abruptness": [a for a in seen.abruptness if np.isfinite(a)]}
-        values |= {"jumps": seen.jumps, "path_px": [seen.path_px]}
-        for name, some in values.items():
-            found.setdefault(name, []).extend(some)
-    return {name: float(np.mean(some)) if some else np.nan for name, some in found.items()}
+def judged(frames, videos=VIDEOS) -> dict[str, float]:
+    return {name: float(values.mean()) for name, values in judge(videos, frames).items()}
 
 
-def with_noise(video, frames):
-    rng = np.random.default_rng(video.number)
-    noisy = frames + rng.normal(0, 0.05 * 255, frames.shape)
-    return video, np.clip(noisy, 0, 255).astype(np.uint8)
+@pytest.mark.parametrize("events", [5, 10, 20])
+def test_oracle_finds_every_event_of_true_videos(events):
+    videos = make_videos(32, events, 1)
+    assert set(judged(render(videos), videos).values()) == {1.0}
 
 
-def blurred(video, frames):
-    return video, np.stack([cv2.GaussianBlur(frame, (0, 0), 1.2) for frame in frames])
-
-
-def test_oracle_finds_every_event_of_true_videos():
-    found = measured()
-    for name in ("colour", "shape", "direction", "joint", "background"):
-        assert found[name] == 1, name
-    assert found["jumps"] == 0
-    assert found["abruptness"] == pytest.approx(1 / 3, abs=0.02)
-    assert found["path_px"] == pytest.approx(CONFIG.speed * 21, rel=0.1)
-
-
-@pytest.mark.parametrize("change", [with_noise, blurred])
-def test_oracle_withstands_noise_and_blur(change):
-    found = measured(change)
+def test_oracle_withstands_noise():
+    noise = 13 * torch.randn(render(VIDEOS).shape, generator=torch.Generator().manual_seed(0))
+    found = judged((render(VIDEOS) + noise).clamp(0, 255).to(torch.uint8))
     assert found["joint"] > 0.98
-    assert found["background"] > 0.95
-    assert found["abruptness"] == pytest.approx(1 / 3, abs=0.04)
-    assert found["jumps"] == 0
 
 
-def test_events_in_another_order_are_counted_as_wrong():
-    rng = np.random.default_rng(0)
-
-    def shuffled(video, frames):
-        order = rng.permutation(CONFIG.events)
-        return replace(video, events=tuple(video.events[i] for i in order)), frames
-
-    found = measured(shuffled)
-    assert 0.1 < found["joint"] < 0.35
-    assert found["background"] == 1
+def test_events_of_other_videos_are_counted_as_wrong():
+    found = judged(render(VIDEOS).roll(1, 0))
+    assert found["joint"] < 0.1
+    assert found["colour"] < 0.4
+    assert found["order"] < 0.6
 
 
-def test_concatenated_videos_have_jumps_and_abrupt_transitions():
-    def concatenated(video, frames):
-        others = [render(CONFIG, make_video(CONFIG, 1000 + 5 * video.number + i)) for i in range(5)]
-        parts = [o[a:b] for o, (a, b) in zip(others, pairwise(boundaries(CONFIG)), strict=True)]
-        return video, np.concatenate(parts)
-
-    found = measured(concatenated)
-    assert found["joint"] < 0.05
-    assert found["jumps"] > 0.6
-    assert found["abruptness"] > 0.55
+def test_reversed_videos_have_the_wrong_order_and_slower_ones_the_right_one():
+    frames = render(VIDEOS)
+    assert judged(frames.flip(1))["order"] < 0.8
+    late = torch.cat([frames[:, :1].expand(-1, 4, -1, -1, -1), frames], 1)
+    assert judge(VIDEOS, late)["order"].mean() > 0.97
+    assert judged(late[:, : VIDEOS.frames])["joint"] < 0.6
 
 
-def test_oracle_finds_no_direction_in_static_videos():
-    found = measured(lambda video, frames: (video, frames[:1].repeat(len(frames), 0)))
-    assert found["direction"] == 0
-    assert found["path_px"] < 1
+def test_oracle_finds_neither_movement_nor_objects_where_there_are_none():
+    frames = render(VIDEOS)
+    static = judged(frames[:, :1].expand_as(frames))
+    assert static["direction"] == static["joint"] == 0
+    assert set(judged(torch.full_like(frames, 90)).values()) == {0.0}
 
 
-def test_oracle_finds_no_object_in_empty_videos():
-    found = measured(lambda video, frames: (video, np.full_like(frames, 90)))
-    assert found["colour"] == found["shape"] == found["direction"] == 0
-    assert found["jumps"] == 1
-    assert np.isnan(found["abruptness"])
+def test_events_have_unequal_lengths_and_all_movements_are_equally_long():
+    assert set(VIDEOS.lengths.ravel()) == {3, 4, 5, 6, 7}
+    assert (VIDEOS.lengths.sum(1) == 25).all()
+    centres, _ = tracks(VIDEOS)
+    ends = torch.from_numpy(VIDEOS.starts[:, 1:] - 1)
+    at_ends = centres[torch.arange(64)[:, None], ends]
+    moved = at_ends.diff(dim=1).abs().sum((2, 3))
+    assert torch.allclose(moved, torch.full_like(moved, STEP), atol=1e-4)
 
 
-def test_confusion_matrix_names_the_caption_that_each_event_shows():
-    video = VIDEOS[0]
-    rotated = replace(video, events=video.events[1:] + video.events[:1])
-    matrix = confusion(rotated, observe(CONFIG, render(CONFIG, video)))
-    assert all(matrix[i, i - 1] == 1 for i in range(CONFIG.events))
+def test_captions_refer_to_earlier_events():
+    names = list(COLOURS)
+    kinds = set()
+    for video in range(64):
+        colours = [names[c] for c in VIDEOS.colours[video, :, 0]]  # of the disc
+        others = [names[c] for c in VIDEOS.colours[video, :, 1]]
+        for event, text in enumerate(VIDEOS.captions(video)):
+            assert len(caption_tokens(text)) == 14
+            if "disc" not in text.split("and moves")[0].split("of the")[0] or not event:
+                continue
+            kinds |= {word for word in ("turns", "returns", "takes") if word in text.split()}
+            if "returns" in text:
+                assert colours[event + 1] == colours[0] != colours[event]
+            elif "takes" in text:
+                assert colours[event + 1] == others[event] != colours[event]
+            else:
+                assert f"turns {colours[event + 1]}" in text
+    assert kinds == {"turns", "returns", "takes"}
 
 
-def test_consecutive_events_differ_and_the_object_stays_in_the_frame():
-    for video in VIDEOS:
-        for a, b in pairwise(video.events):
-            assert a.colour != b.colour
-            assert a.shape != b.shape
-            assert a.direction != b.direction
-        assert video.centres.min() >= CONFIG.radius
-        assert video.centres.max() <= CONFIG.width - CONFIG.radius
-        assert np.abs(np.diff(video.centres, axis=0)).sum(1).max() < CONFIG.speed + 1e-6
-        first_step = np.array(DIRECTIONS[video.events[0].direction]) * CONFIG.speed
-        offset = np.abs(video.centres[0] - first_step - CONFIG.width / 2)
-        assert offset.max() <= CONFIG.max_start_offset + 1e-6
+def test_test_videos_are_not_those_of_training():
+    sizes = (8, 5)
+    training = make_videos(*sizes, experiment.TRAINING, 0, 0)
+    test = make_videos(*sizes, experiment.TEST, 0, 5)
+    assert not np.array_equal(training.colours, test.colours)
+    assert np.array_equal(training.colours, make_videos(*sizes, experiment.TRAINING, 0, 0).colours)
 
 
-def test_unseen_events_occur_in_test_videos_only():
-    unseen = unseen_events(CONFIG)
-    assert len(unseen) == round(0.1 * 6 * 4 * 4)
-    assert not any(unseen.intersection(make_video(CONFIG, i).events) for i in range(300))
-    assert any(unseen.intersection(video.events) for video in VIDEOS)
+@pytest.mark.parametrize("widen_frames", [0, 1])
+def test_frames_attend_to_captions_as_in_the_trainer(widen_frames):
+    prompts = Prompts.of(VIDEOS)
+    found = frame_weights(prompts.spans, VIDEOS.frames, widen_frames)
+    for weights, spans in zip(found, prompts.spans.tolist(), strict=True):
+        mode = "overlapped" if widen_frames else "isolated"
+        expected = sca.schedule([(a, b) for a, b in spans], VIDEOS.frames, mode)
+        assert torch.equal(weights.double(), expected)
 
 
-def test_frames_of_a_single_event_exclude_transitions():
-    weights = event_weights(CONFIG)
-    assert np.allclose(weights.sum(0), 1)
-    for number, frames in enumerate(single_event_frames(CONFIG)):
-        assert (weights[number, frames] == 1).all()
-    single = sum(len(frames) for frames in single_event_frames(CONFIG))
-    assert single == (weights.max(0) == 1).sum() == 22 - 8
-
-
-def test_each_variant_trains_on_its_own_captions():
-    clip = to_clip(CONFIG, VIDEOS[0])
-    captions = {
-        name: Prompt.of(with_segments(clip, variant), variant.mode).captions
-        for name, variant in VARIANTS.items()
-    }
-    assert captions["overlapped"] == captions["timed"] == clip.sub_captions
-    assert captions["first_caption"] == clip.sub_captions[:1]
-    assert captions["joined"] == [", then ".join(clip.sub_captions)]
-    assert captions["two_segments"] == [
-        ", then ".join(clip.sub_captions[:3]),
-        ", then ".join(clip.sub_captions[2:]),
-    ]
-
-
-def test_half_of_the_captions_are_shuffled_in_half_shuffled():
-    shuffled = TrainingVideos(CONFIG, VARIANTS["half_shuffled"], 200)
-    ordered = TrainingVideos(CONFIG, VARIANTS["overlapped"], 200)
-    differs = [shuffled[i].sub_captions != ordered[i].sub_captions for i in range(200)]
-    assert 0.4 < np.mean(differs) < 0.6
-
-
-def test_timed_variant_adds_time_codes_and_attends_to_all_captions():
+@pytest.mark.parametrize("attends", ["own", "widened", "all"])
+def test_dense_cross_attention_equals_the_trainers_formula(attends):
+    """On words without padding, whose lengths the reference gets."""
     torch.manual_seed(0)
-    system = TimedSystem(SYSTEM)
-    two = Prompt(replace(CONFIG, frames=2, events=2).spans, ["same", "same"])
-    text = system.encode_text([two])
-    assert text.lengths == [[10]]
-    assert not torch.allclose(text.tokens[:5], text.tokens[5:])
-    assert [w.tolist() for w in system.schedules([two], 2)] == [[[1.0, 1.0]]]
-    # codes depend on the absolute time: a longer video's first captions have the same ones
-    four = Prompt(replace(CONFIG, frames=4, events=4).spans, ["same"] * 4)
-    assert torch.allclose(system.encode_text([four]).tokens[:10], text.tokens)
-    slower = Prompt(replace(CONFIG, frames=8, events=4).spans, ["same"] * 4)
-    assert not torch.allclose(system.encode_text([slower]).tokens[:10], text.tokens)
-    untimed = System(replace(SYSTEM, mode="isolated"))
-    untimed.load_state_dict(system.state_dict())
-    tokens = untimed.encode_text([two]).tokens
-    assert torch.allclose(tokens[:5], tokens[5:])
+    videos = make_videos(3, 3, 2)
+    prompts = Prompts.of(videos)
+    model = replace(SMALL.model, cross_attention_dim=SMALL.model.width)
+    block = DenseBlock(model)
+    x = torch.randn(3, 15 * 2, model.width)
+    text = torch.randn(3, prompts.tokens[0].numel(), model.width)
+    plan = make_plan(prompts, 15, attends)
+    with torch.no_grad():
+        found = block.cross_attention(x, text, plan, "cpu")
+        words = (prompts.tokens != 0).flatten(1)
+        lengths = (prompts.tokens != 0).sum(2)
+        if attends == "all":
+            lengths = lengths.sum(1, keepdim=True)
+            schedules = [torch.ones(1, 15)] * 3
+        else:
+            schedules = list(frame_weights(prompts.spans, 15, int(attends == "widened")))
+        k, v = block.attn2.keys_values(text[words])
+        q = block.attn2.split(block.attn2.to_q(x))
+        expected = sca.reference(q, k, v, schedules, lengths.tolist(), 2).flatten(2)
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_tent_weights_change_linearly_between_centres():
-    weights = sca.schedule([(0.0, 5.0), (5.0, 10.0)], 10, "tent")
-    assert torch.allclose(weights.sum(0), torch.ones(10, dtype=torch.float64))
-    assert weights[0].tolist() == pytest.approx([1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0, 0, 0])
+def test_relative_variant_lowers_the_logits_outside_a_captions_span():
+    prompts = Prompts.of(VIDEOS)
+    plan = make_plan(prompts, VIDEOS.frames, "near")
+    start, end = prompts.spans[0, 1].tolist()
+    of_caption = plan.distance[0, :, 14]  # the second caption's first word
+    assert of_caption[int(start) : int(end)].eq(0).all()
+    assert of_caption[int(end)] == 0.25
+    assert np.exp(-RELAY_SLOPE * 2**2) == pytest.approx(1e-3)
 
 
-def test_intervals_resample_all_seeds_of_a_video_together():
-    rows = [{"video": i, "joint": float(i % 2), "seed": s} for i in range(40) for s in range(3)]
-    mean, low, high = bootstrap_interval(rows, "joint")
-    assert mean == 0.5
-    assert high - low == pytest.approx(2 * 1.96 * (0.25 / 40) ** 0.5, rel=0.2)
-    assert bootstrap_interval(rows, "absent") is None
+def test_captions_are_encoded_alone_or_together():
+    torch.manual_seed(0)
+    prompts = Prompts.of(VIDEOS)
+    changed = replace(prompts, tokens=prompts.tokens.clone())
+    changed.tokens[:, 0] = prompts.tokens.roll(1, 0)[:, 0]
+    for name, variant in VARIANTS.items():
+        network = Network(variant, SMALL.model, SMALL.text).eval()
+        with torch.no_grad():
+            second = [
+                network.text(p.tokens.flatten(1), p.caption_of_token(), variant.separate)[:, 14:]
+                for p in (prompts, changed)
+            ]
+        assert torch.allclose(*second, atol=1e-6) == (name in ("isolated", "overlapped"))
 
 
-def test_mistyped_variant_is_refused():
-    names = ("two_segments", "two_segments:3")
-    assert [parse_run(name) for name in names] == [("two_segments", 0), ("two_segments", 3)]
-    assert all(parse_run(run) for run in RUNS)
-    with pytest.raises(ConfigError, match="'tow' is not a run"):
-        parse_run("tow")
+def test_joint_encoding_depends_on_distances_between_words_alone():
+    torch.manual_seed(0)
+    network = Network(VARIANTS["joined"], SMALL.model, SMALL.text).eval()
+    tokens = Prompts.of(VIDEOS).tokens.flatten(1)
+    later = torch.nn.functional.pad(tokens, (14, 0))
+    with torch.no_grad():
+        encoded = network.text(tokens, tokens * 0, False)
+        shifted = network.text(later, later * 0, False)[:, 14:]
+    assert torch.allclose(encoded, shifted, atol=1e-5)
 
 
-def test_variants_are_trained_tested_and_drawn_once(tmp_path, capsys):
-    short = replace(SMALL.train, steps=4, batch=2, warmup_steps=1)
-    cfg = replace(SMALL, test_videos=5, more_events=(3,), train=short)
-    for name in ("isolated", "timed", "two_segments"):
-        run_variant(cfg, name, 0, tmp_path)
-    first = capsys.readouterr().out
-    run_variant(cfg, "isolated", 0, tmp_path)
-    for line in (
-        "isolated 0 2 as trained",
-        "isolated 0 4 as trained",
-        "timed 0 4 3 events",
-        "timed 0 4 24 px wide",
-    ):
-        assert line in first
-    assert "two_segments 0 4 3 events" not in first
-    assert not capsys.readouterr().out
-    collect_results(cfg, tmp_path)
+def test_one_caption_is_attended_to_by_all_frames():
+    prompts = Prompts.of(VIDEOS)
+    one = replace(prompts, one_caption=torch.ones(64, dtype=torch.bool))
+    for attends in ("own", "widened", "near", "all"):
+        plan = make_plan(one, VIDEOS.frames, attends)
+        allowed = (plan.bias == 0) & (plan.weight[..., None] > 0)
+        assert torch.equal(
+            allowed.any(0), (prompts.tokens.flatten(1) != 0)[:, None].expand(-1, 25, -1)
+        )
+
+
+def test_time_codes_depend_on_absolute_times():
+    prompts = Prompts.of(VIDEOS)
+    frames, captions = time_codes(prompts, 25, 64, 48)
+    later = replace(prompts, offset=prompts.offset + 7)
+    assert torch.allclose(time_codes(later, 25, 64, 48)[0][:, :-7], frames[:, 7:], atol=1e-5)
+    assert not torch.allclose(time_codes(later, 25, 64, 48)[1], captions)
+
+
+def test_shifted_borders_stay_in_the_video_and_leave_every_caption_a_frame():
+    prompts = Prompts.of(VIDEOS)
+    for shift in (-3.0, 3.0):
+        spans = prompts.with_shifted_borders(torch.full((64,), shift)).spans
+        assert (spans[:, :, 1] - spans[:, :, 0] >= 1).all()
+        assert torch.equal(spans[:, 1:, 0], spans[:, :-1, 1])
+        assert (spans[:, 2, 0] - prompts.spans[:, 2, 0] == shift).all()
+
+
+def test_runs_are_made_tested_and_drawn_once(tmp_path, capsys):
+    results = Results(TINY, tmp_path)
+    assert next_runs(TINY, results, "isolated") == [
+        Run("sweep", "isolated", 1e-3, 0),
+        Run("sweep", "isolated", 2e-3, 0),
+    ]
+    for rate in TINY.rates:
+        run = Run("sweep", "isolated", rate, 0)
+        results.add(*experiment.execute(TINY, run)[:2])
+    (final,) = next_runs(TINY, results, "isolated")
+    assert (final.kind, final.seed) == ("final", 1)
+    results.add(*experiment.execute(TINY, final)[:2])
+    stored = Results(TINY, tmp_path)
+    assert stored.rows.to_pylist() == results.rows.to_pylist()
+    assert next_runs(TINY, stored, "isolated") == []
+    experiment.run_all(TINY, ["isolated"], tmp_path)  # nothing is missing
     draw_all(tmp_path)
-    names = {p.name for p in tmp_path.iterdir() if p.is_file()}
-    assert names >= {"results.csv", "accuracy.png", "transitions.png", "confusion.png"}
-    assert names >= {"generalization.png", "samples-as_trained-0.png", "samples-3_events-0.png"}
-    with np.load(tmp_path / "samples.npz") as samples:
-        assert samples["3 events/truth"].shape == (1, 12, 16, 16, 3)
-        assert samples["3 events/timed"].shape == (1, 12, 16, 16, 3)
-        assert "3 events/two_segments" not in samples
-    table = (tmp_path / "results.csv").read_text().splitlines()
-    assert any(line.startswith("truth,as trained,4,1,5,joint,1.0") for line in table)
-    assert any(line.startswith("timed,as trained,2,1,1,loss_single_event,") for line in table)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names >= {"results.csv", "tables.md", "accuracy.png", "samples.png"}
+    text = tables(pq.read_table(tmp_path / "results.parquet"))
+    assert "| correct events | as trained | 4 events | borders off by 2 | one caption |" in text
+    assert "as trained: 1.0000 of 2 true videos" in text
+
+
+def test_the_rate_with_the_lowest_loss_is_chosen(tmp_path):
+    results = Results(TINY, tmp_path)
+    for rate, loss in zip(TINY.rates, (0.2, float("nan")), strict=True):
+        rows, _ = run_test(TINY, experiment.list_tests(TINY)[0], None, CPU)
+        rows = rows.set_column(2, "loss", [[loss] * len(rows)])
+        run = Run("sweep", "masked", rate, 0)
+        results.add(experiment.labelled(rows, run, TINY.sweep_steps, "as trained"), {})
+    assert results.best_rate(TINY, "masked") == TINY.rates[0]
+    assert results.best_rate(TINY, "isolated") is None
+
+
+def test_variants_of_a_seed_train_on_the_same_videos_and_half_of_mixed_clips_have_one_caption():
+    networks = {n: Network(v, TINY.model, TINY.text) for n, v in VARIANTS.items()}
+    cfg = replace(TINY, batch=64)
+    batches = {
+        n: experiment.training_batch(cfg, Run("final", n, 1e-3, 1), 0, network)
+        for n, network in networks.items()
+    }
+    for latents, prompts in batches.values():
+        assert torch.equal(latents, batches["joined"][0])
+        assert torch.equal(prompts.tokens, batches["joined"][1].tokens)
+        assert not prompts.one_caption.any()
+    mixed = Run("mixed", "isolated", 1e-3, 1)
+    _, prompts = experiment.training_batch(cfg, mixed, 0, networks["isolated"])
+    assert 16 < prompts.one_caption.sum() < 48
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_each_variant_trains_on_both_kinds_of_clips(name):
+    steps = list(train(TINY, Run("mixed", name, 1e-3, 1), CPU))
+    assert [step for step, _ in steps] == [1, 2]
+    assert all(p.isfinite().all() for p in steps[-1][1].parameters())
+
+
+def test_mistyped_variant_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="ConfigError: VARIANT is 'tow': expected one of isolated"):
+        main(["configs/train/segmentation_small.yaml", str(tmp_path), "tow"])
+    assert ConfigError
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_isolated_captions_set_colours_that_the_first_caption_alone_does_not(tmp_path):
-    """The experiment's question, at a size for a CPU."""
-    cfg = replace(SMALL, tests=1, train=replace(SMALL.train, steps=200))
-    for name in ("isolated", "first_caption"):
-        run_variant(cfg, name, 0, tmp_path)
-    collect_results(cfg, tmp_path)
-    rows = pq.read_table(tmp_path / "results.parquet").to_pylist()
-    found = {
-        name: np.mean(
-            [r["colour"] for r in rows if (r["variant"], r["test"]) == (name, "as trained")]
-        )
-        for name in ("isolated", "first_caption")
-    }
-    assert found["isolated"] > 0.9
-    assert found["first_caption"] < 0.8
+def test_isolated_captions_set_colours(tmp_path):
+    """The experiment at a size for a CPU: above chance, one in six."""
+    for _step, network in train(SMALL, Run("final", "isolated", 2e-3, 1), CPU):
+        rows, _ = run_test(SMALL, experiment.list_tests(SMALL)[0], network, CPU)
+    assert np.mean(rows["colour"].to_pylist()) > 0.5

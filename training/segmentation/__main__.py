@@ -1,13 +1,13 @@
-"""Does segmented cross-attention bind captions to times? Trains small networks on drawn videos of
-five events, samples from them, and measures which events the samples show.
+"""Does segmented cross-attention bind captions to times? Trains small networks on drawn videos,
+samples from them, and measures which events the samples show.
 
-    python -m training.segmentation CONFIG OUT [NAME[:SEED] …] [key=value …]
+    python -m training.segmentation CONFIG OUT [VARIANT …] [key=value …]
 
-All variants (training/segmentation/variants.py) use the trainer's own network, training and
-sampling, on the same videos for the same number of steps; they differ in which frames attend to
-which captions. Without names, all of RUNS run, `concurrency` at a time. OUT gets a folder per
-variant and seed, then results.csv and the figures. Hypotheses and results:
-docs/measurements/segmentation.md.
+The variants (training/segmentation/network.py) have the same network, videos and steps; they differ
+in which captions a frame attends to, and in what the text encoder reads together. Each is trained
+at every rate of `rates`, then with `seeds` seeds at its best. OUT gets results.parquet and
+samples.npz, which are written whenever a run ends, then tables and figures; the same command runs
+what is missing. Predictions and results: docs/measurements/segmentation.md.
 """
 
 from __future__ import annotations
@@ -17,36 +17,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from curation.cli import Arguments, run_command
+from curation.config import check_choice
 from training.segmentation.config import ExperimentConfig
 
 
 def main(argv: Sequence[str]) -> None:
     run_command(
         __doc__,
-        lambda arguments: run(arguments, argv),
+        run,
         argv,
         settings=ExperimentConfig,
-        arguments="CONFIG OUT [RUN]...",
+        arguments="CONFIG OUT [VARIANT]...",
         stopped="the same command continues",
         user_errors=(OSError, ValueError),
     )
 
 
-def run(arguments: Arguments[ExperimentConfig], argv: Sequence[str]) -> None:
+def run(arguments: Arguments[ExperimentConfig]) -> None:
     from training.segmentation.figures import draw_all
-    from training.segmentation.run import collect_results, run_all, run_variant
-    from training.segmentation.variants import RUNS, parse_run
+    from training.segmentation.network import VARIANTS
+    from training.segmentation.run import run_all
 
-    folder, *names = arguments.values
-    cfg, out, runs = arguments.settings, Path(folder), names or list(RUNS)
-    parsed = [parse_run(name) for name in runs]
-    out.mkdir(parents=True, exist_ok=True)
-    if len(runs) == 1:
-        run_variant(cfg, *parsed[0], out)
-    else:
-        run_all(cfg, [a for a in argv if a not in names], runs, out)
-        collect_results(cfg, out)
-        draw_all(out)
+    folder, *variants = arguments.values
+    for name in variants:
+        check_choice("VARIANT", name, VARIANTS)
+    run_all(arguments.settings, variants or list(VARIANTS), Path(folder))
+    draw_all(Path(folder))
 
 
 if __name__ == "__main__":

@@ -3,46 +3,50 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Annotated
 
-import numpy as np
-from annotated_types import Ge, Le
+from training.config import (
+    Count,
+    CountOrZero,
+    DiffusionConfig,
+    ModelConfig,
+    Positive,
+    SampleConfig,
+    Share01,
+)
 
-from training.config import Count, CountOrZero, Positive, PositiveOrZero, Share01, TrainConfig
-
-SECONDS_PER_FRAME = 15 / 22
+MEAN_FRAMES = 5  # of an event; a video of n events has 5 n frames
 
 
 @dataclass(frozen=True)
-class VideoConfig:
-    """What all videos of an experiment share."""
+class TextConfig:
+    """The text encoder of the experiment: rotary positions, trained along."""
 
-    frames: Count = 22
-    height: Count = 32  # px
-    width: Count = 32  # px
-    radius: Positive = 7.0  # px, of the object
-    speed: Positive = 1.35  # px per frame
-    max_start_offset: PositiveOrZero = 1.0  # px from the middle, on each axis
-    events: Count = 5
-    colours: Annotated[int, Ge(2), Le(6)] = 6
-    shapes: Annotated[int, Ge(1), Le(4)] = 4
-    unseen_share: Share01 = 0.1  # of (colour, shape, direction): in test videos only
-
-    @property
-    def spans(self) -> list[tuple[float, float]]:
-        """Start and end of each event, s."""
-        ends = np.linspace(0, self.frames * SECONDS_PER_FRAME, self.events + 1).tolist()
-        return list(pairwise(ends))
+    width: Count = 128
+    heads: Count = 4
+    layers: Count = 2
 
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    video: VideoConfig = field(default_factory=VideoConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)  # size, mode and seed: the variant's
-    training_videos: Count = 100_000  # drawn as needed
-    tests: Count = 4  # during training, at even distances; the last at its end
-    test_videos: Count = 256  # of the last test; a quarter of them in the others
-    more_events: tuple[Count, ...] = (6, 8, 10)  # of longer videos, sampled at the end by MAIN
-    wider_px: CountOrZero = 48  # of wider videos, sampled at the end by MAIN; 0: none
-    concurrency: Count = 4  # runs at a time, spread over all GPUs
+    events: Count = 5  # of a training video
+    more_events: tuple[Count, ...] = (10, 20)  # of longer test videos
+    shifted_frames: tuple[Count, ...] = (1, 2, 3)  # of the borders that are given wrongly
+    timeline_events: Count = 20  # offsets' time codes are drawn from a time line of this length
+    test_videos: Count = 128  # at the end, like training's; half of them in the other tests
+    sweep_steps: Count = 320
+    steps: Count = 960
+    test_every: Count = 320  # steps
+    rates: tuple[Positive, ...] = (4e-4, 8e-4, 1.6e-3)  # learning rates of the sweep
+    seeds: CountOrZero = 3  # of each variant, at its best rate
+    mixed_seeds: CountOrZero = 1  # of each variant, half of the clips with one caption
+    batch: Count = 64
+    warmup_steps: CountOrZero = 40
+    max_norm: Positive = 0.2  # of the gradient
+    ema_decay: Share01 = 0.998
+    drop_captions: Share01 = 0.1  # share of samples without captions, for guidance
+    compile: bool = False
+    concurrency: Count = 4  # runs at a time, all on one GPU
+    text: TextConfig = field(default_factory=TextConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)

@@ -1,10 +1,10 @@
-"""The table and the figures of the segmentation experiment.
+"""The tables and the figures of the segmentation experiment.
 
     python -m training.segmentation.figures FOLDER
 
-draws them from the folder's results.parquet and samples.npz. results.parquet has a row per test
-video of every variant, seed and step, and of the true videos (variant `truth`); samples.npz holds
-the first sample of each test.
+draws them from the folder's results.parquet and samples.npz, which training.segmentation writes.
+results.parquet has a row per event of every test video, of each run and of the true videos (variant
+`truth`); samples.npz holds the first sample of each test.
 """
 
 from __future__ import annotations
@@ -16,187 +16,218 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.cli import run_command
 
-MEASURES = (
-    *("joint", "colour", "shape", "direction", "joint_unseen", "background_later"),
-    *("abruptness", "no_object", "jumps", "path_px", "loss_single_event", "loss_transition"),
-)
-RESAMPLES = 1000
 AS_TRAINED = "as trained"  # the test whose videos are like training's
-TRUTH = "truth"
-JOINT_LABEL = "events with correct colour,\nshape and direction (share)"
-CONFUSION_COLUMNS = 7  # panels in a row
-Rows = list[dict[str, Any]]
+ONE_CAPTION = "one caption"
+TRUTH = "truth"  # the variant of the true videos' rows
+LABELS = ("run", "variant", "rate", "seed", "step", "test")
+MEASURES = ("joint", "colour", "direction", "other", "order", "loss")
+JOINT_LABEL = "correct events (share)"
+Means = list[dict[str, Any]]  # a row per group: its labels and the mean of each measure
+Points = list[tuple[Any, float, float, float]]  # x; mean, lowest and highest over the seeds
 
 
-def bootstrap_interval(rows: Rows, measure: str) -> tuple[float, float, float] | None:
-    """Mean and its 95 % interval over resampled videos; all seeds of a video are resampled
-    together. None where no row has the measure."""
-    videos: dict[int, list[float]] = {}
-    for r in rows:
-        if r.get(measure) is not None:
-            videos.setdefault(r["video"], []).append(r[measure])
-    if not videos:
-        return None
-    sums = np.array([(sum(v), len(v)) for v in videos.values()])
-    rng = np.random.Generator(np.random.PCG64(0))
-    resampled = sums[rng.integers(len(sums), size=(RESAMPLES, len(sums)))].sum(1)
-    low, high = np.quantile(resampled[:, 0] / resampled[:, 1], [0.025, 0.975])
-    mean = sums[:, 0].sum() / sums[:, 1].sum()
-    return float(mean), float(low), float(high)
+def means(rows: pa.Table, *by: str) -> Means:
+    """Of each run, step, test and value of the columns `by`."""
+    found = rows.group_by([*LABELS, *by], use_threads=False)
+    table = found.aggregate([(m, "mean") for m in MEASURES] + [("video", "count_distinct")])
+    names = {f"{m}_mean": m for m in MEASURES} | {"video_count_distinct": "videos"}
+    return table.rename_columns([names.get(c, c) for c in table.column_names]).to_pylist()
 
 
-def group_by(rows: Rows, key: Callable[[dict[str, Any]], Any]) -> dict[Any, Rows]:
-    found: dict[Any, Rows] = {}
-    for r in rows:
-        found.setdefault(key(r), []).append(r)
-    return found
+def over_seeds(rows: Means, x: Callable[[dict[str, Any]], Any], measure: str = "joint") -> Points:
+    values: dict[Any, list[float]] = {}
+    for row in rows:
+        values.setdefault(x(row), []).append(row[measure])
+    return [(k, float(np.mean(v)), min(v), max(v)) for k, v in sorted(values.items())]
 
 
-def last_step(rows: Rows) -> Rows:
-    """The rows of each variant's and seed's last step."""
-    runs = group_by(rows, lambda r: (r["variant"], r["seed"]))
-    return [r for run in runs.values() for r in run if r["step"] == max(s["step"] for s in run)]
+def last_step(rows: Means) -> Means:
+    """Without the tests during training."""
+    last = max((r["step"] for r in rows), default=0)
+    return [r for r in rows if r["step"] == last]
 
 
 def draw_all(out: Path) -> None:
-    rows = pq.read_table(out / "results.parquet").to_pylist()
-    write_table(out / "results.csv", rows)
-    truth = [r for r in rows if (r["variant"], r["test"]) == (TRUTH, AS_TRAINED)]
-    rows = [r for r in rows if r["variant"] != TRUTH]
-    as_trained = [r for r in rows if r["test"] == AS_TRAINED]
-    draw_accuracy(out / "accuracy.png", as_trained)
-    draw_transitions(out / "transitions.png", last_step(as_trained), truth)
-    draw_confusion(out / "confusion.png", last_step(as_trained))
-    draw_generalization(out / "generalization.png", last_step(rows))
+    rows = pq.read_table(out / "results.parquet")
+    write_csv(out / "results.csv", rows)
+    (out / "tables.md").write_text(tables(rows))
+    draw_lines(out / "accuracy.png", rows)
     with np.load(out / "samples.npz") as samples:
-        for test in group_by(rows, lambda r: r["test"]):
-            of_test = {n.split("/")[1]: samples[n] for n in samples if n.startswith(f"{test}/")}
-            draw_samples(out, test, {TRUTH: of_test.pop(TRUTH), **of_test})
+        draw_samples(out / "samples.png", dict(samples))
 
 
-def write_table(path: Path, rows: Rows) -> None:
+def write_csv(path: Path, rows: pa.Table) -> None:
+    """The means of each run and test, over all events and over those of a kind or of a length."""
     with path.open("w", newline="") as file:
         table = csv.writer(file)
-        head = ("variant", "test", "step", "seeds", "videos", "measure", "mean", "low", "high")
-        table.writerow(head)
-        tests = group_by(rows, lambda r: (r["variant"], r["test"], r["step"]))
-        for (variant, test, step), some in tests.items():
-            seeds, videos = len({r["seed"] for r in some}), len({r["video"] for r in some})
-            for measure in MEASURES:
-                if found := bootstrap_interval(some, measure):
-                    numbers = [f"{v:.4f}" for v in found]
-                    table.writerow((variant, test, step, seeds, videos, measure, *numbers))
+        table.writerow((*LABELS, "events", "videos", *MEASURES))
+        for by in (None, "kind", "frames"):
+            for row in means(rows, *([by] if by else [])):
+                events = "all" if by is None else row[by] if by == "kind" else f"{row[by]} frames"
+                numbers = ("" if row[m] is None else f"{row[m]:.4f}" for m in MEASURES)
+                labels = (row[name] for name in LABELS)
+                table.writerow((*labels, events, row["videos"], *numbers))
 
 
-def _axes(width: float, height: float, columns: int = 1, rows: int = 1):
+def variants_of(rows: Means) -> list[str]:
+    """In their order in the results, which is that of VARIANTS after a whole run."""
+    return list(dict.fromkeys(r["variant"] for r in rows if r["variant"] != TRUTH))
+
+
+def tables(rows: pa.Table) -> str:
+    """Markdown: the sweep; each test at the end; kinds of events; mixed training."""
+    every, kinds = means(rows), means(rows, "kind")
+    final = [r for r in last_step([r for r in every if r["run"] == "final"])]
+    kinds = last_step([r for r in kinds if r["run"] == "final"])
+    mixed = last_step([r for r in every if r["run"] == "mixed"])
+    sweep = last_step([r for r in every if r["run"] == "sweep"])
+    true = [r for r in every if r["variant"] == TRUTH]
+    tests = list(dict.fromkeys(r["test"] for r in final))
+    longest = max((t for t in tests if t.endswith(" events")), key=_events_of, default=AS_TRAINED)
+    blocks = [
+        _table("sweep: loss (correct events)", sweep, lambda r: f"{r['rate']:g}", _loss_and_joint),
+        _table("correct events", final, lambda r: r["test"], _mean_and_range, tests),
+        _table("right order", final, lambda r: r["test"], _mean_of("order"), tests),
+        *(
+            _table(f"correct events, {t}", _of_test(kinds, t), lambda r: r["kind"], _mean_and_range)
+            for t in (AS_TRAINED, longest)
+        ),
+        _table("half of the clips with one caption", mixed, lambda r: r["test"], _mean_and_range),
+    ]
+    lines = [f"{r['test']}: {r['joint']:.4f} of {r['videos']} true videos" for r in true]
+    return "\n\n".join(filter(None, [*blocks, "\n".join(lines)])) + "\n"
+
+
+def _table(
+    title: str,
+    rows: Means,
+    column_of: Callable[[dict[str, Any]], str],
+    cell: Callable[[Means], str],
+    columns: Sequence[str] = (),
+) -> str:
+    columns = columns or list(dict.fromkeys(map(column_of, rows)))
+    if not columns:
+        return ""
+    lines = [f"| {title} | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    for variant in variants_of(rows):
+        own = [r for r in rows if r["variant"] == variant]
+        cells = [cell([r for r in own if column_of(r) == c]) for c in columns]
+        lines.append(f"| `{variant}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _mean_and_range(rows: Means, measure: str = "joint") -> str:
+    values = [r[measure] for r in rows]
+    if not values:
+        return ""
+    mean, low, high = (f"{v:.2f}".removeprefix("0") for v in (np.mean(values), *_range(values)))
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
+
+
+def _mean_of(measure: str) -> Callable[[Means], str]:
+    return lambda rows: _mean_and_range(rows, measure)
+
+
+def _loss_and_joint(rows: Means) -> str:
+    return ", ".join(f"{r['loss']:.4f} ({r['joint']:.2f})" for r in rows)
+
+
+def _of_test(rows: Means, test: str) -> Means:
+    return [r for r in rows if r["test"] == test]
+
+
+def _events_of(test: str) -> int:
+    return int(test.split()[0])
+
+
+def draw_lines(path: Path, rows: pa.Table) -> None:
+    """Six panels with a line per variant; bands are from the lowest to the highest seed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    def final(*by: str) -> Means:
+        own = [r for r in means(rows, *by) if r["run"] == "final" and r["variant"] != TRUTH]
+        return own
+
+    every = final()
+    ends = last_step(every)
+    frames, places = (last_step(final(name)) for name in ("frames", "event"))
+    kinds = last_step(final("kind"))
+    tests = {r["test"] for r in ends}
+    longer = sorted((t for t in tests if t.endswith(" events")), key=_events_of)
+    longest = longer[-1] if longer else AS_TRAINED
+    events_as_trained = 1 + max((r["event"] for r in _of_test(places, AS_TRAINED)), default=0)
+    panels: list[tuple[str, Means, Callable[[dict[str, Any]], Any], str]] = [
+        ("training step", _of_test(every, AS_TRAINED), lambda r: r["step"], "joint"),
+        (
+            "events in the test video",
+            [r for r in ends if r["test"] in (AS_TRAINED, *longer)],
+            lambda r: events_as_trained if r["test"] == AS_TRAINED else _events_of(r["test"]),
+            "joint",
+        ),
+        (f"event of {longest}", _of_test(places, longest), lambda r: r["event"] + 1, "joint"),
+        (
+            "frames by which the given borders are off",
+            [r for r in ends if r["test"] == AS_TRAINED or r["test"].startswith("borders")],
+            lambda r: 0 if r["test"] == AS_TRAINED else int(r["test"].split()[-1]),
+            "joint",
+        ),
+        (
+            "frames of an event",
+            _of_test(frames, AS_TRAINED),
+            lambda r: r["frames"],
+            "direction",
+        ),
+        (f"kind of event, {longest}", _of_test(kinds, longest), lambda r: r["kind"], "joint"),
+    ]
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (label, some, x, measure) in zip(figure.subplots(2, 3).ravel(), panels, strict=True):
+        for variant in variants_of(every):
+            points = over_seeds([r for r in some if r["variant"] == variant], x, measure)
+            if points:
+                xs, mean, low, high = zip(*points, strict=True)
+                (line,) = axes.plot(xs, mean, "o-", label=variant, markersize=3)
+                axes.fill_between(xs, low, high, alpha=0.15, color=line.get_color())
+        name = JOINT_LABEL if measure == "joint" else "correct directions (share)"
+        axes.set(xlabel=label, ylabel=name, ylim=(0, 1.02))
+        axes.grid(alpha=0.3)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=6)
+    figure.savefig(path, dpi=90)
 
 
-def _label(variant: str) -> str:
-    return variant.replace("_", " ")
+def draw_samples(path: Path, samples: dict[str, np.ndarray]) -> None:
+    """The frames of one video of five and one of more events: the true one, then each variant's."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-
-def draw_accuracy(path: Path, rows: Rows) -> None:
-    """Joint accuracy over steps, a line per variant; bands are 95 % intervals over videos."""
-    figure, (axes,) = _axes(9, 4)
-    for number, (variant, some) in enumerate(group_by(rows, lambda r: r["variant"]).items()):
-        steps = sorted({r["step"] for r in some})
-        found = [bootstrap_interval([r for r in some if r["step"] == s], "joint") for s in steps]
-        mean, low, high = np.array(found, float).T
-        style = "o-" if number < 10 else "s--"  # matplotlib has ten colours
-        (line,) = axes.plot(steps, mean, style, label=_label(variant), markersize=3)
-        axes.fill_between(steps, low, high, alpha=0.15, color=line.get_color())
-    axes.set(xlabel="training step", ylabel=JOINT_LABEL, ylim=(0, 1.02))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=110)
-
-
-def draw_transitions(path: Path, rows: Rows, truth: Rows) -> None:
-    figure, panels = _axes(9, 3.8, 2)
-    variants = group_by(rows, lambda r: r["variant"])
-    titles = {
-        "abruptness": "largest step of the colour / its total change",
-        "jumps": "transitions at which the object jumps (share)",
-    }
-    for axes, (measure, title) in zip(panels, titles.items(), strict=True):
-        for place, some in enumerate(variants.values()):
-            if found := bootstrap_interval(some, measure):
-                mean, low, high = found
-                axes.bar(place, mean, color="C0")
-                axes.plot([place, place], [low, high], color="black")
-        if true := bootstrap_interval(truth, measure):
-            axes.axhline(true[0], linestyle="--", color="black", label="true videos")
-        names = [_label(v) for v in variants]
-        axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
-        axes.set_title(title, fontsize=10)
-        axes.legend(fontsize=8, loc="lower right" if measure == "abruptness" else "upper right")
-    figure.savefig(path, dpi=110)
-
-
-def draw_confusion(path: Path, rows: Rows) -> None:
-    """How often event i (row) shows the colour and shape of caption j (column)."""
-    variants = group_by(rows, lambda r: r["variant"])
-    columns = min(CONFUSION_COLUMNS, len(variants))
-    lines = -(-len(variants) // columns)
-    figure, panels = _axes(1.6 * columns, 1.75 * lines, columns, lines)
-    for axes in panels[len(variants) :]:
-        axes.set_axis_off()
-    for axes, (variant, some) in zip(panels, variants.items(), strict=False):
-        mean = np.mean([r["confusion"] for r in some], 0)
-        events = round(len(mean) ** 0.5)
-        axes.imshow(mean.reshape(events, events), vmin=0, vmax=1, cmap="Blues")
+    tests = list(dict.fromkeys(name.split("/")[0] for name in samples))
+    tests = [t for t in tests if f"{t}/{TRUTH}" in samples][:2]
+    shown = [
+        (t, n.split("/")[1], samples[n]) for t in tests for n in samples if n.split("/")[0] == t
+    ]
+    shown.sort(key=lambda row: (tests.index(row[0]), row[1] != TRUTH))
+    figure = Figure(figsize=(14, 0.42 * len(shown) + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (test, variant, video) in zip(
+        figure.subplots(len(shown), squeeze=False).ravel(), shown, strict=True
+    ):
+        frames = video[:: max(1, round(len(video) / 25))]
+        axes.imshow(np.hstack(list(frames)), interpolation="nearest", aspect="equal")
+        name = f"{test}, true video" if variant == TRUTH else variant
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         axes.set(xticks=[], yticks=[])
-        axes.set_title(_label(variant), fontsize=9)
-    figure.supxlabel("colour and shape of caption 1, 2, …", fontsize=9)
-    figure.supylabel("shown in event 1, 2, …", fontsize=9)
-    figure.savefig(path, dpi=110)
-
-
-def draw_generalization(path: Path, rows: Rows) -> None:
-    """Joint accuracy on videos with more events or wider frames than in training."""
-    variants = group_by(rows, lambda r: r["variant"])
-    tests = list(group_by([r for r in rows if r["test"] != AS_TRAINED], lambda r: r["test"]))
-    if not tests:
-        return
-    tests.insert(0, AS_TRAINED)
-    figure, (axes,) = _axes(7, 4)
-    for place, (variant, some) in enumerate(variants.items()):
-        by_test = group_by(some, lambda r: r["test"])
-        found = [bootstrap_interval(by_test.get(test, []), "joint") for test in tests]
-        if all(found):
-            mean, low, high = np.array(found, float).T
-            x = np.arange(len(tests)) + 0.05 * (place - 1.5)  # equal values stay visible
-            errors = mean - low, high - mean
-            axes.errorbar(x, mean, errors, fmt="o", label=_label(variant), capsize=3)
-    axes.set_xticks(range(len(tests)), tests)
-    axes.set(ylabel=JOINT_LABEL, ylim=(0, 1.02))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-
-
-def draw_samples(out: Path, test: str, samples: dict[str, np.ndarray]) -> None:
-    """samples-TEST-N.png: every frame of test video N, the true video first, then a sample of each
-    variant."""
-    for number in range(len(samples[TRUTH])):
-        frames = samples[TRUTH].shape[1]
-        figure, lines = _axes(0.5 * frames + 1.6, 0.56 * len(samples), rows=len(samples))
-        for axes, (variant, videos) in zip(lines, samples.items(), strict=True):
-            axes.imshow(np.hstack(list(videos[number])), interpolation="nearest", aspect="equal")
-            name = "true video" if variant == TRUTH else _label(variant)
-            axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-            axes.set(xticks=[], yticks=[])
-        figure.savefig(out / f"samples-{test.replace(' ', '_')}-{number}.png", dpi=72)
+    figure.savefig(path, dpi=80)
 
 
 def main(argv: Sequence[str]) -> None:

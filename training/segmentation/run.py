@@ -1,261 +1,350 @@
-"""Trains the variants of the segmentation experiment, samples test videos and measures them."""
+"""Trains the networks of the segmentation experiment, samples test videos and measures them."""
 
 from __future__ import annotations
 
+import copy
+import math
+import multiprocessing
 import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
-from itertools import cycle, islice, product
+from functools import partial
 from pathlib import Path
-from queue import Queue
-from typing import Any
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
+from curation.atomic import atomic_path
 from curation.config import ConfigError
-from training import checkpoint
-from training.clips import Clip
-from training.config import DiffusionConfig, Size, TrainConfig
-from training.data import seeded_generator
-from training.diffusion import loss_weight, noisy_and_target
-from training.sample import load_system, sample_many
-from training.segmentation.config import ExperimentConfig, VideoConfig
-from training.segmentation.figures import AS_TRAINED, TRUTH
-from training.segmentation.oracle import compare, confusion, observe
-from training.segmentation.variants import (
-    MAIN,
-    VARIANTS,
-    TrainingVideos,
-    Variant,
-    with_segments,
+from training.diffusion import (
+    NUM_TIMESTEPS,
+    denoising_loss,
+    guided,
+    sample_latents,
+    sample_timesteps,
 )
-from training.segmentation.videos import (
-    EventVideo,
-    make_video,
-    render,
-    single_event_frames,
-    to_clip,
-    unseen_events,
-)
-from training.text_to_video import Prompt, System
-from training.train import VALIDATION_TIMESTEPS, train
+from training.segmentation.config import ExperimentConfig
+from training.segmentation.figures import AS_TRAINED, ONE_CAPTION, TRUTH
+from training.segmentation.network import VARIANTS, Network, Prompts
+from training.segmentation.oracle import judge
+from training.segmentation.videos import KINDS, Videos, make_videos, render
 
-STORED_SAMPLES = 1  # of each test
-SAMPLING_BATCH = 64  # videos sampled at a time
-MAX_SEEDS = 10  # that the results are collected from
-PRINTED = ("colour", "shape", "direction", "joint")
-
-
-def video_config(cfg: ExperimentConfig, variant: Variant) -> VideoConfig:
-    return replace(cfg.video, speed=variant.speed) if variant.speed else cfg.video
-
-
-def train_config(cfg: ExperimentConfig, name: str, seed: int, out: Path) -> TrainConfig:
-    variant = VARIANTS[name]
-    system = replace(
-        cfg.train.system,
-        size=size_of(cfg.video),
-        mode=variant.mode,
-        widen_frames=variant.widen_frames,
-    )
-    return replace(
-        cfg.train,
-        run_dir=str(out / f"{name}-{seed}"),
-        seed=seed,
-        system=system,
-        save_every=-(-cfg.train.steps // cfg.tests),
-        keep_checkpoints=cfg.tests,
-    )
-
-
-def size_of(cfg: VideoConfig) -> Size:
-    return Size(cfg.frames, cfg.height, cfg.width)
+BETAS = (0.9, 0.95)
+LOSS_LEVELS = 8  # noise levels of the test loss
+TRAINING, TEST, BORDERS = range(3)  # keys of random numbers
+SAMPLING_BATCH = 64
+RESULTS, SAMPLES = "results.parquet", "samples.npz"
+Kind = Literal["sweep", "final", "mixed"]
 
 
 @dataclass(frozen=True)
-class Test:
-    """Videos to be sampled from a checkpoint."""
+class Run:
+    kind: Kind  # sweep: chooses the rate; mixed: half of the clips have one caption
+    variant: str
+    rate: float  # learning rate
+    seed: int
 
-    name: str  # AS_TRAINED, or in what the videos differ from those of training
-    video: VideoConfig
-    step: int  # of training
+    @property
+    def name(self) -> str:
+        return f"{self.kind}:{self.variant}:{self.rate:g}:{self.seed}"
+
+    def steps(self, cfg: ExperimentConfig) -> int:
+        return cfg.sweep_steps if self.kind == "sweep" else cfg.steps
+
+
+class Test(NamedTuple):
+    """Videos to be sampled."""
+
+    name: str
     videos: int
-
-    @property
-    def table(self) -> str:
-        return f"results-{self.step:08d}-{self.name.replace(' ', '_')}.parquet"
-
-    @property
-    def samples(self) -> str:
-        return f"{self.table}.npy"
+    events: int
+    shifted_frames: int = 0  # of the borders, in a random direction per video
+    one_caption: bool = False
 
 
-def list_tests(cfg: ExperimentConfig, name: str, train_cfg: TrainConfig) -> list[Test]:
-    """`cfg.tests` of them during training; at its end, for MAIN, also longer and wider videos."""
-    video = video_config(cfg, VARIANTS[name])
-    few, last = max(1, cfg.test_videos // 4), train_cfg.steps
-    steps = range(train_cfg.save_every, last, train_cfg.save_every)
-    found = [Test(AS_TRAINED, video, step, few) for step in steps]
-    found.append(Test(AS_TRAINED, video, last, cfg.test_videos))
-    if name in MAIN:
-        for events in cfg.more_events:
-            frames = round(video.frames / video.events * events)
-            longer = replace(video, events=events, frames=frames)
-            found.append(Test(f"{events} events", longer, last, few))
-        if cfg.wider_px:
-            wider = replace(video, width=cfg.wider_px)
-            found.append(Test(f"{cfg.wider_px} px wide", wider, last, few))
-    return found
-
-
-def run_variant(cfg: ExperimentConfig, name: str, seed: int, out: Path) -> None:
-    """Trains, then runs the tests that have no results yet."""
-    variant, train_cfg = VARIANTS[name], train_config(cfg, name, seed, out)
-    folder = Path(train_cfg.run_dir)
-    tests = [t for t in list_tests(cfg, name, train_cfg) if not (folder / t.table).exists()]
-    if tests:
-        source = TrainingVideos(video_config(cfg, variant), variant, cfg.training_videos)
-        train(train_cfg, source, system_class=variant.system_class)
-    for test in tests:
-        rows, samples = run_test(variant, train_cfg, test)
-        run = {"variant": name, "seed": seed, "step": test.step, "test": test.name}
-        np.save(folder / test.samples, samples[:STORED_SAMPLES])
-        pq.write_table(pa.Table.from_pylist([run | r for r in rows]), folder / test.table)
-        means = (f"{m} {np.mean([r[m] for r in rows]):.3f}" for m in PRINTED)
-        print(name, seed, test.step, test.name, *means, flush=True)
-    for older in checkpoint.list_checkpoints(folder)[:-1]:
-        shutil.rmtree(older)
-
-
-def run_test(
-    variant: Variant, train_cfg: TrainConfig, test: Test
-) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """One row per video: the oracle's measures of its sample, and the loss of the true video. The
-    samples: (videos, frames, height, width, 3) uint8."""
-    path = checkpoint.folder_of_step(train_cfg.run_dir, test.step)
-    system, diffusion = load_system(path, variant.system_class)
-    cfg, rows, samples = test.video, [], []
-    for first in range(0, test.videos, SAMPLING_BATCH):
-        numbers = range(first, min(test.videos, first + SAMPLING_BATCH))
-        videos = [make_video(cfg, i, test=True) for i in numbers]
-        clips = [with_segments(to_clip(cfg, v, variant.progressive), variant) for v in videos]
-        prompts = [Prompt.of(clip, system.cfg.mode) for clip in clips]
-        sampling = replace(train_cfg.sample, seed=train_cfg.sample.seed + first)
-        sampled = sample_many(system, prompts, diffusion, sampling, size_of(cfg)).numpy()
-        losses = held_out_loss(system, diffusion, cfg, clips, prompts)
-        samples.append(sampled)
-        rows += [
-            measure(cfg, video, sample) | loss
-            for video, sample, loss in zip(videos, sampled, losses, strict=True)
-        ]
-    return rows, np.concatenate(samples)
-
-
-def measure(cfg: VideoConfig, video: EventVideo, frames: np.ndarray) -> dict[str, Any]:
-    """What the oracle measures in `frames`, which should show `video`."""
-    found = observe(cfg, frames)
-    correct = compare(video, found)
-    joint = zip(video.events, correct["joint"], strict=True)
-    unseen = [value for event, value in joint if event in unseen_events(cfg)]
-    background = correct.pop("background")
-    abruptness = [a for a in found.abruptness if np.isfinite(a)]
-    return {
-        "video": video.number,
-        **{name: float(np.mean(values)) for name, values in correct.items()},
-        "joint_unseen": float(np.mean(unseen)) if unseen else None,
-        # only the first caption describes the background
-        "background_later": float(np.mean(background[1:])),
-        "abruptness": float(np.mean(abruptness)) if abruptness else None,
-        "no_object": float(np.mean([c is None for c in found.colours])),
-        "jumps": float(np.mean(found.jumps)),
-        "path_px": found.path_px,
-        "confusion": confusion(video, found).ravel().tolist(),
-    }
-
-
-@torch.no_grad()
-def held_out_loss(
-    system: System,
-    diffusion: DiffusionConfig,
-    cfg: VideoConfig,
-    clips: Sequence[Clip],
-    prompts: Sequence[Prompt],
-) -> list[dict[str, float]]:
-    """Training's loss on the true videos at fixed timesteps: in frames of one event and in those of
-    transitions."""
-    weight = next(system.parameters())
-    latents = system.codec.encode(torch.stack([c.video for c in clips]).to(weight.device))
-    per_frame = torch.zeros(len(clips), latents.shape[2])
-    for i in range(VALIDATION_TIMESTEPS):
-        noise = torch.randn(latents.shape, generator=seeded_generator("events", i)).to(latents)
-        t = torch.full((len(clips),), 1000 * (i + 0.5) / VALIDATION_TIMESTEPS)
-        noisy, target = noisy_and_target(latents, noise, t, diffusion)
-        out = system(noisy.to(weight.dtype), t.to(weight.device), prompts).float()
-        error = (out - target).square().mean((1, 3, 4)).cpu()
-        per_frame += error * loss_weight(t, diffusion)[:, None] / VALIDATION_TIMESTEPS
-    frames_per_latent = cfg.frames // latents.shape[2]
-    single = torch.zeros(latents.shape[2], dtype=torch.bool)
-    single[[f // frames_per_latent for event in single_event_frames(cfg) for f in event]] = True
+def list_tests(cfg: ExperimentConfig, is_last: bool = True) -> list[Test]:
+    half = max(1, cfg.test_videos // 2)
+    if not is_last:
+        return [Test(AS_TRAINED, half, cfg.events)]
     return [
-        {"loss_single_event": x[single].mean().item(), "loss_transition": x[~single].mean().item()}
-        for x in per_frame
+        Test(AS_TRAINED, cfg.test_videos, cfg.events),
+        *(Test(f"{n} events", half, n) for n in cfg.more_events),
+        *(Test(f"borders off by {n}", half, cfg.events, n) for n in cfg.shifted_frames),
+        Test(ONE_CAPTION, half, cfg.events, one_caption=True),
     ]
 
 
-def collect_results(cfg: ExperimentConfig, out: Path) -> None:
-    """Writes results.parquet and samples.npz: the results of all variants in `out`, and those of
-    the true videos (variant TRUTH), which no variant can exceed."""
-    first = MAIN[0]  # has all tests
-    last = {t.name: t for t in list_tests(cfg, first, train_config(cfg, first, 0, out))}
-    true_rows, rows, samples = [], [], {}
-    for test in last.values():
-        videos = [make_video(test.video, i, test=True) for i in range(test.videos)]
-        rendered = [render(test.video, video) for video in videos]
-        run = {"variant": TRUTH, "seed": 0, "step": test.step, "test": test.name}
-        true_rows += [
-            run | measure(test.video, *pair) for pair in zip(videos, rendered, strict=True)
-        ]
-        samples[f"{test.name}/{TRUTH}"] = np.stack(rendered[:STORED_SAMPLES])
-    for name, seed in product(VARIANTS, range(MAX_SEEDS)):
-        for test in list_tests(cfg, name, train_config(cfg, name, seed, out)):
-            folder = out / f"{name}-{seed}"
-            if (folder / test.table).exists():
-                rows += pq.read_table(folder / test.table).to_pylist()
-                if seed == 0 and test.step == cfg.train.steps and not VARIANTS[name].speed:
-                    samples[f"{test.name}/{name}"] = np.load(folder / test.samples)
-    # the first row defines the columns: true videos have no loss
-    pq.write_table(pa.Table.from_pylist(rows + true_rows), out / "results.parquet")
-    np.savez_compressed(out / "samples.npz", **samples)  # type: ignore[arg-type]  # its stub
+def train(cfg: ExperimentConfig, run: Run, device: torch.device) -> Iterator[tuple[int, Network]]:
+    """Yields the step and the network with averaged weights, every `cfg.test_every` steps and after
+    the last. Runs of a seed get the same videos and the same noise, whatever their variant."""
+    torch.manual_seed(run.seed)
+    with device:
+        network = Network(VARIANTS[run.variant], cfg.model, cfg.text)
+    averaged = copy.deepcopy(network).requires_grad_(False).eval()
+    if cfg.compile:
+        network.presto.compile_blocks()
+    weights = list(network.parameters())
+    fused = device.type == "cuda"
+    optimizer = torch.optim.AdamW(weights, run.rate, BETAS, weight_decay=0.01, fused=fused)
+    rng = torch.Generator(device).manual_seed(run.seed)
+    for step in range(run.steps(cfg)):
+        latents, prompts = training_batch(cfg, run, step, network)
+        t = sample_timesteps(cfg.batch, cfg.diffusion, rng)
+        noise = torch.randn(latents.shape, generator=rng, device=device)
+        with autocast(device):
+            predict = partial(network, prompts=prompts)
+            loss = denoising_loss(predict, latents, noise, t, cfg.diffusion).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, cfg.max_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = run.rate * min(1.0, (step + 1) / max(1, cfg.warmup_steps))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        decay = min(cfg.ema_decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(averaged.parameters()), weights, 1 - decay)
+        if (step + 1) % cfg.test_every == 0 or step + 1 == run.steps(cfg):
+            yield step + 1, averaged
 
 
-def run_all(cfg: ExperimentConfig, command: Sequence[str], runs: Sequence[str], out: Path) -> None:
-    """Each run in a process of its own; one that fails does not stop the others."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
-        map(str, range(torch.cuda.device_count()))
+def training_batch(
+    cfg: ExperimentConfig, run: Run, step: int, network: Network
+) -> tuple[Tensor, Prompts]:
+    device = next(network.parameters()).device
+    videos = make_videos(cfg.batch, cfg.events, TRAINING, run.seed, step)
+    rng = np.random.Generator(np.random.PCG64([TRAINING, run.seed, step, 1]))
+    draws = torch.from_numpy(rng.random((3, cfg.batch), dtype=np.float32)).to(device)
+    one_caption = draws[1] < (0.5 if run.kind == "mixed" else 0.0)
+    room = (cfg.timeline_events - cfg.events) * videos.frames / cfg.events
+    prompts = replace(Prompts.of(videos, device), one_caption=one_caption, offset=draws[2] * room)
+    latents = network.codec.encode(render(videos, device))
+    return latents, prompts.dropped(draws[0] < cfg.drop_captions)
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+@torch.no_grad()
+def sample(network: Network, prompts: Prompts, cfg: ExperimentConfig) -> Tensor:
+    """(B, frames, height, width, 3) uint8"""
+    device = prompts.tokens.device
+    rng = torch.Generator(device).manual_seed(cfg.sample.seed)
+    frames = int(prompts.spans[0, -1, 1])
+    shape = (len(prompts.tokens), network.codec.cfg.channels, frames, 4, 8)
+    noise = torch.randn(shape, generator=rng, device=device)
+    unconditional = prompts.dropped(torch.ones_like(prompts.one_caption))
+    predict = guided(
+        partial(network, prompts=prompts),
+        partial(network, prompts=unconditional),
+        cfg.sample.guidance,
+        cfg.sample.guidance_interval,
     )
-    gpus: Queue[str] = Queue()
-    for gpu in islice(cycle(visible.split(",")), cfg.concurrency):
-        gpus.put(gpu)
+    with autocast(device):
+        return network.codec.decode(sample_latents(predict, noise, cfg.sample, cfg.diffusion, rng))
 
-    def run(name: str) -> bool:
-        gpu = gpus.get()
-        args = [sys.executable, "-m", "training.segmentation", *command, name]
-        env = os.environ | {"CUDA_VISIBLE_DEVICES": gpu}
-        with (out / f"{name.replace(':', '-')}.log").open("w") as log:
-            done = subprocess.run(args, stdout=log, stderr=subprocess.STDOUT, env=env)
-        gpus.put(gpu)
-        print(f"{name}: {'failed, see ' + log.name if done.returncode else 'done'}", flush=True)
-        return done.returncode == 0
 
-    with ThreadPoolExecutor(cfg.concurrency) as pool:
-        succeeded = list(pool.map(run, runs))
-    if not all(succeeded):
-        failed = ", ".join(name for name, ok in zip(runs, succeeded, strict=True) if not ok)
-        raise ConfigError(f"{failed} failed; the same command runs what is missing")
+@torch.no_grad()
+def test_loss(network: Network, videos: Videos, prompts: Prompts, cfg: ExperimentConfig) -> Tensor:
+    """(B,): training's loss on the true videos, at fixed noise levels."""
+    device = prompts.tokens.device
+    latents = network.codec.encode(render(videos, device))
+    rng = torch.Generator(device).manual_seed(cfg.sample.seed)
+    losses = []
+    for i in range(LOSS_LEVELS):
+        noise = torch.randn(latents.shape, generator=rng, device=device)
+        t = torch.full((len(latents),), NUM_TIMESTEPS * (i + 0.5) / LOSS_LEVELS, device=device)
+        with autocast(device):
+            predict = partial(network, prompts=prompts)
+            losses.append(denoising_loss(predict, latents, noise, t, cfg.diffusion))
+    return torch.stack(losses).mean(0)
+
+
+def run_test(
+    cfg: ExperimentConfig, test: Test, network: Network | None, device: torch.device
+) -> tuple[pa.Table, np.ndarray]:
+    """A row per video and event, and the first video's frames. network: None judges the true videos
+    instead of samples."""
+    tables, first = [], np.empty(0)
+    for start in range(0, test.videos, SAMPLING_BATCH):
+        count = min(SAMPLING_BATCH, test.videos - start)
+        videos = make_videos(count, test.events, TEST, start, test.events)
+        if network is None:
+            frames, loss = render(videos, device), None
+        else:
+            prompts = test_prompts(test, videos, device)
+            frames = sample(network, prompts, cfg)
+            loss = test_loss(network, videos, prompts, cfg).cpu().numpy()
+        tables.append(rows_of(videos, judge(videos, frames), loss, start))
+        first = frames[0].cpu().numpy() if not start else first
+    return pa.concat_tables(tables), first
+
+
+def test_prompts(test: Test, videos: Videos, device: torch.device) -> Prompts:
+    prompts = Prompts.of(videos, device)
+    if test.one_caption:
+        return replace(prompts, one_caption=torch.ones_like(prompts.one_caption))
+    if not test.shifted_frames:
+        return prompts
+    rng = np.random.Generator(np.random.PCG64([BORDERS, test.shifted_frames]))
+    signs = rng.choice([-1.0, 1.0], size=len(prompts.tokens)).astype(np.float32)
+    return prompts.with_shifted_borders(torch.from_numpy(signs).to(device) * test.shifted_frames)
+
+
+def rows_of(
+    videos: Videos, judged: dict[str, np.ndarray], loss: np.ndarray | None, start: int
+) -> pa.Table:
+    count, events = videos.lengths.shape
+    of_video = {"video": np.arange(start, start + count), "order": judged.pop("order")}
+    if loss is not None:
+        of_video["loss"] = loss.astype(np.float64)
+    columns = {name: pa.array(values.repeat(events)) for name, values in of_video.items()}
+    columns.setdefault("loss", pa.nulls(count * events, pa.float64()))
+    columns |= {
+        "event": pa.array(np.tile(np.arange(events), count)),
+        "frames": pa.array(videos.lengths.ravel()),
+        "kind": pa.array(np.array(KINDS)[videos.kinds.ravel()]),
+    }
+    columns |= {name: pa.array(values.ravel()) for name, values in judged.items()}
+    return pa.table(columns)
+
+
+def execute(cfg: ExperimentConfig, run: Run) -> tuple[pa.Table, dict[str, np.ndarray], float]:
+    """The rows of a run's tests, the first sample of each of its last tests, and its seconds."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // cfg.concurrency))
+    start, tables, samples = time.perf_counter(), [], {}
+    for step, network in train(cfg, run, device):
+        trained_s = time.perf_counter() - start
+        is_last = run.kind != "sweep" and step == run.steps(cfg)
+        for test in list_tests(cfg, is_last):
+            rows, first = run_test(cfg, test, network, device)
+            tables.append(labelled(rows, run, step, test.name))
+            print(f"{run.name} {trained_s:.0f} s: {summary(tables[-1])}", flush=True)
+            if is_last:
+                samples[f"{test.name}/{run.variant}"] = first
+    return pa.concat_tables(tables), samples, time.perf_counter() - start
+
+
+def labelled(rows: pa.Table, run: Run, step: int, test: str) -> pa.Table:
+    labels = {"run": run.kind, "variant": run.variant, "rate": run.rate, "seed": run.seed}
+    labels |= {"step": step, "test": test}
+    for number, (name, value) in enumerate(labels.items()):
+        column = pa.array([value] * len(rows))
+        rows = rows.add_column(
+            number, name, column.dictionary_encode() if isinstance(value, str) else column
+        )
+    return rows
+
+
+def true_rows(cfg: ExperimentConfig) -> tuple[pa.Table, dict[str, np.ndarray]]:
+    """The oracle's rows of the true videos, which no variant can exceed, and their frames."""
+    run, tables, samples = Run("final", TRUTH, 0.0, 0), [], {}
+    for test in list_tests(cfg):
+        if not test.shifted_frames and not test.one_caption:
+            rows, first = run_test(cfg, test, None, torch.device("cpu"))
+            tables.append(labelled(rows, run, 0, test.name))
+            samples[f"{test.name}/{TRUTH}"] = first
+    return pa.concat_tables(tables), samples
+
+
+class Results:
+    """The rows and samples of all finished runs in a folder."""
+
+    def __init__(self, cfg: ExperimentConfig, out: Path):
+        self.folder = out
+        self.samples: dict[str, np.ndarray] = {}
+        if (out / RESULTS).exists():
+            self.rows = pq.read_table(out / RESULTS)
+            with np.load(out / SAMPLES) as stored:
+                self.samples = dict(stored)
+        else:
+            self.rows, self.samples = true_rows(cfg)
+
+    def add(self, rows: pa.Table, samples: dict[str, np.ndarray]) -> None:
+        self.rows = pa.concat_tables([self.rows, rows])
+        self.samples = samples | self.samples  # the first seed's
+        with atomic_path(self.folder / SAMPLES) as part, part.open("wb") as file:
+            np.savez_compressed(file, **self.samples)  # type: ignore[arg-type]  # its stub
+        with atomic_path(self.folder / RESULTS) as part:
+            pq.write_table(self.rows.unify_dictionaries(), part, compression="zstd")
+
+    def finished(self) -> set[Run]:
+        columns = [self.rows[name].to_pylist() for name in ("run", "variant", "rate", "seed")]
+        return {Run(*row) for row in set(zip(*columns, strict=True))}
+
+    def best_rate(self, cfg: ExperimentConfig, variant: str) -> float | None:
+        """The rate with the lowest loss of the test videos at the end of the sweep; None where runs
+        are missing."""
+        wanted = [Run("sweep", variant, rate, 0) for rate in cfg.rates]
+        if not self.finished().issuperset(wanted):
+            return None
+        column = {name: self.rows[name] for name in ("run", "variant", "rate", "step", "loss")}
+        losses = {}
+        for rate in cfg.rates:
+            chosen = pc.and_(pc.equal(column["run"], "sweep"), pc.equal(column["rate"], rate))
+            chosen = pc.and_(chosen, pc.equal(column["variant"], variant))
+            chosen = pc.and_(chosen, pc.equal(column["step"], cfg.sweep_steps))
+            mean = pc.mean(self.rows["loss"].filter(chosen)).as_py()
+            losses[rate] = mean if math.isfinite(mean) else math.inf
+        return min(losses, key=losses.__getitem__)
+
+
+def next_runs(cfg: ExperimentConfig, results: Results, variant: str) -> list[Run]:
+    """The variant's runs that are missing and can start: those of the sweep, then the others."""
+    found = [Run("sweep", variant, rate, 0) for rate in cfg.rates]
+    if (best := results.best_rate(cfg, variant)) is not None:
+        found += [Run("final", variant, best, 1 + i) for i in range(cfg.seeds)]
+        found += [Run("mixed", variant, best, 1 + i) for i in range(cfg.mixed_seeds)]
+    finished = results.finished()
+    return [run for run in found if run not in finished]
+
+
+def run_all(cfg: ExperimentConfig, variants: Sequence[str], out: Path) -> None:
+    """Runs what is missing in `out`, `cfg.concurrency` at a time, each in a process. A run that
+    fails does not stop the others."""
+    out.mkdir(parents=True, exist_ok=True)
+    results = Results(cfg, out)
+    results.add(results.rows[:0], {})
+    failed: list[str] = []
+    submitted: set[Run] = set()
+    pending: dict[Future, Run] = {}
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(cfg.concurrency, mp_context=spawn) as pool:
+        try:
+            while True:
+                for variant in variants:
+                    for run in next_runs(cfg, results, variant):
+                        if run not in submitted:
+                            submitted.add(run)
+                            pending[pool.submit(execute, cfg, run)] = run
+                if not pending:
+                    break
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    run = pending.pop(future)
+                    if error := future.exception():
+                        failed.append(run.name)
+                        print(f"{run.name} failed", *traceback.format_exception(error), flush=True)
+                        continue
+                    rows, samples, seconds = future.result()
+                    results.add(rows, samples if run.kind == "final" else {})
+                    print(f"{run.name} done in {seconds:.0f} s", flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if failed:
+        raise ConfigError(f"{', '.join(failed)} failed; the same command runs what is missing")
+
+
+def summary(rows: pa.Table) -> str:
+    """Of one test."""
+    measures = ("joint", "colour", "direction", "other", "order", "loss")
+    means = (f"{m} {np.mean(rows[m].to_numpy()):.4g}" for m in measures)
+    return f"step {rows['step'][0]} {rows['test'][0]}: {', '.join(means)}"

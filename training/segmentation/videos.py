@@ -1,24 +1,30 @@
-"""Test videos whose content is known: one object before a still background, five events.
+"""Test videos whose content is known: a disc in the left half and a square in the right half.
 
-From event to event the object's colour, shape and direction change. Its position is continuous;
-in the frames before and after a transition its colour and shape lie between those of both events.
-A video is a function of its number.
+In each event one of the two moves to another corner of its half. From the second event on it also
+changes its colour: it turns a colour that the caption names, returns to its first colour, or takes
+the colour of the other object. So captions depend on earlier events. Events have 3 to 7 frames; a
+movement is equally long in all of them, so in a short event it is fast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from training import sca
-from training.clips import Clip
-from training.segmentation.config import VideoConfig
+from training.segmentation.config import MEAN_FRAMES
 
+HALF = 16  # px; a frame is HALF high and two halves wide
+RADIUS = 3.6  # px, of the disc; the square has the same area
+CORNERS = (4.5, 11.5)  # px, centres of an object in its half
+STEP = CORNERS[1] - CORNERS[0]  # px, that a movement covers
+BACKGROUND = 90  # grey level
+FRAMES = range(3, 8)  # of an event
+OBJECTS = ("disc", "square")
 COLOURS = {
     "red": (230, 40, 40),
     "green": (40, 200, 40),
@@ -27,177 +33,156 @@ COLOURS = {
     "purple": (200, 50, 220),
     "cyan": (40, 210, 220),
 }
-SHAPES = ("disc", "square", "triangle", "cross")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x, y
-TEXTURES = ("plain", "striped", "barred", "chequered")
-MAX_ATTEMPTS = 10_000
-NEXT_EVENT_WEIGHTS = (1 / 3, 2 / 3)  # in the last frame before a transition, in the first after it
+NUMBERS = ("three", "four", "five", "six", "seven")
+KINDS = ("moves", "turns", "returns", "takes")  # `moves`: the first event's
+KIND_SHARES = (0.4, 0.35, 0.25)  # of the others, where they are possible
+PADDING, END = 0, 1  # tokens
+WORDS = (
+    *("a", "and", "the", "its", "of", "to", "colour", "first", "frames", "disc", "square"),
+    *("moves", "turns", "returns", "takes", *NUMBERS, *COLOURS, *DIRECTIONS),
+)
+TOKEN_OF = {word: number for number, word in enumerate(WORDS, 2)}
+CAPTION_TOKENS = 14  # of the longest caption, with END
 
 
 @dataclass(frozen=True)
-class Event:
-    colour: str
-    shape: str
-    direction: str
+class Videos:
+    """B videos of S events."""
 
-    def __str__(self) -> str:
-        return f"a {self.colour} {self.shape} moves {self.direction}"
+    lengths: np.ndarray  # (B, S) frames of each event
+    actors: np.ndarray  # (B, S) the object that moves
+    kinds: np.ndarray  # (B, S)
+    directions: np.ndarray  # (B, S)
+    colours: np.ndarray  # (B, S + 1, 2) of both objects, before the first event and after each
+    corners: np.ndarray  # (B, S + 1, 2, 2) column and row of both objects, likewise
 
+    @property
+    def frames(self) -> int:
+        return int(self.lengths[0].sum())
 
-@dataclass(frozen=True)
-class EventVideo:
-    number: int
-    events: tuple[Event, ...]
-    texture: str  # of the background
-    centres: np.ndarray  # (frames, 2) x, y of the object, px
+    @property
+    def starts(self) -> np.ndarray:
+        """(B, S + 1): the first frame of each event, and the number of frames."""
+        return np.pad(np.cumsum(self.lengths, 1), ((0, 0), (1, 0)))
 
-    def captions(self) -> list[str]:
-        """One per event; only the first describes the background."""
-        first, *others = map(str, self.events)
-        return [f"{first} on a {self.texture} ground", *others]
-
-    def progressive_captions(self) -> list[str]:
-        """From the second on, captions describe the change from the event before."""
-        first, *_ = self.captions()
-        return [first] + [
-            f"the {a.colour} {a.shape} becomes a {b.colour} {b.shape} and moves {b.direction}"
-            for a, b in pairwise(self.events)
+    def captions(self, video: int) -> list[str]:
+        first = tuple(self.colours[video, 0].tolist())
+        columns = (self.lengths, self.actors, self.kinds, self.directions, self.colours[:, 1:])
+        rows = zip(*(column[video].tolist() for column in columns), strict=True)
+        return [
+            caption(first, length, actor, kind, direction, colours[actor])
+            for length, actor, kind, direction, colours in rows
         ]
 
+    def tokens(self) -> np.ndarray:
+        """(B, S, CAPTION_TOKENS)"""
+        return np.array(
+            [[caption_tokens(c) for c in self.captions(i)] for i in range(len(self.lengths))]
+        )
 
-def boundaries(cfg: VideoConfig) -> list[int]:
-    """First frame of each event, and the number of frames."""
-    return sca.segment_starts(cfg.spans, cfg.frames)
-
-
-@lru_cache(maxsize=8)
-def unseen_events(cfg: VideoConfig) -> frozenset[Event]:
-    """The events that training videos never contain: the same ones for every seed."""
-    every = [
-        Event(c, s, d)
-        for c in list(COLOURS)[: cfg.colours]
-        for s in SHAPES[: cfg.shapes]
-        for d in DIRECTIONS
-    ]
-    order = np.random.Generator(np.random.PCG64(0)).permutation(len(every))
-    return frozenset(every[i] for i in order[: round(cfg.unseen_share * len(every))])
+    def __getitem__(self, rows: slice) -> Videos:
+        return Videos(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
-def make_video(cfg: VideoConfig, number: int, test: bool = False) -> EventVideo:
-    """Video `number` of training, or of the test: another random stream, and unseen events too."""
-    rng = np.random.Generator(np.random.PCG64([number, test]))
-    margin = 1.4 * cfg.radius  # half the width of the widest shape
-    size = np.array([cfg.width, cfg.height])
-    middle = size / 2
-    for _ in range(MAX_ATTEMPTS):
-        events = _random_events(cfg, rng)
-        if not test and unseen_events(cfg).intersection(events):
-            continue
-        path = _path(cfg, events)
-        low = np.maximum(margin - path.min(0), middle - cfg.max_start_offset)
-        high = np.minimum(size - margin - path.max(0), middle + cfg.max_start_offset)
-        if (low <= high).all():
-            start = low + rng.random(2) * (high - low)
-            return EventVideo(number, events, str(rng.choice(TEXTURES)), path + start)
-    raise ValueError(f"{cfg}: the object's path leaves the frame; lower its speed or radius")
+@cache
+def caption(
+    first: tuple[int, int], length: int, actor: int, kind: int, direction: int, colour: int
+) -> str:
+    """first: both objects' first colours.  colour: the actor's after the event."""
+    names, this, other = list(COLOURS), OBJECTS[actor], OBJECTS[1 - actor]
+    what = {
+        "moves": f"a {names[first[0]]} disc and a {names[first[1]]} square the {this}",
+        "turns": f"the {this} turns {names[colour]} and",
+        "returns": f"the {this} returns to its first colour and",
+        "takes": f"the {this} takes the colour of the {other} and",
+    }[KINDS[kind]]
+    return f"{NUMBERS[length - FRAMES.start]} frames {what} moves {list(DIRECTIONS)[direction]}"
 
 
-def _random_events(cfg: VideoConfig, rng: np.random.Generator) -> tuple[Event, ...]:
-    """Consecutive events differ in colour, shape and direction."""
-
-    def sequence(values: Sequence[str]) -> list[str]:
-        found = [values[int(rng.integers(len(values)))]]
-        while len(found) < cfg.events:
-            others = [v for v in values if v != found[-1]]
-            found.append(others[int(rng.integers(len(others)))])
-        return found
-
-    columns = list(COLOURS)[: cfg.colours], SHAPES[: cfg.shapes], list(DIRECTIONS)
-    return tuple(map(Event, *map(sequence, columns)))
+@cache
+def caption_tokens(text: str) -> tuple[int, ...]:
+    found = [*(TOKEN_OF[word] for word in text.split()), END]
+    return (*found, *[PADDING] * (CAPTION_TOKENS - len(found)))
 
 
-def _path(cfg: VideoConfig, events: Sequence[Event]) -> np.ndarray:
-    """(frames, 2) px from the start: in each frame one step in the direction of its event."""
-    steps = [
-        DIRECTIONS[event.direction]
-        for event, (a, b) in zip(events, pairwise(boundaries(cfg)), strict=True)
-        for _ in range(a, b)
-    ]
-    return cfg.speed * np.cumsum(np.array(steps, float), 0)
+def make_videos(count: int, events: int, *key: int) -> Videos:
+    """Random videos, a function of the arguments."""
+    rng = np.random.Generator(np.random.PCG64(key))
+    colours = np.empty((count, events + 1, 2), int)
+    corners = np.zeros((count, events + 1, 2, 2), int)
+    actors, axes = rng.integers(2, size=(2, count, events))
+    kinds, directions = np.zeros((2, count, events), int)
+    colours[:, 0, 0] = rng.integers(len(COLOURS), size=count)
+    colours[:, 0, 1] = _other_than(colours[:, 0, 0], rng)
+    row = np.arange(count)
+    for event in range(events):
+        actor, axis = actors[:, event], axes[:, event]
+        before, corner = colours[:, event], corners[:, event]
+        moved = corner.copy()
+        moved[row, actor, axis] = 1 - moved[row, actor, axis]
+        corners[:, event + 1] = moved
+        directions[:, event] = 2 * axis + moved[row, actor, axis]
+        colours[:, event + 1] = before
+        if event:
+            own, other, first = before[row, actor], before[row, 1 - actor], colours[row, 0, actor]
+            kind = 1 + rng.choice(3, size=count, p=KIND_SHARES)
+            kind[(kind == 2) & (own == first) | (kind == 3) & (own == other)] = 1
+            new = np.choose(kind - 1, [_other_than(own, rng), first, other])
+            colours[row, event + 1, actor] = new
+            kinds[:, event] = kind
+    return Videos(_lengths(count, events, rng), actors, kinds, directions, colours, corners)
 
 
-def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    """px from the shape's edge, negative inside. All shapes cover about the same area."""
-    ax, ay = abs(x), abs(y)
-    if shape == "disc":
-        return np.hypot(x, y) - radius
-    if shape == "square":
-        return np.maximum(ax, ay) - 0.886 * radius
-    if shape == "cross":
-        half_width, half_length = 0.36 * radius, 1.25 * radius
-        upright = np.maximum(ax - half_width, ay - half_length)
-        return np.minimum(upright, np.maximum(ax - half_length, ay - half_width))
-    half, tip, base = 1.4 * radius, 1.3 * radius, 0.9 * radius  # triangle
-    slope = np.hypot(half, tip + base)
-    return np.maximum((ax * (tip + base) - (y + tip) * half) / slope, y - base)
+def _other_than(colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return (colour + rng.integers(1, len(COLOURS), size=len(colour))) % len(COLOURS)
 
 
-def background(texture: str, cfg: VideoConfig) -> np.ndarray:
-    """(height, width) grey levels."""
-    y, x = np.mgrid[: cfg.height, : cfg.width]
-    pattern = {"plain": 0 * x, "striped": y // 4 % 2, "barred": x // 4 % 2}
-    return 90.0 + 50 * pattern.get(texture, (x // 4 + y // 4) % 2)
+def _lengths(count: int, events: int, rng: np.random.Generator) -> np.ndarray:
+    """(count, events): uniform among those whose sum is MEAN_FRAMES times the events."""
+    found = np.empty((0, events), int)
+    while len(found) < count:
+        some = rng.integers(FRAMES.start, FRAMES.stop, size=(16 * count, events))
+        found = np.concatenate([found, some[some.sum(1) == MEAN_FRAMES * events]])
+    return found[:count]
 
 
-def render(cfg: VideoConfig, video: EventVideo) -> np.ndarray:
-    """(frames, height, width, 3) uint8 RGB."""
-    y, x = np.mgrid[: cfg.height, : cfg.width] + 0.5
-    x = x - video.centres[:, 0, None, None]
-    y = y - video.centres[:, 1, None, None]
-    edge, colour = np.zeros(x.shape), np.zeros((cfg.frames, 3))
-    for event, weight in zip(video.events, event_weights(cfg), strict=True):
-        on = weight > 0
-        distance = signed_distance(event.shape, x[on], y[on], cfg.radius)
-        edge[on] += weight[on, None, None] * distance
-        colour += weight[:, None] * np.array(COLOURS[event.colour])
-    back = background(video.texture, cfg)
-    frames = np.empty((*x.shape, 3), np.uint8)
-    frames[:] = back[..., None]
-    frame, *pixel = inside = np.nonzero(edge < 0.5)  # a small part of all pixels
-    cover = np.minimum(0.5 - edge[inside], 1)[:, None]
-    frames[inside] = np.rint(back[*pixel, None] * (1 - cover) + colour[frame] * cover)
-    return frames
+class Tracks(NamedTuple):
+    centres: Tensor  # (B, frames, 2, 2) x, y of both objects in the frame, px
+    colours: Tensor  # (B, frames, 2, 3)
 
 
-@lru_cache(maxsize=8)
-def event_weights(cfg: VideoConfig) -> np.ndarray:
-    """(events, frames): how much each event's colour and shape count in a frame; columns sum to
-    1."""
-    weights = np.zeros((cfg.events, cfg.frames))
-    for number, (a, b) in enumerate(pairwise(boundaries(cfg))):
-        weights[number, a:b] = 1
-    for number, start in enumerate(boundaries(cfg)[1:-1]):
-        for frame, weight in zip((start - 1, start), NEXT_EVENT_WEIGHTS, strict=True):
-            weights[number : number + 2, frame] = 1 - weight, weight
-    return weights
-
-
-def single_event_frames(cfg: VideoConfig) -> list[range]:
-    """Each event's frames without those of a transition."""
-    last = len(boundaries(cfg)) - 2
-    return [
-        range(a + (number > 0), b - (number < last))
-        for number, (a, b) in enumerate(pairwise(boundaries(cfg)))
-    ]
-
-
-def to_clip(cfg: VideoConfig, video: EventVideo, progressive: bool = False) -> Clip:
-    captions = video.progressive_captions() if progressive else video.captions()
-    return Clip(
-        f"video-{video.number:08d}",
-        torch.from_numpy(render(cfg, video)),
-        cfg.spans[-1][1],
-        cfg.spans,
-        captions,
-        ", then ".join(captions),
+def tracks(videos: Videos, device: torch.device | str = "cpu") -> Tracks:
+    """A movement takes all frames of its event; a change of colour is half done in its first."""
+    ends = torch.from_numpy(videos.starts[:, 1:]).to(device)
+    lengths = torch.from_numpy(videos.lengths).to(device)
+    corners = torch.from_numpy(videos.corners).to(device)
+    colours = torch.from_numpy(videos.colours).to(device)
+    time = torch.arange(videos.frames, device=device)
+    event = (time[None, :, None] >= ends[:, None]).sum(2)  # (B, frames)
+    row = torch.arange(len(event), device=device)[:, None]
+    done = (time - ends[row, event] + lengths[row, event] + 1) / lengths[row, event]
+    places = torch.tensor(CORNERS, device=device)[corners]
+    places[:, :, 1, 0] += HALF
+    before, after = places[row, event], places[row, event + 1]
+    palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32, device=device)
+    old, new = palette[colours[row, event]], palette[colours[row, event + 1]]
+    is_first = (time == ends[row, event] - lengths[row, event])[..., None, None]
+    return Tracks(
+        before + (after - before) * done[..., None, None],
+        torch.where(is_first, (old + new) / 2, new),
     )
+
+
+def render(videos: Videos, device: torch.device | str = "cpu") -> Tensor:
+    """(B, frames, height, width, 3) uint8 RGB."""
+    centres, colours = tracks(videos, device)
+    y = torch.arange(HALF, device=device)[:, None] + 0.5
+    x = torch.arange(2 * HALF, device=device) + 0.5
+    dx = (x - centres[..., 0, None, None]).abs()  # (B, frames, 2, 1, width)
+    dy = (y - centres[..., 1, None, None]).abs()  # (B, frames, 2, height, 1)
+    disc = torch.hypot(dx[:, :, 0], dy[:, :, 0]) - RADIUS
+    square = torch.maximum(dx[:, :, 1], dy[:, :, 1]) - 0.886 * RADIUS
+    cover = (0.5 - torch.stack([disc, square], 2)).clamp(0, 1)[..., None]
+    picture = BACKGROUND + (cover * (colours[:, :, :, None, None] - BACKGROUND)).sum(2)
+    return picture.round().to(torch.uint8)
