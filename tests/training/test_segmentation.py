@@ -218,19 +218,19 @@ def test_shifted_borders_stay_in_the_video_and_leave_every_caption_a_frame():
 
 def test_runs_are_made_tested_and_drawn_once(tmp_path, capsys):
     results = Results(TINY, tmp_path)
-    assert next_runs(TINY, results, "isolated") == [
+    assert next_runs(TINY, results, ["isolated"]) == [
         Run("sweep", "isolated", 1e-3, 0),
         Run("sweep", "isolated", 2e-3, 0),
     ]
     for rate in TINY.rates:
         run = Run("sweep", "isolated", rate, 0)
         results.add(*experiment.execute(TINY, run)[:2])
-    (final,) = next_runs(TINY, results, "isolated")
+    (final,) = next_runs(TINY, results, ["isolated"])
     assert (final.kind, final.seed) == ("final", 1)
     results.add(*experiment.execute(TINY, final)[:2])
     stored = Results(TINY, tmp_path)
     assert stored.rows.to_pylist() == results.rows.to_pylist()
-    assert next_runs(TINY, stored, "isolated") == []
+    assert next_runs(TINY, stored, ["isolated"]) == []
     experiment.run_all(TINY, ["isolated"], tmp_path)  # nothing is missing
     draw_all(tmp_path)
     names = {p.name for p in tmp_path.iterdir()}

@@ -32,13 +32,13 @@ class ExperimentConfig:
     more_events: tuple[Count, ...] = (10, 20)  # of longer test videos
     shifted_frames: tuple[Count, ...] = (1, 2, 3)  # of the borders that are given wrongly
     timeline_events: Count = 20  # offsets' time codes are drawn from a time line of this length
-    test_videos: Count = 128  # at the end, like training's; half of them in the other tests
+    test_videos: Count = 128  # at the end, like training's; a quarter of them in other tests
     sweep_steps: Count = 320
-    steps: Count = 960
-    test_every: Count = 320  # steps
+    steps: Count = 800
+    test_every: Count = 160  # steps
     rates: tuple[Positive, ...] = (4e-4, 8e-4, 1.6e-3)  # learning rates of the sweep
     seeds: CountOrZero = 3  # of each variant, at its best rate
-    mixed_seeds: CountOrZero = 1  # of each variant, half of the clips with one caption
+    mixed_seeds: CountOrZero = 1  # of those with times, half of the clips with one caption
     batch: Count = 64
     warmup_steps: CountOrZero = 40
     max_norm: Positive = 0.2  # of the gradient

@@ -110,7 +110,7 @@ def _table(
     cell: Callable[[Means], str],
     columns: Sequence[str] = (),
 ) -> str:
-    columns = columns or list(dict.fromkeys(map(column_of, rows)))
+    columns = columns or sorted(dict.fromkeys(map(column_of, rows)))
     if not columns:
         return ""
     lines = [f"| {title} | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]

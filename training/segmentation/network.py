@@ -37,6 +37,10 @@ class Variant:
     attends: Literal["own", "widened", "all", "near"]  # a frame, to captions
     time_codes: bool = False  # on words and frames
 
+    @property
+    def has_times(self) -> bool:
+        return self.time_codes or self.attends != "all"
+
 
 VARIANTS = {
     "isolated": Variant(True, "own"),
