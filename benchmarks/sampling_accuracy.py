@@ -23,8 +23,8 @@ import torch
 
 from curation import config
 from training.config import SampleConfig
-from training.segmentation.config import ExperimentConfig
-from training.segmentation.network import VARIANTS, Prompts
+from training.segmentation.config import VARIANTS, ExperimentConfig
+from training.segmentation.network import Prompts
 from training.segmentation.oracle import judge
 from training.segmentation.run import TEST, Run, sample, train
 from training.segmentation.videos import make_videos

@@ -3,7 +3,7 @@ samples from them, and measures which events the samples show.
 
     python -m training.segmentation CONFIG OUT [VARIANT …] [key=value …]
 
-The variants (training/segmentation/network.py) have the same network, videos and steps; they differ
+The variants (training/segmentation/config.py) have the same network, videos and steps; they differ
 in which captions a frame attends to, and in what the text encoder reads together. Each is trained
 at every rate of `rates`, then with `seeds` seeds at its best. OUT gets results.parquet and
 samples.npz, which are written whenever a run ends, then tables and figures; the same command runs
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from curation.cli import Arguments, run_command
 from curation.config import check_choice
-from training.segmentation.config import ExperimentConfig
+from training.segmentation.config import VARIANTS, ExperimentConfig
 
 
 def main(argv: Sequence[str]) -> None:
@@ -34,13 +34,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run(arguments: Arguments[ExperimentConfig]) -> None:
-    from training.segmentation.figures import draw_all
-    from training.segmentation.network import VARIANTS
-    from training.segmentation.run import run_all
-
     folder, *variants = arguments.values
     for name in variants:
         check_choice("VARIANT", name, VARIANTS)
+    from training.segmentation.figures import draw_all
+    from training.segmentation.run import run_all
+
     run_all(arguments.settings, variants or list(VARIANTS), Path(folder))
     draw_all(Path(folder))
 

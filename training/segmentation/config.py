@@ -1,8 +1,9 @@
-"""Settings of the segmentation experiment; free of torch."""
+"""Variants and settings of the segmentation experiment; free of torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from training.config import (
     Count,
@@ -15,6 +16,27 @@ from training.config import (
 )
 
 MEAN_FRAMES = 5  # of an event; a video of n events has 5 n frames
+
+
+@dataclass(frozen=True)
+class Variant:
+    separate: bool  # each caption is encoded alone; else all as one text
+    attends: Literal["own", "widened", "all", "near"]  # a frame, to captions
+    time_codes: bool = False  # on words and frames
+
+    @property
+    def has_times(self) -> bool:
+        return self.time_codes or self.attends != "all"
+
+
+VARIANTS = {
+    "isolated": Variant(True, "own"),
+    "overlapped": Variant(True, "widened"),
+    "masked": Variant(False, "own"),
+    "relative": Variant(False, "near"),
+    "offsets": Variant(False, "all", time_codes=True),
+    "joined": Variant(False, "all"),
+}
 
 
 @dataclass(frozen=True)

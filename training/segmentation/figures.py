@@ -20,22 +20,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.cli import run_command
+from training.segmentation.config import VARIANTS
 
 AS_TRAINED = "as trained"  # the test whose videos are like training's
 ONE_CAPTION = "one caption"
 TRUTH = "truth"  # the variant of the true videos' rows
 LABELS = ("run", "variant", "rate", "seed", "step", "test")
 MEASURES = ("joint", "colour", "direction", "other", "order", "loss")
+RESAMPLES = 1000
 JOINT_LABEL = "correct events (share)"
 Means = list[dict[str, Any]]  # a row per group: its labels and the mean of each measure
 Points = list[tuple[Any, float, float, float]]  # x; mean, lowest and highest over the seeds
 
 
 def means(rows: pa.Table, *by: str) -> Means:
-    """Of each run, step, test and value of the columns `by`."""
+    """Of each run, step, test and value of the columns `by`; `videos` and `events` are counts."""
     found = rows.group_by([*LABELS, *by], use_threads=False)
-    table = found.aggregate([(m, "mean") for m in MEASURES] + [("video", "count_distinct")])
-    names = {f"{m}_mean": m for m in MEASURES} | {"video_count_distinct": "videos"}
+    counts = [("video", "count_distinct"), ("event", "count")]
+    table = found.aggregate([(m, "mean") for m in MEASURES] + counts)
+    names = {f"{m}_mean": m for m in MEASURES}
+    names |= {"video_count_distinct": "videos", "event_count": "events"}
     return table.rename_columns([names.get(c, c) for c in table.column_names]).to_pylist()
 
 
@@ -75,32 +79,38 @@ def write_csv(path: Path, rows: pa.Table) -> None:
 
 
 def variants_of(rows: Means) -> list[str]:
-    """In their order in the results, which is that of VARIANTS after a whole run."""
-    return list(dict.fromkeys(r["variant"] for r in rows if r["variant"] != TRUTH))
+    found = {r["variant"] for r in rows}
+    return [name for name in VARIANTS if name in found]
 
 
 def tables(rows: pa.Table) -> str:
-    """Markdown: the sweep; each test at the end; kinds of events; mixed training."""
-    every, kinds = means(rows), means(rows, "kind")
-    final = [r for r in last_step([r for r in every if r["run"] == "final"])]
-    kinds = last_step([r for r in kinds if r["run"] == "final"])
-    mixed = last_step([r for r in every if r["run"] == "mixed"])
-    sweep = last_step([r for r in every if r["run"] == "sweep"])
-    true = [r for r in every if r["variant"] == TRUTH]
+    """Markdown: the sweep; each test at the end; kinds of events; mixed training; drawn videos."""
+    every = means(rows, "video")
+    final, mixed = (last_step([r for r in every if r["run"] == k]) for k in ("final", "mixed"))
+    sweep = last_step([r for r in means(rows) if r["run"] == "sweep"])
+    kinds = last_step([r for r in means(rows, "video", "kind") if r["run"] == "final"])
     tests = list(dict.fromkeys(r["test"] for r in final))
-    longest = max((t for t in tests if t.endswith(" events")), key=_events_of, default=AS_TRAINED)
+    interval = _mean_and_interval
     blocks = [
         _table("sweep: loss (correct events)", sweep, lambda r: f"{r['rate']:g}", _loss_and_joint),
-        _table("correct events", final, lambda r: r["test"], _mean_and_range, tests),
+        _table("correct events", final, lambda r: r["test"], interval, tests),
         _table("right order", final, lambda r: r["test"], _mean_of("order"), tests),
         *(
-            _table(f"correct events, {t}", _of_test(kinds, t), lambda r: r["kind"], _mean_and_range)
-            for t in (AS_TRAINED, longest)
+            _table(f"correct events, {t}", _of_test(kinds, t), lambda r: r["kind"], interval)
+            for t in (AS_TRAINED, *_longer(tests))
         ),
-        _table("half of the clips with one caption", mixed, lambda r: r["test"], _mean_and_range),
+        _table("half of the clips with one caption", mixed, lambda r: r["test"], interval),
+        *(f"{v}: {len({r['seed'] for r in final if r['variant'] == v})} seeds" for v in VARIANTS),
     ]
-    lines = [f"{r['test']}: {r['joint']:.4f} of {r['videos']} true videos" for r in true]
-    return "\n\n".join(filter(None, [*blocks, "\n".join(lines)])) + "\n"
+    for row in means(rows):
+        if row["variant"] == TRUTH:
+            blocks.append(f"{row['test']}: {row['joint']:.4f} of {row['videos']} drawn videos")
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _longer(tests: Sequence[str]) -> list[str]:
+    """The tests with more events, the shortest first."""
+    return sorted((t for t in tests if t.endswith(" events")), key=_events_of)
 
 
 def _table(
@@ -121,20 +131,25 @@ def _table(
     return "\n".join(lines)
 
 
-def _mean_and_range(rows: Means, measure: str = "joint") -> str:
-    values = [r[measure] for r in rows]
-    if not values:
+def _mean_and_interval(rows: Means, measure: str = "joint") -> str:
+    """The mean over all seeds and its 95 % interval over resampled videos; all seeds of a video are
+    resampled together."""
+    videos: dict[int, list[tuple[float, int]]] = {}
+    for r in rows:
+        videos.setdefault(r["video"], []).append((r[measure] * r["events"], r["events"]))
+    if not videos:
         return ""
-    mean, low, high = (f"{v:.2f}".removeprefix("0") for v in (np.mean(values), *_range(values)))
+    sums = np.array([np.sum(pairs, 0) for pairs in videos.values()])  # correct events, events
+    rng = np.random.Generator(np.random.PCG64(0))
+    resampled = sums[rng.integers(len(sums), size=(RESAMPLES, len(sums)))].sum(1)
+    low, high = np.quantile(resampled[:, 0] / resampled[:, 1], [0.025, 0.975])
+    numbers = (sums[:, 0].sum() / sums[:, 1].sum(), low, high)
+    mean, low, high = (f"{v:.2f}".removeprefix("0") for v in numbers)
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    return min(values), max(values)
-
-
 def _mean_of(measure: str) -> Callable[[Means], str]:
-    return lambda rows: _mean_and_range(rows, measure)
+    return lambda rows: _mean_and_interval(rows, measure)
 
 
 def _loss_and_joint(rows: Means) -> str:
@@ -149,6 +164,10 @@ def _events_of(test: str) -> int:
     return int(test.split()[0])
 
 
+def _event_number(row: dict[str, Any]) -> int:
+    return row["event"] + 1
+
+
 def draw_lines(path: Path, rows: pa.Table) -> None:
     """Six panels with a line per variant; bands are from the lowest to the highest seed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -161,37 +180,31 @@ def draw_lines(path: Path, rows: pa.Table) -> None:
     every = final()
     ends = last_step(every)
     frames, places = (last_step(final(name)) for name in ("frames", "event"))
-    kinds = last_step(final("kind"))
-    tests = {r["test"] for r in ends}
-    longer = sorted((t for t in tests if t.endswith(" events")), key=_events_of)
-    longest = longer[-1] if longer else AS_TRAINED
-    events_as_trained = 1 + max((r["event"] for r in _of_test(places, AS_TRAINED)), default=0)
+    longer = _longer(list({r["test"] for r in ends}))
+    trained_events = 1 + max((r["event"] for r in _of_test(places, AS_TRAINED)), default=0)
     panels: list[tuple[str, Means, Callable[[dict[str, Any]], Any], str]] = [
         ("training step", _of_test(every, AS_TRAINED), lambda r: r["step"], "joint"),
         (
             "events in the test video",
             [r for r in ends if r["test"] in (AS_TRAINED, *longer)],
-            lambda r: events_as_trained if r["test"] == AS_TRAINED else _events_of(r["test"]),
+            lambda r: trained_events if r["test"] == AS_TRAINED else _events_of(r["test"]),
             "joint",
         ),
-        (f"event of {longest}", _of_test(places, longest), lambda r: r["event"] + 1, "joint"),
         (
             "frames by which the given borders are off",
             [r for r in ends if r["test"] == AS_TRAINED or r["test"].startswith("borders")],
             lambda r: 0 if r["test"] == AS_TRAINED else int(r["test"].split()[-1]),
             "joint",
         ),
-        (
-            "frames of an event",
-            _of_test(frames, AS_TRAINED),
-            lambda r: r["frames"],
-            "direction",
+        ("frames of an event", _of_test(frames, AS_TRAINED), lambda r: r["frames"], "direction"),
+        *(
+            (f"number of the event, of {test}", _of_test(places, test), _event_number, "joint")
+            for test in (longer or [AS_TRAINED])[:2]
         ),
-        (f"kind of event, {longest}", _of_test(kinds, longest), lambda r: r["kind"], "joint"),
     ]
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (label, some, x, measure) in zip(figure.subplots(2, 3).ravel(), panels, strict=True):
+    for axes, (label, some, x, measure) in zip(figure.subplots(2, 3).ravel(), panels, strict=False):
         for variant in variants_of(every):
             points = over_seeds([r for r in some if r["variant"] == variant], x, measure)
             if points:

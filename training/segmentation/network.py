@@ -1,9 +1,10 @@
 """The network of the segmentation experiment: the trainer's, with a dense cross-attention.
 
 All variants have the same network and get the same captions; they differ in two masks and in time
-codes (VARIANTS). Captions are short sequences of words, so cross-attention computes the logits of
-all frames and all words, and masks or biases them. With the weights of training/sca.py's schedules
-it returns what the trainer's cross-attention does (tests/training/test_segmentation.py).
+codes (VARIANTS in training/segmentation/config.py). Captions are short sequences of words, so
+cross-attention computes the logits of all frames and all words, and masks or biases them. With the
+weights of training/sca.py's schedules it returns what the trainer's cross-attention does
+(tests/training/test_segmentation.py).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,34 +23,13 @@ from training.codecs import PixelCodec
 from training.config import ModelConfig, PixelConfig
 from training.layers import modulate, position_sinusoids, position_table, rope_table
 from training.model import Block, Presto, _attend, _compute_dtype
-from training.segmentation.config import TextConfig
+from training.segmentation.config import TextConfig, Variant
 from training.segmentation.videos import END, PADDING, WORDS, Videos
 
 # Prompt Relay's default: a weight of 1e-3 two frames outside a caption's span
 RELAY_SLOPE = math.log(1e3) / 2**2  # per squared frame
 NEVER = -1e3  # frames; the span of a caption that no frame attends to
 MASKED = -1e4  # logit
-
-
-@dataclass(frozen=True)
-class Variant:
-    separate: bool  # each caption is encoded alone; else all as one text
-    attends: Literal["own", "widened", "all", "near"]  # a frame, to captions
-    time_codes: bool = False  # on words and frames
-
-    @property
-    def has_times(self) -> bool:
-        return self.time_codes or self.attends != "all"
-
-
-VARIANTS = {
-    "isolated": Variant(True, "own"),
-    "overlapped": Variant(True, "widened"),
-    "masked": Variant(False, "own"),
-    "relative": Variant(False, "near"),
-    "offsets": Variant(False, "all", time_codes=True),
-    "joined": Variant(False, "all"),
-}
 
 
 @dataclass(frozen=True)

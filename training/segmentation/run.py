@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import multiprocessing
-import os
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -31,9 +30,9 @@ from training.diffusion import (
     sample_latents,
     sample_timesteps,
 )
-from training.segmentation.config import ExperimentConfig
+from training.segmentation.config import VARIANTS, ExperimentConfig
 from training.segmentation.figures import AS_TRAINED, ONE_CAPTION, TRUTH
-from training.segmentation.network import VARIANTS, Network, Prompts
+from training.segmentation.network import Network, Prompts
 from training.segmentation.oracle import judge
 from training.segmentation.videos import KINDS, Videos, make_videos, render
 
@@ -91,7 +90,8 @@ def train(cfg: ExperimentConfig, run: Run, device: torch.device) -> Iterator[tup
     averaged = copy.deepcopy(network).requires_grad_(False).eval()
     if cfg.compile:
         network.presto.compile_blocks()
-    weights = list(network.parameters())
+    weights: list[Tensor] = list(network.parameters())
+    averages: list[Tensor] = list(averaged.parameters())
     fused = device.type == "cuda"
     optimizer = torch.optim.AdamW(weights, run.rate, BETAS, weight_decay=0.01, fused=fused)
     rng = torch.Generator(device).manual_seed(run.seed)
@@ -110,7 +110,7 @@ def train(cfg: ExperimentConfig, run: Run, device: torch.device) -> Iterator[tup
         optimizer.zero_grad(set_to_none=True)
         decay = min(cfg.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(averaged.parameters()), weights, 1 - decay)
+            torch._foreach_lerp_(averages, weights, 1 - decay)
         if (step + 1) % cfg.test_every == 0 or step + 1 == run.steps(cfg):
             yield step + 1, averaged
 
@@ -171,16 +171,17 @@ def test_loss(network: Network, videos: Videos, prompts: Prompts, cfg: Experimen
 def run_test(
     cfg: ExperimentConfig, test: Test, network: Network | None, device: torch.device
 ) -> tuple[pa.Table, np.ndarray]:
-    """A row per video and event, and the first video's frames. network: None judges the true videos
-    instead of samples."""
+    """A row per video and event, and the first video's frames. network: None judges drawn videos
+    instead of samples: the true ones, with the borders that the prompts give."""
     tables, first = [], np.empty(0)
     for start in range(0, test.videos, SAMPLING_BATCH):
         count = min(SAMPLING_BATCH, test.videos - start)
         videos = make_videos(count, test.events, TEST, start, test.events)
+        prompts = test_prompts(test, videos, device)
         if network is None:
-            frames, loss = render(videos, device), None
+            lengths = prompts.spans.diff(dim=2)[..., 0].long().cpu().numpy()
+            frames, loss = render(replace(videos, lengths=lengths), device), None
         else:
-            prompts = test_prompts(test, videos, device)
             frames = sample(network, prompts, cfg)
             loss = test_loss(network, videos, prompts, cfg).cpu().numpy()
         tables.append(rows_of(videos, judge(videos, frames), loss, start))
@@ -220,7 +221,7 @@ def rows_of(
 def execute(cfg: ExperimentConfig, run: Run) -> tuple[pa.Table, dict[str, np.ndarray], float]:
     """The rows of a run's tests, the first sample of each of its last tests, and its seconds."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // cfg.concurrency))
+    torch.set_num_threads(1)  # threads that wait would take the cores of the other runs
     start, tables, samples = time.perf_counter(), [], {}
     for step, network in train(cfg, run, device):
         trained_s = time.perf_counter() - start
@@ -243,10 +244,10 @@ def labelled(rows: pa.Table, run: Run, step: int, test: str) -> pa.Table:
 
 
 def true_rows(cfg: ExperimentConfig) -> tuple[pa.Table, dict[str, np.ndarray]]:
-    """The oracle's rows of the true videos, which no variant can exceed, and their frames."""
+    """The oracle's rows of the true videos, and their frames."""
     run, tables, samples = Run("final", TRUTH, 0.0, 0), [], {}
     for test in list_tests(cfg):
-        if not test.shifted_frames and not test.one_caption:
+        if not test.one_caption:
             rows, first = run_test(cfg, test, None, torch.device("cpu"))
             tables.append(labelled(rows, run, 0, test.name))
             samples[f"{test.name}/{TRUTH}"] = first
@@ -280,7 +281,9 @@ class Results:
 
     def best_rate(self, cfg: ExperimentConfig, variant: str) -> float | None:
         """The rate with the lowest loss of the test videos at the end of the sweep; None where runs
-        are missing."""
+        are missing. A single rate needs none."""
+        if len(cfg.rates) == 1:
+            return cfg.rates[0]
         field = pc.field
         last = (field("run") == "sweep") & (field("step") == cfg.sweep_steps)
         rows = self.rows.filter(last & (field("variant") == variant))
@@ -294,9 +297,12 @@ class Results:
 def next_runs(cfg: ExperimentConfig, results: Results, variants: Sequence[str]) -> list[Run]:
     """The runs that are missing and can start, the most important first: the sweep, then a seed of
     all variants after the other."""
-    found = [Run("sweep", variant, rate, 0) for variant in variants for rate in cfg.rates]
+    found: list[Run] = []
+    if len(cfg.rates) > 1:
+        found = [Run("sweep", variant, rate, 0) for variant in variants for rate in cfg.rates]
     best = {variant: results.best_rate(cfg, variant) for variant in variants}
-    for kind, seeds in (("final", cfg.seeds), ("mixed", cfg.mixed_seeds)):
+    kinds: list[tuple[Kind, int]] = [("final", cfg.seeds), ("mixed", cfg.mixed_seeds)]
+    for kind, seeds in kinds:
         found += [
             Run(kind, variant, rate, seed)
             for seed in range(1, 1 + seeds)
