@@ -235,7 +235,7 @@ def test_runs_are_made_tested_and_drawn_once(tmp_path, capsys):
     assert names >= {"results.csv", "tables.md", "accuracy.png", "samples.png"}
     text = tables(pq.read_table(tmp_path / "results.parquet"))
     assert "| correct events | as trained | 4 events | borders off by 2 | one caption |" in text
-    assert "as trained: 1.0000 of 2 true videos" in text
+    assert "as trained: 1.0000 of 2 drawn videos" in text
 
 
 def test_the_rate_with_the_lowest_loss_is_chosen(tmp_path):
