@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 from curation.stage import OutputError, Row, RunContext
+from curation.storage import file_system, local_copy
+from curation.video_list import stat_video
+from stages.export import export_stages
 from stages.export.export_stages import EXTRACTED, ExtractClips, PackShard
 from stages.export.shards import plan_shards
 from tests.export.test_display_of_dataset import score
+from tests.support.s3_server import s3_bucket
 from tests.support.small_input import scene, write_video
 
 
@@ -82,3 +86,34 @@ def test_cut_that_is_damaged_after_its_receipt_was_read_is_never_packed(extracte
     with pytest.raises(OutputError, match=r"is not the clip that was extracted\n  fix: run again"):
         PackShard(str(copy), presto=False, tone_map=False).process([row])
     assert not (copy / "shards" / plan.name).exists()
+
+
+def test_clips_of_a_remote_video_are_extracted_from_one_copy_and_fail_alone(tmp_path, monkeypatch):
+    source, out = write_video(tmp_path / "a.mp4", scene(1), 6), tmp_path / "out"
+    clips = score(source, out)
+    fetched = []
+
+    @contextmanager
+    def counted(video: str, size: int | None = None) -> Iterator[str]:
+        fetched.append(video)
+        with local_copy(video, size) as path:
+            yield path
+
+    monkeypatch.setattr(export_stages, "local_copy", counted)
+    with s3_bucket() as (_, options):
+        url = f"s3://bucket/a.mp4?{options}"
+        fs, fs_path = file_system(url)
+        with fs.open_output_stream(fs_path) as stream:
+            stream.write(source.read_bytes())
+        remote = [clip | {"video": url, "version": stat_video(url).version} for clip in clips]
+        remote[2] |= {"num_frames": 99}
+        stage = ExtractClips(str(out), presto=False)
+        stage.setup(RunContext())
+        [row] = stage.process([{"clips": remote}])
+        [again] = stage.process([{"clips": remote[:2]}])
+        stage._child.close()
+    assert fetched == [url]
+    ids = [clip["clip_id"] for clip in clips]
+    assert "but scoring saw 99" in row["extracted"][ids[2]]
+    assert all(row["extracted"][i]["clip"]["num_frames"] == 10 for i in ids if i != ids[2])
+    assert again["extracted"] == {i: row["extracted"][i] for i in ids[:2]}
