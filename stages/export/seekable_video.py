@@ -39,7 +39,9 @@ class KeyframePacket(NamedTuple):
 
 def index_keyframes(path: str) -> list[KeyframePacket]:
     """The keyframe packets of a stream of MPEG-TS, which has no index: reads the whole file and
-    decodes nothing. Empty of other containers, and where a packet has no time stamp."""
+    decodes nothing. Empty of other containers, and where a packet has no time stamp. Raises
+    BadVideo."""
+    check_file(path)
     with open(path, "rb") as file:
         head = file.read(5)
     if TS_SYNC not in (head[:1], head[4:]):  # M2TS has a time code before each packet
