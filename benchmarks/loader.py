@@ -1,11 +1,12 @@
 """Samples per second that reach the trainer, decoded from shards or from the latent cache.
 
-    python -m benchmarks.loader [--clips 8] [--workers 0 2] [--encode]
+    python -m benchmarks.loader [--clips 8] [--workers 0 2] [--store] [--encode]
 
 Renders clips of 15 s at 1280 x 720, 30 fps, H.264, packs them as `make curate` does, and reads them
 as the trainer does: 88 frames at 720 x 1280. The cache holds random latents and texts of Allegro's
-shapes (captions of 100 tokens). --encode (needs a GPU and diffusers): the time of Allegro's codec,
-with random weights, for a clip, which a step would need without a cache. The time to decode 88
+shapes (captions of 100 tokens). --store: reads them also from an S3 server on this machine (moto),
+and counts its requests. --encode (needs a GPU and diffusers): the time of Allegro's codec, with
+random weights, for a clip, which a step would need without a cache. The time to sample the 88
 frames of a file is compared with decord's, if decord is installed.
 """
 
@@ -13,9 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from itertools import islice
@@ -27,12 +33,16 @@ import numpy as np
 import torch
 from safetensors.torch import save as tensor_bytes
 
+from curation.config import ConfigError
+from curation.storage import Folder
 from stages.export.extraction import ExtractedClip
 from tests.support import drawn_clips
+from tests.support.s3_server import create_bucket, url_options
 from training import precompute
 from training.clips import ShardedClips
-from training.config import AllegroConfig, DataConfig, Size, SystemConfig, T5Config
+from training.config import AllegroConfig, DataConfig, Reader, Size, SystemConfig, T5Config
 from training.data import Batch, LocalBatch, stream_batches
+from training.frames import check_reader, sample_frames
 from training.latent_cache import LatentCache, cache_key
 from training.pretrained import AllegroCodec
 
@@ -117,25 +127,69 @@ def rate(batches: Iterator[Batch], count: int) -> tuple[float, float]:
     return count / (time.perf_counter() - start), (time.process_time() - cpu) / count
 
 
-def decord_seconds(path: Path) -> float | None:
-    """CPU seconds for 88 frames of the file."""
+def sample_seconds(mp4: bytes, reader: Reader) -> float:
+    """CPU seconds for the 88 frames of a clip."""
+    start = time.process_time()
+    sample_frames(mp4, 15.0, FRAMES, SIZE, reader)
+    return time.process_time() - start
+
+
+def compare_readers(mp4: bytes) -> None:
     try:
-        import decord
-    except ImportError:
-        return None
-    start = time.process_time()
-    reader = decord.VideoReader(str(path), num_threads=1)
-    at = ((np.arange(SIZE.frames) + 0.5) * len(reader) / SIZE.frames).astype(int)
-    reader.get_batch(at).asnumpy()
-    return time.process_time() - start
+        check_reader("decord")
+    except ConfigError as error:
+        print(error)
+        return
+    readers: tuple[Reader, ...] = ("pyav", "decord")
+    times = [[sample_seconds(mp4, reader) for reader in readers] for _ in range(5)]
+    pyav, decord = map(min, zip(*times, strict=True))
+    print(f"88 frames of one file, CPU s (best of 5): PyAV {pyav:.2f}, decord {decord:.2f}")
 
 
-def pyav_seconds(path: Path) -> float:
-    from training.clips import sample_frames
+@contextmanager
+def s3_server(folder: Path) -> Iterator[tuple[str, Path]]:
+    """An S3 server in its own process: yields the options of URLs, and its log of requests."""
+    log = folder / "requests.txt"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    with log.open("w") as out, subprocess.Popen(command, stderr=out, stdout=out) as process:
+        while not (port := re.search(r"127\.0\.0\.1:(\d+)", log.read_text())):
+            time.sleep(0.1)
+        yield url_options(f"127.0.0.1:{port[1]}"), log
+        process.kill()
 
-    start = time.process_time()
-    sample_frames(path.read_bytes(), 15.0, FRAMES, SIZE)
-    return time.process_time() - start
+
+def upload(folder: Path, url: str) -> None:
+    target = Folder(url)
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            target.upload(str(file.relative_to(folder)), file)
+
+
+def measure(
+    label: str,
+    cfg: SystemConfig,
+    data: DataConfig,
+    args: argparse.Namespace,
+    log: Path | None = None,
+) -> None:
+    """Prints a row for each source and number of workers. log: of a server's requests."""
+
+    def requests() -> int:
+        return log.read_text().count(" HTTP/1.1") if log else 0
+
+    for name in ("shards", "cache"):
+        for workers in args.workers:
+            before = requests()
+            split = ShardedClips(data.dataset, "train", SIZE)
+            source = split if name == "shards" else LatentCache(cfg, data, "train")
+            opened = requests()
+            batches = stream_batches(source, LocalBatch(1), 0, 0, workers)
+            per_s, cpu = rate(batches, args.samples)
+            cells = [name + label, str(workers), f"{per_s:.2f}", f"{cpu:.3f}"]
+            if log and not workers:  # workers request some clips ahead
+                each = (requests() - opened) / (args.samples + 2)
+                cells += [f"{opened - before} + {each:.2f} a sample"]
+            print("|", " | ".join(cells), "|", flush=True)
 
 
 def encode_seconds() -> float:
@@ -161,6 +215,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 2])
     parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--store", action="store_true")
     parser.add_argument("--encode", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -168,23 +223,23 @@ def main() -> None:
         cfg = SystemConfig(SIZE, (), AllegroConfig("-"), T5Config("-"))
         data = DataConfig(str(dataset), cache=str(Path(folder, "cache")))
         write_cache(cfg, data)
-        shards, cache = ShardedClips(dataset, "train", SIZE), LatentCache(cfg, data, "train")
         sizes = [sum(f.stat().st_size for f in Path(d, "shards").glob("*.tar")) for d in
                  (dataset, data.cache)]  # fmt: skip
         print(f"a clip: {sizes[0] / args.clips / 1e6:.1f} MB of mp4, "
               f"{sizes[1] / args.clips / 1e6:.1f} MB in the cache")  # fmt: skip
-        print("| source | workers | samples/s | CPU s a sample, in the trainer's process |")
-        for name, source in (("shards", shards), ("cache", cache)):
-            for workers in args.workers:
-                batches = stream_batches(source, LocalBatch(1), 0, 0, workers)
-                per_s, cpu = rate(batches, args.samples)
-                print(f"| {name} | {workers} | {per_s:.2f} | {cpu:.3f} |", flush=True)
-        mp4 = Path(folder, "one.mp4")
-        mp4.write_bytes(scene())
-        times = [(pyav_seconds(mp4), decord_seconds(mp4)) for _ in range(3)]
-        best = [min(t) if None not in t else None for t in zip(*times, strict=True)]
-        decord = "not installed" if best[1] is None else f"{best[1]:.2f}"
-        print(f"88 frames of one file, CPU s (best of 3): PyAV {best[0]:.2f}, decord {decord}")
+        print(
+            "| source | workers | samples/s | CPU s a sample, in the trainer's process | requests"
+        )
+        measure("", cfg, data, args)
+        if args.store:
+            os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+            with s3_server(Path(folder)) as (options, log):
+                create_bucket("bucket", options)
+                urls = [f"s3://bucket/{name}?{options}" for name in ("data", "cache")]
+                for local, url in zip((dataset, data.cache), urls, strict=True):
+                    upload(Path(local), url)
+                measure(", S3", cfg, DataConfig(urls[0], cache=urls[1]), args, log)
+        compare_readers(scene())
     if args.encode:
         print(f"Allegro's codec, one clip of 88 x 720 x 1280: {encode_seconds():.1f} s")
 

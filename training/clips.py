@@ -10,29 +10,25 @@ import hashlib
 import json
 import math
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
-import av
-import numpy as np
-import pyarrow.parquet as pq
-import torch
 from torch import Tensor
 
-from curation.errors import UserError
-from curation.orientation import read_orientation
-from curation.records import SPAN_TOLERANCE_S
-from training.config import Size
+from curation.storage import Folder, is_remote
+from training.config import Reader, Size
+from training.frames import BadData, check_reader, sample_frames
 
 TAR_BLOCK = 512
 
-
-class BadData(UserError):
-    """A dataset or a clip in it can't be used."""
+# Of shards.parquet and of the latent cache's; tables of older versions lack some.
+TABLE_COLUMNS = [
+    *("clip_id", "shard", "split", "offset", "bytes", "sha256", "json_sha256", "error"),
+    *("num_frames", "width", "height", "clip_s", "of"),
+]
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,8 @@ def nearest_size(sizes: Sequence[Size], width: int, height: int, clip_s: float) 
 
 
 class ClipSource(Protocol):
-    """May have `size_indices`, a number per clip: clips of the same number have the same size."""
+    """May have `size_indices`, a number per clip: clips of the same number have the same size; and
+    `is_remote`: its clips are in an object store."""
 
     clip_ids: Sequence[str]
 
@@ -96,7 +93,8 @@ class ClipLocation:
 class ShardedClips:
     """The clips of one split of a dataset, by random access: one read per clip.
 
-    Each reading process keeps up to `memory_mb` of decoded clips in memory.
+    The dataset is a folder or the URL of one. Each reading process connects to the store when it
+    reads its first clip, and keeps up to `memory_mb` of decoded clips in memory.
     """
 
     def __init__(
@@ -106,9 +104,12 @@ class ShardedClips:
         size: Size,
         memory_mb: float = 0.0,
         sizes: Sequence[Size] = (),  # others: each clip gets its nearest_size
+        reader: Reader = "pyav",
     ):
-        self.dataset, self.split, self.sizes = Path(dataset), split, (size, *sizes)
-        self.locations = locate_clips(self.dataset, split)
+        self.dataset, self.split, self.sizes = str(dataset), split, (size, *sizes)
+        self.is_remote, self.reader = is_remote(self.dataset), reader
+        check_reader(reader)
+        self.locations = locate_clips(Folder(self.dataset), split)
         self.clip_ids: Sequence[str] = list(self.locations)
         self.size_indices = size_indices(self.locations, self.sizes)
         self._in_memory: dict[int, Clip] = {}
@@ -125,40 +126,43 @@ class ShardedClips:
 
     def _read(self, clip_id: str, size: Size) -> Clip:
         location = self.locations[clip_id]
-        shard = self.dataset / "shards" / location.shard
+        shards = Folder(self.dataset) / "shards"
         try:
-            metadata, mp4 = read_files(shard, location, ".mp4")
+            metadata, mp4 = read_files(shards, location, ".mp4")
             num_frames, clip_s = location.row["num_frames"], float(metadata["duration_s"])
-            return parse_clip(clip_id, metadata, sample_frames(mp4, clip_s, num_frames, size))
+            video = sample_frames(mp4, clip_s, num_frames, size, self.reader)
+            return parse_clip(clip_id, metadata, video)
         except (BadData, OSError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
             raise BadData(
-                f"clip {clip_id} in {shard}: {error or type(error).__name__}; "
-                "pack the dataset again: longtake export"
+                f"clip {clip_id} in {shards.path(location.shard)}: "
+                f"{error or type(error).__name__}; pack the dataset again: longtake export"
             ) from error
 
 
-def check_selection(dataset: Path) -> None:
+def check_selection(dataset: str) -> None:
     """Raises BadData where, by the manifest, the selection differs from what was exported."""
-    path = dataset / "manifest.json"
-    if not path.is_file():  # only the shards were copied
-        return
+    folder, name = Folder(dataset), "manifest.json"
     try:
-        outdated = json.loads(path.read_bytes()).get("outdated_shards")
+        outdated = json.loads(folder.read(name)).get("outdated_shards")
         text = outdated and f"{outdated['what']}\n  fix: {outdated['fix']}"
+    except FileNotFoundError:  # only the shards were copied
+        return
     except (ValueError, AttributeError, TypeError, KeyError) as error:
-        raise BadData(f"{path} is damaged: {error}") from error
+        raise BadData(f"{folder.path(name)} is damaged: {error}") from error
     if text:
         raise BadData(
             f"{dataset}: {text}\n  or use the shards as they are: data.use_outdated_shards=true"
         )
 
 
-def locate_clips(dataset: Path, split: str) -> dict[str, ClipLocation]:
+def locate_clips(dataset: Folder, split: str) -> dict[str, ClipLocation]:
     """clip_id -> location, in the order of the shards and of the clips in them."""
-    table = dataset / "shards.parquet"
-    if not table.is_file():
-        raise BadData(f"{table}: no such file; expected the output of `make curate`")
-    rows = [r for r in pq.read_table(table).to_pylist() if r["error"] is None]
+    table = dataset.path("shards.parquet")
+    try:
+        found_rows = dataset.read_table("shards.parquet", TABLE_COLUMNS).to_pylist()
+    except FileNotFoundError:
+        raise BadData(f"{table}: no such file; expected the output of `make curate`") from None
+    rows = [r for r in found_rows if r["error"] is None]
     found, previous = {}, ("", 0)
     for row in sorted(rows, key=lambda r: (r["shard"], r["offset"])):
         shard, end = row["shard"], row["offset"] + -(-row["bytes"] // TAR_BLOCK) * TAR_BLOCK
@@ -185,13 +189,11 @@ def size_indices(locations: Mapping[str, ClipLocation], sizes: Sequence[Size]) -
     return [nearest_size(sizes, row["width"], row["height"], row["clip_s"]) for row in rows]
 
 
-def read_files(shard: Path, location: ClipLocation, suffix: str) -> tuple[dict[str, Any], bytes]:
+def read_files(shards: Folder, location: ClipLocation, suffix: str) -> tuple[dict[str, Any], bytes]:
     """The clip's JSON, and its file of this suffix. Both are checked against the table's hashes,
     but the JSON not where an older version wrote a table without its hash."""
     clip_id = location.row["clip_id"]
-    with shard.open("rb") as file:
-        file.seek(location.start)
-        data = file.read(location.end - location.start)
+    data = shards.read_part(location.shard, location.start, location.end - location.start)
     files = {}
     with tarfile.open(fileobj=BytesIO(data)) as tar:
         for member in tar:
@@ -225,55 +227,3 @@ def parse_clip(clip_id: str, metadata: dict[str, Any], video: Tensor) -> Clip:
     if not all(isinstance(text, str) for text in texts):
         raise BadData("a caption is not text")
     return Clip(clip_id, video, duration_s, spans, texts[1:], texts[0])
-
-
-def sample_frames(mp4: bytes, clip_s: float, num_frames: int, size: Size) -> Tensor:
-    """(frames, height, width, 3) uint8 RGB: frame i is what the clip shows in the middle of the
-    i-th of `size.frames` equal parts of its time. BadData where fewer than `num_frames` decode."""
-    if not 0 < clip_s < math.inf:
-        raise BadData(f"it lasts {clip_s} s")
-    part_s = clip_s / size.frames
-    sampled: list[np.ndarray] = []
-    previous, count = None, 0
-    try:
-        for t_s, frame, pixel_aspect in _decode(mp4):
-            # sampling times before this frame show the previous one
-            due = min(size.frames, math.ceil((t_s - SPAN_TOLERANCE_S) / part_s - 0.5))
-            if previous is not None and due > len(sampled):
-                sampled += [resize_and_crop(*previous, size)] * (due - len(sampled))
-            previous, count = (frame, pixel_aspect), count + 1
-    except av.FFmpegError as error:
-        raise BadData(f"its mp4 can't be decoded after frame {count}: {error}") from error
-    if previous is None or count < num_frames:
-        raise BadData(f"{count} of {num_frames} frames can be decoded")
-    sampled += [resize_and_crop(*previous, size)] * (size.frames - len(sampled))
-    return torch.from_numpy(np.stack(sampled))
-
-
-def _decode(mp4: bytes) -> Iterator[tuple[float, av.VideoFrame, Fraction]]:
-    """Frames with their time, s from the first frame, and their pixels' width over height."""
-    with av.open(BytesIO(mp4), "r") as file:
-        stream = file.streams.video[0]
-        stream.codec_context.thread_count = 1  # one per reading process
-        first = None
-        for frame in file.decode(stream):
-            if frame.time is None:
-                raise BadData("a frame has no time")
-            first = frame.time if first is None else first
-            yield frame.time - first, frame, stream.sample_aspect_ratio or Fraction(1)
-
-
-def resize_and_crop(frame: av.VideoFrame, pixel_aspect: Fraction, size: Size) -> np.ndarray:
-    """(height, width, 3) uint8 RGB: as shown, scaled to cover the size, cropped to its middle.
-    pixel_aspect: a pixel's width over its height."""
-    orientation = read_orientation(frame)
-    wide, high = size.width, size.height
-    if orientation.swaps_sides:
-        wide, high = high, wide
-    square_width = float(frame.width * (pixel_aspect if pixel_aspect > 0 else 1))
-    scale = max(wide / square_width, high / frame.height)
-    w, h = max(wide, round(square_width * scale)), max(high, round(frame.height * scale))
-    # one thread: in a forked process PyAV 19 waits for its thread pool for ever
-    whole = frame.reformat(w, h, "rgb24", interpolation="AREA", threads=1).to_ndarray()
-    left, top = (w - wide) // 2, (h - high) // 2
-    return np.ascontiguousarray(orientation.apply(whole[top : top + high, left : left + wide]))

@@ -26,6 +26,7 @@ Mode = Literal["overlapped", "isolated", "sequential", "single", "tent"]
 Rounding = Literal["nearest", "floor"]
 RecomputePolicy = Literal["all", "products", "attention", "nothing"]
 Positions = Literal["relative", "space", "space_time"]
+Reader = Literal["pyav", "decord"]
 
 # By the name that `diffusion.objective` selects it with.
 OBJECTIVES: dict[str, Objective] = {
@@ -214,11 +215,12 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    dataset: str = "out/samples-dataset"  # what `make curate` wrote
+    dataset: str = "out/samples-dataset"  # what `make curate` wrote; or its URL, s3:// or gs://
     use_outdated_shards: bool = False  # also where clips were selected again after the export
     workers: CountOrZero = 2  # reading processes; 0: the training process reads
     memory_mb: PositiveOrZero = 0.0  # of decoded clips that each reading process keeps
-    cache: str = ""  # folder of training.precompute's latent cache; "": none
+    cache: str = ""  # folder of training.precompute's latent cache, or its URL; "": none
+    reader: Reader = "pyav"  # of mp4s; decord: the extra `decord`
 
 
 @dataclass(frozen=True)

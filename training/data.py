@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from curation.errors import UserError
 from training.clips import BadData, Clip, ClipSource
 from training.config import Size
 
@@ -142,25 +143,27 @@ def clip_ids_digest(source: ClipSource) -> str:
     return hashlib.sha256("\n".join(source.clip_ids).encode()).hexdigest()[:16]
 
 
-class _Numbers(Sampler[int]):
-    """The numbers of this process's samples, from `first` on, without end."""
+class _Samples(Sampler[tuple[int, int]]):
+    """Number and clip index of this process's samples, from number `first` on, without end."""
 
-    def __init__(self, first: int, local: LocalBatch):
-        self.first, self.local = first, local
+    def __init__(self, order: SampleOrder, first: int, local: LocalBatch):
+        self.order, self.first, self.local = order, first, local
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         start = self.first + self.local.rank * self.local.size
         while True:
-            yield from range(start, start + self.local.size)
+            for number in range(start, start + self.local.size):
+                yield number, self.order[number]
             start += self.local.ranks * self.local.size
 
 
-class _Samples(Dataset[tuple[int, Clip]]):
-    def __init__(self, source: ClipSource, order: SampleOrder):
-        self.source, self.order = source, order
+class _NumberedClips(Dataset[tuple[int, Clip]]):
+    def __init__(self, source: ClipSource):
+        self.source = source
 
-    def __getitem__(self, number: int) -> tuple[int, Clip]:
-        return number, self.source[self.order[number]]
+    def __getitem__(self, sample: tuple[int, int]) -> tuple[int, Clip]:
+        number, index = sample
+        return number, self.source[index]
 
 
 def _collate(samples: list[tuple[int, Clip]]) -> Batch:
@@ -168,9 +171,15 @@ def _collate(samples: list[tuple[int, Clip]]) -> Batch:
     return Batch.of(numbers, clips)
 
 
-def reraise_bad_data(loaded: Iterable[Any]) -> Iterator[Any]:
-    """The items of a DataLoader. Where a worker raises BadData, so does this, without the traceback
-    that PyTorch adds to the message. Raises PyTorch's RuntimeError where a worker died."""
+def start_method(source: ClipSource, workers: int) -> str | None:
+    """How a DataLoader starts its workers; None: PyTorch's default. The clients of object stores
+    have threads, which a forked process lacks: its first request would wait for ever."""
+    return "spawn" if workers and getattr(source, "is_remote", False) else None
+
+
+def reraise_user_errors(loaded: Iterable[Any]) -> Iterator[Any]:
+    """The items of a DataLoader. Where a worker raises a UserError, so does this, without the
+    traceback that PyTorch adds to the message. Raises PyTorch's RuntimeError where one died."""
     before = signal.getsignal(signal.SIGCHLD)
     items = iter(loaded)
     if threading.current_thread() is threading.main_thread():
@@ -179,8 +188,9 @@ def reraise_bad_data(loaded: Iterable[Any]) -> Iterator[Any]:
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
     try:
         yield from items
-    except BadData as error:
-        raise BadData(str(error).strip().rpartition("BadData: ")[2]) from error
+    except UserError as error:
+        kind = type(error)
+        raise kind(str(error).strip().rpartition(f"{kind.__name__}: ")[2]) from error
     except (ConnectionError, EOFError) as error:  # it died while it sent an item
         raise RuntimeError("DataLoader worker exited unexpectedly.") from error
 
@@ -192,10 +202,11 @@ def stream_batches(
     if not len(source.clip_ids):
         raise BadData("there is no clip to train on; see the report of `make curate` for why")
     loader = DataLoader(
-        _Samples(source, SampleOrder(source, seed, local.global_batch)),
+        _NumberedClips(source),
         batch_size=local.size,
-        sampler=_Numbers(first, local),
+        sampler=_Samples(SampleOrder(source, seed, local.global_batch), first, local),
         num_workers=workers,
         collate_fn=_collate,
+        multiprocessing_context=start_method(source, workers),
     )
-    return reraise_bad_data(loader)
+    return reraise_user_errors(loader)

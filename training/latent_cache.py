@@ -16,7 +16,6 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from safetensors.torch import load as read_tensors
 
 from curation import config
 from curation.json_text import parse_object
+from curation.storage import Folder, is_remote
 from training.clips import (
     BadData,
     Clip,
@@ -48,10 +48,10 @@ def open_source(cfg: SystemConfig, data: DataConfig, split: str) -> ClipSource:
     Raises BadData where the shards are outdated, see `check_selection`.
     """
     if not data.use_outdated_shards:
-        check_selection(Path(data.dataset))
+        check_selection(data.dataset)
     if data.cache:
         return LatentCache(cfg, data, split)
-    return ShardedClips(data.dataset, split, cfg.size, data.memory_mb, cfg.sizes)
+    return ShardedClips(data.dataset, split, cfg.size, data.memory_mb, cfg.sizes, data.reader)
 
 
 def cache_key(cfg: SystemConfig) -> dict[str, Any]:
@@ -66,20 +66,20 @@ def cache_key(cfg: SystemConfig) -> dict[str, Any]:
     }
 
 
-def check_key(cache: Path, key: dict[str, Any]) -> None:
+def check_key(cache: Folder, key: dict[str, Any]) -> None:
     """BadData where the cache is missing, damaged or of another key."""
     try:
-        made: dict[str, Any] = parse_object((cache / KEY_FILE).read_bytes())
+        made: dict[str, Any] = parse_object(cache.read(KEY_FILE))
     except FileNotFoundError:
-        raise BadData(f"{cache}: no latent cache there; {AGAIN}") from None
+        raise BadData(f"{cache.url}: no latent cache there; {AGAIN}") from None
     except ValueError as error:
         raise BadData(
-            f"{cache / KEY_FILE} is damaged ({error}); delete {cache}, and {AGAIN}"
+            f"{cache.path(KEY_FILE)} is damaged ({error}); delete {cache.url}, and {AGAIN}"
         ) from error
     changed = [line for line in config.differences(made, key) if not line.endswith("-> None")]
     if changed:
         raise BadData(
-            f"{cache} was made with other settings ({'; '.join(changed)}); "
+            f"{cache.url} was made with other settings ({'; '.join(changed)}); "
             f"give another data.cache, and {AGAIN}"
         )
 
@@ -105,12 +105,13 @@ class LatentCache:
     dataset, these captions, sizes and encoders."""
 
     def __init__(self, cfg: SystemConfig, data: DataConfig, split: str):
-        self.cache = Path(data.cache)
-        check_key(self.cache, cache_key(cfg))
-        if not (self.cache / "shards.parquet").is_file():
-            raise BadData(f"{self.cache}: incomplete; {AGAIN}")
-        in_dataset = locate_clips(Path(data.dataset), split)
-        self.locations = locate_clips(self.cache, split)
+        self.cache, cache = data.cache, Folder(data.cache)
+        self.is_remote = is_remote(data.dataset) or is_remote(data.cache)
+        check_key(cache, cache_key(cfg))
+        if not cache.exists("shards.parquet"):
+            raise BadData(f"{cache.url}: incomplete; {AGAIN}")
+        in_dataset = locate_clips(Folder(data.dataset), split)
+        self.locations = locate_clips(cache, split)
         cached = {clip_id: tuple(at.row["of"]) for clip_id, at in self.locations.items()}
         changed = [
             clip_id
@@ -128,9 +129,9 @@ class LatentCache:
     def __getitem__(self, index: int, /) -> Clip:
         clip_id = self.clip_ids[index]
         location = self.locations[clip_id]
-        shard = self.cache / "shards" / location.shard
+        shards = Folder(self.cache) / "shards"
         try:
-            metadata, data = read_files(shard, location, ".safetensors")
+            metadata, data = read_files(shards, location, ".safetensors")
             tensors = read_tensors(data)
             clip = parse_clip(clip_id, metadata, torch.empty(0, dtype=torch.uint8))
             texts = texts_of(clip) if "text.0" in tensors else []
@@ -138,6 +139,6 @@ class LatentCache:
             return replace(clip, latents=tensors["latents"], texts=by_text)
         except (BadData, OSError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
             raise BadData(
-                f"clip {clip_id} in {shard}: {error or type(error).__name__}; delete this shard, "
-                f"and {AGAIN}"
+                f"clip {clip_id} in {shards.path(location.shard)}: "
+                f"{error or type(error).__name__}; delete this shard, and {AGAIN}"
             ) from error

@@ -37,8 +37,9 @@ from torch.utils.data import DataLoader
 
 from curation.atomic import atomic_path, write_atomic
 from curation.config import ConfigError
+from curation.storage import Folder, is_remote
 from training.clips import Clip, ClipLocation, ShardedClips, check_selection
-from training.data import reraise_bad_data
+from training.data import reraise_user_errors, start_method
 from training.latent_cache import KEY_FILE, cache_key, check_key, origin_of, texts_of
 from training.pretrained import check_weights
 from training.text_to_video import Codec, TextEncoder, build_codec, build_text_encoder
@@ -50,14 +51,21 @@ def precompute(cfg: SystemConfig, data: DataConfig, rank: int = 0, ranks: int = 
     """Writes this rank's shards of the cache, and the table once all shards are complete."""
     if not data.cache:
         raise ConfigError("data.cache is empty: expected the folder to write to")
+    if is_remote(data.cache):
+        raise ConfigError(
+            f"data.cache is {data.cache}: expected a local folder to write to; training also reads "
+            "a cache that was copied to an object store"
+        )
     for config in (cfg.codec, cfg.text):
         check_weights(config)
     if not data.use_outdated_shards:
-        check_selection(Path(data.dataset))
+        check_selection(data.dataset)
     cache = Path(data.cache)
     (cache / "shards").mkdir(parents=True, exist_ok=True)
     write_or_check_key(cache, cache_key(cfg))
-    sources = [ShardedClips(data.dataset, split, cfg.size, 0, cfg.sizes) for split in SPLITS]
+    sources = [
+        ShardedClips(data.dataset, split, cfg.size, 0, cfg.sizes, data.reader) for split in SPLITS
+    ]
     by_shard: dict[str, tuple[ShardedClips, list[int]]] = {}
     for source in sources:
         for index, location in enumerate(source.locations.values()):
@@ -86,7 +94,7 @@ def write_or_check_key(cache: Path, key: dict[str, Any]) -> None:
     """Writes the key of a new cache; BadData where an existing one has another key."""
     path = cache / KEY_FILE
     if path.exists():
-        check_key(cache, key)
+        check_key(Folder(str(cache)), key)
         return
     write_atomic(path, json.dumps(key, indent=1))
 
@@ -131,8 +139,9 @@ def write_shard(
         sampler=[i for i, _ in todo],
         num_workers=min(workers, len(todo)),
         collate_fn=_identity,
+        multiprocessing_context=start_method(source, min(workers, len(todo))),
     )
-    for clip, (_, file) in zip(reraise_bad_data(clips), todo, strict=True):
+    for clip, (_, file) in zip(reraise_user_errors(clips), todo, strict=True):
         tensors = encode_clip(codec, text, clip)
         write_atomic(file, tensor_bytes(tensors, {"clip": json.dumps(clip_json(clip))}))
     if text and (cut := text.cut.summary()):

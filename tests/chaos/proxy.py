@@ -13,13 +13,14 @@ UNAVAILABLE = (
     b"Content-Length: 59\r\n\r\n<Error><Code>SlowDown</Code><Message>later</Message></Error>"
 )
 SLOW_S = 1.0
+REQUEST = re.compile(rb"(?:GET|HEAD|PUT|POST|DELETE) [^ ]+ HTTP")
 CONDITION = re.compile(rb"If-(None-)?Match: [^\r]*\r\n", re.I)
 
 
 class Proxy:
     """Passes bytes on between clients and the server. `fault` may be set at any time: "503",
     "slow", "cut" (connections end in the middle of an answer), "unconditional" (the server gets no
-    condition of a request) or nothing."""
+    condition of a request) or nothing. `requests`: the first lines of all, to `HTTP`."""
 
     def __init__(self, server: str) -> None:
         """server: HOST:PORT."""
@@ -29,6 +30,7 @@ class Proxy:
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.fault = ""
         self.faults_done = 0
+        self.requests: list[str] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -52,6 +54,8 @@ class Proxy:
     def _pass_on(self, source: socket.socket, target: socket.socket, is_answer: bool) -> None:
         try:
             while data := source.recv(65536):
+                if not is_answer:
+                    self.requests += [line.decode() for line in REQUEST.findall(data)]
                 fault = self.fault
                 self.faults_done += bool(fault)
                 if fault == "503" and not is_answer:

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import urllib.parse
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from curation.isolate import Isolated
 from curation.stage import BadVideo, OutputError, TransientError
@@ -26,72 +20,23 @@ from pipelines import show, verify
 from tests.chaos.proxy import Proxy
 from tests.curation.test_resume import run_all, settings
 from tests.support.canary import files_with_canary
-from tests.support.paths import REPOSITORY
 from tests.support.s3_server import url_options
+from tests.support.stores import Bucket, create_bucket, run_server
 from tests.support.whole_run import curate, kill_when, wait_for_end
-
-
-@dataclass
-class Bucket:
-    """A bucket and the options of its URLs."""
-
-    store: str  # s3://name
-    name: str
-    options: str
-    fs: pafs.FileSystem
-
-    def url(self, path: str) -> str:
-        return f"{self.store}/{urllib.parse.quote(path, safe='/*')}?{self.options}"
-
-    def put(self, path: str, data: bytes = b"x") -> None:
-        with self.fs.open_output_stream(f"{self.name}/{path}") as stream:
-            stream.write(data)
-
-    def put_folder(self, path: str, folder: Path) -> None:
-        for file in folder.rglob("*"):
-            if file.is_file():  # no newline: the server's own limit
-                name = str(file.relative_to(folder)).replace("\n", " ")
-                self.put(f"{path}/{name}", file.read_bytes())
-
-    def files(self, path: str) -> dict[str, int]:
-        """Time of last change, by path."""
-        found = self.fs.get_file_info(
-            pafs.FileSelector(f"{self.name}/{path}", recursive=True, allow_not_found=True)
-        )
-        return {f.path: f.mtime_ns for f in found if f.type == pafs.FileType.File}
-
-    def table(self, path: str) -> list[dict]:
-        return pq.read_table(f"{self.name}/{path}", filesystem=self.fs).to_pylist()
 
 
 @pytest.fixture(scope="module", params=["s3", "gs"])
 def server(request) -> Iterator[tuple[str, str]]:
     """The scheme of the server, and HOST:PORT."""
-    if request.param == "s3":
-        moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        moto.start()
-        yield "s3", "{}:{}".format(*moto.get_host_and_port())
-        moto.stop()
-        return
-    pytest.importorskip("gcp_storage_emulator")
-    command = [sys.executable, REPOSITORY / "tests/support/gcs_server.py"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        yield "gs", f"127.0.0.1:{process.stdout.readline().strip()}"
-        process.kill()
+    if request.param == "gs":
+        pytest.importorskip("gcp_storage_emulator")
+    with run_server(request.param) as address:
+        yield request.param, address
 
 
 @pytest.fixture
 def bucket(server, request) -> Bucket:
-    scheme, address = server
-    options = "endpoint_override=" + urllib.parse.quote(address, safe="") + "&scheme=http"
-    name = f"b{abs(hash(request.node.name))}"
-    store, creation = f"s3://{name}", "allow_bucket_creation=true"
-    if scheme == "gs":
-        store, creation = f"gs://anonymous@{name}", "project_id=test"
-        options += "&retry_limit_seconds=3"
-    fs, _ = pafs.FileSystem.from_uri(f"{store}?{creation}&{options}")
-    fs.create_dir(name)
-    return Bucket(store, name, options, fs)
+    return create_bucket(*server, f"b{abs(hash(request.node.name))}")
 
 
 def names(listed, bucket: Bucket) -> list[str]:

@@ -28,8 +28,8 @@ from tests.support.independent_reader import (
     shown_frames,
 )
 from tests.support.video_files import spliced
-from training.clips import sample_frames
 from training.config import Size
+from training.frames import sample_frames
 
 pytestmark = needs_ffmpeg
 

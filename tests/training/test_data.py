@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 from curation.stage import BadVideo
 from tests.support import drawn_clips
 from tests.support.drawn_clips import FRAMES, dataset, row, write_mp4
-from training.clips import BadData, ClipList, ShardedClips, nearest_size, resize_and_crop
+from training.clips import BadData, ClipList, ShardedClips, nearest_size
 from training.config import DataConfig, Size, SystemConfig
 from training.data import (
     LocalBatch,
@@ -25,6 +25,7 @@ from training.data import (
     seeded_generator,
     stream_batches,
 )
+from training.frames import resize_and_crop
 from training.latent_cache import open_source
 from training.precompute import precompute
 

@@ -26,7 +26,7 @@ from training.config import (
     T5Config,
     TrainConfig,
 )
-from training.data import Batch, reraise_bad_data, seeded_generator
+from training.data import Batch, reraise_user_errors, seeded_generator
 from training.export import main as export_main
 from training.parallel import World
 from training.resume import build
@@ -158,7 +158,7 @@ def test_a_worker_that_dies_while_it_sends_a_batch_is_reported_as_a_dead_worker(
         yield "batch"
         raise error
 
-    batches = reraise_bad_data(loader())
+    batches = reraise_user_errors(loader())
     assert next(batches) == "batch"
     with pytest.raises(RuntimeError, match="DataLoader worker exited unexpectedly"):
         next(batches)
