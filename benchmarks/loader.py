@@ -30,6 +30,8 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save as tensor_bytes
 
@@ -116,7 +118,9 @@ def write_cache(cfg: SystemConfig, data: DataConfig) -> None:
             files.append(cache / location.row["clip_id"])
             files[-1].write_bytes(tensor_bytes(tensors, {"clip": json.dumps(metadata)}))
         precompute.pack(cache, name, locations, files)
-    precompute.precompute(cfg, data)  # all shards are complete: writes the table
+    found = [precompute.complete_rows(cache, name, at) or [] for name, at in by_shard.items()]
+    table = pa.Table.from_pylist([row for rows in found for row in rows])
+    pq.write_table(table, cache / "shards.parquet")
 
 
 def rate(batches: Iterator[Batch], count: int) -> tuple[float, float]:

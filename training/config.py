@@ -216,11 +216,23 @@ class DiffusionConfig:
 @dataclass(frozen=True)
 class DataConfig:
     dataset: str = "out/samples-dataset"  # what `make curate` wrote; or its URL, s3:// or gs://
+    # instead: WebDataset shards of other tools, PATH/{000..010}.tar, with an mp4 and a JSON a clip
+    webdataset: str = ""
+    shuffle_clips: CountOrZero = 64  # of them, in a buffer of each reading process (encoded); 0: no
     use_outdated_shards: bool = False  # also where clips were selected again after the export
     workers: CountOrZero = 2  # reading processes; 0: the training process reads
     memory_mb: PositiveOrZero = 0.0  # of decoded clips that each reading process keeps
     cache: str = ""  # folder of training.precompute's latent cache, or its URL; "": none
     reader: Reader = "pyav"  # of mp4s; decord: the extra `decord`
+
+    def __post_init__(self) -> None:
+        if self.webdataset and self.cache:
+            raise ConfigError("data.cache holds clips of data.dataset; data.webdataset has none")
+        if self.webdataset and self.reader != "pyav":
+            raise ConfigError(
+                "data.reader: decord needs the frame counts of a dataset's table, which "
+                "data.webdataset has not"
+            )
 
 
 @dataclass(frozen=True)

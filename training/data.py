@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from curation.errors import UserError
 from training.clips import BadData, Clip, ClipSource
 from training.config import Size
+from training.streamed_clips import StreamedClips
 
 ORDER_OF_SIZES = 2  # the version of the order of clips of several sizes
 
@@ -174,7 +175,7 @@ def _collate(samples: list[tuple[int, Clip]]) -> Batch:
 def start_method(source: ClipSource, workers: int) -> str | None:
     """How a DataLoader starts its workers; None: PyTorch's default. The clients of object stores
     have threads, which a forked process lacks: its first request would wait for ever."""
-    return "spawn" if workers and getattr(source, "is_remote", False) else None
+    return "forkserver" if workers and getattr(source, "is_remote", False) else None
 
 
 def reraise_user_errors(loaded: Iterable[Any]) -> Iterator[Any]:
@@ -199,6 +200,8 @@ def stream_batches(
     source: ClipSource, local: LocalBatch, seed: int, first: int = 0, workers: int = 0
 ) -> Iterator[Batch]:
     """Batches without end, from sample number `first` of the run. workers: processes that read."""
+    if isinstance(source, StreamedClips):
+        return _number(_load_stream(source, local, seed, first, workers), local, first)
     if not len(source.clip_ids):
         raise BadData("there is no clip to train on; see the report of `make curate` for why")
     loader = DataLoader(
@@ -210,3 +213,42 @@ def stream_batches(
         multiprocessing_context=start_method(source, workers),
     )
     return reraise_user_errors(loader)
+
+
+class _StreamedBatches(IterableDataset[Batch]):
+    """Batches of a process, without the samples' numbers; each has clips of one size."""
+
+    def __init__(self, source: StreamedClips, local: LocalBatch, seed: str):
+        self.source, self.local, self.seed = source, local, seed
+
+    def __iter__(self) -> Iterator[Batch]:
+        info, local = get_worker_info(), self.local
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        reader, readers = local.rank * workers + worker, local.ranks * workers
+        by_size: dict[int, list[Clip]] = {}
+        for size, clip in self.source.read(reader, readers, self.seed):
+            clips = by_size.setdefault(size, [])
+            clips.append(clip)
+            if len(clips) == local.size:
+                yield Batch.of([], by_size.pop(size))
+
+
+def _load_stream(
+    source: StreamedClips, local: LocalBatch, seed: int, first: int, workers: int
+) -> Iterator[Batch]:
+    workers = min(workers, len(source.urls) // local.ranks)  # each reads shards of its own
+    loader = DataLoader(
+        _StreamedBatches(source, local, f"{seed} {first}"),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=start_method(source, workers),
+    )
+    return reraise_user_errors(loader)
+
+
+def _number(batches: Iterable[Batch], local: LocalBatch, first: int) -> Iterator[Batch]:
+    """The batches with the numbers of this process's samples from `first` on."""
+    start = first + local.rank * local.size
+    for batch in batches:
+        yield replace(batch, numbers=list(range(start, start + local.size)))
+        start += local.ranks * local.size

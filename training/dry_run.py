@@ -17,6 +17,7 @@ from training.latent_cache import open_source
 from training.log import free_memory_gb, peak_memory_gb
 from training.parallel import init_distributed
 from training.resume import Run, build
+from training.streamed_clips import StreamedClips
 from training.text_to_video import System
 from training.weights import BadWeights
 
@@ -41,6 +42,8 @@ def dry_run(cfg: TrainConfig, one_step: Step) -> None:
     try:
         source: ClipSource = open_source(cfg.system, cfg.data, "train")
         epoch = f"{len(source.clip_ids)} clips"
+        if isinstance(source, StreamedClips):
+            epoch = f"a stream of {len(source.urls)} shards, its first clip {source.clip_ids[0]}"
     except BadData as error:
         source, epoch = ClipList([make_random_clip(cfg.system)]), f"one random clip ({error})"
     try:
@@ -62,10 +65,13 @@ def dry_run(cfg: TrainConfig, one_step: Step) -> None:
         f"{parameters:,} parameters, {epoch}, {values['tokens'] / run.samples:,.0f} tokens a "
         f"sample, {run.samples} at a time on {run.world.size} processes\n"
         f"first batch {seconds[0]:.1f} s, second {seconds[1]:.1f} s ({values['wait_s']:.1f} s of "
-        f"it for data), loss {values['loss']:.4f}, peak {peak_memory_gb(device):.1f} GB\n"
-        f"an epoch: {clips / run.samples:.1f} such batches, "
-        f"about {seconds[1] * clips / run.samples:.0f} s"
+        f"it for data), loss {values['loss']:.4f}, peak {peak_memory_gb(device):.1f} GB"
     )
+    if not isinstance(source, StreamedClips):
+        print(
+            f"an epoch: {clips / run.samples:.1f} such batches, "
+            f"about {seconds[1] * clips / run.samples:.0f} s"
+        )
 
 
 def make_random_clip(cfg: SystemConfig) -> Clip:

@@ -65,6 +65,24 @@ def sample_frames(
     return torch.from_numpy(np.stack(sampled))
 
 
+def read_shape(mp4: bytes) -> tuple[int, int, float]:
+    """Width and height as shown, px, and seconds. BadData where it has no frame."""
+    try:
+        _, frame, pixel_aspect = next(_decode(mp4))
+        with av.open(BytesIO(mp4), "r") as file:
+            stream = file.streams.video[0]
+            seconds = (
+                float(stream.duration * stream.time_base)
+                if stream.duration and stream.time_base
+                else (file.duration or 0) / av.time_base
+            )
+    except (av.FFmpegError, IndexError, StopIteration) as error:
+        raise BadData(f"its mp4 can't be decoded: {str(error) or 'it has no frame'}") from error
+    width = round(frame.width * (pixel_aspect if pixel_aspect > 0 else 1))
+    shape = (width, frame.height)
+    return *(shape[::-1] if read_orientation(frame).swaps_sides else shape), seconds
+
+
 def _sample_by_decord(mp4: bytes, clip_s: float, num_frames: int, size: Size) -> Tensor | None:
     """As `sample_frames`; equal where pictures keep their size, and scaled from RGB where they do
     not. None where decord's frames are not those of PyAV: it counts stored frames that an edit list
@@ -87,8 +105,11 @@ def _sample_by_decord(mp4: bytes, clip_s: float, num_frames: int, size: Size) ->
             if i and number == shown[i - 1]:
                 sampled.append(sampled[-1])
                 continue
-            frame = av.VideoFrame.from_ndarray(video[number].asnumpy(), "rgb24")
-            sampled.append(resize_and_crop(frame, pixel_aspect, size))
+            picture = video[number].asnumpy()
+            if pixel_aspect != 1 or picture.shape[:2] != (size.height, size.width):
+                frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+                picture = resize_and_crop(frame, pixel_aspect, size)
+            sampled.append(picture)
     except (av.FFmpegError, DECORDError, RuntimeError, StopIteration) as error:
         text = str(error).strip().splitlines() or ["it has no frame"]
         raise BadData(f"its mp4 can't be decoded by decord: {text[0]}") from error

@@ -27,6 +27,7 @@ from curation.storage import Folder, is_remote
 from training.clips import (
     BadData,
     Clip,
+    ClipList,
     ClipLocation,
     ClipSource,
     ShardedClips,
@@ -37,16 +38,21 @@ from training.clips import (
     size_indices,
 )
 from training.config import DataConfig, SystemConfig
+from training.streamed_clips import StreamedClips
 
 KEY_FILE = "key.json"
 AGAIN = "run python -m training.precompute with this configuration"
 
 
 def open_source(cfg: SystemConfig, data: DataConfig, split: str) -> ClipSource:
-    """The clips of a split: from the cache where `data.cache` is given, else from the shards.
+    """The clips of a split: of `data.webdataset`, of `data.cache`, or of the shards.
 
     Raises BadData where the shards are outdated, see `check_selection`.
     """
+    if data.webdataset:  # all of it is for training
+        if split != "train":
+            return ClipList([])
+        return StreamedClips(data.webdataset, cfg.size, cfg.sizes, data.shuffle_clips)
     if not data.use_outdated_shards:
         check_selection(data.dataset)
     if data.cache:

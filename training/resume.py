@@ -107,7 +107,7 @@ def restore(cfg: TrainConfig, run: Run, source: ClipSource) -> int:
     if state["samples"] != run.samples:
         refused.append(f"samples a step, of all processes: {state['samples']} -> {run.samples}")
     if state["clips"] != clip_ids_digest(source):
-        refused.append(f"other clips in {cfg.data.dataset}")
+        refused.append(f"other clips in {cfg.data.webdataset or cfg.data.dataset}")
     if len(cfg.system.all_sizes) > 1 and state.get("order_of_sizes") != ORDER_OF_SIZES:
         refused.append("an older version's order of clips of several sizes")
     if refused:

@@ -52,6 +52,7 @@ from training.parallel import World, local_parts, shutdown
 from training.pretrained import check_weights, free_memory
 from training.resume import Run, build, restore, save
 from training.sample import sample, write_mp4
+from training.streamed_clips import ORDER, StreamedClips
 from training.text_to_video import Prompt, System
 from training.weights import BadWeights
 
@@ -84,6 +85,8 @@ def train(
     local = LocalBatch(cfg.batch, run.world.replica, run.world.replicas, cfg.accumulate)
     batches = stream_batches(source, local, cfg.seed, step * run.samples, cfg.data.workers)
     log = Log(cfg.run_dir, step, cfg.log_every, run.world, cfg.wandb)
+    if isinstance(source, StreamedClips):
+        log.print(f"warning: {ORDER}")
     for line in report_rare_sizes(source, cfg.system.all_sizes, run.samples):
         log.print(line)
     losses = []

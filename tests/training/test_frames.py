@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from itertools import islice
 
 import av
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 from curation.config import ConfigError
 from stages.export.extraction import extract_clip
@@ -17,6 +18,7 @@ from tests.export.test_extraction import write_video
 from tests.support.drawn_clips import dataset, row
 from training.clips import BadData, ShardedClips
 from training.config import Size
+from training.data import LocalBatch, stream_batches
 from training.frames import sample_frames
 
 FAST = {"crf": "8", "preset": "ultrafast"}
@@ -62,6 +64,22 @@ def test_decord_samples_the_frames_that_pyav_samples(tmp_path, kind, frames):
     assert mean[height] == 0
     next_frames = np.abs(by_pyav[1:] - by_pyav[:-1]).mean((1, 2, 3))
     assert mean[48] < 0.6 * min(next_frames[next_frames > 0], default=9)
+
+
+def test_reading_processes_read_with_decord(tmp_path):
+    pytest.importorskip("decord")
+    folder, size = dataset(tmp_path, [row(i) for i in range(3)]), Size(10, 96, 160)
+    by_pyav, by_decord = (
+        [
+            (batch.clips[0].clip_id, batch.video)
+            for batch in islice(stream_batches(source, LocalBatch(1), 0, 0, workers=1), 3)
+        ]
+        for reader in ("pyav", "decord")
+        for source in [ShardedClips(folder, "train", size, reader=reader)]
+    )
+    for (clip_id, video), (same_id, same_video) in zip(by_pyav, by_decord, strict=True):
+        assert clip_id == same_id
+        assert torch.equal(video, same_video)
 
 
 def test_decord_reports_a_clip_that_can_not_be_decoded(tmp_path):
