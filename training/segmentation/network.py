@@ -10,7 +10,7 @@ weights of training/sca.py's schedules it returns what the trainer's cross-atten
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ class Prompts:
     tokens: Tensor  # (B, S, CAPTION_TOKENS)
     spans: Tensor  # (B, S, 2) first frame of each caption, and the frame after its last
     one_caption: Tensor  # (B,) bool: all captions are one text for the whole video
-    offset: Tensor = field(default_factory=lambda: torch.zeros(()))  # (B,) of the time codes
+    offset: Tensor  # (B,) frames, of the time codes
 
     @classmethod
     def of(cls, videos: Videos, device: torch.device | str = "cpu") -> Prompts:

@@ -81,9 +81,6 @@ class Videos:
             [[caption_tokens(c) for c in self.captions(i)] for i in range(len(self.lengths))]
         )
 
-    def __getitem__(self, rows: slice) -> Videos:
-        return Videos(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
-
 
 @cache
 def caption(
