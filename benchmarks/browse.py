@@ -27,7 +27,7 @@ from curation.ledger import flatten_clips, with_schema
 from curation.records import with_schema_version
 from curation.storage import Folder, parquet_bytes
 from pipelines import select
-from pipelines.publish import read_tables
+from pipelines.publish import write_tables
 from pipelines.settings import Settings
 from pipelines.tables import CLIPS, INPUT
 from tests.support.local_page import local_page
@@ -149,8 +149,7 @@ def write_output(out: Folder, n: int) -> None:
     settings = config.load(Settings, find_config("configs/local.yaml"), given)
     settings.score.decode.prefilter = settings.select.policy
     select.run(settings, out)
-    _, clips = read_tables(settings, out)
-    out.write_table(CLIPS, clips)
+    write_tables(settings, out)
 
 
 def seconds_of(request: Callable[[], Any]) -> float:

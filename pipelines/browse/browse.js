@@ -497,9 +497,10 @@ async function fillRange(item, name, mark) {
   draw();
   item.append(plot);
   const step = Number(((high - low) / 200 || 0.01).toPrecision(1));
+  const unused = el("div", { class: "row" });
   for (const [end, label, what] of [["min", "at least", "minimum"], ["max", "at most", "maximum"]]) {
     if (rule[end] === undefined) {
-      item.append(button(`Add a ${what}`, () => {
+      unused.append(button(`Add a ${what}`, () => {
         state.policy[name] = { ...state.policy[name], [end]: end === "min" ? low : high };
         const next = ruleItem(name);
         item.replaceWith(next);
@@ -525,6 +526,7 @@ async function fillRange(item, name, mark) {
     number.addEventListener("input", () => { if (number.value !== "") slider.value = number.value; set(number.value); });
     item.append(el("div", { class: "end" }, el("span", { "aria-hidden": "true" }, label), slider, number));
   }
+  item.append(unused);
 }
 
 let previewRequest = null, exactTimer = 0;

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks import browse as benchmark
 from curation.storage import Folder
 from pipelines import diff
 from pipelines.browse import __main__ as browse
@@ -458,3 +459,11 @@ def test_missing_package_is_named_with_the_command_that_installs_it(out):
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("PlanError: uvicorn is not installed\n  fix: pip install")
+
+
+def test_benchmark_of_the_page_runs_on_a_small_output(tmp_path, capsys):
+    benchmark.main(200, str(tmp_path / "out"))
+    printed = capsys.readouterr().out
+    assert "200 clips, " in printed
+    assert "'kept': " in printed
+    assert "threshold, exact, again: " in printed
