@@ -121,9 +121,9 @@ def _without_copies(videos: pa.Table, copies: pa.Table) -> pa.Table:
 
 def read_videos(out: Folder, columns: list[str]) -> pa.Table:
     """All rows of `stream_videos`, in order of video, which fit in memory by assumption."""
-    return pa.concat_tables(
-        [videos_ledger(out).empty(columns), *stream_videos(out, columns)], promote_options="default"
-    ).sort_by("video")
+    empty = videos_ledger(out).empty([*dict.fromkeys(("video", *columns))])
+    tables = [empty, *stream_videos(out, columns)]
+    return pa.concat_tables(tables, promote_options="default").sort_by("video")
 
 
 def read_not_decoded(out: Folder, columns: list[str]) -> pa.Table:
