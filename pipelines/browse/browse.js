@@ -7,23 +7,46 @@ const RUN_INTERVAL_MS = 15000;
 const SPEEDS = [1, 2, 4];
 const KEYS = {
   browse: [
-    ["j  k", "next, previous clip"], ["Space", "play, pause"], ["1 … 5", "jump to a segment"],
-    [", .", "slower, faster"], ["f", "flag, or withdraw the flag"], ["e", "edit the captions"],
-    ["Ctrl Enter", "save"], ["Esc", "cancel, or back to the list"], ["/", "search"],
-    ["c  p", "clips, policy"], ["?", "these keys"],
+    ["j  k", "next, previous clip"],
+    ["Space", "play, pause"],
+    ["1 … 5", "jump to a segment"],
+    [", .", "slower, faster"],
+    ["f", "flag, or withdraw the flag"],
+    ["e", "edit the captions"],
+    ["Ctrl Enter", "save"],
+    ["Esc", "cancel, or back to the list"],
+    ["/", "search"],
+    ["c  p", "clips, policy"],
+    ["?", "these keys"],
   ],
   audit: [
-    ["g", "good"], ["b", "bad"], ["u", "remove the mark"], ["j  k", "next, previous clip"],
-    ["Space", "play, pause"], ["1 … 5", "jump to a segment"], [", .", "slower, faster"],
-    ["r", "results"], ["?", "these keys"],
+    ["g", "good"],
+    ["b", "bad"],
+    ["u", "remove the mark"],
+    ["j  k", "next, previous clip"],
+    ["Space", "play, pause"],
+    ["1 … 5", "jump to a segment"],
+    [", .", "slower, faster"],
+    ["r", "results"],
+    ["?", "these keys"],
   ],
 };
 
 const $ = (id) => document.getElementById(id);
 const state = {
-  info: null, view: "clips", query: { sort: "clip_id", descending: false, ranges: {} }, offset: 0,
-  total: 0, rows: [], chosen: null, clip: null, editing: false, policy: {}, previewed: null,
-  audit: { clips: [], at: 0 }, speed: 1,
+  info: null,
+  view: "clips",
+  query: { sort: "clip_id", descending: false, ranges: {} },
+  offset: 0,
+  total: 0,
+  rows: [],
+  chosen: null,
+  clip: null,
+  editing: false,
+  policy: {},
+  previewed: null,
+  audit: { clips: [], at: 0 },
+  speed: 1,
 };
 
 // ---- building elements ----
@@ -48,8 +71,12 @@ function svg(tag, attributes, ...children) {
 }
 
 const button = (text, action, more = {}, key = null) =>
-  el("button", { type: "button", onclick: action, "aria-keyshortcuts": key, ...more }, text,
-    key ? el("kbd", { "aria-hidden": "true" }, key) : null);
+  el(
+    "button",
+    { type: "button", onclick: action, "aria-keyshortcuts": key, ...more },
+    text,
+    key ? el("kbd", { "aria-hidden": "true" }, key) : null,
+  );
 const options = (select, pairs, chosen) => {
   select.replaceChildren(...pairs.map(([value, text]) => el("option", { value }, text)));
   select.value = chosen ?? pairs[0]?.[0] ?? "";
@@ -57,7 +84,12 @@ const options = (select, pairs, chosen) => {
 const thousands = (n) => n.toLocaleString("en").replaceAll(",", "\u2009");
 const seconds = (s) => `${s.toFixed(1)} s`;
 const fileName = (video) => video.split("/").pop() || video;
-const hoursText = (h) => (h >= 1 ? `${h.toFixed(1)} h` : h >= 1 / 60 ? `${(h * 60).toFixed(1)} min` : `${(h * 3600).toFixed(0)} s`);
+const hoursText = (h) =>
+  h >= 1
+    ? `${h.toFixed(1)} h`
+    : h >= 1 / 60
+      ? `${(h * 60).toFixed(1)} min`
+      : `${(h * 3600).toFixed(0)} s`;
 
 function valueText(value) {
   if (value === null || value === undefined) return "–";
@@ -78,7 +110,9 @@ let toastTimer = 0;
 function toast(text) {
   $("status").textContent = text;
   clearTimeout(toastTimer);
-  toastTimer = setTimeout(() => { $("status").textContent = ""; }, 4000);
+  toastTimer = setTimeout(() => {
+    $("status").textContent = "";
+  }, 4000);
 }
 
 function showError(error) {
@@ -133,7 +167,8 @@ async function checkRun() {
   const found = await ask("/api/run").catch(() => ({ running: null }));
   $("banner").hidden = !found.running;
   $("banner").textContent = found.running
-    ? `A run is writing to this output: flags, captions and marks can't be saved until it ends. ${found.running}` : "";
+    ? `A run is writing to this output: reviews can't be saved until it ends. ${found.running}`
+    : "";
 }
 
 async function saveReview(review, done) {
@@ -153,7 +188,8 @@ async function saveReview(review, done) {
 
 function show(view) {
   state.view = view;
-  for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== `view-${view}`;
+  for (const section of document.querySelectorAll("main > section"))
+    section.hidden = section.id !== `view-${view}`;
   for (const tab of document.querySelectorAll("nav [data-view]")) {
     if (tab.dataset.view === view) tab.setAttribute("aria-current", "page");
     else tab.removeAttribute("aria-current");
@@ -173,8 +209,14 @@ function fillFilters() {
   options($("filter-status"), [["", "all"], ...counted(Object.entries(info.statuses))], "");
   const rules = Object.entries(info.rules).sort((a, b) => b[1] - a[1]);
   options($("filter-rule"), [["", "any"], ...rules.map(([name]) => [name, name])], "");
-  options($("sort"), info.sorted_by.map((name) => [name, name]), "clip_id");
-  const measured = info.scores.filter((score) => score.measured).map((score) => [score.name, score.name]);
+  options(
+    $("sort"),
+    info.sorted_by.map((name) => [name, name]),
+    "clip_id",
+  );
+  const measured = info.scores
+    .filter((score) => score.measured)
+    .map((score) => [score.name, score.name]);
   options($("range-score"), measured);
 }
 
@@ -193,59 +235,127 @@ function readFilters() {
 function drawChips() {
   const query = state.query;
   const chips = Object.entries(query.ranges).map(([name, [low, high]]) => {
-    const text = `${name} ${ruleText({ ...(low !== null && { min: low }), ...(high !== null && { max: high }) })}`;
-    return [text, () => { delete query.ranges[name]; }];
+    const rule = { ...(low !== null && { min: low }), ...(high !== null && { max: high }) };
+    const text = `${name} ${ruleText(rule)}`;
+    return [
+      text,
+      () => {
+        delete query.ranges[name];
+      },
+    ];
   });
-  if (query.preview) chips.push([`${query.preview.change} by the policy`, () => { delete query.preview; }]);
-  if (query.change) chips.push([`${query.change} against the other output`, () => { delete query.change; }]);
-  $("chips").replaceChildren(...chips.map(([text, remove]) =>
-    el("li", {}, button(`${text}  ×`, () => { remove(); drawChips(); loadClips(0); }, { "aria-label": `Remove the filter ${text}` }))));
+  if (query.preview)
+    chips.push([
+      `${query.preview.change} by the policy`,
+      () => {
+        delete query.preview;
+      },
+    ]);
+  if (query.change)
+    chips.push([
+      `${query.change} against the other output`,
+      () => {
+        delete query.change;
+      },
+    ]);
+  $("chips").replaceChildren(
+    ...chips.map(([text, remove]) =>
+      el(
+        "li",
+        {},
+        button(
+          `${text}  ×`,
+          () => {
+            remove();
+            drawChips();
+            loadClips(0);
+          },
+          { "aria-label": `Remove the filter ${text}` },
+        ),
+      ),
+    ),
+  );
 }
 
 let listRequest = null;
 async function loadClips(offset, choose = true) {
   listRequest?.abort();
   listRequest = new AbortController();
-  const found = await guarded(() => ask("/api/clips", { ...state.query, offset, limit: PAGE_CLIPS }, listRequest.signal));
+  const found = await guarded(() =>
+    ask("/api/clips", { ...state.query, offset, limit: PAGE_CLIPS }, listRequest.signal),
+  );
   if (!found) return;
   Object.assign(state, { offset, total: found.total, rows: found.rows });
   drawList();
-  if (choose && state.rows.length && !state.rows.some((row) => row.clip_id === state.chosen)) choose_(0, false);
-  if (!state.rows.length) $("clip").replaceChildren(el("p", { class: "empty" }, "No clip passes these filters."));
+  if (choose && state.rows.length && !state.rows.some((row) => row.clip_id === state.chosen))
+    chooseClip(0, false);
+  if (!state.rows.length)
+    $("clip").replaceChildren(el("p", { class: "empty" }, "No clip passes these filters."));
 }
 
-const thumbnail = (row) => (row.has_frame
-  ? el("img", { src: frameUrl(row.clip_id, 0), alt: "", loading: "lazy", width: 160, height: 90 })
-  : el("span", { class: "no-frame" }));
+const thumbnail = (row) =>
+  row.has_frame
+    ? el("img", { src: frameUrl(row.clip_id, 0), alt: "", loading: "lazy", width: 160, height: 90 })
+    : el("span", { class: "no-frame" });
 
 function drawList() {
   const { rows, offset, total } = state;
   const by = state.query.sort;
   const last = offset + rows.length;
-  $("count").textContent = total ? `${thousands(offset + 1)}–${thousands(last)} of ${thousands(total)} clips` : "0 clips";
+  $("count").textContent = total
+    ? `${thousands(offset + 1)}–${thousands(last)} of ${thousands(total)} clips`
+    : "0 clips";
   $("previous").disabled = offset === 0;
   $("next").disabled = last >= total;
-  $("rows").replaceChildren(...rows.map((row, i) => {
-    const isScore = by in row && !["clip_id", "video", "status", "rule", "start_s"].includes(by);
-    const second = row.status === "kept" ? row.caption || "no caption yet" : row.reason || "";
-    const facts = isScore ? `${by} ${valueText(row[by])}` : seconds(row.duration_s);
-    return el("li", {}, el("button", { type: "button", onclick: () => choose_(i, false, true), "aria-current": row.clip_id === state.chosen && "true" },
-      thumbnail(row),
-      el("span", { class: "text" },
-        el("span", { class: "file" }, el("bdi", {}, fileName(row.video)), el("span", { class: `pill ${row.status}` }, row.status)),
-        el("span", { class: "line" }, facts,
-          row.flag !== null ? el("span", { class: "flag" }, " · flagged") : null, row.is_corrected ? " · corrected" : null),
-        el("span", { class: "line" }, el("bdi", { dir: "auto" }, second)))));
-  }));
+  $("rows").replaceChildren(
+    ...rows.map((row, i) => {
+      const isScore = by in row && !["clip_id", "video", "status", "rule", "start_s"].includes(by);
+      const second = row.status === "kept" ? row.caption || "no caption yet" : row.reason || "";
+      const facts = isScore ? `${by} ${valueText(row[by])}` : seconds(row.duration_s);
+      return el(
+        "li",
+        {},
+        el(
+          "button",
+          {
+            type: "button",
+            onclick: () => chooseClip(i, false, true),
+            "aria-current": row.clip_id === state.chosen && "true",
+          },
+          thumbnail(row),
+          el(
+            "span",
+            { class: "text" },
+            el(
+              "span",
+              { class: "file" },
+              el("bdi", {}, fileName(row.video)),
+              el("span", { class: `pill ${row.status}` }, row.status),
+            ),
+            el(
+              "span",
+              { class: "line" },
+              facts,
+              row.flag !== null ? el("span", { class: "flag" }, " · flagged") : null,
+              row.is_corrected ? " · corrected" : null,
+            ),
+            el("span", { class: "line" }, el("bdi", { dir: "auto" }, second)),
+          ),
+        ),
+      );
+    }),
+  );
 }
 
-async function choose_(i, focus, opens = false) {
+async function chooseClip(i, focus, opens = false) {
   const row = state.rows[i];
   if (!row) return;
   state.chosen = row.clip_id;
   state.editing = false;
   const buttons = [...$("rows").querySelectorAll("button")];
-  buttons.forEach((item, k) => (k === i ? item.setAttribute("aria-current", "true") : item.removeAttribute("aria-current")));
+  buttons.forEach((item, k) =>
+    k === i ? item.setAttribute("aria-current", "true") : item.removeAttribute("aria-current"),
+  );
   buttons[i]?.scrollIntoView({ block: "nearest" });
   if (focus) buttons[i]?.focus({ preventScroll: true });
   if (opens) document.body.classList.add("shows-clip");
@@ -259,11 +369,15 @@ async function choose_(i, focus, opens = false) {
 async function step(by) {
   if (state.view === "audit") return goTo(state.audit.at + by);
   const at = state.rows.findIndex((row) => row.clip_id === state.chosen) + by;
-  if (at >= 0 && at < state.rows.length) return choose_(at, document.activeElement?.closest("#rows") !== null || document.activeElement === document.body);
+  if (at >= 0 && at < state.rows.length)
+    return chooseClip(
+      at,
+      document.activeElement?.closest("#rows") !== null || document.activeElement === document.body,
+    );
   const offset = state.offset + by * PAGE_CLIPS;
   if (offset < 0 || offset >= state.total) return null;
   await loadClips(offset, false);
-  return choose_(by > 0 ? 0 : state.rows.length - 1, true);
+  return chooseClip(by > 0 ? 0 : state.rows.length - 1, true);
 }
 
 // ---- one clip ----
@@ -272,21 +386,34 @@ function player(clip) {
   if (clip.media.error) return el("div", { class: "player" }, el("p", {}, clip.media.error));
   const start = clip.media.start_s;
   const isAudit = state.view === "audit"; // the controls would show the length of the source
-  const video = el("video", { controls: !isAudit, preload: "metadata", playsinline: true, "aria-label": "The clip" });
+  const video = el("video", {
+    controls: !isAudit,
+    preload: "metadata",
+    playsinline: true,
+    "aria-label": "The clip",
+  });
   video.muted = isAudit;
   if (isAudit) video.addEventListener("click", togglePlay);
-  video.src = withToken(`/media/${encodeURIComponent(clip.clip_id)}`) + (start ? `#t=${start}` : "");
+  video.src =
+    withToken(`/media/${encodeURIComponent(clip.clip_id)}`) + (start ? `#t=${start}` : "");
   video.playbackRate = state.speed;
   const note = el("p", { hidden: true });
   video.addEventListener("error", () => {
     note.hidden = false;
-    note.textContent = "This browser can't play the video's codec; the key frames below are of the clip.";
+    note.textContent =
+      "This browser can't play the video's codec; the key frames below are of the clip.";
   });
-  video.addEventListener("loadedmetadata", () => { video.playbackRate = state.speed; if (start) video.currentTime = start; });
+  video.addEventListener("loadedmetadata", () => {
+    video.playbackRate = state.speed;
+    if (start) video.currentTime = start;
+  });
   video.addEventListener("timeupdate", () => {
     const at = video.currentTime - start;
     drawTime(clip, at);
-    if (at >= clip.media.length_s && !video.paused && !video.ended) { video.pause(); video.currentTime = start; }
+    if (at >= clip.media.length_s && !video.paused && !video.ended) {
+      video.pause();
+      video.currentTime = start;
+    }
   });
   return el("div", { class: "player" }, video, note);
 }
@@ -315,39 +442,120 @@ function timeLine(clip, textOf) {
   const items = clip.segments.map((segment, i) => {
     const span = `${segment.start_s.toFixed(1)} to ${segment.end_s.toFixed(1)} s`;
     const image = segment.has_frame
-      ? el("img", { src: frameUrl(clip.clip_id, i), alt: `Key frame of segment ${i + 1}`, width: 320, height: 180 })
+      ? el("img", {
+          src: frameUrl(clip.clip_id, i),
+          alt: `Key frame of segment ${i + 1}`,
+          width: 320,
+          height: 180,
+        })
       : el("span", { class: "no-frame" });
-    return el("li", {}, el("button", { type: "button", "data-segment": i, onclick: () => jump(i), "aria-label": `Play segment ${i + 1}, ${span}` },
-      image, el("span", { class: "time" }, span)), textOf(i));
+    return el(
+      "li",
+      {},
+      el(
+        "button",
+        {
+          type: "button",
+          "data-segment": i,
+          onclick: () => jump(i),
+          "aria-label": `Play segment ${i + 1}, ${span}`,
+        },
+        image,
+        el("span", { class: "time" }, span),
+      ),
+      textOf(i),
+    );
   });
-  return el("div", { class: "line-of-time" },
-    el("div", { class: "playhead", "aria-hidden": "true" }, el("span")), el("ol", { class: "segments" }, ...items));
+  return el(
+    "div",
+    { class: "line-of-time" },
+    el("div", { class: "playhead", "aria-hidden": "true" }, el("span")),
+    el("ol", { class: "segments" }, ...items),
+  );
 }
 
 function drawClip() {
   const clip = state.clip;
   const row = state.rows.find((one) => one.clip_id === clip.clip_id);
   const hasText = clip.captions.length > 0;
-  const where = [`${clip.start_s.toFixed(2)} to ${clip.end_s.toFixed(2)} s`, `${clip.width} × ${clip.height}`, `${valueText(clip.fps)} fps`, clip.split, clip.shard];
-  const text = (i) => (hasText && clip.captions[i] ? el("p", {}, el("bdi", { dir: "auto" }, clip.captions[i])) : null);
+  const where = [
+    `${clip.start_s.toFixed(2)} to ${clip.end_s.toFixed(2)} s`,
+    `${clip.width} × ${clip.height}`,
+    `${valueText(clip.fps)} fps`,
+    clip.split,
+    clip.shard,
+  ];
+  const text = (i) =>
+    hasText && clip.captions[i] ? el("p", {}, el("bdi", { dir: "auto" }, clip.captions[i])) : null;
   const reasons = clip.reasons.map((reason) => el("li", {}, `✕ ${reason}`));
-  const reason = el("input", { id: "flag-reason", placeholder: "reason, if you like", maxlength: 200, "aria-label": "Reason of the flag", value: clip.flag?.value || "" });
+  const reason = el("input", {
+    id: "flag-reason",
+    placeholder: "reason, if you like",
+    maxlength: 200,
+    "aria-label": "Reason of the flag",
+    value: clip.flag?.value || "",
+  });
   reason.value = clip.flag?.value || "";
-  reason.addEventListener("keydown", (event) => { if (event.key === "Enter") flag(true); });
+  reason.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") flag(true);
+  });
   const parts = [
-    button("‹ List", () => { document.body.classList.remove("shows-clip"); }, { class: "back" }),
-    el("header", { class: "clip-head" }, el("h2", {}, el("bdi", {}, fileName(clip.video))),
+    button(
+      "‹ List",
+      () => {
+        document.body.classList.remove("shows-clip");
+      },
+      { class: "back" },
+    ),
+    el(
+      "header",
+      { class: "clip-head" },
+      el("h2", {}, el("bdi", {}, fileName(clip.video))),
       el("span", { class: `pill ${clip.status}` }, clip.status),
-      el("p", { class: "quiet" }, where.filter(Boolean).join(" · "), " · ", el("code", {}, clip.clip_id))),
-    reasons.length ? el("ul", { class: "reasons", "aria-label": "Reasons against it" }, ...reasons) : null,
+      el(
+        "p",
+        { class: "quiet" },
+        where.filter(Boolean).join(" · "),
+        " · ",
+        el("code", {}, clip.clip_id),
+      ),
+    ),
+    reasons.length
+      ? el("ul", { class: "reasons", "aria-label": "Reasons against it" }, ...reasons)
+      : null,
     player(clip),
-    state.editing ? captionForm(clip) : el("div", { class: hasText ? "" : "without-text" }, timeLine(clip, text)),
-    state.editing ? null : el("p", { class: "caption" }, clip.captioner ? el("span", { class: "pill plain" }, clip.captioner) : null,
-      clip.caption ? " " : null, el("bdi", { dir: "auto" }, clip.caption || (hasText ? "" : "This clip has no captions."))),
-    state.editing ? null : el("div", { class: "actions" },
-      button(clip.flag ? "Withdraw the flag" : "Flag", () => flag(!state.clip.flag), { id: "flag", "aria-pressed": String(Boolean(clip.flag)) }, "f"),
-      clip.flag && clip.flag.reviewer ? el("span", { class: "flag" }, `flagged by ${clip.flag.reviewer}${clip.flag.value ? `: ${clip.flag.value}` : ""}`) : reason,
-      hasText ? button("Edit the captions", edit, { id: "edit" }, "e") : null),
+    state.editing
+      ? captionForm(clip)
+      : el("div", { class: hasText ? "" : "without-text" }, timeLine(clip, text)),
+    state.editing
+      ? null
+      : el(
+          "p",
+          { class: "caption" },
+          clip.captioner ? el("span", { class: "pill plain" }, clip.captioner) : null,
+          clip.caption ? " " : null,
+          el("bdi", { dir: "auto" }, clip.caption || (hasText ? "" : "This clip has no captions.")),
+        ),
+    state.editing
+      ? null
+      : el(
+          "div",
+          { class: "actions" },
+          button(
+            clip.flag ? "Withdraw the flag" : "Flag",
+            () => flag(!state.clip.flag),
+            { id: "flag", "aria-pressed": String(Boolean(clip.flag)) },
+            "f",
+          ),
+          clip.flag && clip.flag.reviewer
+            ? el(
+                "span",
+                { class: "flag" },
+                `flagged by ${clip.flag.reviewer}${clip.flag.value ? `: ${clip.flag.value}` : ""}`,
+              )
+            : reason,
+          hasText ? button("Edit the captions", edit, { id: "edit" }, "e") : null,
+        ),
     clip.other !== undefined ? otherClip(clip) : null,
     scoreList(clip),
   ];
@@ -358,31 +566,87 @@ function drawClip() {
 
 function scoreList(clip) {
   const policy = state.info.policy;
-  const failing = new Set(clip.reasons.map((text) => (/^\S+ s [<>]/.test(text) ? "duration_s" : text.split(" ")[0])));
-  const line = (score) => el("div", { class: failing.has(score.name) ? "fails" : "" },
-    el("dt", {}, score.name), el("dd", {}, score.value === null ? el("span", { title: score.why || "" }, "not measured") : valueText(score.value)),
-    el("dd", { class: "range" }, ruleText(policy[score.name])));
+  const failing = new Set(
+    clip.reasons.map((text) => (/^\S+ s [<>]/.test(text) ? "duration_s" : text.split(" ")[0])),
+  );
+  const line = (score) =>
+    el(
+      "div",
+      { class: failing.has(score.name) ? "fails" : "" },
+      el("dt", {}, score.name),
+      el(
+        "dd",
+        {},
+        score.value === null
+          ? el("span", { title: score.why || "" }, "not measured")
+          : valueText(score.value),
+      ),
+      el("dd", { class: "range" }, ruleText(policy[score.name])),
+    );
   const within = clip.scores.filter((score) => policy[score.name]);
   const others = clip.scores.filter((score) => !policy[score.name]);
-  return el("div", {}, el("h3", {}, "Scores and the policy's ranges"), el("dl", { class: "scores" }, ...within.map(line)),
-    el("details", {}, el("summary", {}, "Scores that are in no rule"), el("dl", { class: "scores" }, ...others.map(line))));
+  return el(
+    "div",
+    {},
+    el("h3", {}, "Scores and the policy's ranges"),
+    el("dl", { class: "scores" }, ...within.map(line)),
+    el(
+      "details",
+      {},
+      el("summary", {}, "Scores that are in no rule"),
+      el("dl", { class: "scores" }, ...others.map(line)),
+    ),
+  );
 }
 
 function otherClip(clip) {
   const other = clip.other;
-  if (!other) return el("div", { class: "other" }, el("h3", {}, "In the other output"), el("p", {}, "It has no such clip."));
-  const equal = other.caption === clip.caption && JSON.stringify(other.captions) === JSON.stringify(clip.captions);
-  return el("div", { class: "other" },
-    el("h3", {}, "In the other output ", el("span", { class: `pill ${other.status}` }, other.status), other.rule ? ` ${other.rule}` : ""),
-    equal ? el("p", { class: "quiet" }, "The same captions.") : el("p", {}, el("bdi", { dir: "auto" }, other.caption || "no captions")),
-    equal ? null : el("ol", {}, ...other.captions.map((text) => el("li", { class: "quiet" }, el("bdi", { dir: "auto" }, text)))));
+  if (!other)
+    return el(
+      "div",
+      { class: "other" },
+      el("h3", {}, "In the other output"),
+      el("p", {}, "It has no such clip."),
+    );
+  const equal =
+    other.caption === clip.caption &&
+    JSON.stringify(other.captions) === JSON.stringify(clip.captions);
+  return el(
+    "div",
+    { class: "other" },
+    el(
+      "h3",
+      {},
+      "In the other output ",
+      el("span", { class: `pill ${other.status}` }, other.status),
+      other.rule ? ` ${other.rule}` : "",
+    ),
+    equal
+      ? el("p", { class: "quiet" }, "The same captions.")
+      : el("p", {}, el("bdi", { dir: "auto" }, other.caption || "no captions")),
+    equal
+      ? null
+      : el(
+          "ol",
+          {},
+          ...other.captions.map((text) =>
+            el("li", { class: "quiet" }, el("bdi", { dir: "auto" }, text)),
+          ),
+        ),
+  );
 }
 
 async function flag(on) {
   const clip = state.clip;
   if (!clip || state.view !== "clips") return;
   const value = on ? ($("flag-reason")?.value.trim() ?? "") : null;
-  if (!(await saveReview({ clip_id: clip.clip_id, kind: "flag", value }, on ? "Flag saved" : "Flag withdrawn"))) return;
+  if (
+    !(await saveReview(
+      { clip_id: clip.clip_id, kind: "flag", value },
+      on ? "Flag saved" : "Flag withdrawn",
+    ))
+  )
+    return;
   clip.flag = on ? { value, reviewer: $("reviewer").value.trim() } : null;
   redraw(clip);
   $("flag")?.focus();
@@ -392,7 +656,16 @@ function redraw(clip) {
   const video = $("clip").querySelector("video");
   const at = video?.currentTime;
   drawClip();
-  if (at) $("clip").querySelector("video")?.addEventListener("loadedmetadata", (event) => { event.target.currentTime = at; }, { once: true });
+  if (at)
+    $("clip")
+      .querySelector("video")
+      ?.addEventListener(
+        "loadedmetadata",
+        (event) => {
+          event.target.currentTime = at;
+        },
+        { once: true },
+      );
   const row = state.rows.find((one) => one.clip_id === clip.clip_id);
   if (row) Object.assign(row, { is_corrected: clip.is_corrected, caption: clip.caption });
   drawList();
@@ -413,23 +686,60 @@ function stopEditing() {
 
 function captionForm(clip) {
   const area = (i, text, label) => {
-    const node = el("textarea", { id: `edit-${i}`, "aria-label": label, maxlength: 4000, dir: "auto" });
+    const node = el("textarea", {
+      id: `edit-${i}`,
+      "aria-label": label,
+      maxlength: 4000,
+      dir: "auto",
+    });
     node.value = text;
     return node;
   };
-  return el("form", { class: "edit line-of-time", onsubmit: (event) => { event.preventDefault(); saveCaptions(); } },
+  return el(
+    "form",
+    {
+      class: "edit line-of-time",
+      onsubmit: (event) => {
+        event.preventDefault();
+        saveCaptions();
+      },
+    },
     timeLine(clip, (i) => area(i, clip.captions[i] ?? "", `Sub-caption ${i + 1}`)),
-    el("label", {}, "Caption of the whole clip", area("all", clip.caption ?? "", "Caption of the whole clip")),
-    el("div", { class: "actions" }, el("button", { class: "primary" }, "Save ", el("kbd", { "aria-hidden": "true" }, "Ctrl Enter")),
-      button("Cancel", stopEditing, {}, "Esc"), el("span", { class: "grow" }),
-      clip.is_corrected ? button("Restore the captioner's", () => saveCaptions(true)) : null));
+    el(
+      "label",
+      {},
+      "Caption of the whole clip",
+      area("all", clip.caption ?? "", "Caption of the whole clip"),
+    ),
+    el(
+      "div",
+      { class: "actions" },
+      el(
+        "button",
+        { class: "primary" },
+        "Save ",
+        el("kbd", { "aria-hidden": "true" }, "Ctrl Enter"),
+      ),
+      button("Cancel", stopEditing, {}, "Esc"),
+      el("span", { class: "grow" }),
+      clip.is_corrected ? button("Restore the captioner's", () => saveCaptions(true)) : null,
+    ),
+  );
 }
 
 async function saveCaptions(withdraw = false) {
   const clip = state.clip;
   const captions = clip.captions.map((_, i) => $(`edit-${i}`).value);
-  const review = { clip_id: clip.clip_id, kind: "caption", caption: $("edit-all").value, captions, withdraw };
-  const done = withdraw ? "The captioner's captions are back" : "Captions saved. longtake export writes them to the shards";
+  const review = {
+    clip_id: clip.clip_id,
+    kind: "caption",
+    caption: $("edit-all").value,
+    captions,
+    withdraw,
+  };
+  const done = withdraw
+    ? "The captioner's captions are back"
+    : "Captions saved. longtake export writes them to the shards";
   if (!(await saveReview(review, done))) return;
   const found = await guarded(() => ask(`/api/clips/${encodeURIComponent(clip.clip_id)}`));
   if (!found) return;
@@ -439,13 +749,23 @@ async function saveCaptions(withdraw = false) {
 
 // ---- the policy ----
 
-const inOrder = (rules) => Object.fromEntries(Object.entries(rules).map(([name, rule]) => [name, { ...rule }]));
+const inOrder = (rules) =>
+  Object.fromEntries(Object.entries(rules).map(([name, rule]) => [name, { ...rule }]));
 
 function drawRules() {
   if (!Object.keys(state.policy).length) state.policy = inOrder(state.info.policy);
-  $("rules").replaceChildren(...Object.keys({ ...state.info.policy, ...state.policy }).map(ruleItem));
-  const free = state.info.scores.filter((score) => score.measured && !(score.name in state.policy) && !(score.name in state.info.policy));
-  options($("add-rule"), [["", "choose a score"], ...free.map((score) => [score.name, score.name])], "");
+  $("rules").replaceChildren(
+    ...Object.keys({ ...state.info.policy, ...state.policy }).map(ruleItem),
+  );
+  const free = state.info.scores.filter(
+    (score) =>
+      score.measured && !(score.name in state.policy) && !(score.name in state.info.policy),
+  );
+  options(
+    $("add-rule"),
+    [["", "choose a score"], ...free.map((score) => [score.name, score.name])],
+    "",
+  );
 }
 
 function ruleItem(name) {
@@ -462,9 +782,20 @@ function ruleItem(name) {
     preview();
   });
   item.classList.toggle("off", !on.checked);
-  const mark = () => item.classList.toggle("changed", JSON.stringify(state.policy[name]) !== JSON.stringify(recorded));
+  const mark = () =>
+    item.classList.toggle(
+      "changed",
+      JSON.stringify(state.policy[name]) !== JSON.stringify(recorded),
+    );
   mark();
-  item.append(el("div", { class: "head" }, el("label", {}, on, name), el("span", { class: "quiet" }, recorded ? `now ${ruleText(recorded)}` : "new")));
+  item.append(
+    el(
+      "div",
+      { class: "head" },
+      el("label", {}, on, name),
+      el("span", { class: "quiet" }, recorded ? `now ${ruleText(recorded)}` : "new"),
+    ),
+  );
   if (score?.what) item.append(el("p", { class: "quiet" }, score.what));
   if (on.checked && score && !("is" in rule) && !("in" in rule)) fillRange(item, name, mark);
   return item;
@@ -475,41 +806,73 @@ async function fillRange(item, name, mark) {
   if (!bins || !bins.edges.length) return;
   const rule = state.policy[name];
   const ends = [rule.min, rule.max].filter((value) => value !== undefined);
-  const low = Math.min(bins.edges[0], ...ends), high = Math.max(bins.edges.at(-1), ...ends);
-  const plot = svg("svg", { viewBox: "0 0 200 40", preserveAspectRatio: "none", role: "img", "aria-label": `Histogram of ${name}: kept above, others below` });
+  const low = Math.min(bins.edges[0], ...ends),
+    high = Math.max(bins.edges.at(-1), ...ends);
+  const plot = svg("svg", {
+    viewBox: "0 0 200 40",
+    preserveAspectRatio: "none",
+    role: "img",
+    "aria-label": `Histogram of ${name}: kept above, others below`,
+  });
   const x = (value) => (200 * (Math.min(high, Math.max(low, value)) - low)) / (high - low || 1);
   const draw = () => {
     const most = Math.max(1, ...bins.kept, ...bins.others);
     const bars = bins.edges.slice(0, -1).flatMap((edge, i) => {
-      const at = x(edge), width = Math.max(0.6, x(bins.edges[i + 1]) - at - 0.4);
+      const at = x(edge),
+        width = Math.max(0.6, x(bins.edges[i + 1]) - at - 0.4);
       const bar = (n, kind) => {
         const height = n ? Math.max(1, 19 * Math.sqrt(n / most)) : 0;
-        return svg("rect", { class: kind, x: at, width, height, y: kind === "kept" ? 20 - height : 20 });
+        return svg("rect", {
+          class: kind,
+          x: at,
+          width,
+          height,
+          y: kind === "kept" ? 20 - height : 20,
+        });
       };
       return [bar(bins.kept[i], "kept"), bar(bins.others[i], "others")];
     });
     const { min, max } = state.policy[name] ?? {};
     const outside = [];
-    if (min !== undefined) outside.push(svg("rect", { class: "outside", x: 0, y: 0, width: x(min), height: 40 }));
-    if (max !== undefined) outside.push(svg("rect", { class: "outside", x: x(max), y: 0, width: 200 - x(max), height: 40 }));
+    if (min !== undefined)
+      outside.push(svg("rect", { class: "outside", x: 0, y: 0, width: x(min), height: 40 }));
+    if (max !== undefined)
+      outside.push(
+        svg("rect", { class: "outside", x: x(max), y: 0, width: 200 - x(max), height: 40 }),
+      );
     plot.replaceChildren(...bars, svg("path", { class: "axis", d: "M0 20H200" }), ...outside);
   };
   draw();
   item.append(plot);
   const step = Number(((high - low) / 200 || 0.01).toPrecision(1));
   const unused = el("div", { class: "row" });
-  for (const [end, label, what] of [["min", "at least", "minimum"], ["max", "at most", "maximum"]]) {
+  for (const [end, label, what] of [
+    ["min", "at least", "minimum"],
+    ["max", "at most", "maximum"],
+  ]) {
     if (rule[end] === undefined) {
-      unused.append(button(`Add a ${what}`, () => {
-        state.policy[name] = { ...state.policy[name], [end]: end === "min" ? low : high };
-        const next = ruleItem(name);
-        item.replaceWith(next);
-        preview();
-      }, { class: "add" }));
+      unused.append(
+        button(
+          `Add a ${what}`,
+          () => {
+            state.policy[name] = { ...state.policy[name], [end]: end === "min" ? low : high };
+            const next = ruleItem(name);
+            item.replaceWith(next);
+            preview();
+          },
+          { class: "add" },
+        ),
+      );
       continue;
     }
     const number = el("input", { type: "number", step: "any", "aria-label": `${name} ${label}` });
-    const slider = el("input", { type: "range", min: low, max: high, step, "aria-label": `${name} ${label}, slider` });
+    const slider = el("input", {
+      type: "range",
+      min: low,
+      max: high,
+      step,
+      "aria-label": `${name} ${label}, slider`,
+    });
     number.value = rule[end];
     slider.value = rule[end];
     const set = (text) => {
@@ -522,16 +885,27 @@ async function fillRange(item, name, mark) {
       mark();
       preview();
     };
-    slider.addEventListener("input", () => { number.value = Number(Number(slider.value).toPrecision(4)); set(number.value); });
-    number.addEventListener("input", () => { if (number.value !== "") slider.value = number.value; set(number.value); });
-    item.append(el("div", { class: "end" }, el("span", { "aria-hidden": "true" }, label), slider, number));
+    slider.addEventListener("input", () => {
+      number.value = Number(Number(slider.value).toPrecision(4));
+      set(number.value);
+    });
+    number.addEventListener("input", () => {
+      if (number.value !== "") slider.value = number.value;
+      set(number.value);
+    });
+    item.append(
+      el("div", { class: "end" }, el("span", { "aria-hidden": "true" }, label), slider, number),
+    );
   }
   item.append(unused);
 }
 
-let previewRequest = null, exactTimer = 0;
+let previewRequest = null,
+  exactTimer = 0;
 function previewQuery() {
-  const policy = Object.fromEntries(Object.entries(state.policy).filter(([, rule]) => Object.keys(rule).length));
+  const policy = Object.fromEntries(
+    Object.entries(state.policy).filter(([, rule]) => Object.keys(rule).length),
+  );
   return { policy, reject_flagged: $("reject-flagged").checked };
 }
 
@@ -541,7 +915,8 @@ function note(text) {
 }
 
 let soon = 0;
-function preview() { // a moved slider sends many events
+function preview() {
+  // a moved slider sends many events
   clearTimeout(soon);
   soon = setTimeout(sendPreview, 60);
 }
@@ -575,35 +950,71 @@ function drawFunnel(found) {
   const total = found.funnel.find((row) => row.status === "all");
   const kept = found.funnel.find((row) => row.status === "kept");
   const figure = (name, value) => el("div", {}, el("dt", {}, name), el("dd", {}, value));
-  $("figures").replaceChildren(figure("clips kept", thousands(kept.count)), figure("before", thousands(found.kept_before)),
-    figure("of video kept", hoursText(kept.hours)), figure("of all clips", total.count ? `${((100 * kept.count) / total.count).toFixed(1)} %` : "–"));
-  $("changes").replaceChildren(...["gained", "lost"].map((change) => {
-    const { clips, hours } = found[change];
-    return button(`${clips ? "Show " : ""}${thousands(clips)} ${change}${clips ? `, ${hoursText(hours)}` : ""}`, () => showChange(change), { disabled: clips === 0 });
-  }));
+  $("figures").replaceChildren(
+    figure("clips kept", thousands(kept.count)),
+    figure("before", thousands(found.kept_before)),
+    figure("of video kept", hoursText(kept.hours)),
+    figure(
+      "of all clips",
+      total.count ? `${((100 * kept.count) / total.count).toFixed(1)} %` : "–",
+    ),
+  );
+  $("changes").replaceChildren(
+    ...["gained", "lost"].map((change) => {
+      const { clips, hours } = found[change];
+      const text = `${thousands(clips)} ${change}`;
+      const label = clips ? `Show ${text}, ${hoursText(hours)}` : text;
+      return button(label, () => showChange(change), { disabled: clips === 0 });
+    }),
+  );
   let left = total.count;
   const percent = 100 / Math.max(1, total.count);
-  const line = (label, row, kind, start, width) => el("tr", { class: kind },
-    el("th", { scope: "row" }, label),
-    el("td", { class: "picture" }, svg("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
-      svg("rect", { class: "track", width: 100, height: 10 }), svg("rect", { class: "remaining", width: start, height: 10 }),
-      svg("rect", { class: kind === "kept" || kind === "all" ? "kept" : "others", x: start, width, height: 10 }))),
-    el("td", { class: "num" }, thousands(row.count)),
-    el("td", { class: "num quiet" }, thousands(state.previewed[key(row)] ?? 0)),
-    el("td", { class: "num quiet" }, row.reason ? thousands(row.any) : ""));
+  const line = (label, row, kind, start, width) =>
+    el(
+      "tr",
+      { class: kind },
+      el("th", { scope: "row" }, label),
+      el(
+        "td",
+        { class: "picture" },
+        svg(
+          "svg",
+          { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
+          svg("rect", { class: "track", width: 100, height: 10 }),
+          svg("rect", { class: "remaining", width: start, height: 10 }),
+          svg("rect", {
+            class: kind === "kept" || kind === "all" ? "kept" : "others",
+            x: start,
+            width,
+            height: 10,
+          }),
+        ),
+      ),
+      el("td", { class: "num" }, thousands(row.count)),
+      el("td", { class: "num quiet" }, thousands(state.previewed[key(row)] ?? 0)),
+      el("td", { class: "num quiet" }, row.reason ? thousands(row.any) : ""),
+    );
   const body = [line("all", total, "all", 0, 100)];
   for (const row of found.funnel.filter((one) => one.reason)) {
     left -= row.count;
-    if (row.count || row.any) body.push(line(row.reason, row, "lost", left * percent, row.count * percent));
+    if (row.count || row.any)
+      body.push(line(row.reason, row, "lost", left * percent, row.count * percent));
   }
   body.push(line("kept", kept, "kept", 0, kept.count * percent));
   $("funnel").replaceChildren(...body);
   $("command").hidden = !found.settings.length;
-  $("command").querySelector("pre").textContent = ["longtake select output=OUT", ...found.settings].join(" \\\n  ").replace("OUT", state.info.name);
+  $("command").querySelector("pre").textContent = ["longtake select output=OUT", ...found.settings]
+    .join(" \\\n  ")
+    .replace("OUT", state.info.name);
 }
 
 function showChange(change) {
-  state.query = { sort: state.query.sort, descending: state.query.descending, ranges: {}, preview: { change, ...previewQuery() } };
+  state.query = {
+    sort: state.query.sort,
+    descending: state.query.descending,
+    ranges: {},
+    preview: { change, ...previewQuery() },
+  };
   for (const id of ["text", "filter-status", "filter-rule"]) $(id).value = "";
   drawChips();
   show("clips");
@@ -624,17 +1035,77 @@ function drawComparison() {
   const other = state.info.other;
   const [before, after] = other.kept;
   const table = (change) => {
-    const rows = other.changes[change].map((one) => el("tr", {}, el("th", { scope: "row" }, one.rule), el("td", { class: "num" }, thousands(one.clips)), el("td", { class: "num" }, hoursText(one.hours))));
-    return el("section", {}, el("h2", {}, change === "gained" ? `Gained: ${thousands(other.counts.gained)} kept here alone` : `Lost: ${thousands(other.counts.lost)} kept there alone`),
-      rows.length ? el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "by the rule of the other selection"), el("th", { scope: "col", class: "num" }, "Clips"), el("th", { scope: "col", class: "num" }, "Length"))), el("tbody", {}, ...rows)) : null,
-      other.counts[change] ? button("Show them", () => filterChange(change)) : null);
+    const rows = other.changes[change].map((one) =>
+      el(
+        "tr",
+        {},
+        el("th", { scope: "row" }, one.rule),
+        el("td", { class: "num" }, thousands(one.clips)),
+        el("td", { class: "num" }, hoursText(one.hours)),
+      ),
+    );
+    return el(
+      "section",
+      {},
+      el(
+        "h2",
+        {},
+        change === "gained"
+          ? `Gained: ${thousands(other.counts.gained)} kept here alone`
+          : `Lost: ${thousands(other.counts.lost)} kept there alone`,
+      ),
+      rows.length
+        ? el(
+            "table",
+            {},
+            el(
+              "thead",
+              {},
+              el(
+                "tr",
+                {},
+                el("th", { scope: "col" }, "by the rule of the other selection"),
+                el("th", { scope: "col", class: "num" }, "Clips"),
+                el("th", { scope: "col", class: "num" }, "Length"),
+              ),
+            ),
+            el("tbody", {}, ...rows),
+          )
+        : null,
+      other.counts[change] ? button("Show them", () => filterChange(change)) : null,
+    );
   };
   $("view-compare").replaceChildren(
-    el("header", {}, el("h2", {}, "This output against the other"), el("p", { class: "quiet" }, other.name)),
-    el("dl", { class: "figures" }, el("div", {}, el("dt", {}, "kept there"), el("dd", {}, thousands(before))), el("div", {}, el("dt", {}, "kept here"), el("dd", {}, thousands(after))),
-      el("div", {}, el("dt", {}, "captions differ"), el("dd", {}, thousands(other.counts.captions)))),
-    table("gained"), table("lost"),
-    ...(other.counts.captions ? [el("section", {}, button("Show the clips with other captions", () => filterChange("captions")))] : []));
+    el(
+      "header",
+      {},
+      el("h2", {}, "This output against the other"),
+      el("p", { class: "quiet" }, other.name),
+    ),
+    el(
+      "dl",
+      { class: "figures" },
+      el("div", {}, el("dt", {}, "kept there"), el("dd", {}, thousands(before))),
+      el("div", {}, el("dt", {}, "kept here"), el("dd", {}, thousands(after))),
+      el(
+        "div",
+        {},
+        el("dt", {}, "captions differ"),
+        el("dd", {}, thousands(other.counts.captions)),
+      ),
+    ),
+    table("gained"),
+    table("lost"),
+    ...(other.counts.captions
+      ? [
+          el(
+            "section",
+            {},
+            button("Show the clips with other captions", () => filterChange("captions")),
+          ),
+        ]
+      : []),
+  );
 }
 
 function filterChange(change) {
@@ -647,7 +1118,9 @@ function filterChange(change) {
 // ---- the audit ----
 
 async function loadSample() {
-  const found = await guarded(() => ask(`/api/audit?reviewer=${encodeURIComponent($("reviewer").value.trim())}`));
+  const found = await guarded(() =>
+    ask(`/api/audit?reviewer=${encodeURIComponent($("reviewer").value.trim())}`),
+  );
   if (!found) return;
   state.audit.clips = found.clips;
   const open = found.clips.findIndex((clip) => !clip.mark);
@@ -671,20 +1144,48 @@ async function goTo(at) {
   if (!clip || state.audit.at !== at) return;
   state.clip = clip;
   const marks = ["good", "bad"].map((value) =>
-    button(value === "good" ? "Good" : "Bad", () => mark(value), { class: value, id: `mark-${value}`, "aria-pressed": String(one.mark === value) }, value[0]));
+    button(
+      value === "good" ? "Good" : "Bad",
+      () => mark(value),
+      { class: value, id: `mark-${value}`, "aria-pressed": String(one.mark === value) },
+      value[0],
+    ),
+  );
   $("audit-clip").replaceChildren(
-    player(clip), timeLine(clip, () => null),
-    el("div", { class: "actions marks" }, ...marks,
-      button("Remove the mark", () => mark(null), { disabled: !one.mark }, "u"), el("span", { class: "grow" }),
-      button("Previous", () => goTo(at - 1), { disabled: at === 0 }, "k"), button("Next", () => goTo(at + 1), { disabled: at + 1 >= state.audit.clips.length }, "j")),
-    el("p", { class: "quiet" }, `${seconds(clip.duration_s)} · ${clip.width} × ${clip.height} · ${valueText(clip.fps)} fps. Good: you would train on it. Bad: you would not.`));
-  $("audit-clip").querySelector("video")?.play().catch(() => {});
+    player(clip),
+    timeLine(clip, () => null),
+    el(
+      "div",
+      { class: "actions marks" },
+      ...marks,
+      button("Remove the mark", () => mark(null), { disabled: !one.mark }, "u"),
+      el("span", { class: "grow" }),
+      button("Previous", () => goTo(at - 1), { disabled: at === 0 }, "k"),
+      button("Next", () => goTo(at + 1), { disabled: at + 1 >= state.audit.clips.length }, "j"),
+    ),
+    el(
+      "p",
+      { class: "quiet" },
+      `${seconds(clip.duration_s)} · ${clip.width} × ${clip.height} · ${valueText(clip.fps)} fps. `,
+      "Good: you would train on it. Bad: you would not.",
+    ),
+  );
+  $("audit-clip")
+    .querySelector("video")
+    ?.play()
+    .catch(() => {});
 }
 
 async function mark(value) {
   const { clips, at } = state.audit;
   if (state.view !== "audit" || !clips[at]) return;
-  if (!(await saveReview({ clip_id: clips[at].clip_id, kind: "mark", value }, value ? `Marked ${value}` : "Mark removed"))) return;
+  if (
+    !(await saveReview(
+      { clip_id: clips[at].clip_id, kind: "mark", value },
+      value ? `Marked ${value}` : "Mark removed",
+    ))
+  )
+    return;
   clips[at].mark = value;
   const next = clips.findIndex((clip, i) => i > at && !clip.mark);
   if (value && next >= 0) await goTo(next);
@@ -698,24 +1199,102 @@ async function drawResults() {
   const found = await guarded(() => ask("/api/audit/results"));
   if (!found) return;
   const percent = (value) => `${(100 * value).toFixed(1)} %`;
-  const cell = (share) => el("td", {}, share.value === null ? el("span", { class: "quiet" }, "no such clip marked") : percent(share.value), " ",
-    share.value === null ? null : el("small", {}, `${percent(share.low)} to ${percent(share.high)}, ${share.marked} clips`),
-    share.value === null ? null : svg("svg", { class: "interval", viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
-      svg("rect", { x: 100 * share.low, y: 3.5, width: Math.max(0.5, 100 * (share.high - share.low)), height: 3 }),
-      svg("rect", { x: Math.max(0, 100 * share.value - 0.5), y: 1, width: 1, height: 8 })));
-  const row = (name, of, kind) => el("tr", { class: kind }, el("th", { scope: "row" }, name), cell(of.precision), cell(of.recall));
-  const tables = Object.entries(found.reviewers).map(([name, one]) => el("section", {},
-    el("h2", {}, `${name}: ${one.marked} of ${state.audit.clips.length} marked`),
-    el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, ""), el("th", { scope: "col" }, "Precision"), el("th", { scope: "col" }, "Recall"))),
-      el("tbody", {}, row("policy", one, "kept"), ...one.rules.map((rule) => row(rule.rule, rule, "")))),
-    one.unmarked_strata.length ? el("p", { class: "quiet" }, `Left out, as no clip of it is marked: ${one.unmarked_strata.join(", ")}`) : null));
-  const pairs = found.pairs.map((pair) => el("p", {}, `${pair.reviewers.join(" and ")}: ${pair.clips} clips marked by both, ${pair.equal} alike`,
-    pair.kappa === null ? "" : `; Cohen's kappa ${pair.kappa.toFixed(2)} (${pair.low.toFixed(2)} to ${pair.high.toFixed(2)})`));
+  const cell = (share) =>
+    el(
+      "td",
+      {},
+      share.value === null
+        ? el("span", { class: "quiet" }, "no such clip marked")
+        : percent(share.value),
+      " ",
+      share.value === null
+        ? null
+        : el("small", {}, `${percent(share.low)} to ${percent(share.high)}, ${share.marked} clips`),
+      share.value === null
+        ? null
+        : svg(
+            "svg",
+            {
+              class: "interval",
+              viewBox: "0 0 100 10",
+              preserveAspectRatio: "none",
+              "aria-hidden": "true",
+            },
+            svg("rect", {
+              x: 100 * share.low,
+              y: 3.5,
+              width: Math.max(0.5, 100 * (share.high - share.low)),
+              height: 3,
+            }),
+            svg("rect", { x: Math.max(0, 100 * share.value - 0.5), y: 1, width: 1, height: 8 }),
+          ),
+    );
+  const row = (name, of, kind) =>
+    el(
+      "tr",
+      { class: kind },
+      el("th", { scope: "row" }, name),
+      cell(of.precision),
+      cell(of.recall),
+    );
+  const tables = Object.entries(found.reviewers).map(([name, one]) =>
+    el(
+      "section",
+      {},
+      el("h2", {}, `${name}: ${one.marked} of ${state.audit.clips.length} marked`),
+      el(
+        "table",
+        {},
+        el(
+          "thead",
+          {},
+          el(
+            "tr",
+            {},
+            el("th", { scope: "col" }, ""),
+            el("th", { scope: "col" }, "Precision"),
+            el("th", { scope: "col" }, "Recall"),
+          ),
+        ),
+        el(
+          "tbody",
+          {},
+          row("policy", one, "kept"),
+          ...one.rules.map((rule) => row(rule.rule, rule, "")),
+        ),
+      ),
+      one.unmarked_strata.length
+        ? el(
+            "p",
+            { class: "quiet" },
+            `Left out, as no clip of it is marked: ${one.unmarked_strata.join(", ")}`,
+          )
+        : null,
+    ),
+  );
+  const pairs = found.pairs.map((pair) =>
+    el(
+      "p",
+      {},
+      `${pair.reviewers.join(" and ")}: ${pair.clips} clips marked by both, ${pair.equal} alike`,
+      pair.kappa === null ? "" : `; Cohen's kappa ${pair.kappa.toFixed(2)}`,
+      pair.kappa === null ? "" : ` (${pair.low.toFixed(2)} to ${pair.high.toFixed(2)})`,
+    ),
+  );
   $("view-results").replaceChildren(
-    el("p", { class: "quiet" }, "Policy: of the kept clips, those that are good; of the good clips, those that are kept. A rule: of the clips that it rejects, those that are bad; of the bad clips, those that it rejects. The small numbers are 95 % intervals."),
+    el(
+      "p",
+      { class: "quiet" },
+      "Precision of the policy: of the kept clips, the good ones. Recall: of the good clips, ",
+      "the kept ones. Precision of a rule: of the clips that it rejects, the bad ones. Recall: of ",
+      "the bad clips, those that it rejects. The small numbers are 95 % intervals.",
+    ),
     ...(tables.length ? tables : [el("p", {}, "No clip of the sample is marked yet.")]),
     ...(pairs.length ? [el("section", {}, el("h2", {}, "Agreement"), ...pairs)] : []),
-    ...(found.reviewers ? [el("p", { class: "quiet" }, "longtake audit OUT --report prints the same.")] : []));
+    ...(found.reviewers
+      ? [el("p", { class: "quiet" }, "longtake audit OUT --report prints the same.")]
+      : []),
+  );
 }
 
 // ---- keys ----
@@ -733,30 +1312,67 @@ function togglePlay() {
   if (video) video.paused ? video.play().catch(() => {}) : video.pause();
 }
 
-const typing = (node) => node?.closest?.("input:not([type=checkbox], [type=range]), textarea, select");
+const typing = (node) =>
+  node?.closest?.("input:not([type=checkbox], [type=range]), textarea, select");
 
 function onKey(event) {
   if ($("help").open) return;
-  if (state.editing && event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); saveCaptions(); return; }
+  if (state.editing && event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    saveCaptions();
+    return;
+  }
   if (event.key === "Escape") {
     if (state.editing) stopEditing();
     else if (typing(event.target)) event.target.blur();
     else document.body.classList.remove("shows-clip");
     return;
   }
-  if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target) || state.editing) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target) || state.editing)
+    return;
   const isAudit = Boolean(state.info?.audit);
   const actions = {
-    j: () => step(1), k: () => step(-1), ".": () => setSpeed(1), ",": () => setSpeed(-1), "?": () => $("help").showModal(),
+    j: () => step(1),
+    k: () => step(-1),
+    ".": () => setSpeed(1),
+    ",": () => setSpeed(-1),
+    "?": () => $("help").showModal(),
     ...(isAudit
-      ? { g: () => mark("good"), b: () => mark("bad"), u: () => mark(null), r: () => show(state.view === "results" ? "audit" : "results") }
-      : { f: () => flag(!state.clip?.flag), e: edit, c: () => show("clips"), p: () => { show("policy"); }, "/": () => { show("clips"); document.body.classList.remove("shows-clip"); $("text").focus(); } }),
+      ? {
+          g: () => mark("good"),
+          b: () => mark("bad"),
+          u: () => mark(null),
+          r: () => show(state.view === "results" ? "audit" : "results"),
+        }
+      : {
+          f: () => flag(!state.clip?.flag),
+          e: edit,
+          c: () => show("clips"),
+          p: () => {
+            show("policy");
+          },
+          "/": () => {
+            show("clips");
+            document.body.classList.remove("shows-clip");
+            $("text").focus();
+          },
+        }),
   };
   const onControl = event.target.closest?.("button, summary, video, input, a");
-  if (event.key === " " && !onControl) { event.preventDefault(); togglePlay(); return; }
-  if (/^[1-9]$/.test(event.key)) { jump(Number(event.key) - 1); return; }
+  if (event.key === " " && !onControl) {
+    event.preventDefault();
+    togglePlay();
+    return;
+  }
+  if (/^[1-9]$/.test(event.key)) {
+    jump(Number(event.key) - 1);
+    return;
+  }
   const action = actions[event.key];
-  if (action) { event.preventDefault(); action(); }
+  if (action) {
+    event.preventDefault();
+    action();
+  }
 }
 
 // ---- start ----
@@ -764,7 +1380,8 @@ function onKey(event) {
 async function start() {
   document.addEventListener("keydown", onKey);
   $("help-button").addEventListener("click", () => $("help").showModal());
-  for (const tab of document.querySelectorAll("nav [data-view]")) tab.addEventListener("click", () => show(tab.dataset.view));
+  for (const tab of document.querySelectorAll("nav [data-view]"))
+    tab.addEventListener("click", () => show(tab.dataset.view));
   if (!token) {
     showError(new Error("Open the address that the command printed: it holds the token."));
     return;
@@ -776,14 +1393,19 @@ async function start() {
   $("name").title = info.name;
   const isAudit = Boolean(info.audit);
   $("mode").textContent = isAudit ? "audit" : "browse";
-  document.title = `longtake ${$("mode").textContent}: ${fileName(info.name.replace(/[?#].*/, "").replace(/\/$/, ""))}`;
+  const folder = fileName(info.name.replace(/[?#].*/, "").replace(/\/$/, ""));
+  document.title = `longtake ${$("mode").textContent}: ${folder}`;
   $("reviewer").value = localStorage.getItem("reviewer") || info.reviewer;
   $("reviewer").addEventListener("change", () => {
     localStorage.setItem("reviewer", $("reviewer").value.trim());
     if (isAudit) loadSample();
   });
-  $("keys").replaceChildren(...KEYS[isAudit ? "audit" : "browse"].flatMap(([keys, what]) => [
-    el("dt", {}, ...keys.split("  ").map((key) => el("kbd", {}, key))), el("dd", {}, what)]));
+  $("keys").replaceChildren(
+    ...KEYS[isAudit ? "audit" : "browse"].flatMap(([keys, what]) => [
+      el("dt", {}, ...keys.split("  ").map((key) => el("kbd", {}, key))),
+      el("dd", {}, what),
+    ]),
+  );
   $(isAudit ? "audit-views" : "views").hidden = false;
   checkRun();
   setInterval(checkRun, RUN_INTERVAL_MS);
@@ -798,9 +1420,16 @@ async function start() {
   $("reject-flagged").checked = info.reject_flagged;
   fillFilters();
   let typingTimer = 0;
-  $("text").addEventListener("input", () => { clearTimeout(typingTimer); typingTimer = setTimeout(readFilters, 200); });
-  for (const id of ["filter-status", "filter-rule", "sort", "only-flagged", "only-corrected"]) $(id).addEventListener("change", readFilters);
-  $("filters").addEventListener("submit", (event) => { event.preventDefault(); readFilters(); });
+  $("text").addEventListener("input", () => {
+    clearTimeout(typingTimer);
+    typingTimer = setTimeout(readFilters, 200);
+  });
+  for (const id of ["filter-status", "filter-rule", "sort", "only-flagged", "only-corrected"])
+    $(id).addEventListener("change", readFilters);
+  $("filters").addEventListener("submit", (event) => {
+    event.preventDefault();
+    readFilters();
+  });
   $("direction").addEventListener("click", () => {
     state.query.descending = !state.query.descending;
     $("direction").setAttribute("aria-pressed", String(state.query.descending));
@@ -808,8 +1437,11 @@ async function start() {
     loadClips(0);
   });
   $("range-add").addEventListener("click", () => {
-    const ends = ["range-min", "range-max"].map((id) => ($(id).value.trim() === "" ? null : Number($(id).value)));
-    if (ends.every((end) => end === null) || ends.some((end) => Number.isNaN(end))) return toast("Enter a number");
+    const ends = ["range-min", "range-max"].map((id) =>
+      $(id).value.trim() === "" ? null : Number($(id).value),
+    );
+    if (ends.every((end) => end === null) || ends.some((end) => Number.isNaN(end)))
+      return toast("Enter a number");
     state.query.ranges[$("range-score").value] = ends;
     for (const id of ["range-min", "range-max"]) $(id).value = "";
     return readFilters();
@@ -827,7 +1459,9 @@ async function start() {
   show("clips");
   await loadClips(0);
   const first = document.querySelector("#views [data-view=policy]");
-  first.addEventListener("click", () => { if (!$("funnel").children.length) preview(); });
+  first.addEventListener("click", () => {
+    if (!$("funnel").children.length) preview();
+  });
 }
 
 start();
