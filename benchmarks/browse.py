@@ -44,7 +44,7 @@ def synthetic_videos(rng: np.random.Generator, first: int, n: int) -> pa.Table:
     count = n * CLIPS_PER_VIDEO
     clip_type = records.struct(records.CLIP)
     number = first * CLIPS_PER_VIDEO + np.arange(count)
-    ids = [f"{(int(i) * 0x9E3779B97F4A7C15) % 2**64:024x}" for i in number]
+    ids = [f"{(int(i) * 0x9E3779B97F4A7C15) % 2**64:016x}00000000" for i in number]  # as a hash
     known: dict[str, Any] = {
         "clip_id": ids,
         "take": np.zeros(count, np.int32),
