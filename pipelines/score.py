@@ -11,7 +11,9 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -44,6 +46,8 @@ from pipelines.tables import (
 )
 from stages.scorers.models import Models
 
+LISTED = pa.schema([("video", pa.string()), ("bytes", pa.int64()), ("version", pa.string())])
+FILES_PER_PART = 65536  # of the listing that are Python's objects at the same time
 SAMPLE_VIDEOS = 5  # a worker that can read none of them is refused
 # About; of those that fail the prefilter, for the report. A video of 2 Mbit/s has a clip per
 # BYTES_PER_CLIP.
@@ -155,9 +159,13 @@ def _missing_model_scores(
     """The scored videos whose clips lack scores of an enabled model."""
     if not models.enabled_scorers():
         return pa.array([], pa.string())
-    known = rows_of(done["video"], ledger.read(["weights"]), "video")["weights"].to_pylist()
-    missing = [bool(models.missing_scorers({"weights": weights}, versions)) for weights in known]
-    return done["video"].filter(pc.and_(pc.equal(done["status"], "ok"), pa.array(missing)))
+    scored = done["video"].filter(pc.equal(done["status"], "ok")).combine_chunks()
+    found = []
+    for table in ledger.last_batches(["video", "weights"], scored):
+        weights = table["weights"].to_pylist()
+        missing = [bool(models.missing_scorers({"weights": w}, versions)) for w in weights]
+        found.append(table["video"].filter(pa.array(missing)))
+    return pa.chunked_array([c for column in found for c in column.chunks], pa.string())
 
 
 def _run_models_only(
@@ -255,18 +263,16 @@ def list_input(settings: Settings, skipped: Counter[str] | None = None) -> pa.Ta
     if settings.input is None:
         raise InputError("no input; give input=FOLDER, a video, a pattern or a list")
     skipped = Counter() if skipped is None else skipped
-    listed = {v.video: v for v in list_videos(settings.input, skipped)}
-    if not listed:
+    found, parts = list_videos(settings.input, skipped), []
+    while files := list(islice(found, FILES_PER_PART)):
+        rows = [(file.video, file.bytes, file.version) for file in files]
+        parts.append(pa.table(list(zip(*rows, strict=True)), schema=LISTED))
+    if not parts:
         others = f"; files of other kinds: {format_skipped(skipped)}" if skipped else ""
         raise InputError(f"{settings.input}: no video in it{others}")
-    rows = listed.values()
-    return pa.table(
-        {
-            "video": pa.array(listed, pa.string()),
-            "bytes": pa.array((v.bytes for v in rows), pa.int64()),
-            "version": pa.array((v.version for v in rows), pa.string()),
-        }
-    )
+    listed = pa.concat_tables(parts).combine_chunks()
+    first = pc.index_in(listed["video"], value_set=listed["video"].combine_chunks())
+    return listed.filter(pc.equal(first, pa.array(np.arange(len(first), dtype=np.int32))))
 
 
 def _up_to_date_rows(listed: pa.Table, ledger: Ledger, retry_failed: bool) -> pa.Table:
