@@ -50,6 +50,7 @@ from pipelines.tables import (
     rows_of,
     stream_clips,
     videos_ledger,
+    videos_of_input,
 )
 from stages.header_rules import HEADER_RULES
 from stages.report.difference import (
@@ -184,10 +185,9 @@ def _select_ranges(settings: Settings, out: Folder, ranges: _Ranges) -> Iterator
     chosen = settings.select
     by_caption = chosen.where is not None and reads_captions(chosen.where)
     inside = [] if by_caption else inside_where(chosen, (clips for _, clips, _ in ranges))
-    sources = [np.unique(as_bytes(clips["sha256"])) for _, clips, _ in ranges]
     selector = ClipSelector(
         chosen.policy,
-        np.unique(np.concatenate(sources)),
+        np.unique(as_bytes(videos_of_input(out)["sha256"])),
         semantic_similarity=chosen.semantic_similarity,
         seed=chosen.seed,
         validation_share=chosen.validation_share,

@@ -31,7 +31,7 @@ SCHEMA = records.schema(records.SELECTION)
 OUTSIDE = "outside where"
 OUTSIDE_BY_CAPTION = "outside where, by its caption"
 OVER_LIMIT = "limit: not among the clips drawn"
-NO_TEXT = b""
+NO_TEXT = 0
 TEXT_COLUMNS = ("caption", "sub_captions")
 RANK_COLUMNS = ("clip_id", "width", "height", "duration_s", "sharpness", "packet_bytes")
 
@@ -299,7 +299,7 @@ class CaptionCounts:
         for name, found in self._digests.items():
             if name not in self._counted:
                 self._counted[name] = np.unique(
-                    np.concatenate([np.empty(0, "S32"), *found]), return_counts=True
+                    np.concatenate([np.empty(0, np.uint64), *found]), return_counts=True
                 )
             known, counts = self._counted[name]
             digests = _text_digests(captions[name].take(pa.array(passed)))
@@ -310,13 +310,15 @@ class CaptionCounts:
 
 
 def _text_digests(texts: pa.ChunkedArray) -> np.ndarray:
-    """(n,) a hash of the words of each text, 32 hexadecimal digits; NO_TEXT where it has none."""
+    """(n,) uint64: a hash of the words of each text; NO_TEXT where it has none."""
     words = map(_words_of, texts.to_pylist())
     found = [
-        hashlib.blake2b("\0".join(w).encode(), digest_size=16).hexdigest().encode() if w else b""
+        int.from_bytes(hashlib.blake2b("\0".join(w).encode(), digest_size=8).digest(), "big")
+        if w
+        else NO_TEXT
         for w in words
     ]
-    return np.array(found, "S32")
+    return np.array(found, np.uint64)
 
 
 def _words_of(text: str | list[dict[str, Any]] | None) -> tuple[str, ...]:
