@@ -13,26 +13,37 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import config
+from curation.partitions import as_bytes
 from curation.progress import Progress
 from curation.records import SCHEMA_VERSION
 from curation.runner.cluster import Cluster
 from curation.stage import PlanError, Row, RunContext, RunError
-from curation.storage import Folder
+from curation.storage import Folder, scan
 from pipelines.checksums import update_checksums
 from pipelines.outdated import MANIFEST, SHARDS, manifest_bytes
 from pipelines.publish import PUBLISHED, recorded_config, write_report, write_tables
 from pipelines.reviews import read_captions
 from pipelines.score import SAMPLE_VIDEOS
 from pipelines.settings import KEY_FRAMES, Settings, main, stop_if_all_failed
-from pipelines.tables import CLIPS, INPUT, VIDEOS, read_clips, read_selection, rows_of
+from pipelines.tables import (
+    CLIP_COLUMNS,
+    CLIPS,
+    INPUT,
+    SELECTION,
+    VIDEOS,
+    clip_schema,
+    rows_of,
+    stream_clips,
+)
 from stages.export.export_stages import (
     EXTRACTED,
     RECEIPTS,
@@ -45,14 +56,15 @@ from stages.export.presto import write_meta_tables
 from stages.export.shards import Receipt, ShardPlan, plan_shards, shards_table
 from stages.report.card import dataset_card
 
+SPLITS = ("train", "validation")
 PACKAGES = ("av", "numpy", "onnxruntime", "opencv-python-headless", "pyarrow", "rapidocr", "ray")
 
 
 def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
-    clips, selection = read_clips(out), read_selection(out)
+    clips = _read_kept(out)
     captions = read_captions(out, settings.caption.set_name)
     made = recorded_config(settings, out)
-    rows = _clips_to_pack(clips, selection, captions)
+    rows = _clips_to_pack(clips, captions)
     plans = plan_shards(
         rows, int(settings.export.shard_mb * 1e6), settings.export.shard_clips, settings.export.seed
     )
@@ -77,23 +89,61 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     stop_if_all_failed(shards["error"], "kept clips")
 
 
-def _clips_to_pack(clips: pa.Table, selection: pa.Table, captions: pa.Table) -> list[Row]:
-    """The clips to pack: kept, with captions, in order of clip_id."""
-    chosen = rows_of(clips["clip_id"], selection, "clip_id")
-    captioned = rows_of(clips["clip_id"], captions, "clip_id")
-    kept = pc.equal(chosen["status"], "kept")
-    if unselected := kept.null_count:
+def _read_kept(out: Folder) -> pa.Table:
+    """The kept clips with their `split`, in order of clip_id, without their large columns."""
+    selection = SelectedIds.read(out)
+    columns = [name for name in CLIP_COLUMNS if name not in ("fingerprint", "overlay_mask")]
+    parts = [clip_schema(columns).append(pa.field("split", pa.string())).empty_table()]
+    unselected = 0
+    for clips in stream_clips(out, columns):
+        split, is_known = selection.split_of(clips["clip_id"])
+        unselected += len(is_known) - int(is_known.sum())
+        parts.append(clips.append_column("split", split).filter(pc.is_valid(split)))
+    if unselected:
         raise PlanError(f"{unselected} clips are newer than the selection; run longtake select")
-    if n := pc.sum(pc.and_(kept, pc.is_null(captioned["clip_id"]))).as_py():
+    return pa.concat_tables(parts).sort_by("clip_id")
+
+
+@dataclass(frozen=True)
+class SelectedIds:
+    """The selection: about 30 bytes of memory a clip."""
+
+    ids: np.ndarray  # sorted bytes
+    split: np.ndarray  # of SPLITS: an index, -1 where the clip is not kept
+
+    @classmethod
+    def read(cls, out: Folder) -> SelectedIds:
+        if not (out / "ledger").exists(SELECTION):
+            raise PlanError(f"{out.url} holds no selection; run longtake select first")
+        ids, split = [np.empty(0, "S1")], [np.empty(0, np.int8)]
+        for table in scan((out / "ledger").dataset(SELECTION), ["clip_id", "split"]):
+            ids.append(as_bytes(table["clip_id"]))
+            index = pc.index_in(table["split"], value_set=pa.array(SPLITS))
+            split.append(pc.fill_null(index, -1).to_numpy().astype(np.int8))
+        names = np.concatenate(ids)
+        order = np.argsort(names)
+        return cls(names[order], np.concatenate(split)[order])
+
+    def split_of(self, clip_id: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
+        """(n,) the split of each clip, null where it is not kept; and whether it is selected."""
+        if not len(self.ids):
+            return pa.nulls(len(clip_id), pa.string()), np.zeros(len(clip_id), bool)
+        names = as_bytes(clip_id)
+        place = np.minimum(np.searchsorted(self.ids, names), len(self.ids) - 1)
+        is_known = self.ids[place] == names
+        index = np.where(is_known, self.split[place], -1)
+        return pa.array(SPLITS).take(pa.array(index, mask=index < 0)), is_known
+
+
+def _clips_to_pack(clips: pa.Table, captions: pa.Table) -> list[Row]:
+    """The clips to pack: those of the kept ones that have captions, in order of clip_id."""
+    captioned = rows_of(clips["clip_id"], captions, "clip_id")
+    if n := captioned["clip_id"].null_count:
         raise PlanError(f"{n} kept clips have no captions yet; run longtake caption first")
-    ready = pc.and_(kept, pc.is_valid(captioned["caption"]))
-    known = clips.drop_columns(["fingerprint", "overlay_mask"]).filter(ready).to_pylist()
-    splits = chosen["split"].filter(ready).to_pylist()
+    ready = pc.is_valid(captioned["caption"])
+    known = clips.filter(ready).to_pylist()
     texts = captioned.drop_columns(["clip_id", "error", "rejected"]).filter(ready).to_pylist()
-    return [
-        clip | text | {"split": split}
-        for clip, text, split in zip(known, texts, splits, strict=True)
-    ]
+    return [clip | text for clip, text in zip(known, texts, strict=True)]
 
 
 def _pack(

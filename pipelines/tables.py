@@ -202,12 +202,6 @@ def read_embeddings(out: Folder, clip_id: pa.ChunkedArray) -> np.ndarray:
     return mean_embeddings(of_model, clip_id)
 
 
-def read_selection(out: Folder) -> pa.Table:
-    if not (out / "ledger").exists(SELECTION):
-        raise PlanError(f"{out.url} holds no selection; run longtake select first")
-    return (out / "ledger").read_table(SELECTION)
-
-
 def rows_of(ids: pa.ChunkedArray, table: pa.Table, key: str) -> pa.Table:
     """The table's row of each id, nulls where it has none. (Arrow's own joins refuse lists.)"""
     place = pc.index_in(ids, value_set=table[key].combine_chunks())

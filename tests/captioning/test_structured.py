@@ -15,7 +15,7 @@ from curation.stage import RunContext
 from curation.storage import Folder
 from pipelines import caption, export, select
 from pipelines.settings import DEFAULT_CONFIG, CaptionSettings, Settings
-from pipelines.tables import captions_ledger, make_clips_table, read_clips, read_selection
+from pipelines.tables import SELECTION, captions_ledger, make_clips_table, read_clips
 from stages.captioning.caption_fields import MAX_FIELD_WORDS, failed_field, parse_fields
 from stages.captioning.captioner import NOT_STRUCTURED, Captioner
 from stages.captioning.conversation import Conversation, prompts_version
@@ -286,7 +286,7 @@ def test_fields_of_an_older_ledger_are_null_with_that_reason(out):
     captions = captions_ledger(Folder(str(out)), "measured").read()
     clips = read_clips(Folder(str(out)))
     shards = pq.read_table(out / "shards.parquet")
-    selection = read_selection(Folder(str(out)))
+    selection = Folder(str(out)).read_table(f"ledger/{SELECTION}")
     rows = make_clips_table(clips, selection, captions, shards).to_pylist()
     captioned = [row for row in rows if row["caption"]]
     assert captioned

@@ -27,7 +27,7 @@ from curation.storage import Folder
 from curation.weights import load_tensors, locate_weights
 from pipelines import score, select
 from pipelines.settings import DEFAULT_CONFIG, Settings
-from pipelines.tables import embeddings_ledger, read_clips, read_selection, videos_ledger
+from pipelines.tables import SELECTION, embeddings_ledger, read_clips, videos_ledger
 from stages.scorers.clip import (
     ClipScorer,
     load_aesthetics_head,
@@ -457,7 +457,7 @@ def test_model_enabled_later_adds_its_scores_without_decoding(
     # By the embeddings all five clips show the same at a limit this low.
     alike = "select.semantic_similarity=0.01"
     select.run(settings(f"output={out}", alike), Folder(str(out)))
-    chosen = read_selection(Folder(str(out))).to_pylist()
+    chosen = Folder(str(out)).read_table(f"ledger/{SELECTION}").to_pylist()
     [best] = [row["clip_id"] for row in chosen if row["status"] == "kept"]
     lost = [row["reason"] for row in chosen if (row["reason"] or "").startswith("shows the same")]
     assert lost == [f"shows the same as {best}"] * len(lost) != []
