@@ -120,10 +120,10 @@ def _without_copies(videos: pa.Table, copies: pa.Table) -> pa.Table:
 
 
 def read_videos(out: Folder, columns: list[str]) -> pa.Table:
-    """All rows of `stream_videos`, in order of video, which fit in memory by assumption."""
-    empty = videos_ledger(out).empty([*dict.fromkeys(("video", *columns))])
-    tables = [empty, *stream_videos(out, columns)]
-    return pa.concat_tables(tables, promote_options="default").sort_by("video")
+    """All rows of `stream_videos`, in order of video."""
+    needed = list(dict.fromkeys(["video", "status", "error", *columns]))
+    parts = [videos_ledger(out).empty(needed), *stream_videos(out, columns)]
+    return pa.concat_tables(parts).sort_by("video")
 
 
 def read_not_decoded(out: Folder, columns: list[str]) -> pa.Table:
