@@ -237,7 +237,7 @@ TAG_NAMES = tuple(c.name for c in TAGS)
 # A clip inside its video's row, as `score` writes it.
 CLIP = (
     Column("clip_id", TEXT, "hash of the source's bytes and the exact span"),
-    Column("take", INT, "number of the take in its video, from 0"),
+    Column("take", INT, "number of the take in its video, from 0; null: it is not decoded"),
     Column("start_s", DOUBLE, "start, s from the video's first frame"),
     Column("end_s", DOUBLE, "end (exclusive), s from the video's first frame"),
     Column(

@@ -29,6 +29,8 @@ PARSERS: tuple[Callable[[str], Any], ...] = (
     *(mp4_boxes.header_and_index_durations, check_boxes, check_file),
     *(ebml.read_crops, ebml.read_encryption),
     lambda path: mp4_boxes.read_crop(path, 1, 160, 96),
+    lambda path: mp4_boxes.read_stream_index(path, 1),
+    lambda path: ebml.read_stream_index(path, 0, with_end=True),
     lambda path: encryption._scrambled_share_ts(Path(path).read_bytes(), 256),
     lambda path: encryption._scrambled_share_pes(Path(path).read_bytes()),
 )
