@@ -18,7 +18,7 @@ import argparse
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -32,6 +32,7 @@ from benchmarks.footage import HIGH, MOST, WIDE, Take, single_takes
 
 WIDTH, HEIGHT = 320, 180  # px, of a film
 # the footage is WIDE x HIGH px: room for a virtual camera
+SOURCES = 14  # takes that the films of a condition are drawn from
 VARIATION = 20  # frames, by which the distance of two transitions varies
 Frames = list[np.ndarray]  # (HEIGHT, WIDTH, 3) BGR uint8 each
 
@@ -694,17 +695,24 @@ def encode(path: Path, frames: Frames, fps: int, condition: str, rng: np.random.
         container.mux(stream.encode())
 
 
-def films(out: Path, half: str, seed: int, count: int) -> Iterator[Film]:
-    """Draws every kind under every condition `count` times, from footage of one half."""
+def films(
+    out: Path, half: str, seed: int, count: int, conditions: Sequence[str] = CONDITIONS
+) -> Iterator[Film]:
+    """Draws every kind under every condition `count` times, from footage of one half.
+
+    The films of a condition share SOURCES takes, so that each is read once.
+    """
     takes = [take for take in single_takes() if take.half == half]
     if not takes:
         raise SystemExit("no footage: LONGTAKE_VIDEOS names a folder with labels.csv")
     for number in range(count):
-        for condition in CONDITIONS:
+        for condition in conditions:
+            rng = np.random.default_rng([seed, number, zlib.crc32(condition.encode())])
+            sources = [takes[i] for i in rng.permutation(len(takes))[:SOURCES]]
             for kind in (*KINDS, *NEGATIVES):
                 name = f"{kind}-{condition}-{number}"
                 rng = np.random.default_rng([seed, number, zlib.crc32(name.encode())])
-                footage = Footage(takes, rng)
+                footage = Footage(sources, rng)
                 frames, transitions = draw(footage, kind, condition, rng)
                 fps = int(rng.choice([24, 25, 30]))
                 path = out / f"{name}.mp4"

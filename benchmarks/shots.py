@@ -1,7 +1,7 @@
 """How well cuts and gradual transitions are found, by all detectors in one run.
 
     python -m benchmarks.shots [--real | --edits | --compressed] [--half figures] [--films 1]
-                               [--detectors learned content …] [--errors]
+                               [--conditions static …] [--detectors learned …] [--errors]
 
 Without a choice: the labelled videos (LONGTAKE_VIDEOS). --real: the videos of benchmarks/labels
 that lie in LONGTAKE_LABELLED. --edits: films with exactly known transitions (benchmarks/edits.py).
@@ -10,7 +10,8 @@ that lie in LONGTAKE_LABELLED. --edits: films with exactly known transitions (be
 A hard cut is found by a cut within CUT_TOLERANCE frames or by a gradual transition around it; a
 gradual transition by anything in it or within GRADUAL_TOLERANCE frames of it. What is found outside
 all of these is false; in spans that the labels call uncertain nothing counts. Rates have 95 %
-Wilson intervals. CPU is a detector's own time over that of decoding.
+Wilson intervals. A take counts as in one piece where nothing false is found in it. CPU is a
+detector's own time over that of decoding.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import argparse
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,9 +34,10 @@ from benchmarks.labelled_videos import read_labels
 from benchmarks.real_videos import MIN_TAKE_S, present, real_videos
 from benchmarks.shots_compressed import compressed_videos
 from curation.stage import BadVideo
+from curation.video.frames import Planes
 from curation.video.planes import chroma_image
 from curation.video.reader import Reader
-from stages.decode_pass import DecodePass
+from stages.decode_pass import FRAMES_PER_BATCH, DecodePass
 from stages.shots.detector import Detector, Transitions
 from tests.support.paths import VIDEOS
 
@@ -88,9 +91,9 @@ def real_cases(half: str) -> Iterator[Case]:
         )
 
 
-def edited_cases(half: str, films: int) -> Iterator[Case]:
+def edited_cases(half: str, films: int, conditions: Sequence[str]) -> Iterator[Case]:
     with TemporaryDirectory() as folder:
-        for film in edits.films(Path(folder), half, seed=1, count=films):
+        for film in edits.films(Path(folder), half, 1, films, conditions):
             path = Path(folder) / film.file
             case = Case(path, film.condition, {}, [], [])
             for t in film.transitions:
@@ -148,25 +151,39 @@ def run(cases: Iterable[Case], detectors: dict[str, Detector]) -> tuple[dict[str
 def detect(
     path: Path, detectors: dict[str, Detector], tallies: dict[str, Tally]
 ) -> tuple[np.ndarray, float]:
-    """Passes all frames to all detectors; the frames' times and the CPU seconds of decoding."""
+    """Passes all frames to all detectors, in batches as in the decode pass; the frames' times and
+    the CPU seconds of decoding.
+    """
     own_s = 0.0
     started = time.process_time()
     with Reader(str(path)) as reader:
         for detector in detectors.values():
             detector.start(reader.header.info())
-        try:
-            for t_s, planes in reader.frames():
-                for name, detector in detectors.items():
-                    before = time.process_time()
+        for batch in batches(reader.frames()):
+            for name, detector in detectors.items():
+                before = time.process_time()
+                for t_s, planes in batch:
                     if detector.reads_chroma:
                         planes.chroma = chroma_image(planes)
                     detector.process_frame(t_s, planes)
-                    spent_s = time.process_time() - before
-                    tallies[name].own_s += spent_s
-                    own_s += spent_s
-        except BadVideo:
-            pass  # damaged: judged up to there
+                spent_s = time.process_time() - before
+                tallies[name].own_s += spent_s
+                own_s += spent_s
         return reader.times_s, time.process_time() - started - own_s
+
+
+def batches(frames: Iterator[tuple[float, Planes]]) -> Iterator[list[tuple[float, Planes]]]:
+    """Up to where a file is damaged."""
+    batch = []
+    try:
+        for frame in frames:
+            batch.append(frame)
+            if len(batch) == FRAMES_PER_BATCH:
+                yield batch
+                batch = []
+    except BadVideo:
+        pass
+    yield batch
 
 
 def judge(case: Case, found: Transitions, times: np.ndarray, tally: Tally) -> None:
@@ -185,21 +202,25 @@ def judge(case: Case, found: Transitions, times: np.ndarray, tally: Tally) -> No
         (number(a), number(b), GRADUAL_TOLERANCE): f"gradual: {kind}" for a, b, kind in case.gradual
     }
     used: set[tuple[int, int]] = set()
+    missed: list[tuple[int, int]] = []
     found_spans = [(cut, cut) for cut in cuts] + spans
     for (first, last, tolerance), kind in true.items():
         near = [s for s in found_spans if s[0] <= last + tolerance and s[1] >= first - tolerance]
         used.update(near)
         every = "all gradual" if kind.startswith("gradual") else "all hard cuts"
         for key in (kind, every, f"in: {case.group}"):
-            tally.found[key][0] += bool(near)
-            tally.found[key][1] += 1
+            count(tally, key, bool(near))
         if not near:
+            missed.append((first, last))
             tally.errors.append(f"missed {kind} {first} {case.path.name} {case.group}")
     unclear = [(number(a) - CUT_TOLERANCE, number(b) + CUT_TOLERANCE) for a, b in case.uncertain]
     takes = [(number(min(a, 1e9)), number(min(b, 1e9))) for a, b in case.takes]
-    for first, last in found_spans:
-        if (first, last) in used or any(first <= b and last >= a for a, b in unclear):
-            continue
+    false = [
+        span
+        for span in found_spans
+        if span not in used and not any(span[0] <= b and span[1] >= a for a, b in unclear)
+    ]
+    for first, last in false:
         is_gradual = first != last
         tally.false_gradual += is_gradual
         tally.false_cuts += not is_gradual
@@ -207,6 +228,20 @@ def judge(case: Case, found: Transitions, times: np.ndarray, tally: Tally) -> No
         tally.found[f"false in: {case.group}"][0] += 1
         kind = "gradual" if is_gradual else "cut"
         tally.errors.append(f"false {kind} {first}-{last} {case.path.name} {case.group}")
+    for a, b in takes:
+        whole = not any(first <= b and last >= a for first, last in false)
+        count(tally, "takes in one piece", whole)
+    fps = (len(times) - 1) / max(float(times[-1] - times[0]), 1e-9)
+    bounds = [(0, 0), *sorted(found_spans), (len(times), len(times))]
+    for (_, start), (end, _) in pairwise(bounds):
+        if end - start >= MIN_TAKE_S * fps:
+            hides = any(start <= first and last <= end for first, last in missed)
+            count(tally, "found takes without a missed transition", not hides)
+
+
+def count(tally: Tally, key: str, is_hit: bool) -> None:
+    tally.found[key][0] += is_hit
+    tally.found[key][1] += 1
 
 
 def in_minutes(case: Case, span: tuple[float, float], times: np.ndarray) -> float:
@@ -252,6 +287,9 @@ def main() -> None:
     which.add_argument("--compressed", action="store_true", help="at low bit rates (20 minutes)")
     parser.add_argument("--half", choices=("development", "figures"), default="figures")
     parser.add_argument("--films", type=int, default=1, help="of each kind and condition")
+    parser.add_argument(
+        "--conditions", nargs="+", choices=edits.CONDITIONS, default=edits.CONDITIONS
+    )
     known = DecodePass().detectors
     known["transnet"].gpus = 0
     parser.add_argument("--detectors", nargs="+", choices=known, default=DEFAULT_DETECTORS)
@@ -263,7 +301,7 @@ def main() -> None:
     cases = (
         real_cases(args.half)
         if args.real
-        else edited_cases(args.half, args.films)
+        else edited_cases(args.half, args.films, args.conditions)
         if args.edits
         else compressed_cases()
         if args.compressed

@@ -19,6 +19,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,11 @@ from curation.video.planes import chroma_image
 from curation.video.reader import Reader
 from stages.shots import cut_features, window_details, window_features
 from stages.shots.boosted_trees import tree_arrays
-from stages.shots.frame_view import FrameView
 from stages.shots.learned import MODELS, LearnedDetector
 from tests.support.paths import VIDEOS
 
 HELD_OUT = 6  # one in so many sources is for the report of `fit`
-SOURCES, FILMS_PER_SOURCES = 14, 24
+FILMS_PER_SOURCES = 24  # films in a row that draw from the same edits.SOURCES takes
 # Pairs, and windows, without a transition: of a film, of a take, of a labelled video
 FILM_NEGATIVES, TAKE_NEGATIVES, VIDEO_NEGATIVES = 60, 100, 3000
 DRAWN, GREY = 0.3, 0.1  # shares of the films
@@ -59,15 +59,15 @@ class Recorder(LearnedDetector):
 
     def _cuts_among(self, numbers: list[int]) -> list[int]:
         for at in numbers:
-            features = [*self.colour_features(at), *self.motion_features(at)]
-            self.pairs.append((self._pictures[at - 1].t_s, self._pictures[at].t_s, features))
+            times_s = self._pictures[at - 1].t_s, self._pictures[at].t_s
+            self.pairs.append((*times_s, self.features_of_pair(at)))
         return []
 
-    def _transitions_among(self, windows: list[list[FrameView]]) -> list[Any]:
-        rows = window_features.window_features(windows)
-        for frames, row in zip(windows, rows, strict=True):
-            features = [*row, *self._details.features(frames)]
-            self.spans.append((frames[1].t_s, frames[-2].t_s, features))
+    def _transitions_among(self, windows: np.ndarray, blocks: np.ndarray) -> list[Any]:
+        frames = [[self._samples[place] for place in window] for window in windows]
+        for window, row in zip(frames, window_features.window_features(frames), strict=True):
+            features = [*row, *self._details.features(window)]
+            self.spans.append((window[1].t_s, window[-2].t_s, features))
         return []
 
 
@@ -143,9 +143,9 @@ def label_windows(
 
 
 def sources_of(number: int, takes: list[Take]) -> list[Take]:
-    """SOURCES takes for a film; some films in a row share them, so that each is read once."""
+    """edits.SOURCES takes for a film; some films in a row share them, so that each is read once."""
     rng = np.random.default_rng([16, number // FILMS_PER_SOURCES])
-    return [takes[i] for i in rng.permutation(len(takes))[:SOURCES]]
+    return [takes[i] for i in rng.permutation(len(takes))[: edits.SOURCES]]
 
 
 def draw_film(number: int, takes: list[Take], path: Path) -> tuple[str, list[Transition]]:
@@ -366,40 +366,71 @@ def read_examples(files: list[Path]) -> dict[str, np.ndarray]:
     return {name: np.concatenate(part) for name, part in parts.items()}
 
 
+@dataclass(frozen=True)
+class Trees:
+    """One of the sets of trees. Weights are those of an example, chosen by cross-validation."""
+
+    name: str
+    columns: tuple[str, ...]
+    count: int
+    part: str  # of the examples: pairs or windows
+    real: tuple[float, float] = (1.0, 1.0)  # a transition in a labelled video; what is none there
+    film: float = 1.0
+    hard: float = 0.0  # added to the weight of a negative, times its probability by a first fit
+
+    def weights(self, y: np.ndarray, names: np.ndarray) -> np.ndarray:
+        is_real, is_take = np.char.startswith(names, "real"), np.char.startswith(names, "take")
+        return np.where(is_real, np.where(y, *self.real), np.where(is_take, 1.0, self.film))
+
+
+COLUMNS = {
+    "pairs": cut_features.FEATURES,
+    "windows": window_features.FEATURES + window_details.FEATURES,
+}
+ALL_TREES = (
+    Trees("cut_by_histogram", cut_features.HISTOGRAM_FEATURES, 60, "pairs", real=(3, 1)),
+    Trees("cut_by_colour", cut_features.COLOUR_FEATURES, 60, "pairs", real=(3, 1)),
+    Trees("cut", COLUMNS["pairs"], 200, "pairs", real=(9, 3)),
+    Trees("gradual_by_outline", window_features.OUTLINE_FEATURES, 60, "windows", film=0.3),
+    Trees("gradual_by_blocks", window_features.FEATURES, 60, "windows", film=0.3),
+    Trees("gradual", COLUMNS["windows"], 200, "windows", film=0.3, hard=2.0),
+)
+
+
 def fit(files: list[Path], write: bool) -> None:
-    """Trains the four sets of trees; prints how they do on held-out sources, by kind."""
+    """Trains all trees; prints how they do on held-out sources, by kind."""
     arrays = read_examples(files)
-    names = arrays["names"]
-    colour = cut_features.COLOUR_FEATURES
-    windows = window_features.FEATURES
-    for model, part, columns, trees, real_weight in (
-        ("candidate", "pairs", colour, 60, 3.0),
-        ("cut", "pairs", cut_features.FEATURES, 200, 3.0),
-        ("window", "windows", windows, 60, 1.0),
-        ("gradual", "windows", windows + window_details.FEATURES, 200, 1.0),
-    ):
-        x = arrays[f"{part}_x"][:, : len(columns)]
+    for trees in ALL_TREES:
+        part = trees.part
+        x = arrays[f"{part}_x"][:, [COLUMNS[part].index(name) for name in trees.columns]]
         y, held = arrays[f"{part}_y"], arrays[f"{part}_held_out"]
-        films = names[arrays[f"{part}_film"]]
-        weights = np.where(y & np.char.startswith(films, "real"), real_weight, 1.0)
+        names = arrays["names"][arrays[f"{part}_film"]]
+        weights = trees.weights(y, names)
         classifier = train(x[~held], y[~held], weights[~held], trees)
-        print(f"\n{model}: {len(y)} examples, {int(y.sum())} positive")
-        report(classifier.predict_proba(x[held])[:, 1], y[held], films[held])
+        print(f"\n{trees.name}: {len(y)} examples, {int(y.sum())} positive")
+        report(classifier.predict_proba(x[held])[:, 1], y[held], names[held])
         if write:
             classifier = train(x, y, weights, trees)
             MODELS.mkdir(exist_ok=True)
-            path = MODELS / f"{model}.npz"
-            np.savez_compressed(path, names=np.array(columns), **tree_arrays(classifier))
+            path = MODELS / f"{trees.name}.npz"
+            np.savez_compressed(path, names=np.array(trees.columns), **tree_arrays(classifier))
             print(f"{path}: {os.path.getsize(path)} bytes")
 
 
-def train(x: np.ndarray, y: np.ndarray, weights: np.ndarray, trees: int) -> Any:
+def train(x: np.ndarray, y: np.ndarray, weights: np.ndarray, trees: Trees) -> Any:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    classifier = HistGradientBoostingClassifier(
-        max_iter=trees, learning_rate=0.06, early_stopping=False, **FITS
-    )
-    return classifier.fit(x, y, weights)
+    def fitted(weights: np.ndarray) -> Any:
+        classifier = HistGradientBoostingClassifier(
+            max_iter=trees.count, learning_rate=0.06, early_stopping=False, **FITS
+        )
+        return classifier.fit(x, y, weights)
+
+    classifier = fitted(weights)
+    if not trees.hard:
+        return classifier
+    probability = classifier.predict_proba(x)[:, 1]
+    return fitted(weights * np.where(y, 1.0, 1.0 + trees.hard * probability))
 
 
 def report(likely: np.ndarray, y: np.ndarray, films: np.ndarray) -> None:

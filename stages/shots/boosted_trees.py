@@ -22,26 +22,44 @@ class BoostedTrees:
             if stored != names:
                 raise ValueError(f"{path}: trained on other features; train again")
             self._baseline = float(data["baseline"])
-            self._feature, self._threshold = data["feature"], data["threshold"]
-            self._left, self._right, self._value = data["left"], data["right"], data["value"]
-        self._trees = np.arange(len(self._feature))[None, :]
+            feature, left, right = data["feature"], data["left"], data["right"]
+            self._threshold, self._value = data["threshold"].ravel(), data["value"].ravel()
+        # Nodes are numbered through all trees. A leaf is its own child, so that all trees can take
+        # the same number of steps.
+        trees, nodes = feature.shape
+        self._roots = np.arange(0, trees * nodes, nodes)
+        itself = np.arange(trees * nodes).reshape(trees, nodes)
+        is_leaf = feature < 0
+        self._feature = np.where(is_leaf, 0, feature).ravel().astype(np.intp)
+        children = (
+            np.where(is_leaf, itself, self._roots[:, None] + side) for side in (right, left)
+        )
+        self._child = np.stack(list(children), axis=-1).ravel()  # right and left of each node
+        self._depth = _depth(is_leaf, left, right)
 
     def probability(self, features: np.ndarray) -> np.ndarray:
         """features: (B, F) float32. Returns (B,), the probability of the positive class."""
-        rows = np.arange(len(features))[:, None]
-        node = np.zeros((len(features), len(self._feature)), np.int64)
-        while True:
-            feature = self._feature[self._trees, node]
-            inner = feature >= 0
-            if not inner.any():
-                break
-            goes_left = features[rows, np.maximum(feature, 0)] <= self._threshold[self._trees, node]
-            child = np.where(
-                goes_left, self._left[self._trees, node], self._right[self._trees, node]
-            )
-            node = np.where(inner, child, node)
-        odds = self._baseline + self._value[self._trees, node].sum(axis=1)
+        count, width = features.shape
+        values = np.ascontiguousarray(features).ravel()
+        rows = np.arange(0, count * width, width)[:, None]
+        node = np.broadcast_to(self._roots, (count, len(self._roots)))
+        for _ in range(self._depth):
+            goes_left = values[rows + self._feature[node]] <= self._threshold[node]
+            node = self._child[2 * node + goes_left]
+        odds = self._baseline + self._value[node].sum(axis=1)
         return 1 / (1 + np.exp(-odds))
+
+
+def _depth(is_leaf: np.ndarray, left: np.ndarray, right: np.ndarray) -> int:
+    """Steps from the root to the deepest leaf of any tree; all arrays (T, N)."""
+    trees = np.arange(len(is_leaf))
+    reached = [(trees, np.zeros(len(trees), np.int64))]
+    for depth in range(is_leaf.shape[1]):
+        inner = [(t[~is_leaf[t, n]], n[~is_leaf[t, n]]) for t, n in reached]
+        reached = [(t, side[t, n]) for t, n in inner for side in (left, right) if len(t)]
+        if not reached:
+            return depth
+    raise ValueError("nodes of a tree form a circle")
 
 
 def tree_arrays(classifier: Any) -> dict[str, np.ndarray]:

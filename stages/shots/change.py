@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from curation.measures import median
+from curation.video.planes import reduce_plane
 
 LONG_SIDE_PX = 160  # about, of the compared frames
 BLOCK_PX = 4
@@ -72,8 +73,8 @@ def small_frame(t_s: float, luma: np.ndarray) -> SmallFrame:
     """luma: (h, w) uint8 of any size."""
     step = max(1, round(max(luma.shape) / LONG_SIDE_PX))
     height, width = (side // step // BLOCK_PX * BLOCK_PX for side in luma.shape)
-    if height and width:  # a whole factor, for which OpenCV has fast code
-        luma = luma[: height * step, : width * step]
+    if height and width:  # a whole factor, for which there is fast code
+        return SmallFrame(t_s, reduce_plane(luma[: height * step, : width * step], step))
     size = (max(BLOCK_PX, width), max(BLOCK_PX, height))
     return SmallFrame(t_s, cv2.resize(luma, size, interpolation=cv2.INTER_AREA))
 
@@ -105,13 +106,10 @@ class FrameComparison:
         area = np.count_nonzero(relative > 1) / relative.size
         return Change(_residual(relative), area, median(_inside(blocks, before, after)))
 
-    def motion(self, before: SmallFrame, after: SmallFrame) -> list[float]:
-        """Mean difference of both frames, the same after motion compensation, both in grey levels,
-        and the mean length of the motion, px.
-        """
+    def motion(self, before: SmallFrame, after: SmallFrame) -> tuple[float, float]:
+        """Mean difference of both frames, and the same after motion compensation, grey levels."""
         raw = cv2.mean(cv2.absdiff(before.luma, after.luma))[0]
-        compensated = cv2.mean(cv2.absdiff(self._compensated(before, after), after.luma))[0]
-        return [raw, compensated, self._moved_px]
+        return raw, cv2.mean(cv2.absdiff(self._compensated(before, after), after.luma))[0]
 
     def residual_in_equal_light(self, before: SmallFrame, after: SmallFrame) -> float:
         """The residual after motion and a smooth change of light are compensated.
@@ -168,22 +166,20 @@ class FrameComparison:
         """
         if self._pair is None or self._pair[0] is not before or self._pair[1] is not after:
             self._pair = before, after
-            self._moved, self._moved_px = self._compensate(before, after)
+            self._moved = self._compensate(before, after)
         return self._moved
 
-    def _compensate(self, before: SmallFrame, after: SmallFrame) -> tuple[np.ndarray, float]:
-        """The same, and the mean length of the flow, px."""
+    def _compensate(self, before: SmallFrame, after: SmallFrame) -> np.ndarray:
         if min(after.luma.shape) < 16:  # DIS needs room for its 8 px patches
-            return before.luma, 0.0
+            return before.luma
         flow = self._flow.calc(after.luma, before.luma, None)
-        moved = cv2.remap(  # type: ignore[call-overload]
+        return cv2.remap(  # type: ignore[call-overload]
             before.luma,
             flow + _grid(*after.luma.shape),
             None,
             cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_REPLICATE,
         )
-        return moved, float(cv2.mean(cv2.magnitude(flow[:, :, 0], flow[:, :, 1]))[0])
 
 
 def blocks_inside_borders(before: np.ndarray, after: np.ndarray) -> tuple[slice, slice]:

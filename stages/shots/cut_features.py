@@ -11,15 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 
-from stages.shots.change import Change, FrameComparison
+from stages.shots.change import FrameComparison
 from stages.shots.frame_view import FrameView, histogram_distance, hsv_difference
 
 NEARBY = 6  # pairs on either side
 NEARBY_S = 0.5  # at most so long before and after: a photograph may be the last picture for seconds
 REACH = 8  # pictures on either side that any feature reads
 
+# Cheap enough for every pair that stands out
+HISTOGRAM_FEATURES = (
+    *("luma_chroma", "histogram", "histogram_before", "histogram_after", "histogram_nearby"),
+    *("histogram_across_7", "histogram_across_3", "luma_before", "luma_after"),
+    *("histogram_to_median", "histogram_to_largest", "histogram_across_share"),
+    "pictures_per_frame",
+)
 COLOUR_FEATURES = (
     *("content", "hue", "saturation", "value", "luma_chroma"),
     *("before_1", "before_2", "before_largest", "before_second", "before_median"),
@@ -36,22 +44,7 @@ COLOUR_FEATURES = (
 MOTION_FEATURES = (
     *("residual", "area", "median_change", "residual_in_equal_light", "structure", "patch_step"),
     *("changed_share", "changed_rows", "changed_columns", "changed_low"),
-    *(
-        "residual_before_1",
-        "residual_before_largest",
-        "residual_before_median",
-        "median_before_largest",
-    ),
-    *(
-        "residual_after_1",
-        "residual_after_largest",
-        "residual_after_median",
-        "median_after_largest",
-    ),
-    *("residual_across_3", "median_across_3", "residual_later", "median_later"),
-    *("residual_earlier", "median_earlier", "contrast_before", "contrast_after"),
-    *("residual_to_largest", "residual_across_share", "median_to_largest", "median_across_share"),
-    "residual_in_equal_light_share",
+    *("contrast_before", "contrast_after", "residual_in_equal_light_share"),
 )
 FEATURES = (*COLOUR_FEATURES, *MOTION_FEATURES)
 
@@ -73,17 +66,53 @@ class CutFeatures:
     def __init__(self) -> None:
         self._comparison = FrameComparison()
         self._contents: dict[tuple[int, int], tuple[float, float, float]] = {}
-        self._changes: dict[tuple[int, int], Change] = {}
 
     def forget_before(self, number: int) -> None:
         """Drops what was kept of pairs that begin before a picture's number."""
-        for kept in (self._contents, self._changes):
-            for pair in [pair for pair in kept if pair[0] < number]:
-                del kept[pair]
+        for pair in [pair for pair in self._contents if pair[0] < number]:
+            del self._contents[pair]
 
-    def colour(self, pictures: Sequence[FrameView], at: int, first: int) -> list[float]:
-        """COLOUR_FEATURES of the pair (at - 1, at). first: number of pictures[0] in the video."""
+    def histograms(self, pictures: Sequence[FrameView], at: int) -> dict[str, float]:
+        """HISTOGRAM_FEATURES of the pair (at - 1, at) by name."""
+        start, stop = nearby(pictures, at)
+        before, after = pictures[at - 1], pictures[at]
+        y, cb, cr = (cv2.norm(a, b, cv2.NORM_L1) for a, b in _channels(before, after))
+        steps = [
+            [histogram_distance(pictures[i - 1], pictures[i]) for i in numbers if start < i < stop]
+            for numbers in (range(at - 4, at), range(at + 1, at + 5))
+        ]
+        sides = [max(side, default=0.0) for side in steps]
+        across_7, across_3 = (
+            histogram_distance(pictures[max(at + early, start)], pictures[min(at + late, stop - 1)])
+            for early, late in ((-4, 3), (-2, 1))
+        )
+        near = pictures[max(0, at - NEARBY) : at + NEARBY + 1]
+        span_s = near[-1].t_s - near[0].t_s
+        histogram, median = histogram_distance(before, after), _median(steps[0] + steps[1])
+        return {
+            "luma_chroma": (y + 1.5 * (cb + cr)) / (before.blocks.size // 3),
+            "histogram": histogram,
+            "histogram_before": sides[0],
+            "histogram_after": sides[1],
+            "histogram_nearby": median,
+            "histogram_across_7": across_7,
+            "histogram_across_3": across_3,
+            "luma_before": mean_luma(before),
+            "luma_after": mean_luma(after),
+            "histogram_to_median": histogram / (median + 0.1),
+            "histogram_to_largest": histogram / (max(sides) + 0.1),
+            "histogram_across_share": across_7 / (histogram + 0.1),
+            # density in time
+            "pictures_per_frame": (len(near) - 1) / (30 * span_s) if span_s else 1.0,
+        }
 
+    def colour(
+        self, pictures: Sequence[FrameView], at: int, first: int, of: dict[str, float]
+    ) -> list[float]:
+        """COLOUR_FEATURES of the pair (at - 1, at).
+
+        first: number of pictures[0] in the video.  of: `histograms` of the pair.
+        """
         start, stop = nearby(pictures, at)
 
         def picture(offset: int) -> int:
@@ -93,69 +122,63 @@ class CutFeatures:
             return sum(self._content(pictures, i, j, first)) / 3
 
         hue, saturation, value = self._content(pictures, at - 1, at, first)
-        before, after = pictures[at - 1], pictures[at]
-        difference = np.abs(before.blocks - after.blocks).reshape(3, -1).mean(axis=1)
-        found = [(hue + saturation + value) / 3, hue, saturation, value]
-        found.append(float(difference[0] + 1.5 * (difference[1] + difference[2])))
+        own = (hue + saturation + value) / 3
+        of = of | {"content": own, "hue": hue, "saturation": saturation, "value": value}
         left = [content(at - 1 - j, at - j) for j in range(1, NEARBY + 1) if at - 1 - j >= start]
         right = [content(at - 1 + j, at + j) for j in range(1, NEARBY + 1) if at + j < stop]
-        for side in (left, right):
-            padded = [*side[:2], 0.0, 0.0][:2]
-            ranked = [*sorted(side, reverse=True), 0.0, 0.0]
-            found += [*padded, ranked[0], ranked[1], _median(side)]
-        found.append(_median(left + right))
-        found.append(content(picture(-3), picture(2)))
-        found += [content(at - 1, picture(3)), content(picture(-4), at)]
-        found.append(min(content(at - 1, picture(j)) for j in (1, 2, 4, 8)))
-        found.append(min(content(picture(-1 - j), at) for j in (1, 2, 4, 8)))
-        found.append(histogram_distance(before, after))
-        steps = [
-            [histogram_distance(pictures[i - 1], pictures[i]) for i in numbers if start < i < stop]
-            for numbers in (range(at - 4, at), range(at + 1, at + 5))
-        ]
-        found += [max(side, default=0.0) for side in steps]
-        found.append(_median(steps[0] + steps[1]))
-        for early, late in ((-4, 3), (-2, 1)):
-            found.append(histogram_distance(pictures[picture(early)], pictures[picture(late)]))
-        found += [mean_luma(before), mean_luma(after), before.flat_share, after.flat_share]
-        return found + _colour_ratios(dict(zip(COLOUR_FEATURES, found, strict=False)))
+        for name, side in (("before", left), ("after", right)):
+            nearest, ranked = [*side[:2], 0.0, 0.0], [*sorted(side, reverse=True), 0.0, 0.0]
+            of |= {f"{name}_1": nearest[0], f"{name}_2": nearest[1]}
+            of |= {f"{name}_largest": ranked[0], f"{name}_second": ranked[1]}
+            of[f"{name}_median"] = _median(side)
+        median, largest = _median(left + right), max([*left, *right], default=0.0)
+        across, later = content(picture(-3), picture(2)), content(at - 1, picture(3))
+        earlier = content(picture(-4), at)
+        returns = min(content(at - 1, picture(j)) for j in (1, 2, 4, 8))
+        was_there = min(content(picture(-1 - j), at) for j in (1, 2, 4, 8))
+        of |= {
+            "nearby_median": median,
+            "across_5": across,
+            "later_3": later,
+            "earlier_3": earlier,
+            "returns": returns,
+            "was_there": was_there,
+            "flat_before": pictures[at - 1].flat_share,
+            "flat_after": pictures[at].flat_share,
+            # What trees cannot compute from the values themselves
+            "content_to_median": own / (median + 1),
+            "content_to_largest": own / (largest + 1),
+            "returns_share": min(returns, was_there) / (own + 1),
+            "across_share": across / (own + 1),
+            "later_share": later / (own + 1),
+            "earlier_share": earlier / (own + 1),
+        }
+        return [of[name] for name in COLOUR_FEATURES]
 
-    def motion(self, pictures: Sequence[FrameView], at: int, first: int) -> list[float]:
+    def motion(self, pictures: Sequence[FrameView], at: int) -> list[float]:
         """MOTION_FEATURES of the pair (at - 1, at)."""
-
-        start, stop = nearby(pictures, at)
-
-        def picture(offset: int) -> int:
-            return min(max(at + offset, start), stop - 1)
-
-        def change(i: int, j: int) -> Change:
-            return self._change(pictures, i, j, first)
-
         before, after = pictures[at - 1].small, pictures[at].small
-        found = [*change(at - 1, at), self._comparison.residual_in_equal_light(before, after)]
-        found += [
-            self._comparison.structure_correlation(before, after),
-            self._comparison.patch_step(before, after),
-        ]
+        change = self._comparison.change(before, after)
+        in_equal_light = self._comparison.residual_in_equal_light(before, after)
         changed = self._comparison.changed_blocks(before, after)
+        extents = []
         for axis in (1, 0):
             lines = np.flatnonzero(changed.any(axis=axis))
             size = changed.shape[1 - axis]
-            found.append(float(lines[-1] - lines[0] + 1) / size if lines.size else 0.0)
-        found.insert(6, float(changed.mean()))
+            extents.append(float(lines[-1] - lines[0] + 1) / size if lines.size else 0.0)
         low = changed[int(0.65 * len(changed)) :].sum() / max(1, changed.sum())
-        found.append(float(low))
-        left = [change(at - 1 - j, at - j) for j in (1, 2, 3) if at - 1 - j >= start]
-        right = [change(at - 1 + j, at + j) for j in (1, 2, 3) if at + j < stop]
-        for side in (left, right):
-            residuals = [c.residual for c in side] or [0.0]
-            found += [residuals[0], max(residuals), sorted(residuals)[len(residuals) // 2]]
-            found.append(max((c.median for c in side), default=0.0))
-        for i, j in ((picture(-2), picture(1)), (at - 1, picture(3)), (picture(-4), at)):
-            pair = change(i, j)
-            found += [pair.residual, pair.median]
-        found += [float(before.contrast.mean()), float(after.contrast.mean())]
-        return found + _motion_ratios(dict(zip(MOTION_FEATURES, found, strict=False)))
+        return [
+            *change,
+            in_equal_light,
+            self._comparison.structure_correlation(before, after),
+            self._comparison.patch_step(before, after),
+            float(changed.mean()),
+            *extents,
+            float(low),
+            float(before.contrast.mean()),
+            float(after.contrast.mean()),
+            in_equal_light / (change.residual + 0.02),
+        ]
 
     def _content(
         self, pictures: Sequence[FrameView], i: int, j: int, first: int
@@ -165,38 +188,10 @@ class CutFeatures:
             self._contents[key] = hsv_difference(pictures[i], pictures[j])
         return self._contents[key]
 
-    def _change(self, pictures: Sequence[FrameView], i: int, j: int, first: int) -> Change:
-        key = first + i, first + j
-        if key not in self._changes:
-            self._changes[key] = self._comparison.change(pictures[i].small, pictures[j].small)
-        return self._changes[key]
 
-
-def _colour_ratios(of: dict[str, float]) -> list[float]:
-    """What trees cannot compute from the values themselves."""
-    content, histogram = of["content"], of["histogram"]
-    largest = max(of["before_largest"], of["after_largest"])
-    return [
-        content / (of["nearby_median"] + 1),
-        content / (largest + 1),
-        min(of["returns"], of["was_there"]) / (content + 1),
-        *(of[name] / (content + 1) for name in ("across_5", "later_3", "earlier_3")),
-        histogram / (of["histogram_nearby"] + 0.1),
-        histogram / (max(of["histogram_before"], of["histogram_after"]) + 0.1),
-        of["histogram_across_7"] / (histogram + 0.1),
-    ]
-
-
-def _motion_ratios(of: dict[str, float]) -> list[float]:
-    residual, change = of["residual"], of["median_change"]
-    across = min(of["residual_across_3"], of["residual_later"], of["residual_earlier"])
-    return [
-        residual / (max(of["residual_before_largest"], of["residual_after_largest"]) + 0.02),
-        across / (residual + 0.02),
-        change / (max(of["median_before_largest"], of["median_after_largest"]) + 1),
-        min(of["median_later"], of["median_earlier"]) / (change + 1),
-        of["residual_in_equal_light"] / (residual + 0.02),
-    ]
+def _channels(a: FrameView, b: FrameView) -> zip[tuple[np.ndarray, np.ndarray]]:
+    """The blocks of both frames, channel by channel."""
+    return zip(a.blocks.reshape(3, -1), b.blocks.reshape(3, -1), strict=True)
 
 
 def mean_luma(view: FrameView) -> float:

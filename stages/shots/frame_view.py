@@ -8,11 +8,16 @@ import cv2
 import numpy as np
 
 from curation.video.frames import Planes
+from curation.video.planes import reduce_plane
 from stages.shots.change import SmallFrame, small_frame
 
 WIDTH, HEIGHT = 64, 36  # px, of the colour image, whatever the picture's shape
 GRID = (16, 9)  # blocks of the colour image, for windows of many frames
 BINS = 16  # of a histogram, for each of luma and the two chroma channels
+# (1, 256, 3) uint8: from the difference of two hues, which lie on a circle of 180, to their
+# distance; saturation and value stay as they are
+_DISTANCE = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+_DISTANCE[0, :180, 0] = np.minimum(np.arange(180), 180 - np.arange(180))
 
 
 class FrameView:
@@ -21,7 +26,7 @@ class FrameView:
     def __init__(self, t_s: float, frame: Planes) -> None:
         self.t_s = t_s
         self.small: SmallFrame = small_frame(t_s, frame.y)
-        luma = cv2.resize(frame.y, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+        luma = _shrink(frame.y)
         chroma = frame.chroma
         if chroma is None:
             chroma = np.full((HEIGHT, WIDTH, 2), 128, np.uint8)
@@ -61,6 +66,14 @@ class FrameView:
         return float(counts[max(0, top - 1) : top + 2].sum()) / self.small.luma.size
 
 
+def _shrink(luma: np.ndarray) -> np.ndarray:
+    """(h, w) -> (HEIGHT, WIDTH); halved first where it is no whole factor, which is faster."""
+    height, width = luma.shape
+    if (height % HEIGHT or width % WIDTH) and height >= 2 * HEIGHT and width >= 2 * WIDTH:
+        luma = reduce_plane(luma, 2)
+    return cv2.resize(luma, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+
+
 def picture_step(a: FrameView, b: FrameView) -> float:
     """Mean difference of two frames in grey levels; 0 where they show the same picture: a repeated
     frame differs by codec noise only.
@@ -72,9 +85,9 @@ def picture_step(a: FrameView, b: FrameView) -> float:
 
 def hsv_difference(a: FrameView, b: FrameView) -> tuple[float, float, float]:
     """Mean difference of hue, saturation and value; their mean is PySceneDetect's content score."""
-    hue, saturation, value = cv2.split(cv2.absdiff(a.hsv, b.hsv))
-    hue = cv2.min(hue, cv2.subtract(np.full_like(hue, 180), hue))
-    return cv2.mean(hue)[0], cv2.mean(saturation)[0], cv2.mean(value)[0]
+    difference = cv2.LUT(cv2.absdiff(a.hsv, b.hsv), _DISTANCE)
+    hue, saturation, value, _ = cv2.mean(difference)
+    return hue, saturation, value
 
 
 def histogram_distance(a: FrameView, b: FrameView) -> float:

@@ -3,8 +3,8 @@
 Hard-coded tests of many measures fight each other: the one that lets a flash pass loses the cut
 beside it. So the measures of `cut_features.py` and `window_features.py` go to boosted decision
 trees, trained by `benchmarks/train_transitions.py` on films edited from real footage and on the
-development half of `benchmarks/labels`. The trees are small, and most pairs of frames end at the
-first of them, which reads colours only.
+development half of `benchmarks/labels`. Three sets of trees decide one after the other; most pairs
+and windows end at the first, which reads little.
 """
 
 from __future__ import annotations
@@ -29,12 +29,16 @@ from stages.shots.frame_view import FrameView, picture_step
 from stages.shots.window_details import WindowDetails
 
 MODELS = Path(__file__).parent / "models"
-# A cut stands out from the pairs nearby: others, nine in ten, are not measured at all.
+# A cut stands out from the pairs nearby: others, six in seven, are not measured at all.
 MIN_STEP = 0.3  # grey levels, mean
 MIN_STEP_RATIO = 1.2  # to the median pair nearby
-MAY_BE_CUT = 0.004  # probability by colour alone, below which no motion is computed
-MAY_BE_GRADUAL = 0.02  # probability by blocks alone, below which no details are measured
-BATCH = 16  # pairs or frames that are decided together
+# Probabilities below which nothing more is measured: in cross-validation none loses a transition.
+MAY_BE_CUT = 0.01  # by histograms
+MAY_BE_CUT_BY_COLOUR = 0.02
+MAY_BE_GRADUAL = 0.02  # by the outline of a window
+MAY_BE_GRADUAL_BY_BLOCKS = 0.05
+BATCH = 32  # pairs that are decided together
+SAMPLE_BATCH = 64  # samples after which windows are decided
 STILL_OLD = 0.05  # of the way from the old picture to the new one: nothing has changed yet
 SAMPLE_S = 0.03  # between frames of a window: every frame up to 33 a second
 CONTEXT = window_features.LENGTHS[-1] // 2 + 1  # samples before and after the longest window
@@ -71,7 +75,7 @@ class LearnedDetector(Detector):
         self._next = 1  # place in `_pictures` of the next pair to decide
         self._samples: list[FrameView] = []
         self._forgotten = 0  # samples before those
-        self._undecided: list[tuple[int, int]] = []  # windows: first sample, length
+        self._next_ends = dict.fromkeys(window_features.LENGTHS, 0)  # of the windows to decide
         self._cuts_s: list[float] = []
         self._windows: list[Window] = []
 
@@ -91,11 +95,12 @@ class LearnedDetector(Detector):
                 self._decide_pairs(self._next + BATCH)
         if not self._samples or view.t_s - self._samples[-1].t_s >= SAMPLE_S:
             self._samples.append(view)
-            self._add_windows()
+            if (self._forgotten + len(self._samples)) % SAMPLE_BATCH == 0:
+                self._decide_windows(self._forgotten + len(self._samples))
 
     def transitions(self) -> Transitions:
         self._decide_pairs(len(self._pictures))
-        self._decide_windows(len(self._samples) + CONTEXT)
+        self._decide_windows(self._forgotten + len(self._samples) + CONTEXT)
         return merge(self._cuts_s, self._windows)
 
     # ------------------------------------------------------------ hard cuts
@@ -116,79 +121,103 @@ class LearnedDetector(Detector):
             self._features.forget_before(self._dropped)
 
     def _stands_out(self, at: int) -> bool:
+        if self._steps[at] < MIN_STEP:
+            return False
         start, stop = cut_features.nearby(self._pictures, at)
-        nearby = self._steps[start + 1 : at] + self._steps[at + 1 : stop]
-        least = MIN_STEP_RATIO * sorted(nearby)[len(nearby) // 2] if nearby else 0.0
-        return self._steps[at] >= max(least, MIN_STEP)
+        near = sorted(self._steps[start + 1 : at] + self._steps[at + 1 : stop])
+        return not near or self._steps[at] >= MIN_STEP_RATIO * near[len(near) // 2]
 
     def _cuts_among(self, numbers: list[int]) -> list[int]:
+        models = load_models()
+        histograms = [self._features.histograms(self._pictures, at) for at in numbers]
+        table = [[of[name] for name in cut_features.HISTOGRAM_FEATURES] for of in histograms]
+        likely = models.cut_by_histogram.probability(np.array(table, np.float32))
+        numbers = [at for at, p in zip(numbers, likely, strict=True) if p >= MAY_BE_CUT]
+        if not numbers:
+            return []
         colour = np.array([self.colour_features(at) for at in numbers], np.float32)
-        likely = load_models().candidate.probability(colour) >= MAY_BE_CUT
-        found = []
-        for at, row in zip(np.array(numbers)[likely], colour[likely], strict=True):
-            features = np.array([*row, *self.motion_features(at)], np.float32)[None]
-            if load_models().cut.probability(features)[0] >= self.cut_probability:
-                found.append(int(at))
-        return found
+        likely = models.cut_by_colour.probability(colour) >= MAY_BE_CUT_BY_COLOUR
+        numbers = [at for at, is_likely in zip(numbers, likely, strict=True) if is_likely]
+        if not numbers:
+            return []
+        motion = [self._features.motion(self._pictures, at) for at in numbers]
+        features = np.concatenate([colour[likely], np.array(motion, np.float32)], axis=1)
+        probabilities = models.cut.probability(features)
+        is_cut = probabilities >= self.cut_probability
+        return [at for at, found in zip(numbers, is_cut, strict=True) if found]
+
+    def features_of_pair(self, at: int) -> list[float]:
+        """FEATURES of the pair of pictures that ends at one of `_pictures`."""
+        return [*self.colour_features(at), *self._features.motion(self._pictures, at)]
 
     def colour_features(self, at: int) -> list[float]:
-        """COLOUR_FEATURES of the pair that ends at a picture; the last one its density in time."""
-        found = self._features.colour(self._pictures, at, self._dropped)
-        near = self._pictures[max(0, at - 6) : at + 7]
-        span_s = near[-1].t_s - near[0].t_s
-        return [*found, (len(near) - 1) / (30 * span_s) if span_s else 1.0]
-
-    def motion_features(self, at: int) -> list[float]:
-        return self._features.motion(self._pictures, at, self._dropped)
+        of = self._features.histograms(self._pictures, at)
+        return self._features.colour(self._pictures, at, self._dropped, of)
 
     # ------------------------------------------------------------ gradual transitions
 
-    def _add_windows(self) -> None:
-        last = len(self._samples) - 1 + self._forgotten
-        for length in window_features.LENGTHS:
-            first = last - length
-            if first < 0 or last % max(1, length // 4):
-                continue
-            ends = self._samples[first - self._forgotten], self._samples[-1]
-            if window_features.may_hold_transition(*ends):
-                self._undecided.append((first, length))
-        if last % BATCH == 0:
-            self._decide_windows(last)
-
-    def _decide_windows(self, last: int) -> None:
-        """Decides the windows whose context has come, and drops samples that none reads."""
-        ready = [w for w in self._undecided if w[0] + w[1] + w[1] // 2 + 1 <= last]
-        self._undecided = [w for w in self._undecided if w[0] + w[1] + w[1] // 2 + 1 > last]
-        windows = [self._frames_of(*window) for window in ready]
-        windows = [w for w in windows if window_features.stands_out(w)]
-        if windows:
-            self._windows += self._transitions_among(windows)
-        longest = window_features.LENGTHS[-1]
-        surplus = len(self._samples) - 2 * longest - 2 * CONTEXT - BATCH
+    def _decide_windows(self, stop: int) -> None:
+        """Decides the windows whose context ends before the sample `stop`, and drops samples that
+        no later window needs.
+        """
+        windows = self._undecided(stop)
+        if len(windows):
+            blocks = np.array([view.blocks for view in self._samples])
+            windows = windows[window_features.standing_out(blocks[windows])]
+        if len(windows):
+            self._windows += self._transitions_among(windows, blocks[windows])
+        surplus = len(self._samples) - 2 * window_features.LENGTHS[-1] - 2 * CONTEXT
         if surplus > 0:
             del self._samples[:surplus]
             self._forgotten += surplus
 
-    def _frames_of(self, first: int, length: int) -> list[FrameView]:
-        """The sample half a length before a window, those that stand for it, and one after it."""
-        start = first - self._forgotten
-        inside = np.round(np.linspace(start, start + length, window_features.SAMPLES))
-        before = max(0, start - length // 2 - 1)
-        after = min(len(self._samples) - 1, start + length + length // 2 + 1)
-        return [self._samples[int(place)] for place in (before, *inside, after)]
+    def _undecided(self, stop: int) -> np.ndarray:
+        """(N, 11): for each window, the places in `_samples` of the one half its length before it,
+        of those that stand for it, and of the one half its length after it. Counts the windows as
+        decided.
+        """
+        found = [np.empty((0, window_features.SAMPLES + 2), np.int64)]
+        for length, next_end in self._next_ends.items():
+            every, half = max(1, length // 4), length // 2 + 1
+            first_end = -(-max(next_end, length) // every) * every
+            last = min(stop - 1 - half, self._forgotten + len(self._samples) - 1)
+            ends = np.arange(first_end, last + 1, every)
+            inside = np.linspace(-length, 0, window_features.SAMPLES)
+            offsets = np.array([-length - half, *inside, half])
+            found.append(np.round(ends[:, None] + offsets).astype(np.int64))
+            self._next_ends[length] = max(next_end, last + 1)
+        places = np.concatenate(found) - self._forgotten
+        return places.clip(0, len(self._samples) - 1)
 
-    def _transitions_among(self, windows: list[list[FrameView]]) -> list[Window]:
-        features = window_features.window_features(windows)
-        likely = load_models().window.probability(features) >= MAY_BE_GRADUAL
+    def _transitions_among(self, windows: np.ndarray, blocks: np.ndarray) -> list[Window]:
+        """windows: (N, 11), places in `_samples`.  blocks: (N, 11, B), theirs."""
+        models = load_models()
+        outline = window_features.outline(blocks, self._lengths_s(windows))
+        columns = [outline[name] for name in window_features.OUTLINE_FEATURES]
+        table = np.stack(columns, axis=1).astype(np.float32)
+        windows = windows[models.gradual_by_outline.probability(table) >= MAY_BE_GRADUAL]
+        if not len(windows):
+            return []
+        frames = [[self._samples[place] for place in window] for window in windows]
+        features = window_features.window_features(frames)
+        likely = np.flatnonzero(
+            models.gradual_by_blocks.probability(features) >= MAY_BE_GRADUAL_BY_BLOCKS
+        )
+        if not len(likely):
+            return []
+        details = [self._details.features(frames[number]) for number in likely]
+        table = np.concatenate([features[likely], np.array(details, np.float32)], axis=1)
         found = []
-        for number in np.flatnonzero(likely):
-            frames = windows[number]
-            row = np.array([*features[number], *self._details.features(frames)], np.float32)
-            probability = float(load_models().gradual.probability(row[None])[0])
+        for number, probability in zip(likely, models.gradual.probability(table), strict=True):
             if probability >= self.gradual_probability:
-                start_s, end_s = self._bounds(frames[1].t_s, frames[-2].t_s)
-                found.append(Window(start_s, end_s, probability))
+                start_s, end_s = self._bounds(frames[number][1].t_s, frames[number][-2].t_s)
+                found.append(Window(start_s, end_s, float(probability)))
         return found
+
+    def _lengths_s(self, windows: np.ndarray) -> np.ndarray:
+        """(N,) float32."""
+        times_s = np.array([view.t_s for view in self._samples])
+        return (times_s[windows[:, -2]] - times_s[windows[:, 1]]).astype(np.float32)
 
     def _bounds(self, start_s: float, end_s: float) -> tuple[float, float]:
         """A window, less its ends in which the picture does not go from the old one to the new."""
@@ -230,18 +259,25 @@ def _any_within(times_s: list[float], start_s: float, end_s: float) -> bool:
 
 @dataclass(frozen=True)
 class Models:
-    candidate: BoostedTrees  # by colour alone: may the pair be a cut?
+    """Each may leave a pair or a window to the next, which reads more."""
+
+    cut_by_histogram: BoostedTrees
+    cut_by_colour: BoostedTrees
     cut: BoostedTrees
-    window: BoostedTrees  # by blocks alone: may the window be a gradual transition?
+    gradual_by_outline: BoostedTrees
+    gradual_by_blocks: BoostedTrees
     gradual: BoostedTrees
 
 
 @cache
 def load_models() -> Models:
     """The trees, read once per process."""
-    return Models(
-        BoostedTrees(MODELS / "candidate.npz", cut_features.COLOUR_FEATURES),
-        BoostedTrees(MODELS / "cut.npz", cut_features.FEATURES),
-        BoostedTrees(MODELS / "window.npz", window_features.FEATURES),
-        BoostedTrees(MODELS / "gradual.npz", window_features.FEATURES + window_details.FEATURES),
-    )
+    names = {
+        "cut_by_histogram": cut_features.HISTOGRAM_FEATURES,
+        "cut_by_colour": cut_features.COLOUR_FEATURES,
+        "cut": cut_features.FEATURES,
+        "gradual_by_outline": window_features.OUTLINE_FEATURES,
+        "gradual_by_blocks": window_features.FEATURES,
+        "gradual": window_features.FEATURES + window_details.FEATURES,
+    }
+    return Models(**{name: BoostedTrees(MODELS / f"{name}.npz", of) for name, of in names.items()})

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
 from stages.shots.frame_view import BINS, GRID, FrameView
@@ -23,6 +22,16 @@ MIN_RATIO = 1.2  # of a window's change to that of half its length before or aft
 CHANGED = 8.0  # grey levels: a block that changed
 PACE = 0.2  # of the way: tolerance of a block's progress
 
+# Of the blocks' mean path and of light alone: cheap enough for every window.
+OUTLINE_FEATURES = (
+    *("length_s", "changed", "pace_largest", "pace_smallest", "off_line"),
+    *("spread_first", "spread_last", "spread_dip", "spread_smallest"),
+    *("luma_first", "luma_last", "luma_smallest", "luma_largest"),
+    *("difference", "difference_largest", "difference_mean", "difference_smallest"),
+    *("difference_before", "difference_after"),
+    *("difference_to_outside", "difference_to_calmer_side"),
+    *("difference_to_steps", "largest_to_mean_step"),
+)
 FEATURES = (
     *(
         "length_s",
@@ -54,23 +63,59 @@ _PLACES = np.stack(
         for place in (_x, _y, np.hypot(_x - GRID[0] / 2 + 0.5, (_y - GRID[1] / 2 + 0.5) * 16 / 9))
     ]
 )  # (3, 3 * blocks): column, row and distance to the centre, for each channel
+_LINE = np.linspace(0, 1, SAMPLES, dtype=np.float32)
 
 
-def may_hold_transition(first: FrameView, last: FrameView) -> bool:
-    """Whether the two ends of a window differ enough for it to be measured."""
-    size = first.blocks.size // 3
-    apart = cv2.norm(first.blocks[:size], last.blocks[:size], cv2.NORM_L1)
-    return apart >= MIN_DIFFERENCE * size
+def standing_out(blocks: np.ndarray) -> np.ndarray:
+    """(N,) bool: whether a window changes at all, and more than the time before it, or the time
+    after it, does.
+
+    blocks: (N, SAMPLES + 2, B), of the frame before each window by half its length, of its frames,
+    and of the frame after it by half its length.
+    """
+    luma = blocks.shape[2] // 3
+    apart = np.abs(blocks[:, -2] - blocks[:, 1])
+    changes = apart[:, :luma].sum(axis=1) >= MIN_DIFFERENCE * luma
+    sides = [np.abs(blocks[:, i] - blocks[:, i + 1]).mean(axis=1) for i in (0, -2)]
+    return changes & (apart.mean(axis=1) >= MIN_RATIO * (np.minimum(*sides) + 0.5))
 
 
-def stands_out(window: Sequence[FrameView]) -> bool:
-    """Whether a window changes more than the time before it, or the time after it, does."""
-
-    def difference(a: FrameView, b: FrameView) -> float:
-        return cv2.norm(a.blocks, b.blocks, cv2.NORM_L1) / a.blocks.size
-
-    outside = min(difference(*window[:2]), difference(*window[-2:]))
-    return difference(window[1], window[-2]) >= MIN_RATIO * (outside + 0.5)
+def outline(blocks: np.ndarray, lengths_s: np.ndarray) -> dict[str, np.ndarray]:
+    """OUTLINE_FEATURES by name, (N,) each, of the blocks of windows as in `standing_out`."""
+    inside = blocks[:, 1:-1]
+    first, last = inside[:, 0], inside[:, -1]
+    step = last - first
+    progress = _progress(inside, step)
+    lumas = inside[:, :, : blocks.shape[2] // 3]
+    pace = np.diff(progress, axis=1)
+    spread, luma = lumas.std(axis=2), lumas.mean(axis=2)
+    apart = np.abs(np.diff(inside, axis=1)).mean(axis=2)
+    of = {
+        "length_s": lengths_s,
+        "changed": (np.abs(step) > CHANGED).mean(axis=1),
+        "pace_largest": pace.max(axis=1),
+        "pace_smallest": pace.min(axis=1),
+        "off_line": np.abs(progress - _LINE).max(axis=1),
+        **_ends_and_dip("spread", spread, 1.0),
+        "spread_smallest": spread[:, 1:-1].min(axis=1),
+        "luma_first": luma[:, 0],
+        "luma_last": luma[:, -1],
+        "luma_smallest": luma[:, 1:-1].min(axis=1),
+        "luma_largest": luma[:, 1:-1].max(axis=1),
+        "difference": np.abs(step).mean(axis=1),
+        "difference_largest": apart.max(axis=1),
+        "difference_mean": apart.mean(axis=1),
+        "difference_smallest": apart.min(axis=1),
+        "difference_before": np.abs(blocks[:, 0] - first).mean(axis=1),
+        "difference_after": np.abs(last - blocks[:, -1]).mean(axis=1),
+    }
+    sides = of["difference_before"], of["difference_after"]
+    return of | {
+        "difference_to_outside": of["difference"] / (np.maximum(*sides) + 1),
+        "difference_to_calmer_side": of["difference"] / (np.minimum(*sides) + 1),
+        "difference_to_steps": of["difference"] / (8 * of["difference_mean"] + 1),
+        "largest_to_mean_step": of["difference_largest"] / (of["difference_mean"] + 0.5),
+    }
 
 
 def window_features(windows: Sequence[Sequence[FrameView]]) -> np.ndarray:
@@ -79,124 +124,90 @@ def window_features(windows: Sequence[Sequence[FrameView]]) -> np.ndarray:
     windows: for each, the frame before it by half its length, its SAMPLES frames, and the frame
     after it by half its length.
     """
-    frames = [window[1:-1] for window in windows]
-    blocks = np.array([[f.blocks for f in window] for window in frames])  # (N, 9, B)
-    histograms = np.array([[f.histogram for f in window] for window in frames])
-    detail = np.array([[f.detail for f in window] for window in frames], np.float32)
-    lengths_s = np.array([[window[-1].t_s - window[0].t_s] for window in frames], np.float32)
-    table = np.concatenate(
-        [
-            lengths_s,
-            *_progress(blocks),
-            *_luma_and_detail(blocks[:, :, : blocks.shape[2] // 3], detail),
-            *_differences(blocks, histograms, windows),
-        ],
-        axis=1,
-    )
-    return np.concatenate([table, _ratios(table)], axis=1).astype(np.float32)
+    every = np.array([[f.blocks for f in window] for window in windows])  # (N, 11, B)
+    of = outline(every, np.array([w[-2].t_s - w[1].t_s for w in windows], np.float32))
+    of |= _paths(every[:, 1:-1], of["difference"])
+    detail = np.array([[f.detail for f in window[1:-1]] for window in windows], np.float32)
+    of |= _ends_and_dip("detail", detail, 0.25)
+    of |= _histograms(np.array([[f.histogram for f in window] for window in windows]))
+    return np.stack([of[name] for name in FEATURES], axis=1).astype(np.float32)
 
 
-def _progress(blocks: np.ndarray) -> list[np.ndarray]:
-    """From `changed` to `off_path_relative`: how the blocks go from the first frame to the last."""
-    first, last = blocks[:, 0], blocks[:, -1]
-    step = last - first
+def _paths(blocks: np.ndarray, size: np.ndarray) -> dict[str, np.ndarray]:
+    """How each block goes from the first of the (N, SAMPLES, B) frames to the last.
+
+    size: (N,), the mean difference of both.
+    """
+    first = blocks[:, 0]
+    step = blocks[:, -1] - first
     changed = np.abs(step) > CHANGED
-    count = np.maximum(changed.sum(axis=1), 1)[:, None]
+    count = np.maximum(changed.sum(axis=1), 1)
 
     def share(condition: np.ndarray) -> np.ndarray:
-        return (condition & changed).sum(axis=1)[:, None] / count
+        return (condition & changed).sum(axis=1) / count
 
     divisor = np.where(changed, step, np.inf)
     path = (blocks - first[:, None]) / divisor[:, None]  # 0 at the first frame, 1 at the last
-    power = (step**2).sum(axis=1)[:, None] + 1e-6
-    progress = ((blocks - first[:, None]) * step[:, None]).sum(axis=2) / power  # (N, 9)
-    line = np.linspace(0, 1, SAMPLES, dtype=np.float32)
+    progress = _progress(blocks, step)
     moves = np.diff(path, axis=1)  # (N, 8, B)
     off_pace = np.abs(path - progress[:, :, None])
-    pace = np.diff(progress, axis=1)
     off_path = np.abs(blocks - first[:, None] - progress[:, :, None] * step[:, None]).mean(axis=2)
-    return [
-        changed.mean(axis=1)[:, None],
-        share((np.abs(path - line[:, None]) < PACE).all(axis=1)),
-        share((off_pace < PACE).all(axis=1)),
-        share((off_pace[:, 2:7:2] < 1.5 * PACE).all(axis=1)),
-        share((moves > -0.1).all(axis=1)),
-        share(moves.max(axis=1) > 0.7),
-        (np.minimum(np.abs(moves).sum(axis=1), 9) * changed).sum(axis=1)[:, None] / count,
-        _step_times(moves.argmax(axis=1).astype(np.float32), changed, count),
-        _largest(pace),
-        pace.min(axis=1)[:, None],
-        _largest(np.abs(progress - line)),
-        _largest(off_path),
-        _largest(off_path) / (np.abs(step).mean(axis=1)[:, None] + 1),
-    ]
+    return {
+        "linear": share((np.abs(path - _LINE[:, None]) < PACE).all(axis=1)),
+        "in_pace": share((off_pace < PACE).all(axis=1)),
+        "in_pace_loosely": share((off_pace[:, 2:7:2] < 1.5 * PACE).all(axis=1)),
+        "monotonic": share((moves > -0.1).all(axis=1)),
+        "steps": share(moves.max(axis=1) > 0.7),
+        "travel": (np.minimum(np.abs(moves).sum(axis=1), 9) * changed).sum(axis=1) / count,
+        **_step_times(moves.argmax(axis=1).astype(np.float32), changed, count[:, None]),
+        "off_path": off_path.max(axis=1),
+        "off_path_relative": off_path.max(axis=1) / (size + 1),
+    }
 
 
-def _luma_and_detail(lumas: np.ndarray, detail: np.ndarray) -> list[np.ndarray]:
-    """From `spread_first` to `luma_largest`. lumas: (N, 9, blocks); detail: (N, 9)."""
-    spread, luma = lumas.std(axis=2), lumas.mean(axis=2)
-    found = []
-    for values, margin in ((spread, 1.0), (detail, 0.25)):
-        ends = np.minimum(values[:, 0], values[:, -1]) + margin
-        found += [values[:, :1], values[:, -1:], (values[:, 2:7].min(axis=1) / ends)[:, None]]
-        if values is spread:
-            found.append(values[:, 1:-1].min(axis=1)[:, None])
-    inner = luma[:, 1:-1]
-    return [*found, luma[:, :1], luma[:, -1:], inner.min(axis=1)[:, None], _largest(inner)]
+def _histograms(histograms: np.ndarray) -> dict[str, np.ndarray]:
+    """Distances of the (N, SAMPLES + 2, 3 * BINS) cumulative histograms; shares of one luma."""
+    shifts = np.abs(np.diff(histograms, axis=1)).sum(axis=2)  # (N, 10)
+    whole = np.abs(histograms[:, -2] - histograms[:, 1]).sum(axis=1)
+    flat = np.diff(histograms[:, 1:-1, :BINS], axis=2, prepend=0).max(axis=2)
+    return {
+        "histogram": whole,
+        "histogram_largest": shifts[:, 1:-1].max(axis=1),
+        "histogram_mean": shifts[:, 1:-1].mean(axis=1),
+        "histogram_before": shifts[:, 0],
+        "histogram_after": shifts[:, -1],
+        "histogram_to_outside": whole / (np.maximum(shifts[:, 0], shifts[:, -1]) + 0.2),
+        "flat_first": flat[:, 0],
+        "flat_last": flat[:, -1],
+        "flat_largest": flat.max(axis=1),
+    }
 
 
-def _differences(
-    blocks: np.ndarray, histograms: np.ndarray, windows: Sequence[Sequence[FrameView]]
-) -> list[np.ndarray]:
-    """From `difference` to `flat_largest`: of neighbours, of both ends, and of what is outside."""
-    apart = np.abs(np.diff(blocks, axis=1)).mean(axis=2)
-    size = np.abs(blocks[:, -1] - blocks[:, 0]).mean(axis=1)[:, None]
-    found = [size, _largest(apart), apart.mean(axis=1)[:, None], apart.min(axis=1)[:, None]]
-    shifts = np.abs(np.diff(histograms, axis=1)).sum(axis=2)
-    whole = np.abs(histograms[:, -1] - histograms[:, 0]).sum(axis=1)[:, None]
-    found += [whole, _largest(shifts), shifts.mean(axis=1)[:, None]]
-    outer = [(w[0], w[1]) for w in windows], [(w[-2], w[-1]) for w in windows]
-    for attribute, combine in (("blocks", np.mean), ("histogram", np.sum)):
-        for pairs in outer:
-            differences = [
-                combine(np.abs(getattr(a, attribute) - getattr(b, attribute))) for a, b in pairs
-            ]
-            found.append(np.array(differences)[:, None])
-    flat = np.diff(histograms[:, :, :BINS], axis=2, prepend=0).max(axis=2)
-    return [*found, flat[:, :1], flat[:, -1:], _largest(flat)]
+def _progress(blocks: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """(N, SAMPLES): how far all blocks together have come, 0 at the first frame, 1 at the last."""
+    power = (step**2).sum(axis=1)[:, None] + 1e-6
+    return ((blocks - blocks[:, :1]) * step[:, None]).sum(axis=2) / power
 
 
-def _ratios(table: np.ndarray) -> np.ndarray:
-    """(N, 5): what trees cannot compute from the values themselves."""
-    of = dict(zip(FEATURES, table.T, strict=False))
-    sides = of["difference_before"], of["difference_after"]
-    histograms = np.maximum(of["histogram_before"], of["histogram_after"])
-    ratios = [
-        of["difference"] / (np.maximum(*sides) + 1),
-        of["difference"] / (np.minimum(*sides) + 1),
-        of["histogram"] / (histograms + 0.2),
-        of["difference"] / (8 * of["difference_mean"] + 1),
-        of["difference_largest"] / (of["difference_mean"] + 0.5),
-    ]
-    return np.stack(ratios, axis=1)
+def _ends_and_dip(name: str, values: np.ndarray, margin: float) -> dict[str, np.ndarray]:
+    """The first and the last of (N, SAMPLES) values, and the least between relative to them."""
+    ends = np.minimum(values[:, 0], values[:, -1]) + margin
+    dip = values[:, 2:7].min(axis=1) / ends
+    return {f"{name}_first": values[:, 0], f"{name}_last": values[:, -1], f"{name}_dip": dip}
 
 
-def _step_times(times: np.ndarray, changed: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """(N, 4): how far the time at which a block changes follows its column, its row and its
-    distance to the centre (squared correlations), and the spread of these times.
+def _step_times(times: np.ndarray, changed: np.ndarray, count: np.ndarray) -> dict[str, np.ndarray]:
+    """How far the time at which a block changes follows its column, its row and its distance to
+    the centre (squared correlations), and the spread of these times.
     """
     mean = (times * changed).sum(axis=1)[:, None] / count
     off = (times - mean) * changed
     variance = (off**2).sum(axis=1)[:, None] / count
-    found = []
-    for place in _PLACES:
+    of = {"step_time_spread": np.sqrt(variance)[:, 0]}
+    for name, place in zip(("x", "y", "radius"), _PLACES, strict=True):
         centre = (place * changed).sum(axis=1)[:, None] / count
         side = (place - centre) * changed
         square = (side**2).sum(axis=1)[:, None] / count
         covariance = (off * side).sum(axis=1)[:, None] / count
-        found.append(covariance**2 / (variance * square + 1e-3))
-    return np.concatenate([*found, np.sqrt(variance)], axis=1)
-
-
-def _largest(values: np.ndarray) -> np.ndarray:
-    return values.max(axis=1)[:, None]
+        of[f"step_time_{name}"] = (covariance**2 / (variance * square + 1e-3))[:, 0]
+    return of
