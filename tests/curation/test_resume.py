@@ -58,7 +58,7 @@ def run_to_selection(run: Settings, cluster: Cluster) -> None:
 
 
 def videos(out: Path) -> dict[str, tuple[str, str | None]]:
-    rows = pq.read_table(out / "ledger/videos").to_pylist()
+    rows = pq.read_table(out / "videos.parquet").to_pylist()
     return {os.path.basename(row["video"]): (row["status"], row["error"]) for row in rows}
 
 
