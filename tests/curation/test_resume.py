@@ -23,6 +23,7 @@ from curation.storage import Folder
 from pipelines import caption, export, score, select
 from pipelines.score import _with_status
 from pipelines.settings import DEFAULT_CONFIG, Settings, timed_batches
+from pipelines.tables import read_videos
 from tests.support.small_input import SETTINGS, scene, with_cut, write_video
 from tests.support.whole_run import (
     commands_with_mark,
@@ -58,7 +59,7 @@ def run_to_selection(run: Settings, cluster: Cluster) -> None:
 
 
 def videos(out: Path) -> dict[str, tuple[str, str | None]]:
-    rows = pq.read_table(out / "videos.parquet").to_pylist()
+    rows = read_videos(Folder(str(out)), []).to_pylist()
     return {os.path.basename(row["video"]): (row["status"], row["error"]) for row in rows}
 
 
