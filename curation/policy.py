@@ -171,10 +171,14 @@ def decide_table(clips: pa.Table, policy: Policy) -> pa.ListArray:
     """The reasons against each clip, a list of strings per row.
 
     Failed thresholds come first, in the policy's order, then scores that were not measured; so the
-    first reason has a number where any has. A column that the table lacks was not measured.
+    first reason has a number where any has. A column that the table lacks was not measured. The
+    scores of a video that is not decoded are no reasons where its header gives one.
     """
     found = [_failed_rule(name, rule, clips) for name, rule in policy.items()]
-    found += [_not_measured(name, clips) for name in policy]
+    has_reason = np.zeros(clips.num_rows, bool)
+    for rows, _ in found:
+        has_reason[rows] = True
+    found += [_not_measured(name, clips, has_reason) for name in policy]
     rows = np.concatenate([np.empty(0, np.int64), *(r for r, _ in found)])
     texts = pa.concat_arrays([pa.array([], pa.string()), *(t for _, t in found)])
     return group_by_row(rows, texts, clips.num_rows)
@@ -258,7 +262,7 @@ def _format_outside(value: float, sign: str, bound: float, decimals: int) -> str
     return f"{value!r}"
 
 
-def _not_measured(name: str, clips: pa.Table) -> Reasons:
+def _not_measured(name: str, clips: pa.Table, has_reason: np.ndarray) -> Reasons:
     if name in clips.column_names:
         rows = np.flatnonzero(pc.is_null(clips[name].combine_chunks(), nan_is_null=True))
     else:
@@ -268,7 +272,10 @@ def _not_measured(name: str, clips: pa.Table) -> Reasons:
         return rows, plain
     null_reasons = clips["null_reasons"].combine_chunks().take(pa.array(rows))
     null_reason = pc.map_lookup(null_reasons, pa.scalar(name), "first")
-    return rows, pc.coalesce(pc.binary_join_element_wise(plain, null_reason, ": "), plain)
+    texts = pc.coalesce(pc.binary_join_element_wise(plain, null_reason, ": "), plain)
+    not_decoded = pc.fill_null(pc.equal(null_reason, records.NOT_DECODED), False)
+    counts = ~(has_reason[rows] & not_decoded.to_numpy(zero_copy_only=False))
+    return rows[counts], texts.filter(pa.array(counts))
 
 
 def check_columns(policy: Policy, have: Iterable[str]) -> None:

@@ -303,3 +303,10 @@ def test_listed_values_within_those_of_the_prefilter_are_no_looser():
     ) as e:
         check_prefilter(loose, prefilter, costly)
     assert """keep select.policy.transfer='{"in": ["bt709", "unknown"]}'""" in str(e.value)
+
+
+def test_scores_of_a_video_that_is_not_decoded_are_no_reasons_next_to_that_of_its_header():
+    policy = Policy(height=Range(min=720), text_share=Range(max=0.1))
+    clip = {"height": 480, "null_reasons": {"text_share": records.NOT_DECODED}}
+    assert decide(clip, policy) == ["height 480 < 720"]
+    assert decide({**clip, "height": 720}, policy) == ["text_share not measured: not decoded"]

@@ -64,4 +64,6 @@ def test_every_public_column_has_its_own_meaning_in_the_table():
     assert all(field.metadata[b"what"] for field in [*clips, *videos])
     assert clips.field("status").metadata[b"what"] == b"kept | rejected | failed"
     assert videos.field("status").metadata[b"what"] == b"ok | duplicate | failed"
-    assert videos.field("num_frames").metadata[b"what"] == b"decoded frames"
+    assert (
+        videos.field("num_frames").metadata[b"what"] == b"decoded frames; null: it is not decoded"
+    )

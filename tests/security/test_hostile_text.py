@@ -126,10 +126,9 @@ def read_shard(data: bytes, metadata: Any, offset: int) -> None:
     """As the trainer reads it: a tar at an offset, then its JSON."""
     row = {"clip_id": "a", "sha256": "", "json_sha256": None}
     with tempfile.TemporaryDirectory() as folder:
-        shard = Path(folder, "a.tar")
-        shard.write_bytes(data * 20)
+        Path(folder, "a.tar").write_bytes(data * 20)
         with suppress(*HANDLED, tarfile.TarError):
-            read_files(shard, ClipLocation("a.tar", offset, offset + 2000, row), ".mp4")
+            read_files(Folder(folder), ClipLocation("a.tar", offset, offset + 2000, row), ".mp4")
     with suppress(*HANDLED):
         clip = parse_clip("a", json_text.parse_object(json.dumps(metadata)), torch.empty(0))
         assert all(math.isfinite(t) for span in clip.spans for t in span)
