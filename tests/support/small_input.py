@@ -24,6 +24,7 @@ SETTINGS = (
     "select.policy.width=null",
     "select.policy.height=null",
     "export.presto=true",
+    "score.decode.key_frames.side=320",  # in larger ones text is searched for longer
     "cluster.workers=1",  # the start of a second takes longer than its share of the rows
     "cluster.memory_gib=2",
 )
