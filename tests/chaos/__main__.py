@@ -3,9 +3,11 @@
     python -m tests.chaos SEED…
 
 A seed chooses where the output is (a disk, an S3 server on this machine), two or three faults of
-`FAULTS`, and the moment of each: when a file appears in the output, the first one while it is
-written. Then the same command runs on fresh nodes until it ends with exit code 0. Prints a JSON
-line per seed. Exit code 1: a dataset differs, or a run hangs.
+`FAULTS`, and the moment of each: when a file appears in the output, one of them while it is
+written. Consecutive seeds go through all faults. Then the same command runs on fresh nodes until it
+ends with exit code 0. Prints a JSON line per seed, and one with the counts of all. A fault whose
+moment does not come, or whose process is not there, is printed and counts as not done. Exit code 1:
+a dataset differs, or a run hangs; its last lines are then the stacks of its threads.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -39,12 +42,17 @@ from tests.support.s3_server import s3_bucket, url_options
 from tests.support.small_input import draw_small_input
 from tests.support.whole_run import descendants, differences, start, unfinished_files
 
-RUN_LIMIT_S = 200.0  # of one run; a longer one hangs
+RUN_LIMIT_S = 200.0  # of one run, with its faults; a longer one hangs
 MAX_RERUNS = 3
+NODE_STARTS = 3  # attempts
 STORE_FAULT_S = 8.0
 PAUSE_S = 6.0
+MEMORY_LIMIT = 0.2  # share of the memory that is free at first: more used, and Ray ends workers
+MEMORY_TAKEN = 0.3  # share of it that the fault takes
+MEMORY_FAULT_S = 6.0
 WORKER = "Worker"  # in the names of Ray's processes for our workers: ray::Worker, ray::AsyncWorker
 NO_PROCESS = "no such process"
+NOT_DONE = (NO_PROCESS, "the run had ended", "the moment did not come")
 # Moments: patterns of files in the output, in the order of a run, and their phase. In those of
 # DISK_WRITES and S3_WRITES a file is unfinished, or others of its kind are being written.
 MOMENTS = {
@@ -65,6 +73,7 @@ MOMENTS = {
 }
 DISK_WRITES = tuple(moment for moment in MOMENTS if ".tmp-" in moment)
 S3_WRITES = ("ledger/key_frames/*/*", "extracted/*", "shards/*", "presto/videos/*")
+CAPTIONS_START = "ledger/selection.parquet"
 # RAY_…: lost nodes and a lost control service are noticed within seconds
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
@@ -72,6 +81,7 @@ ENVIRONMENT = {
     "RAY_health_check_failure_threshold": "3",
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    "PYTHONFAULTHANDLER": "1",
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_DEFAULT_REGION": "us-east-1",
@@ -120,6 +130,10 @@ class Run:
     driver: subprocess.Popen[str]
     nodes: subprocess.Popen[str]
     log: list[str] = field(default_factory=list)
+    started_s: float = field(default_factory=time.monotonic)
+
+    def left_s(self) -> float:
+        return max(0.0, self.started_s + RUN_LIMIT_S - time.monotonic())
 
     def processes(self, part: str) -> list[int]:
         """Process ids, in order, of descendants whose command line has this part."""
@@ -225,6 +239,14 @@ def take_over(a: Attempt) -> str:
     return f"second driver: {code}"
 
 
+def take_memory(a: Attempt) -> str:
+    """Ray ends workers on a node with little free memory."""
+    size = int(MEMORY_TAKEN * _memory_kib()["MemAvailable"] * 1024)
+    hold = f"import time; taken = b'x' * {size}; time.sleep({MEMORY_FAULT_S})"
+    subprocess.run([sys.executable, "-c", hold], check=False)
+    return ""
+
+
 def restart_caption_server(a: Attempt) -> str:
     a.server.stop()
     time.sleep(PAUSE_S)
@@ -247,32 +269,45 @@ def fail_store(fault: str) -> Callable[[Attempt], str]:
 FAULTS: tuple[Callable[[Attempt], str], ...] = (
     *(kill_worker, kill_child, kill_driver, kill_raylet, kill_control_service, kill_node),
     *(remove_output, pause_process, second_driver, take_over, restart_caption_server),
+    take_memory,
 )
 ON_DISK = (fill_disk,)
 IN_S3 = (fail_store("503"), fail_store("slow"), fail_store("cut"))
 
 
 def start_run(source: Path, out: str, server: ChatServer) -> Run:
-    env = os.environ | ENVIRONMENT | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    nodes = subprocess.Popen(
-        [sys.executable, "-m", "tests.chaos.nodes"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=env,
-        start_new_session=True,
-    )
-    assert nodes.stdout is not None
-    address = nodes.stdout.readline().strip()
+    env = ENVIRONMENT | {"RAY_memory_usage_threshold": f"{_memory_threshold():.3f}"}
+    for _ in range(NODE_STARTS):  # Ray gives up after 30 s on a machine that is slow
+        nodes = subprocess.Popen(
+            [sys.executable, "-m", "tests.chaos.nodes"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | env | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        assert nodes.stdout is not None
+        if address := nodes.stdout.readline().strip():
+            break
+        end_process(nodes)
     settings = [*chat(out, server), "caption.openai.max_outage_s=60"]  # type: ignore[arg-type]
-    driver = start(
-        "curate", f"input={source}", *settings, f"cluster.address={address}", **ENVIRONMENT
-    )
+    driver = start("curate", f"input={source}", *settings, f"cluster.address={address}", **env)
     run = Run(driver, nodes)
     threading.Thread(target=_read, args=(driver, run.log), daemon=True).start()
     threading.Thread(target=driver.stdout.read, daemon=True).start()  # type: ignore[union-attr]
     return run
+
+
+def _memory_threshold() -> float:
+    """Returns the used share of the machine's memory at which Ray ends workers."""
+    kib = _memory_kib()
+    return 1 - (1 - MEMORY_LIMIT) * kib["MemAvailable"] / kib["MemTotal"]
+
+
+def _memory_kib() -> dict[str, int]:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return {line.split(":")[0]: int(line.split()[1]) for line in lines}
 
 
 def _read(driver: subprocess.Popen[str], lines: list[str]) -> None:
@@ -283,22 +318,26 @@ def _read(driver: subprocess.Popen[str], lines: list[str]) -> None:
 def wait_for_end(run: Run) -> int | None:
     """Returns the driver's exit code, None of one that hangs; ends the nodes."""
     try:
-        return run.driver.wait(RUN_LIMIT_S)
+        return run.driver.wait(run.left_s())
     except subprocess.TimeoutExpired:
+        run.driver.send_signal(signal.SIGABRT)  # faulthandler prints the stacks
+        with suppress(subprocess.TimeoutExpired):
+            run.driver.wait(5)
         return None
     finally:
-        end(run)
+        end_process(run.driver)
+        end_process(run.nodes)
 
 
-def end(run: Run) -> None:
-    for process in (run.driver, run.nodes):
-        below = [pid for pid, _ in descendants(process.pid)]
-        if process.poll() is None:
-            process.kill()
-        for pid in below:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
+def end_process(process: subprocess.Popen[str]) -> None:
+    """Kills it and its descendants."""
+    below = [pid for pid, _ in descendants(process.pid)]
+    if process.poll() is None:
+        process.kill()
+    for pid in below:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
 
 
 def disturb(
@@ -306,36 +345,54 @@ def disturb(
 ) -> Iterator[dict[str, Any]]:
     """Causes the faults, each once its moment has come."""
     for fault, moment in plan:
-        while attempt.run.driver.poll() is None and not attempt.output.has(moment):
-            time.sleep(0.002 if attempt.output.is_local else 0.1)
-        came = attempt.run.driver.poll() is None
-        detail = fault(attempt) if came else "the run had ended"
+        detail = wait_for_moment(attempt, moment) or fault(attempt)
         yield {
             "fault": fault.__name__,
             "phase": MOMENTS[moment],
             "at": moment,
-            "done": came and detail != NO_PROCESS,
+            "done": detail not in NOT_DONE,
             "detail": detail,
         }
+
+
+def wait_for_moment(attempt: Attempt, moment: str) -> str:
+    """Returns nothing once the moment has come, else why it does not."""
+    while attempt.run.driver.poll() is None:
+        if attempt.output.has(moment):
+            return ""
+        if not attempt.run.left_s():
+            return "the moment did not come"
+        time.sleep(0.002 if attempt.output.is_local else 0.1)
+    return "the run had ended"
+
+
+def draw_plan(
+    seed: int, rng: random.Random, is_local: bool
+) -> list[tuple[Callable[[Attempt], str], str]]:
+    """Returns two or three faults with the moment of each, in the order of a run."""
+    choices = [*FAULTS, *(ON_DISK if is_local else IN_S3)]
+    others = [m for m in MOMENTS if is_local or m not in DISK_WRITES]
+    moments = [rng.choice(DISK_WRITES if is_local else S3_WRITES)]
+    moments += rng.choices(others, k=rng.choice((1, 1, 2)))
+    faults = [choices[seed // 2 % len(choices)], *rng.choices(choices, k=len(moments) - 1)]
+    rng.shuffle(faults)
+    plan = list(zip(faults, moments, strict=True))
+    plan = [(f, CAPTIONS_START if f is restart_caption_server else m) for f, m in plan]
+    return sorted(plan, key=lambda pair: [*MOMENTS].index(pair[1]))
 
 
 def run_seed(seed: int, source: Path, known: Path, scratch: Path, server: ChatServer) -> dict:
     rng = random.Random(seed)
     began_s = time.monotonic()
     with ExitStack() as stack:
-        output = stack.enter_context(make_output(rng.random() < 0.5, scratch))
-        choices = [*FAULTS, *(ON_DISK if output.is_local else IN_S3)]
-        writes = DISK_WRITES if output.is_local else S3_WRITES
-        others = [m for m in MOMENTS if output.is_local or m not in DISK_WRITES]
-        moments = [rng.choice(writes), *rng.choices(others, k=rng.choice((1, 1, 2)))]
-        moments.sort(key=[*MOMENTS].index)
-        plan = [(rng.choice(choices), moment) for moment in moments]
+        output = stack.enter_context(make_output(seed % 2 == 0, scratch))
+        plan = draw_plan(seed, rng, output.is_local)
 
         def begin() -> Run:
             return start_run(source, output.url, server)
 
         attempt = Attempt(rng, begin(), output, server, begin)
-        faults = list(disturb(attempt, plan))
+        done = list(disturb(attempt, plan))
         codes = [wait_for_end(attempt.run)]
         logs = [attempt.run.log]
         for other in attempt.others:
@@ -358,12 +415,12 @@ def run_seed(seed: int, source: Path, known: Path, scratch: Path, server: ChatSe
     return {
         "seed": seed,
         "output": "disk" if output.is_local else "s3",
-        "faults": faults,
+        "faults": done,
         "exit_codes": codes,
         "outcome": "hang" if hangs else "differs" if different else "equal",
         "different": different,
         "seconds": round(time.monotonic() - began_s),
-        "last_lines": [log[-3:] for log in logs],
+        "last_lines": [log[-80 if hangs else -3 :] for log in logs],
         "tracebacks": sum("Traceback" in line for log in logs for line in log),
     }
 
@@ -382,7 +439,8 @@ def make_output(is_local: bool, scratch: Path) -> Iterator[Output]:
 
 def main(seeds: list[int]) -> int:
     os.environ |= {k: v for k, v in ENVIRONMENT.items() if k.startswith("AWS")}
-    failed = 0
+    counts = Counter[str]()
+    outcomes = Counter[str]()
     with tempfile.TemporaryDirectory() as folder, ChatServer(model) as server:
         source, known = Path(folder, "in"), Path(folder, "known")
         draw_small_input(source)
@@ -395,9 +453,11 @@ def main(seeds: list[int]) -> int:
             scratch.mkdir()
             found = run_seed(seed, source, known, scratch, server)
             print(json.dumps(found, ensure_ascii=False), flush=True)
-            failed += found["outcome"] != "equal"
+            outcomes[found["outcome"]] += 1
+            counts.update(f"{f['fault']} in {f['phase']}" for f in found["faults"] if f["done"])
             shutil.rmtree(scratch)
-    return min(failed, 1)
+    print(json.dumps({"seeds": outcomes, "faults": dict(sorted(counts.items()))}))
+    return int(outcomes.keys() != {"equal"})
 
 
 if __name__ == "__main__":

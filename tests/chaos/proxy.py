@@ -60,6 +60,10 @@ class Proxy:
                 self.faults_done += bool(fault)
                 if fault == "503" and not is_answer:
                     source.sendall(UNAVAILABLE)
+                    source.shutdown(socket.SHUT_WR)
+                    source.settimeout(SLOW_S)
+                    while source.recv(65536):
+                        pass  # of an open request: closed now, it would not get the answer
                     return
                 if fault == "unconditional" and not is_answer:
                     data = CONDITION.sub(b"", data)
