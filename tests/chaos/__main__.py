@@ -275,8 +275,10 @@ ON_DISK = (fill_disk,)
 IN_S3 = (fail_store("503"), fail_store("slow"), fail_store("cut"))
 
 
-def start_run(source: Path, out: str, server: ChatServer) -> Run:
-    env = ENVIRONMENT | {"RAY_memory_usage_threshold": f"{_memory_threshold():.3f}"}
+def start_run(source: Path, out: str, server: ChatServer, limit_memory: bool = False) -> Run:
+    env = dict(ENVIRONMENT)
+    if limit_memory:
+        env["RAY_memory_usage_threshold"] = f"{_memory_threshold():.3f}"
     for _ in range(NODE_STARTS):  # Ray gives up after 30 s on a machine that is slow
         nodes = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.nodes"],
@@ -391,7 +393,8 @@ def run_seed(seed: int, source: Path, known: Path, scratch: Path, server: ChatSe
         def begin() -> Run:
             return start_run(source, output.url, server)
 
-        attempt = Attempt(rng, begin(), output, server, begin)
+        first = start_run(source, output.url, server, take_memory in [f for f, _ in plan])
+        attempt = Attempt(rng, first, output, server, begin)
         done = list(disturb(attempt, plan))
         codes = [wait_for_end(attempt.run)]
         logs = [attempt.run.log]
@@ -445,9 +448,9 @@ def main(seeds: list[int]) -> int:
         source, known = Path(folder, "in"), Path(folder, "known")
         draw_small_input(source)
         undisturbed = start_run(source, str(known), server)
-        if code := wait_for_end(undisturbed):
+        if wait_for_end(undisturbed) != 0:
             print("\n".join(undisturbed.log), file=sys.stderr)
-            return code
+            return 1
         for seed in seeds:
             scratch = Path(folder, str(seed))
             scratch.mkdir()

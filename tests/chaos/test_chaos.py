@@ -9,10 +9,12 @@ import pytest
 from tests.support.paths import REPOSITORY
 
 
+# on a disk: killed driver and node; in S3: cut connections, then a killed driver
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [4, 11])
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize("seed", [4, 1295])
 def test_disturbed_run_ends_with_the_dataset_of_an_undisturbed_one(seed):
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "tests.chaos", str(seed)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=290)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=950)
     assert done.returncode == 0, done.stdout
