@@ -293,7 +293,8 @@ def start_run(source: Path, out: str, server: ChatServer, limit_memory: bool = F
         if address := nodes.stdout.readline().strip():
             break
         end_process(nodes)
-    settings = [*chat(out, server), "caption.openai.max_outage_s=60"]  # type: ignore[arg-type]
+    settings = [*chat(out, server), "cluster.workers=2"]  # type: ignore[arg-type]
+    settings.append("caption.openai.max_outage_s=60")
     driver = start("curate", f"input={source}", *settings, f"cluster.address={address}", **env)
     run = Run(driver, nodes)
     threading.Thread(target=_read, args=(driver, run.log), daemon=True).start()
