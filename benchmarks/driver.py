@@ -86,12 +86,10 @@ class ReplayedRay:
         return call.result()
 
     def run(self, rows: list[Row]) -> _Call:
-        sent = pickle.dumps(rows)
-
-        def answer() -> list[Row]:
-            return [row | pickle.loads(self._answer) for row in pickle.loads(sent)]
-
-        return _Call(pickle.dumps(answer()), len(rows))
+        done = [row | pickle.loads(self._answer) for row in pickle.loads(pickle.dumps(rows))]
+        if self.started < self.workers:  # one row a call: with several, fewer workers would start
+            done = [row | {"row_s": 2.0} for row in done]
+        return _Call(pickle.dumps(done), len(rows))
 
 
 class _Call:
