@@ -26,7 +26,8 @@ from stages.report.difference import COMPARED, Difference, compare_clips
 from stages.report.statistics import MEASUREMENTS
 
 TEXTS = ("clip_id", "video", "status", "reason", "rule", "caption", "captioner", "split", "shard")
-COLUMNS = (*TEXTS, "start_s", "end_s", "reasons", "rules", "prefilter", *MEASUREMENTS, *TAG_NAMES)
+OF_SELECTION = ("reasons", "rules", "prefilter", "null_reasons")
+COLUMNS = (*TEXTS, "start_s", "end_s", *OF_SELECTION, *MEASUREMENTS, *TAG_NAMES)
 MAX_PAGE = 200  # clips
 MAX_LISTED_CHARS = 240  # of a caption in the list
 SORTED_BY = ("clip_id", "video", "status", "rule", "start_s", *MEASUREMENTS)
