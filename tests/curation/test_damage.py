@@ -131,7 +131,9 @@ def test_spans_begin_at_the_earliest_frame_that_is_decoded_after_the_damage():
 
 def test_files_that_are_read_at_the_same_time_do_not_get_each_others_damage(tmp_path):
     good, bad = (draw(tmp_path / f"{name}.mp4", "h264.mp4") for name in ("good", "bad"))
-    overwrite_packet(bad, GOP + 2)
+    for number in (GOP + 2, GOP + 5, GOP + 8):
+        overwrite_packet(bad, number)
+    assert read(bad).damaged
     with ThreadPoolExecutor(4) as pool:
         readers = list(pool.map(read, [good, bad] * 8))
     assert [bool(reader.damaged) for reader in readers] == [False, True] * 8
