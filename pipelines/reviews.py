@@ -33,7 +33,7 @@ _WRITING = threading.Lock()  # two requests of one process
 
 
 class ReviewError(ValueError):
-    """A review that can't be stored. The message says why, in one line."""
+    """A review that can't be stored. The message gives the reason, in one line."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Superseded(Exception):
 
 @dataclass(frozen=True)
 class Selection:
-    """What a policy makes of the clips: a row per clip of the output, in its order."""
+    """The decisions of a policy: a row per clip of the output, in its order."""
 
     table: pa.Table  # status, reason, reasons, duration_s
     is_exact: bool  # whether duplicates were searched again

@@ -279,7 +279,7 @@ def start_run(source: Path, out: str, server: ChatServer, limit_memory: bool = F
     env = dict(ENVIRONMENT)
     if limit_memory:
         env["RAY_memory_usage_threshold"] = f"{_memory_threshold():.3f}"
-    for _ in range(NODE_STARTS):  # Ray gives up after 30 s on a machine that is slow
+    for _ in range(NODE_STARTS):  # Ray waits no longer than 30 s for a slow machine
         nodes = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.nodes"],
             stdin=subprocess.PIPE,
