@@ -309,11 +309,7 @@ def check_prefilter(
     looser = _looser_rules(policy, prefilter)
     if not needed or not looser:
         return
-    lines = [
-        f"  {name}: scored for {_span(prefilter[name])}, "
-        f"the policy asks for {_span(policy.get(name))}"
-        for name in looser
-    ]
+    lines = _looser_lines(looser, "scored", policy, prefilter)
     keep, lower = _fixes(looser, prefilter)
     raise PlanError(
         f"the policy is looser than the prefilter of this ledger in {', '.join(looser)}, and needs "
@@ -323,6 +319,14 @@ def check_prefilter(
         f"  fix: keep {keep}, or score into another output with {lower} "
         f"(runs {', '.join(sorted(set(needed.values())))})"
     )
+
+
+def _looser_lines(looser: Iterable[str], done: str, policy: Policy, prefilter: Policy) -> list[str]:
+    return [
+        f"  {name}: {done} for {_span(prefilter[name])}, "
+        f"the policy asks for {_span(policy.get(name))}"
+        for name in looser
+    ]
 
 
 def check_decoded(
@@ -344,11 +348,7 @@ def check_decoded(
         if not (count := pc.sum(passing).as_py()):
             return
         found = f"{count} videos were"
-    lines = [
-        f"  {name}: decoded for {_span(prefilter[name])}, "
-        f"the policy asks for {_span(policy.get(name))}"
-        for name in looser
-    ]
+    lines = _looser_lines(looser, "decoded", policy, prefilter)
     keep, lower = _fixes(looser, prefilter)
     raise PlanError(
         f"the policy is looser than the prefilter in {', '.join(looser)}, by which {found} "

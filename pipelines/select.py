@@ -209,12 +209,7 @@ def _select_ranges(settings: Settings, out: Folder, ranges: _Ranges) -> Iterator
         if chosen.balance not in (None, EMBEDDINGS):
             balanced.append(clips[chosen.balance])
     selector.decide()
-    group = None
-    if chosen.balance == EMBEDDINGS:
-        assert embeddings is not None
-        group = embedding_groups(embeddings, chosen.seed)
-    elif balanced:
-        group = column_groups(pa.chunked_array([c for part in balanced for c in part.chunks]))
+    group = _groups(chosen, balanced, embeddings)
     over = np.empty(0, np.int64)
     if chosen.limit is not None and not by_caption:
         over = _over_limit(chosen, group, **selector.kept)
@@ -254,6 +249,18 @@ def _select_ranges(settings: Settings, out: Folder, ranges: _Ranges) -> Iterator
         if by_caption:
             found = _reject(found, over, first, OVER_LIMIT)
         yield SelectedRange(clips, found, captions)
+
+
+def _groups(
+    chosen: SelectSettings, balanced: list[pa.ChunkedArray], embeddings: np.ndarray | None
+) -> np.ndarray | None:
+    """The group of each clip that select.balance shares the limit among; None where it is off."""
+    if chosen.balance == EMBEDDINGS:
+        assert embeddings is not None
+        return embedding_groups(embeddings, chosen.seed)
+    if balanced:
+        return column_groups(pa.chunked_array([c for part in balanced for c in part.chunks]))
+    return None
 
 
 def _over_limit(
