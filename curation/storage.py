@@ -559,14 +559,19 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+class MissingFile(OutputError, FileNotFoundError):
+    """A file that is to be read is not there. Where nothing handles that, another process removed
+    it during the run, which stops."""
+
+
 @contextmanager
 def storage_errors(action: str, place: str) -> Iterator[None]:
-    """Raises OutputError for an error of the storage; a read's FileNotFoundError is unchanged."""
+    """Raises OutputError for an error of the storage, MissingFile for a file that is not there."""
     try:
         yield
     except (OSError, pa.ArrowException) as e:
         if action == "read" and isinstance(e, FileNotFoundError):
-            raise
+            raise MissingFile(f"can't read {place}: no such file") from None
         raise OutputError(f"can't {action} {place}: {e}") from None
 
 
@@ -612,12 +617,12 @@ class AccessCheck:
             try:
                 folder.write(own, folder.read(self.file))
                 folder.delete(own)
-            except OutputError as e:
-                raise OutputError(f"{node} can't use the output: {e}\n  fix: {fix}") from None
-            except FileNotFoundError:
+            except MissingFile:
                 raise OutputError(
                     f"{node} has another folder at {self.output}\n  fix: mount the same one"
                 ) from None
+            except OutputError as e:
+                raise OutputError(f"{node} can't use the output: {e}\n  fix: {fix}") from None
         errors = [error for video in self.videos if (error := _read_error(video))]
         if errors and len(errors) == len(self.videos):
             raise InputError(f"{node} can't read the input: {errors[0]}\n  fix: {fix}")

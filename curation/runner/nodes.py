@@ -9,6 +9,8 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from curation.stage import RunError
+
 ANSWER_TIMEOUT_S = 60.0  # of a node that starts a process for the question
 CHECK_INTERVAL_S = 2.0
 
@@ -30,8 +32,17 @@ def _answer() -> bool:
 
 
 def alive_nodes() -> set[str]:
-    """Ids of the nodes with a CPU or a GPU for workers, as far as Ray knows."""
+    """Ids of the nodes with a CPU or a GPU for workers, as far as Ray knows.
+
+    Raises RunError where the node of this process is dead: Ray then starts no worker, and reports
+    no error.
+    """
     nodes = [node for node in ray.nodes() if node["Alive"]]
+    if ray.get_runtime_context().get_node_id() not in {node["NodeID"] for node in nodes}:
+        raise RunError(
+            "Ray's process on the node of this command has ended\n  fix: start Ray there again, "
+            "and run the same command again, which continues"
+        )
     return {n["NodeID"] for n in nodes if n["Resources"].keys() & {"CPU", "GPU"}}
 
 
@@ -43,7 +54,8 @@ class NodeWatch:
     _checked_s: float = field(default_factory=time.monotonic)
 
     def report(self) -> str | None:
-        """Returns a line about the nodes that left since the last call; None if there are none."""
+        """Returns a line about the nodes that left since the last call; None if there are none.
+        Raises RunError where the node of this process left."""
         if time.monotonic() - self._checked_s < CHECK_INTERVAL_S:
             return None
         self._checked_s, before, self._nodes = time.monotonic(), self._nodes, alive_nodes()

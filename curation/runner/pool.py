@@ -68,15 +68,19 @@ def run_stages(
     for pool in pools:
         pool.worker_limit()  # raises RunError before any worker starts
     nodes = NodeWatch()
+
+    def report_nodes() -> None:
+        if event := nodes.report():
+            report_event(event)
+
     waits = _Clock(WAIT_REASON_INTERVAL_S)
     reports = _Clock(REPORT_INTERVAL_S)
     try:
         while _send_rows(pools, rows):
-            if event := nodes.report():
-                report_event(event)
+            report_nodes()
             if reports.is_due():
                 report_workers([pool.state() for pool in pools])
-            yield from _collect_results(pools, waits, report_wait)
+            yield from _collect_results(pools, waits, report_wait, report_nodes)
         report_wait(None)
     finally:
         report_workers([])
@@ -377,7 +381,10 @@ def _send_rows(pools: list[_Pool], source: Iterator[Row]) -> bool:
 
 
 def _collect_results(
-    pools: list[_Pool], waits: _Clock, report_wait: Callable[[str | None], None]
+    pools: list[_Pool],
+    waits: _Clock,
+    report_wait: Callable[[str | None], None],
+    report_nodes: Callable[[], None],
 ) -> Iterator[Row]:
     """Waits for at least one result. Queues the rows for the next pool; yields rows that failed
     and those of the last pool."""
@@ -391,6 +398,7 @@ def _collect_results(
             report_wait(next(filter(None, [pool.wait_reason() for pool in pools]), None))
         if ray.wait(calls, num_returns=1, timeout=WAIT_REASON_INTERVAL_S)[0]:
             break
+        report_nodes()
     ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
     for call in ready:
         index = next(i for i, pool in enumerate(pools) if pool.has_call(call))

@@ -293,6 +293,22 @@ def test_retry_failed_scores_videos_whose_stored_frames_are_damaged_again(
     assert differences(dataset.out, out) == []
 
 
+@pytest.mark.slow
+def test_run_whose_own_node_dies_ends_with_a_line_and_resumes(dataset, tmp_path):
+    """Ray reports no error there, and starts no worker: the run waited without end."""
+    out = tmp_path / "out"
+    health = {"period_ms": "1000", "failure_threshold": "3", "initial_delay_ms": "2000"}
+    env = {f"RAY_health_check_{name}": value for name, value in health.items()}
+    process = curate(dataset.source, out, **env)
+    assert wait_for(process, files(out, "ledger/key_frames/*/*"))
+    os.kill(worker_of(process, "raylet/raylet"), signal.SIGKILL)
+    done = wait_for_end(process, within_s=100)
+    assert done.exit_code == 1
+    assert "RunError: Ray's process on the node of this command has ended" in done.stderr
+    assert wait_for_end(curate(dataset.source, out)).exit_code == 0
+    assert differences(dataset.out, out) == []
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A folder on a disk of 2 MB."""

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curation.cli import run_command
 from curation.funnel import format_skipped
 from curation.stage import BadVideo, OutputError, TransientError
 from curation.storage import (
@@ -106,6 +107,12 @@ def test_unfinished_files_are_not_listed_in_the_output(tmp_path):
 def test_full_disk_is_an_output_error():
     with pytest.raises(OutputError, match="can't write /dev/full"):
         Folder("/dev/full").write("a.txt", b"data")
+
+
+def test_file_that_another_process_removed_stops_the_run_with_one_line(tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        run_command(None, lambda _: Folder(str(tmp_path)).read_table("clips.parquet"), [])
+    assert stopped.value.code == f"MissingFile: can't read {tmp_path}/clips.parquet: no such file"
 
 
 @pytest.mark.parametrize("url", ["s3://", "gs:///folder"])
