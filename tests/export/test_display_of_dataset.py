@@ -44,19 +44,20 @@ from training.config import Size
 pytestmark = needs_ffmpeg
 
 HD = (1280, 720)  # the smallest size in presto/
+SMALL = (320, 180)
 FRAMES = 30  # of each part: one clip of 1 s fits
 FAST = {"preset": "ultrafast", "crf": "16"}
 # The source's frames as ffmpeg shows them, one array per part.
 Expected = list[np.ndarray]
 
 
-def draw_fast(path: Path, size: tuple[int, int] = HD, **more: Any) -> Path:
+def draw_fast(path: Path, size: tuple[int, int] = SMALL, **more: Any) -> Path:
     settings: dict[str, Any] = {"frames": FRAMES, "options": FAST}
     return draw(path, size=size, **(settings | more))
 
 
 def mirrored(folder: Path) -> tuple[Path, Expected]:
-    source = draw_fast(folder / "in.mp4", matrix=MATRICES["mirrored"])
+    source = draw_fast(folder / "in.mp4", HD, matrix=MATRICES["mirrored"])
     return source, [shown_frames(source)]
 
 
@@ -76,24 +77,24 @@ def wide_pixels(folder: Path) -> tuple[Path, Expected]:
 
 def clean_aperture(folder: Path) -> tuple[Path, Expected]:
     """ffmpeg 5.1 ignores it: it is given the crop."""
-    plain = draw_fast(folder / "plain.mp4", (1300, 760))
-    source = with_clean_aperture(folder / "in.mp4", plain, 1280, 1, 720, 1, 4, 1, -6, 1)
-    return source, [shown_frames(source, "crop=1280:720:14:14")]
+    plain = draw_fast(folder / "plain.mp4", (328, 188))
+    source = with_clean_aperture(folder / "in.mp4", plain, 320, 1, 180, 1, 2, 1, -2, 1)
+    return source, [shown_frames(source, "crop=320:180:6:2")]
 
 
 def pixel_crop(folder: Path) -> tuple[Path, Expected]:
-    plain = draw_fast(folder / "plain.mkv", (1300, 760))
-    source = with_pixel_crop(folder / "in.mkv", plain, 12, 22, 8, 18)
-    return source, [shown_frames(source, "crop=1280:720:12:22")]
+    plain = draw_fast(folder / "plain.mkv", (328, 188))
+    source = with_pixel_crop(folder / "in.mkv", plain, 6, 2, 2, 6)
+    return source, [shown_frames(source, "crop=320:180:6:2")]
 
 
 def interlaced(folder: Path) -> tuple[Path, Expected]:
-    source = draw_interlaced(folder / "tff.mp4", HD)
+    source = draw_interlaced(folder / "tff.mp4")
     return source, [shown_frames(source, "bwdif=mode=send_frame")]
 
 
 def size_change(folder: Path) -> tuple[Path, Expected]:
-    sizes = [HD, (320, 180)]
+    sizes = [SMALL, (160, 90)]
     parts = [draw_fast(folder / f"{i}.ts", size, first=i * FRAMES) for i, size in enumerate(sizes)]
     return video_files.spliced(folder / "in.mkv", *parts), [shown_frames(p) for p in parts]
 
@@ -104,6 +105,8 @@ def time_jump(folder: Path) -> tuple[Path, Expected]:
     return source, [shown_frames(p) for p in parts]
 
 
+# The first three are HD, and so in presto/, which is made from the mp4 in the shard: a copy with a
+# display matrix, an encode, and a copy with a pixel aspect. Those of the others are plain encodes.
 KINDS: dict[Callable[[Path], tuple[Path, Expected]], list[str]] = {  # method of each clip
     mirrored: ["copy"],
     turned: ["encode"],
