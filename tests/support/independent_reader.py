@@ -51,7 +51,7 @@ def shown_frames(path: Path, filters: str = SQUARE_PIXELS) -> np.ndarray:
     filters += ",format=rgb24"
     options = ["-vsync", "passthrough", "-vf", filters, "-f", "image2pipe", "-c:v", "ppm"]
     command = ["ffmpeg", "-v", "error", "-threads", "1", "-i", path, *options, "-"]
-    data = subprocess.run(command, check=True, capture_output=True).stdout
+    data = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     head = data[: data.index(b"255") + 4]  # of each picture: P6, width and height, 255
     width, height = map(int, head.split()[1:3])
     pictures = np.frombuffer(data, np.uint8).reshape(-1, len(head) + height * width * 3)
