@@ -65,6 +65,12 @@ class ReplayedRay:
     def nodes(self) -> list[dict[str, Any]]:
         return [{"NodeID": "1", "Alive": True, "Resources": self.cluster_resources()}]
 
+    def get_runtime_context(self) -> ReplayedRay:
+        return self
+
+    def get_node_id(self) -> str:
+        return "1"
+
     def is_initialized(self) -> bool:
         return True
 
