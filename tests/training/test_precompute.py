@@ -23,7 +23,7 @@ from training.codecs import sample_posterior
 from training.config import AllegroConfig, Size, T5Config
 from training.data import LocalBatch, stream_batches
 from training.latent_cache import LatentCache
-from training.pretrained import AllegroCodec, T5Encoder, clean_caption
+from training.pretrained import AllegroCodec, T5Encoder, clean_caption, free_memory
 from training.train import train
 from training.weights import BadWeights
 
@@ -324,3 +324,25 @@ def test_a_run_of_two_sizes_trains_on_both_and_resumes(tmp_path):
     first = train(replace(cfg, steps=1), source)
     assert first + train(replace(cfg, steps=4), source) == uninterrupted
     assert json.loads((tmp_path / "cache" / "key.json").read_text())["sizes"][1]["height"] == 32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("precision", "error"), [("tf32", 0.01), ("bf16", 0.1)])
+def test_the_codec_is_compiled_once_and_close_to_fp32_on_a_cpu(weights, precision, error):
+    videos = torch.randint(0, 256, (2, 12, 48, 56, 3), dtype=torch.uint8)
+    with torch.compiler.set_stance("force_eager"):
+        exact = AllegroCodec(AllegroConfig(str(weights)))
+        encoded = exact.encode(videos)
+        decoded = exact.decode(encoded[:, 0]).float()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    codec, graphs = AllegroCodec(AllegroConfig(str(weights), precision)), []
+    for _ in range(2):
+        found = codec.encode(videos.cuda()).cpu()
+        assert (found - encoded).norm() < error * encoded.norm()
+        shown = codec.decode(encoded[:, 0].cuda()).cpu().float()
+        assert (shown - decoded).norm() < error * decoded.norm()
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        free_memory()
+    assert graphs[0] == graphs[1] >= 2  # encoder and decoder; freeing memory compiles nothing again
