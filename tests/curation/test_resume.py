@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -23,8 +24,8 @@ from curation.storage import Folder
 from pipelines import caption, export, score, select
 from pipelines.score import _with_status
 from pipelines.settings import DEFAULT_CONFIG, Settings, timed_batches
-from pipelines.tables import read_videos
-from tests.support.small_input import SETTINGS, scene, with_cut, write_video
+from pipelines.tables import read_videos, stream_clips
+from tests.support.small_input import SETTINGS, scene, write_video
 from tests.support.whole_run import (
     commands_with_mark,
     curate,
@@ -73,13 +74,13 @@ def worker_of(process: subprocess.Popen[str], name: str) -> int:
 
 def test_run_killed_while_scoring_and_exporting_resumes_to_the_same_dataset(dataset, tmp_path):
     out = tmp_path / "out"
-    process = curate(dataset.source, out, TWO)
+    process = curate(dataset.source, out)
     assert kill_when(process, files(out, "ledger/key_frames/*/*_2.jpg"))
-    process = curate(dataset.source, out, TWO)
+    process = curate(dataset.source, out)
     assert kill_when(process, files(out, "extracted/*"))
     assert json.loads((out / "status.json").read_text())["state"] == "running"
     (out / "extracted/.tmp-half").write_bytes(b"as a kill in the middle of a write leaves it")
-    last = wait_for_end(curate(dataset.source, out, TWO))
+    last = wait_for_end(curate(dataset.source, out))
     assert last.exit_code == 0, last.stderr
     assert differences(dataset.out, out) == []
     assert unfinished_files(out) == []
@@ -164,7 +165,7 @@ def test_files_added_changed_and_removed_between_runs_are_handled(source, tmp_pa
     first = pq.read_table(out / "clips.parquet")
     assert first["video"].to_pylist() == [f"{source}/b.mp4"]
 
-    # The same bytes under a name that is listed first: it has the clips, which are the same.
+    # The same bytes under a name that is listed first: it has the clips, which do not depend on it.
     shutil.copy(source / "b.mp4", source / "a.mp4")
     run_all(run, cluster)
     assert videos(out)["a.mp4"] == ("ok", None)
@@ -175,11 +176,11 @@ def test_files_added_changed_and_removed_between_runs_are_handled(source, tmp_pa
 
     # New bytes under the name of a copy: it is scored again.
     write_video(source / "b.mp4", scene(9))
-    run_all(run, cluster)
+    score.run(run, Folder(run.output), cluster)
     assert videos(out)["b.mp4"] == ("ok", None)
     assert videos(out)["a.mp4"] == ("ok", None)
     assert videos(out)["c.mp4"] == ("duplicate", f"same bytes as {source}/a.mp4")
-    clips = pq.read_table(out / "clips.parquet")
+    clips = pa.concat_tables(stream_clips(Folder(run.output), ["clip_id", "video"]))
     assert sorted(clips["video"].to_pylist()) == [f"{source}/a.mp4", f"{source}/b.mp4"]
     assert first["clip_id"].to_pylist()[0] in clips["clip_id"].to_pylist()  # the same bytes
 
@@ -221,36 +222,23 @@ def test_video_deleted_or_changed_before_export_fails_only_its_clips(tmp_path, c
     }
 
 
-def test_failed_video_is_retried_only_with_retry_failed(tmp_path, cluster):
-    source, out = tmp_path / "in", tmp_path / "out"
-    listed = tmp_path / "list.txt"
-    write_video(source / "good.mp4", scene(1))
-    listed.write_text(f"{source}/good.mp4\n{source}/late.mp4\n")
-    run = settings(listed, out)
-    score.run(run, Folder(run.output), cluster)
-    assert videos(out)["late.mp4"] == ("failed", "no such file")
-    parts = set((out / "ledger/videos").iterdir())
-    score.run(run, Folder(run.output), cluster)
-    assert set((out / "ledger/videos").iterdir()) == parts  # nothing was done
-    score.run(settings(listed, out, "retry_failed=true"), Folder(run.output), cluster)
-    assert len(list((out / "ledger/videos").iterdir())) == len(parts) + 1
-    write_video(source / "late.mp4", scene(2))  # it changed by coming: no need to ask
-    score.run(run, Folder(run.output), cluster)
-    assert videos(out)["late.mp4"] == ("ok", None)
-
-
-def test_run_in_which_every_video_fails_stops_and_names_retry_failed(tmp_path, cluster):
-    listed = tmp_path / "list.txt"
+def test_failed_video_is_retried_once_it_changed_or_with_retry_failed(tmp_path, cluster):
+    listed, out = tmp_path / "list.txt", tmp_path / "out"
     listed.write_text(f"{tmp_path}/a.mp4\n{tmp_path}/b.mp4\n")
-    run = settings(listed, tmp_path / "out")
+    run = settings(listed, out)
     for _ in range(2):  # the second run computes nothing
         with pytest.raises(
             RunError, match=r"all 2 videos failed: no such file \(2\)\n  fix: .*ret"
         ):
             score.run(run, Folder(run.output), cluster)
-    write_video(tmp_path / "b.mp4", scene(2))
+    write_video(tmp_path / "b.mp4", scene(2))  # it changed by coming: no need to ask
     score.run(run, Folder(run.output), cluster)
-    assert videos(tmp_path / "out") == {"a.mp4": ("failed", "no such file"), "b.mp4": ("ok", None)}
+    assert videos(out) == {"a.mp4": ("failed", "no such file"), "b.mp4": ("ok", None)}
+    parts = set((out / "ledger/videos").iterdir())
+    score.run(run, Folder(run.output), cluster)
+    assert set((out / "ledger/videos").iterdir()) == parts  # nothing was done
+    score.run(settings(listed, out, "retry_failed=true"), Folder(run.output), cluster)
+    assert len(list((out / "ledger/videos").iterdir())) == len(parts) + 1
 
 
 def test_run_stops_when_more_than_a_fifth_of_at_least_a_hundred_videos_fail():
@@ -280,11 +268,10 @@ def test_retry_failed_scores_videos_whose_stored_frames_are_damaged_again(
     shutil.copytree(dataset.out, out)
     kept = next(r for r in pq.read_table(out / "clips.parquet").to_pylist() if r["shard"])
     (out / "ledger" / kept["segments"][0]["key_frame"]).write_bytes(b"other")
-    shutil.rmtree(out / "ledger/captions")
-    for part in ("shards", "ledger/shards"):
+    for part in ("ledger/captions", "shards", "ledger/shards"):
         shutil.rmtree(out / part)
     with suppress(RunError):  # where it is the only kept clip
-        run_all(settings(dataset.source, out), cluster)
+        caption.run(settings(dataset.source, out), Folder(str(out)), cluster)
     captions = {
         r["clip_id"]: r for r in pq.read_table(out / "ledger/captions/measured").to_pylist()
     }
@@ -337,16 +324,3 @@ def test_full_disk_stops_the_run_which_resumes_with_free_space(
     (small_disk / "filler").unlink()
     run_all(run, cluster)
     assert differences(dataset.out, out) == []
-
-
-def test_clips_do_not_depend_on_the_name_of_the_video(tmp_path, cluster):
-    picture = with_cut(scene(2), scene(3), 40)
-    write_video(tmp_path / "in" / "a.mp4", picture, 8)
-    run = settings(tmp_path / "in", tmp_path / "out")
-    score.run(run, Folder(run.output), cluster)
-    [row] = pq.read_table(tmp_path / "out/ledger/videos").to_pylist()
-    shutil.move(tmp_path / "in" / "a.mp4", tmp_path / "in" / "b c.mp4")
-    score.run(run, Folder(run.output), cluster)
-    rows = pq.read_table(tmp_path / "out/ledger/videos").to_pylist()
-    ids = [[clip["clip_id"] for clip in row["clips"]] for row in rows]
-    assert ids == [[clip["clip_id"] for clip in row["clips"]]] * 2
