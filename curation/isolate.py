@@ -14,6 +14,7 @@ import gc
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -62,8 +63,8 @@ class Isolated:
 
     call, setup: picklable, such as `stage.process` and `stage.setup`; setup runs once per child.
     Arguments are picklable; results are plain data (str, int, float, bool, None, bytes, list, dict
-    with str keys). Raises BadVideo and its subclasses here, OutputError, TransientError,
-    NotStarted.
+    with str keys). Raises BadVideo and its subclasses here, OutputError, TransientError (also where
+    the machine ran out of memory), NotStarted.
     Use it from a thread that lives as long as the child should: the kernel kills the child when
     the thread that started it ends.
     """
@@ -83,6 +84,7 @@ class Isolated:
         self.log = log
         self._child: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._kills_at_start = 0
 
     def __call__(
         self, *args: Any, timeout_s: float | None = None, stall_timeout_s: float | None = None
@@ -98,7 +100,7 @@ class Isolated:
             self.close()
             raise
         except OSError as error:
-            raise Crashed(self._exit_reason()) from error
+            raise self._crash() from error
         except (ValueError, RecursionError) as error:
             self.close()
             raise Crashed("malformed JSON from the decoder") from error
@@ -151,7 +153,7 @@ class Isolated:
             theirs.close()
             if self.log:
                 out.close()
-        self._socket = ours
+        self._socket, self._kills_at_start = ours, _out_of_memory_kills()
         self._kill = weakref.finalize(self, _kill, self._child, ours)
         try:
             reply = self._request(self._setup_request, START_TIMEOUT_S)
@@ -198,6 +200,17 @@ class Isolated:
             raise BadVideo(f"needs more memory than the limit of {self.memory_gib:g} GiB")
         raise Unexpected(message)
 
+    def _crash(self) -> Crashed | TransientError:
+        """Returns the error of a child that ended in a call. An input is judged by the limit of its
+        child alone: where the machine has less memory than that, the input is not the cause."""
+        reason = self._exit_reason()
+        if "SIGKILL" not in reason or _out_of_memory_kills() == self._kills_at_start:
+            return Crashed(reason)
+        return TransientError(
+            "the machine ran out of memory, and its kernel ended the decoder; fix: a lower "
+            f"cluster.workers, or a cluster.memory_gib below {self.memory_gib:g}"
+        )
+
     def _exit_reason(self) -> str:
         """Returns why the child ended."""
         assert self._child is not None
@@ -213,6 +226,17 @@ class Isolated:
         name = signal.Signals(-code).name
         guess = ", most likely because the machine ran out of memory" if name == "SIGKILL" else ""
         return f"the decoder crashed: {name}{guess}"
+
+
+def _out_of_memory_kills() -> int:
+    """Returns how many processes the kernel has ended because memory ran out, since the start of
+    the machine; 0 where it does not count them."""
+    try:
+        counters = Path("/proc/vmstat").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"^oom_kill (\d+)$", counters, re.M)
+    return int(found[1]) if found else 0
 
 
 def _glibc_tunables() -> str:

@@ -468,8 +468,16 @@ class Folder:
         """Deletes the unfinished files of killed processes in this folder and its subfolders.
 
         skip: name of subfolders that never contain unfinished files but too many others to list.
+        An object appears complete: in a store only the files of the access checks are left.
         """
-        for current, folders, files in os.walk(self._root) if self.is_local else ():
+        if not self.is_local:
+            with storage_errors("list", self.url):
+                found = self._fs.get_file_info(pafs.FileSelector(self._root, allow_not_found=True))
+            for info in found:
+                if info.base_name.startswith(ACCESS_TOKEN):
+                    self.delete(info.base_name)
+            return
+        for current, folders, files in os.walk(self._root):
             for name in (n for n in [*folders, *files] if n.startswith(TEMPORARY)):
                 _remove(os.path.join(current, name))
             folders[:] = [n for n in folders if n != skip and not n.startswith(TEMPORARY)]

@@ -222,8 +222,8 @@ def draw_plan(seed: int, rng: random.Random, is_local: bool) -> Plan:
 def cause_faults(a: Attempt, plan: Plan, is_first_run: bool) -> Iterator[dict[str, Any]]:
     """Causes the next faults of the plan, each once its moment has come, until the run ends.
     Removes those that were caused."""
-    while plan and wait_for_moment(a, plan[0][1]):
-        fault, moment = plan[0]
+    while plan and (moment := wait_for_moment(a, plan[0][1])):
+        fault, _ = plan[0]
         phase = a.run.phase()
         if is_first_run:  # the display may be later than the file
             phases = ("start", *PHASES)
@@ -236,10 +236,16 @@ def cause_faults(a: Attempt, plan: Plan, is_first_run: bool) -> Iterator[dict[st
         del plan[0]
 
 
-def wait_for_moment(a: Attempt, moment: str) -> bool:
-    """Returns False where the run ends, or hangs, before the moment has come."""
+def wait_for_moment(a: Attempt, moment: str) -> str | None:
+    """Returns the moment, or a later one where its file was there too shortly; None where the run
+    ends, or hangs, before."""
+    later = [*MOMENTS][[*MOMENTS].index(moment) + 1 :]
     while a.run.driver.poll() is None and a.run.left_s():
-        if a.output.has(moment):
-            return True
-        time.sleep(0.004 if a.output.is_local else 0.1)
-    return False
+        for _ in range(20):
+            if a.output.has(moment):
+                return moment
+            time.sleep(0.001 if a.output.is_local else 0.1)
+        for other in later:
+            if a.output.has(other):
+                return other
+    return None

@@ -21,8 +21,9 @@ from curation import isolate
 from curation.heartbeat import report_progress
 from curation.isolate import Crashed, Isolated, TimedOut, Unexpected
 from curation.runner.worker import Worker
-from curation.stage import BadVideo, Needs, OutputError, RunContext, Stage
+from curation.stage import BadVideo, Needs, OutputError, RunContext, Stage, TransientError
 from curation.storage import AccessCheck
+from tests.support.memory_group import memory_group
 from tests.support.paths import REPOSITORY
 
 
@@ -32,6 +33,8 @@ def run_task(task: str, value: object = None) -> object:
         return value
     if task == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
+    if task == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
     if task == "exit":
         os._exit(7)
     if task == "hang":
@@ -42,6 +45,8 @@ def run_task(task: str, value: object = None) -> object:
             report_progress()
     if task == "memory":
         return len(bytearray(8 << 30))
+    if task == "all memory of the machine":
+        return len(b"x" * (300 << 20))
     if task == "pid":
         return os.getpid()
     if task == "bad":
@@ -138,6 +143,18 @@ def test_crash_fails_one_call_and_the_child_restarts(isolated):
         isolated("crash")
     assert isolated("echo", 1) == 1
     assert isolated("pid") != before
+
+
+def test_call_that_the_machine_has_no_memory_for_may_be_made_again():
+    """A real kill by the kernel: the memory of the child's control group ends before its limit."""
+    with memory_group() as group, Isolated(run_task, timeout_s=20, memory_gib=0.5) as isolated:
+        group.add(isolated("pid"))
+        group.limit(100 << 20)
+        with pytest.raises(TransientError, match="the machine ran out of memory"):
+            isolated("all memory of the machine")
+        assert isolated("all memory of the machine") == 300 << 20  # in a new child, not limited
+        with pytest.raises(Crashed, match="SIGKILL"):  # by somebody else
+            isolated("kill")
 
 
 def test_exit_of_the_child_is_reported_with_its_exit_code(isolated):

@@ -9,7 +9,17 @@ import sys
 
 import pytest
 
-from tests.support.whole_run import REPOSITORY, differences, unfinished_files
+from tests.chaos.runs import start_nodes
+from tests.support.memory_group import UNLIMITED_BYTES, memory_group
+from tests.support.whole_run import (
+    REPOSITORY,
+    curate,
+    descendants,
+    differences,
+    unfinished_files,
+    wait_for,
+    wait_for_end,
+)
 
 
 def run_on_nodes(module, *args):
@@ -45,3 +55,22 @@ def test_row_whose_node_dies_twice_is_finished_on_a_third(tmp_path):
     assert error == "None"
     lost = [re.fullmatch(r"(a|2) nodes? left: \d of \d remain; the rows .*", e) for e in events]
     assert sum(1 if line[1] == "a" else int(line[1]) for line in lost) == 2
+
+
+@pytest.mark.slow
+def test_nodes_without_free_memory_fail_no_video(dataset, tmp_path):
+    """The kernel ends workers and decoders, until the nodes have memory again."""
+    with memory_group() as group:
+        nodes = start_nodes()
+        for pid, _ in [(nodes.process.pid, ""), *descendants(nodes.process.pid)]:
+            group.add(pid)
+        address = f"cluster.address={nodes.address}"
+        process = curate(dataset.source, tmp_path / "out", address, "cluster.workers=2")
+        assert wait_for(process, lambda: any((tmp_path / "out").glob("ledger/input.parquet")))
+        group.limit(300 << 20)
+        assert wait_for(process, lambda: group.kills() >= 4)
+        group.limit(UNLIMITED_BYTES)
+        done = wait_for_end(process)
+        nodes.end()
+    assert done.exit_code == 0, done.stderr
+    assert differences(dataset.out, tmp_path / "out") == []

@@ -204,6 +204,15 @@ def test_killed_run_in_an_object_store_resumes_without_loss(dataset, bucket, par
     assert len(bucket.table("out/clips.parquet")) == 6
 
 
+def test_files_that_a_killed_run_left_in_a_store_are_deleted(bucket):
+    out = Folder(bucket.url("out"))
+    access = AccessCheck.prepare(out.url, ())
+    out.write("clips.parquet", b"")
+    assert out.exists(access.file)
+    out.delete_unfinished(skip="key_frames")
+    assert (out.exists(access.file), out.exists("clips.parquet")) == (False, True)
+
+
 def test_output_in_a_store_is_shown(bucket, dataset, capsys):
     bucket.put_folder("out", dataset.out)
     show.main([bucket.url("out")])
