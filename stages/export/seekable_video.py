@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import av
+from av.video.frame import PictureType
 
 from curation.records import is_in_span
 from curation.stage import BadVideo
@@ -123,6 +124,9 @@ class SeekableVideo:
                     return
             except (av.FFmpegError, StopIteration):
                 pass
+        yield from self._packets_from_start()
+
+    def _packets_from_start(self) -> Iterator[av.Packet]:
         self.close()
         self._open()
         yield from self.container.demux(self.stream)
@@ -135,8 +139,29 @@ class SeekableVideo:
         clock = Clock(1 / self.header.fps, keep_gaps=True)
         if self._can_seek(from_s):
             clock.read(self._seconds(self.start_stamp))
-        for frame in self._decoded(self.packets(from_s)):
+        for frame in self._decoded_from(from_s):
             yield clock.read(self._seconds(self._stamp(frame))), frame
+
+    def _decoded_from(self, from_s: float) -> Iterator[av.VideoFrame]:
+        """From the first frame where the index names keyframes that are none: a file without a
+        table of them has all packets as keyframes."""
+        frames = self._decoded(self.packets(from_s))
+        first = next(frames, None)
+        if self._can_seek(from_s) and not self._is_decoded_alone(first, from_s):
+            frames = self._decoded(self._packets_from_start())
+            first = next(frames, None)
+        if first is not None:
+            yield first
+            yield from frames
+
+    def _is_decoded_alone(self, first: av.VideoFrame | None, from_s: float) -> bool:
+        """Whether the first frame after seeking is not late, and needs no other. The decoder of
+        H.264 skips those that do itself, also where there are no intra frames."""
+        stamp = self._stamp(first) if first is not None else None
+        if first is None or stamp is None or self.time_s(stamp) > from_s:
+            return False
+        is_predicted = first.pict_type in (PictureType.P, PictureType.B, PictureType.S)
+        return self.header.codec == "h264" or not is_predicted
 
     def _frames_in_order(self, from_s: float) -> Iterator[tuple[float, av.VideoFrame]]:
         """All frames, or where the call before ended before `from_s`, those from there on: the

@@ -171,6 +171,18 @@ def test_leading_pictures_of_an_open_gop_in_hevc_are_dropped(tmp_path, clip):
     assert_shows_span(source, clip, start_s, start_s + 1.0, exact=True)
 
 
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9", "mpeg4"])
+def test_span_of_a_file_whose_index_calls_every_packet_a_keyframe_is_right(tmp_path, clip, codec):
+    """Without the box of sync samples. MPEG-4 showed what its decoder made of missing references,
+    the others had no frame."""
+    params = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    source = write_video(tmp_path / "source.mp4", codec, gop=500, params=params)
+    source.write_bytes(source.read_bytes().replace(b"stss", b"free"))
+    found = extract_clip(str(source), 2.4, 3.6, clip, 30)
+    assert found.method == "encode"
+    assert_shows_span(source, clip, 2.4, 3.6, exact=False, fmt="yuv420p")
+
+
 def test_vp9_from_a_webm_is_copied(tmp_path, clip):
     source = write_video(
         tmp_path / "in.webm", "libvpx-vp9", params={"deadline": "realtime", "cpu-used": "8"}
