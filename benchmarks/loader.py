@@ -1,26 +1,29 @@
 """Samples per second that reach the trainer, decoded from shards or from the latent cache.
 
     python -m benchmarks.loader [--clips 8] [--workers 0 2] [--store] [--encode]
+    python -m benchmarks.loader --readers FILE.mp4 …
 
 Renders clips of 15 s at 1280 x 720, 30 fps, H.264, packs them as `make curate` does, and reads them
 as the trainer does: 88 frames at 720 x 1280. The cache holds random latents and texts of Allegro's
 shapes (captions of 100 tokens). --store: reads them also from an S3 server on this machine (moto),
 and counts its requests. --encode (needs a GPU and diffusers): the time of Allegro's codec, with
-random weights, for a clip, which a step would need without a cache. The time to sample the 88
-frames of a file is compared with decord's, if decord is installed.
+random weights, for a clip, which a step would need without a cache. --readers: only compares
+`data.reader: pyav` and `decord` (the extra `decord`), on the rendered clip and on files, of which 88
+frames are sampled at their own size.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
@@ -35,7 +38,6 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save as tensor_bytes
 
-from curation.config import ConfigError
 from curation.storage import Folder
 from stages.export.extraction import ExtractedClip
 from tests.support import drawn_clips
@@ -44,7 +46,7 @@ from training import precompute
 from training.clips import ShardedClips
 from training.config import AllegroConfig, DataConfig, Reader, Size, SystemConfig, T5Config
 from training.data import Batch, LocalBatch, stream_batches
-from training.frames import check_reader, sample_frames
+from training.frames import check_reader, read_shape, sample_frames
 from training.latent_cache import LatentCache, cache_key
 from training.pretrained import AllegroCodec
 
@@ -131,23 +133,30 @@ def rate(batches: Iterator[Batch], count: int) -> tuple[float, float]:
     return count / (time.perf_counter() - start), (time.process_time() - cpu) / count
 
 
-def sample_seconds(mp4: bytes, reader: Reader) -> float:
-    """CPU seconds for the 88 frames of a clip."""
-    start = time.process_time()
-    sample_frames(mp4, 15.0, FRAMES, SIZE, reader)
-    return time.process_time() - start
-
-
-def compare_readers(mp4: bytes) -> None:
-    try:
-        check_reader("decord")
-    except ConfigError as error:
-        print(error)
-        return
-    readers: tuple[Reader, ...] = ("pyav", "decord")
-    times = [[sample_seconds(mp4, reader) for reader in readers] for _ in range(5)]
-    pyav, decord = map(min, zip(*times, strict=True))
-    print(f"88 frames of one file, CPU s (best of 5): PyAV {pyav:.2f}, decord {decord:.2f}")
+def compare_readers(files: Sequence[Path], repeats: int = 5) -> None:
+    """Prints a row per file: the least CPU time of each reader, which take turns."""
+    check_reader("decord")
+    print("| file | size | frames | MB | PyAV, CPU s | decord, CPU s | ratio | equal frames |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, mp4 in [("rendered", scene()), *((f.name, f.read_bytes()) for f in files)]:
+        width, height, duration_s = read_shape(mp4)
+        with av.open(BytesIO(mp4)) as file:
+            count = sum(1 for _ in file.decode(video=0))
+        times: dict[Reader, float] = {"pyav": math.inf, "decord": math.inf}
+        sampled: dict[Reader, torch.Tensor] = {}
+        for _ in range(repeats):
+            for reader in times:
+                start = time.process_time()
+                size = Size(SIZE.frames, height, width)
+                sampled[reader] = sample_frames(mp4, duration_s, count, size, reader)
+                times[reader] = min(times[reader], time.process_time() - start)
+        equal = (sampled["pyav"] == sampled["decord"]).flatten(1).all(1).sum()
+        print(
+            f"| {name} | {width} x {height} | {count} | {len(mp4) / 1e6:.1f} "
+            f"| {times['pyav']:.2f} | {times['decord']:.2f} "
+            f"| {times['decord'] / times['pyav']:.2f} | {equal} of {SIZE.frames} |",
+            flush=True,
+        )
 
 
 @contextmanager
@@ -221,7 +230,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--store", action="store_true")
     parser.add_argument("--encode", action="store_true")
+    parser.add_argument("--readers", type=Path, nargs="*", metavar="FILE")
     args = parser.parse_args()
+    if args.readers is not None:
+        compare_readers(args.readers)
+        return
     with tempfile.TemporaryDirectory() as folder:
         dataset = drawn_clips.dataset(Path(folder, "data"), rows(args.clips), 4, draw)
         cfg = SystemConfig(SIZE, (), AllegroConfig("-"), T5Config("-"))
@@ -243,7 +256,6 @@ def main() -> None:
                 for local, url in zip((dataset, data.cache), urls, strict=True):
                     upload(Path(local), url)
                 measure(", S3", cfg, DataConfig(urls[0], cache=urls[1]), args, log)
-        compare_readers(scene())
     if args.encode:
         print(f"Allegro's codec, one clip of 88 x 720 x 1280: {encode_seconds():.1f} s")
 
