@@ -8,8 +8,8 @@ as the trainer does: 88 frames at 720 x 1280. The cache holds random latents and
 shapes (captions of 100 tokens). --store: reads them also from an S3 server on this machine (moto),
 and counts its requests. --encode (needs a GPU and diffusers): the time of Allegro's codec, with
 random weights, for a clip, which a step would need without a cache. --readers: only compares
-`data.reader: pyav` and `decord` (the extra `decord`), on the rendered clip and on files, of which 88
-frames are sampled at their own size.
+`data.reader: pyav` and `decord` (the extra `decord`) on the rendered clip and on files, of which
+88 frames are sampled at their own size.
 """
 
 from __future__ import annotations
