@@ -153,7 +153,7 @@ class Isolated:
             theirs.close()
             if self.log:
                 out.close()
-        self._socket, self._kills_at_start = ours, _out_of_memory_kills()
+        self._socket, self._kills_at_start = ours, out_of_memory_kills()
         self._kill = weakref.finalize(self, _kill, self._child, ours)
         try:
             reply = self._request(self._setup_request, START_TIMEOUT_S)
@@ -204,7 +204,7 @@ class Isolated:
         """Returns the error of a child that ended in a call. An input is judged by the limit of its
         child alone: where the machine has less memory than that, the input is not the cause."""
         reason = self._exit_reason()
-        if "SIGKILL" not in reason or _out_of_memory_kills() == self._kills_at_start:
+        if "SIGKILL" not in reason or out_of_memory_kills() == self._kills_at_start:
             return Crashed(reason)
         return TransientError(
             "the machine ran out of memory, and its kernel ended the decoder; fix: a lower "
@@ -228,7 +228,7 @@ class Isolated:
         return f"the decoder crashed: {name}{guess}"
 
 
-def _out_of_memory_kills() -> int:
+def out_of_memory_kills() -> int:
     """Returns how many processes the kernel has ended because memory ran out, since the start of
     the machine; 0 where it does not count them."""
     try:

@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from curation.isolate import out_of_memory_kills
 from curation.stage import RunError
 
 ANSWER_TIMEOUT_S = 60.0  # of a node that starts a process for the question
 CHECK_INTERVAL_S = 2.0
 
 
-def node_lives(node_id: str) -> bool:
-    """Whether the node runs tasks: Ray itself notices a dead node after seconds only."""
-    if node_id not in alive_nodes():
+class WorkerNode(NamedTuple):
+    """The node of a worker."""
+
+    node_id: str
+    memory_kills: int  # processes that its kernel had ended by then because memory ran out
+
+
+def this_node() -> WorkerNode:
+    return WorkerNode(ray.get_runtime_context().get_node_id(), out_of_memory_kills())
+
+
+def counts_against_row(node: WorkerNode) -> bool:
+    """Whether a worker that died on this node did so because of its row: the node lives, and has
+    not run out of memory since the worker started. Ray itself notices a dead node after seconds."""
+    if node.node_id not in alive_nodes():
         return False
-    here = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    task = ray.remote(_answer).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
+    here = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+    task = ray.remote(this_node).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
     try:
-        return ray.get(task.remote(), timeout=ANSWER_TIMEOUT_S)
+        return ray.get(task.remote(), timeout=ANSWER_TIMEOUT_S).memory_kills == node.memory_kills
     except RayError:
         return False
-
-
-def _answer() -> bool:
-    return True
 
 
 def alive_nodes() -> set[str]:

@@ -24,7 +24,7 @@ from ray.exceptions import (
 from curation.errors import UserError
 from curation.isolate import NotStarted
 from curation.progress import format_duration
-from curation.runner.nodes import NodeWatch, node_lives
+from curation.runner.nodes import NodeWatch, WorkerNode, counts_against_row
 from curation.runner.settings import ClusterSettings
 from curation.runner.worker import ROW_S, AsyncWorker, Worker
 from curation.stage import (
@@ -42,6 +42,7 @@ WORKER_LOST = (ActorDiedError, ActorUnavailableError, ObjectLostError, OutOfMemo
 
 PREFETCHED_CALLS = 1  # queued at each worker, so that it never waits for the driver
 MAX_CONSECUTIVE_DEATHS_PER_WORKER = 6  # with no result between them; the run then stops
+NOT_STARTED = WorkerNode("", 0)
 MAX_QUEUED_ROWS = 64  # in front of a pool; at this number the previous pool gets no more rows
 MAX_ROWS_PER_CALL = 16  # of a stage without a batch size, where rows take little time
 CALL_S = 0.2  # that a call of several such rows takes, about
@@ -108,7 +109,7 @@ class _Clock:
 class _QueuedRow:
     row: Row
     # nodes on which workers died that had the row; after the first death it is sent alone
-    deaths: tuple[str, ...] = ()
+    deaths: tuple[WorkerNode, ...] = ()
 
 
 @dataclass
@@ -122,7 +123,7 @@ class _WorkerState:
     actor: Any = None
     number: int = 0  # in its pool
     started: bool = False
-    node_id: str = ""
+    node: WorkerNode = NOT_STARTED
     calls: int = 0  # in flight; a row that is sent alone counts as `_Pool.max_calls`
     created_s: float = 0.0
     reason: str | None = None  # the newest wait reason
@@ -151,7 +152,7 @@ class _Pool:
     access: AccessCheck  # before a worker gets its first row
     cpu_share: float  # Ray reserves this fraction of `needs.cpus` for each worker
     queue: deque[_QueuedRow] = field(default_factory=deque)
-    in_flight: dict[Any, tuple[_WorkerState, Any, str, list[_QueuedRow]]] = field(
+    in_flight: dict[Any, tuple[_WorkerState, Any, WorkerNode, list[_QueuedRow]]] = field(
         default_factory=dict
     )
     starting: dict[Any, tuple[_WorkerState, Any]] = field(default_factory=dict)
@@ -224,7 +225,7 @@ class _Pool:
             batch.append(self.queue.popleft())
         self._set_calls(worker, worker.calls + (self.max_calls if is_sent_alone else 1))
         call = worker.actor.run.remote([queued.row for queued in batch])
-        self.in_flight[call] = (worker, worker.actor, worker.node_id, batch)
+        self.in_flight[call] = (worker, worker.actor, worker.node, batch)
         self.rows_in_flight += len(batch)
         return True
 
@@ -294,13 +295,13 @@ class _Pool:
         if call in self.starting:
             worker, actor = self.starting.pop(call)
             try:
-                worker.node_id = self._get(call)
+                worker.node = self._get(call)
                 worker.started = worker.actor is actor
                 self._set_calls(worker, worker.calls)
             except WORKER_LOST as e:
                 self._discard_actor(worker, actor, e)
             return []
-        worker, actor, node_id, batch = self.in_flight.pop(call)
+        worker, actor, node, batch = self.in_flight.pop(call)
         self.rows_in_flight -= len(batch)
         self._set_calls(worker, worker.calls - (self.max_calls if batch[0].deaths else 1))
         try:
@@ -309,9 +310,9 @@ class _Pool:
             self._discard_actor(worker, actor, e)
             if not isinstance(e, OutOfMemoryError):  # Ray killed it: the node had no memory left
                 for queued in batch:
-                    queued.deaths += (node_id,)
-            if len(batch[0].deaths) > 1:  # those with a node do not count
-                batch[0].deaths = tuple(filter(node_lives, batch[0].deaths))
+                    queued.deaths += (node,)
+            if len(batch[0].deaths) > 1:  # those of lost nodes do not count
+                batch[0].deaths = tuple(filter(counts_against_row, batch[0].deaths))
             if len(batch[0].deaths) > 1:  # the worker had no other row, so this one is the cause
                 batch[0].row["error"] = "the worker process died twice on this row"
                 return [batch[0].row]

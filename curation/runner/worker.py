@@ -12,6 +12,7 @@ import ray
 
 from curation.errors import UserError
 from curation.isolate import Isolated, NotStarted
+from curation.runner.nodes import WorkerNode, this_node
 from curation.stage import (
     OPEN,
     BadVideo,
@@ -51,10 +52,10 @@ class Worker:
             self._child = Isolated(work.run, work.setup, memory_gib=memory_gib)
         self._start_error = _set_up([] if self._child else stages, context, access)
 
-    def start(self) -> str:
-        """Returns the id of its node. Raises a UserError of `__init__`, which Ray would report as
-        the worker's death."""
-        return _node_id(self._start_error)
+    def start(self) -> WorkerNode:
+        """Returns its node. Raises a UserError of `__init__`, which Ray would report as a death of
+        the worker."""
+        return _started(self._start_error)
 
     def run(self, rows: list[Row]) -> list[Row]:
         called_s, count = time.monotonic(), len(rows)
@@ -126,9 +127,9 @@ class AsyncWorker:
         self._waits_s = context.retry_waits_s
         self._start_error = _set_up(stages, context, access)
 
-    async def start(self) -> str:
+    async def start(self) -> WorkerNode:
         """As Worker.start."""
-        return _node_id(self._start_error)
+        return _started(self._start_error)
 
     async def run(self, rows: list[Row]) -> list[Row]:
         return [await self._process_row(row) for row in rows]
@@ -182,10 +183,10 @@ def _set_up(stages: list[Stage], context: RunContext, access: AccessCheck) -> Us
     return None
 
 
-def _node_id(start_error: UserError | None) -> str:
+def _started(start_error: UserError | None) -> WorkerNode:
     if start_error is not None:
         raise start_error
-    return ray.get_runtime_context().get_node_id()
+    return this_node()
 
 
 @contextmanager

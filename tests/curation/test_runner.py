@@ -21,6 +21,7 @@ from curation.stage import (
     Stage,
     check_plan,
 )
+from tests.support.memory_group import memory_group
 from tests.support.paths import REPOSITORY
 from tests.support.runner_stages import (
     Batched,
@@ -32,6 +33,7 @@ from tests.support.runner_stages import (
     OtherWeights,
     SetupFails,
     SlowToStart,
+    TakeMemory,
     WaitForFile,
 )
 
@@ -70,6 +72,15 @@ def test_rows_of_a_killed_worker_are_retried(two_workers, tmp_path):
     done = list(two_workers.stream([FailOnRequest()], rows(6, row2=crash_once)))
     assert sorted(r["n"] for r in done) == list(range(6))
     assert all(r["error"] is None for r in done)
+
+
+def test_row_whose_workers_the_machine_has_no_memory_for_is_retried(two_workers, tmp_path):
+    with memory_group() as group:
+        group.limit(100 << 20)
+        stage = TakeMemory(str(group.folder), str(tmp_path), limited=3)
+        [row] = two_workers.stream([stage], rows(1))
+        assert group.kills() == 3
+    assert (row["error"], row["doubled"]) == (None, 0)
 
 
 def test_output_error_stops_the_run(two_workers):

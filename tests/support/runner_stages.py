@@ -50,6 +50,23 @@ def kill_self(number):
 
 
 @dataclass
+class TakeMemory(Double):
+    """Needs more memory than the control group has, which its first workers join."""
+
+    group: str  # folder of the control group
+    marks: str  # folder
+    limited: int  # how many workers
+
+    def process(self, rows):
+        attempt = len(os.listdir(self.marks))
+        Path(self.marks, str(attempt)).touch()
+        if attempt < self.limited:
+            Path(self.group, "cgroup.procs").write_text(str(os.getpid()))
+        taken = b"x" * (300 << 20)
+        return super().process(rows) if taken else []
+
+
+@dataclass
 class FailOnRequest(Stage):
     """Fails on a row as its value `failure` requires."""
 
