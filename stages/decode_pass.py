@@ -33,8 +33,8 @@ from curation.storage import Folder, compute_sha256, is_remote, local_copy
 from curation.video.frames import FrameProcessor, Planes
 from curation.video.planes import chroma_image
 from curation.video.reader import Limits, Reader
-from curation.video.source import RangeFile, has_index
-from stages.header_rules import HEADER_RULES, failed_rules, rejected_row
+from curation.video.source import RangeFile
+from stages.header_rules import HEADER_RULES, header_rejection, rejected_row
 from stages.meters.clip_frames import THUMBNAIL_SIDE, ClipFrames
 from stages.meters.fingerprint import Fingerprint
 from stages.meters.freeze import Freeze
@@ -161,21 +161,20 @@ class DecodePass(Stage):
             return None
         try:
             file = RangeFile(row["video"], row["bytes"])
-            if not has_index(file):
-                return None
-            with Reader(file, self.limits) as reader:
-                failed = failed_rules(reader, self.prefilter)
-                file_id = f"{row['video']}:{row['bytes']}:{row['version']}"
-                return rejected_row(reader.header, failed, None, file_id) if failed else None
         except BadVideo:  # fetching it gives the reason
             return None
+        found = header_rejection(file, self.limits, self.prefilter)
+        file_id = f"{row['video']}:{row['bytes']}:{row['version']}"
+        return rejected_row(*found, None, file_id) if found else None
 
     def _decode_video(self, video: str, size: int) -> Row:
-        with local_copy(video, size) as path, Reader(path, self.limits) as reader:
-            sha256 = compute_sha256(path)  # not before it is known to be a video
-            if failed := failed_rules(reader, self.prefilter):
-                return rejected_row(reader.header, failed, sha256, sha256)
-            self._process_frames(reader)
+        with local_copy(video, size) as path:
+            if found := header_rejection(path, self.limits, self.prefilter):
+                sha256 = compute_sha256(path)
+                return rejected_row(*found, sha256, sha256)
+            with Reader(path, self.limits) as reader:
+                sha256 = compute_sha256(path)  # not before it is known to be a video
+                self._process_frames(reader)
         return self.score_frames(reader, sha256)
 
     def score_frames(self, reader: Reader, sha256: str) -> Row:

@@ -1,16 +1,20 @@
 """Header rules: rejects a video by its header, as far as the container's index confirms it.
 
-Headers lie. The size counts where the container states one for all frames and the first frame has
-it; the frame rate where the index gives the time of each frame; the duration where the index shows
-that nothing comes later. Otherwise the video is decoded.
+Headers lie. The size counts where the container states one, the first frame has it and no packet
+changes it; the frame rate where the index gives the time of each frame; the duration where the
+index shows that nothing comes later. Otherwise the video is decoded.
 """
 
 from __future__ import annotations
 
-from curation.policy import Policy, Range, decide
+import av
+
+from curation.policy import Policy, Range, Rule, decide
 from curation.records import CLIP, NOT_DECODED, SCORE_NAMES, make_clip_id
-from curation.stage import Row
-from curation.video.reader import Reader, VideoHeader
+from curation.stage import BadVideo, Row
+from curation.video.container import Limits, VideoHeader
+from curation.video.first_frame import FirstFrameReader, read_claims
+from curation.video.source import Source
 
 HEADER_RULES = ("width", "height", "fps", "duration_s")
 MARGIN_S = 0.2  # by which a video must be too short: its last frame's duration is uncertain
@@ -18,28 +22,67 @@ MAX_CLAIM_ERROR_S = 1.0  # between the header's duration and the index's
 FPS_MARGIN = 0.02  # a short clip may have one frame more or less
 
 
-def failed_rules(reader: Reader, prefilter: Policy) -> Policy:
-    """The rules of the prefilter that each clip of the video fails, by its header and index.
+def header_rejection(
+    source: Source, limits: Limits, prefilter: Policy
+) -> tuple[VideoHeader, Policy] | None:
+    """The header of a video that its header rules out, with the first rule that each clip fails.
 
-    Before the pass. None fails where the container states no duration.
+    Raises TransientError where the store fails.
     """
-    header, claimed_s = reader.header, reader.header.header_duration_s
     rules = Policy({name: rule for name, rule in prefilter.items() if name in HEADER_RULES})
-    if claimed_s is None or not rules:
+    try:
+        if not rules or not _may_fail(source, rules):
+            return None
+        with av.logging.Capture(), FirstFrameReader(source, limits) as reader:
+            failed = _failed_rule(reader, rules)
+            return (reader.header, failed) if failed else None
+    except BadVideo:  # decoding it gives the reason
+        return None
+
+
+def _may_fail(source: Source, rules: Policy) -> bool:
+    """Whether to open the video for its header. Wrong only for odd geometry: it is decoded."""
+    return any(
+        _fails_by_size(rules, claim.width, claim.height)
+        or _is_too_short(claim.duration_s, rules)
+        or (claim.fps is not None and _fails_at_any_rate(claim.fps, rules))
+        for claim in read_claims(source)
+    )
+
+
+def _fails_by_size(rules: Policy, width: int, height: int) -> set[str]:
+    size = {"width": width, "height": height}
+    return {name for name in size if name in rules and not rules[name].passes(size[name])}
+
+
+def _failed_rule(reader: FirstFrameReader, rules: Policy) -> Policy:
+    """Empty where none fails, or the container states no duration."""
+    header, claimed_s = reader.header, reader.header.header_duration_s
+    if claimed_s is None:
         return Policy()
     is_short = _is_too_short(claimed_s, rules)
     index = reader.index(with_end=is_short)
     failed = set()
-    if index.size == reader.first_frame_size:
-        size = {"width": header.width, "height": header.height}
-        failed = {name for name in size if name in rules and not rules[name].passes(size[name])}
     if index.fps is not None and _fails_at_any_rate(index.fps, rules):
         failed.add("fps")
     if is_short and index.end_s is not None:
         is_confirmed = abs(index.end_s - claimed_s) < MAX_CLAIM_ERROR_S
         if is_confirmed and _is_too_short(index.end_s, rules):
             failed.add("duration_s")
-    return Policy({name: rule for name, rule in rules.items() if name in failed})
+    by_size = _fails_by_size(rules, header.width, header.height)
+    if header.codec == "av1":  # later frames may be smaller
+        by_size = {name for name in by_size if _is_below(rules[name], getattr(header, name))}
+    for name, rule in rules.items():
+        if name in by_size and name not in failed:
+            failed |= by_size if reader.has_one_size(index.size) else set()
+            by_size = set()
+        if name in failed:
+            return Policy({name: rule})
+    return Policy()
+
+
+def _is_below(rule: Rule, value: int) -> bool:
+    return isinstance(rule, Range) and rule.min is not None and value < rule.min
 
 
 def _is_too_short(duration_s: float, rules: Policy) -> bool:

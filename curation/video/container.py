@@ -153,8 +153,13 @@ def _kernel_file_systems() -> set[int]:
     return {os.stat(path).st_dev for path in ("/proc", "/sys") if os.path.exists(path)}
 
 
-def open_container(path: Source, limits: Limits) -> av.container.InputContainer:
-    options = {
+def open_container(
+    path: Source, limits: Limits, *, header_only: bool = False
+) -> av.container.InputContainer:
+    """header_only: FFmpeg reads a stream's properties from one packet, without decoding it where
+    the decoder can, instead of from several. How many frames are reordered may then be unknown."""
+    options = {"skip_frame": "all", "probesize": "32"} if header_only else {}
+    options |= {
         "format_whitelist": ALLOWED_FORMATS,
         "protocol_whitelist": "file",
         "max_pixels": str(limits.max_pixels),  # for the decoders that probe the first packets

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from curation.video.geometry import Crop
-from curation.video.index import StreamIndex
+from curation.video.index import Claim, StreamIndex
 from curation.video.source import Source, opened, size_of
 
 SEGMENT, TRACKS, CLUSTER, TRACK, VIDEO = 0x18538067, 0x1654AE6B, 0x1F43B675, 0xAE, 0xE0
 TRACK_TYPE, VIDEO_TYPE = 0x83, 1
 SIZE = (0xB0, 0xBA)  # PixelWidth, PixelHeight
-INFO, TIMESTAMP_SCALE, TIMESTAMP = 0x1549A966, 0x2AD7B1, 0xE7
+INFO, TIMESTAMP_SCALE, TIMESTAMP, DURATION = 0x1549A966, 0x2AD7B1, 0xE7, 0x4489
 SIMPLE_BLOCK, BLOCK_GROUP, BLOCK = 0xA3, 0xA0, 0xA1
 MAX_CLUSTERS, MAX_BLOCKS = 64, 10_000  # that are read to find the end of a short video
 CROP = (0x54CC, 0x54BB, 0x54DD, 0x54AA)  # PixelCrop: left, top, right, bottom
@@ -30,15 +31,50 @@ def read_crops(path: Source) -> list[Crop]:
         return [Crop(*(_number(file, *v.get(part, (0, 0))) for part in CROP)) for v in videos]
 
 
+def read_claims(path: Source) -> list[Claim]:
+    """Of each video track, in order; none where the header states no duration."""
+    with opened(path) as file:
+        duration_s = _duration_s(file)
+        if duration_s is None:
+            return []
+        return [Claim(*_size(file, track), duration_s, None) for track in _video_tracks(file)]
+
+
 def read_stream_index(path: Source, number: int, with_end: bool) -> StreamIndex:
     """Of a video track, `number` as in `read_crops`.  with_end: also reads where the last block
     starts, from the headers of all clusters and the blocks of the last one."""
     with opened(path) as file:
         tracks = _video_tracks(file)
-        video = _children(file, tracks[number].get(VIDEO)) if number < len(tracks) else {}
-        width, height = (_number(file, *video.get(part, (0, 0))) for part in SIZE)
+        size = _size(file, tracks[number]) if number < len(tracks) else (0, 0)
         end_s = _last_block_s(file) if with_end else None
-    return StreamIndex((width, height), None, end_s)
+    return StreamIndex(size, None, end_s)
+
+
+def _size(file: BinaryIO, track: Elements) -> tuple[int, int]:
+    video = _children(file, track.get(VIDEO))
+    width, height = (_number(file, *video.get(part, (0, 0))) for part in SIZE)
+    return width, height
+
+
+def _duration_s(file: BinaryIO) -> float | None:
+    """As stated in front of the first cluster."""
+    for segment, start, stop in _elements(file, 0, size_of(file)):
+        if segment != SEGMENT:
+            continue
+        for element, body, end in _elements(file, start, stop):
+            if element == CLUSTER:
+                return None
+            if element == INFO:
+                info = _children(file, (body, end))
+                scale = _number(file, *info.get(TIMESTAMP_SCALE, (0, 0))) or 1_000_000
+                at, end = info.get(DURATION, (0, 0))
+                file.seek(at)
+                kind = {4: ">f", 8: ">d"}.get(end - at)
+                data = file.read(end - at)
+                if kind is None or len(data) != end - at:
+                    return None
+                return struct.unpack(kind, data)[0] * scale / 1e9
+    return None
 
 
 def _last_block_s(file: BinaryIO) -> float | None:

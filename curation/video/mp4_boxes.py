@@ -4,14 +4,16 @@ PyAV does not expose."""
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 
+from curation.orientation import orientation_of_matrix
 from curation.video.geometry import Crop
-from curation.video.index import StreamIndex
+from curation.video.index import Claim, StreamIndex
 from curation.video.source import Source, opened, size_of
 
 # Boxes at the top level of an MP4 or QuickTime file (ISO 14496-12, QuickTime File Format).
@@ -126,6 +128,32 @@ def header_and_index_durations(path: Source) -> tuple[float, float] | None:
             header_s.append(duration / max(1, scale))
             table_s.append(delay_s + _sample_table_duration(track[b"stts"]) / max(1, scale))
     return max(header_s), max(table_s)
+
+
+def read_claims(path: Source) -> list[Claim]:
+    """Of each video track whose frames are in one sample table and have one size."""
+    durations_s = header_and_index_durations(path)
+    if durations_s is None:
+        return []
+    claims = []
+    for kind, body in child_boxes(_read_index(path) or b""):
+        if kind != b"trak":
+            continue
+        track = dict(child_boxes(body, opened=(b"mdia", b"minf", b"stbl")))
+        size = _only_size(track.get(b"stsd", b""))
+        if b"vmhd" in track and size:
+            scale, _ = _scale_and_duration(track[b"mdhd"])
+            width, height = reversed(size) if _is_turned(track.get(b"tkhd", b"")) else size
+            rates = _frame_rates(track[b"stts"], scale)
+            claims.append(Claim(width, height, max(durations_s), rates))
+    return claims
+
+
+def _is_turned(header: bytes) -> bool:
+    """Whether the matrix of tkhd, version 0 or 1, turns the picture by 90 degrees."""
+    at = 52 if header[:1] == b"\1" else 40
+    a, b, _, c, d = struct.unpack(">5i", header[at : at + 20].ljust(20, b"\0"))
+    return orientation_of_matrix(a, b, c, d).swaps_sides
 
 
 def read_stream_index(path: Source, track_id: int) -> StreamIndex | None:

@@ -12,13 +12,13 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import av
 import cv2
 import numpy as np
 
 from curation.stage import BadVideo
-from curation.video import ebml, mp4_boxes
 from curation.video.container import (
     DEFAULT_LIMITS,
     Limits,
@@ -36,7 +36,6 @@ from curation.video.container import (
 )
 from curation.video.encryption import check_not_encrypted
 from curation.video.frames import Planes
-from curation.video.index import StreamIndex
 from curation.video.planes import SourceFrame, bgr_image, convert, reduce_frame
 from curation.video.source import Source
 
@@ -87,6 +86,8 @@ class Reader:
     and all later ones are shifted by as much. `repaired` counts those that did not increase.
     """
 
+    header_only = False
+
     def __init__(self, path: Source, limits: Limits = DEFAULT_LIMITS) -> None:
         self.path = path
         self.limits = limits
@@ -105,7 +106,7 @@ class Reader:
         self._other_streams_end_s = 0.0
         if isinstance(path, str):
             check_file(path)
-        self._container = open_container(path, limits)
+        self._container = open_container(path, limits, header_only=self.header_only)
         try:
             self._stream = choose_stream(self._container)
             check_not_encrypted(path, self._container, self._stream)
@@ -124,7 +125,7 @@ class Reader:
             self.close()
             raise
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -132,24 +133,6 @@ class Reader:
 
     def close(self) -> None:
         self._container.close()
-
-    def index(self, with_end: bool) -> StreamIndex:
-        """Before the pass: what the container's index states about all frames.
-
-        with_end: also where the video ends, for which parts of a Matroska file are read.
-        """
-        name, found = self.header.container, None
-        if name == "mov":
-            found = mp4_boxes.read_stream_index(self.path, self._stream.id)
-        elif name == "matroska":
-            number = self._container.streams.video.index(self._stream)
-            found = ebml.read_stream_index(self.path, number, with_end)
-        return found or StreamIndex(None, None, None)
-
-    @property
-    def first_frame_size(self) -> tuple[int, int]:
-        """Width and height as decoded, before the pass, px."""
-        return self._pending[0].width, self._pending[0].height
 
     @property
     def num_frames(self) -> int:

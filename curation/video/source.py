@@ -107,11 +107,10 @@ def opened(source: Source) -> Iterator[BinaryIO]:
             yield file
 
 
-def has_index(source: Source) -> bool:
-    """Whether it begins as a container whose index states what all frames are: MP4, Matroska."""
+def is_matroska(source: Source) -> bool:
+    """By its first bytes."""
     with opened(source) as file:
-        head = file.read(8)
-    return head[4:] in (b"ftyp", b"moov", b"wide") or head[:4] == b"\x1aE\xdf\xa3"
+        return file.read(4) == b"\x1aE\xdf\xa3"
 
 
 def size_of(file: BinaryIO) -> int:

@@ -8,6 +8,7 @@ import struct
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
+import av
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,13 +16,16 @@ from curation.policy import Policy, Range
 from curation.records import NOT_DECODED, SCORE_NAMES, make_clip_id
 from curation.stage import BadVideo, PlanError, RunContext
 from curation.storage import Folder, file_system
+from curation.video.coded_size import read_size_changes
+from curation.video.container import Limits
+from curation.video.first_frame import FirstFrameReader
 from curation.video.reader import Reader
 from curation.video.source import BLOCK_BYTES, RangeFile
 from curation.video_list import list_videos
 from pipelines import diff, plan, score, select, show, verify
 from pipelines.settings import ScoreSettings, Settings
 from stages.decode_pass import DecodePass
-from stages.header_rules import failed_rules
+from stages.header_rules import header_rejection
 from tests.curation.test_resume import run_all, settings
 from tests.support import video_files
 from tests.support.s3_server import s3_bucket
@@ -125,6 +129,105 @@ def test_video_with_two_sizes_in_its_header_is_decoded(tmp_path):
     assert is_decoded(decode(path, tmp_path))
 
 
+GROWING = [  # codec, container of the parts and of the video, options of the encoder
+    ("libx264", "ts", "mp4", {}),
+    ("libx264", "ts", "mkv", {}),
+    ("libx265", "ts", "mp4", {"x265-params": "log-level=none"}),
+    ("libvpx", "webm", "webm", {}),
+    ("libvpx-vp9", "webm", "webm", {}),
+    ("libvpx-vp9", "webm", "mp4", {}),
+]
+
+
+@pytest.mark.parametrize(("codec", "part", "suffix", "options"), GROWING)
+def test_stream_that_grows_after_a_small_start_is_decoded(tmp_path, codec, part, suffix, options):
+    drawn = {"codec": codec, "options": options, "frames": 50}
+    small = video_files.draw(tmp_path / f"a.{part}", width=160, height=90, **drawn)
+    grown = video_files.draw(tmp_path / f"b.{part}", width=640, height=360, **drawn)
+    path = video_files.spliced(tmp_path / f"grows.{suffix}", small, grown)
+    row = decode(path, tmp_path)
+    assert is_decoded(row)
+    assert [(c["width"], c["height"]) for c in row["size_changes"]] == [(640, 360)]
+    path = video_files.spliced(tmp_path / f"stays.{suffix}", small, small)
+    assert not is_decoded(decode(path, tmp_path))
+
+
+def test_vp9_packet_that_states_another_size_is_found_also_between_keyframe_packets(tmp_path):
+    path = video_files.draw(tmp_path / "a.webm", codec="libvpx-vp9", width=160, height=90)
+    with av.open(str(path)) as file:
+        packets = [bytes(p) for p in file.demux(video=0) if p.size]
+    changes = read_size_changes("vp9", b"", (160, 90))
+    assert not any(changes(packet) for packet in packets)
+    assert read_size_changes("vp9", b"", (160, 92))(packets[0])
+    # VP9 bitstream specification, 6.2: an inter frame of 30 bits, whose size is no reference's
+    head = "10" + "00" + "0" + "1" + "1" + "0" + "00" + "00000000" + "000" * 4
+    for width, height in ((160, 90), (640, 360)):
+        bits = head + "000" + f"{width - 1:016b}" + f"{height - 1:016b}"
+        packet = int(bits.ljust(160, "0"), 2).to_bytes(20)
+        assert changes(packet) == ((width, height) != (160, 90))
+        assert changes(packet[:5])  # cut off
+        both = packets[1] + packet  # a hidden frame and the shown one
+        index = bytes([0b110_00_001, len(packets[1]), len(packet), 0b110_00_001])
+        assert len(packets[1]) < 256
+        assert changes(both + index) == ((width, height) != (160, 90))
+
+
+def test_av1_packet_that_states_a_larger_size_is_found(tmp_path):
+    packets = {}
+    for width in (160, 640):
+        path = tmp_path / f"{width}.mkv"
+        video_files.draw(path, codec="libsvtav1", width=width, height=96, frames=40)
+        with av.open(str(path)) as file:
+            packets[width] = [bytes(p) for p in file.demux(video=0) if p.size]
+    changes = read_size_changes("av1", b"", (160, 96))
+    assert not any(changes(packet) for packet in packets[160])
+    assert changes(packets[640][0])
+    assert not is_decoded(decode(tmp_path / "160.mkv", tmp_path, Policy(width=Range(min=320))))
+    assert is_decoded(decode(tmp_path / "640.mkv", tmp_path, Policy(width=Range(max=320))))
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "mjpeg"])
+def test_size_decides_only_for_codecs_whose_packets_are_read(tmp_path, codec):
+    pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    options = {"codec": codec, "pix_fmt": pix_fmt, "width": 160, "height": 90}
+    path = video_files.draw(tmp_path / "small.mov", frames=100, **options)
+    assert is_decoded(decode(path, tmp_path))
+
+
+def test_small_remote_video_whose_size_its_packets_may_change_is_fetched_not_decoded(tmp_path):
+    options = {"frames": 100, "width": 160, "height": 90}
+    paths = [
+        video_files.draw(tmp_path / "a.webm", codec="libvpx-vp9", **options),
+        patch(video_files.draw(tmp_path / "b.mp4", **options), b"avc1", -4, b"avc3"),
+    ]
+    with s3_bucket() as (_, store):
+        for path in paths:
+            row = decode(upload(path, store), tmp_path)
+            assert not is_decoded(row)
+            assert row["sha256"] is not None
+
+
+FACTS = {
+    "vfr.mp4": {"times_s": [i / 10 for i in range(20)] + [2 + i / 20 for i in range(20)]},
+    "vfr.mkv": {"times_s": [i / 10 for i in range(20)] + [2 + i / 20 for i in range(20)]},
+    "b_frames.mp4": {"options": {"bf": "3"}, "audio_s": 1.0},
+    "b_frames.mkv": {"options": {"bf": "3"}, "fps": 29.97},
+    "interlaced.mp4": {"options": {"flags": "+ildct+ilme", "x264-params": "tff=1"}},
+    "rotated.mov": {"rotation": 90},
+    "ten_bit.mp4": {"codec": "libx265", "options": {"x265-params": "log-level=none"}},
+    "vp8.webm": {"codec": "libvpx"},
+    "vp9.webm": {"codec": "libvpx-vp9"},
+    "old.mp4": {"codec": "mpeg4"},
+}
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_header_is_the_same_whether_or_not_the_video_is_decoded_after_it(tmp_path, name):
+    path = video_files.draw(tmp_path / name, width=160, height=96, **{"frames": 40, **FACTS[name]})
+    with Reader(str(path)) as reader, FirstFrameReader(str(path)) as first:
+        assert first.header == reader.header
+
+
 def test_video_whose_header_states_a_shorter_duration_than_its_index_is_decoded(tmp_path):
     path = write_video(tmp_path / "a.mp4", scene(1), 8)
     for kind, offset in ((b"mvhd", 16), (b"mdhd", 16), (b"elst", 8)):
@@ -184,8 +287,9 @@ def test_header_of_a_remote_video_is_read_in_parts(tmp_path):
     path = large(write_video(tmp_path / "small.mp4", scene(1), width=160, height=90), 8 << 20)
     with s3_bucket() as (_, options):
         file = RangeFile(upload(path, options), os.stat(path).st_size)
-        with Reader(file) as reader:
-            assert list(failed_rules(reader, LARGE)) == ["width", "height"]
+        found = header_rejection(file, Limits(), LARGE)
+        assert found
+        assert list(found[1]) == ["width"]
         assert 0 < file.fetched_bytes <= 4 * BLOCK_BYTES
         file.seek(-10, os.SEEK_END)
         assert file.read() == path.read_bytes()[-10:]
