@@ -444,7 +444,7 @@ class Redirecting:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.other = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Recorder)
         for server in (self.server, self.other):
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
         return self
 
