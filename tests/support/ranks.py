@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["tests.training.test_parallel"])
+# What each rank would import by itself, which takes longer than its work.
+LIBRARIES = ("torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg")
+context.set_forkserver_preload(["tests.training.test_parallel", *LIBRARIES])
 
 
 def on_ranks(count: int, work: Callable[..., Any], *args: Any) -> list[Any]:
