@@ -18,8 +18,7 @@ from pipelines.browse.audit_marks import AuditSettings
 from pipelines.reviews import read_reviews
 from tests.support.chromium import Browser, chromium
 from tests.support.local_page import local_page
-from tests.support.small_input import SETTINGS
-from tests.support.whole_run import start, wait_for_end
+from tests.support.whole_run import run_here
 
 pytestmark = pytest.mark.browser
 HOSTILE = (
@@ -56,7 +55,7 @@ def choose(browser: Browser, selector: str, value: str) -> None:
     browser.run(script)
 
 
-def test_clips_are_filtered_played_flagged_corrected_and_exported(out, tmp_path):
+def test_clips_are_filtered_played_flagged_corrected_and_exported(out, tmp_path, cluster):
     with opened(out, tmp_path) as browser:
         wait_for_list(browser, 6)
         assert browser.run("location.search") == ""  # the token is in no history
@@ -105,15 +104,13 @@ def test_clips_are_filtered_played_flagged_corrected_and_exported(out, tmp_path)
         ("flag", "Ada", first),
         ("caption", "Ada", first),
     ]
-    done = wait_for_end(start("export", f"output={out}", *SETTINGS))
-    assert done.exit_code == 0, done.stderr
+    run_here("export", out, cluster)
     rows = {row["clip_id"]: row for row in pq.read_table(out / "clips.parquet").to_pylist()}
     with tarfile.open(out / "shards" / rows[first]["shard"]) as tar:
         sample = json.load(tar.extractfile(f"{first}.json"))
     assert sample["caption"] == "A square sways before a wall."
     assert sample["captioner"] == "corrected"
-    done = wait_for_end(start("select", f"output={out}", *SETTINGS, "select.reject_flagged=true"))
-    assert done.exit_code == 0, done.stderr
+    run_here("select", out, cluster, "select.reject_flagged=true")
     rows = {row["clip_id"]: row for row in pq.read_table(out / "clips.parquet").to_pylist()}
     assert rows[first]["rule"] == "flagged"
 

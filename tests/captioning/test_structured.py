@@ -243,6 +243,7 @@ def test_run_with_a_server_stores_the_fields_in_ledger_shards_tables_and_report(
             "caption.name=structured",
             "caption.structured=true",
             "select.policy.text_similarity_tfidf=null",
+            "export.presto=false",
         ]
         settings = config.load(Settings, DEFAULT_CONFIG, given)
         caption.run(settings, Folder(str(out)), cluster)

@@ -28,8 +28,7 @@ from pipelines.reviews import (
 )
 from pipelines.tables import captions_ledger
 from tests.support.s3_server import s3_bucket
-from tests.support.small_input import SETTINGS
-from tests.support.whole_run import start, wait_for_end
+from tests.support.whole_run import run_here
 
 
 @pytest.fixture
@@ -46,12 +45,6 @@ def kept_clips(out: Path) -> list[dict]:
     return [row for row in rows if row["status"] == "kept"]
 
 
-def run(phase: str, out: Path, *settings: str) -> str:
-    done = wait_for_end(start(phase, f"output={out}", *SETTINGS, *settings))
-    assert done.exit_code == 0, done.stderr
-    return done.stdout
-
-
 def correct(out: Path, clip_id: str, caption: str, **more: bool) -> None:
     rows = captions_ledger(Folder(str(out)), "measured").read().to_pylist()
     [captions] = [row for row in rows if row["clip_id"] == clip_id]
@@ -59,26 +52,29 @@ def correct(out: Path, clip_id: str, caption: str, **more: bool) -> None:
     write(out, correction_of(captions, caption, texts, "Ada", **more))
 
 
-def test_flagged_clips_are_rejected_where_the_setting_asks_for_it(out):
+def test_flagged_clips_are_rejected_where_the_setting_asks_for_it(out, unused_cluster, capsys):
     clip, other, *_ = kept_clips(out)
     write(out, Review(clip["clip_id"], FLAG, "Ada", "a watermark"))
     write(out, Review(other["clip_id"], FLAG, "Ada", "no"))
     write(out, Review(other["clip_id"], FLAG, "Bo", None))  # withdrawn, by another person
-    run("select", out)
+    run_here("select", out, unused_cluster)
     assert clip["clip_id"] in {row["clip_id"] for row in kept_clips(out)}
-    printed = run("select", out, "select.reject_flagged=true")
-    assert "flagged" in printed
+    capsys.readouterr()
+    run_here("select", out, unused_cluster, "select.reject_flagged=true")
+    assert "flagged" in capsys.readouterr().out
     assert other["clip_id"] in {row["clip_id"] for row in kept_clips(out)}
     rows = {row["clip_id"]: row for row in pq.read_table(out / "clips.parquet").to_pylist()}
     assert rows[clip["clip_id"]]["reasons"] == ["flagged: a watermark"]
     assert rows[clip["clip_id"]]["rule"] == "flagged"
 
 
-def test_corrected_caption_is_exported_with_its_origin_and_others_are_not_packed_again(out):
+def test_corrected_caption_is_exported_with_its_origin_and_others_are_not_packed_again(
+    out, cluster
+):
     clip, *others = kept_clips(out)
     before = {p.name: p.read_bytes() for p in (out / "shards").glob("*.tar")}
     correct(out, clip["clip_id"], "A red square moves")
-    run("export", out)
+    run_here("export", out, cluster)
     rows = {row["clip_id"]: row for row in kept_clips(out)}
     assert rows[clip["clip_id"]]["caption"] == "A red square moves"
     assert rows[clip["clip_id"]]["captioner"] == "corrected"
@@ -97,7 +93,7 @@ def test_corrected_caption_is_exported_with_its_origin_and_others_are_not_packed
     assert "corrected" in (out / "report.html").read_text()
     # a withdrawn correction gives the captioner's texts, and the shards as before
     correct(out, clip["clip_id"], "", withdraw=True)
-    run("export", out)
+    run_here("export", out, cluster)
     assert {p.name: p.read_bytes() for p in (out / "shards").glob("*.tar")} == before
 
 
@@ -113,10 +109,10 @@ def test_correction_of_captions_that_were_written_again_of_other_frames_does_not
     assert read_captions(folder, "other").num_rows == 0
 
 
-def test_rules_about_captions_do_not_hold_for_corrected_ones(out):
+def test_rules_about_captions_do_not_hold_for_corrected_ones(out, unused_cluster):
     clip, *_ = kept_clips(out)
     correct(out, clip["clip_id"], "The same text")
-    run("select", out, "select.policy.text_similarity_tfidf={max: 0.0001}")
+    run_here("select", out, unused_cluster, "select.policy.text_similarity_tfidf={max: 0.0001}")
     rows = pq.read_table(out / "clips.parquet").to_pylist()
     assert [row["clip_id"] for row in rows if row["status"] == "kept"] == [clip["clip_id"]]
 

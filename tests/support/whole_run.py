@@ -15,6 +15,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from curation import config
+from curation.runner.cluster import Cluster
+from curation.storage import Folder
+from pipelines import export, select
+from pipelines.settings import DEFAULT_CONFIG, Settings
 from tests.support.paths import REPOSITORY
 from tests.support.small_input import SETTINGS
 
@@ -49,6 +54,13 @@ def wait_for_end(process: subprocess.Popen[str], within_s: float = 240) -> Finis
 
 def curate(source: Path, out: Path, *overrides: str, **env: str) -> subprocess.Popen[str]:
     return start("curate", f"input={source}", f"output={out}", *SETTINGS, *overrides, **env)
+
+
+def run_here(phase: str, out: Path, cluster: Cluster, *overrides: str) -> None:
+    """select or export, in this process and on the tests' Ray, whose start takes seconds."""
+    work = {"select": select.select_and_publish, "export": export.run}[phase]
+    settings = config.load(Settings, DEFAULT_CONFIG, [*SETTINGS, f"output={out}", *overrides])
+    work(settings, Folder(str(out)), cluster)
 
 
 def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> bool:
