@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -236,6 +237,23 @@ def test_runs_are_made_tested_and_drawn_once(tmp_path, capsys):
     text = tables(pq.read_table(tmp_path / "results.parquet"))
     assert "| correct events | as trained | 4 events | borders off by 2 | one caption |" in text
     assert "as trained: 1.0000 of 2 drawn videos" in text
+
+
+def test_tables_state_the_mean_and_each_seed_where_seeds_differ():
+    parts = []
+    for seed, test in ((1, "as trained"), (2, "borders off by 2")):
+        (found,) = (t for t in experiment.list_tests(SMALL) if t.name == test)
+        rows, _ = run_test(SMALL, found._replace(videos=8), None, CPU)
+        rows = rows.set_column(2, "loss", [[0.1] * len(rows)])
+        run = Run("final", "masked", 1e-3, seed)
+        parts.append(experiment.labelled(rows, run, SMALL.steps, "as trained"))
+    first, second = (np.mean(p["joint"].to_pylist()) for p in parts)
+    assert first == 1 > second
+    mean = f"{(1 + second) / 2:.2f}".removeprefix("0")
+    text = tables(pa.concat_tables(parts))
+    start = f"| `masked` | {mean} [1.00 {second:.2f}] (".replace("[1.00 0", "[1.00 ")
+    assert f"| correct events | as trained |\n|---|---|\n{start}" in text
+    assert "| `masked` | .10 |" in text
 
 
 def test_the_rate_with_the_lowest_loss_is_chosen(tmp_path):

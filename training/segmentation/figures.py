@@ -26,8 +26,20 @@ AS_TRAINED = "as trained"  # the test whose videos are like training's
 ONE_CAPTION = "one caption"
 TRUTH = "truth"  # the variant of the true videos' rows
 LABELS = ("run", "variant", "rate", "seed", "step", "test")
-MEASURES = ("joint", "colour", "direction", "other", "order", "loss")
+TITLES = {
+    "joint": "correct events",
+    "colour": "correct colours",
+    "direction": "correct directions",
+    "other": "other object unchanged",
+    "order": "right order",
+    "loss": "loss",
+}
+MEASURES = tuple(TITLES)
 RESAMPLES = 1000
+SPREADS = """Mean over all seeds [each seed, where they differ] (95 % interval over test videos).
+The intervals do not cover other training runs."""
+# Points; lines that coincide all stay visible.
+LINE_WIDTHS = dict(zip(VARIANTS, (6, 4.5, 3, 1.5, 1.5, 1.5), strict=True))
 JOINT_LABEL = "correct events (share)"
 Means = list[dict[str, Any]]  # a row per group: its labels and the mean of each measure
 Points = list[tuple[Any, float, float, float]]  # x; mean, lowest and highest over the seeds
@@ -84,23 +96,34 @@ def variants_of(rows: Means) -> list[str]:
 
 
 def tables(rows: pa.Table) -> str:
-    """Markdown: the sweep; each test at the end; kinds of events; mixed training; drawn videos."""
-    every = means(rows, "video")
-    final, mixed = (last_step([r for r in every if r["run"] == k]) for k in ("final", "mixed"))
+    """Markdown: the sweep; each test at the end, by measure; correct events by step, kind and
+    number of the event; directions by length; mixed training; drawn videos."""
+    by_video = [r for r in means(rows, "video") if r["variant"] != TRUTH]
+    during, mixed = ([r for r in by_video if r["run"] == kind] for kind in ("final", "mixed"))
+    final, mixed = last_step(during), last_step(mixed)
     sweep = last_step([r for r in means(rows) if r["run"] == "sweep"])
-    kinds = last_step([r for r in means(rows, "video", "kind") if r["run"] == "final"])
     tests = list(dict.fromkeys(r["test"] for r in final))
-    interval = _mean_and_interval
+    unequal = [AS_TRAINED, *_longer(tests)]
+
+    def parts(by: str, test: str) -> Means:
+        return last_step(
+            _of_test([r for r in means(rows, "video", by) if r["run"] == "final"], test)
+        )
+
     blocks = [
+        SPREADS,
         _table("sweep: loss (correct events)", sweep, lambda r: f"{r['rate']:g}", _loss_and_joint),
-        _table("correct events", final, lambda r: r["test"], interval, tests),
-        _table("right order", final, lambda r: r["test"], _mean_of("order"), tests),
-        *(
-            _table(f"correct events, {t}", _of_test(kinds, t), lambda r: r["kind"], interval)
-            for t in (AS_TRAINED, *_longer(tests))
+        *(_table(TITLES[m], final, _test_name, _spread_of(m), tests) for m in MEASURES),
+        _table("correct events, step", _of_test(during, AS_TRAINED), lambda r: r["step"]),
+        *(_table(f"correct events, {t}", parts("kind", t), lambda r: r["kind"]) for t in unequal),
+        *(_table(f"event of {t}", parts("event", t), _event_number, _mean) for t in unequal),
+        _table(
+            "correct directions, frames of the event",
+            parts("frames", AS_TRAINED),
+            lambda r: r["frames"],
+            _spread_of("direction"),
         ),
-        _table("half of the clips with one caption", mixed, lambda r: r["test"], interval),
-        *(f"{v}: {len({r['seed'] for r in final if r['variant'] == v})} seeds" for v in VARIANTS),
+        _table("half of the clips with one caption", mixed, _test_name, columns=tests),
     ]
     for row in means(rows):
         if row["variant"] == TRUTH:
@@ -113,43 +136,54 @@ def _longer(tests: Sequence[str]) -> list[str]:
     return sorted((t for t in tests if t.endswith(" events")), key=_events_of)
 
 
+def _spread(rows: Means, measure: str = "joint") -> str:
+    """The cells that SPREADS describes; all seeds of a video are resampled together."""
+    of_seeds: dict[int, list[tuple[float, int]]] = {}
+    of_videos: dict[int, list[tuple[float, int]]] = {}
+    for r in rows:
+        pair = (r[measure] * r["events"], r["events"])  # sum over the events, their number
+        of_seeds.setdefault(r["seed"], []).append(pair)
+        of_videos.setdefault(r["video"], []).append(pair)
+    if not rows:
+        return ""
+    seeds, videos = (np.array([np.sum(p, 0) for p in d.values()]) for d in (of_seeds, of_videos))
+    rng = np.random.Generator(np.random.PCG64(0))
+    resampled = videos[rng.integers(len(videos), size=(RESAMPLES, len(videos)))].sum(1)
+    mean, *of_seed = (_share(n / events) for n, events in (videos.sum(0), *seeds))
+    low, high = map(_share, np.quantile(resampled[:, 0] / resampled[:, 1], [0.025, 0.975]))
+    each = f" [{' '.join(of_seed)}]" if len(of_seed) > 1 and {*of_seed} != {mean} else ""
+    return mean + each + (f" ({low} to {high})" if low != high else "")
+
+
+def _spread_of(measure: str) -> Callable[[Means], str]:
+    return lambda rows: _spread(rows, measure)
+
+
+def _mean(rows: Means) -> str:
+    return _share(np.average([r["joint"] for r in rows], weights=[r["events"] for r in rows]))
+
+
+def _share(value: float) -> str:
+    return f"{value:.2f}".removeprefix("0")
+
+
 def _table(
     title: str,
     rows: Means,
-    column_of: Callable[[dict[str, Any]], str],
-    cell: Callable[[Means], str],
-    columns: Sequence[str] = (),
+    column_of: Callable[[dict[str, Any]], Any],
+    cell: Callable[[Means], str] = _spread,
+    columns: Sequence[Any] = (),
 ) -> str:
-    columns = columns or sorted(dict.fromkeys(map(column_of, rows)))
-    if not columns:
+    columns = columns or sorted({column_of(r) for r in rows})
+    if not rows:
         return ""
-    lines = [f"| {title} | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    names = " | ".join(map(str, columns))
+    lines = [f"| {title} | {names} |", "|---" * (1 + len(columns)) + "|"]
     for variant in variants_of(rows):
         own = [r for r in rows if r["variant"] == variant]
         cells = [cell([r for r in own if column_of(r) == c]) for c in columns]
         lines.append(f"| `{variant}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _mean_and_interval(rows: Means, measure: str = "joint") -> str:
-    """The mean over all seeds and its 95 % interval over resampled videos; all seeds of a video are
-    resampled together."""
-    videos: dict[int, list[tuple[float, int]]] = {}
-    for r in rows:
-        videos.setdefault(r["video"], []).append((r[measure] * r["events"], r["events"]))
-    if not videos:
-        return ""
-    sums = np.array([np.sum(pairs, 0) for pairs in videos.values()])  # correct events, events
-    rng = np.random.Generator(np.random.PCG64(0))
-    resampled = sums[rng.integers(len(sums), size=(RESAMPLES, len(sums)))].sum(1)
-    low, high = np.quantile(resampled[:, 0] / resampled[:, 1], [0.025, 0.975])
-    numbers = (sums[:, 0].sum() / sums[:, 1].sum(), low, high)
-    mean, low, high = (f"{v:.2f}".removeprefix("0") for v in numbers)
-    return mean if low == high else f"{mean} ({low} to {high})"
-
-
-def _mean_of(measure: str) -> Callable[[Means], str]:
-    return lambda rows: _mean_and_interval(rows, measure)
 
 
 def _loss_and_joint(rows: Means) -> str:
@@ -162,6 +196,10 @@ def _of_test(rows: Means, test: str) -> Means:
 
 def _events_of(test: str) -> int:
     return int(test.split()[0])
+
+
+def _test_name(row: dict[str, Any]) -> str:
+    return row["test"]
 
 
 def _event_number(row: dict[str, Any]) -> int:
@@ -209,10 +247,11 @@ def draw_lines(path: Path, rows: pa.Table) -> None:
             points = over_seeds([r for r in some if r["variant"] == variant], x, measure)
             if points:
                 xs, mean, low, high = zip(*points, strict=True)
-                (line,) = axes.plot(xs, mean, "o-", label=variant, markersize=3)
+                (line,) = axes.plot(xs, mean, "-", label=variant, linewidth=LINE_WIDTHS[variant])
                 axes.fill_between(xs, low, high, alpha=0.15, color=line.get_color())
+                axes.set_xticks(xs[:: max(1, len(xs) // 5)])
         name = JOINT_LABEL if measure == "joint" else "correct directions (share)"
-        axes.set(xlabel=label, ylabel=name, ylim=(0, 1.02))
+        axes.set(xlabel=label, ylabel=name, ylim=(-0.02, 1.05))
         axes.grid(alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=6)
@@ -220,27 +259,27 @@ def draw_lines(path: Path, rows: pa.Table) -> None:
 
 
 def draw_samples(path: Path, samples: dict[str, np.ndarray]) -> None:
-    """The frames of one video of five and one of more events: the true one, then each variant's."""
+    """The frames of one video of five and one of more events: the true one, then each variant's. Of
+    the longer one, every second frame."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     tests = list(dict.fromkeys(name.split("/")[0] for name in samples))
     tests = [t for t in tests if f"{t}/{TRUTH}" in samples][:2]
-    shown = [
-        (t, n.split("/")[1], samples[n]) for t in tests for n in samples if n.split("/")[0] == t
-    ]
-    shown.sort(key=lambda row: (tests.index(row[0]), row[1] != TRUTH))
-    figure = Figure(figsize=(14, 0.42 * len(shown) + 0.4), layout="constrained")
+    names = [(t, v) for t in tests for v in (TRUTH, *VARIANTS) if f"{t}/{v}" in samples]
+    figure = Figure(figsize=(14, 0.4 * len(names) + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (test, variant, video) in zip(
-        figure.subplots(len(shown), squeeze=False).ravel(), shown, strict=True
+    for axes, (test, variant) in zip(
+        figure.subplots(len(names), squeeze=False).ravel(), names, strict=True
     ):
+        video = samples[f"{test}/{variant}"]
         frames = video[:: max(1, round(len(video) / 25))]
-        axes.imshow(np.hstack(list(frames)), interpolation="nearest", aspect="equal")
+        bordered = np.pad(frames, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=255)
+        axes.imshow(np.hstack(list(bordered)), interpolation="nearest", aspect="equal")
         name = f"{test}, true video" if variant == TRUTH else variant
         axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         axes.set(xticks=[], yticks=[])
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=110)
 
 
 def main(argv: Sequence[str]) -> None:
