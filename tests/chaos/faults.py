@@ -110,16 +110,16 @@ def kill_control_service(a: Attempt) -> str:
 
 
 def kill_node(a: Attempt) -> str:
-    """The raylet of a worker node, and at the same time its workers."""
-    raylets = a.run.nodes.worker_raylets()
-    if not raylets:
+    """The raylet of a node with workers, and at the same time these."""
+    below = {raylet: [*descendants(raylet)] for raylet in a.run.nodes.worker_raylets()}
+    busy = [raylet for raylet, found in below.items() if any(WORKER in line for _, line in found)]
+    if not busy:
         return NO_PROCESS
-    victim = a.random.choice(raylets)
-    below = [*descendants(victim)]
-    for pid in (*(pid for pid, _ in below), victim):
+    victim = a.random.choice(busy)
+    for pid in (*(pid for pid, _ in below[victim]), victim):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    return f"with {sum(WORKER in line for _, line in below)} workers"
+    return f"with {sum(WORKER in line for _, line in below[victim])} workers"
 
 
 def fill_disk(a: Attempt) -> str:
