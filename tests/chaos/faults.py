@@ -220,32 +220,20 @@ def draw_plan(seed: int, rng: random.Random, is_local: bool) -> Plan:
 
 
 def cause_faults(a: Attempt, plan: Plan, is_first_run: bool) -> Iterator[dict[str, Any]]:
-    """Causes the next faults of the plan, each once its moment has come, until the run ends.
-    Removes those that were caused."""
-    while plan and (moment := wait_for_moment(a, plan[0][1])):
-        fault, _ = plan[0]
-        phase = a.run.phase()
-        if is_first_run:  # the display may be later than the file
-            phases = ("start", *PHASES)
-            phase = max(phase, MOMENTS[moment], key=phases.index)
-        detail = fault(a)
-        if detail == NO_PROCESS:  # there is one later, it may be
-            time.sleep(0.02)
-            continue
-        yield {"fault": fault.__name__, "phase": phase, "at": moment, "detail": detail}
-        del plan[0]
-
-
-def wait_for_moment(a: Attempt, moment: str) -> str | None:
-    """Returns the moment, or a later one where its file was there too shortly; None where the run
-    ends, or hangs, before."""
-    later = [*MOMENTS][[*MOMENTS].index(moment) + 1 :]
-    while a.run.driver.poll() is None and a.run.left_s():
-        for _ in range(20):
-            if a.output.has(moment):
-                return moment
-            time.sleep(0.001 if a.output.is_local else 0.1)
-        for other in later:
-            if a.output.has(other):
-                return other
-    return None
+    """Causes the faults of the plan, each once its moment or a later one has come, until the run
+    ends or hangs. Removes those that were caused; one whose process is not there waits for it."""
+    while plan and a.run.driver.poll() is None and a.run.left_s():
+        moments = [*MOMENTS][[*MOMENTS].index(plan[0][1]) :]
+        last = a.output.last_of(moments)
+        for fault, moment in [pair for pair in plan if moments.index(pair[1]) <= last]:
+            phase = a.run.phase()
+            if is_first_run:  # the display may be later than the file
+                phases = ("start", *PHASES)
+                phase = max(phase, MOMENTS[moment], key=phases.index)
+            detail = fault(a)
+            if detail != NO_PROCESS:
+                at = moments[last]
+                yield {"fault": fault.__name__, "phase": phase, "at": at, "detail": detail}
+                plan.remove((fault, moment))
+                break
+        time.sleep(0.004 if a.output.is_local else 0.3)

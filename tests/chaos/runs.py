@@ -62,14 +62,15 @@ class Output:
     def is_local(self) -> bool:
         return self.proxy is None
 
-    def has(self, pattern: str) -> bool:
+    def last_of(self, patterns: list[str]) -> int:
+        """Returns the number of the last pattern that a file of the output matches; -1: none."""
+        numbers = reversed(range(len(patterns)))
         if self.is_local:
-            return any(Path(self.root).glob(pattern))
-        expression = re.compile(pattern.replace("*", "[^/]*"))
-        folder = "/".join([self.root, *pattern.split("*")[0].split("/")[:-1]])
-        selector = pafs.FileSelector(folder, recursive=True, allow_not_found=True)
-        names = (f.path.removeprefix(f"{self.root}/") for f in self.fs.get_file_info(selector))
-        return any(expression.fullmatch(name) for name in names)
+            return next((n for n in numbers if any(Path(self.root).glob(patterns[n]))), -1)
+        selector = pafs.FileSelector(self.root, recursive=True, allow_not_found=True)
+        found = self.fs.get_file_info(selector)
+        names = "\n".join(f.path.removeprefix(f"{self.root}/") for f in found)
+        return next((n for n in numbers if _expression(patterns[n]).search(names)), -1)
 
     def remove(self) -> None:
         if self.is_local:
@@ -93,6 +94,10 @@ class Output:
         ledger = scratch / "finished" / "ledger"
         shutil.copytree(known / "ledger", ledger, ignore=shutil.ignore_patterns(*left_out))
         pafs.copy_files(str(ledger.parent), self.root, destination_filesystem=self.fs)
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    return re.compile("^" + pattern.replace("*", r"[^/\n]*") + "$", re.M)
 
 
 @contextmanager
