@@ -78,16 +78,17 @@ def test_second_run_is_refused_while_the_first_renews_its_lease(url):
 
 def test_of_two_runs_that_start_at_once_one_is_refused(url):
     results = []
-    both = threading.Barrier(2)
+    both, refused = threading.Barrier(2), threading.Event()
 
     def run():
         both.wait()
         try:
             with lock(Folder(url)):
-                time.sleep(3 * EXPIRY_S)
+                refused.wait(3 * EXPIRY_S)
                 results.append("ran")
         except OutputError:
             results.append("refused")
+            refused.set()
 
     threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:

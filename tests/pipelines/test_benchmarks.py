@@ -32,7 +32,7 @@ CHILDREN = {
     # the kernel drops the time of children whose parent ignores SIGCHLD, as Ray's raylet does
     "ignored": """
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        child = subprocess.Popen([sys.executable, '-c', burn])
+        child = subprocess.Popen([sys.executable, '-c', burn + 'time.sleep(0.5)'])  # for a poll
         while os.path.exists(f'/proc/{child.pid}'): time.sleep(0.05)
         """,
 }

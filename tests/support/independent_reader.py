@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,11 @@ def corners_of(picture: np.ndarray) -> np.ndarray:
 
 def shown_frames(path: Path, filters: str = SQUARE_PIXELS) -> np.ndarray:
     """(T, H, W, 3) RGB: every frame as ffmpeg shows it, in square pixels."""
-    filters += ",format=rgb24"
+    return _shown_frames(path, f"{filters},format=rgb24", path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)  # a test compares one source with several clips
+def _shown_frames(path: Path, filters: str, _: int) -> np.ndarray:
     options = ["-vsync", "passthrough", "-vf", filters, "-f", "image2pipe", "-c:v", "ppm"]
     command = ["ffmpeg", "-v", "error", "-threads", "1", "-i", path, *options, "-"]
     data = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
