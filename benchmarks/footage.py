@@ -21,11 +21,12 @@ from pathlib import Path
 import av
 import numpy as np
 
-from benchmarks.real_videos import half_of, present, real_videos
+from benchmarks.real_videos import LABELS, half_of, present, real_videos
 from curation.stage import BadVideo
 from curation.video.planes import convert
 from curation.video.reader import Reader
 
+FOOTAGE = LABELS.with_name("footage.jsonl")
 WIDE, HIGH, MOST = 400, 226, 250  # px and frames of a take that films show
 LEAST_S = 4.0  # of a take that is edited from
 UNNATURAL = ("screen recording", "game", "animation", "game trailer")
@@ -39,6 +40,7 @@ class Take:
     start_s: float
     end_s: float
     half: str  # development or figures: by the parity of the file's sha256
+    repository: str = ""
 
     def frames(self, width: int, height: int, most: int) -> list[np.ndarray]:
         """At most `most` frames from the start, (height, width, 3) BGR uint8."""
@@ -77,7 +79,9 @@ def _labelled() -> Iterator[Take]:
                 continue
             for span in filter(None, row["long_take_segments"].split(";")):
                 start, end = map(float, span.split("-"))
-                yield Take(str(folder / row["file"]), start, end, half_of(row["sha256"]))
+                yield Take(
+                    str(folder / row["file"]), start, end, half_of(row["sha256"]), row["file"]
+                )
 
 
 def _development_set() -> Iterator[Take]:
@@ -85,14 +89,20 @@ def _development_set() -> Iterator[Take]:
         if video.kind not in UNNATURAL:
             for first, end in video.one_view_takes:
                 start_s, end_s = first / video.fps + 0.1, end / video.fps - 0.1
-                yield Take(str(path), start_s, end_s, video.half)
+                yield Take(str(path), start_s, end_s, video.half, video.repository)
 
 
 def _further_footage() -> Iterator[Take]:
-    """Files without labels, for training alone: LONGTAKE_FOOTAGE names a folder of single takes."""
+    """Files without labels, for training alone: the first 12 s of the single takes of
+    labels/footage.jsonl that lie as SHA256.* in LONGTAKE_FOOTAGE."""
     folder = os.environ.get("LONGTAKE_FOOTAGE")
-    for path in sorted(Path(folder).iterdir()) if folder else []:
-        yield Take(str(path), 0.0, 12.0, "development")
+    if not folder:
+        return
+    for line in FOOTAGE.read_text().splitlines():
+        of = json.loads(line)
+        for path in Path(folder).glob(f"{of['sha256']}.*"):
+            if of.get("single_take", True):
+                yield Take(str(path), 0.0, 12.0, "development", of["repository"])
 
 
 def pack(out: Path) -> None:
@@ -112,7 +122,7 @@ def pack(out: Path) -> None:
                     for frame in frames:
                         container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "bgr24")))
                     start_s, done = done / 25, done + len(frames)
-                    packed = Take(name, start_s, done / 25 - 0.02, "development")
+                    packed = Take(name, start_s, done / 25 - 0.02, "development", take.repository)
                     if frames:
                         lines.write(json.dumps(asdict(packed)) + "\n")
                 container.mux(stream.encode())
