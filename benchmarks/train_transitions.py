@@ -1,4 +1,4 @@
-"""Trains the trees of `stages/shots/learned.py`, and says how well they do on other sources.
+"""Trains the trees of hard cuts of `stages/shots/learned.py`; prints how they do on other sources.
 
     python -m benchmarks.train_transitions extract OUT.npz [--films 2000] [--workers 2]
     python -m benchmarks.train_transitions fit OUT.npz [OUT.npz …] [--write]
@@ -36,26 +36,26 @@ from curation.stage import BadVideo
 from curation.video.frames import Planes
 from curation.video.planes import chroma_image
 from curation.video.reader import Reader
-from stages.shots import cut_features, window_details, window_features
+from stages.shots import cut_features
 from stages.shots.boosted_trees import tree_arrays
-from stages.shots.learned import MODELS, LearnedDetector
+from stages.shots.frame_view import FrameView
+from stages.shots.hard_cuts import MODELS, HardCuts
 from tests.support.paths import VIDEOS
 
 HELD_OUT = 6  # one in so many sources is for the report of `fit`
 FILMS_PER_SOURCES = 24  # films in a row that draw from the same edits.SOURCES takes
-# Pairs, and windows, without a transition: of a film, of a take, of a labelled video
+# Pairs without a cut: of a film, of a take, of a labelled video
 FILM_NEGATIVES, TAKE_NEGATIVES, VIDEO_NEGATIVES = 60, 100, 3000
 DRAWN, GREY = 0.3, 0.1  # shares of the films
-COVERED = 0.5  # share of a window that a transition fills at least, to count as found by it
 FITS = {"max_leaf_nodes": 12, "min_samples_leaf": 20, "l2_regularization": 1.0, "random_state": 0}
 
 
-class Recorder(LearnedDetector):
-    """Measures every pair and window, and decides nothing."""
+class Recorder(HardCuts):
+    """Measures every pair, and decides nothing."""
 
-    def setup(self) -> None:
+    def __init__(self) -> None:
+        super().__init__(min_probability=1.0)
         self.pairs: list[tuple[float, float, list[float]]] = []  # both times, features
-        self.spans: list[tuple[float, float, list[float]]] = []
 
     def _cuts_among(self, numbers: list[int]) -> list[int]:
         for at in numbers:
@@ -63,35 +63,26 @@ class Recorder(LearnedDetector):
             self.pairs.append((*times_s, self.features_of_pair(at)))
         return []
 
-    def _transitions_among(self, windows: np.ndarray, blocks: np.ndarray) -> list[Any]:
-        frames = [[self._samples[place] for place in window] for window in windows]
-        for window, row in zip(frames, window_features.window_features(frames), strict=True):
-            features = [*row, *self._details.features(window)]
-            self.spans.append((window[1].t_s, window[-2].t_s, features))
-        return []
-
 
 def measure(
     path: Path, start_s: float = 0.0, end_s: float = float("inf")
 ) -> tuple[Recorder, np.ndarray]:
-    """The measured pairs and windows of a file or of a span of it, and its frames' times."""
+    """The measured pairs of a file or of a span of it, and its frames' times."""
     recorder = Recorder()
-    recorder.setup()
     with Reader(str(path)) as reader:
-        recorder.start(reader.header.info())
         try:
             for t_s, planes in reader.frames():
                 if t_s >= end_s:
                     break
                 if t_s >= start_s:
-                    recorder.process_frame(t_s, Planes(planes.y, chroma=chroma_image(planes)))
+                    recorder.add(FrameView(t_s, Planes(planes.y, chroma=chroma_image(planes))))
         except BadVideo:
             pass  # labelled up to there
-        recorder.transitions()
+        recorder.times_s()
         return recorder, reader.times_s
 
 
-Labelled = tuple[list[int], list[int]]  # numbers of pairs or windows, and their classes
+Labelled = tuple[list[int], list[int]]  # numbers of pairs, and their classes
 
 
 def label_pairs(
@@ -105,40 +96,6 @@ def label_pairs(
             continue
         numbers.append(number)
         classes.append(int(is_cut))
-    return numbers, classes
-
-
-def label_windows(
-    recorder: Recorder,
-    hard_s: list[float],
-    gradual: list[tuple[float, float]],
-    unclear: list[tuple[float, float]],
-) -> Labelled:
-    """1 for a window that one gradual transition fills, 0 for one that none touches.
-
-    Where another transition lies within half its length, as it often does in the dense films, a
-    window shows little of what comes before and after: it is left out.
-    """
-    numbers, classes = [], []
-    for number, (start_s, end_s, _) in enumerate(recorder.spans):
-        if any(start_s <= b and end_s >= a for a, b in unclear):
-            continue
-        inside = [(a, b) for a, b in gradual if a <= end_s and b >= start_s]
-        cut = any(start_s < t <= end_s for t in hard_s)
-        if not inside:
-            numbers.append(number)
-            classes.append(0)
-        elif len(inside) == 1 and not cut:
-            first_s, last_s = inside[0]
-            covered = last_s - first_s >= COVERED * (end_s - start_s) - 0.05
-            margin = (end_s - start_s) / 2 + 0.05
-            near = any(start_s - margin < t <= end_s + margin for t in hard_s) or any(
-                a <= end_s + margin and b >= start_s - margin and (a, b) != inside[0]
-                for a, b in gradual
-            )
-            if start_s <= first_s and last_s <= end_s and covered and not near:
-                numbers.append(number)
-                classes.append(1)
     return numbers, classes
 
 
@@ -160,7 +117,6 @@ def draw_film(number: int, takes: list[Take], path: Path) -> tuple[str, list[Tra
         if drawn >= 0.62:
             kind = str(rng.choice([*negatives, "slow_light", "slow_light", "swing"]))
     view = str(rng.choice(["static", *edits.VIEWS], p=[0.26, 0.1, 0.16, 0.1, 0.16, 0.15, 0.07]))
-    # in the long pieces a window shows what a gradual transition lies between
     is_long = kind in edits.KINDS and edits.KINDS[kind][1] > 3 and rng.random() < 0.6
     transitions, piece = (4, 90) if is_long else (7, 40)
     footage = edits.Footage(sources_of(number, takes), rng, transitions, piece)
@@ -200,26 +156,24 @@ def one_film(job: tuple[int, list[Take]]) -> dict[str, Any]:
         recorder, times = measure(path)
     hard, gradual, unclear = known_times(transitions, times)
     rng = np.random.default_rng([18, number])
-    return {
-        "name": name,
-        **_chosen(recorder, hard, gradual, unclear, rng, FILM_NEGATIVES),
-    }
+    rows = _chosen(recorder, hard, [*gradual, *unclear], rng, FILM_NEGATIVES)
+    return {"name": name, "pairs": rows}
 
 
 def _chosen(
     recorder: Recorder,
     hard: list[float],
-    gradual: list[tuple[float, float]],
     unclear: list[tuple[float, float]],
     rng: np.random.Generator,
     negatives: int,
-) -> dict[str, Any]:
-    pairs = label_pairs(recorder, hard, [*gradual, *unclear])
-    windows = label_windows(recorder, hard, gradual, unclear)
-    return {
-        "pairs": _choose(recorder.pairs, *pairs, rng, negatives),
-        "windows": _choose(recorder.spans, *windows, rng, negatives),
-    }
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features and classes: all positives, and a random choice of the negatives."""
+    numbers, classes = label_pairs(recorder, hard, unclear)
+    positive = [n for n, c in zip(numbers, classes, strict=True) if c]
+    others = [n for n, c in zip(numbers, classes, strict=True) if not c]
+    chosen = positive + [others[i] for i in rng.permutation(len(others))[:negatives]]
+    rows = np.array([recorder.pairs[n][2] for n in chosen], np.float32)
+    return rows, np.arange(len(chosen)) < len(positive)
 
 
 def known_times(
@@ -241,34 +195,19 @@ def known_times(
     return hard, gradual, unclear
 
 
-def _choose(
-    measured: list[tuple[float, float, list[float]]],
-    numbers: list[int],
-    classes: list[int],
-    rng: np.random.Generator,
-    negatives: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Features and classes: all positives, and a random choice of the negatives."""
-    positive = [n for n, c in zip(numbers, classes, strict=True) if c]
-    others = [n for n, c in zip(numbers, classes, strict=True) if not c]
-    chosen = positive + [others[i] for i in rng.permutation(len(others))[:negatives]]
-    rows = np.array([measured[n][2] for n in chosen], np.float32)
-    return rows, np.arange(len(chosen)) < len(positive)
-
-
 def one_video(job: tuple[Path, RealVideo]) -> dict[str, Any]:
     """Measures a labelled video."""
     path, video = job
     recorder, times = measure(path)
     end = len(times) - 1
     hard = [float(times[min(end, c["frame"])]) for c in video.cuts]
-    spans = {
-        name: [(float(times[min(end, s["first"])]), float(times[min(end, s["last"])])) for s in of]
-        for name, of in (("gradual", video.gradual), ("uncertain", video.uncertain))
-    }
+    unclear = [
+        (float(times[min(end, span["first"])]), float(times[min(end, span["last"])]))
+        for span in (*video.gradual, *video.uncertain)
+    ]
     rng = np.random.default_rng(int(video.sha256[:8], 16))
-    parts = _chosen(recorder, hard, spans["gradual"], spans["uncertain"], rng, VIDEO_NEGATIVES)
-    return {"name": f"real|{video.kind}", **parts}
+    rows = _chosen(recorder, hard, unclear, rng, VIDEO_NEGATIVES)
+    return {"name": f"real|{video.kind}", "pairs": rows}
 
 
 def one_labelled(job: tuple[Path, Labels]) -> dict[str, Any]:
@@ -279,14 +218,15 @@ def one_labelled(job: tuple[Path, Labels]) -> dict[str, Any]:
     rng = np.random.default_rng(int(labels.sha256[:8], 16))
     # its spans are given to a tenth of a second
     spans = [(a - 0.05, b + 0.05) for a, b in labels.gradual]
-    return {"name": "real|labelled", **_chosen(recorder, hard, spans, [], rng, VIDEO_NEGATIVES)}
+    rows = _chosen(recorder, hard, spans, rng, VIDEO_NEGATIVES)
+    return {"name": "real|labelled", "pairs": rows}
 
 
 def one_take(take: Take) -> dict[str, Any]:
     """Measures a take without any transition."""
     recorder, _ = measure(Path(take.path), take.start_s, take.end_s)
-    parts = _chosen(recorder, [], [], [], np.random.default_rng(0), TAKE_NEGATIVES)
-    return {"name": "take|", **parts}
+    rows = _chosen(recorder, [], [], np.random.default_rng(0), TAKE_NEGATIVES)
+    return {"name": "take|", "pairs": rows}
 
 
 def _safely(job: tuple[int, Callable[[Any], dict[str, Any]], Any]) -> tuple[int, Any]:
@@ -300,7 +240,7 @@ def _safely(job: tuple[int, Callable[[Any], dict[str, Any]], Any]) -> tuple[int,
 
 
 def extract(args: argparse.Namespace) -> None:
-    """Writes OUT: features and classes of pairs and windows, the source of each, its group."""
+    """Writes OUT: features and classes of pairs, the source of each, its group."""
     takes = [take for take in single_takes() if take.half == "development"]
     paths = sorted({take.path for take in takes})
     groups = [
@@ -342,13 +282,12 @@ def extract(args: argparse.Namespace) -> None:
     columns: dict[str, list[Any]] = defaultdict(list)
     for number, found in sorted(results.items()):
         held_out = (jobs[number][2][0] if number >= films else number) % HELD_OUT == 0
-        for name in ("pairs", "windows"):
-            rows, classes = found[name]
-            if len(rows):
-                columns[f"{name}_x"].append(rows)
-                columns[f"{name}_y"].append(classes)
-                columns[f"{name}_film"].append(np.full(len(rows), len(names)))
-                columns[f"{name}_held_out"].append(np.full(len(rows), held_out))
+        rows, classes = found["pairs"]
+        if len(rows):
+            columns["pairs_x"].append(rows)
+            columns["pairs_y"].append(classes)
+            columns["pairs_film"].append(np.full(len(rows), len(names)))
+            columns["pairs_held_out"].append(np.full(len(rows), held_out))
         names.append(found["name"])
     arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
     np.savez_compressed(args.data[0], names=np.array(names), **arrays)
@@ -373,64 +312,45 @@ class Trees:
     name: str
     columns: tuple[str, ...]
     count: int
-    part: str  # of the examples: pairs or windows
-    real: tuple[float, float] = (1.0, 1.0)  # a transition in a labelled video; what is none there
-    film: float = 1.0
-    hard: float = 0.0  # added to the weight of a negative, times its probability by a first fit
+    real: tuple[float, float]  # weights of a cut in a labelled video, and of what is none there
 
     def weights(self, y: np.ndarray, names: np.ndarray) -> np.ndarray:
-        is_real, is_take = np.char.startswith(names, "real"), np.char.startswith(names, "take")
-        return np.where(is_real, np.where(y, *self.real), np.where(is_take, 1.0, self.film))
+        return np.where(np.char.startswith(names, "real"), np.where(y, *self.real), 1.0)
 
 
-COLUMNS = {
-    "pairs": cut_features.FEATURES,
-    "windows": window_features.FEATURES + window_details.FEATURES,
-}
 ALL_TREES = (
-    Trees("cut_by_histogram", cut_features.HISTOGRAM_FEATURES, 60, "pairs", real=(3, 1)),
-    Trees("cut_by_colour", cut_features.COLOUR_FEATURES, 60, "pairs", real=(3, 1)),
-    Trees("cut", COLUMNS["pairs"], 200, "pairs", real=(9, 3)),
-    Trees("gradual_by_outline", window_features.OUTLINE_FEATURES, 60, "windows", film=0.3),
-    Trees("gradual_by_blocks", window_features.FEATURES, 60, "windows", film=0.3),
-    Trees("gradual", COLUMNS["windows"], 200, "windows", film=0.3, hard=2.0),
+    Trees("cut_by_histogram", cut_features.HISTOGRAM_FEATURES, 60, real=(3, 1)),
+    Trees("cut_by_colour", cut_features.COLOUR_FEATURES, 60, real=(3, 1)),
+    Trees("cut", cut_features.FEATURES, 200, real=(9, 3)),
 )
 
 
 def fit(files: list[Path], write: bool) -> None:
     """Trains all trees; prints how they do on held-out sources, by kind."""
     arrays = read_examples(files)
+    y, held = arrays["pairs_y"], arrays["pairs_held_out"]
+    names = arrays["names"][arrays["pairs_film"]]
     for trees in ALL_TREES:
-        part = trees.part
-        x = arrays[f"{part}_x"][:, [COLUMNS[part].index(name) for name in trees.columns]]
-        y, held = arrays[f"{part}_y"], arrays[f"{part}_held_out"]
-        names = arrays["names"][arrays[f"{part}_film"]]
-        weights = trees.weights(y, names)
-        classifier = train(x[~held], y[~held], weights[~held], trees)
+        columns = [cut_features.FEATURES.index(name) for name in trees.columns]
+        x, weights = arrays["pairs_x"][:, columns], trees.weights(y, names)
+        classifier = train(x[~held], y[~held], weights[~held], trees.count)
         print(f"\n{trees.name}: {len(y)} examples, {int(y.sum())} positive")
         report(classifier.predict_proba(x[held])[:, 1], y[held], names[held])
         if write:
-            classifier = train(x, y, weights, trees)
+            classifier = train(x, y, weights, trees.count)
             MODELS.mkdir(exist_ok=True)
             path = MODELS / f"{trees.name}.npz"
             np.savez_compressed(path, names=np.array(trees.columns), **tree_arrays(classifier))
             print(f"{path}: {os.path.getsize(path)} bytes")
 
 
-def train(x: np.ndarray, y: np.ndarray, weights: np.ndarray, trees: Trees) -> Any:
+def train(x: np.ndarray, y: np.ndarray, weights: np.ndarray, count: int) -> Any:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    def fitted(weights: np.ndarray) -> Any:
-        classifier = HistGradientBoostingClassifier(
-            max_iter=trees.count, learning_rate=0.06, early_stopping=False, **FITS
-        )
-        return classifier.fit(x, y, weights)
-
-    classifier = fitted(weights)
-    if not trees.hard:
-        return classifier
-    probability = classifier.predict_proba(x)[:, 1]
-    return fitted(weights * np.where(y, 1.0, 1.0 + trees.hard * probability))
+    classifier = HistGradientBoostingClassifier(
+        max_iter=count, learning_rate=0.06, early_stopping=False, **FITS
+    )
+    return classifier.fit(x, y, weights)
 
 
 def report(likely: np.ndarray, y: np.ndarray, films: np.ndarray) -> None:

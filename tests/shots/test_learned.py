@@ -11,10 +11,13 @@ import pytest
 from curation.video.frames import Planes, VideoInfo
 from curation.video.planes import chroma_image
 from curation.video.reader import Reader
-from stages.shots import cut_features, window_features
+from stages.shots import cut_features
 from stages.shots.boosted_trees import BoostedTrees
 from stages.shots.detector import Transitions
-from stages.shots.learned import MODELS, LearnedDetector, Window, merge
+from stages.shots.frame_view import FrameView
+from stages.shots.gradual_network import CHUNK, GradualNetwork, load_session
+from stages.shots.hard_cuts import MODELS
+from stages.shots.learned import LearnedDetector, merge
 from tests.support.paths import VIDEOS
 
 FPS = 25.0
@@ -119,7 +122,7 @@ def test_detector_memory_does_not_grow_with_the_video():
     sizes = []
     for number in range(1500):
         detector.process_frame(number / FPS, frames[number % 100])
-        sizes.append(len(detector._samples) + len(detector._pictures))
+        sizes.append(len(detector._gradual._frames) + len(detector._cuts._pictures))
     assert max(sizes) < 600
 
 
@@ -149,11 +152,39 @@ def test_trees_give_the_probability_of_the_leaf_that_each_of_them_reaches():
 
 def test_trees_of_other_features_are_refused():
     with pytest.raises(ValueError, match="other features"):
-        BoostedTrees(MODELS / "cut.npz", window_features.FEATURES)
+        BoostedTrees(MODELS / "cut.npz", cut_features.COLOUR_FEATURES)
 
 
-def test_of_overlapping_windows_the_most_probable_stands_and_takes_the_cuts_within_it():
-    windows = [Window(1.0, 3.0, 0.6), Window(1.5, 2.5, 0.9), Window(4.0, 5.0, 0.7)]
-    assert merge([2.0, 7.0], windows) == Transitions([7.0], [(1.5, 2.5), (4.0, 5.0)])
-    # a short one that only covers a cut is the cut
-    assert merge([2.0], [Window(1.9, 2.1, 0.9)]) == Transitions([2.0], [])
+def test_cuts_within_a_gradual_transition_are_its_own_and_a_short_one_at_a_cut_is_the_cut():
+    assert merge([2.0, 7.0], [(1.5, 2.5), (4.0, 5.0)]) == Transitions(
+        [7.0], [(1.5, 2.5), (4.0, 5.0)]
+    )
+    assert merge([2.0], [(1.9, 2.1)]) == Transitions([2.0], [])
+
+
+@real
+def test_a_long_video_is_decided_in_parts_as_it_is_decided_at_once():
+    frames = [FrameView(0.0, frame).yuv for frame in take(PLACES[0]) + take(PLACES[1])]
+    share = np.linspace(0, 1, 30)[:, None, None, None]
+    dissolve = [*(frames[99] * (1 - share) + frames[100] * share).astype(np.uint8)]
+    video = [*frames[:100], *dissolve, *frames[100:], *frames[:100]] * 3
+    assert len(video) > 2 * CHUNK
+    (at_once,) = load_session().run(None, {"frames": np.array(video)})
+    network = GradualNetwork()
+    for number, yuv in enumerate(video):
+        network.add(number / FPS, yuv)
+    spans = network.spans(0.8)
+    in_parts = np.concatenate(network._probabilities)
+    assert in_parts.shape == at_once.shape
+    assert np.mean(abs(in_parts - at_once) > 0.2) < 0.01
+    for number in range(3):
+        first_s = (330 * number + 100) / FPS
+        assert any(a <= first_s + 0.8 and b >= first_s + 0.4 for a, b in spans)
+
+
+def test_the_network_reads_at_most_33_frames_a_second():
+    network = GradualNetwork()
+    for number in range(600):
+        network.add(number / 120, np.zeros((36, 64, 3), np.uint8))
+    assert network.spans(0.9) == []
+    assert len(network._times_s) == 150

@@ -265,16 +265,6 @@ def test_detector_starts_each_video_afresh():
         assert detector.transitions() == Transitions([20 / FPS], [])
 
 
-def test_detector_memory_does_not_grow_with_the_video():
-    detector = LearnedDetector()
-    detector.setup()
-    detector.start(VideoInfo(1280, 720, FPS, 320, 180))
-    luma = texture(1, 180, 320).astype(np.uint8)
-    for i in range(2000):
-        detector.process_frame(i / FPS, Planes(luma))
-    assert len(detector._pictures) + len(detector._samples) < 500
-
-
 @pytest.mark.slow
 def test_labelled_cuts_are_found_and_long_takes_stay_whole():
     folder = Path(os.environ.get("LONGTAKE_VIDEOS", ROOT.parent / "shared" / "videos"))

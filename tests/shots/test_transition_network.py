@@ -1,0 +1,73 @@
+"""The drawn training sequences of the network that finds gradual transitions, and its labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from benchmarks.transition_network.collect import Source, gather, labels
+from benchmarks.transition_network.draw import PLAIN, Plan, Planner, Renderer, Shot
+from benchmarks.transition_network.network import TransitionNetwork
+
+COLOURS = np.array([[40, 90, 160], [200, 128, 128], [90, 170, 100], [150, 110, 190]], np.uint8)
+PLAIN_LOOK = np.array([0, 0, 0, 0, 0, 1, 1, 1], np.float32)
+
+
+@pytest.fixture(scope="module")
+def studio() -> tuple[Planner, Renderer]:
+    """Four shots of one colour each."""
+    shots = np.repeat(COLOURS, 60, axis=0)
+    frames = np.concatenate([shots, PLAIN])[:, None, None].repeat(36, axis=1).repeat(64, axis=2)
+    planner = Planner([Shot(60 * i, 60 * i + 60, i) for i in range(4)], [], len(shots), 96)
+    return planner, Renderer(torch.from_numpy(frames))
+
+
+def drawn(renderer: Renderer, plan: Plan) -> np.ndarray:
+    plan.look = PLAIN_LOOK
+    plans = {name: torch.from_numpy(np.asarray(of))[None] for name, of in vars(plan).items()}
+    plans = {name: of if of.dtype == torch.int64 else of.float() for name, of in plans.items()}
+    return renderer.render(plans)[0].numpy().astype(int)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_outside_gradual_transitions_a_drawn_frame_shows_one_shot_which_changes_at_cuts_alone(
+    studio, seed
+):
+    planner, renderer = studio
+    plan = planner._edited(np.random.default_rng(seed))
+    frames = drawn(renderer, plan)
+    quiet = (plan.gradual == 0) & (plan.counted.min(axis=1) == 1)
+    known = np.concatenate([COLOURS, PLAIN]).astype(int)
+    for frame in frames[quiet]:
+        assert np.ptp(frame, axis=(0, 1)).max() <= 1
+        assert abs(known - frame[18, 32]).max(axis=1).min() <= 1
+    for at in range(1, len(frames)):
+        changes = abs(frames[at] - frames[at - 1]).max() > 1
+        if quiet[at] and quiet[at - 1] and changes:
+            assert plan.cuts[at] != plan.cuts[at - 1]
+
+
+def test_labels_name_the_first_frame_after_a_cut_and_every_frame_of_a_gradual_transition():
+    times_s = np.arange(100) / 25
+    source = Source("a", "b", True, times_s.tolist(), [1.0], [(2.0, 2.4)], [(3.0, 3.1)])
+    of = labels(source, times_s)
+    assert np.flatnonzero(np.diff(of["cuts"])) + 1 == [25]
+    assert np.flatnonzero(of["gradual"]).tolist() == list(range(50, 61))
+    assert (of["counted"][np.flatnonzero((times_s >= 2.9) & (times_s <= 3.2))] == 0).all()
+    assert of["counted"][40].tolist() == [1, 1]
+    _, shots, videos = gather([(source, np.zeros((100, 36, 64, 3), np.uint8))])
+    assert [(shot.first, shot.end) for shot in shots] == [(0, 25), (25, 49), (62, 73), (81, 100)]
+    assert len(videos) == 1
+
+
+def test_a_frame_far_away_does_not_change_what_the_network_gives():
+    network = TransitionNetwork().eval()
+    frames = torch.randint(0, 256, (1, 400, 36, 64, 3), dtype=torch.uint8)
+    changed = frames.clone()
+    changed[:, 300:] = 0
+    with torch.inference_mode():
+        before, after = network(frames)[0], network(changed)[0]
+    assert torch.allclose(before[:170], after[:170], atol=1e-5)
+    assert not torch.allclose(before[290:], after[290:], atol=1e-2)
