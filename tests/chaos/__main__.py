@@ -7,6 +7,7 @@ the moment of each: when a file appears in the output, one of them while it is w
 seeds go through all faults. The phases before the first fault are not run: their output is copied
 from the undisturbed run. The same command runs until it ends with exit code 0; faults whose moment
 did not come before a run ended are caused in the next. Nodes that are whole stay for the next run.
+A full disk is a small one that is mounted, for which root is needed.
 
 Prints a JSON line per seed, and one with the counts of all. `not_caused`: faults whose moment did
 not come, or whose process was not there. Exit code 1: a dataset differs, or a run hangs; its last
@@ -59,7 +60,7 @@ def run_seed(seed: int, machine: Machine, known: Path, scratch: Path) -> dict[st
     runs = []
     with make_output(is_local, fill_disk in faults, scratch) as output:
         output.finish_phases_before(MOMENTS[plan[0][1]], known, scratch)
-        while not codes or (codes[-1] and len(codes) < MAX_RUNS):
+        while not codes or (codes[-1] != 0 and len(codes) < MAX_RUNS):
             run = machine.start_run(output.url, limit_memory=take_memory in [f for f, _ in plan])
             attempt = Attempt(rng, machine, output, machine.server, run)
             for done in cause_faults(attempt, plan, is_first_run=not codes):
