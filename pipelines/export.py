@@ -12,8 +12,7 @@ import importlib.metadata
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +23,17 @@ import pyarrow.compute as pc
 from curation import config
 from curation.partitions import as_bytes
 from curation.progress import Progress
-from curation.records import SCHEMA_VERSION
+from curation.records import SCHEMA_VERSION, SHARD, schema
 from curation.runner.cluster import Cluster
-from curation.stage import PlanError, Row, RunContext, RunError
-from curation.storage import Folder, scan
+from curation.stage import Row, RunContext, RunError
+from curation.storage import Folder
 from pipelines.checksums import update_checksums
+from pipelines.kept_clips import KeptClips, grouped, read_kept
 from pipelines.outdated import MANIFEST, SHARDS, manifest_bytes
 from pipelines.publish import PUBLISHED, recorded_config, write_report, write_tables
-from pipelines.reviews import read_captions
 from pipelines.score import SAMPLE_VIDEOS
 from pipelines.settings import KEY_FRAMES, Settings, main, stop_if_all_failed
-from pipelines.tables import (
-    CLIP_COLUMNS,
-    CLIPS,
-    INPUT,
-    SELECTION,
-    VIDEOS,
-    clip_schema,
-    rows_of,
-    stream_clips,
-)
+from pipelines.tables import CLIPS, INPUT, VIDEOS
 from stages.export.export_stages import (
     EXTRACTED,
     RECEIPTS,
@@ -53,26 +43,20 @@ from stages.export.export_stages import (
     up_to_date_receipt,
 )
 from stages.export.presto import write_meta_tables
-from stages.export.shards import Receipt, ShardPlan, plan_shards, shards_table
+from stages.export.shards import ShardPlan, parse_receipt, plan_shards, shards_table
 from stages.report.card import dataset_card
 
-SPLITS = ("train", "validation")
 PACKAGES = ("av", "numpy", "onnxruntime", "opencv-python-headless", "pyarrow", "rapidocr", "ray")
 
 
 def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
-    clips = _read_kept(out)
-    captions = read_captions(out, settings.caption.set_name)
-    made = recorded_config(settings, out)
-    rows = _clips_to_pack(clips, captions)
-    plans = plan_shards(
-        rows, int(settings.export.shard_mb * 1e6), settings.export.shard_clips, settings.export.seed
-    )
-    receipts = _pack(settings, out, cluster, plans, {row["clip_id"]: row for row in rows})
-    _delete_outdated(out, plans, receipts)
-    shards = shards_table(receipts)
-    out.write_table(SHARDS, shards)
-    skipped = _write_presto(settings, out, receipts)
+    with read_kept(out, settings.caption.set_name) as kept:
+        made = recorded_config(settings, out)
+        names = _pack(settings, out, cluster, kept)
+    hashes, presto_rows = _write_shards_table(out, names)
+    _delete_outdated(out, names, presto_rows)
+    shards = out.read_table(SHARDS, ["shard", "error", "method"])
+    skipped = _write_presto(settings, out, presto_rows)
     written = write_tables(settings, out)
     videos = out.read_table(VIDEOS, ["video", "sha256", "status", "weights"])
     columns = ["status", "split", "duration_s", "width", "height", "fps"]
@@ -82,134 +66,106 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     card = dataset_card(manifest, out.read_table("funnel.parquet"), videos, table)
     out.write("README.md", card.encode())
     out.write(MANIFEST, manifest_bytes(manifest))
-    _write_checksums(out, receipts)
+    _write_checksums(out, hashes)
     print(text)
     print(_shard_line(shards, skipped))
     print(f"report: {out.path('report.html')}")
     stop_if_all_failed(shards["error"], "kept clips")
 
 
-def _read_kept(out: Folder) -> pa.Table:
-    """The kept clips with their `split`, in order of clip_id, without their large columns."""
-    selection = SelectedIds.read(out)
-    columns = [name for name in CLIP_COLUMNS if name not in ("fingerprint", "overlay_mask")]
-    parts = [clip_schema(columns).append(pa.field("split", pa.string())).empty_table()]
-    unselected = 0
-    for clips in stream_clips(out, columns):
-        split, is_known = selection.split_of(clips["clip_id"])
-        unselected += len(is_known) - int(is_known.sum())
-        parts.append(clips.append_column("split", split).filter(pc.is_valid(split)))
-    if unselected:
-        raise PlanError(f"{unselected} clips are newer than the selection; run longtake select")
-    return pa.concat_tables(parts).sort_by("clip_id")
-
-
-@dataclass(frozen=True)
-class SelectedIds:
-    """The selection: about 30 bytes of memory a clip."""
-
-    ids: np.ndarray  # sorted bytes
-    split: np.ndarray  # of SPLITS: an index, -1 where the clip is not kept
-
-    @classmethod
-    def read(cls, out: Folder) -> SelectedIds:
-        if not (out / "ledger").exists(SELECTION):
-            raise PlanError(f"{out.url} holds no selection; run longtake select first")
-        ids, split = [np.empty(0, "S1")], [np.empty(0, np.int8)]
-        for table in scan((out / "ledger").dataset(SELECTION), ["clip_id", "split"]):
-            ids.append(as_bytes(table["clip_id"]))
-            index = pc.index_in(table["split"], value_set=pa.array(SPLITS))
-            split.append(pc.fill_null(index, -1).to_numpy().astype(np.int8))
-        names = np.concatenate(ids)
-        order = np.argsort(names)
-        return cls(names[order], np.concatenate(split)[order])
-
-    def split_of(self, clip_id: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
-        """(n,) the split of each clip, null where it is not kept; and whether it is selected."""
-        if not len(self.ids):
-            return pa.nulls(len(clip_id), pa.string()), np.zeros(len(clip_id), bool)
-        names = as_bytes(clip_id)
-        place = np.minimum(np.searchsorted(self.ids, names), len(self.ids) - 1)
-        is_known = self.ids[place] == names
-        index = np.where(is_known, self.split[place], -1)
-        return pa.array(SPLITS).take(pa.array(index, mask=index < 0)), is_known
-
-
-def _clips_to_pack(clips: pa.Table, captions: pa.Table) -> list[Row]:
-    """The clips to pack: those of the kept ones that have captions, in order of clip_id."""
-    captioned = rows_of(clips["clip_id"], captions, "clip_id")
-    if n := captioned["clip_id"].null_count:
-        raise PlanError(f"{n} kept clips have no captions yet; run longtake caption first")
-    ready = pc.is_valid(captioned["caption"])
-    known = clips.filter(ready).to_pylist()
-    texts = captioned.drop_columns(["clip_id", "error", "rejected"]).filter(ready).to_pylist()
-    return [clip | text for clip, text in zip(known, texts, strict=True)]
-
-
-def _pack(
-    settings: Settings,
-    out: Folder,
-    cluster: Cluster,
-    plans: list[ShardPlan],
-    clips: dict[str, Row],
-) -> list[Receipt]:
-    presto, tone_map, retry = (
-        settings.export.presto,
-        settings.export.tone_map,
-        settings.retry_failed,
+def _pack(settings: Settings, out: Folder, cluster: Cluster, kept: KeptClips) -> list[str]:
+    """Packs all shards that are not up to date. Returns the names of all, in order."""
+    export, memory_gib = settings.export, settings.cluster.memory_gib
+    made_with = settings_text(export.presto, export.tone_map)
+    counts: dict[str, int] = {}  # of the clips of each video
+    plans = plan_shards(
+        kept.planned(counts), int(export.shard_mb * 1e6), export.shard_clips, export.seed
     )
-    made_with = settings_text(presto, tone_map)
-    found = [(plan, up_to_date_receipt(out, plan, clips, made_with, retry)) for plan in plans]
-    receipts = [receipt for _, receipt in found if receipt]
-    todo = [plan for plan, receipt in found if not receipt]
-    with Progress("export", len(clips), "clips") as progress:
-        for receipt in receipts:
-            progress.update(done=len(receipt.rows), failed=receipt.failed)
-        extracted: dict[str, Any] = {}
-        work = _by_video([clips[i] for plan in todo for i in plan.clip_ids])
-        extract = ExtractClips(out.url, presto, tone_map, settings.cluster.memory_gib)
-        videos = dict.fromkeys(clip["video"] for clip in clips.values())
-        context = RunContext(input_sample=tuple(videos)[:SAMPLE_VIDEOS])
-        for row in cluster.stream(
-            [extract], work, progress.show_wait_reason, context, progress.print_error
-        ):
-            for clip_id in (clip["clip_id"] for clip in row["clips"]):
-                result = row["error"] or row["extracted"][clip_id]
-                extracted[clip_id] = result
-                if isinstance(result, str):
-                    progress.add_error(f"{clip_id}: {result}")
-                progress.update(done=1, failed=int(isinstance(result, str)))
-        packing = (_shard(plan, clips, extracted) for plan in todo)
-        pack = PackShard(out.url, presto, tone_map)
+    shards = _ShardNumbers(plans)
+    by_count = sorted(counts, key=lambda video: -counts[video])
+    rank = {video: number for number, video in enumerate(by_count)}
+
+    def rank_of(table: pa.Table) -> np.ndarray:
+        return np.array([rank[video] for video in table["video"].to_pylist()], np.int64)
+
+    with (
+        Progress("export", sum(counts.values()), "clips") as progress,
+        grouped(kept.tables(), shards.of, [len(plan.clip_ids) for plan in plans]) as by_shard,
+    ):
+        todo = set()
+        for number, rows in by_shard:
+            clips = {row["clip_id"]: row for row in rows}
+            retry = settings.retry_failed
+            if receipt := up_to_date_receipt(out, plans[number], clips, made_with, retry):
+                progress.update(done=len(rows), failed=receipt.failed)
+            else:
+                todo.add(number)
+        errors: dict[str, str] = {}
+        extract = ExtractClips(out.url, export.presto, export.tone_map, memory_gib)
+        context = RunContext(input_sample=tuple(counts)[:SAMPLE_VIDEOS])
+        is_todo = np.isin(np.arange(len(plans)), sorted(todo))
+        chosen = (table.filter(pa.array(is_todo[shards.of(table)])) for table in kept.tables())
+        with grouped(chosen, rank_of, [counts[video] for video in by_count]) as by_video:
+            work = ({"clips": rows, "error": None} for _, rows in by_video)
+            for row in cluster.stream(
+                [extract], work, progress.show_wait_reason, context, progress.print_error
+            ):
+                for clip_id in (clip["clip_id"] for clip in row["clips"]):
+                    result = row["error"] or row["extracted"][clip_id]
+                    if is_failed := isinstance(result, str):
+                        errors[clip_id] = result
+                        progress.add_error(f"{clip_id}: {result}")
+                    progress.update(done=1, failed=int(is_failed))
+        packing = (_shard(plans[n], rows, errors) for n, rows in by_shard if n in todo)
+        pack = PackShard(out.url, export.presto, export.tone_map)
         for row in cluster.stream([pack], packing, progress.show_wait_reason):
             if row["error"] is not None:
                 raise RunError(f"{row['plan']['name']} can't be packed: {row['error']}")
-            receipts.append(Receipt(**row["receipt"]))
-    return receipts
+    return sorted(plan.name for plan in plans)
 
 
-def _by_video(clips: list[Row]) -> Iterator[Row]:
-    """A row per video, with its clips; those with the most clips first."""
-    of_video: dict[str, list[Row]] = {}
-    for clip in clips:
-        of_video.setdefault(clip["video"], []).append(clip)
-    for of_one in sorted(of_video.values(), key=len, reverse=True):
-        yield {"clips": of_one, "error": None}
+class _ShardNumbers:
+    """Of each planned clip."""
+
+    def __init__(self, plans: list[ShardPlan]) -> None:
+        ids = np.array([i for plan in plans for i in plan.clip_ids], np.bytes_)
+        number = np.repeat(np.arange(len(plans), dtype=np.int32), [len(p.clip_ids) for p in plans])
+        order = np.argsort(ids)
+        self._ids, self._number = ids[order], number[order]
+
+    def of(self, table: pa.Table) -> np.ndarray:
+        """(n,) of the clips of a table."""
+        return self._number[np.searchsorted(self._ids, as_bytes(table["clip_id"]))]
 
 
-def _shard(plan: ShardPlan, clips: dict[str, Row], extracted: dict[str, Any]) -> Row:
+def _shard(plan: ShardPlan, rows: list[Row], errors: dict[str, str]) -> Row:
     """The row of a shard to pack."""
-    members = {i: clips[i] for i in plan.clip_ids}
-    receipts = {i: extracted[i] for i in members}
-    return {"plan": asdict(plan), "clips": members, "extracted": receipts, "error": None}
+    clips = {row["clip_id"]: row for row in rows}
+    of_shard = {i: errors[i] for i in clips if i in errors}
+    return {"plan": asdict(plan), "clips": clips, "errors": of_shard, "error": None}
 
 
-def _delete_outdated(out: Folder, plans: list[ShardPlan], receipts: list[Receipt]) -> None:
+def _write_shards_table(out: Folder, names: list[str]) -> tuple[dict[str, str | None], list[Row]]:
+    """From the receipts of these shards, which are in order. Returns the SHA-256 of each shard, and
+    the rows of the clips in presto/."""
+    hashes: dict[str, str | None] = {}
+    presto_rows: list[Row] = []
+    with out.table_writer(SHARDS, schema(SHARD)) as file:
+        for name in names:
+            path = f"{RECEIPTS}/{name}.json"
+            receipt = parse_receipt(out.read(path), out.path(path))
+            file.write(shards_table([receipt]))
+            hashes[f"shards/{name}"] = receipt.sha256
+            presto_rows += receipt.extra
+    return hashes, presto_rows
+
+
+def _delete_outdated(out: Folder, shards: list[str], presto_rows: list[Row]) -> None:
     """Deletes shards, receipts and mp4s of an earlier selection, and unfinished files."""
     out.delete_unfinished(skip=KEY_FRAMES)
-    wanted = {plan.name for plan in plans}
+    wanted = set(shards)
     outdated = [f"{EXTRACTED}/{n}" for n in out.names(EXTRACTED)]
-    packed = {row["clip_id"] for receipt in receipts for row in receipt.extra if "path" in row}
+    packed = {row["clip_id"] for row in presto_rows if "path" in row}
     outdated += [f"shards/{n}" for n in out.names("shards") if n not in wanted]
     outdated += [
         f"{RECEIPTS}/{n}" for n in out.names(RECEIPTS) if n.removesuffix(".json") not in wanted
@@ -225,11 +181,10 @@ def _delete_outdated(out: Folder, plans: list[ShardPlan], receipts: list[Receipt
         out.delete(name)
 
 
-def _write_presto(settings: Settings, out: Folder, receipts: list[Receipt]) -> dict[str, int]:
+def _write_presto(settings: Settings, out: Folder, rows: list[Row]) -> dict[str, int]:
     """Writes the tables of presto/. Returns how many clips are not in it, by reason."""
     if not settings.export.presto:
         return {}
-    rows = [row for receipt in receipts for row in receipt.extra]
     if out.is_local:
         return write_meta_tables(rows, Path(out.url) / "presto")
     with tempfile.TemporaryDirectory() as scratch:
@@ -239,10 +194,9 @@ def _write_presto(settings: Settings, out: Folder, receipts: list[Receipt]) -> d
     return skipped
 
 
-def _write_checksums(out: Folder, receipts: list[Receipt]) -> None:
+def _write_checksums(out: Folder, shards: dict[str, str | None]) -> None:
     """Of all files for users but the mp4s in presto/, of which the shards' receipts have them."""
     names = [f"presto/{name}" for name in out.names("presto")]
-    shards = {f"shards/{receipt.shard}": receipt.sha256 for receipt in receipts}
     update_checksums(out, [*PUBLISHED, SHARDS, MANIFEST, *names], shards)
 
 

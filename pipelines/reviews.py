@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 
 from curation import records
 from curation.ledger import Ledger, next_part_numbers
-from curation.partitions import last_by_key
 from curation.records import CORRECTED, FIELD_NAMES
 from curation.stage import Row
 from curation.storage import Folder
@@ -90,12 +89,6 @@ def flag_reasons(reviews: pa.Table) -> dict[str, str]:
         row["clip_id"]: f"flagged: {row['value']}" if row["value"] else "flagged"
         for row in flags.select(["clip_id", "value"]).to_pylist()
     }
-
-
-def read_captions(out: Folder, name: str) -> pa.Table:
-    """The captions of a set, in order of clip_id: see `stream_captions`."""
-    empty = records.schema(records.CAPTION).empty_table()
-    return last_by_key(pa.concat_tables([empty, *stream_captions(out, name)]), "clip_id")
 
 
 def stream_captions(out: Folder, name: str) -> Iterator[pa.Table]:

@@ -127,8 +127,8 @@ class PackShard(Stage):
     presto: bool
     tone_map: bool
 
-    # extracted: clip_id -> the receipt of ExtractClips, or the error as text
-    reads = ("plan", "clips", "extracted")
+    # errors: clip_id -> text, of the clips that could not be extracted
+    reads = ("plan", "clips", "errors")
     writes = ("receipt",)
     needs = Needs(cpus=1)
 
@@ -136,23 +136,20 @@ class PackShard(Stage):
         return [row | {"receipt": asdict(self._pack(row))} for row in rows]
 
     def _pack(self, row: Row) -> Receipt:
-        plan, receipts = ShardPlan(**row["plan"]), row["extracted"]
-        out = Folder(self.out_url)
+        plan, out = ShardPlan(**row["plan"]), Folder(self.out_url)
+        receipts: dict[str, dict[str, Any]] = {}
 
         def copy_extracted(clip: Row, mp4: Path) -> ExtractedClip:
-            receipt = receipts[clip["clip_id"]]
-            if isinstance(receipt, str):
-                raise BadVideo(receipt)
+            if error := row["errors"].get(clip["clip_id"]):
+                raise BadVideo(error)
+            receipt = receipts[clip["clip_id"]] = _read_extracted(out, clip["clip_id"])
             name = _mp4_name(clip["clip_id"])
             if out.is_local:
                 os.link(out.path(name), mp4)
             else:
                 mp4.write_bytes(out.read(name))
             if Folder(str(mp4.parent)).sha256(mp4.name) != receipt["sha256"]:
-                raise OutputError(
-                    f"{out.path(name)} is not the clip that was extracted\n"
-                    "  fix: run again, which extracts it again"
-                )
+                raise _changed(out.path(name))
             return ExtractedClip(**receipt["clip"])
 
         def presto_row(clip: Row, mp4: Path, extracted: ExtractedClip) -> Row:
@@ -196,6 +193,21 @@ def up_to_date_receipt(
     if retry_failed and receipt.failed:
         return None
     return receipt if out.size(f"shards/{plan.name}") == receipt.bytes else None
+
+
+def _read_extracted(out: Folder, clip_id: str) -> dict[str, Any]:
+    """The receipt of a clip that this run extracted."""
+    name = f"{EXTRACTED}/{clip_id}.json"
+    try:
+        return parse_hashed(out.read(name))
+    except (ValueError, FileNotFoundError):
+        raise _changed(out.path(name)) from None
+
+
+def _changed(path: str) -> OutputError:
+    return OutputError(
+        f"{path} is not the clip that was extracted\n  fix: run again, which extracts it again"
+    )
 
 
 def _earlier_receipt(out: Folder, clip_id: str, signature: str) -> dict[str, Any] | None:

@@ -76,13 +76,13 @@ def assert_extracted_again(
 
 
 def test_cut_that_is_damaged_after_its_receipt_was_read_is_never_packed(extracted, tmp_path):
-    _, out, clip, receipt = extracted
+    _, out, clip, _ = extracted
     copy = tmp_path / "out"
     shutil.copytree(out, copy)
     truncate(copy / EXTRACTED / f"{clip['clip_id']}.mp4")
     [plan] = plan_shards([clip], 10**9, 10)
     by_id = {clip["clip_id"]: clip}
-    row = {"plan": vars(plan), "clips": by_id, "extracted": {clip["clip_id"]: receipt}}
+    row = {"plan": vars(plan), "clips": by_id, "errors": {}}
     with pytest.raises(OutputError, match=r"is not the clip that was extracted\n  fix: run again"):
         PackShard(str(copy), presto=False, tone_map=False).process([row])
     assert not (copy / "shards" / plan.name).exists()

@@ -153,7 +153,8 @@ def export(clips: list[Row], extract: ExtractClips, out: Path) -> list[Row]:
     extracted = extract.process([{"clips": clips}])[0]["extracted"]
     by_id = {clip["clip_id"]: clip for clip in clips}
     (plan,) = plan_shards(clips, 10**9, 100)
-    row = {"plan": vars(plan), "clips": by_id, "extracted": extracted}
+    errors = {i: found for i, found in extracted.items() if isinstance(found, str)}
+    row = {"plan": vars(plan), "clips": by_id, "errors": errors}
     receipt = Receipt(**pack.process([row])[0]["receipt"])
     pq.write_table(shards_table([receipt]), out / "shards.parquet")
     write_meta_tables(receipt.extra, out / "presto")
