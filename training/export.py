@@ -36,8 +36,10 @@ def load_averaged_system(
         system = system_class(config.build(SystemConfig, settings["system"], str(path)))
         if rank := settings.get("lora_rank", 0):
             add_adapters(system.presto, rank)
-    averages = checkpoint.read_tensors(path, "ema.")
-    state = {name.removeprefix("ema."): t for name, t in averages.items()}
+    # weights that are not trained have no average
+    state = checkpoint.read_tensors(path, "system.") if rank else {}
+    state |= checkpoint.read_tensors(path, "ema.")
+    state = {name.partition(".")[2]: tensor for name, tensor in state.items()}
     system.load_state_dict(state, assign=True)
     if rank and adapters:
         print(export_adapters(system.presto, adapters))

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from curation import config
@@ -49,7 +50,11 @@ def build(cfg: TrainConfig, resumed: bool = False, system_class: type[System] = 
         add_adapters(system.presto, cfg.lora_rank)
     for size in cfg.system.all_sizes:
         system.check_memory(size, cfg.batch, cfg.keep_activations)
-    ema = copy.deepcopy(system).requires_grad_(False).eval()
+    # weights that are not trained have no average: both systems have the same tensors, except
+    # under FSDP, which shards those of each system
+    frozen = {id(p): p for p in system.parameters() if not p.requires_grad}
+    memo = {} if dist.is_initialized() else frozen
+    ema = copy.deepcopy(system, memo).requires_grad_(False).eval()
     system.presto.set_recompute_policy(cfg.keep_activations)
     if cfg.compile:
         report_recompile_limit()
@@ -124,8 +129,11 @@ def restore(cfg: TrainConfig, run: Run, source: ClipSource) -> int:
 
 
 def run_tensors(run: Run) -> dict[str, Tensor]:
-    """All tensors that training changes, by their names in a checkpoint."""
+    """The system's tensors, the averages of those that are trained, and the optimizer's, by their
+    names in a checkpoint."""
+    frozen = {name for name, p in run.system.named_parameters() if not p.requires_grad}
     found = {f"system.{name}": t for name, t in run.system.state_dict().items()}
-    found |= {f"ema.{name}": t for name, t in run.ema.state_dict().items()}
+    averages = run.ema.state_dict().items()
+    found |= {f"ema.{name}": t for name, t in averages if name not in frozen}
     optimizer = optimizer_tensors(run.optimizer, run.system)
     return found | {f"optimizer.{name}": t for name, t in optimizer.items()}

@@ -58,6 +58,19 @@ def test_a_run_with_less_memory_resumes_to_the_last_bit(tmp_path, kind):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_frozen_weights_are_in_memory_and_in_a_checkpoint_once(tmp_path):
+    cfg = config(tmp_path, "lora", steps=1)
+    run = build(cfg, system_class=StartedSystem)
+    averages = dict(run.ema.named_parameters())
+    for name, weight in run.system.named_parameters():
+        assert (averages[name].data_ptr() == weight.data_ptr()) == (not weight.requires_grad)
+    train(cfg, CLIPS, system_class=StartedSystem)
+    tensors = checkpoint.read_tensors(checkpoint.folder_of_step(tmp_path, 1))
+    trained = {n for n, p in run.system.named_parameters() if p.requires_grad}
+    assert {n.removeprefix("ema.") for n in tensors if n.startswith("ema.")} == trained
+    assert {f"system.{name}" for name in averages} <= tensors.keys()
+
+
 def trained_with_adapters(folder):
     return train(config(folder, "lora", steps=3, batch=1), CLIPS, system_class=StartedSystem)
 
