@@ -14,9 +14,35 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from benchmarks.transition_network.network import TransitionNetwork
+from benchmarks.transition_network.network import Block, TransitionNetwork, halved
 from stages.shots.gradual_network import MODEL
+
+
+class FoldedBlock(nn.Module):
+    """A trained Block with its last normalization in the weights of the convolutions before it."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.spatial, self.norm, self.temporal = block.spatial, block.norm, block.temporal
+        norm, start = block.out_norm, 0
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        for convolution in self.temporal:
+            part = slice(start, start := start + convolution.out_channels)
+            convolution.weight, convolution.bias = fuse_conv_bn_weights(
+                convolution.weight, convolution.bias, norm.running_mean[part],
+                norm.running_var[part], norm.eps, norm.weight[part], norm.bias[part],
+            )  # fmt: skip
+
+    def forward(self, x: Tensor, clips: int) -> Tensor:
+        x = F.relu(self.norm(self.spatial(x)))
+        c, h, w = x.shape[1:]
+        x = x.view(clips, -1, c, h * w).transpose(1, 2)
+        x = torch.cat([F.relu(convolution(x)) for convolution in self.temporal], dim=1)
+        return halved(x.transpose(1, 2).reshape(-1, x.shape[1], h, w))
 
 
 class GradualProbability(nn.Module):
@@ -36,6 +62,8 @@ def main() -> None:
     args = parser.parse_args()
     network = TransitionNetwork()
     network.load_state_dict(torch.load(args.network, map_location="cpu", weights_only=True))
+    network.eval()
+    network.blocks = nn.ModuleList(FoldedBlock(block) for block in network.blocks)
     frames = torch.zeros((200, 36, 64, 3), dtype=torch.uint8)
     exported = io.BytesIO()
     axes = {"frames": {0: "t"}, "probabilities": {0: "t"}}

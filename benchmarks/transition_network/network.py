@@ -41,7 +41,7 @@ class Block(nn.Module):
             x = x.view(clips, -1, c, h * w).transpose(1, 2)
             x = torch.cat([convolution(x) for convolution in self.temporal], dim=1)
             x = x.transpose(1, 2).reshape(-1, x.shape[1], h, w)
-        return _halved(F.relu(self.out_norm(x)))
+        return halved(F.relu(self.out_norm(x)))
 
     def _as_product(self, x: Tensor) -> Tensor:
         """The convolutions over time as one matrix product: cuDNN is slow at dilated ones of so
@@ -63,7 +63,7 @@ class Block(nn.Module):
         return F.linear(torch.cat(shifted, dim=3), torch.cat(rows).T, bias)
 
 
-def _halved(x: Tensor) -> Tensor:
+def halved(x: Tensor) -> Tensor:
     """Means of 2 x 2; a last odd row is repeated."""
     return F.avg_pool2d(F.pad(x, (0, 0, 0, x.shape[2] % 2), mode="replicate"), 2)
 
@@ -97,7 +97,7 @@ class TransitionNetwork(nn.Module):
         clips = frames.shape[0]
         x = frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 64 - 2
         x = F.avg_pool2d(x, 2)  # (clips * T, 3, 18, 32)
-        small = _halved(x)  # (clips * T, 3, 9, 16)
+        small = halved(x)  # (clips * T, 3, 9, 16)
         for block in self.blocks:
             x = block(x, clips)
         x = F.dropout(F.relu(self.flat(x.flatten(1))), 0.2, self.training)
