@@ -31,8 +31,10 @@ train: .venv/train
 select reselect: .venv/base
 	$(RUN) -m pipelines.select "$(CONFIG)" output="$(OUTPUT)" $(ARGS)
 
+# Three processes for two cores: a test often waits, for Ray, a server or a child, and meanwhile
+# another one computes.
 test: .venv/dev
-	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist worksteal -m "not slow and not gpu" $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n 3 --dist worksteal -m "not slow and not gpu" $(ARGS)
 
 test-slow: .venv/dev
 	.venv/bin/pytest -m slow $(ARGS)
