@@ -8,7 +8,7 @@ training device. Footage and sequences have frames of 64 x 36 px, Y, Cb and Cr.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -57,20 +57,44 @@ class Plan:
     boxes: (
         np.ndarray
     )  # (T, BOXES, 10) x, y, half width, half height, opacity, Y, Cb, Cr, shape, texture
-    look: np.ndarray = field(default_factory=lambda: np.zeros(8, np.float32))
-    # grey, noise, bars above and below, mirrored, blocks of the codec, length of its groups, gamma,
-    # contrast
+    recording: np.ndarray  # one number for each of RECORDING
+
+
+# How a sequence was recorded: without colour; noise, in grey levels; rows of the black bars above
+# and below; mirrored; grey levels that a group of pictures is off, and its frames; tone
+RECORDING = (
+    "grey",
+    "noise",
+    "bars",
+    "mirrored",
+    "codec_error",
+    "group_frames",
+    "gamma",
+    "contrast",
+)
 
 
 def empty_plan(count: int) -> Plan:
-    zero = lambda *shape: np.zeros((count, *shape), np.float32)  # noqa: E731
-    light = zero(5)
+    def zeros(*shape: int) -> np.ndarray:
+        return np.zeros((count, *shape), np.float32)
+
+    light = zeros(5)
     light[:, 0], light[:, 4] = 1, 1
-    index = np.zeros(count, np.int64)
     return Plan(
-        index, index.copy(), index.copy(), zero(), np.ones((count, 2), np.float32), zero(), zero(5),
-        zero(4), zero(4), zero(2), light, zero(BOXES, 10),
-    )  # fmt: skip
+        a=np.zeros(count, np.int64),
+        b=np.zeros(count, np.int64),
+        cuts=np.zeros(count, np.int64),
+        gradual=zeros(),
+        counted=np.ones((count, 2), np.float32),
+        share=zeros(),
+        mask=zeros(5),
+        camera_a=zeros(4),
+        camera_b=zeros(4),
+        blur=zeros(2),
+        light=light,
+        boxes=zeros(BOXES, 10),
+        recording=np.array([0, 0, 0, 0, 0, 1, 1, 1], np.float32),
+    )
 
 
 # ---------------------------------------------------------------- cameras
@@ -154,7 +178,7 @@ class Planner:
         else:
             plan = self._edited(rng, transitions=0)
         self._add_events(plan, rng)
-        self._choose_look(plan, rng)
+        plan.recording = _recording(rng)
         return plan
 
     # ------------------------------------------------------------ a labelled video
@@ -300,7 +324,7 @@ class Planner:
                     shown[span] = at
                 at += length + int(rng.integers(6, 60))
         for name in vars(plan):
-            if name != "look":
+            if name != "recording":
                 setattr(plan, name, getattr(plan, name)[shown])
         return plan
 
@@ -330,16 +354,20 @@ class Planner:
                 plan.boxes[:, number] = _box(count, rng)
         light[:, 0] = light[:, 0].clip(0.05, 3)
 
-    def _choose_look(self, plan: Plan, rng: np.random.Generator) -> None:
-        look = plan.look
-        look[0] = rng.random() < 0.12
-        look[1] = rng.choice([0, rng.uniform(0, 1.2), rng.uniform(0, 4)], p=[0.4, 0.45, 0.15])
-        look[2] = rng.choice([0, rng.integers(1, 8)], p=[0.8, 0.2])
-        look[3] = rng.random() < 0.5
-        look[4] = rng.choice([0, rng.uniform(0.5, 5)], p=[0.7, 0.3])
-        look[5] = rng.choice([12, 24, 30, 48, 60, 250])
-        look[6] = np.exp(rng.normal(0, 0.15))
-        look[7] = np.exp(rng.normal(0, 0.15))
+
+def _recording(rng: np.random.Generator) -> np.ndarray:
+    """A number for each of RECORDING."""
+    numbers = [
+        rng.random() < 0.12,
+        rng.choice([0, rng.uniform(0, 1.2), rng.uniform(0, 4)], p=[0.4, 0.45, 0.15]),
+        rng.choice([0, rng.integers(1, 8)], p=[0.8, 0.2]),
+        rng.random() < 0.5,
+        rng.choice([0, rng.uniform(0.5, 5)], p=[0.7, 0.3]),
+        rng.choice([12, 24, 30, 48, 60, 250]),
+        np.exp(rng.normal(0, 0.15)),
+        np.exp(rng.normal(0, 0.15)),
+    ]
+    return np.array(numbers, np.float32)
 
 
 def _box(count: int, rng: np.random.Generator) -> np.ndarray:
@@ -481,6 +509,7 @@ MIXES: dict[str, Callable[[Plan, np.random.Generator, int, int], None]] = {
     "whip": _whip,
 }
 PATTERNS = 64
+MIDDLE = 110  # grey level that a change of contrast keeps
 
 
 # ---------------------------------------------------------------- rendering
@@ -511,8 +540,9 @@ class Renderer:
         """plans: the arrays of Plan with a first axis of clips -> (clips, T, 36, 64, 3) uint8"""
         p = {name: of.to(self.device, non_blocking=True) for name, of in plans.items()}
         clips, count = p["a"].shape
-        flat = {name: of.flatten(0, 1) for name, of in p.items() if name != "look"}
-        look = p["look"].repeat_interleave(count, dim=0)
+        flat = {name: of.flatten(0, 1) for name, of in p.items() if name != "recording"}
+        numbers = p["recording"].repeat_interleave(count, dim=0).T[..., None, None]
+        recording = dict(zip(RECORDING, numbers, strict=True))  # (clips * T, 1, 1) each
         picture = self._seen(flat["a"], flat["camera_a"], flat["blur"])
         mixed = torch.nonzero(flat["share"] > 0).squeeze(1)
         if len(mixed):
@@ -520,8 +550,8 @@ class Renderer:
             share = self._area(flat["share"][mixed], flat["mask"][mixed])[:, None]
             picture[mixed] = picture[mixed] * (1 - share) + second * share
         picture = self._with_boxes(picture, flat["boxes"])
-        picture = self._lit(picture, flat["light"], look)
-        return self._recorded(picture, look, clips, count).view(clips, count, HEIGHT, WIDTH, 3)
+        picture = self._lit(picture, flat["light"], recording)
+        return self._recorded(picture, recording, clips, count).view(clips, count, HEIGHT, WIDTH, 3)
 
     def _seen(self, rows: Tensor, camera: Tensor, blur: Tensor) -> Tensor:
         """(n, 3, 36, 64) float: frames of the footage under a camera."""
@@ -553,9 +583,9 @@ class Renderer:
         line = (self.x - 0.5) * torch.cos(angle) + (self.y - 0.5) * torch.sin(angle)
         reach = 0.5 * (torch.cos(angle).abs() + torch.sin(angle).abs())
         line = line / (2 * reach) + 0.5
-        round_ = torch.hypot((self.x - 0.5) * WIDTH / HEIGHT, self.y - 0.5) / 1.02
-        round_ = torch.where(turned[:, None, None] > 0, 1 - round_, round_)
-        field = torch.stack([line, line, round_.expand_as(line), self.patterns[pattern.long()]])
+        radius = torch.hypot((self.x - 0.5) * WIDTH / HEIGHT, self.y - 0.5) / 1.02
+        radius = torch.where(turned[:, None, None] > 0, 1 - radius, radius)
+        field = torch.stack([line, line, radius.expand_as(line), self.patterns[pattern.long()]])
         place = field.gather(0, kind.long()[None, :, None, None].expand(1, *line.shape))[0]
         area = ((share * (1 + soft) - place) / soft.clamp_min(1e-3)).clamp(0, 1)
         return torch.where(kind[:, None, None] == EVEN, share, area)
@@ -579,48 +609,34 @@ class Renderer:
             picture[shown] = picture[shown] * (1 - area) + shade * area
         return picture
 
-    def _lit(self, picture: Tensor, light: Tensor, look: Tensor) -> Tensor:
+    def _lit(self, picture: Tensor, light: Tensor, recording: dict[str, Tensor]) -> Tensor:
+        """Under the light that falls on it, in the tones of the recording."""
         gain, *offsets, part = light.T[..., None, None]
-        lit = (self.y <= part)[:, None]
-        y = 255 * (picture[:, :1] / 255).clamp(0, 1) ** look[:, 6, None, None, None]
-        contrast = look[:, 7, None, None, None]
-        y = (y - 110) * contrast + 110
-        bright = torch.cat(
-            [
-                y * gain[:, None] + offsets[0][:, None],
-                *(
-                    (picture[:, c : c + 1] - 128) * gain[:, None].clamp(max=1.2)
-                    + 128
-                    + offsets[c][:, None]
-                    for c in (1, 2)
-                ),
-            ],
-            dim=1,
-        )
-        dull = torch.cat([y, picture[:, 1:]], dim=1)
-        picture = torch.where(lit, bright, dull)
-        grey = look[:, 0, None, None] > 0
-        picture[:, 1:] = torch.where(
-            grey[:, None], torch.full_like(picture[:, 1:], 128.0), picture[:, 1:]
-        )
-        return picture
+        is_lit = self.y <= part
+        y = 255 * (picture[:, 0] / 255).clamp(0, 1) ** recording["gamma"]
+        y = (y - MIDDLE) * recording["contrast"] + MIDDLE
+        found = [torch.where(is_lit, y * gain + offsets[0], y)]
+        for chroma, offset in zip(picture[:, 1:].unbind(1), offsets[1:], strict=True):
+            colour = chroma - 128
+            colour = torch.where(is_lit, colour * gain.clamp(max=1.2) + offset, colour)
+            found.append(128 + colour * (1 - recording["grey"]))
+        return torch.stack(found, dim=1)
 
-    def _recorded(self, picture: Tensor, look: Tensor, clips: int, count: int) -> Tensor:
-        """Noise, the codec's blocks, black bars, mirrored; (n, 36, 64, 3) uint8."""
-        noise, bars, mirrored = look[:, 1], look[:, 2], look[:, 3]
+    def _recorded(
+        self, picture: Tensor, recording: dict[str, Tensor], clips: int, count: int
+    ) -> Tensor:
+        """With the codec's error, noise and black bars, mirrored or not: (n, 36, 64, 3) uint8."""
         frame = torch.arange(count, device=self.device).repeat(clips)
         clip = torch.arange(clips, device=self.device).repeat_interleave(count)
-        group = (frame / look[:, 5]).long() + 17 * clip
-        blocks = (
+        group = (frame / recording["group_frames"].flatten()).long() + 17 * clip
+        error = (
             self.patterns[(group * 7 + 6) % PATTERNS] - self.patterns[(group * 5 + 2) % PATTERNS]
         )
-        picture[:, 0] += blocks * look[:, 4, None, None]
-        picture += torch.randn_like(picture) * noise[:, None, None, None]
-        rows = torch.arange(HEIGHT, device=self.device)
-        bar = (rows < bars[:, None]) | (rows >= HEIGHT - bars[:, None])
-        picture[:, 0] = torch.where(bar[:, :, None], torch.zeros_like(picture[:, 0]), picture[:, 0])
-        picture[:, 1:] = torch.where(
-            bar[:, None, :, None], torch.full_like(picture[:, 1:], 128.0), picture[:, 1:]
-        )
-        picture = torch.where(mirrored[:, None, None, None] > 0, picture.flip(3), picture)
+        picture[:, 0] += error * recording["codec_error"]
+        picture += torch.randn_like(picture) * recording["noise"][:, None]
+        row = torch.arange(HEIGHT, device=self.device)[:, None]
+        in_bar = (row < recording["bars"]) | (row >= HEIGHT - recording["bars"])
+        black = torch.tensor([0.0, 128.0, 128.0], device=self.device)[:, None, None]
+        picture = torch.where(in_bar[:, None], black, picture)
+        picture = torch.where(recording["mirrored"][:, None] > 0, picture.flip(3), picture)
         return picture.round().clamp(0, 255).byte().permute(0, 2, 3, 1)

@@ -12,7 +12,6 @@ from benchmarks.transition_network.draw import PLAIN, Plan, Planner, Renderer, S
 from benchmarks.transition_network.network import TransitionNetwork
 
 COLOURS = np.array([[40, 90, 160], [200, 128, 128], [90, 170, 100], [150, 110, 190]], np.uint8)
-PLAIN_LOOK = np.array([0, 0, 0, 0, 0, 1, 1, 1], np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +24,6 @@ def studio() -> tuple[Planner, Renderer]:
 
 
 def drawn(renderer: Renderer, plan: Plan) -> np.ndarray:
-    plan.look = PLAIN_LOOK
     plans = {name: torch.from_numpy(np.asarray(of))[None] for name, of in vars(plan).items()}
     plans = {name: of if of.dtype == torch.int64 else of.float() for name, of in plans.items()}
     return renderer.render(plans)[0].numpy().astype(int)
