@@ -13,6 +13,7 @@ all clips are shown equally often. So a clip is shown again only after all other
 from __future__ import annotations
 
 import hashlib
+import pickle
 import signal
 import threading
 from collections import Counter
@@ -32,6 +33,7 @@ from training.config import Size
 from training.streamed_clips import StreamedClips
 
 ORDER_OF_SIZES = 2  # the version of the order of clips of several sizes
+Tensors = tuple[Tensor, Tensor | None, Tensor]  # see `as_tensors`
 
 
 @dataclass(frozen=True)
@@ -167,9 +169,23 @@ class _NumberedClips(Dataset[tuple[int, Clip]]):
         return number, self.source[index]
 
 
-def _collate(samples: list[tuple[int, Clip]]) -> Batch:
+def _collate(samples: list[tuple[int, Clip]]) -> Tensors:
     numbers, clips = zip(*samples, strict=True)
-    return Batch.of(numbers, clips)
+    return as_tensors(Batch.of(numbers, clips))
+
+
+def as_tensors(item: Batch | Clip) -> Tensors:
+    """The item as at most three tensors, for a DataLoader's `collate_fn`. Tensors are sent in
+    shared memory, so that the message is shorter than PIPE_BUF: a pipe takes it whole or not at
+    all. A process that is killed while it writes a longer one leaves a part of it, and the trainer
+    waits for the other part for ever."""
+    others = pickle.dumps(replace(item, video=torch.empty(0), latents=None))
+    return item.video, item.latents, torch.frombuffer(bytearray(others), dtype=torch.uint8)
+
+
+def _from_tensors(packed: Tensors) -> Any:
+    video, latents, others = packed
+    return replace(pickle.loads(others.numpy().tobytes()), video=video, latents=latents)
 
 
 def start_method(source: ClipSource, workers: int) -> str | None:
@@ -179,8 +195,9 @@ def start_method(source: ClipSource, workers: int) -> str | None:
 
 
 def reraise_user_errors(loaded: Iterable[Any]) -> Iterator[Any]:
-    """The items of a DataLoader. Where a worker raises a UserError, so does this, without the
-    traceback that PyTorch adds to the message. Raises PyTorch's RuntimeError where one died."""
+    """The items of a DataLoader that collates them by `as_tensors`. Where a worker raises a
+    UserError, so does this, without the traceback that PyTorch adds to the message. Raises
+    PyTorch's RuntimeError where one died."""
     before = signal.getsignal(signal.SIGCHLD)
     items = iter(loaded)
     if threading.current_thread() is threading.main_thread():
@@ -188,7 +205,7 @@ def reraise_user_errors(loaded: Iterable[Any]) -> Iterator[Any]:
         # printed. Without it the next item raises the same error.
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
     try:
-        yield from items
+        yield from map(_from_tensors, items)
     except UserError as error:
         kind = type(error)
         raise kind(str(error).strip().rpartition(f"{kind.__name__}: ")[2]) from error
@@ -241,6 +258,7 @@ def _load_stream(
         _StreamedBatches(source, local, f"{seed} {first}"),
         batch_size=None,
         num_workers=workers,
+        collate_fn=as_tensors,
         multiprocessing_context=start_method(source, workers),
     )
     return reraise_user_errors(loader)

@@ -39,7 +39,7 @@ from curation.atomic import atomic_path, write_atomic
 from curation.config import ConfigError
 from curation.storage import Folder, is_remote
 from training.clips import Clip, ClipLocation, ShardedClips, check_selection
-from training.data import reraise_user_errors, start_method
+from training.data import as_tensors, reraise_user_errors, start_method
 from training.latent_cache import KEY_FILE, cache_key, check_key, origin_of, texts_of
 from training.pretrained import check_weights
 from training.text_to_video import Codec, TextEncoder, build_codec, build_text_encoder
@@ -138,7 +138,7 @@ def write_shard(
         batch_size=None,
         sampler=[i for i, _ in todo],
         num_workers=min(workers, len(todo)),
-        collate_fn=_identity,
+        collate_fn=as_tensors,
         multiprocessing_context=start_method(source, min(workers, len(todo))),
     )
     for clip, (_, file) in zip(reraise_user_errors(clips), todo, strict=True):
@@ -150,10 +150,6 @@ def write_shard(
     for file in scratch.iterdir():
         file.unlink()
     scratch.rmdir()
-
-
-def _identity(clip: Any) -> Any:
-    return clip
 
 
 def encode_clip(codec: Codec, text: TextEncoder | None, clip: Clip) -> dict[str, Tensor]:

@@ -320,8 +320,8 @@ def run(arguments: Arguments[TrainConfig]) -> None:
         if "DataLoader worker" not in str(error):  # PyTorch has no type of its own for it
             raise
         raise WorkerDied(
-            f"{error} A process that reads clips died, perhaps for lack of memory: lower "
-            "data.workers or data.memory_mb; " + RESUMES
+            f"{str(error).rstrip('.')}. A process that reads clips died, perhaps for lack of "
+            "memory: lower data.workers or data.memory_mb; " + RESUMES
         ) from error
     shutdown()
 

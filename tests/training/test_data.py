@@ -1,6 +1,9 @@
 import json
+import multiprocessing
 import os
 import shutil
+import signal
+import time
 from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
@@ -10,12 +13,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 from curation.stage import BadVideo
 from tests.support import drawn_clips
 from tests.support.drawn_clips import FRAMES, dataset, row, write_mp4
-from training.clips import BadData, ClipList, ShardedClips, nearest_size
+from training.clips import BadData, Clip, ClipList, ShardedClips, nearest_size
 from training.config import DataConfig, Size, SystemConfig
 from training.data import (
     LocalBatch,
@@ -301,3 +304,28 @@ def test_a_size_with_fewer_clips_than_a_step_is_reported():
         "size 88 x 1280 x 720: 4 clips, fewer than the 256 samples of a step; one epoch in 64 has "
         "such a step, which shows each of them 64 times"
     )
+
+
+class LongCaptions:
+    """Clips whose captions fill a pipe."""
+
+    clip_ids = tuple("abcd")
+
+    def __init__(self, is_remote):
+        self.is_remote = is_remote  # starts readers by forkserver
+
+    def __getitem__(self, _index):
+        video = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+        return Clip("a", video, 1.0, [(0.0, 1.0)], ["x" * 100_000], "all")
+
+
+@pytest.mark.timeout(100)
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_reader_that_is_killed_while_it_sends_is_an_error_and_never_waited_for(is_remote):
+    batches = stream_batches(LongCaptions(is_remote), LocalBatch(1), 0, workers=1)
+    next(batches)
+    (reader,) = multiprocessing.active_children()
+    time.sleep(1)  # two more batches are read and on their way
+    os.kill(reader.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(islice(batches, 4))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +103,33 @@ def test_latent_cache_of_a_dataset_in_a_store_trains_like_the_shards(bucket, loc
     assert (run(cfg), tensors(cfg)) == local_run
     with pytest.raises(ConfigError, match="expected a local folder to write to"):
         precompute(cfg.system, cfg.data)
+
+
+def children(pid: int) -> list[int]:
+    """Of its main thread, as the kernel lists them."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_a_killed_reader_of_a_store_stops_the_run_in_one_line(bucket, tmp_path):
+    """It is no child of the trainer, which gets no signal of its death."""
+    path = write_config(tmp_path, tiny_config(tmp_path / "run", steps=100_000, save_every=2))
+    settings = [f"data.dataset={bucket.url('data')}", "data.workers=1"]
+    command = [sys.executable, "-m", "training.train", path, *settings]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        while not checkpoint.list_checkpoints(tmp_path / "run"):
+            assert running.poll() is None
+            time.sleep(0.1)
+        (reader,) = [reader for child in children(running.pid) for reader in children(child)]
+        os.kill(reader, signal.SIGKILL)
+        _, message = running.communicate(timeout=100)
+    finally:
+        running.kill()
+    assert running.returncode == 1
+    assert message.startswith("WorkerDied: DataLoader worker")
+    assert "Traceback" not in message
+    assert "resumes from the last checkpoint" in message
 
 
 def test_missing_buckets_folders_and_shards_are_reported_in_one_line(bucket, packed, tmp_path):

@@ -26,7 +26,7 @@ from training.config import (
     T5Config,
     TrainConfig,
 )
-from training.data import Batch, reraise_user_errors, seeded_generator
+from training.data import Batch, as_tensors, reraise_user_errors, seeded_generator
 from training.export import main as export_main
 from training.parallel import World
 from training.resume import build
@@ -155,11 +155,11 @@ def test_a_killed_worker_stops_the_run_in_one_line_and_leaves_its_checkpoint(tmp
 @pytest.mark.parametrize("error", [ConnectionResetError, EOFError])
 def test_a_worker_that_dies_while_it_sends_a_batch_is_reported_as_a_dead_worker(error):
     def loader():
-        yield "batch"
+        yield as_tensors(CLIPS[0])
         raise error
 
     batches = reraise_user_errors(loader())
-    assert next(batches) == "batch"
+    assert next(batches).clip_id == CLIPS[0].clip_id
     with pytest.raises(RuntimeError, match="DataLoader worker exited unexpectedly"):
         next(batches)
 
