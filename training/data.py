@@ -258,7 +258,7 @@ def _load_stream(
         _StreamedBatches(source, local, f"{seed} {first}"),
         batch_size=None,
         num_workers=workers,
-        collate_fn=as_tensors,
+        collate_fn=as_tensors,  # type: ignore[arg-type]  # gets an item where batch_size is None
         multiprocessing_context=start_method(source, workers),
     )
     return reraise_user_errors(loader)

@@ -138,7 +138,7 @@ def write_shard(
         batch_size=None,
         sampler=[i for i, _ in todo],
         num_workers=min(workers, len(todo)),
-        collate_fn=as_tensors,
+        collate_fn=as_tensors,  # type: ignore[arg-type]  # gets an item where batch_size is None
         multiprocessing_context=start_method(source, min(workers, len(todo))),
     )
     for clip, (_, file) in zip(reraise_user_errors(clips), todo, strict=True):
