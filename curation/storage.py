@@ -511,19 +511,22 @@ def _open_object(url: str) -> pa.NativeFile:
 
 
 def scan(data: ds.Dataset, columns: list[str]) -> Iterator[pa.Table]:
-    """The rows of a dataset in order, some at a time; other columns are not read."""
+    """The rows of a dataset in order, some at a time; other columns are not read. Raises
+    OutputError, MissingFile."""
     import pyarrow.dataset as ds  # as in Folder.dataset
 
     options = ds.ParquetFragmentScanOptions(pre_buffer=False)  # it would keep all that was read
-    for batch in data.to_batches(
-        columns=columns,
-        batch_size=ROWS_PER_GROUP,
-        batch_readahead=1,
-        fragment_readahead=1,
-        fragment_scan_options=options if isinstance(data, ds.FileSystemDataset) else None,
-        use_threads=False,
-    ):
-        yield pa.Table.from_batches([batch])
+    files = data.files if isinstance(data, ds.FileSystemDataset) else []
+    with storage_errors("read", files[0] if len(files) == 1 else f"{len(files)} files"):
+        for batch in data.to_batches(
+            columns=columns,
+            batch_size=ROWS_PER_GROUP,
+            batch_readahead=1,
+            fragment_readahead=1,
+            fragment_scan_options=options if files else None,
+            use_threads=False,
+        ):
+            yield pa.Table.from_batches([batch])
 
 
 class TableWriter:

@@ -13,9 +13,11 @@ from curation.storage import (
     AccessCheck,
     Folder,
     InputError,
+    MissingFile,
     compute_sha256,
     local_copy,
     local_path,
+    scan,
 )
 from curation.video.container import ALLOWED_FORMATS
 from curation.video_list import file_error, list_videos
@@ -113,6 +115,19 @@ def test_file_that_another_process_removed_stops_the_run_with_one_line(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         run_command(None, lambda _: Folder(str(tmp_path)).read_table("clips.parquet"), [])
     assert stopped.value.code == f"MissingFile: can't read {tmp_path}/clips.parquet: no such file"
+
+
+def test_table_that_is_removed_or_damaged_while_it_is_scanned_is_named(tmp_path):
+    folder = Folder(str(tmp_path))
+    folder.write_table("clips.parquet", pa.table({"clip_id": ["a"]}))
+    table = folder.dataset("clips.parquet")
+    assert [part.num_rows for part in scan(table, ["clip_id"])] == [1]
+    (tmp_path / "clips.parquet").write_bytes(b"half of a table")
+    with pytest.raises(OutputError, match=r"can't read .*clips\.parquet: "):
+        list(scan(table, ["clip_id"]))
+    (tmp_path / "clips.parquet").unlink()
+    with pytest.raises(MissingFile, match=r"can't read .*clips\.parquet: no such file"):
+        list(scan(table, ["clip_id"]))
 
 
 @pytest.mark.parametrize("url", ["s3://", "gs:///folder"])
