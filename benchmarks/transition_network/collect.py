@@ -169,7 +169,8 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     videos = present(real_videos("development"))
-    labelled = [pair for pair in read_labels(VIDEOS) if half_of(pair[1].sha256) == "development"]
+    present_labels = read_labels(VIDEOS) if (VIDEOS / "labels.csv").is_file() else []
+    labelled = [pair for pair in present_labels if half_of(pair[1].sha256) == "development"]
     known = {str(path) for path, _ in (*videos, *labelled)}
     takes = [take for take in single_takes() if take.half == "development"]
     with multiprocessing.Pool(args.workers) as pool:

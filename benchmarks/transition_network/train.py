@@ -127,6 +127,10 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     everything = [read(path) for path in sorted(args.footage.glob("*.npz"))]
+    if not everything:
+        raise SystemExit(
+            f"{args.footage}: no footage; benchmarks.transition_network.collect writes it"
+        )
     chosen = [pair for pair in everything if fold_of(pair[0]) != args.without_fold]
     weights = args.out / "network.pt"
     network = train(chosen, weights, args.minutes, args.batch, args.workers)
