@@ -11,7 +11,7 @@ import av
 import av.error
 from av.filter import Graph
 
-from curation.video.tone_mapping import ToneMapper
+from curation.video.tone_mapping import to_sdr
 
 TimedFrames = Iterator[tuple[av.VideoFrame, int, int]]  # frame, pts and duration in ticks
 
@@ -27,9 +27,8 @@ def deinterlace(frames: TimedFrames) -> TimedFrames:
 
 def tone_map(frames: TimedFrames) -> TimedFrames:
     """HDR frames as SDR."""
-    mapper = ToneMapper()
     for frame, pts, duration in frames:
-        yield mapper.convert(frame), pts, duration
+        yield to_sdr(frame), pts, duration
 
 
 def _filter(frames: TimedFrames, name: str, options: str) -> TimedFrames:

@@ -19,7 +19,7 @@ from curation.images import encode_jpeg, shrink
 from curation.records import SPAN_TOLERANCE_S
 from curation.video.frames import Planes
 from curation.video.planes import bgr_image
-from curation.video.tone_mapping import HDR_TRANSFERS, ToneMapper
+from curation.video.tone_mapping import HDR_TRANSFERS, to_sdr
 from stages.meters.scratch_file import ScratchFile
 
 JPEG_QUALITY = 90
@@ -43,7 +43,6 @@ class KeyFrames:
         self._places: list[int] = []  # in the scratch file
         self._flow_frames: dict[int, tuple[float, int]] = {}  # of frame number: time, place
         self._flow_frame_due_s = inf
-        self._tone_mapper = ToneMapper()
         if self._kept is not None:
             self._kept.close()
         self._kept = ScratchFile(JPEG_QUALITY)
@@ -67,7 +66,7 @@ class KeyFrames:
         assert self._kept is not None
         source = frame.source
         if source.frame.color_trc in HDR_TRANSFERS:
-            source = source._replace(frame=self._tone_mapper.convert(source.frame))
+            source = source._replace(frame=to_sdr(source.frame))
         self._kept.append(bgr_image(Planes(frame.y, source), self._side))
         return len(self._kept) - 1
 

@@ -13,8 +13,10 @@ import pytest
 
 from curation.images import decode_image
 from curation.orientation import Orientation, orientation_of_matrix
+from curation.video import tone_mapping
 from curation.video.planes import bgr_image
 from curation.video.reader import Reader, probe
+from curation.video.tone_mapping import to_sdr
 from stages.export.extraction import ExtractedClip, extract_clip
 from stages.export.presto import frame_indices, write_presto_clip
 from stages.meters.key_frames import KeyFrames
@@ -491,9 +493,9 @@ TO_SDR = (
 )
 
 
-def draw_hdr(path: Path, transfer: str) -> Path:
+def draw_hdr(path: Path, transfer: str, master: str = MASTER_1000) -> Path:
     number, peak = HDR[transfer]
-    params = f"log-level=none:open-gop=0:crf=8:{MASTER_1000 if peak < 1 else ''}"
+    params = f"log-level=none:open-gop=0:crf=8:{master if peak < 1 else ''}"
     options = {"preset": "ultrafast", "x265-params": params}
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx265", rate=FPS, options=options)
@@ -543,6 +545,24 @@ def test_key_frames_of_hdr_are_tone_mapped(tmp_path, transfer):
     expected = shown_frames(source, TO_SDR)[round(t_s * FPS)]
     assert number_of(shown) == 25
     assert np.abs(shown.astype(int) - expected).mean() < 10  # read as SDR: 24 (PQ), 14 (HLG)
+
+
+@pytest.mark.slow  # a table of 4 s for each conversion
+def test_video_with_other_levels_is_tone_mapped_by_its_own(tmp_path):
+    master_4000 = MASTER_1000.replace("L(10000000", "L(40000000").replace("1000,", "4000,")
+    sources = [
+        draw_hdr(tmp_path / f"{number}.mkv", "smpte2084", master)
+        for number, master in enumerate((MASTER_1000, master_4000))
+    ]
+
+    def first_as_sdr(source: Path) -> np.ndarray:
+        with av.open(str(source)) as video:
+            return to_sdr(next(video.decode(video=0))).to_ndarray()
+
+    one, after_one = map(first_as_sdr, sources)
+    tone_mapping._graph.cache_clear()
+    assert np.array_equal(first_as_sdr(sources[1]), after_one)
+    assert not np.array_equal(one, after_one)
 
 
 def test_sdr_is_copied_whether_or_not_hdr_is_tone_mapped(tmp_path):
