@@ -15,6 +15,8 @@ LOADERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "she
 ALLOWED = {
     # requests of the parent to its own child, over a socket that no one else has; replies are data
     "curation/isolate.py": {"pickle.dumps", "pickle.loads"},
+    # a sample of the loader's own child, over the pipe by which PyTorch pickles samples
+    "training/data.py": {"pickle.dumps", "pickle.loads"},
     # PyTorch's .metadata of a checkpoint, by an unpickler that calls no other than SAFE_CLASSES
     "training/checkpoint.py": {"pickle.Unpickler", "pickle.UnpicklingError"},
 }
