@@ -57,8 +57,8 @@ class Recorder(HardCuts):
         super().__init__(min_probability=1.0)
         self.pairs: list[tuple[float, float, list[float]]] = []  # both times, features
 
-    def _cuts_among(self, numbers: list[int]) -> list[int]:
-        for at in numbers:
+    def _select_cuts(self, pairs: list[int]) -> list[int]:
+        for at in pairs:
             times_s = self._pictures[at - 1].t_s, self._pictures[at].t_s
             self.pairs.append((*times_s, self.features_of_pair(at)))
         return []

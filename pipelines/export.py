@@ -28,7 +28,7 @@ from curation.runner.cluster import Cluster
 from curation.stage import Row, RunContext, RunError
 from curation.storage import Folder
 from pipelines.checksums import update_checksums
-from pipelines.kept_clips import KeptClips, grouped, read_kept
+from pipelines.kept_clips import KeptClips, group_rows, read_kept
 from pipelines.outdated import MANIFEST, SHARDS, manifest_bytes
 from pipelines.publish import PUBLISHED, recorded_config, write_report, write_tables
 from pipelines.score import SAMPLE_VIDEOS
@@ -79,7 +79,7 @@ def _pack(settings: Settings, out: Folder, cluster: Cluster, kept: KeptClips) ->
     made_with = settings_text(export.presto, export.tone_map)
     counts: dict[str, int] = {}  # of the clips of each video
     plans = plan_shards(
-        kept.planned(counts), int(export.shard_mb * 1e6), export.shard_clips, export.seed
+        kept.plan_rows(counts), int(export.shard_mb * 1e6), export.shard_clips, export.seed
     )
     shards = _ShardNumbers(plans)
     by_count = sorted(counts, key=lambda video: -counts[video])
@@ -90,7 +90,7 @@ def _pack(settings: Settings, out: Folder, cluster: Cluster, kept: KeptClips) ->
 
     with (
         Progress("export", sum(counts.values()), "clips") as progress,
-        grouped(kept.tables(), shards.of, [len(plan.clip_ids) for plan in plans]) as by_shard,
+        group_rows(kept.tables(), shards.of, [len(plan.clip_ids) for plan in plans]) as by_shard,
     ):
         todo = set()
         for number, rows in by_shard:
@@ -105,7 +105,7 @@ def _pack(settings: Settings, out: Folder, cluster: Cluster, kept: KeptClips) ->
         context = RunContext(input_sample=tuple(counts)[:SAMPLE_VIDEOS])
         is_todo = np.isin(np.arange(len(plans)), sorted(todo))
         chosen = (table.filter(pa.array(is_todo[shards.of(table)])) for table in kept.tables())
-        with grouped(chosen, rank_of, [counts[video] for video in by_count]) as by_video:
+        with group_rows(chosen, rank_of, [counts[video] for video in by_count]) as by_video:
             work = ({"clips": rows, "error": None} for _, rows in by_video)
             for row in cluster.stream(
                 [extract], work, progress.show_wait_reason, context, progress.print_error

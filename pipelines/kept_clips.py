@@ -1,6 +1,6 @@
 """The kept clips with their captions, in the orders that export needs: by shard and by video.
 
-They lie in scratch files. In memory are a range of them, and about 150 bytes for each clip.
+The rows are in scratch files. Memory holds one range of them, and about 150 bytes for each clip.
 """
 
 from __future__ import annotations
@@ -31,59 +31,65 @@ SPLITS = ("train", "validation")
 COLUMNS = [name for name in CLIP_COLUMNS if name not in ("fingerprint", "overlay_mask")]
 CLIPS = clip_schema(COLUMNS).append(pa.field("split", pa.string()))
 CAPTIONS = records.schema(records.CAPTION)
-PLANNED = ["clip_id", "video", "split", "starts_on_keyframe", "packet_bytes"]
-PLANNED += ["num_frames", "width", "height"]
-KEY = "group"  # the column by which rows are ordered: the number of the group and clip_id
-ROWS_PER_BATCH = 256  # that are Python's objects at the same time
+# The columns that decide the shard of a clip
+PLAN_COLUMNS = ["clip_id", "video", "split", "starts_on_keyframe", "packet_bytes"]
+PLAN_COLUMNS += ["num_frames", "width", "height"]
+KEY = "group"  # the column by which rows are ordered: "NUMBER-CLIP_ID", the group's number first
+ROWS_PER_BATCH = 256  # rows of a table that are Python objects at the same time
 
 
 class SelectedIds:
-    """The selection: about 30 bytes of memory a clip."""
+    """The ids of the selected clips and the split of those that are kept, in about 30 bytes of
+    memory for each."""
 
     def __init__(self, out: Folder) -> None:
+        """Reads the selection of an output folder. Raises PlanError where there is none."""
         if not (out / "ledger").exists(SELECTION):
             raise PlanError(f"{out.url} holds no selection; run longtake select first")
-        ids, split = [np.empty(0, "S1")], [np.empty(0, np.int8)]
+        ids, splits = [np.empty(0, "S1")], [np.empty(0, np.int8)]
         for table in scan((out / "ledger").dataset(SELECTION), ["clip_id", "split"]):
             ids.append(as_bytes(table["clip_id"]))
             index = pc.index_in(table["split"], value_set=pa.array(SPLITS))
-            split.append(pc.fill_null(index, -1).to_numpy().astype(np.int8))
-        names = np.concatenate(ids)
-        order = np.argsort(names)
-        # sorted; an index into SPLITS, -1 where the clip is not kept
-        self._ids, self._split = names[order], np.concatenate(split)[order]
+            splits.append(pc.fill_null(index, -1).to_numpy().astype(np.int8))
+        all_ids = np.concatenate(ids)
+        order = np.argsort(all_ids)
+        self._ids = all_ids[order]  # ascending
+        self._splits = np.concatenate(splits)[order]  # indices into SPLITS; -1: rejected
 
-    def split_of(self, clip_id: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
-        """(n,) the split of each clip, null where it is not kept; and whether it is selected."""
+    def find_splits(self, clip_id: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
+        """The split of each of n clips, (n,), null where it is not kept; and whether the selection
+        holds the clip, (n,) bool."""
         if not len(self._ids):
             return pa.nulls(len(clip_id), pa.string()), np.zeros(len(clip_id), bool)
-        names = as_bytes(clip_id)
-        place = np.minimum(np.searchsorted(self._ids, names), len(self._ids) - 1)
-        is_known = self._ids[place] == names
-        index = np.where(is_known, self._split[place], -1)
-        return pa.array(SPLITS).take(pa.array(index, mask=index < 0)), is_known
+        ids = as_bytes(clip_id)
+        row = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
+        is_selected = self._ids[row] == ids
+        index = np.where(is_selected, self._splits[row], -1)
+        return pa.array(SPLITS).take(pa.array(index, mask=index < 0)), is_selected
 
 
 def stream_kept(out: Folder) -> Iterator[pa.Table]:
-    """The kept clips with their `split`, some at a time, without their large columns."""
+    """Tables of the kept clips with COLUMNS and their `split`. Raises PlanError where there is no
+    selection, and after the last table where a clip is newer than the selection."""
     selection = SelectedIds(out)
     unselected = 0
     for clips in stream_clips(out, COLUMNS):
-        split, is_known = selection.split_of(clips["clip_id"])
-        unselected += len(is_known) - int(is_known.sum())
-        yield clips.append_column("split", split).filter(pc.is_valid(split))
+        splits, is_selected = selection.find_splits(clips["clip_id"])
+        unselected += len(is_selected) - int(is_selected.sum())
+        yield clips.append_column("split", splits).filter(pc.is_valid(splits))
     if unselected:
         raise PlanError(f"{unselected} clips are newer than the selection; run longtake select")
 
 
 class KeptClips:
-    """Of these clips, those that have captions: the ones to pack."""
+    """The clips to export: the kept clips that have captions."""
 
     def __init__(self, by_id: Partitions) -> None:
         self._by_id = by_id
 
     def tables(self) -> Iterator[pa.Table]:
-        """In order of clip_id, with their captions."""
+        """The clips with their captions, in order of clip_id. Raises PlanError after the last table
+        where a kept clip has no captions yet."""
         missing = 0
         for number in range(len(self._by_id)):
             clips = self._by_id.read("clips", number, CLIPS)
@@ -100,17 +106,19 @@ class KeptClips:
                 f"{missing} kept clips have no captions yet; run longtake caption first"
             )
 
-    def planned(self, videos: dict[str, int]) -> Iterator[Row]:
-        """The columns that decide the shards of each clip. Counts the clips of each video."""
+    def plan_rows(self, counts: dict[str, int]) -> Iterator[Row]:
+        """PLAN_COLUMNS of each clip, in order of clip_id. Adds the number of clips of each video to
+        `counts`."""
         for table in self.tables():
-            for row in table.select(PLANNED).to_pylist():
-                videos[row["video"]] = videos.get(row["video"], 0) + 1
+            for row in table.select(PLAN_COLUMNS).to_pylist():
+                counts[row["video"]] = counts.get(row["video"], 0) + 1
                 yield row
 
 
 @contextmanager
 def read_kept(out: Folder, caption_set: str) -> Iterator[KeptClips]:
-    """Raises PlanError where clips are not selected; later, where one has no captions."""
+    """Sorts the kept clips and their captions into scratch files, which exist within the context.
+    Raises PlanError where clips are not selected; `tables` does where one has no captions."""
     with clip_partitions(out) as by_id:
         by_id.write(stream_kept(out), {"clips": CLIPS.names})
         by_id.write(stream_captions(out, caption_set), {"captions": CAPTIONS.names})
@@ -118,10 +126,13 @@ def read_kept(out: Folder, caption_set: str) -> Iterator[KeptClips]:
 
 
 @contextmanager
-def grouped(
+def group_rows(
     tables: Iterable[pa.Table], group_of: Callable[[pa.Table], np.ndarray], sizes: list[int]
 ) -> Iterator[Groups]:
-    """The rows in groups. group_of: the number of each row's.  sizes: of the groups, at most."""
+    """Sorts rows by group into scratch files, which exist within the context.
+
+    group_of: the group number of each row of a table, (n,).  sizes: most rows of each group.
+    """
     ends = np.cumsum(sizes)
     first = np.unique(np.searchsorted(ends, np.arange(0, sum(sizes), ROWS_PER_RANGE), "right"))
     bounds = np.array([f"{number:010d}".encode() for number in first[1:]], "S10")
@@ -138,6 +149,8 @@ def grouped(
 
 
 class Groups:
+    """The rows of `group_rows`; can be iterated several times."""
+
     def __init__(self, partitions: Partitions, schema: pa.Schema | None) -> None:
         """schema: None where there are no rows."""
         self._partitions, self._schema = partitions, schema

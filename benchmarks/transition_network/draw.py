@@ -1,8 +1,9 @@
-"""Draws training sequences of small frames, with the place of every transition.
+"""Random training sequences of small frames, with labels of every transition.
 
-A sequence is planned in numpy (`plan`): which frames of the footage each of its frames mixes, by
-which mask, under which camera, and what else happens to it. `render` draws a batch of plans on the
-training device. Footage and sequences have frames of 64 x 36 px, Y, Cb and Cr.
+`Planner.plan` draws the random choices of a sequence, in numpy: the one or two frames of the
+footage that each frame is made of, the mask that blends them, the camera, the light, overlays and
+the recording. `Renderer.render` computes the frames of a batch of plans on the training device.
+Footage and sequences have frames of 64 x 36 px, Y, Cb and Cr.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 HEIGHT, WIDTH = 36, 64
-# Y, Cb, Cr of the plain pictures, which stand behind the footage; the first is black
+# Y, Cb, Cr of the plain pictures, which follow the footage; the first is black
 PLAIN = np.array(
     [
         *([0, 128, 128], [0, 128, 128], [16, 128, 128], [255, 128, 128], [235, 128, 128]),
@@ -24,10 +25,10 @@ PLAIN = np.array(
     ],
     np.uint8,
 )
-WHITE = 3  # its place in PLAIN
-BOXES = 4  # overlays of a sequence: captions, icons, lamps, objects that pass
-# kinds of masks between two pictures
-EVEN, LINE, ROUND, PATTERN = range(4)
+WHITE_INDEX = 3  # in PLAIN
+BOXES = 4  # most overlays of a sequence, drawn as boxes: captions, icons, lamps, passing objects
+# Kinds of masks between two pictures
+UNIFORM, LINE, ROUND, PATTERN = range(4)
 
 
 @dataclass(frozen=True)
@@ -36,45 +37,45 @@ class Shot:
 
     first: int
     end: int
-    video: int
+    video: int  # number of the source; -1 for a plain picture
 
 
 @dataclass
 class Plan:
-    """T frames. Every array has one row a frame."""
+    """A sequence of T frames. Every array but `recording` has one row a frame. Layer b is a second
+    picture, used where `share` is above 0."""
 
-    a: np.ndarray  # frame of the footage
-    b: np.ndarray  # a second one, where two are mixed
-    cuts: np.ndarray  # hard cuts up to the frame, counted
-    gradual: np.ndarray  # 1 at frames of a gradual transition
-    counted: np.ndarray  # (T, 2) whether a frame's two labels count
-    share: np.ndarray  # of b
-    mask: np.ndarray  # (T, 5) kind, angle, softness, pattern, whether it is turned round
-    camera_a: np.ndarray  # (T, 4) x, y (in pictures), log of zoom, angle (radians)
-    camera_b: np.ndarray
-    blur: np.ndarray  # (T, 2) length of the motion blur, in pictures
-    light: np.ndarray  # (T, 5) gain, offsets of Y, Cb and Cr, share of the picture it falls on
-    boxes: (
-        np.ndarray
-    )  # (T, BOXES, 10) x, y, half width, half height, opacity, Y, Cb, Cr, shape, texture
+    a: np.ndarray  # (T,) the frame of the footage, an index
+    b: np.ndarray  # (T,) that of layer b
+    cuts: np.ndarray  # (T,) number of hard cuts up to the frame
+    gradual: np.ndarray  # (T,) 1 at frames of a gradual transition
+    counted: np.ndarray  # (T, 2) weight of the labels of a cut and of a gradual transition
+    share: np.ndarray  # (T,) of layer b in the frame
+    mask: np.ndarray  # (T, 5) kind, angle (radians), softness, pattern, whether an iris closes
+    camera_a: np.ndarray  # (T, 4) x, y (widths, heights), log of zoom, angle (radians)
+    camera_b: np.ndarray  # (T, 4)
+    blur: np.ndarray  # (T, 2) length of the motion blur in x and y (widths, heights)
+    light: np.ndarray  # (T, 5) gain, offsets of Y, Cb and Cr, share of the height that is lit
+    # (T, BOXES, 10) x, y, half width, half height, opacity, Y, Cb, Cr, is round, is text
+    boxes: np.ndarray
     recording: np.ndarray  # one number for each of RECORDING
 
 
-# How a sequence was recorded: without colour; noise, in grey levels; rows of the black bars above
-# and below; mirrored; grey levels that a group of pictures is off, and its frames; tone
 RECORDING = (
-    "grey",
-    "noise",
-    "bars",
-    "mirrored",
-    "codec_error",
-    "group_frames",
+    "grey",  # 1: without colour
+    "noise",  # standard deviation, grey levels
+    "bars",  # rows of each black bar, above and below
+    "mirrored",  # 1: left and right are exchanged
+    "codec_error",  # of the luma, the same within a group of pictures, grey levels
+    "group_frames",  # frames of a group of pictures
     "gamma",
     "contrast",
 )
 
 
 def empty_plan(count: int) -> Plan:
+    """A plan of `count` frames that all show the first frame of the footage, unchanged."""
+
     def zeros(*shape: int) -> np.ndarray:
         return np.zeros((count, *shape), np.float32)
 
@@ -98,9 +99,10 @@ def empty_plan(count: int) -> Plan:
 
 
 # ---------------------------------------------------------------- cameras
+# Each function draws a path of `count` frames, (count, 4) as Plan.camera_a.
 
 
-def _still_camera(count: int, rng: np.random.Generator) -> np.ndarray:
+def _static_camera(count: int, rng: np.random.Generator) -> np.ndarray:
     return np.zeros((count, 4), np.float32)
 
 
@@ -124,8 +126,8 @@ def _panning_camera(count: int, rng: np.random.Generator) -> np.ndarray:
     return path
 
 
-def _bursting_camera(count: int, rng: np.random.Generator) -> np.ndarray:
-    """As in a game, of a drone or in a running hand: it turns, rolls and nears in bursts."""
+def _burst_camera(count: int, rng: np.random.Generator) -> np.ndarray:
+    """As in a game, on a drone or in the hand of a runner: it pans, rolls and zooms in bursts."""
     knots = count // 6 + 4
     goals = rng.normal(0, 1, (knots, 4)) * (rng.random((knots, 1)) < 0.4)
     at = np.linspace(0, knots - 1, count)
@@ -142,11 +144,12 @@ def _zooming_camera(count: int, rng: np.random.Generator) -> np.ndarray:
     return path if rng.random() < 0.5 else path[::-1].copy()
 
 
+# Probability and function
 CAMERAS: list[tuple[float, Callable[[int, np.random.Generator], np.ndarray]]] = [
-    (0.58, _still_camera),
+    (0.58, _static_camera),
     (0.14, _shaking_camera),
     (0.10, _panning_camera),
-    (0.11, _bursting_camera),
+    (0.11, _burst_camera),
     (0.07, _zooming_camera),
 ]
 
@@ -155,35 +158,36 @@ CAMERAS: list[tuple[float, Callable[[int, np.random.Generator], np.ndarray]]] = 
 
 
 class Planner:
-    """Plans sequences from the shots and the labelled videos of some of the sources."""
+    """Plans random sequences: 60 % labelled videos, 30 % edited from shots, 10 % single shots."""
 
     def __init__(
         self, shots: list[Shot], videos: list[dict[str, np.ndarray]], plain: int, count: int
     ) -> None:
-        """videos: `frames` (their numbers in the footage), `cuts` (hard cuts up to each frame),
-        `gradual`, `counted`.  plain: number of the first plain picture.  count: T."""
+        """shots, videos: as `gather` returns them.  plain: index of the first plain picture in the
+        footage.  count: T, the frames of a sequence."""
         self.shots = [shot for shot in shots if shot.end - shot.first >= 12]
         lengths = np.array([shot.end - shot.first for shot in self.shots], float)
-        self.chances = np.minimum(lengths, 300) / np.minimum(lengths, 300).sum()
+        self.shot_chances = np.minimum(lengths, 300) / np.minimum(lengths, 300).sum()
         self.videos, self.plain, self.count = videos, plain, count
         weights = np.array([len(v["frames"]) for v in videos], float)
         self.video_chances = np.sqrt(weights) / np.sqrt(weights).sum() if len(videos) else weights
 
     def plan(self, rng: np.random.Generator) -> Plan:
-        drawn = rng.random()
-        if drawn < 0.6 and self.videos:
-            plan = self._of_video(rng)
-        elif drawn < 0.9:
-            plan = self._edited(rng)
+        kind = rng.random()
+        if kind < 0.6 and self.videos:
+            plan = self._plan_labelled_video(rng)
+        elif kind < 0.9:
+            plan = self._plan_edited_film(rng)
         else:
-            plan = self._edited(rng, transitions=0)
-        self._add_events(plan, rng)
-        plan.recording = _recording(rng)
+            plan = self._plan_edited_film(rng, transitions=0)
+        self._add_light_and_boxes(plan, rng)
+        plan.recording = _random_recording(rng)
         return plan
 
-    # ------------------------------------------------------------ a labelled video
+    # ------------------------------------------------------------ labelled videos
 
-    def _of_video(self, rng: np.random.Generator) -> Plan:
+    def _plan_labelled_video(self, rng: np.random.Generator) -> Plan:
+        """A span of a labelled video, forwards or backwards, at its speed or twice as fast."""
         video = self.videos[rng.choice(len(self.videos), p=self.video_chances)]
         plan, n = empty_plan(self.count), len(video["frames"])
         step = int(rng.choice([1, 1, 1, 1, 1, 2]))
@@ -203,34 +207,37 @@ class Planner:
         plan.counted = video["counted"][at] * inside[:, None].astype(np.float32)
         return plan
 
-    # ------------------------------------------------------------ an edited film
+    # ------------------------------------------------------------ edited films
 
-    def _edited(self, rng: np.random.Generator, transitions: int | None = None) -> Plan:
+    def _plan_edited_film(self, rng: np.random.Generator, transitions: int | None = None) -> Plan:
+        """Shots with random transitions between them; a single shot where `transitions` is 0."""
         plan = empty_plan(self.count)
-        shot = self._shot(rng)
-        self._show(plan, rng, shot, 0, self.count, "a")
+        shot = self._random_shot(rng)
+        self._place_shot(plan, rng, shot, 0, self.count, "a")
         at = 0
         pace = rng.choice([12, 30, 60, 110])
         while transitions != 0:
             at += int(rng.exponential(pace)) + int(rng.choice([2, 8, 16]))
             if at >= self.count - 4:
                 break
-            same = rng.random() < 0.2
-            other = shot if same else self._shot(rng)
-            at = self._join(plan, rng, at, shot, other)
+            is_same = rng.random() < 0.2
+            other = shot if is_same else self._random_shot(rng)
+            at = self._add_transition(plan, rng, at, shot, other)
             shot = other
-        return self._repeated(plan, rng) if rng.random() < 0.3 else plan
+        return self._repeat_frames(plan, rng) if rng.random() < 0.3 else plan
 
-    def _shot(self, rng: np.random.Generator) -> Shot:
+    def _random_shot(self, rng: np.random.Generator) -> Shot:
+        """A shot of the footage, or a plain picture."""
         if rng.random() < 0.06:
             row = self.plain + int(rng.integers(len(PLAIN)))
             return Shot(row, row + 1, -1)
-        return self.shots[rng.choice(len(self.shots), p=self.chances)]
+        return self.shots[rng.choice(len(self.shots), p=self.shot_chances)]
 
-    def _show(
+    def _place_shot(
         self, plan: Plan, rng: np.random.Generator, shot: Shot, at: int, end: int, layer: str
     ) -> None:
-        """Puts a random piece of a shot into the frames [at, end) of layer a or b."""
+        """Puts a random span of a shot, at a random speed and under a random camera, into the
+        frames [at, end) of layer a or b. A shot that is too short runs back and forth."""
         n, length = end - at, shot.end - shot.first
         speed = rng.choice([0, 1, 2, 3], p=[0.06, 0.78, 0.11, 0.05])
         start = int(rng.integers(max(1, length - int(min(n, 60) * speed))))
@@ -246,58 +253,62 @@ class Planner:
             steps = np.abs(np.diff(path[:, :2], axis=0, prepend=path[:1, :2]))
             plan.blur[at:end] = steps * rng.uniform(0.3, 0.9)
 
-    def _join(self, plan: Plan, rng: np.random.Generator, at: int, shot: Shot, other: Shot) -> int:
-        """Joins `other` to what is shown, from frame `at` on; the frame after the transition."""
-        kind = rng.choice(list(JOINS), p=JOIN_CHANCES)
-        least, most = JOINS[kind]
+    def _add_transition(
+        self, plan: Plan, rng: np.random.Generator, at: int, shot: Shot, other: Shot
+    ) -> int:
+        """Adds a random transition from `shot` to `other` that starts at frame `at`; `other` fills
+        the frames after it. Returns the first frame after the transition."""
+        kind = rng.choice(list(TRANSITION_FRAMES), p=TRANSITION_CHANCES)
+        least, most = TRANSITION_FRAMES[kind]
         length = int(np.exp(rng.uniform(np.log(least), np.log(most + 0.99)))) if most else 0
         length = min(length, self.count - at)
         end = at + length
         before = plan.a[at - 1]
-        self._show(plan, rng, other, at, self.count, "b")
+        self._place_shot(plan, rng, other, at, self.count, "b")
         if kind == "flash_cut":
             row = self.plain + int(rng.integers(len(PLAIN)))
-            self._take_over(plan, at, self.count)
+            self._copy_b_to_a(plan, at, self.count)
             plan.a[at:end], plan.blur[at:end] = row, 0
             plan.cuts[at:] += 1
             plan.cuts[end:] += 1
         elif kind == "cut":
-            self._take_over(plan, at, self.count)
+            self._copy_b_to_a(plan, at, self.count)
             plan.cuts[at:] += 1
-            if shot is other:  # a jump cut that may be too small to be seen
-                apart = abs(int(plan.a[at]) - int(before))
-                if apart < 20:
+            if shot is other:  # a jump cut, perhaps too small to be visible
+                skipped = abs(int(plan.a[at]) - int(before))
+                if skipped < 20:
                     plan.counted[at, 0] = 0
         elif kind == "fade":
-            self._fade(plan, rng, at, end)
+            self._add_fade(plan, rng, at, end)
         else:
-            MIXES[kind](plan, rng, at, end)
+            GRADUAL_TRANSITIONS[kind](plan, rng, at, end)
             plan.gradual[at:end] = 1
             if shot is other or shot.video == other.video == -1:
                 plan.counted[at:end, 1] = 0.3
-            self._finish(plan, end)
+            self._show_b_alone(plan, end)
         for edge in (at, end):
             if length:
                 plan.counted[max(0, edge - 1) : edge + 1, 1] = 0
                 plan.counted[max(0, edge - 1) : edge + 1, 0] *= 0.3 if kind != "flash_cut" else 1
         return end
 
-    def _take_over(self, plan: Plan, at: int, end: int) -> None:
+    def _copy_b_to_a(self, plan: Plan, at: int, end: int) -> None:
+        """Layer a shows what layer b shows, in the frames [at, end)."""
         plan.a[at:end] = plan.b[at:end]
         plan.camera_a[at:end] = plan.camera_b[at:end]
         plan.blur[at:end] *= 0.3
 
-    def _finish(self, plan: Plan, end: int) -> None:
-        """The second picture is the only one from `end` on."""
-        self._take_over(plan, end, self.count)
+    def _show_b_alone(self, plan: Plan, end: int) -> None:
+        """From frame `end` on, layer b replaces layer a, and nothing is blended."""
+        self._copy_b_to_a(plan, end, self.count)
         plan.share[end:] = 0
         plan.mask[end:] = 0
 
-    def _fade(self, plan: Plan, rng: np.random.Generator, at: int, end: int) -> None:
-        """Through a plain picture: down, a pause, up."""
+    def _add_fade(self, plan: Plan, rng: np.random.Generator, at: int, end: int) -> None:
+        """Adds a fade in the frames [at, end): to a plain picture, a pause, and from it."""
         row = self.plain + int(rng.integers(len(PLAIN))) if rng.random() < 0.3 else self.plain
         if rng.random() < 0.2:
-            row = self.plain + WHITE
+            row = self.plain + WHITE_INDEX
         down = at + int((end - at) * rng.uniform(0.25, 0.6))
         up = down + int((end - down) * rng.choice([0, 0, rng.uniform(0, 0.6)]))
         after, camera = plan.b[up:end].copy(), plan.camera_b[up:end].copy()
@@ -308,10 +319,11 @@ class Planner:
         plan.b[up:end], plan.camera_b[up:end] = after, camera
         plan.share[up:end] = np.arange(1, end - up + 1) / (end - up + 1)
         plan.gradual[at:end] = 1
-        self._finish(plan, end)
+        self._show_b_alone(plan, end)
 
-    def _repeated(self, plan: Plan, rng: np.random.Generator) -> Plan:
-        """A file that shows frames several times, or a recorder that falls behind."""
+    def _repeat_frames(self, plan: Plan, rng: np.random.Generator) -> Plan:
+        """The plan with repeated frames: throughout, as after a change of the frame rate, or in
+        places, as where a recorder drops frames."""
         shown = np.arange(self.count)
         if rng.random() < 0.6:
             shown = (shown * rng.choice([1 / 3, 0.5, 0.5, 0.8, 0.4])).astype(np.int64)
@@ -328,9 +340,10 @@ class Planner:
                 setattr(plan, name, getattr(plan, name)[shown])
         return plan
 
-    # ------------------------------------------------------------ what is no transition
+    # ------------------------------------------------------------ changes that are no transition
 
-    def _add_events(self, plan: Plan, rng: np.random.Generator) -> None:
+    def _add_light_and_boxes(self, plan: Plan, rng: np.random.Generator) -> None:
+        """Adds changes of light, and overlays (boxes)."""
         count, light = self.count, plan.light
         if rng.random() < 0.12:  # flashes of a lamp or a photographer
             for at in rng.integers(0, count, int(rng.integers(1, 5))):
@@ -341,7 +354,7 @@ class Planner:
             every = int(rng.integers(2, 8))
             steps = rng.normal(0, 1, (count // every + 1, 4)) * np.array([0.25, 5, 10, 10])
             light[:, :4] += np.repeat(steps, every, axis=0)[:count]
-        if rng.random() < 0.12:  # exposure that adapts, clouds
+        if rng.random() < 0.12:  # automatic exposure, clouds
             rate, depth = rng.uniform(8, 60), rng.uniform(0.15, 0.6)
             light[:, 0] *= 1 - depth * (0.5 - 0.5 * np.cos(np.arange(count) / rate))
         if rng.random() < 0.06:  # a light switch
@@ -351,12 +364,12 @@ class Planner:
             light[:, 0] *= rng.uniform(0.12, 0.35)
         for number in range(BOXES):
             if rng.random() < 0.2:
-                plan.boxes[:, number] = _box(count, rng)
+                plan.boxes[:, number] = _random_box(count, rng)
         light[:, 0] = light[:, 0].clip(0.05, 3)
 
 
-def _recording(rng: np.random.Generator) -> np.ndarray:
-    """A number for each of RECORDING."""
+def _random_recording(rng: np.random.Generator) -> np.ndarray:
+    """(len(RECORDING),) float32"""
     numbers = [
         rng.random() < 0.12,
         rng.choice([0, rng.uniform(0, 1.2), rng.uniform(0, 4)], p=[0.4, 0.45, 0.15]),
@@ -370,9 +383,9 @@ def _recording(rng: np.random.Generator) -> np.ndarray:
     return np.array(numbers, np.float32)
 
 
-def _box(count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, 10): a caption or an icon that comes and goes, a lamp, an object that passes, a
-    display that stays."""
+def _random_box(count: int, rng: np.random.Generator) -> np.ndarray:
+    """(count, 10), a box of Plan.boxes: a caption or an icon that appears and disappears, a lamp, a
+    passing object, or a permanent display."""
     box = np.zeros((count, 10), np.float32)
     kind = rng.choice(
         ["caption", "icon", "lamp", "passing", "display"], p=[0.3, 0.2, 0.15, 0.1, 0.25]
@@ -400,8 +413,8 @@ def _box(count: int, rng: np.random.Generator) -> np.ndarray:
     elif kind == "passing":
         box[:, 2:4] = rng.uniform(0.15, 0.4), rng.uniform(0.3, 0.9)
         length = int(rng.integers(5, 24))
-        way = (np.arange(count) - at) / length * 1.8 - 0.4
-        box[:, 0] = way if rng.random() < 0.5 else 1 - way
+        x = (np.arange(count) - at) / length * 1.8 - 0.4
+        box[:, 0] = x if rng.random() < 0.5 else 1 - x
     else:
         side = rng.uniform(0.04, 0.15)
         box[:, :4] = (
@@ -423,39 +436,45 @@ def _box(count: int, rng: np.random.Generator) -> np.ndarray:
     return box
 
 
-# ---------------------------------------------------------------- mixes of two shots
+# ---------------------------------------------------------------- gradual transitions
+# Each function writes the transition from layer a to layer b into the frames [at, end) of a plan.
 
 
-def _shares(rng: np.random.Generator, n: int) -> np.ndarray:
+def _random_shares(rng: np.random.Generator, n: int) -> np.ndarray:
+    """(n,) shares of layer b that rise between 0 and 1, linearly or smoothly."""
     share = np.arange(1, n + 1) / (n + 1)
     return share * share * (3 - 2 * share) if rng.random() < 0.25 else share
 
 
 def _dissolve(plan: Plan, rng: np.random.Generator, at: int, end: int) -> None:
-    plan.share[at:end] = _shares(rng, end - at)
-    if rng.random() < 0.15:  # the old one blurs, or nears, while it goes
-        plan.blur[at:end] += (np.sin(np.pi * _shares(rng, end - at)) * rng.uniform(0.1, 0.5))[
-            :, None
-        ]
-    if rng.random() < 0.1:  # through light
-        plan.light[at:end, 1] += np.sin(np.pi * _shares(rng, end - at)) * rng.uniform(40, 200)
+    plan.share[at:end] = _random_shares(rng, end - at)
+    if rng.random() < 0.15:  # with a motion blur, longest in the middle
+        plan.blur[at:end] += (
+            np.sin(np.pi * _random_shares(rng, end - at)) * rng.uniform(0.1, 0.5)
+        )[:, None]
+    if rng.random() < 0.1:  # through a bright picture
+        plan.light[at:end, 1] += np.sin(np.pi * _random_shares(rng, end - at)) * rng.uniform(
+            40, 200
+        )
 
 
-def _masked(kind: int) -> Callable[[Plan, np.random.Generator, int, int], None]:
-    def reveal(plan: Plan, rng: np.random.Generator, at: int, end: int) -> None:
-        plan.share[at:end] = _shares(rng, end - at)
+def _masked_transition(kind: int) -> Callable[[Plan, np.random.Generator, int, int], None]:
+    """A transition by a mask of a kind: a wipe, an iris or a random pattern."""
+
+    def add(plan: Plan, rng: np.random.Generator, at: int, end: int) -> None:
+        plan.share[at:end] = _random_shares(rng, end - at)
         angle = rng.choice([0, 0.5, 1, 1.5, rng.uniform(0, 2)]) * np.pi
-        soft = rng.choice([0.01, 0.05, 0.3])
-        plan.mask[at:end] = kind, angle, soft, int(rng.integers(PATTERNS)), rng.random() < 0.5
+        softness = rng.choice([0.01, 0.05, 0.3])
+        plan.mask[at:end] = kind, angle, softness, int(rng.integers(PATTERNS)), rng.random() < 0.5
 
-    return reveal
+    return add
 
 
 def _push(plan: Plan, rng: np.random.Generator, at: int, end: int) -> None:
-    """The new picture comes in; the old one is pushed out, or stays."""
-    share = _shares(rng, end - at)
-    quarter = int(rng.integers(4))
-    axis, sign = quarter % 2, 1 if quarter < 2 else -1
+    """Layer b moves in from a side; layer a is pushed out, or does not move (a slide)."""
+    share = _random_shares(rng, end - at)
+    side = int(rng.integers(4))
+    axis, sign = side % 2, 1 if side < 2 else -1
     plan.camera_b[at:end, axis] += sign * (share - 1)
     if rng.random() < 0.6:
         plan.camera_a[at:end, axis] += sign * share
@@ -465,8 +484,8 @@ def _push(plan: Plan, rng: np.random.Generator, at: int, end: int) -> None:
 
 
 def _zoom(plan: Plan, rng: np.random.Generator, at: int, end: int) -> None:
-    """Into the old picture, which gives way to the new one late."""
-    share = _shares(rng, end - at)
+    """Zooms into layer a, and blends with layer b in the last part."""
+    share = _random_shares(rng, end - at)
     plan.camera_a[at:end, 2] += rng.uniform(0.5, 1.6) * share
     if rng.random() < 0.5:
         plan.camera_b[at:end, 2] += rng.uniform(-0.5, 0.9) * (1 - share)
@@ -475,8 +494,8 @@ def _zoom(plan: Plan, rng: np.random.Generator, at: int, end: int) -> None:
 
 
 def _whip(plan: Plan, rng: np.random.Generator, at: int, end: int) -> None:
-    """A blurred swing from one place to the other."""
-    share = _shares(rng, end - at)
+    """A fast, blurred pan that starts in layer a and ends in layer b."""
+    share = _random_shares(rng, end - at)
     axis, sign = int(rng.random() < 0.2), rng.choice([-1, 1])
     speed = rng.uniform(0.3, 1.2)
     plan.camera_a[at:end, axis] += sign * speed * share**2 * 2
@@ -485,8 +504,8 @@ def _whip(plan: Plan, rng: np.random.Generator, at: int, end: int) -> None:
     plan.share[at:end] = ((share - 0.5) * rng.choice([4, 20]) + 0.5).clip(0, 1)
 
 
-# kind -> frames (least, most)
-JOINS: dict[str, tuple[int, int]] = {
+# kind -> least and most frames
+TRANSITION_FRAMES: dict[str, tuple[int, int]] = {
     "cut": (0, 0),
     "flash_cut": (1, 8),
     "fade": (4, 100),
@@ -498,28 +517,28 @@ JOINS: dict[str, tuple[int, int]] = {
     "zoom": (5, 40),
     "whip": (4, 16),
 }
-JOIN_CHANCES = [0.33, 0.04, 0.11, 0.27, 0.05, 0.03, 0.04, 0.05, 0.04, 0.04]
-MIXES: dict[str, Callable[[Plan, np.random.Generator, int, int], None]] = {
+TRANSITION_CHANCES = [0.33, 0.04, 0.11, 0.27, 0.05, 0.03, 0.04, 0.05, 0.04, 0.04]
+GRADUAL_TRANSITIONS: dict[str, Callable[[Plan, np.random.Generator, int, int], None]] = {
     "dissolve": _dissolve,
-    "wipe": _masked(LINE),
-    "iris": _masked(ROUND),
-    "pattern": _masked(PATTERN),
+    "wipe": _masked_transition(LINE),
+    "iris": _masked_transition(ROUND),
+    "pattern": _masked_transition(PATTERN),
     "push": _push,
     "zoom": _zoom,
     "whip": _whip,
 }
 PATTERNS = 64
-MIDDLE = 110  # grey level that a change of contrast keeps
+CONTRAST_PIVOT = 110  # grey level that a change of contrast keeps
 
 
 # ---------------------------------------------------------------- rendering
 
 
 class Renderer:
-    """Draws batches of plans on one device."""
+    """Renders batches of plans on one device."""
 
     def __init__(self, footage: Tensor, seed: int = 0) -> None:
-        """footage: (N, 36, 64, 3) uint8 on the device, the plain pictures last."""
+        """footage: (N, 36, 64, 3) uint8 on the device, PLAIN last.  seed: of the patterns."""
         self.footage, self.device = footage, footage.device
         generator = torch.Generator().manual_seed(seed)
         patterns = []
@@ -534,41 +553,49 @@ class Renderer:
             (torch.arange(WIDTH) + 0.5) / WIDTH,
             indexing="ij",
         )
-        self.x, self.y = x.to(self.device), y.to(self.device)  # 0 … 1
+        # (36, 64) each: the positions of pixels, 0 to 1
+        self.x, self.y = x.to(self.device), y.to(self.device)
 
     def render(self, plans: dict[str, Tensor]) -> Tensor:
         """plans: the arrays of Plan with a first axis of clips -> (clips, T, 36, 64, 3) uint8"""
-        p = {name: of.to(self.device, non_blocking=True) for name, of in plans.items()}
-        clips, count = p["a"].shape
-        flat = {name: of.flatten(0, 1) for name, of in p.items() if name != "recording"}
-        numbers = p["recording"].repeat_interleave(count, dim=0).T[..., None, None]
-        recording = dict(zip(RECORDING, numbers, strict=True))  # (clips * T, 1, 1) each
-        picture = self._seen(flat["a"], flat["camera_a"], flat["blur"])
-        mixed = torch.nonzero(flat["share"] > 0).squeeze(1)
-        if len(mixed):
-            second = self._seen(flat["b"][mixed], flat["camera_b"][mixed], flat["blur"][mixed])
-            share = self._area(flat["share"][mixed], flat["mask"][mixed])[:, None]
-            picture[mixed] = picture[mixed] * (1 - share) + second * share
+        plans = {k: array.to(self.device, non_blocking=True) for k, array in plans.items()}
+        clips, count = plans["a"].shape
+        flat = {k: array.flatten(0, 1) for k, array in plans.items() if k != "recording"}
+        values = plans["recording"].repeat_interleave(count, dim=0).T[..., None, None]
+        recording = dict(zip(RECORDING, values, strict=True))  # (clips * T, 1, 1) each
+        picture = self._warped(flat["a"], flat["camera_a"], flat["blur"])
+        blended = torch.nonzero(flat["share"] > 0).squeeze(1)
+        if len(blended):
+            second = self._warped(
+                flat["b"][blended], flat["camera_b"][blended], flat["blur"][blended]
+            )
+            share = self._share_map(flat["share"][blended], flat["mask"][blended])[:, None]
+            picture[blended] = picture[blended] * (1 - share) + second * share
         picture = self._with_boxes(picture, flat["boxes"])
-        picture = self._lit(picture, flat["light"], recording)
-        return self._recorded(picture, recording, clips, count).view(clips, count, HEIGHT, WIDTH, 3)
+        picture = self._with_light(picture, flat["light"], recording)
+        return self._as_recorded(picture, recording, clips, count).view(
+            clips, count, HEIGHT, WIDTH, 3
+        )
 
-    def _seen(self, rows: Tensor, camera: Tensor, blur: Tensor) -> Tensor:
-        """(n, 3, 36, 64) float: frames of the footage under a camera."""
+    def _warped(self, rows: Tensor, camera: Tensor, blur: Tensor) -> Tensor:
+        """(n, 3, 36, 64) float: frames of the footage, moved by a camera and blurred by motion.
+
+        rows: (n,) indices into the footage.  camera: (n, 4).  blur: (n, 2).
+        """
         picture = self.footage[rows].permute(0, 3, 1, 2).float()
         moved = torch.nonzero((camera.abs().amax(1) > 1e-4) | (blur.amax(1) > 0.015)).squeeze(1)
         if not len(moved):
             return picture
         cosine, sine = torch.cos(camera[moved, 3]), torch.sin(camera[moved, 3])
-        near = torch.exp(-camera[moved, 2])
+        scale = torch.exp(-camera[moved, 2])
         theta = torch.zeros(len(moved), 2, 3, device=self.device)
-        theta[:, 0, 0], theta[:, 0, 1] = near * cosine, -near * sine * HEIGHT / WIDTH
-        theta[:, 1, 0], theta[:, 1, 1] = near * sine * WIDTH / HEIGHT, near * cosine
+        theta[:, 0, 0], theta[:, 0, 1] = scale * cosine, -scale * sine * HEIGHT / WIDTH
+        theta[:, 1, 0], theta[:, 1, 1] = scale * sine * WIDTH / HEIGHT, scale * cosine
         taps = 5 if bool((blur[moved].amax(1) > 0.015).any()) else 1
         total = 0
         for tap in range(taps):
-            off = 0.0 if taps == 1 else tap / (taps - 1) - 0.5
-            theta[:, :, 2] = -2 * (camera[moved, :2] + off * blur[moved])
+            offset = 0.0 if taps == 1 else tap / (taps - 1) - 0.5
+            theta[:, :, 2] = -2 * (camera[moved, :2] + offset * blur[moved])
             grid = F.affine_grid(theta, [len(moved), 3, HEIGHT, WIDTH], align_corners=False)
             total = total + F.grid_sample(
                 picture[moved], grid, padding_mode="reflection", align_corners=False
@@ -576,56 +603,59 @@ class Renderer:
         picture[moved] = total / taps
         return picture
 
-    def _area(self, share: Tensor, mask: Tensor) -> Tensor:
-        """(n, 36, 64): how far each place shows the second picture."""
-        kind, angle, soft, pattern, turned = mask.unbind(1)
-        share, angle, soft = share[:, None, None], angle[:, None, None], soft[:, None, None]
+    def _share_map(self, share: Tensor, mask: Tensor) -> Tensor:
+        """(n, 36, 64): the share of layer b at each pixel.  share: (n,).  mask: (n, 5)."""
+        kind, angle, softness, pattern, closes = mask.unbind(1)
+        share, angle, softness = (x[:, None, None] for x in (share, angle, softness))
         line = (self.x - 0.5) * torch.cos(angle) + (self.y - 0.5) * torch.sin(angle)
         reach = 0.5 * (torch.cos(angle).abs() + torch.sin(angle).abs())
         line = line / (2 * reach) + 0.5
         radius = torch.hypot((self.x - 0.5) * WIDTH / HEIGHT, self.y - 0.5) / 1.02
-        radius = torch.where(turned[:, None, None] > 0, 1 - radius, radius)
-        field = torch.stack([line, line, radius.expand_as(line), self.patterns[pattern.long()]])
-        place = field.gather(0, kind.long()[None, :, None, None].expand(1, *line.shape))[0]
-        area = ((share * (1 + soft) - place) / soft.clamp_min(1e-3)).clamp(0, 1)
-        return torch.where(kind[:, None, None] == EVEN, share, area)
+        radius = torch.where(closes[:, None, None] > 0, 1 - radius, radius)
+        # by kind of mask, which indexes them: the share from which a pixel changes to layer b
+        starts = torch.stack([line, line, radius.expand_as(line), self.patterns[pattern.long()]])
+        start = starts.gather(0, kind.long()[None, :, None, None].expand(1, *line.shape))[0]
+        masked = ((share * (1 + softness) - start) / softness.clamp_min(1e-3)).clamp(0, 1)
+        return torch.where(kind[:, None, None] == UNIFORM, share, masked)
 
     def _with_boxes(self, picture: Tensor, boxes: Tensor) -> Tensor:
+        """Draws the overlays into pictures (n, 3, 36, 64), in place.  boxes: (n, BOXES, 10)."""
         for number in range(BOXES):
             shown = torch.nonzero(boxes[:, number, 4] > 0).squeeze(1)
             if not len(shown):
                 continue
-            x, y, wide, high, opacity, *colour, is_round, text = boxes[shown, number].T[
-                ..., None, None
-            ]
-            dx, dy = (self.x - x).abs() / wide, (self.y - y).abs() / high
-            hard = ((1 - torch.maximum(dx, dy)) * 8).clamp(0, 1)
-            soft = torch.exp(-(dx**2 + dy**2))
-            area = torch.where(is_round > 0, soft, hard) * opacity
+            columns = boxes[shown, number].T[..., None, None]
+            x, y, half_width, half_height, opacity, *colour, is_round, is_text = columns
+            dx, dy = (self.x - x).abs() / half_width, (self.y - y).abs() / half_height
+            rectangle = ((1 - torch.maximum(dx, dy)) * 8).clamp(0, 1)
+            gaussian = torch.exp(-(dx**2 + dy**2))
+            alpha = torch.where(is_round > 0, gaussian, rectangle) * opacity
             letters = self.patterns[7 + 8 * number]
-            area = torch.where(text > 0, area * letters, area)
-            shade = torch.stack([c.expand_as(area) for c in colour], dim=1)
-            area = area[:, None]
-            picture[shown] = picture[shown] * (1 - area) + shade * area
+            alpha = torch.where(is_text > 0, alpha * letters, alpha)
+            plain = torch.stack([c.expand_as(alpha) for c in colour], dim=1)
+            alpha = alpha[:, None]
+            picture[shown] = picture[shown] * (1 - alpha) + plain * alpha
         return picture
 
-    def _lit(self, picture: Tensor, light: Tensor, recording: dict[str, Tensor]) -> Tensor:
-        """Under the light that falls on it, in the tones of the recording."""
-        gain, *offsets, part = light.T[..., None, None]
-        is_lit = self.y <= part
+    def _with_light(self, picture: Tensor, light: Tensor, recording: dict[str, Tensor]) -> Tensor:
+        """Pictures (n, 3, 36, 64) with the recording's gamma, contrast and colour, and under the
+        light, (n, 5)."""
+        gain, *offsets, lit_share = light.T[..., None, None]
+        is_lit = self.y <= lit_share
         y = 255 * (picture[:, 0] / 255).clamp(0, 1) ** recording["gamma"]
-        y = (y - MIDDLE) * recording["contrast"] + MIDDLE
-        found = [torch.where(is_lit, y * gain + offsets[0], y)]
+        y = (y - CONTRAST_PIVOT) * recording["contrast"] + CONTRAST_PIVOT
+        channels = [torch.where(is_lit, y * gain + offsets[0], y)]
         for chroma, offset in zip(picture[:, 1:].unbind(1), offsets[1:], strict=True):
             colour = chroma - 128
             colour = torch.where(is_lit, colour * gain.clamp(max=1.2) + offset, colour)
-            found.append(128 + colour * (1 - recording["grey"]))
-        return torch.stack(found, dim=1)
+            channels.append(128 + colour * (1 - recording["grey"]))
+        return torch.stack(channels, dim=1)
 
-    def _recorded(
+    def _as_recorded(
         self, picture: Tensor, recording: dict[str, Tensor], clips: int, count: int
     ) -> Tensor:
-        """With the codec's error, noise and black bars, mirrored or not: (n, 36, 64, 3) uint8."""
+        """Pictures (n, 3, 36, 64) with the codec's error, noise and black bars, some mirrored:
+        (n, 36, 64, 3) uint8."""
         frame = torch.arange(count, device=self.device).repeat(clips)
         clip = torch.arange(clips, device=self.device).repeat_interleave(count)
         group = (frame / recording["group_frames"].flatten()).long() + 17 * clip

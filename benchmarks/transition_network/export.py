@@ -1,8 +1,8 @@
-"""Writes the trained network as stages/shots/models/gradual.onnx, its weights in 16 bits.
+"""Writes the trained network to stages/shots/models/gradual.onnx, its weights as float16.
 
     python -m benchmarks.transition_network.export NETWORK.pt
 
-Needs the package `onnx`.
+NETWORK.pt is the file of weights that `train.py` wrote. Needs the package `onnx`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from benchmarks.transition_network.network import Block, TransitionNetwork, halved
+from benchmarks.transition_network.network import Block, TransitionNetwork, halve_size
 from stages.shots.gradual_network import MODEL
 
 
 class FoldedBlock(nn.Module):
-    """A trained Block with its last normalization in the weights of the convolutions before it."""
+    """A trained Block whose last batch normalization is folded into the convolutions before it.
+    Takes over the block's layers and changes their weights."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
@@ -42,11 +43,11 @@ class FoldedBlock(nn.Module):
         c, h, w = x.shape[1:]
         x = x.view(clips, -1, c, h * w).transpose(1, 2)
         x = torch.cat([F.relu(convolution(x)) for convolution in self.temporal], dim=1)
-        return halved(x.transpose(1, 2).reshape(-1, x.shape[1], h, w))
+        return halve_size(x.transpose(1, 2).reshape(-1, x.shape[1], h, w))
 
 
 class GradualProbability(nn.Module):
-    """(T, 36, 64, 3) uint8 -> (T,)"""
+    """Frames (T, 36, 64, 3) uint8 -> probabilities (T,) of a gradual transition at each."""
 
     def __init__(self, network: TransitionNetwork) -> None:
         super().__init__()
@@ -71,12 +72,13 @@ def main() -> None:
         GradualProbability(network).eval(), (frames,), exported, dynamo=False, opset_version=17,
         input_names=list(axes)[:1], output_names=list(axes)[1:], dynamic_axes=axes,
     )  # fmt: skip
-    MODEL.write_bytes(_halved(exported.getvalue()))
+    MODEL.write_bytes(_reduce_size(exported.getvalue()))
     print(f"{MODEL}: {MODEL.stat().st_size} bytes")
 
 
-def _halved(model: bytes) -> bytes:
-    """The model with its weights in 16 bits, which are cast to 32 when it is loaded."""
+def _reduce_size(model: bytes) -> bytes:
+    """The ONNX model with float16 weights, which are cast to float32 when it is loaded, and with
+    short names of its tensors. Raises onnx.checker.ValidationError where it is no valid model."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -91,7 +93,7 @@ def _halved(model: bytes) -> bytes:
     short = {value.name: value.name for value in (*graph.input, *graph.output)}
     for weights in graph.initializer:
         weights.name = short.setdefault(weights.name, f"w{len(short)}")
-    for node in nodes:  # the names of what is computed are a fifth of the file
+    for node in nodes:  # the names of tensors are a fifth of the file
         node.name, node.doc_string = "", ""
         for names in (node.input, node.output):
             names[:] = [name and short.setdefault(name, f"v{len(short)}") for name in names]

@@ -1,10 +1,10 @@
-"""Trains the network of `stages/shots/transition_network.py`.
+"""Trains the network of `stages/shots/gradual_network.py`.
 
     python -m benchmarks.transition_network.train FOOTAGE OUT [--without-fold 0|1] [--minutes 8]
 
-FOOTAGE is what `collect.py` wrote. Sources belong to two folds, by their repository. With
-`--without-fold` the network is trained on the other fold, and OUT gets its logits for the labelled
-videos and takes of this one (thresholds are chosen with them); OUT always gets the weights.
+FOOTAGE is the folder that `collect.py` wrote. OUT gets the weights, network.pt. The repository of a
+source decides its fold, of two. `--without-fold` trains on the other fold alone, and OUT also gets
+the logits of each source of the fold that was left out; thresholds are chosen with them.
 """
 
 from __future__ import annotations
@@ -22,17 +22,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from benchmarks.transition_network.collect import FOLDS, Source, gather, read, sampled
+from benchmarks.transition_network.collect import FOLDS, Source, gather, read_source, select_frames
 from benchmarks.transition_network.draw import PLAIN, Planner, Renderer
 from benchmarks.transition_network.network import TransitionNetwork
 
 FRAMES = 192  # of a sequence
-REPORTED = 100  # steps, of which the mean losses of cuts and gradual transitions are printed
-RATE = 2e-3  # of AdamW, at its highest
-CUT_WEIGHT = 4.0  # of a frame with a cut before it: one in thirty
+STEPS_PER_REPORT = 100  # the mean losses of these steps are printed
+MAX_LEARNING_RATE = 2e-3
+CUT_WEIGHT = 4.0  # in the loss, of a frame with a cut before it: one in thirty is
 
 
 class Plans(IterableDataset):
+    """Endless batches of plans: the arrays of Plan with a first axis of clips. Workers draw from
+    generators of their own."""
+
     def __init__(self, planner: Planner, batch: int, seed: int) -> None:
         self.planner, self.batch, self.seed = planner, batch, seed
 
@@ -50,11 +53,15 @@ class Plans(IterableDataset):
 
 
 def fold_of(source: Source) -> int:
+    """0 or 1, the same for all sources of a repository."""
     return int(hashlib.sha256(source.repository.encode()).hexdigest(), 16) % FOLDS
 
 
 def loss_of(logits: Tensor, plans: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """logits: (clips, T, 2). Mean binary cross-entropies of cuts and of gradual transitions."""
+    """Mean binary cross-entropies of cuts and of gradual transitions, weighted by `counted`.
+
+    logits: (clips, T, 2).  plans: a batch of Plans, on the same device.
+    """
     cut = torch.zeros_like(plans["share"])
     cut[:, 1:] = (plans["cuts"].diff(dim=1) != 0).float()
     gradual = plans["gradual"].float()
@@ -69,6 +76,8 @@ def loss_of(logits: Tensor, plans: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 def train(
     sources: list[tuple[Source, np.ndarray]], out: Path, minutes: float, batch: int, workers: int
 ) -> TransitionNetwork:
+    """Trains for some minutes on drawn sequences, and writes the weights to `out`. The learning
+    rate rises over 100 steps and falls as a cosine of the elapsed time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     frames, shots, videos = gather(sources)
     print(f"{len(frames)} frames, {len(shots)} shots, {len(videos)} labelled videos", flush=True)
@@ -77,28 +86,29 @@ def train(
     loader = DataLoader(Plans(planner, batch, seed=1), batch_size=None, num_workers=workers)
     torch.manual_seed(0)
     network = TransitionNetwork().to(device).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.02)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=MAX_LEARNING_RATE, weight_decay=0.02)
     started, sums = time.monotonic(), np.zeros(2)
     for step, plans in enumerate(loader):
-        share = (time.monotonic() - started) / (60 * minutes)
-        if share >= 1:
+        elapsed = (time.monotonic() - started) / (60 * minutes)  # share of the whole
+        if elapsed >= 1:
             break
-        rate = RATE * min(1, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+        decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * elapsed))
+        rate = MAX_LEARNING_RATE * min(1, step / 100) * decay
         for group in optimizer.param_groups:
             group["lr"] = rate
-        plans = {name: of.to(device, non_blocking=True) for name, of in plans.items()}
+        plans = {name: array.to(device, non_blocking=True) for name, array in plans.items()}
         with torch.no_grad():
-            pictures = renderer.render(plans)
+            clips = renderer.render(plans)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = network(pictures)
+            logits = network(clips)
         cut, gradual = loss_of(logits.float(), plans)
         optimizer.zero_grad(set_to_none=True)
         (cut + gradual).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         sums += cut.item(), gradual.item()
-        if step % REPORTED == REPORTED - 1:
-            means = ", ".join(f"{loss:.4f}" for loss in sums / REPORTED)
+        if step % STEPS_PER_REPORT == STEPS_PER_REPORT - 1:
+            means = ", ".join(f"{loss:.4f}" for loss in sums / STEPS_PER_REPORT)
             print(
                 f"{step + 1} steps, {time.monotonic() - started:.0f} s: losses {means}", flush=True
             )
@@ -110,7 +120,7 @@ def train(
 
 @torch.inference_mode()
 def logits_of(network: TransitionNetwork, frames: np.ndarray) -> np.ndarray:
-    """frames: (T, 36, 64, 3) uint8 -> (T, 2) float32"""
+    """The logits of one video.  frames: (T, 36, 64, 3) uint8 -> (T, 2) float32"""
     device = next(network.parameters()).device
     return network(torch.from_numpy(frames)[None].to(device))[0].float().cpu().numpy()
 
@@ -126,17 +136,17 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    everything = [read(path) for path in sorted(args.footage.glob("*.npz"))]
-    if not everything:
+    sources = [read_source(path) for path in sorted(args.footage.glob("*.npz"))]
+    if not sources:
         raise SystemExit(
             f"{args.footage}: no footage; benchmarks.transition_network.collect writes it"
         )
-    chosen = [pair for pair in everything if fold_of(pair[0]) != args.without_fold]
+    training = [pair for pair in sources if fold_of(pair[0]) != args.without_fold]
     weights = args.out / "network.pt"
-    network = train(chosen, weights, args.minutes, args.batch, args.workers)
-    for source, frames in everything:
+    network = train(training, weights, args.minutes, args.batch, args.workers)
+    for source, frames in sources:
         if fold_of(source) == args.without_fold:
-            at = sampled(source.times_s)
+            at = select_frames(source.times_s)
             np.savez(args.out / f"{source.name}.npz", logits=logits_of(network, frames[at]), at=at)
 
 

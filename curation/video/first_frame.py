@@ -8,7 +8,7 @@ import av
 
 from curation.stage import BadVideo
 from curation.video import ebml, mp4_boxes
-from curation.video.coded_size import read_size_changes
+from curation.video.coded_size import make_size_check
 from curation.video.index import Claim, StreamIndex
 from curation.video.reader import Reader
 from curation.video.source import Source, is_matroska
@@ -66,7 +66,7 @@ class FirstFrameReader(Reader):
         """
         first, decoder = self._pending[0], self._stream.codec_context
         size, codec = (first.width, first.height), self.header.codec
-        changes = read_size_changes(codec, decoder.extradata or b"", size)
+        changes = make_size_check(codec, decoder.extradata or b"", size)
         if stated != size or changes is None:
             return False
         if not isinstance(self.path, str):

@@ -1,8 +1,11 @@
-"""Finds hard cuts: pairs of frames whose measures boosted decision trees call a cut.
+"""Finds hard cuts: boosted decision trees classify pairs of consecutive distinct frames.
 
-Hard-coded tests of many measures fight each other: the one that lets a flash pass loses the cut
-next to it. So the measures of `cut_features.py` go to three sets of trees, one after the other;
-most pairs end at the first, which reads little. `benchmarks/train_transitions.py` trains them.
+Fixed thresholds on many measures contradict each other: one that ignores a flash also misses the
+cut next to it. So the features of `cut_features.py` go to three sets of trees in turn, the cheapest
+features first; the first set rejects most pairs. `benchmarks/train_transitions.py` trains them.
+
+As in `cut_features.py`, a picture is a distinct frame, and the pair `at` is that of the pictures
+at - 1 and at.
 """
 
 from __future__ import annotations
@@ -21,25 +24,26 @@ from stages.shots.cut_features import CutFeatures
 from stages.shots.frame_view import FrameView, picture_step
 
 MODELS = Path(__file__).parent / "models"
-# A cut stands out from the pairs nearby: others, six in seven, are not measured at all.
-MIN_STEP = 0.3  # grey levels, mean
-MIN_STEP_RATIO = 1.2  # to the median pair nearby
-# Probabilities below which nothing more is measured: in cross-validation none loses a cut.
-MAY_BE_CUT = 0.01  # by histograms
-MAY_BE_CUT_BY_COLOUR = 0.02
-BATCH = 32  # pairs that are decided together
+# The step is the mean difference of a pair (`picture_step`). Pairs with less than these, six in
+# seven, are no cuts, and no features are computed of them.
+MIN_STEP = 0.3  # grey levels
+MIN_STEP_RATIO = 1.2  # of the pair's step to the median step nearby
+# Pairs of which trees give less are no cuts; in cross-validation this loses none.
+MIN_HISTOGRAM_PROBABILITY = 0.01  # of `cut_by_histogram`
+MIN_COLOUR_PROBABILITY = 0.02  # of `cut_by_colour`
+PAIRS_PER_BATCH = 32
 
 
 class HardCuts:
-    """Those of one video, whose frames come in order."""
+    """Finds the hard cuts of one video. `add` takes its frames in order."""
 
     def __init__(self, min_probability: float) -> None:
         self._min_probability = min_probability
         self._features = CutFeatures()
-        self._steps: list[float] = []  # from the picture before, of each of `_pictures`
-        self._pictures: list[FrameView] = []  # distinct, the last ones
-        self._dropped = 0  # pictures before those
-        self._next = 1  # place in `_pictures` of the next pair to decide
+        self._steps: list[float] = []  # of the pairs that end at `_pictures`, grey levels
+        self._pictures: list[FrameView] = []  # the last ones; earlier ones are dropped
+        self._dropped = 0  # how many
+        self._next = 1  # the next pair to decide, an index into `_pictures`
         self._cuts_s: list[float] = []
 
     def add(self, view: FrameView) -> None:
@@ -51,19 +55,19 @@ class HardCuts:
         if step:
             self._pictures.append(view)
             self._steps.append(step)
-            if len(self._pictures) - self._next >= BATCH + cut_features.REACH:
-                self._decide_pairs(self._next + BATCH)
+            if len(self._pictures) - self._next >= PAIRS_PER_BATCH + cut_features.REACH:
+                self._decide_pairs(self._next + PAIRS_PER_BATCH)
 
     def times_s(self) -> list[float]:
-        """Of the first frame after each cut. Ends the pass."""
+        """Times of the first frame after each cut. Called once, after the last frame."""
         self._decide_pairs(len(self._pictures))
         return self._cuts_s
 
     def _decide_pairs(self, stop: int) -> None:
-        """Decides the pairs that end at the pictures before `stop`."""
-        numbers = [at for at in range(self._next, stop) if self._stands_out(at)]
-        if numbers:
-            for at in self._cuts_among(numbers):
+        """Decides the pairs [_next, stop), and drops the pictures that no later pair needs."""
+        pairs = [at for at in range(self._next, stop) if self._stands_out(at)]
+        if pairs:
+            for at in self._select_cuts(pairs):
                 self._cuts_s.append(self._pictures[at].t_s)
         self._next = max(stop, 1)
         surplus = self._next - cut_features.REACH - 2
@@ -75,43 +79,47 @@ class HardCuts:
             self._features.forget_before(self._dropped)
 
     def _stands_out(self, at: int) -> bool:
+        """Whether the pair differs enough (MIN_STEP, MIN_STEP_RATIO) to be a cut."""
         if self._steps[at] < MIN_STEP:
             return False
         start, stop = cut_features.nearby(self._pictures, at)
         near = sorted(self._steps[start + 1 : at] + self._steps[at + 1 : stop])
         return not near or self._steps[at] >= MIN_STEP_RATIO * near[len(near) // 2]
 
-    def _cuts_among(self, numbers: list[int]) -> list[int]:
+    def _select_cuts(self, pairs: list[int]) -> list[int]:
+        """The pairs that are cuts."""
         models = load_models()
-        histograms = [self._features.histograms(self._pictures, at) for at in numbers]
-        table = [[of[name] for name in cut_features.HISTOGRAM_FEATURES] for of in histograms]
-        likely = models.cut_by_histogram.probability(np.array(table, np.float32))
-        numbers = [at for at, p in zip(numbers, likely, strict=True) if p >= MAY_BE_CUT]
-        if not numbers:
+        by_name = [self._features.histograms(self._pictures, at) for at in pairs]
+        table = [[values[name] for name in cut_features.HISTOGRAM_FEATURES] for values in by_name]
+        probabilities = models.cut_by_histogram.probability(np.array(table, np.float32))
+        is_possible = probabilities >= MIN_HISTOGRAM_PROBABILITY
+        pairs = [at for at, possible in zip(pairs, is_possible, strict=True) if possible]
+        if not pairs:
             return []
-        colour = np.array([self.colour_features(at) for at in numbers], np.float32)
-        likely = models.cut_by_colour.probability(colour) >= MAY_BE_CUT_BY_COLOUR
-        numbers = [at for at, is_likely in zip(numbers, likely, strict=True) if is_likely]
-        if not numbers:
+        colour = np.array([self.colour_features(at) for at in pairs], np.float32)
+        is_possible = models.cut_by_colour.probability(colour) >= MIN_COLOUR_PROBABILITY
+        pairs = [at for at, possible in zip(pairs, is_possible, strict=True) if possible]
+        if not pairs:
             return []
-        motion = [self._features.motion(self._pictures, at) for at in numbers]
-        features = np.concatenate([colour[likely], np.array(motion, np.float32)], axis=1)
-        probabilities = models.cut.probability(features)
-        is_cut = probabilities >= self._min_probability
-        return [at for at, found in zip(numbers, is_cut, strict=True) if found]
+        motion = [self._features.motion(self._pictures, at) for at in pairs]
+        features = np.concatenate([colour[is_possible], np.array(motion, np.float32)], axis=1)
+        is_cut = models.cut.probability(features) >= self._min_probability
+        return [at for at, found in zip(pairs, is_cut, strict=True) if found]
 
     def features_of_pair(self, at: int) -> list[float]:
-        """FEATURES of the pair of pictures that ends at one of `_pictures`."""
+        """The pair's FEATURES, in their order."""
         return [*self.colour_features(at), *self._features.motion(self._pictures, at)]
 
     def colour_features(self, at: int) -> list[float]:
-        of = self._features.histograms(self._pictures, at)
-        return self._features.colour(self._pictures, at, self._dropped, of)
+        """The pair's COLOUR_FEATURES, in their order."""
+        histograms = self._features.histograms(self._pictures, at)
+        return self._features.colour(self._pictures, at, self._dropped, histograms)
 
 
 @dataclass(frozen=True)
 class Models:
-    """Each may leave a pair to the next, which reads more."""
+    """The sets of trees in the order of use. Each gets the pairs that the one before left
+    possible, with features that cost more to compute."""
 
     cut_by_histogram: BoostedTrees
     cut_by_colour: BoostedTrees
@@ -120,10 +128,11 @@ class Models:
 
 @cache
 def load_models() -> Models:
-    """The trees, read once per process."""
-    names = {
+    """The trees in MODELS, read once per process. Raises ValueError where they were trained on
+    other features."""
+    features = {
         "cut_by_histogram": cut_features.HISTOGRAM_FEATURES,
         "cut_by_colour": cut_features.COLOUR_FEATURES,
         "cut": cut_features.FEATURES,
     }
-    return Models(**{name: BoostedTrees(MODELS / f"{name}.npz", of) for name, of in names.items()})
+    return Models(**{k: BoostedTrees(MODELS / f"{k}.npz", names) for k, names in features.items()})

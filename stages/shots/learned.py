@@ -1,7 +1,7 @@
-"""Finds cuts and gradual transitions: decisions that are learned from edited films and real videos.
+"""The default detector, trained on labelled videos and on films edited from their takes.
 
-Boosted decision trees find hard cuts (`hard_cuts.py`), a small network gradual transitions
-(`gradual_network.py`).
+Boosted decision trees find hard cuts (`hard_cuts.py`); a small convolutional network finds gradual
+transitions (`gradual_network.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from stages.shots.frame_view import FrameView
 from stages.shots.gradual_network import GradualNetwork, load_session
 from stages.shots.hard_cuts import HardCuts, load_models
 
-NEAR_CUT_S = 0.2  # a gradual transition that short and that near to a cut is the cut
+# A gradual transition of at most twice this length that has a cut within this distance is that cut
+NEAR_CUT_S = 0.2
 
 
 @dataclass
@@ -26,8 +27,8 @@ class LearnedDetector(Detector):
     """Finds hard cuts, jump cuts and gradual transitions of all common kinds."""
 
     reads_chroma = True
-    cut_probability: Annotated[float, Ge(0), Le(1)] = 0.5  # from which a pair of frames is a cut
-    gradual_probability: Annotated[float, Ge(0), Le(1)] = 0.8  # of a transition's likeliest frame
+    cut_probability: Annotated[float, Ge(0), Le(1)] = 0.5  # least of a pair of frames
+    gradual_probability: Annotated[float, Ge(0), Le(1)] = 0.8  # least of a transition's peak
 
     def setup(self) -> None:
         load_models()
@@ -47,19 +48,24 @@ class LearnedDetector(Detector):
 
 
 def merge(cuts_s: list[float], gradual: list[tuple[float, float]]) -> Transitions:
-    """Cuts within a gradual transition are its own.  gradual: disjoint, in order of time."""
+    """Drops gradual transitions that are cuts (NEAR_CUT_S), then cuts inside gradual transitions.
+
+    cuts_s, gradual: as in Transitions, in order of time; gradual transitions do not overlap.
+    """
     gradual = [
-        (a, b)
-        for a, b in gradual
-        if b - a > 2 * NEAR_CUT_S or not _any_within(cuts_s, a - NEAR_CUT_S, b + NEAR_CUT_S)
+        (first_s, last_s)
+        for first_s, last_s in gradual
+        if last_s - first_s > 2 * NEAR_CUT_S
+        or not _any_within(cuts_s, first_s - NEAR_CUT_S, last_s + NEAR_CUT_S)
     ]
-    starts_s = [a for a, _ in gradual]
-    before = (gradual[: bisect.bisect_right(starts_s, t)][-1:] for t in cuts_s)
-    cuts_s = [t for t, span in zip(cuts_s, before, strict=True) if not span or span[0][1] < t]
+    starts_s = [first_s for first_s, _ in gradual]
+    # for each cut a list of the last gradual transition that starts no later, or an empty list
+    before = (gradual[: bisect.bisect_right(starts_s, t_s)][-1:] for t_s in cuts_s)
+    cuts_s = [t_s for t_s, last in zip(cuts_s, before, strict=True) if not last or last[0][1] < t_s]
     return Transitions(cuts_s, gradual)
 
 
 def _any_within(times_s: list[float], start_s: float, end_s: float) -> bool:
-    """times_s: increasing."""
-    at = bisect.bisect_left(times_s, start_s)
-    return at < len(times_s) and times_s[at] <= end_s
+    """Whether one of the times, which increase, is in [start_s, end_s]."""
+    index = bisect.bisect_left(times_s, start_s)
+    return index < len(times_s) and times_s[index] <= end_s

@@ -16,7 +16,7 @@ from curation.policy import Policy, Range
 from curation.records import NOT_DECODED, SCORE_NAMES, make_clip_id
 from curation.stage import BadVideo, PlanError, RunContext
 from curation.storage import Folder, file_system
-from curation.video.coded_size import read_size_changes
+from curation.video.coded_size import make_size_check
 from curation.video.container import Limits
 from curation.video.first_frame import FirstFrameReader
 from curation.video.reader import Reader
@@ -156,9 +156,9 @@ def test_vp9_packet_that_states_another_size_is_found_also_between_keyframe_pack
     path = video_files.draw(tmp_path / "a.webm", codec="libvpx-vp9", width=160, height=90)
     with av.open(str(path)) as file:
         packets = [bytes(p) for p in file.demux(video=0) if p.size]
-    changes = read_size_changes("vp9", b"", (160, 90))
+    changes = make_size_check("vp9", b"", (160, 90))
     assert not any(changes(packet) for packet in packets)
-    assert read_size_changes("vp9", b"", (160, 92))(packets[0])
+    assert make_size_check("vp9", b"", (160, 92))(packets[0])
     # VP9 bitstream specification, 6.2: an inter frame of 30 bits, whose size is no reference's
     head = "10" + "00" + "0" + "1" + "1" + "0" + "00" + "00000000" + "000" * 4
     for width, height in ((160, 90), (640, 360)):
@@ -179,7 +179,7 @@ def test_av1_packet_that_states_a_larger_size_is_found(tmp_path):
         video_files.draw(path, codec="libsvtav1", width=width, height=96, frames=40)
         with av.open(str(path)) as file:
             packets[width] = [bytes(p) for p in file.demux(video=0) if p.size]
-    changes = read_size_changes("av1", b"", (160, 96))
+    changes = make_size_check("av1", b"", (160, 96))
     assert not any(changes(packet) for packet in packets[160])
     assert changes(packets[640][0])
     assert not is_decoded(decode(tmp_path / "160.mkv", tmp_path, Policy(width=Range(min=320))))

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from benchmarks.transition_network.collect import Source, gather, labels
+from benchmarks.transition_network.collect import Source, gather, label_frames
 from benchmarks.transition_network.draw import PLAIN, Plan, Planner, Renderer, Shot
 from benchmarks.transition_network.network import TransitionNetwork
 
@@ -24,8 +24,8 @@ def studio() -> tuple[Planner, Renderer]:
 
 
 def drawn(renderer: Renderer, plan: Plan) -> np.ndarray:
-    plans = {name: torch.from_numpy(np.asarray(of))[None] for name, of in vars(plan).items()}
-    plans = {name: of if of.dtype == torch.int64 else of.float() for name, of in plans.items()}
+    plans = {k: torch.from_numpy(np.asarray(array))[None] for k, array in vars(plan).items()}
+    plans = {k: v if v.dtype == torch.int64 else v.float() for k, v in plans.items()}
     return renderer.render(plans)[0].numpy().astype(int)
 
 
@@ -34,7 +34,7 @@ def test_outside_gradual_transitions_a_drawn_frame_shows_one_shot_which_changes_
     studio, seed
 ):
     planner, renderer = studio
-    plan = planner._edited(np.random.default_rng(seed))
+    plan = planner._plan_edited_film(np.random.default_rng(seed))
     frames = drawn(renderer, plan)
     quiet = (plan.gradual == 0) & (plan.counted.min(axis=1) == 1)
     known = np.concatenate([COLOURS, PLAIN]).astype(int)
@@ -50,11 +50,11 @@ def test_outside_gradual_transitions_a_drawn_frame_shows_one_shot_which_changes_
 def test_labels_name_the_first_frame_after_a_cut_and_every_frame_of_a_gradual_transition():
     times_s = np.arange(100) / 25
     source = Source("a", "b", True, times_s.tolist(), [1.0], [(2.0, 2.4)], [(3.0, 3.1)])
-    of = labels(source, times_s)
-    assert np.flatnonzero(np.diff(of["cuts"])) + 1 == [25]
-    assert np.flatnonzero(of["gradual"]).tolist() == list(range(50, 61))
-    assert (of["counted"][np.flatnonzero((times_s >= 2.9) & (times_s <= 3.2))] == 0).all()
-    assert of["counted"][40].tolist() == [1, 1]
+    labels = label_frames(source, times_s)
+    assert np.flatnonzero(np.diff(labels["cuts"])) + 1 == [25]
+    assert np.flatnonzero(labels["gradual"]).tolist() == list(range(50, 61))
+    assert (labels["counted"][np.flatnonzero((times_s >= 2.9) & (times_s <= 3.2))] == 0).all()
+    assert labels["counted"][40].tolist() == [1, 1]
     _, shots, videos = gather([(source, np.zeros((100, 36, 64, 3), np.uint8))])
     assert [(shot.first, shot.end) for shot in shots] == [(0, 25), (25, 49), (62, 73), (81, 100)]
     assert len(videos) == 1
