@@ -106,11 +106,6 @@ class FrameComparison:
         area = np.count_nonzero(relative > 1) / relative.size
         return Change(_residual(relative), area, median(_inside(blocks, before, after)))
 
-    def motion(self, before: SmallFrame, after: SmallFrame) -> tuple[float, float]:
-        """Mean difference of both frames, and the same after motion compensation, grey levels."""
-        raw = cv2.mean(cv2.absdiff(before.luma, after.luma))[0]
-        return raw, cv2.mean(cv2.absdiff(self._compensated(before, after), after.luma))[0]
-
     def residual_in_equal_light(self, before: SmallFrame, after: SmallFrame) -> float:
         """The residual after motion and a smooth change of light are compensated.
 

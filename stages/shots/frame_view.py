@@ -12,7 +12,7 @@ from curation.video.planes import reduce_plane
 from stages.shots.change import SmallFrame, small_frame
 
 WIDTH, HEIGHT = 64, 36  # px, of the colour image, whatever the picture's shape
-GRID = (16, 9)  # blocks of the colour image, for windows of many frames
+GRID = (16, 9)  # blocks of the colour image
 BINS = 16  # of a histogram, for each of luma and the two chroma channels
 # (1, 256, 3) uint8: from the difference of two hues, which lie on a circle of 180, to their
 # distance; saturation and value stay as they are
@@ -51,12 +51,6 @@ class FrameView:
         """(3 * 16 * 9,) float32: means of Y, Cb and Cr over GRID."""
         small = cv2.resize(self.yuv, GRID, interpolation=cv2.INTER_AREA)
         return small.transpose(2, 0, 1).ravel().astype(np.float32)
-
-    @cached_property
-    def detail(self) -> float:
-        """Mean distance of the luma to its local mean, grey levels."""
-        luma = self.yuv[:, :, 0]
-        return cv2.mean(cv2.absdiff(luma, cv2.blur(luma, (5, 5))))[0]
 
     @cached_property
     def flat_share(self) -> float:
