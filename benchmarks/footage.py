@@ -23,8 +23,10 @@ import numpy as np
 
 from benchmarks.real_videos import LABELS, half_of, present, real_videos
 from curation.stage import BadVideo
-from curation.video.planes import convert
+from curation.video.frames import Planes
+from curation.video.planes import chroma_image, convert
 from curation.video.reader import Reader
+from stages.shots.frame_view import FrameView
 
 FOOTAGE = LABELS.with_name("footage.jsonl")
 WIDE, HIGH, MOST = 400, 226, 250  # px and frames of a take that films show
@@ -56,6 +58,21 @@ class Take:
         except BadVideo:
             pass  # what was read until then counts
         return found
+
+
+def frame_views(
+    reader: Reader, start_s: float = 0.0, end_s: float = float("inf")
+) -> Iterator[FrameView]:
+    """The frames in [start_s, end_s). A file that can't be decoded to its end gives those before:
+    the labels end there too."""
+    try:
+        for t_s, planes in reader.frames():
+            if t_s >= end_s:
+                return
+            if t_s >= start_s:
+                yield FrameView(t_s, Planes(planes.y, chroma=chroma_image(planes)))
+    except BadVideo:
+        pass
 
 
 def single_takes() -> list[Take]:

@@ -29,16 +29,12 @@ import numpy as np
 
 from benchmarks import edits
 from benchmarks.edits import Transition
-from benchmarks.footage import Take, single_takes
+from benchmarks.footage import Take, frame_views, single_takes
 from benchmarks.labelled_videos import Labels, read_labels
 from benchmarks.real_videos import RealVideo, half_of, present, real_videos
-from curation.stage import BadVideo
-from curation.video.frames import Planes
-from curation.video.planes import chroma_image
 from curation.video.reader import Reader
 from stages.shots import cut_features
 from stages.shots.boosted_trees import tree_arrays
-from stages.shots.frame_view import FrameView
 from stages.shots.hard_cuts import MODELS, HardCuts
 from tests.support.paths import VIDEOS
 
@@ -70,14 +66,8 @@ def measure(
     """The measured pairs of a file or of a span of it, and its frames' times."""
     recorder = Recorder()
     with Reader(str(path)) as reader:
-        try:
-            for t_s, planes in reader.frames():
-                if t_s >= end_s:
-                    break
-                if t_s >= start_s:
-                    recorder.add(FrameView(t_s, Planes(planes.y, chroma=chroma_image(planes))))
-        except BadVideo:
-            pass  # labelled up to there
+        for view in frame_views(reader, start_s, end_s):
+            recorder.add(view)
         recorder.times_s()
         return recorder, reader.times_s
 

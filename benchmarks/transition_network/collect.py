@@ -19,15 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.footage import Take, single_takes
+from benchmarks.footage import Take, frame_views, single_takes
 from benchmarks.labelled_videos import Labels, read_labels
 from benchmarks.real_videos import RealVideo, half_of, present, real_videos
 from benchmarks.transition_network.draw import PLAIN, Shot
-from curation.stage import BadVideo
-from curation.video.frames import Planes
-from curation.video.planes import chroma_image
 from curation.video.reader import Reader
-from stages.shots.frame_view import FrameView
 from stages.shots.gradual_network import MIN_FRAME_STEP_S
 from tests.support.paths import VIDEOS
 
@@ -138,16 +134,9 @@ def read_frames(
     all frames that were decoded. A file that can't be decoded to its end gives those before."""
     times_s, frames = [], []
     with Reader(str(path)) as reader:
-        try:
-            for t_s, planes in reader.frames():
-                if t_s >= end_s:
-                    break
-                if t_s >= start_s:
-                    view = FrameView(t_s, Planes(planes.y, chroma=chroma_image(planes)))
-                    times_s.append(t_s)
-                    frames.append(view.yuv)
-        except BadVideo:
-            pass  # the labels end there too
+        for view in frame_views(reader, start_s, end_s):
+            times_s.append(view.t_s)
+            frames.append(view.yuv)
         return times_s, np.array(frames), list(reader.times_s)
 
 
