@@ -1,4 +1,4 @@
-"""CPU seconds of a command and of everything that it starts, daemons and orphans included.
+"""CPU seconds and memory of a command and of everything that it starts, daemons and orphans too.
 
     python -m benchmarks.cpu_time COMMAND…
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,7 @@ ProcessKey = tuple[int, int]  # pid and start time, because pids are reused
 class Cost:
     cpu_s: float  # user and system, all processes and threads
     wall_s: float
+    peak_bytes: int  # resident memory of the largest process at its peak
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class ProcessTimes:
     parent: int  # pid
     own_s: float
     waited_s: float  # of its descendants that ended and were waited for, at every level
+    peak_bytes: int  # of its resident memory; 0 for a zombie
 
 
 def measure_command(command: Sequence[str]) -> Cost:
@@ -68,13 +71,18 @@ def list_processes() -> dict[ProcessKey, ProcessTimes]:
             continue
         try:
             stat = Path("/proc", entry, "stat").read_text(errors="replace")
+            status = Path("/proc", entry, "status").read_text(errors="replace")
         except (FileNotFoundError, ProcessLookupError):
             continue
         # man 5 proc: fields 3 to 52 follow the name in brackets, which may contain anything
         field = stat.rpartition(")")[2].split()
         user, system, waited_user, waited_system = (int(f) * TICK_S for f in field[11:15])
+        peak = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.M)
         found[int(entry), int(field[19])] = ProcessTimes(
-            int(field[1]), user + system, waited_user + waited_system
+            int(field[1]),
+            user + system,
+            waited_user + waited_system,
+            int(peak[1]) * 1024 if peak else 0,
         )
     return dict(sorted(found.items(), key=lambda item: (item[0][1], item[0][0])))
 
@@ -103,6 +111,7 @@ def supervise(command: Sequence[str]) -> tuple[int, Cost]:
     if ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError("this kernel can't let a process adopt orphans (PR_SET_CHILD_SUBREAPER)")
     processes: dict[ProcessKey, ProcessTimes] = {}
+    peak_bytes = 0
     start = time.monotonic()
     main = os.posix_spawnp(command[0], command, os.environ)
     code, end, pids = None, 0.0, {main}
@@ -120,11 +129,13 @@ def supervise(command: Sequence[str]) -> tuple[int, Cost]:
             if process.parent in pids or key in processes:
                 pids.add(key[0])
                 processes[key] = process
+                peak_bytes = max(peak_bytes, process.peak_bytes)
         time.sleep(POLL_INTERVAL_S)
     assert code is not None
     times = os.times()
     waited_s = times.children_user + times.children_system
-    return code, Cost(total_cpu_s(processes, os.getpid(), waited_s), end - start)
+    cpu_s = total_cpu_s(processes, os.getpid(), waited_s)
+    return code, Cost(cpu_s, end - start, peak_bytes)
 
 
 def main() -> None:
@@ -137,7 +148,8 @@ def main() -> None:
     if result:
         Path(result).write_text(json.dumps(vars(cost)))
     else:
-        print(f"{cost.cpu_s:.2f} CPU-s, {cost.wall_s:.2f} s", file=sys.stderr)
+        peak = f"{cost.peak_bytes / 2**20:.0f} MiB in the largest process"
+        print(f"{cost.cpu_s:.2f} CPU-s, {cost.wall_s:.2f} s, {peak}", file=sys.stderr)
     sys.exit(code)
 
 

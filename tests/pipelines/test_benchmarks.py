@@ -51,6 +51,14 @@ def test_cpu_time_of_children_is_counted(kind):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_the_largest_process_is_measured():
+    use = "import time; taken = b'x' * 200_000_000; time.sleep(1)"
+    start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {use!r}])"
+    peak_bytes = measure_command([sys.executable, "-c", start]).peak_bytes
+    assert 200_000_000 < peak_bytes < 300_000_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_error_of_a_failed_command_has_the_end_of_its_output():
     with pytest.raises(RuntimeError, match=r"exit code 3\n(.|\n)*no such thing"):
         measure_command([sys.executable, "-c", "import sys; print('no such thing'); sys.exit(3)"])
@@ -58,10 +66,10 @@ def test_error_of_a_failed_command_has_the_end_of_its_output():
 
 def test_time_of_children_is_not_counted_twice():
     processes = {
-        (10, 0): ProcessTimes(parent=1, own_s=2.0, waited_s=5.0),  # waited for all of 11
-        (11, 0): ProcessTimes(parent=10, own_s=4.8, waited_s=0.0),  # at the last poll
-        (12, 0): ProcessTimes(parent=1, own_s=1.0, waited_s=0.0),  # waited for nothing of 13
-        (13, 0): ProcessTimes(parent=12, own_s=3.0, waited_s=0.0),
+        (10, 0): ProcessTimes(1, own_s=2.0, waited_s=5.0, peak_bytes=0),  # waited for all of 11
+        (11, 0): ProcessTimes(10, own_s=4.8, waited_s=0.0, peak_bytes=0),  # at the last poll
+        (12, 0): ProcessTimes(1, own_s=1.0, waited_s=0.0, peak_bytes=0),  # waited for nothing of 13
+        (13, 0): ProcessTimes(12, own_s=3.0, waited_s=0.0, peak_bytes=0),
     }
     assert total_cpu_s(processes, root=1, waited_s=0.0) == pytest.approx(2 + 5 + 1 + 3)
 
