@@ -1,6 +1,6 @@
 """Disturbs whole runs, runs them again, and compares the dataset with that of an undisturbed run.
 
-    python -m tests.chaos [--plan] [--keep FOLDER] SEED…
+    python -m tests.chaos [--plan] [--clock] [--keep FOLDER] SEED…
 
 A seed chooses where the output is (a disk, an S3 server on this machine), two or three faults, and
 the moment of each: when a file appears in the output, one of them while it is written. Consecutive
@@ -11,8 +11,9 @@ A full disk is a small one that is mounted, for which root is needed.
 
 Prints a JSON line per seed, and one with the counts of all. `not_caused`: faults whose moment did
 not come, or whose process was not there. Exit code 1: a dataset differs, or a run hangs; its last
-lines are then the stacks of its threads. --plan: prints the faults alone. --keep: the undisturbed
-run is in this folder, or is written there.
+lines are then the stacks of its threads. --plan: prints the faults alone. --clock: another fault
+sets the machine's clock; for a virtual machine that does nothing else. --keep: the undisturbed run
+is in this folder, or is written there.
 """
 
 from __future__ import annotations
@@ -49,11 +50,13 @@ from tests.support.whole_run import differences, unfinished_files
 MAX_RUNS = 7
 
 
-def run_seed(seed: int, machine: Machine, known: Path, scratch: Path) -> dict[str, Any]:
+def run_seed(
+    seed: int, machine: Machine, known: Path, scratch: Path, with_clock: bool
+) -> dict[str, Any]:
     rng = random.Random(seed)
     began_s = time.monotonic()
     is_local = seed % 2 == 0
-    plan = draw_plan(seed, rng, is_local)
+    plan = draw_plan(seed, rng, is_local, with_clock)
     faults = [fault for fault, _ in plan]
     caused: list[dict[str, Any]] = []
     codes: list[int | None] = []
@@ -119,11 +122,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("seeds", type=int, nargs="+")
     parser.add_argument("--plan", action="store_true")
+    parser.add_argument("--clock", action="store_true")
     parser.add_argument("--keep", type=Path)
     args = parser.parse_args()
     if args.plan:
         for seed in args.seeds:
-            print(seed, describe(draw_plan(seed, random.Random(seed), seed % 2 == 0)))
+            plan = draw_plan(seed, random.Random(seed), seed % 2 == 0, args.clock)
+            print(seed, describe(plan))
         return 0
     os.environ |= {k: v for k, v in ENVIRONMENT.items() if k.startswith("AWS")}
     counts = Counter[str]()
@@ -135,7 +140,7 @@ def main() -> int:
             for seed in args.seeds:
                 folder = Path(scratch, str(seed))
                 folder.mkdir()
-                found = run_seed(seed, machine, known, folder)
+                found = run_seed(seed, machine, known, folder, args.clock)
                 print(json.dumps(found, ensure_ascii=False), flush=True)
                 outcomes[found["outcome"]] += 1
                 counts.update(f"{fault['fault']} in {fault['phase']}" for fault in found["faults"])

@@ -30,6 +30,8 @@ from tests.support.whole_run import descendants
 STORE_FAULT_S = 8.0
 PAUSE_S = 6.0
 DISK_FAULT_S = 60.0  # at most; the run ends before, as a rule
+CLOCK_JUMP_S = 3600.0
+CLOCK_FAULT_S = 6.0
 MEMORY_TAKEN = 0.3  # share of the free memory that the fault takes
 MEMORY_FAULT_S = 6.0
 CHILD = "curation.isolate"
@@ -184,6 +186,17 @@ def restart_caption_server(a: Attempt) -> str:
     return ""
 
 
+def jump_clock(a: Attempt) -> str:
+    """The machine's clock is an hour fast or slow for some seconds. Root is needed."""
+    jump_s = a.random.choice((-CLOCK_JUMP_S, CLOCK_JUMP_S))
+    time.clock_settime(time.CLOCK_REALTIME, time.time() + jump_s)
+    try:
+        time.sleep(CLOCK_FAULT_S)
+    finally:
+        time.clock_settime(time.CLOCK_REALTIME, time.time() - jump_s)
+    return f"{jump_s:+.0f} s"
+
+
 def fail_store(fault: str) -> Fault:
     def work(a: Attempt) -> str:
         assert a.output.proxy is not None
@@ -206,8 +219,9 @@ ON_DISK = (fill_disk,)
 IN_S3 = (fail_store("503"), fail_store("slow"), fail_store("cut"))
 
 
-def draw_plan(seed: int, rng: random.Random, is_local: bool) -> Plan:
-    """Returns two or three faults with the moment of each, in the order of a run."""
+def draw_plan(seed: int, rng: random.Random, is_local: bool, with_clock: bool = False) -> Plan:
+    """Returns two or three faults with the moment of each, in the order of a run; with_clock: and
+    a jump of the clock."""
     choices = [*FAULTS, *(ON_DISK if is_local else IN_S3)]
     others = [m for m in MOMENTS if is_local or m not in DISK_WRITES]
     moments = [rng.choice(DISK_WRITES if is_local else S3_WRITES)]
@@ -216,6 +230,8 @@ def draw_plan(seed: int, rng: random.Random, is_local: bool) -> Plan:
     rng.shuffle(faults)
     plan = list(zip(faults, moments, strict=True))
     plan = [(f, CAPTIONS_START if f is restart_caption_server else m) for f, m in plan]
+    if with_clock:
+        plan.append((jump_clock, rng.choice(others)))
     return sorted(plan, key=lambda pair: [*MOMENTS].index(pair[1]))
 
 
