@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-import torch.distributed as dist
 
 from curation.config import ConfigError
 from training.clips import BadData, Clip, ClipList, ClipSource
@@ -31,11 +30,11 @@ def dry_run(cfg: TrainConfig, one_step: Step) -> None:
     device, cfg = world.device, replace(cfg, accumulate=1)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in System(cfg.system).parameters())
-    # bytes of fp32 weights, gradients, two moments, average; weights and average, which frozen
-    # weights have outside FSDP only once, are unsharded at the start
+    # bytes of fp32 weights, gradients, two moments, average; weights and average, which are the
+    # same where they are frozen, are unsharded at the start
     shards = cfg.shard_ranks or world.size
-    start_bytes = 4 if cfg.lora_rank and not dist.is_initialized() else 8
-    each = start_bytes if cfg.lora_rank else 14 if cfg.optimizer == "adamw8bit" else 20
+    start_bytes = 4 if cfg.lora_rank else 8
+    each = 4 if cfg.lora_rank else 14 if cfg.optimizer == "adamw8bit" else 20
     needed, free = 1e-9 * parameters * max(each / shards, start_bytes), free_memory_gb(device)
     if needed > free:
         raise ConfigError(

@@ -7,7 +7,6 @@ import os
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from curation import config
@@ -50,11 +49,9 @@ def build(cfg: TrainConfig, resumed: bool = False, system_class: type[System] = 
         add_adapters(system.presto, cfg.lora_rank)
     for size in cfg.system.all_sizes:
         system.check_memory(size, cfg.batch, cfg.keep_activations)
-    # weights that are not trained have no average: both systems have the same tensors, except
-    # under FSDP, which shards those of each system
+    # weights that are not trained have no average: both systems have the same tensors
     frozen = {id(p): p for p in system.parameters() if not p.requires_grad}
-    memo = {} if dist.is_initialized() else frozen
-    ema = copy.deepcopy(system, memo).requires_grad_(False).eval()
+    ema = copy.deepcopy(system, frozen).requires_grad_(False).eval()
     system.presto.set_recompute_policy(cfg.keep_activations)
     if cfg.compile:
         report_recompile_limit()
@@ -62,6 +59,9 @@ def build(cfg: TrainConfig, resumed: bool = False, system_class: type[System] = 
     for one in (system, ema):
         bf16 = cfg.precision == "bf16"
         shard_model(one.presto, one.trained_text_encoder, world, bf16, cfg.shard_ranks)
+    if world.is_distributed:  # FSDP has copied the shards of each system
+        shards = {n: p.detach() for n, p in system.named_parameters() if not p.requires_grad}
+        ema.load_state_dict(shards, strict=False, assign=True)
     samples = cfg.batch * cfg.accumulate * world.replicas
     return Run(system, ema, build_optimizer(cfg, system), world, samples)
 

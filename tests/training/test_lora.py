@@ -13,13 +13,15 @@ from curation.torchvision_fix import fix_torchvision
 from tests.support.ranks import on_ranks
 from tests.support.tiny_run import CLIPS, SYSTEM, tiny_config
 from training import checkpoint
+from training.clips import ClipList
+from training.config import T5Config
 from training.export import load_averaged_system
 from training.export import main as export_main
 from training.lora import ADAPTER_FILE
-from training.resume import build
+from training.resume import build, restore
 from training.text_to_video import System
-from training.train import train
-from training.weights import load_presto
+from training.train import train, validation_loss
+from training.weights import export_presto, load_presto
 
 # large enough for moments in 8 bits
 WIDE = replace(SYSTEM, model=replace(SYSTEM.model, num_attention_heads=6))
@@ -80,6 +82,39 @@ def test_adapters_are_trained_on_two_ranks_as_on_one(tmp_path):
     losses = train(alone, CLIPS, system_class=StartedSystem)
     ranks = on_ranks(2, trained_with_adapters, tmp_path / "ranks")
     assert ranks[0] == ranks[1] == pytest.approx(losses, rel=1e-4)
+
+
+def resumed_weights(folder):
+    """Of a rank that resumes a run: which frozen weights both systems have in the same memory, and
+    the values in both."""
+    cfg = config(folder / "run", "lora", steps=1, batch=1)
+    system = replace(WIDE, text=T5Config("nowhere", 24))
+    cfg = replace(cfg, system=system, weights=str(folder / "weights"))
+    texts = [{text: torch.ones(3, 24) for text in ("", c.caption, *c.sub_captions)} for c in CLIPS]
+    clips = ClipList([replace(c, texts=t) for c, t in zip(CLIPS, texts, strict=True)])
+    train(cfg, clips)
+    run = build(cfg, resumed=True)
+    restore(cfg, run, clips)
+    validation_loss(run.ema, clips, replace(cfg, validation_clips=1), run.world)
+    frozen = [name for name, weight in run.system.named_parameters() if not weight.requires_grad]
+    systems = run.system.state_dict(), run.ema.state_dict()
+    shared, values = {}, {}
+    for name in frozen:
+        pair = [tensors[name] for tensors in systems]
+        shared[name] = len({one.to_local().data_ptr() for one in pair}) == 1
+        values[name] = [one.full_tensor().numpy() for one in pair]
+    return shared, values
+
+
+def test_ranks_have_frozen_weights_once_also_after_a_resumption(tmp_path):
+    start = System(replace(WIDE, text=T5Config("nowhere", 24))).presto
+    export_presto(start, tmp_path / "weights", torch.float32)
+    for shared, values in on_ranks(2, resumed_weights, tmp_path):
+        assert all(shared[name] for name in values if len(values[name][0]) % 2 == 0)
+        for name, found in values.items():
+            name = name.removeprefix("presto.").replace(".base_layer.", ".")
+            for one in found:
+                assert torch.equal(torch.from_numpy(one), start.get_parameter(name)), name
 
 
 def test_8_bit_moments_take_a_quarter_of_the_memory(tmp_path):
