@@ -1,15 +1,15 @@
 """What fast sampling costs: the oracle's accuracy on a network of the segmentation experiment.
 
     python -m benchmarks.sampling_accuracy configs/train/segmentation.yaml --out FOLDER \\
-        [--events 5 10] [--videos 64 32] [--network FILE] [key=value …]
+        [--events 5 10] [--videos 64 32] [--network FILE] [--only ROW …] [key=value …]
 
 Trains a network first, at the last of the configuration's rates. --network loads FILE instead, or
-writes the trained weights to it if it does not exist. Each row samples the same test videos from
-the same noise. `difference` is the root mean square of the grey levels against the full sampler's
-videos. For flows it is an error, because both solvers follow the same path; Euler-ancestral
-sampling adds noise of its own, so there it is not. `to the second order` is the same against 100
-second-order steps. FOLDER gets one JSON and one Markdown file, named after the objective, which
-are written after each row.
+writes the trained weights to it if it does not exist. --only measures the named rows, and the full
+sampler's. Each row samples the same test videos from the same noise. `difference` is the root mean
+square of the grey levels against the full sampler's videos. For flows it is an error, because both
+solvers follow the same path; Euler-ancestral sampling adds noise of its own, so there it is not.
+`to the second order` is the same against 100 second-order steps. FOLDER gets one JSON and one
+Markdown file, named after the objective, which are written after each row.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder")
     parser.add_argument("--variant", default="overlapped", choices=list(VARIANTS))
     parser.add_argument("--network", type=Path, help="file of weights")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="by their names")
     parser.add_argument("--events", type=int, nargs="+", help="of a video; default: training's")
     parser.add_argument("--videos", type=int, nargs="+", default=[64], help="for each of --events")
     args = parser.parse_intermixed_args()
@@ -115,6 +116,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     sampled: dict[tuple[str, int], Tensor] = {}
     for name, sampling in list_samplings(cfg.sample.guidance, cfg.diffusion):
+        if rows and args.only and name not in args.only:
+            continue
         if name == COMPILED:
             network.presto.compile_blocks()
         for events, count in tests:
