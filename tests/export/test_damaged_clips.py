@@ -35,7 +35,7 @@ def extracting(folder: Path, presto: bool) -> Iterator[tuple[ExtractClips, Path,
 
 @pytest.fixture(scope="module")
 def extracted(tmp_path_factory):
-    with extracting(tmp_path_factory.mktemp("cuts"), presto=False) as found:
+    with extracting(tmp_path_factory.mktemp("extracted"), presto=False) as found:
         yield found
 
 
@@ -50,7 +50,7 @@ def flip_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_bit, Path.unlink])
-def test_damaged_cut_is_extracted_again(extracted, damage):
+def test_damaged_extracted_clip_is_extracted_again(extracted, damage):
     assert_extracted_again("extracted/{}.mp4", damage, *extracted)
 
 
@@ -75,7 +75,7 @@ def assert_extracted_again(
     assert mp4.read_bytes() == before
 
 
-def test_cut_that_is_damaged_after_its_receipt_was_read_is_never_packed(extracted, tmp_path):
+def test_clip_that_is_damaged_after_its_receipt_was_read_is_never_packed(extracted, tmp_path):
     _, out, clip, _ = extracted
     copy = tmp_path / "out"
     shutil.copytree(out, copy)
