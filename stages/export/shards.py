@@ -192,21 +192,13 @@ def pack_shard(
     extract: Callable[[Row, Path], ExtractedClip],
     extra_output: Callable[[Row, Path, ExtractedClip], Row] | None = None,
     settings: str = "",
-    retry_failed: bool = False,
 ) -> Receipt:
-    """Writes one shard to `folder` and its receipt to `receipts`, unless both are up to date.
+    """Writes one shard to `folder` and its receipt to `receipts`.
 
     clips: the rows of the plan's clips, with captions.  extract: writes the mp4 of a clip to a
     path, or raises BadVideo.  extra_output: called with each packed clip; the rows that it returns
     are stored in the receipt.  settings: everything else that the shard depends on, as text.
-    retry_failed: also packs a shard again if one of its clips failed.
     """
-    signature = shard_signature(plan, clips, settings)
-    earlier = read_receipt(receipts, plan.name)
-    if earlier and earlier.signature == signature and not (retry_failed and earlier.failed):
-        path = folder / plan.name
-        if (path.stat().st_size if path.exists() else 0) == earlier.bytes:
-            return earlier
     rows: list[Row] = []
     extra: list[Row] = []
     with output_file(folder / plan.name, durable=True) as out:
@@ -231,6 +223,7 @@ def pack_shard(
         size = out.tell()
         out.seek(0)
         sha256 = hashlib.file_digest(out, "sha256").hexdigest()
+    signature = shard_signature(plan, clips, settings)
     receipt = Receipt(signature, plan.name, size, sha256, rows, extra)
     if receipt.failed == len(rows):
         (folder / plan.name).unlink()
@@ -249,11 +242,6 @@ def shard_signature(plan: ShardPlan, clips: Mapping[str, Row], settings: str = "
 def clip_signature(clip: Row, settings: str = "") -> str:
     """Hash of everything that determines a clip's files."""
     return hashlib.sha256(to_json([settings, _planned_metadata(clip)])).hexdigest()
-
-
-def read_receipt(receipts: Path, name: str) -> Receipt | None:
-    path = receipts / f"{name}.json"
-    return parse_receipt(path.read_bytes(), str(path)) if path.exists() else None
 
 
 def parse_receipt(text: bytes, path: str) -> Receipt:

@@ -88,6 +88,20 @@ def test_clip_that_is_damaged_after_its_receipt_was_read_is_never_packed(extract
     assert not (copy / "shards" / plan.name).exists()
 
 
+def test_failed_clip_is_in_the_shard_once_it_is_extracted(extracted, tmp_path):
+    _, out, clip, _ = extracted
+    copy, clip_id = tmp_path / "out", clip["clip_id"]
+    [plan] = plan_shards([clip], 10**9, 10)
+    stage = PackShard(str(copy), presto=False, tone_map=False)
+    for errors in ({clip_id: "no room"}, {}):
+        shutil.copytree(out, copy, dirs_exist_ok=True)
+        row = {"plan": vars(plan), "clips": {clip_id: clip}, "errors": errors}
+        [packed] = stage.process([row])
+        [found] = packed["receipt"]["rows"]
+        assert found["error"] == errors.get(clip_id)
+    assert (copy / "shards" / plan.name).stat().st_size == packed["receipt"]["bytes"] > 0
+
+
 def test_clips_of_a_remote_video_are_extracted_from_one_copy_and_fail_alone(tmp_path, monkeypatch):
     source, out = write_video(tmp_path / "a.mp4", scene(1), 6), tmp_path / "out"
     clips = score(source, out)

@@ -13,13 +13,15 @@ import pytest
 
 from curation.records import SCORE_NAMES, hash_frames
 from curation.stage import BadVideo, OutputError
+from curation.storage import Folder
+from stages.export.export_stages import up_to_date_receipt
 from stages.export.extraction import ExtractedClip, extract_clip
 from stages.export.shards import (
     check_captions_match,
     estimate_bytes,
     pack_shard,
+    parse_receipt,
     plan_shards,
-    read_receipt,
     sample_metadata,
     shards_table,
     to_json,
@@ -198,38 +200,34 @@ def test_index_has_the_offset_of_each_mp4_in_its_tar(tmp_path):
         assert hashlib.sha256(data).hexdigest() == entry["sha256"]
 
 
-def test_finished_shard_is_not_packed_again(tmp_path):
-    rows = [row(i) for i in range(6)]
-    plans = plan_shards(rows, 60_000, 100)
-    first = pack(plans, rows, tmp_path)
-
-    def never(clip, target):
-        raise AssertionError("packed again")
-
-    assert pack(plans, rows, tmp_path, never) == first
+def pack_one(rows, out):
+    """Packs the rows as one shard of an output. Returns its plan and the rows by clip_id."""
+    [plan] = plan_shards(rows, 10**9, 100)
+    by_id = {r["clip_id"]: r for r in rows}
+    pack_shard(plan, by_id, out / "shards", out / "ledger/shards", write_known_bytes)
+    return plan, by_id
 
 
-@pytest.mark.parametrize("lost", ["tar", "receipt", "caption", "settings"])
-def test_changed_or_lost_shard_is_packed_again(tmp_path, lost):
-    rows = [row(i) for i in range(3)]
-    plans = plan_shards(rows, 60_000, 100)
-    pack(plans, rows, tmp_path)
-    before = (tmp_path / plans[0].name).read_bytes()
-    if lost == "tar":
-        (tmp_path / plans[0].name).unlink()
-    if lost == "receipt":
-        (tmp_path / "receipts" / f"{plans[0].name}.json").unlink()
-    if lost == "caption":
-        rows[1] = row(1, caption="another")
-    extracted = []
+@pytest.mark.parametrize("changed", [None, "tar", "receipt", "caption", "settings"])
+def test_shard_is_up_to_date_until_it_is_changed_or_lost(tmp_path, changed):
+    plan, by_id = pack_one([row(i) for i in range(3)], tmp_path)
+    if changed == "tar":
+        (tmp_path / "shards" / plan.name).unlink()
+    if changed == "receipt":
+        (tmp_path / f"ledger/shards/{plan.name}.json").unlink()
+    if changed == "caption":
+        by_id |= {plan.clip_ids[1]: by_id[plan.clip_ids[1]] | {"caption": "another"}}
+    settings = "other" if changed == "settings" else ""
+    found = up_to_date_receipt(Folder(str(tmp_path)), plan, by_id, settings, False)
+    assert (found is not None) == (changed is None)
 
-    def extract(clip, target):
-        extracted.append(clip["clip_id"])
-        return write_known_bytes(clip, target)
 
-    pack(plans, rows, tmp_path, extract, settings="other" if lost == "settings" else "")
-    assert len(extracted) == 3
-    assert ((tmp_path / plans[0].name).read_bytes() == before) == (lost != "caption")
+def test_shard_with_a_failed_clip_is_packed_again_with_retry_failed_alone(tmp_path):
+    rows = [row(0), row(1, frames_sha256="of others")]
+    plan, by_id = pack_one(rows, tmp_path)
+    out = Folder(str(tmp_path))
+    assert up_to_date_receipt(out, plan, by_id, "", False).failed == 1
+    assert up_to_date_receipt(out, plan, by_id, "", True) is None
 
 
 def test_clip_that_fails_does_not_affect_the_others_of_its_shard(tmp_path):
@@ -252,8 +250,6 @@ def test_clip_that_fails_does_not_affect_the_others_of_its_shard(tmp_path):
         packed = {n.split(".")[0] for n in tar.getnames()}
     assert packed == {r["clip_id"] for r in rows} - errors.keys()
     (again,) = pack(plans, rows, tmp_path, write_known_bytes)
-    assert again.failed == 2
-    (again,) = pack(plans, rows, tmp_path, write_known_bytes, retry_failed=True)
     assert [r["error"] for r in again.rows].count(None) == 4
 
 
@@ -262,7 +258,6 @@ def test_shard_whose_clips_all_fail_has_a_receipt_and_no_tar(tmp_path):
     (receipt,) = pack(plan_shards(rows, 60_000, 100), rows, tmp_path)
     assert (receipt.failed, receipt.bytes) == (3, 0)
     assert [p.name for p in tmp_path.iterdir()] == ["receipts"]
-    assert pack(plan_shards(rows, 60_000, 100), rows, tmp_path) == [receipt]
 
 
 def test_interrupted_packing_leaves_no_partial_shard(tmp_path):
@@ -292,13 +287,13 @@ def test_extra_output_of_a_clip_is_in_the_receipt(tmp_path):
     (receipt,) = pack(plan_shards(rows, 60_000, 100), rows, tmp_path, extra_output=extra_output)
     assert {r["clip_id"] for r in receipt.extra} == {r["clip_id"] for r in rows}
     assert {r["size"] for r in receipt.extra} == {2400}
-    assert read_receipt(tmp_path / "receipts", receipt.shard) == receipt
+    stored = (tmp_path / "receipts" / f"{receipt.shard}.json").read_bytes()
+    assert parse_receipt(stored, "the receipt") == receipt
 
 
-def test_error_names_a_damaged_receipt(tmp_path):
-    (tmp_path / "a.tar.json").write_text("{")
+def test_error_names_a_damaged_receipt():
     with pytest.raises(OutputError, match=r"a\.tar\.json is damaged"):
-        read_receipt(tmp_path, "a.tar")
+        parse_receipt(b"{", "ledger/shards/a.tar.json")
 
 
 # ---------------------------------------------------------------- reading
