@@ -50,17 +50,17 @@ def sources(folder: str) -> list[Path]:
     return sorted((REPOSITORY / folder).rglob("*.py"))
 
 
-def room_of(path: Path) -> str:
+def folder_of(path: Path) -> str:
     return str((path if path.is_dir() else path.parent).relative_to(REPOSITORY))
 
 
-def imports_between_rooms() -> dict[tuple[str, str], str]:
+def imports_between_folders() -> dict[tuple[str, str], str]:
     """(importing folder, imported folder) -> one of the files that do so."""
     found = {}
     for path in (path for folder in FOLDERS for path in sources(folder)):
         for name in imported(path):
             if name.split(".")[0] in OURS:
-                pair = room_of(path), room_of(REPOSITORY / name.replace(".", "/"))
+                pair = folder_of(path), folder_of(REPOSITORY / name.replace(".", "/"))
                 found[pair] = f"{path.relative_to(REPOSITORY)} imports {name}"
     return {pair: text for pair, text in found.items() if pair[0] != pair[1]}
 
@@ -74,7 +74,7 @@ def drawn_arrows() -> list[set[tuple[str, str]]]:
     for line in picture.splitlines():
         if box := re.match(r'\s*(subgraph )?(\w+)\["([\w/.]+)', line):
             name, path = box[2], REPOSITORY / group / box[3]
-            boxes[name] = set() if box[1] else {room_of(path)}
+            boxes[name] = set() if box[1] else {folder_of(path)}
             if group:
                 boxes[group] |= boxes[name]
             group = name if box[1] else group
@@ -86,14 +86,14 @@ def drawn_arrows() -> list[set[tuple[str, str]]]:
 
 def test_picture_shows_all_imports_between_folders():
     allowed = set().union(*drawn_arrows())
-    for pair, text in imports_between_rooms().items():
+    for pair, text in imports_between_folders().items():
         assert pair in allowed, (
             f"{text}: docs/architecture.md has no arrow from {pair[0]} to {pair[1]}"
         )
 
 
 def test_every_arrow_of_the_picture_is_an_import():
-    pairs = imports_between_rooms()
+    pairs = imports_between_folders()
     for arrow in drawn_arrows():
         assert arrow & pairs.keys(), f"no import: {sorted(arrow)[0]}"
 
