@@ -1,7 +1,7 @@
 """What fast sampling costs: the oracle's accuracy on a network of the segmentation experiment.
 
     python -m benchmarks.sampling_accuracy configs/train/segmentation.yaml --out FOLDER \\
-        [--events 5 10] [--videos 64 32] [--network FILE] [--only ROW …] [key=value …]
+        [--events 5 10] [--videos 64 32] [--only ROW …] [--network FILE] [key=value …]
 
 Trains a network first, at the last of the configuration's rates. --network loads FILE instead, or
 writes the trained weights to it if it does not exist. --only measures the named rows, and the full
