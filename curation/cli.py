@@ -14,6 +14,7 @@ import re
 import select
 import signal
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -236,12 +237,12 @@ def field_comments(kind: type) -> dict[str, str]:
 def _comments_in(source: str, names: set[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     above: list[str] = []
-    for line in source.splitlines():
-        code, _, comment = line.strip().partition("# ")
-        if not code:
+    for line in textwrap.dedent(source).splitlines():
+        code, _, comment = line.partition("# ")
+        if not code.strip():
             above += [comment] if comment else []
             continue
-        name = re.match(r"(\w+):", code)
+        name = re.match(r" {4}(\w+):", code)  # of the class, not of one of its methods
         if name and name[1] in names:
             found[name[1]] = found.get(name[1]) or " ".join(above) or comment
         above = []

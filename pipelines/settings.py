@@ -53,19 +53,19 @@ class ScoreSettings:
 @dataclass
 class SelectSettings:
     policy: Policy = field(default_factory=Policy)
-    # one of the clips is kept whose embeddings' cosine is above it; null: embeddings do not count
+    # of clips whose embeddings have a cosine above it, one is kept; null: they are not compared
     semantic_similarity: Annotated[float, Gt(0), Lt(1)] | None = None
-    # clips that may have the same caption; more of them are all rejected; null: any number
+    # most clips with the same caption; if there are more, all are rejected; null: no limit
     max_equal_captions: Annotated[int, Ge(1)] | None = 20
-    reject_flagged: bool = False  # reject the clips that were flagged in longtake browse
-    validation_share: Annotated[float, Ge(0), Le(0.5)] = 0.05  # of the source videos
-    # a condition in SQL on the columns of a clip: "motion_dis > 3 AND caption ILIKE '%dog%'"
+    reject_flagged: bool = False  # rejects the clips that were flagged in longtake browse
+    validation_share: Annotated[float, Ge(0), Le(0.5)] = 0.05  # share of the source videos
+    # keeps clips for which this SQL condition is true: "motion_dis > 3 AND caption ILIKE '%dog%'"
     where: str | None = None
-    limit: Annotated[int, Ge(1)] | None = None  # clips that are kept, drawn at random
-    # a column, of whose values or ranges the limit keeps equal numbers; `embeddings`: of clips
-    # that look different
+    limit: Annotated[int, Ge(1)] | None = None  # most clips that are kept, drawn at random
+    # a column: the limit keeps as many clips of each of its values or ranges; `embeddings`: of each
+    # group of clips that look alike
     balance: str | None = None
-    seed: Annotated[int, Ge(0)] = 0  # of the split and of the clips drawn
+    seed: Annotated[int, Ge(0)] = 0  # of the split and of the clips that `limit` draws
 
     def __post_init__(self) -> None:
         if self.balance is not None and self.limit is None:
@@ -74,12 +74,13 @@ class SelectSettings:
 
 @dataclass
 class CaptionSettings:
-    # measured, openai, vllm or transformers: the name of a captioner below; null: `openai` where
-    # caption.openai.url is given, else `measured`
+    # measured, openai, vllm or transformers, whose settings are below; null: openai if
+    # caption.openai.url is given, else measured
     captioner: str | None = None
-    # of this set of captions (ledger/captions/NAME); the sets of other models are kept
+    # of this set of captions (ledger/captions/NAME); null: the captioner's name
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
-    structured: bool = False  # each sub-caption also has the fields of records.CAPTION_FIELDS
+    # each sub-caption also has the fields subject, action, camera, light and style
+    structured: bool = False
     measured: MeasuredCaptioner = field(default_factory=MeasuredCaptioner)
     openai: OpenAICaptioner = field(default_factory=OpenAICaptioner)
     vllm: VllmCaptioner = field(default_factory=VllmCaptioner)
@@ -106,23 +107,23 @@ class CaptionSettings:
 @dataclass
 class ExportSettings:
     shard_mb: Annotated[float, Gt(0)] = 500.0  # approximate size of a shard
-    shard_clips: Annotated[int, Ge(1)] = 1000  # maximum of clips in a shard
-    seed: str = ""  # of the order of clips in the shards
-    presto: bool = False  # also write presto/, for the released trainer of Presto's authors
+    shard_clips: Annotated[int, Ge(1)] = 1000  # most clips in a shard
+    seed: str = ""  # changes the order of the clips in the shards
+    presto: bool = False  # also writes presto/, for the trainer that Presto's authors released
     tone_map: bool = False  # clips of HDR video (PQ, HLG) are encoded as SDR
 
 
 @dataclass
 class PlanSettings:
-    videos: Annotated[int, Ge(0)] = 12  # of the input that are scored; more: narrower estimates
+    videos: Annotated[int, Ge(0)] = 12  # number that is scored; with more, ranges are narrower
 
 
 @dataclass
 class Settings:
     input: str | None = None  # folder, file, pattern, or .txt / .parquet list; s3:// and gs:// too
     output: str = "out/dataset"  # folder of the dataset, local or a URL
-    retry_failed: bool = False  # try again what failed in an earlier run: videos, captions
-    # of the videos, and of the clips to caption; above it the run stops
+    retry_failed: bool = False  # tries videos and captions again that failed in an earlier run
+    # if a larger share of the videos, or of the clips to caption, fails, the run stops
     max_failed_share: Annotated[float, Gt(0), Le(1)] = 0.2
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     score: ScoreSettings = field(default_factory=ScoreSettings)

@@ -51,8 +51,8 @@ class Size:
 class PixelConfig:
     """Latents are patches of `frames` x `side` x `side` pixels: no weights, lossless."""
 
-    frames: Count = 2
-    side: Count = 4  # px
+    frames: Count = 2  # of a patch
+    side: Count = 4  # of a patch, px
 
     pretrained: ClassVar[bool] = False
 
@@ -79,8 +79,8 @@ class PixelConfig:
 class AllegroConfig:
     """Allegro's video VAE: 4 x 8 x 8 pixels become 4 numbers. It processes overlapping tiles."""
 
-    allegro: str  # folder of Allegro: vae/ in it
-    # of convolutions; tf32 is fp32 on a CPU, bf16 is faster (errors: docs/measurements/training.md)
+    allegro: str  # folder of Allegro's weights, which contains vae/
+    # of convolutions; tf32: fp32 on a CPU; bf16: faster (errors: docs/measurements/training.md)
     precision: Literal["tf32", "bf16"] = "tf32"
 
     pretrained: ClassVar[bool] = True
@@ -115,7 +115,7 @@ class BytesConfig:
     width: Count = 96
     heads: Count = 4
     layers: CountOrZero = 2
-    max_bytes: Count = 320  # of a caption; longer ones are cut off
+    max_bytes: Count = 320  # of a caption; longer captions are cut off
 
     pretrained: ClassVar[bool] = False
 
@@ -132,9 +132,9 @@ class BytesConfig:
 class T5Config:
     """T5's encoder, v1.1 XXL for Allegro."""
 
-    t5: str  # folder of Allegro: text_encoder/ and tokenizer/ in it
+    t5: str  # folder of Allegro's weights, which contains text_encoder/ and tokenizer/
     width: Count = 4096
-    max_tokens: Count = 512  # of a caption; longer ones are cut off
+    max_tokens: Count = 512  # of a caption; longer captions are cut off
 
     pretrained: ClassVar[bool] = True
 
@@ -159,9 +159,9 @@ class ModelConfig:
     interpolation_scale_t: Positive = 2.2  # positions are divided by it
     interpolation_scale_h: Positive = 2.0
     interpolation_scale_w: Positive = 2.0
-    # position codes added to the tokens, besides rotary positions; Allegro has none
+    # relative: rotary positions only, as Allegro; space, space_time: also codes added to the tokens
     positions: Positions = "relative"
-    # latent size of the training; for pipelines that read the exported config.json
+    # latent size in training, written to the exported config.json
     sample_frames: Count = 22
     sample_height: Count = 90
     sample_width: Count = 160
@@ -178,14 +178,15 @@ class ModelConfig:
 @dataclass(frozen=True)
 class SystemConfig:
     size: Size = field(default_factory=Size)
-    sizes: tuple[Size, ...] = ()  # others: each clip gets the nearest one
+    sizes: tuple[Size, ...] = ()  # further sizes: each clip gets the nearest
     codec: PixelConfig | AllegroConfig = field(default_factory=PixelConfig)
     text: BytesConfig | T5Config = field(default_factory=BytesConfig)
     # channels, text width and sample size are set from codec, text and size
     model: ModelConfig = field(default_factory=ModelConfig)
+    # which captions a frame attends to: overlapped, isolated, sequential, single or tent
     mode: Mode = "overlapped"
-    widen_frames: CountOrZero = 1  # overlapped: each segment, on both sides
-    rounding: Rounding = "nearest"
+    widen_frames: CountOrZero = 1  # latent frames that `overlapped` adds on both sides of a segment
+    rounding: Rounding = "nearest"  # of borders to latent frames; floor: as in the release
 
     def __post_init__(self) -> None:
         for size in self.all_sizes:
@@ -199,10 +200,10 @@ class SystemConfig:
 @dataclass(frozen=True)
 class DiffusionConfig:
     objective: str = "epsilon"  # epsilon, v, flow or clean: training/objectives.py
-    min_snr_gamma: Positive | None = 5.0  # epsilon and v; None: every t weighs the same
-    # of a constant per sample and channel that is added to the noise; Presto: 0.02
+    min_snr_gamma: Positive | None = 5.0  # of epsilon and v; null: every timestep weighs the same
+    # scale of a constant per sample and channel that is added to the noise; Presto: 0.02
     noise_offset: PositiveOrZero = 0.0
-    flow_shift: Positive = 1.0  # above 1: more noise, for longer or larger videos
+    flow_shift: Positive = 1.0  # above 1: higher noise levels, for longer or larger videos
 
     def __post_init__(self) -> None:
         check_choice("objective", self.objective, OBJECTIVES)
@@ -215,15 +216,15 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    dataset: str = "out/samples-dataset"  # what `make curate` wrote; or its URL, s3:// or gs://
-    # instead: WebDataset shards of other tools, PATH/{000..010}.tar, with an mp4 and a JSON a clip
+    dataset: str = "out/samples-dataset"  # output of `make curate`: a folder, s3:// or gs://
+    # instead of a dataset: WebDataset shards of other tools, PATH/{000..010}.tar (docs/training.md)
     webdataset: str = ""
-    shuffle_clips: CountOrZero = 64  # of them, in a buffer of each reading process (encoded); 0: no
-    use_outdated_shards: bool = False  # also where clips were selected again after the export
+    shuffle_clips: CountOrZero = 64  # encoded clips in the shuffle buffer of a reader of webdataset
+    use_outdated_shards: bool = False  # trains although clips were selected again after the export
     workers: CountOrZero = 2  # reading processes; 0: the training process reads
-    memory_mb: PositiveOrZero = 0.0  # of decoded clips that each reading process keeps
-    cache: str = ""  # folder of training.precompute's latent cache, or its URL; "": none
-    reader: Reader = "pyav"  # of mp4s; decord: the extra `decord`
+    memory_mb: PositiveOrZero = 0.0  # decoded clips that each reading process keeps in memory
+    cache: str = ""  # folder or URL of the latent cache that training.precompute writes; "": none
+    reader: Reader = "pyav"  # pyav or decord (the extra `decord`)
 
     def __post_init__(self) -> None:
         if self.webdataset and self.cache:
@@ -240,50 +241,50 @@ class SampleConfig:
     steps: Count = 50
     guidance: PositiveOrZero = 4.0  # scale of classifier-free guidance; 1: none
     seed: CountOrZero = 0
-    # euler: Allegro's, ancestral but for flows; dpm++: of second order, for about 25 steps
+    # euler: Allegro's (ancestral; not ancestral for flows); dpm++: second order, about 25 steps
     solver: Literal["euler", "dpm++"] = "euler"
-    # noise levels t / 1000, between which steps have guidance; the others take half the time
+    # steps at noise levels t / 1000 in this interval have guidance; others take half the time
     guidance_interval: tuple[Share01, Share01] = (0.0, 1.0)
-    # presto: the authors' words around each caption, and their negative prompt
+    # presto: with the template of Presto's authors around each caption, and their negative prompt
     prompts: Literal["plain", "presto"] = "plain"
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    run_dir: str = "out/train"
+    run_dir: str = "out/train"  # folder of checkpoints, samples and the log
     weights: str = ""  # folder of Allegro's or Presto's weights to start from; "": random
-    steps: Count = 1000
-    batch: Count = 1  # samples at a time, of each process (or sequence group)
-    accumulate: Count = 1  # batches per step
+    steps: Count = 1000  # of the optimizer
+    batch: Count = 1  # samples that a process (or sequence group) computes at a time
+    accumulate: Count = 1  # batches of a process (or sequence group) per step
     sequence_ranks: Count = 1  # processes that share the tokens of one sample
-    shard_ranks: CountOrZero = 0  # processes that share the parameters (one host's); 0: all
+    shard_ranks: CountOrZero = 0  # processes that share the parameters, such as a host's; 0: all
     seed: CountOrZero = 0
-    lora_rank: CountOrZero = 0  # of the adapters that are trained alone; 0: all weights are
-    # adamw8bit: bitsandbytes', with a quarter of the memory for its moments; without torchrun
+    lora_rank: CountOrZero = 0  # trains adapters of this rank; 0: trains all weights
+    # adamw, or adamw8bit: moments take a quarter of the memory (bitsandbytes); not under torchrun
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    lr: Positive = 1e-4
+    lr: Positive = 1e-4  # learning rate after the warm-up
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: PositiveOrZero = 1e-2
-    # matrices: no weight decay of norms, biases and modulation tables; all: as Presto's
+    # what has weight decay; matrices: not norms, biases and modulation tables; all: as Presto
     decayed: Literal["all", "matrices"] = "all"
-    warmup_steps: CountOrZero = 100  # of linear growth to `lr`
-    lr_decay: Literal["none", "cosine", "linear"] = "none"  # to 0 at `steps`
-    skip_steps: CountOrZero = 0  # at most, whose loss or gradient is no number; then the run stops
-    max_norm: Positive = 1.0  # of the gradient
-    ema_decay: Share01 = 0.9999  # at most; (1 + step) / (10 + step) in the first steps
+    warmup_steps: CountOrZero = 100  # in which the learning rate grows linearly to `lr`
+    lr_decay: Literal["none", "cosine", "linear"] = "none"  # or cosine or linear, to 0 at `steps`
+    skip_steps: CountOrZero = 0  # most steps that are skipped for a loss that is not finite
+    max_norm: Positive = 1.0  # of the gradient; larger ones are scaled down
+    ema_decay: Share01 = 0.9999  # of averaged weights; (1 + step) / (10 + step) if that is less
     drop_all: Share01 = 0.1  # share of samples without captions, for guidance
-    drop_one: Share01 = 0.02  # share of dropped captions in the other samples
-    precision: Literal["bf16", "fp32"] = "bf16"  # of matrix products; weights are fp32
-    # for backward: all, products, attention or nothing (docs/training.md)
+    drop_one: Share01 = 0.02  # share of captions that are dropped in the other samples
+    precision: Literal["bf16", "fp32"] = "bf16"  # or fp32: of matrix products; weights are fp32
+    # what is stored for the backward pass: all, products, attention or nothing (docs/training.md)
     keep_activations: RecomputePolicy = "all"
-    compile: bool = False
+    compile: bool = False  # torch.compile for the blocks
     deterministic: bool = False  # on a GPU: slower, and a resumed run has bit-equal losses
-    save_every: Count = 500  # steps; validates first
-    keep_checkpoints: Count = 2
-    validation_clips: CountOrZero = 16  # at most
-    sample_every: CountOrZero = 0  # steps; 0: only at the end
-    log_every: Count = 10
-    wandb: str = ""  # project at Weights & Biases, which has to be installed; "": none
+    save_every: Count = 500  # steps from one validation and checkpoint to the next
+    keep_checkpoints: Count = 2  # number of the last checkpoints that are kept
+    validation_clips: CountOrZero = 16  # most clips in a validation
+    sample_every: CountOrZero = 0  # steps from one sample to the next; 0: only at the end
+    log_every: Count = 10  # steps from one line of the log to the next
+    wandb: str = ""  # project at Weights & Biases (needs the package wandb); "": none
     data: DataConfig = field(default_factory=DataConfig)
     system: SystemConfig = field(default_factory=SystemConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -300,11 +301,11 @@ class TrainConfig:
 @dataclass(frozen=True)
 class SampleCommandConfig(SampleConfig):
     duration_s: Positive = 15.0  # of the video, if the captions have no times
-    videos: Count = 1  # per prompt; several are NAME-0.mp4 …, as VBench expects
-    fps: PositiveOrZero = 0.0  # of the mp4, by interpolation; 0: the network's frames
+    videos: Count = 1  # per prompt; several are named NAME-0.mp4 …, as VBench expects
+    fps: PositiveOrZero = 0.0  # frames per second, by interpolation; 0: only the network's frames
     sequence_ranks: Count = 1  # processes that share the tokens of one video
-    compile: bool = True  # on a GPU
-    size: Size | None = None  # None: the run's first size
+    compile: bool = True  # torch.compile, on a GPU only
+    size: Size | None = None  # null: the run's first size
 
 
 @dataclass(frozen=True)

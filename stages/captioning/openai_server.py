@@ -73,12 +73,12 @@ class _Reply:
 class OpenAICaptioner(VlmCaptioner):
     """A client of a chat server."""
 
-    url: str | None = None  # of the API with its version: http://HOST:8000/v1
+    url: str | None = None  # address of the API, with its version: http://HOST:8000/v1
     api_key_env: str = "OPENAI_API_KEY"  # environment variable that holds the key, if one is needed
     max_clips_in_flight: Annotated[int, Ge(1)] = 64  # per worker
     workers: Annotated[int, Ge(1)] = 1  # processes that send requests
     timeout_s: Annotated[float, Gt(0)] = 300.0  # of one request
-    max_outage_s: Annotated[float, Gt(0)] = 900.0  # no request answered for so long: the run stops
+    max_outage_s: Annotated[float, Gt(0)] = 900.0  # without any answer for so long, the run stops
     backoff_s: Annotated[float, Gt(0)] = 1.0  # wait after a failure; doubles with each further one
 
     captioner: ClassVar[str] = "openai"
@@ -106,7 +106,10 @@ class OpenAICaptioner(VlmCaptioner):
     def check(self) -> None:
         """Raises ConfigError where the server is missing or does not serve the model."""
         if not self.url:
-            raise ConfigError("caption.openai.url: expected the server's, http://HOST:8000/v1")
+            raise ConfigError(
+                "caption.openai.url: expected the server's address, found none; set "
+                "caption.openai.url=http://HOST:8000/v1"
+            )
         check_url(self.url, self.api_key_env)
         served = self._served_models(self.url)
         if not self.model or (served and self.model not in served):

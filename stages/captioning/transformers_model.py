@@ -21,7 +21,7 @@ from stages.captioning.vlm import VlmCaptioner
 class TransformersCaptioner(VlmCaptioner):
     """AutoModelForImageTextToText, on a GPU or the CPU."""
 
-    gpus: Annotated[float, Ge(0)] = 0.0  # share that the process takes; 0: the CPU
+    gpus: Annotated[float, Ge(0)] = 0.0  # share of a GPU that the process takes; 0: the CPU
 
     captioner: ClassVar[str] = "transformers"
 

@@ -27,7 +27,7 @@ from stages.captioning.vlm import VlmCaptioner
 class VllmCaptioner(VlmCaptioner):
     """AsyncLLM in a Ray actor."""
 
-    gpus: Annotated[int, Ge(1)] = 1  # per engine: tensor parallel
+    gpus: Annotated[int, Ge(1)] = 1  # GPUs of one engine (tensor parallel)
     max_clips_in_flight: Annotated[int, Ge(1)] = 128  # per engine
     engine_args: dict[str, Any] = field(default_factory=dict)  # further EngineArgs of vLLM
 

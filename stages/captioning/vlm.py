@@ -90,7 +90,7 @@ class VlmCaptioner(Captioner):
     """Asks for each sub-caption with the earlier ones given, then for the caption."""
 
     model: str = ""  # a folder, or the name that the server or the hub has for it
-    revision: str | None = None  # of the weights: recorded, and loaded where a worker loads them
+    revision: str | None = None  # of the weights; recorded, and used if a worker loads the weights
     image_side: Annotated[int, Ge(28)] = 640  # long side of the images in requests, px
     temperature: Annotated[float, Ge(0)] = 0.5
     max_tokens: Annotated[int, Ge(1)] = 400  # of one answer
@@ -98,13 +98,12 @@ class VlmCaptioner(Captioner):
     min_words: Annotated[int, Ge(1)] = 8  # per text
     # ISO 639 codes of the languages that a text may have; the prompts ask for them
     languages: list[str] = field(default_factory=lambda: ["en"])
-    refine: bool = (
-        False  # then rewrite each sub-caption with the caption and the earlier ones given
-    )
-    read_text: bool = False  # give the model the text that OCR reads (1 CPU-s per key frame)
-    t5_tokenizer: str | None = None  # folder of T5's tokenizer; null: an upper estimate
-
-    # a MiniLM sentence model that compares neighbouring sub-captions; null: TF-IDF alone
+    # rewrites each sub-caption with the caption and the earlier rewritten ones given
+    refine: bool = False
+    read_text: bool = False  # gives the model the text that OCR reads (1 CPU-s per key frame)
+    # folder of T5's tokenizer, which counts the tokens of a text; null: an upper estimate
+    t5_tokenizer: str | None = None
+    # a MiniLM sentence model that compares consecutive sub-captions; null: TF-IDF alone
     minilm: str | None = None
 
     def __post_init__(self) -> None:
@@ -137,7 +136,10 @@ class VlmCaptioner(Captioner):
 
     def check(self) -> None:
         if not self.model:
-            raise ConfigError(f"caption.{self.captioner}.model: which model shall write captions?")
+            setting = f"caption.{self.captioner}.model"
+            raise ConfigError(
+                f"{setting}: expected the name of a model, found none; set {setting}=NAME"
+            )
         self._load_token_count()
         self._load_sentence_model()
 

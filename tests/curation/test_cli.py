@@ -81,6 +81,10 @@ def test_comments_of_inherited_settings_are_found():
     class Dusk(Sun):
         colour: str = "red"  # of the sky
 
+        def lower(self) -> None:
+            height: float = self.height - 1
+            self.height = height
+
     assert field_comments(Dusk) == {
         "height": "above the horizon, degrees",
         "colour": "of the sky",
