@@ -233,6 +233,12 @@ def test_local_policy_needs_no_model():
     check_columns(policy_of("local"), [c.name for c in records.SCORES if not c.model])
 
 
+def test_cluster_policy_is_the_local_one_with_a_rule_on_aesthetics():
+    cluster = policy_of("cluster")
+    assert cluster.pop("aesthetic_laion_l14") == Range(min=4.8)
+    assert cluster == policy_of("local")
+
+
 def test_default_policy_keeps_an_unmoved_cameras_take_with_little_motion():
     """Overlays can't be measured in it: overlay_share is null."""
     text = (REPOSITORY / "configs/local.yaml").read_text()
