@@ -102,7 +102,7 @@ class ReasonCount:
 class Funnel:
     videos: dict[str, int]  # status -> count
     clips: dict[str, int]
-    takes: int | None  # None where the table has no such column
+    takes: int
     duplicate_videos: list[ReasonCount]
     failed_videos: list[ReasonCount]
     rejected: list[ReasonCount]
@@ -177,19 +177,17 @@ class RowCounter:
         self._us: Counter[tuple[str, ...]] = Counter()
         self._skipped: Counter[tuple[str, ...]] = Counter()
         self._skipped_us: Counter[tuple[str, ...]] = Counter()
-        self._takes: int | None = None
-        self._expected: int | None = None
+        self._takes = 0
+        self._expected = 0  # clips
 
     def add_videos(self, videos: pa.Table) -> None:
-        """videos: video, status, error, clips (how many), takes (spans, or how many)."""
+        """videos: status, error, clips and takes (how many), num_frames, duration_s."""
         self._add("videos", videos, VIDEO_STATUSES, "error")
-        if "clips" in videos.column_names:
-            self._expected = (self._expected or 0) + _total(videos["clips"])
-        if "takes" in videos.column_names:
-            self._takes = (self._takes or 0) + _total(videos["takes"])
+        self._expected += pc.sum(videos["clips"], min_count=0).as_py()
+        self._takes += pc.sum(videos["takes"], min_count=0).as_py()
 
     def add_clips(self, clips: pa.Table) -> None:
-        """clips: clip_id, status, reason, reasons; num_frames and duration_s for those not decoded.
+        """clips: clip_id, status, reason, reasons, duration_s; num_frames for those not decoded.
 
         Raises Unaccounted."""
         ids = pc.count_distinct(clips["clip_id"], mode="all").as_py()
@@ -214,14 +212,13 @@ class RowCounter:
         if missing := rows[column].null_count:
             raise Unaccounted(f"{unit}: {missing} of {rows.num_rows} {status} without a reason")
         firsts = normalize_reasons(rows[column])
-        if status == "duplicate" and "duration_s" in rows.column_names:
+        if status == "duplicate":
             was_decoded = pc.is_valid(rows["duration_s"])
             firsts = pc.if_else(was_decoded, DECODED_COPY, firsts)
         of_any = _count_values(firsts)
         for name, n in of_any.items():
             self._first[unit, status, name] += n
-            if "duration_s" in rows.column_names:
-                self._add_lengths(rows.filter(pc.equal(firsts, name)), (unit, status, name))
+            self._add_lengths(rows.filter(pc.equal(firsts, name)), (unit, status, name))
         if "reasons" in rows.column_names:
             names = normalize_reasons(pc.list_flatten(rows["reasons"]))
             pairs = pa.table({"row": pc.list_parent_indices(rows["reasons"]), "reason": names})
@@ -242,7 +239,7 @@ class RowCounter:
     def funnel(self) -> Funnel:
         """Raises Unaccounted."""
         clips = self._counts("clips", CLIP_STATUSES)
-        if self._expected not in (None, sum(clips.values())):
+        if self._expected != sum(clips.values()):
             raise Unaccounted(
                 f"videos: {self._expected} clips in all, but there are {sum(clips.values())}"
             )
@@ -262,8 +259,7 @@ class RowCounter:
         )
 
     def table(self) -> pa.Table:
-        """A table of FUNNEL: per unit and status a row for all, then one per reason. The tables
-        need `duration_s`."""
+        """A table of FUNNEL: per unit and status a row for all, then one per reason."""
         found: list[dict[str, object]] = []
         for unit, statuses in (("videos", VIDEO_STATUSES), ("clips", CLIP_STATUSES)):
             counts = self._counts(unit, statuses)
@@ -302,29 +298,13 @@ class RowCounter:
         return sorted(found, key=lambda r: (-r.first, -r.any, r.name))
 
 
-def count_rows(videos: pa.Table, clips: pa.Table) -> Funnel:
-    """Counts the rows of both tables: see RowCounter. Raises Unaccounted."""
-    counter = RowCounter()
-    counter.add_videos(videos)
-    counter.add_clips(clips)
-    return counter.funnel()
-
-
 def _hours(microseconds: int) -> float:
     return round(microseconds / 3.6e9, 6)
 
 
 def _microseconds(rows: pa.Table) -> int:
     """The total length: a sum of whole numbers does not depend on the order of the rows."""
-    if "duration_s" not in rows.column_names:
-        return 0
     return int(np.rint(np.nan_to_num(rows["duration_s"].to_numpy()) * 1e6).sum())
-
-
-def _total(column: pa.ChunkedArray) -> int:
-    """The sum of a column of counts, or of the lengths of lists."""
-    lists = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    return pc.sum(pc.list_value_length(column) if lists else column, min_count=0).as_py()
 
 
 def _shortened(found: list[ReasonCount]) -> list[ReasonCount]:
@@ -380,8 +360,7 @@ def format_funnel(funnel: Funnel, skipped: Mapping[str, int] | None = None) -> s
         add(f"  {status}", funnel.videos[status], n_videos)
         for r in found:
             add(f"    {r.name}", r.first, n_videos)
-    if funnel.takes is not None:
-        add("takes", funnel.takes, 0)
+    add("takes", funnel.takes, 0)
     add("clips", n_clips, 0)
     for status, found in zip(CLIP_STATUSES, ([], funnel.rejected, funnel.failed), strict=True):
         add(f"  {status}", funnel.clips[status], n_clips)

@@ -23,7 +23,7 @@ from curation import config
 from curation.checksums import changed_files
 from curation.json_text import parse_hashed, parse_object, with_hash
 from curation.lease import LEASE, Cut
-from curation.partitions import last_by_key
+from curation.partitions import last_by_key, last_rows
 from curation.records import (
     RELEASES,
     SCHEMA_VERSION,
@@ -153,12 +153,9 @@ class Ledger:
             return {}
         chunks = [chunk.cast(pa.large_string()) for c in found.values() for chunk in c.chunks]
         column = pa.chunked_array(chunks, pa.large_string())
-        order = pc.sort_indices(column)  # stable: a later row of a key comes later
-        ordered = column.take(order)
-        differs = pc.not_equal(ordered.slice(1), ordered.slice(0, max(len(ordered) - 1, 0)))
-        is_last = np.append(differs.to_numpy(), True)[: len(ordered)]
-        is_wanted = pc.is_in(ordered, value_set=keys.cast(pa.large_string())).to_numpy()
-        rows = np.sort(order.to_numpy()[is_last & is_wanted]).astype(np.int64)
+        is_wanted = pc.is_in(column, value_set=keys.cast(pa.large_string())).to_numpy()
+        last = last_rows(column).to_numpy()
+        rows = np.sort(last[is_wanted[last]]).astype(np.int64)
         starts = np.cumsum([0, *map(len, found.values())])
         ends = np.searchsorted(rows, starts)
         return {part: rows[ends[i] : ends[i + 1]] - starts[i] for i, part in enumerate(found)}

@@ -56,20 +56,17 @@ class Partitions:
                 ):
                     stream.write_table(part.slice(start, int(ends[i]) - start).combine_chunks())
 
-    def read(self, name: str, number: int, schema: pa.Schema | None = None) -> pa.Table:
+    def read(self, name: str, number: int, schema: pa.Schema) -> pa.Table:
         """The rows of a range in order of the key; of several rows of a key the last one.
 
         schema: of the table that is returned where nothing was written."""
-        tables = []
         file = self._file(name, number)
-        if file.exists():
-            with pa.OSFile(str(file), "rb") as source:
-                while source.tell() < source.size():
-                    tables.append(pa.ipc.open_stream(source).read_all())
-        elif schema is not None:
+        if not file.exists():
             return schema.empty_table()
-        if not tables:
-            raise KeyError(f"{name}: no row in range {number}, and no schema")
+        tables = []
+        with pa.OSFile(str(file), "rb") as source:
+            while source.tell() < source.size():
+                tables.append(pa.ipc.open_stream(source).read_all())
         return last_by_key(pa.concat_tables(tables), self._key)
 
     def _file(self, name: str, number: int) -> Path:
@@ -78,11 +75,16 @@ class Partitions:
 
 def last_by_key(table: pa.Table, key: str) -> pa.Table:
     """The last row of each key, in order of key."""
-    order = pc.sort_indices(table[key])  # stable
-    ordered = table[key].take(order)
+    return table.take(last_rows(table[key]))
+
+
+def last_rows(keys: pa.ChunkedArray) -> pa.Array:
+    """The number of the last row of each key, in order of key."""
+    order = pc.sort_indices(keys)  # stable
+    ordered = keys.take(order)
     differs = pc.not_equal(ordered.slice(1), ordered.slice(0, max(len(ordered) - 1, 0)))
     is_last = np.append(differs.to_numpy(), True)[: len(ordered)]
-    return table.take(order.filter(pa.array(is_last)))
+    return order.filter(pa.array(is_last))
 
 
 def as_bytes(names: pa.ChunkedArray | pa.Array) -> np.ndarray:

@@ -4,9 +4,9 @@ import pyarrow as pa
 import pytest
 
 from curation.funnel import (
+    Funnel,
     RowCounter,
     Unaccounted,
-    count_rows,
     format_funnel,
     normalize_reason,
     rule_of,
@@ -24,6 +24,7 @@ def clips_of(*rows: tuple[str, list[str]]) -> pa.Table:
             "status": pa.array([status for status, _ in rows], pa.string()),
             "reason": pa.array([r[0] if r else None for _, r in rows], pa.string()),
             "reasons": pa.array([r for _, r in rows], pa.list_(pa.string())),
+            "duration_s": pa.array([15.0] * len(rows), pa.float64()),
         }
     )
 
@@ -37,8 +38,16 @@ def videos_of(*rows: tuple[str, str | None, int]) -> pa.Table:
             "error": pa.array([r[1] for r in rows], pa.string()),
             "takes": pa.array([r[2] for r in rows], pa.int64()),
             "clips": pa.array([r[2] for r in rows], pa.int64()),
+            "duration_s": pa.nulls(len(rows), pa.float64()),
         }
     )
+
+
+def count_rows(videos: pa.Table, clips: pa.Table) -> Funnel:
+    counter = RowCounter()
+    counter.add_videos(videos)
+    counter.add_clips(clips)
+    return counter.funnel()
 
 
 def text_of(videos: pa.Table, clips: pa.Table) -> str:
@@ -193,8 +202,10 @@ def test_rules_of_lists_keep_order_empty_lists_and_nulls_also_of_a_slice():
 def test_table_of_the_funnel_adds_up_with_hours_and_sums_no_reason_into_others():
     errors = [("failed", [chr(97 + i // 26) + chr(97 + i % 26)]) for i in range(30)]
     clips = pa.concat_tables([CLIPS, clips_of(*errors)])
-    clips = clips.append_column("duration_s", pa.array([3600.0] * 7 + [None] * 31))
-    videos = videos_of(("ok", None, 38)).append_column("duration_s", pa.array([7200.0]))
+    lengths = pa.array([3600.0] * 7 + [None] * 31)
+    clips = clips.drop_columns("duration_s").append_column("duration_s", lengths)
+    videos = videos_of(("ok", None, 38)).drop_columns("duration_s")
+    videos = videos.append_column("duration_s", pa.array([7200.0]))
     counter = RowCounter()
     counter.add_videos(videos)
     for start in range(0, 38, 5):  # table by table

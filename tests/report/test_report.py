@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from curation.funnel import count_rows
 from curation.records import (
     FIELD_NAMES,
     NULL_REASONS,
@@ -31,6 +30,7 @@ from stages.report.examples import MAX_THUMBNAIL_BYTES, choose_examples, thumbna
 from stages.report.histogram import layout_histogram
 from stages.report.page import report_html
 from stages.report.statistics import score_statistics
+from tests.curation.test_funnel import count_rows
 
 HOSTILE = (
     "</style></title></svg><script>document.title='ran'</script>"
@@ -102,11 +102,11 @@ def clips_of(rows: list[dict]) -> pa.Table:
 
 def videos_of(rows: list[tuple[str, str, str | None, int]]) -> pa.Table:
     """rows: (video, status, error, clips)."""
-    columns = [pa.array(list(c), t) for c, t in zip(zip(*rows, strict=True), _VIDEO, strict=True)]
-    return pa.table(columns, ["video", "status", "error", "clips"])
-
-
-_VIDEO = (pa.string(), pa.string(), pa.string(), pa.int64())
+    names = ("video", "status", "error", "clips")
+    types = [(name, pa.string()) for name in names[:3]]
+    types += [("clips", pa.int64()), ("takes", pa.int64()), ("duration_s", pa.float64())]
+    found = [dict(zip(names, row, strict=True)) | {"takes": row[3]} for row in rows]
+    return pa.Table.from_pylist(found, schema=pa.schema(types))
 
 
 def report(tmp_path: Path, rows: list[dict], videos=None, facts=None) -> tuple[Path, str]:
