@@ -54,6 +54,14 @@ class Arguments(Generic[S]):
     options: frozenset[str]  # as written: --dry-run
     option_values: dict[str, str] = dataclasses.field(default_factory=dict)  # --sample -> 20
 
+    def whole_number(self, option: str, default: int, most: int | None = None) -> int:
+        """The option's value. Raises UsageError."""
+        text = self.option_values.get(option, str(default))
+        if text.isdecimal() and (most is None or int(text) <= most):
+            return int(text)
+        limit = "" if most is None else f" up to {most}"
+        raise UsageError(f"{option} is {text!r:.60}: expected a whole number{limit}")
+
 
 def run_command(
     doc: str | None,
@@ -157,6 +165,10 @@ def parse(
         path = find_config(given.pop(at))
     loaded = config.load(settings, path, overrides)
     return Arguments(given, loaded, frozenset(a for a in argv if a in options), option_values)
+
+
+def print_to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def is_setting(argument: str) -> bool:

@@ -201,7 +201,7 @@ class RowCounter:
     def _add(self, unit: str, table: pa.Table, statuses: tuple[str, ...], column: str) -> None:
         names = ("status", column, "reasons", "duration_s", "num_frames")
         table = table.select([name for name in names if name in table.column_names])
-        self._statuses[unit] += _count_values(table["status"])
+        self._statuses[unit] += count_values(table["status"])
         for status in statuses:
             rows = table.filter(pc.equal(table["status"], status))
             self._add_lengths(rows, (unit, status), (unit, "all"))
@@ -215,14 +215,14 @@ class RowCounter:
         if status == "duplicate":
             was_decoded = pc.is_valid(rows["duration_s"])
             firsts = pc.if_else(was_decoded, DECODED_COPY, firsts)
-        of_any = _count_values(firsts)
+        of_any = count_values(firsts)
         for name, n in of_any.items():
             self._first[unit, status, name] += n
             self._add_lengths(rows.filter(pc.equal(firsts, name)), (unit, status, name))
         if "reasons" in rows.column_names:
             names = normalize_reasons(pc.list_flatten(rows["reasons"]))
             pairs = pa.table({"row": pc.list_parent_indices(rows["reasons"]), "reason": names})
-            of_any |= _count_values(pairs.group_by(["row", "reason"]).aggregate([])["reason"])
+            of_any |= count_values(pairs.group_by(["row", "reason"]).aggregate([])["reason"])
         for name, n in of_any.items():
             self._any[unit, status, name] += n
 
@@ -317,8 +317,9 @@ def _shortened(found: list[ReasonCount]) -> list[ReasonCount]:
     return [*found[: MAX_REASONS - 1], other]
 
 
-def _count_values(names: pa.ChunkedArray) -> Counter[str]:
-    counts = pc.value_counts(names).to_pylist()
+def count_values(column: pa.ChunkedArray) -> Counter[str]:
+    """Value -> how many rows have it."""
+    counts = pc.value_counts(column).to_pylist()
     return Counter({row["values"]: row["counts"] for row in counts})
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -278,7 +278,12 @@ def _epoch_and_cuts(folder: Folder) -> tuple[int, list[Cut]]:
         ) from None
 
 
-def next_part_numbers(folder: Folder) -> dict[str, int]:
+def locked(out: Folder, report: Callable[[str], None]) -> AbstractContextManager[None]:
+    """`Folder.locked`, which keeps other runs from an output, with the parts of its ledger."""
+    return out.locked(lambda: _next_part_numbers(out / "ledger"), report)
+
+
+def _next_part_numbers(folder: Folder) -> dict[str, int]:
     """Table -> one above the number of its last part. folder: ledger/."""
     captions = [f"captions/{name}" for name in (folder / "captions").subfolders()]
     names = ["videos", "embeddings", "reviews", *captions]

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 # Raised where the meaning of a column changes, not where one is added.
 RELEASES = {1: "0.1.0", 2: "0.2.0"}  # schema version -> the first release that writes it
@@ -415,6 +417,17 @@ def described(table: pa.Table, columns: Sequence[Column]) -> pa.Table:
     meanings = {c.name: c.what for c in reversed(columns)}
     fields = [field.with_metadata({"what": meanings[field.name]}) for field in table.schema]
     return table.cast(with_schema_version(pa.schema(fields)))
+
+
+def null_reason_entries(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array, pa.Array]:
+    """Of each entry of the column `null_reasons`: its row, its score and its reason.
+
+    pyarrow 26 has no list kernels for maps, and list_parent_indices aborts on one.
+    """
+    texts = pa.struct([("key", TEXT), ("value", TEXT)])
+    entries = column.combine_chunks().cast(pa.list_(texts))
+    scores, reasons = pc.list_flatten(entries).flatten()
+    return pc.list_parent_indices(entries).to_numpy(), scores, reasons
 
 
 def make_clip_id(sha256: str, start_s: float, end_s: float) -> str:

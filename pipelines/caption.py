@@ -32,12 +32,16 @@ from pipelines.settings import (
     stop_if_too_many_fail,
     timed_batches,
 )
-from pipelines.tables import CLIP_COLUMNS, SELECTION, captions_ledger, rows_of, stream_clips
+from pipelines.tables import (
+    SELECTION,
+    SMALL_CLIP_COLUMNS,
+    captions_ledger,
+    rows_of,
+    stream_clips,
+)
 from stages.captioning.vlm import VlmCaptioner
 from stages.selection.clip_selection import clips_to_caption
 
-# What captioners read: no large column.
-COLUMNS = [name for name in CLIP_COLUMNS if name not in ("fingerprint", "overlay_mask")]
 FRAMES_CHARS = 16  # of the hash of the frames that are kept in memory; export compares all
 ROWS_PER_BATCH = 64  # turned into Python's objects in one step
 
@@ -134,7 +138,7 @@ class _Captions:
 
 def read_rows(out: Folder, ids: np.ndarray, name: str) -> Iterator[Row]:
     """The rows of these clips for the captioner. ids: sorted."""
-    for clips in stream_clips(out, COLUMNS) if len(ids) else ():
+    for clips in stream_clips(out, SMALL_CLIP_COLUMNS) if len(ids) else ():
         clips = clips.filter(pa.array(_is_in(as_bytes(clips["clip_id"]), ids)))
         for batch in clips.to_batches(max_chunksize=ROWS_PER_BATCH):
             yield from (row | {"error": None, "captioner": name} for row in batch.to_pylist())

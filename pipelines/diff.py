@@ -23,12 +23,11 @@ from curation import config
 from curation.cli import Arguments, NoSettings, UsageError, find_config, is_setting, run_command
 from curation.funnel import rules_of
 from curation.ledger import recorded_settings
-from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines import select
 from pipelines.outdated import MANIFEST, read_manifest
 from pipelines.settings import Settings
-from pipelines.tables import CLIPS, rows_of
+from pipelines.tables import open_clips, rows_of, written_by_older_version
 from stages.report.difference import COMPARED, compare_clips, format_difference
 
 
@@ -53,14 +52,9 @@ def work(given: Arguments[NoSettings]) -> None:
 
 def read_output(out: Folder) -> pa.Table:
     """COMPARED of its clips. Raises PlanError."""
-    if not out.exists(CLIPS):
-        raise PlanError(f"{out.url} has no {CLIPS}; expected the output of longtake curate")
-    clips = out.dataset(CLIPS)
+    clips = open_clips(out)
     if "rule" not in clips.schema.names:
-        raise PlanError(
-            f"{out.url} was written by an older version\n"
-            f"  fix: longtake select output={out.url}, which writes its tables again"
-        )
+        raise written_by_older_version(out)
     return clips.to_table(columns=list(COMPARED))
 
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import config
+from curation.funnel import count_values
 from curation.partitions import as_bytes
 from curation.progress import Progress
 from curation.records import SCHEMA_VERSION, SHARD, schema
@@ -216,18 +217,14 @@ def _manifest(
         "input_hash": hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
         "versions": {"longtake": _version("longtake"), "python": sys.version.split()[0]}
         | {name: _version(name) for name in PACKAGES},
-        "videos": _counts(videos["status"]) | {"all": videos.num_rows},
-        "clips": _counts(clips["status"]) | {"all": clips.num_rows},
-        "splits": _counts(clips["split"].drop_null()),
+        "videos": {**count_values(videos["status"]), "all": videos.num_rows},
+        "clips": {**count_values(clips["status"]), "all": clips.num_rows},
+        "splits": count_values(clips["split"].drop_null()),
         "shards": _shard_counts(shards),
         "presto_skipped": skipped,
         "hours_kept": _hours_kept(clips),
         "captioner": made["caption"]["name"],
     }
-
-
-def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    return {c["values"]: c["counts"] for c in pc.value_counts(column).to_pylist()}
 
 
 def _hours_kept(clips: pa.Table) -> float:
@@ -237,7 +234,7 @@ def _hours_kept(clips: pa.Table) -> float:
 
 def _shard_counts(shards: pa.Table) -> dict[str, int]:
     whole = shards.filter(pc.is_null(shards["error"]))
-    methods = {f"clips_{name}": n for name, n in _counts(whole["method"]).items()}
+    methods = {f"clips_{name}": n for name, n in count_values(whole["method"]).items()}
     return {"shards": len(pc.unique(whole["shard"])), "clips": whole.num_rows} | methods
 
 

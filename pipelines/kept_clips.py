@@ -19,8 +19,8 @@ from curation.stage import PlanError, Row
 from curation.storage import Folder, scan
 from pipelines.reviews import stream_captions
 from pipelines.tables import (
-    CLIP_COLUMNS,
     SELECTION,
+    SMALL_CLIP_COLUMNS,
     clip_partitions,
     clip_schema,
     rows_of,
@@ -28,8 +28,7 @@ from pipelines.tables import (
 )
 
 SPLITS = ("train", "validation")
-COLUMNS = [name for name in CLIP_COLUMNS if name not in ("fingerprint", "overlay_mask")]
-CLIPS = clip_schema(COLUMNS).append(pa.field("split", pa.string()))
+CLIPS = clip_schema(SMALL_CLIP_COLUMNS).append(pa.field("split", pa.string()))
 CAPTIONS = records.schema(records.CAPTION)
 # The columns that decide the shard of a clip
 PLAN_COLUMNS = ["clip_id", "video", "split", "starts_on_keyframe", "packet_bytes"]
@@ -69,11 +68,11 @@ class SelectedIds:
 
 
 def stream_kept(out: Folder) -> Iterator[pa.Table]:
-    """Tables of the kept clips with COLUMNS and their `split`. Raises PlanError where there is no
-    selection, and after the last table where a clip is newer than the selection."""
+    """Tables of the kept clips with SMALL_CLIP_COLUMNS and their `split`. Raises PlanError where
+    there is no selection, and after the last table where a clip is newer than the selection."""
     selection = SelectedIds(out)
     unselected = 0
-    for clips in stream_clips(out, COLUMNS):
+    for clips in stream_clips(out, SMALL_CLIP_COLUMNS):
         splits, is_selected = selection.find_splits(clips["clip_id"])
         unselected += len(is_selected) - int(is_selected.sum())
         yield clips.append_column("split", splits).filter(pc.is_valid(splits))

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import records
-from curation.ledger import Ledger, next_part_numbers
+from curation.ledger import Ledger, locked
 from curation.records import CORRECTED, FIELD_NAMES
 from curation.stage import Row
 from curation.storage import Folder
@@ -74,7 +74,7 @@ def write_review(out: Folder, review: Review, report: Callable[[str], None]) -> 
         raise ReviewError("a review needs the name of its reviewer")
     row = {**vars(review), "reviewer": reviewer, "unix_s": round(time.time(), 3)}
     folder = Folder(out.url)  # holds the lease of this write alone
-    with _WRITING, folder.locked(lambda: next_part_numbers(folder / "ledger"), report):
+    with _WRITING, locked(folder, report):
         ledger = reviews_ledger(folder)
         row["number"] = ledger.next_number
         ledger.append([row])

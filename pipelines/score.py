@@ -227,8 +227,7 @@ def _without(done: pa.Table, videos: list[str]) -> pa.Table:
     """The table of `_up_to_date_rows`, with nulls for these videos."""
     again = pc.is_in(done["video"], value_set=pa.array(videos, pa.string()))
     null = pa.scalar(None, pa.string())
-    columns = {name: pc.if_else(again, null, done[name]) for name in ("status", "sha256")}
-    return pa.table({"video": done["video"], **columns})
+    return pa.table({"video": done["video"], "status": pc.if_else(again, null, done["status"])})
 
 
 def _successful(
@@ -276,8 +275,8 @@ def list_input(settings: Settings, skipped: Counter[str] | None = None) -> pa.Ta
 
 
 def _up_to_date_rows(listed: pa.Table, ledger: Ledger, retry_failed: bool) -> pa.Table:
-    """Columns video, status, sha256 of the listed files; nulls where the ledger has no row of the
-    present file, or one that is to be tried again."""
+    """Columns video and status of the listed files; null where the ledger has no row of the present
+    file, or one that is to be tried again."""
     known = ledger.read(["bytes", "version", "status", "sha256"])
     known = rows_of(listed["video"], known, "video")
     up_to_date = pc.and_(
@@ -291,8 +290,8 @@ def _up_to_date_rows(listed: pa.Table, ledger: Ledger, retry_failed: bool) -> pa
     has_original = pc.is_in(known["sha256"], value_set=originals)
     up_to_date = pc.and_(up_to_date, pc.or_(pc.invert(is_copy), has_original))
     null = pa.scalar(None, pa.string())
-    columns = {name: pc.if_else(up_to_date, known[name], null) for name in ("status", "sha256")}
-    return pa.table({"video": listed["video"], **columns})
+    status = pc.if_else(up_to_date, known["status"], null)
+    return pa.table({"video": listed["video"], "status": status})
 
 
 def new_rows(todo: pa.Table) -> Iterator[Row]:

@@ -29,9 +29,7 @@ from pipelines.publish import clips_schema, recorded_config, write_report, write
 from pipelines.reviews import flag_reasons, read_reviews, stream_captions
 from pipelines.settings import ScoreSettings, SelectSettings, Settings, main
 from pipelines.subset import (
-    CAPTION_COLUMNS as WHERE_CAPTION_COLUMNS,
-)
-from pipelines.subset import (
+    CAPTION_COLUMNS,
     EMBEDDINGS,
     check_subset,
     inside_where,
@@ -72,13 +70,14 @@ from stages.selection.clip_selection import (
 )
 from stages.selection.subset import clips_over_limit, column_groups, embedding_groups
 
-CAPTION_COLUMNS = tuple(
-    dict.fromkeys(["clip_id", "error", "rejected", *WHERE_CAPTION_COLUMNS])
-)  # that the selection depends on
+# Of captions, what the selection depends on.
 CAPTION_SCHEMA = pa.schema(
-    [field for field in records.schema(records.CAPTION) if field.name in CAPTION_COLUMNS]
+    [
+        field
+        for field in records.schema(records.CAPTION)
+        if field.name in ("clip_id", "error", "rejected", *CAPTION_COLUMNS)
+    ]
 )
-CAPTION_COLUMNS = tuple(CAPTION_SCHEMA.names)
 SCORES_WITHOUT_MODEL = tuple(c.name for c in records.SCORES if not c.model)
 
 
@@ -136,7 +135,7 @@ class SelectedRange:
 
     clips: pa.Table  # selected_columns of the policy but the fingerprint, and those of where
     selection: pa.Table  # records.SELECTION
-    captions: pa.Table  # CAPTION_COLUMNS of clips in the range, not only of these
+    captions: pa.Table  # CAPTION_SCHEMA of clips in the range, not only of these
 
 
 class _Ranges:
@@ -154,7 +153,7 @@ class _Ranges:
             {"clips": self.columns, "fingerprints": ["clip_id", "fingerprint"]},
         )
         captions = stream_captions(out, settings.caption.set_name)
-        partitions.write(captions, {"captions": list(CAPTION_COLUMNS)})
+        partitions.write(captions, {"captions": CAPTION_SCHEMA.names})
 
     def __iter__(self) -> Iterator[tuple[int, pa.Table, pa.Table]]:
         """How many clips come before, the clips of a range, and captions."""
@@ -353,7 +352,7 @@ def _has_compared_columns(out: Folder) -> bool:
 
 
 def _compare_ranges(partitions: Partitions) -> Difference:
-    schema = clips_schema().empty_table().select([*COMPARED]).schema
+    schema = pa.schema([clips_schema().field(name) for name in COMPARED])
     pairs = (
         [partitions.read(name, number, schema) for name in ("before", "now")]
         for number in range(len(partitions))

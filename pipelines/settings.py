@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,9 +14,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import StringConstraints
 
 from curation import config
-from curation.cli import Arguments, run_command
+from curation.cli import Arguments, print_to_stderr, run_command
 from curation.config import ConfigError
-from curation.ledger import next_part_numbers
+from curation.ledger import locked
 from curation.policy import Policy
 from curation.runner.cluster import Cluster
 from curation.runner.settings import ClusterSettings
@@ -144,8 +143,7 @@ def main(doc: str, run: Callable[[Settings, Folder, Cluster], None], argv: Seque
         out = Folder(settings.output)
         run_on = Cluster(settings.cluster, out.path("logs"), out.url)
         status = StatusWriter(out, doc.partition(":")[0].strip().lower(), lambda: run_on.pools)
-        lock = out.locked(lambda: next_part_numbers(out / "ledger"), _print_to_stderr)
-        with run_on as cluster, lock, status:
+        with run_on as cluster, locked(out, print_to_stderr), status:
             out.delete_unfinished(skip=KEY_FRAMES)
             run(settings, out, cluster)
 
@@ -157,10 +155,6 @@ def main(doc: str, run: Callable[[Settings, Folder, Cluster], None], argv: Seque
         default_config=DEFAULT_CONFIG,
         stopped="the same command resumes from here",
     )
-
-
-def _print_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def timed_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:

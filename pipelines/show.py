@@ -41,7 +41,7 @@ from curation.stage import BadVideo, PlanError, Row, TransientError
 from curation.storage import Folder, local_copy
 from pipelines.outdated import MANIFEST, SHARDS, read_manifest
 from pipelines.status import outdated_lines
-from pipelines.tables import CLIPS, recorded_policy
+from pipelines.tables import CLIPS, open_clips, recorded_policy, written_by_older_version
 from stages.report.examples import one_paragraph
 from stages.report.histogram import format_value
 from stages.report.rule_losses import columns_read, format_loss, rule_losses
@@ -67,11 +67,11 @@ def work(given: Arguments[NoSettings]) -> None:
     kind = options.get("--format", "table")
     if kind not in FORMATS:
         raise UsageError(f"--format is {kind!r:.60}: expected one of {', '.join(FORMATS)}")
-    sample, seed = _whole_number(options, "--sample"), _whole_number(options, "--seed") or 0
+    sample = given.whole_number("--sample", 0) if "--sample" in options else None
+    seed = given.whole_number("--seed", 0)
     where, play = options.get("--where"), "--open" in given.options
     out = Folder(given.values[0])
-    if not out.exists(CLIPS):
-        raise PlanError(f"{out.url} has no {CLIPS}; expected the output of longtake curate")
+    clips = open_clips(out)
     if len(given.values) > 1:
         if where is not None or sample is not None:
             raise UsageError("expected a clip or --where and --sample, found both")
@@ -79,7 +79,7 @@ def work(given: Arguments[NoSettings]) -> None:
     elif where is None and sample is None:
         if play:
             raise UsageError("--open needs a clip")
-        show_output(out, kind)
+        show_output(out, clips, kind)
         return
     else:
         rows = list_clips(out, where, sample, seed).to_pylist()
@@ -97,25 +97,14 @@ def work(given: Arguments[NoSettings]) -> None:
         _print_list(out, rows, sample is not None)
 
 
-def _whole_number(options: dict[str, str], name: str) -> int | None:
-    text = options.get(name)
-    if text is not None and not text.isdecimal():
-        raise UsageError(f"{name} is {text!r:.60}: expected a whole number")
-    return None if text is None else int(text)
-
-
 # ---- the output ----
 
 
-def show_output(out: Folder, kind: str) -> None:
+def show_output(out: Folder, clips: ds.Dataset, kind: str) -> None:
     """Prints the funnel, the percentiles of each score, and the rules by what they cost."""
     missing = [n for n in ("funnel.parquet", "stats.parquet") if not out.exists(n)]
-    clips = out.dataset(CLIPS)
     if missing or "rules" not in clips.schema.names:
-        raise PlanError(
-            f"{out.url} was written by an older version\n"
-            f"  fix: longtake select output={out.url}, which writes its tables again"
-        )
+        raise written_by_older_version(out)
     funnel = out.read_table("funnel.parquet")
     if kind == "csv":
         _write_csv(funnel.to_pylist())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,9 @@ from curation.stage import PlanError
 from curation.storage import Folder
 from stages.selection.semantic_duplicates import mean_embeddings
 
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
+
 INPUT = "input.parquet"  # the files of the last `score`
 SKIPPED = "skipped.parquet"  # files of its folders that are no videos, by suffix
 SELECTION = "selection.parquet"
@@ -28,7 +31,6 @@ CLIPS, VIDEOS = "clips.parquet", "videos.parquet"  # the tables for users
 COPY = "same bytes as"  # begin of the error of a video whose clips are those of another one
 
 _NO_TEXTS = pa.scalar([], pa.list_(pa.string()))
-_ENTRIES = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
 
 # Columns whose meaning in the tables for users differs from that in the ledger.
 PUBLIC_CLIP = (
@@ -159,6 +161,7 @@ def stream_clips(out: Folder, columns: Iterable[str]) -> Iterator[pa.Table]:
 
 
 CLIP_COLUMNS = (*VIDEO_COLUMNS, *(column.name for column in records.CLIP))
+SMALL_CLIP_COLUMNS = [n for n in CLIP_COLUMNS if n not in ("fingerprint", "overlay_mask")]
 
 
 def clip_schema(columns: Iterable[str]) -> pa.Schema:
@@ -200,6 +203,20 @@ def read_embeddings(out: Folder, clip_id: pa.ChunkedArray) -> np.ndarray:
     parts = ledger.batches(["clip_id", "model", "key_frames"])
     of_model = (part.filter(pc.is_in(part["model"], value_set=models)) for part in parts)
     return mean_embeddings(of_model, clip_id)
+
+
+def open_clips(out: Folder) -> ds.Dataset:
+    """OUT/clips.parquet. Raises PlanError where there is none."""
+    if not out.exists(CLIPS):
+        raise PlanError(f"{out.url} has no {CLIPS}; expected the output of longtake curate")
+    return out.dataset(CLIPS)
+
+
+def written_by_older_version(out: Folder) -> PlanError:
+    return PlanError(
+        f"{out.url} was written by an older version\n"
+        f"  fix: longtake select output={out.url}, which writes its tables again"
+    )
 
 
 def rows_of(ids: pa.ChunkedArray, table: pa.Table, key: str) -> pa.Table:
@@ -257,10 +274,8 @@ def make_clips_table(
 
 def _null_reasons_of_nulls(columns: dict[str, pa.ChunkedArray]) -> pa.MapArray:
     """`null_reasons` without those of scores that were measured later, as captions are."""
-    known = columns["null_reasons"].combine_chunks()
-    entries = known.cast(_ENTRIES)  # pyarrow has no list kernels for maps
-    rows = pc.list_parent_indices(entries).to_numpy()
-    names, reasons = pc.list_flatten(entries).flatten()
+    known = columns["null_reasons"]
+    rows, names, reasons = records.null_reason_entries(known)
     is_null = np.ones(len(rows), bool)
     for score in records.SCORE_NAMES:
         entry = np.flatnonzero(pc.equal(names, score))

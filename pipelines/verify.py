@@ -26,10 +26,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.checksums import changed_files, parse_checksums
-from curation.cli import Arguments, NoSettings, UsageError, run_command
+from curation.cli import Arguments, NoSettings, UsageError, print_to_stderr, run_command
 from curation.images import RESCORE, DamagedFrame, decode_image
 from curation.json_text import parse_hashed, parse_json
-from curation.ledger import damaged_parts, next_part_numbers
+from curation.ledger import damaged_parts, locked
 from curation.progress import printable
 from curation.records import SELECTION as SELECTION_COLUMNS
 from curation.records import schema
@@ -335,12 +335,8 @@ def run(arguments: Arguments[NoSettings]) -> int:
         raise UsageError(f"{out.url}: no output there")
     if not repair:
         return report(out, repair)
-    with out.locked(lambda: next_part_numbers(out / "ledger"), _print_to_stderr):
+    with locked(out, print_to_stderr):
         return report(out, repair)
-
-
-def _print_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def report(out: Folder, repair: bool) -> int:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from curation.cli import Arguments, NoSettings, UsageError, run_command
+from curation.cli import Arguments, NoSettings, UsageError, print_to_stderr, run_command
 from curation.stage import PlanError
 from curation.storage import Folder
 
@@ -25,13 +25,6 @@ if TYPE_CHECKING:
     from pipelines.browse.audit_marks import AuditSettings
 
 OPTIONS = ("--port N", "--reviewer NAME")
-
-
-def whole_number(options: dict[str, str], name: str, default: int, most: int) -> int:
-    text = options.get(name, str(default))
-    if not text.isdecimal() or not int(text) <= most:
-        raise UsageError(f"{name} is {text!r:.60}: expected a whole number up to {most}")
-    return int(text)
 
 
 def reviewer_of(options: dict[str, str]) -> str:
@@ -54,15 +47,10 @@ def serve(given: Arguments[NoSettings], audit: AuditSettings | None = None) -> N
         raise PlanError(
             f"{error.name} is not installed\n  fix: pip install 'longtake[browse]'"
         ) from None
-    options = given.option_values
-    port = whole_number(options, "--port", 0, 65535)
+    port = given.whole_number("--port", 0, 65535)
     folders = [Folder(name) for name in given.values]
     other = folders[1] if len(folders) > 1 else None
-
-    def report(line: str) -> None:
-        print(line, file=sys.stderr)
-
-    page = Page(folders[0], other, reviewer_of(options), audit, report)
+    page = Page(folders[0], other, reviewer_of(given.option_values), audit, print_to_stderr)
     try:
         address = bind(port)
     except OSError as error:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from curation.cli import Arguments, NoSettings, run_command
 from curation.storage import Folder
-from pipelines.browse.__main__ import OPTIONS, serve, whole_number
+from pipelines.browse.__main__ import OPTIONS, serve
 from pipelines.browse.audit_marks import AuditSample, AuditSettings
 from pipelines.browse.output import Output
 from stages.report.audit import format_audit
@@ -29,9 +29,8 @@ SIZE, MAX_SIZE = 100, 10_000  # clips of a sample
 
 
 def work(given: Arguments[NoSettings]) -> None:
-    options = given.option_values
-    seed = whole_number(options, "--seed", 0, 2**31)
-    size = whole_number(options, "--size", SIZE, MAX_SIZE)
+    seed = given.whole_number("--seed", 0, 2**31)
+    size = given.whole_number("--size", SIZE, MAX_SIZE)
     settings = AuditSettings(seed, size)
     if REPORT not in given.options:
         serve(given, settings)

@@ -16,12 +16,18 @@ import pyarrow.dataset as ds
 from curation.ledger import recorded_settings
 from curation.policy import Policy
 from curation.records import TAG_NAMES
-from curation.stage import PlanError, Row
+from curation.stage import Row
 from curation.storage import Folder
 from pipelines.outdated import MANIFEST, SHARDS, read_manifest
 from pipelines.reviews import CAPTION, FLAG, MARK, read_reviews
 from pipelines.show import selected_with
-from pipelines.tables import CLIPS, captions_ledger, rows_of
+from pipelines.tables import (
+    CLIPS,
+    captions_ledger,
+    open_clips,
+    rows_of,
+    written_by_older_version,
+)
 from stages.report.difference import COMPARED, Difference, compare_clips
 from stages.report.statistics import MEASUREMENTS
 
@@ -248,14 +254,9 @@ class Output:
 
 def read_clips_table(folder: Folder, columns: tuple[str, ...]) -> pa.Table:
     """Those of the columns that clips.parquet has. Raises PlanError."""
-    if not folder.exists(CLIPS):
-        raise PlanError(f"{folder.url} has no {CLIPS}; expected the output of longtake curate")
-    known = folder.read_schema(CLIPS).names
+    known = open_clips(folder).schema.names
     if "rules" not in known:
-        raise PlanError(
-            f"{folder.url} was written by an older version\n"
-            f"  fix: longtake select output={folder.url}, which writes its tables again"
-        )
+        raise written_by_older_version(folder)
     table = folder.read_table(CLIPS, [name for name in columns if name in known])
     for name in columns:  # a score added since
         if name not in known:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from curation.funnel import OTHER_RULES, RowCounter
-from curation.policy import Policy, decide_table, group_by_row
+from curation.policy import Policy, Values, decide_table, group_by_row
 from curation.records import CAPTION_SCORES, CORRECTED
 from curation.stage import Row
 from pipelines import select
@@ -137,14 +136,14 @@ def parse_policy(rules: Any) -> Policy:
         raise QueryError(str(error).splitlines()[0]) from None
 
 
-def _as_json(rule: Any) -> str:
-    if hasattr(rule, "as_setting"):
-        return json.dumps(rule.as_setting())
-    return json.dumps({k: v for k, v in (("min", rule.min), ("max", rule.max)) if v is not None})
-
-
 def policy_as_json(policy: Policy) -> dict[str, Any]:
-    return {name: json.loads(_as_json(rule)) for name, rule in policy.items()}
+    """Name -> `{"is": …}`, `{"in": […]}`, or the ends of a range."""
+    return {
+        name: rule.as_setting()
+        if isinstance(rule, Values)
+        else {end: value for end, value in vars(rule).items() if value is not None}
+        for name, rule in policy.items()
+    }
 
 
 def funnel_rows(table: pa.Table) -> list[Row]:
@@ -156,11 +155,8 @@ def funnel_rows(table: pa.Table) -> list[Row]:
 
 def changes(before: np.ndarray, after: np.ndarray, hours: np.ndarray) -> dict[str, Any]:
     """Clips and hours gained and lost. before, after: (n,) whether kept; hours: (n,)."""
-    masks: Collection[tuple[str, np.ndarray]] = (
-        ("gained", after & ~before),
-        ("lost", before & ~after),
-    )
+    masks = {"gained": after & ~before, "lost": before & ~after}
     return {
         name: {"clips": int(mask.sum()), "hours": round(float(hours[mask].sum()), 4)}
-        for name, mask in masks
+        for name, mask in masks.items()
     }

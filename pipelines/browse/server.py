@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from curation.errors import UserError
+from curation.funnel import count_values
 from curation.images import DamagedFrame, read_verified
 from curation.json_text import parse_object, replace_non_finite
 from curation.policy import Policy
@@ -112,20 +113,18 @@ class Page:
         with self._reading:
             self._read()
         output = self._output
-        counts = {row["values"]: row["counts"] for row in _value_counts(output, "status")}
-        rules = {row["values"]: row["counts"] for row in _value_counts(output, "rule")}
         found: Row = {
             "name": self._folder.url,
             "reviewer": self._reviewer,
             "audit": None if self._audit is None else asdict(self._audit),
             "total": output.clips.num_rows,
-            "statuses": counts,
+            "statuses": count_values(output.clips["status"]),
             "sorted_by": SORTED_BY,
             "scores": [_score(output, name) for name in MEASUREMENTS],
             "other": None,
         }
         if self._audit is None:  # an audit is blind
-            found["rules"] = {name: n for name, n in rules.items() if name}
+            found["rules"] = count_values(output.clips["rule"].drop_null())
             found["policy"] = policy_as_json(output.policy)
             found["reject_flagged"] = output.rejects_flagged
         if self._other is not None:
@@ -150,7 +149,7 @@ class Page:
 
     async def clips(self, request: Request) -> Response:
         query = _object(await request.body())
-        return await _in_thread(self._clips, query)
+        return await run_in_threadpool(self._clips, query)
 
     def _clips(self, query: Row) -> Response:
         self._refuse_in_audit()
@@ -244,7 +243,7 @@ class Page:
 
     async def preview(self, request: Request) -> Response:
         query = _object(await request.body())
-        return await _in_thread(self._funnel, query)
+        return await run_in_threadpool(self._funnel, query)
 
     def _funnel(self, query: Row) -> Response:
         self._refuse_in_audit()
@@ -268,7 +267,7 @@ class Page:
 
     async def review(self, request: Request) -> Response:
         given = _object(await request.body())
-        return await _in_thread(self._write, given)
+        return await run_in_threadpool(self._write, given)
 
     def _write(self, given: Row) -> Response:
         output = self._output
@@ -347,10 +346,6 @@ class Page:
         return Response(data, media_type="image/jpeg")
 
 
-def _value_counts(output: Output, column: str) -> list[Row]:
-    return pc.value_counts(output.clips[column]).to_pylist()
-
-
 def _score(output: Output, name: str) -> Row:
     column = output.clips[name]
     return {
@@ -421,10 +416,6 @@ def _answer(content: Any, status: int = 200) -> Response:
     # JSON escapes a lone surrogate of a file's name
     text = json.dumps(replace_non_finite(content), allow_nan=False)
     return Response(text, status, media_type="application/json")
-
-
-async def _in_thread(work: Callable[[Row], Response], given: Row) -> Response:
-    return await run_in_threadpool(work, given)
 
 
 def _failure(status: int) -> Callable[[Request, Exception], Response]:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curation.funnel import count_values
 from curation.policy import Policy, Range
 
 
@@ -34,14 +35,14 @@ def columns_read(policy: Policy) -> list[str]:
 def rule_losses(clips: pa.Table, policy: Policy) -> list[RuleLoss]:
     """Of every rule that rejects a clip; the one that rejects most clips alone comes first."""
     rejected = clips.filter(pc.equal(clips["status"], "rejected"))
-    first = {row["values"]: row["counts"] for row in pc.value_counts(rejected["rule"]).to_pylist()}
+    first = count_values(rejected["rule"])
     pairs = rules_that_count(rejected)
     sizes = np.bincount(pairs["row"].to_numpy(), minlength=rejected.num_rows)
     only = pairs.filter(pa.array(sizes[pairs["row"].to_numpy()] == 1))
     found = []
     for rule in pc.unique(pairs["rule"]).to_pylist():
         alone = rejected.take(only["row"].filter(pc.equal(only["rule"], rule)))
-        found.append(_loss(rule, first.get(rule, 0), alone, clips, policy))
+        found.append(_loss(rule, first[rule], alone, clips, policy))
     return sorted(found, key=lambda loss: (-loss.alone, -loss.first, loss.rule))
 
 

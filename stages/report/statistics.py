@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from curation.records import SCORE_NAMES, Column, schema
+from curation.records import SCORE_NAMES, Column, null_reason_entries, schema
 from curation.storage import scan
 
 STATUSES = ("kept", "rejected", "failed", "all")
@@ -33,8 +33,6 @@ STATS = (
     Column("edges", pa.list_(pa.float64()), "of the bins; the same in all rows of a score"),
     Column("counts", pa.list_(pa.int64()), "clips per bin (the last includes its upper edge)"),
 )
-
-_ENTRIES = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
 
 
 def bin_edges(values: np.ndarray, about: int = 30) -> np.ndarray:
@@ -131,16 +129,13 @@ def _null_reasons(clips: ds.Dataset) -> dict[tuple[str, str], Counter[str]]:
     if "null_reasons" not in clips.schema.names:
         return found
     for table in scan(clips, ["status", "null_reasons", *known]):
-        # As a list: pyarrow 26 has no list kernels for maps, and list_parent_indices aborts on one.
-        entries = table["null_reasons"].combine_chunks().cast(_ENTRIES)
-        rows = pc.list_parent_indices(entries)
-        scores, reasons = pc.list_flatten(entries).flatten()
+        rows, scores, reasons = null_reason_entries(table["null_reasons"])
         for score in set(pc.unique(scores).to_pylist()).intersection(known):
             values = table[score].cast(pa.float64()).to_numpy()
             of_score = np.flatnonzero(pc.equal(scores, score))
-            place = pa.array(of_score[~np.isfinite(values[rows.to_numpy()[of_score]])])
-            texts = pc.fill_null(reasons.take(place), "no cause recorded")
-            status = table["status"].take(rows.take(place))
+            place = of_score[~np.isfinite(values[rows[of_score]])]
+            texts = pc.fill_null(reasons.take(pa.array(place)), "no cause recorded")
+            status = table["status"].take(pa.array(rows[place]))
             pairs = pa.table({"status": status, "reason": pa.chunked_array([texts])})
             for row in (
                 pairs.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist()

@@ -13,7 +13,7 @@ import pytest
 
 from curation import lease
 from curation.lease import LEASE, LeaseLost
-from curation.ledger import Ledger, next_part_numbers
+from curation.ledger import Ledger, locked
 from curation.stage import OutputError
 from curation.storage import Folder
 from tests.chaos.proxy import Proxy
@@ -37,7 +37,7 @@ def url(options, request, monkeypatch):
 
 
 def lock(out, report=lambda _: None):
-    return out.locked(lambda: next_part_numbers(out / "ledger"), report)
+    return locked(out, report)
 
 
 def videos(out):

@@ -177,7 +177,7 @@ def test_damaged_review_is_found_and_never_deleted_by_the_repair(out, capsys):
 def test_reviews_of_an_output_in_s3_are_written_under_its_lease(out):
     clip = kept_clips(out)[0]["clip_id"]
     with s3_bucket() as (_, options):
-        folder = Folder(f"s3://bucket/out?{options}")
+        folder = Folder(f"s3://bucket/reviewed?{options}")
         for value in ("one", "two"):
             write_review(folder, Review(clip, FLAG, "Ada", value), print)
         assert read_reviews(folder)["value"].to_pylist() == ["two"]
