@@ -76,12 +76,10 @@ class Isolated:
         *,
         timeout_s: float = 60.0,
         memory_gib: float = 4.0,  # address space in addition to what is in use after setup
-        log: str | None = None,  # file of the child's stdout and stderr; None: they are discarded
     ) -> None:
         self._setup_request = pickle.dumps((call, setup, int(memory_gib * 2**30)))
         self.timeout_s = timeout_s
         self.memory_gib = memory_gib
-        self.log = log
         self._child: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._kills_at_start = 0
@@ -138,29 +136,25 @@ class Isolated:
         self.close()
         ours, theirs = socket.socketpair()
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        out: Any = open(self.log, "ab") if self.log else subprocess.DEVNULL  # noqa: SIM115 (below)
         try:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "curation.isolate", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
+                stdout=subprocess.DEVNULL,  # the decoder prints what it finds wrong with a video
+                stderr=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path, "GLIBC_TUNABLES": _glibc_tunables()},
                 start_new_session=True,  # Ctrl-C goes to the parent alone
             )
         finally:
             theirs.close()
-            if self.log:
-                out.close()
         self._socket, self._kills_at_start = ours, out_of_memory_kills()
         self._kill = weakref.finalize(self, _kill, self._child, ours)
         try:
             reply = self._request(self._setup_request, START_TIMEOUT_S)
         except (OSError, ValueError, TimedOut) as error:
             reason = self._exit_reason()
-            where = f"; see {self.log}" if self.log else ""
-            raise NotStarted(f"the isolated worker did not start: {reason}{where}") from error
+            raise NotStarted(f"the isolated worker did not start: {reason}") from error
         if "error" in reply:
             self.close()
             raise NotStarted(f"the isolated worker did not start: {reply.get('message')}")
