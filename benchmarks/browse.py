@@ -42,7 +42,6 @@ TEXT = "A street with trees at both sides in daylight. The camera moves forward 
 def synthetic_videos(rng: np.random.Generator, first: int, n: int) -> pa.Table:
     """n videos of records.VIDEO with their clips; first: number of the first video."""
     count = n * CLIPS_PER_VIDEO
-    clip_type = records.struct(records.CLIP)
     number = first * CLIPS_PER_VIDEO + np.arange(count)
     ids = [f"{(int(i) * 0x9E3779B97F4A7C15) % 2**64:016x}00000000" for i in number]  # as a hash
     known: dict[str, Any] = {
@@ -68,13 +67,7 @@ def synthetic_videos(rng: np.random.Generator, first: int, n: int) -> pa.Table:
             is_zero = rng.random(count) < (0.9 if high is None else 0)  # of shares
             values = np.where(is_zero, 0, (high or 1) * rng.beta(2, 3, count))
             known[score.name] = values.astype(np.float32)
-    columns = [
-        pa.array(known[field.name], field.type)
-        if field.name in known
-        else pa.nulls(count, field.type)
-        for field in clip_type
-    ]
-    clips = pa.StructArray.from_arrays(columns, fields=list(clip_type))
+    clips = pa.table(known).to_struct_array().combine_chunks()
     offsets = pa.array(np.arange(0, count + 1, CLIPS_PER_VIDEO), pa.int32())
     names = [f"/videos/{first + i:07d}.mp4" for i in range(n)]
     table = pa.table(
@@ -93,7 +86,6 @@ def synthetic_videos(rng: np.random.Generator, first: int, n: int) -> pa.Table:
 
 
 def segments(ids: list[str]) -> pa.Array:
-    kind = records.struct(records.SEGMENT)
     n = len(ids) * SEGMENTS
     step = CLIP_S / SEGMENTS
     starts = np.tile(step * np.arange(SEGMENTS), len(ids))
@@ -106,11 +98,9 @@ def segments(ids: list[str]) -> pa.Array:
         "key_frame_sha256": [f"{k:064x}" for k in range(n)],
         "brightness": np.full(n, 100, np.float32),
     }
-    columns = [
-        pa.array(known[f.name], f.type) if f.name in known else pa.nulls(n, f.type) for f in kind
-    ]
     offsets = pa.array(np.arange(0, n + 1, SEGMENTS), pa.int32())
-    return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, fields=list(kind)))
+    rows = pa.table(known).to_struct_array().combine_chunks()
+    return pa.ListArray.from_arrays(offsets, rows)
 
 
 def synthetic_captions(clips: pa.Table) -> pa.Table:

@@ -38,6 +38,7 @@ import pyarrow.compute as pc
 
 from curation import records
 from curation.json_text import with_hash
+from curation.ledger import with_schema
 from curation.policy import Policy, Range
 from curation.records import with_schema_version
 from curation.stage import Row, Stage
@@ -162,12 +163,7 @@ def _video_rows(rng: np.random.Generator, first: int, prints: np.ndarray) -> pa.
     }
     for name, high in (("brightness", 260), ("static_share", 1), ("text_share", 0.12)):
         columns[name] = rng.uniform(0, high, n).astype(np.float32)
-    kind = records.schema(records.VIDEO).field("clips").type
-    fields = [
-        pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(n, f.type)
-        for f in kind.value_type
-    ]
-    clips = pa.StructArray.from_arrays(fields, fields=list(kind.value_type))
+    clips = pa.table(columns).to_struct_array().combine_chunks()
     ends = np.append(np.arange(0, n, CLIPS_PER_VIDEO), n).astype(np.int32)
     numbers = range(first // CLIPS_PER_VIDEO, first // CLIPS_PER_VIDEO + len(ends) - 1)
     known = {
@@ -175,16 +171,9 @@ def _video_rows(rng: np.random.Generator, first: int, prints: np.ndarray) -> pa.
         "bytes": np.ones(len(numbers), np.int64),
         "sha256": [f"{i * 0x9E3779B97F4A7C15 % 2**64:064x}" for i in numbers],
         "status": ["ok"] * len(numbers),
-        "clips": pa.ListArray.from_arrays(pa.array(ends), clips, kind),
+        "clips": pa.ListArray.from_arrays(pa.array(ends), clips),
     }
-    schema = records.schema(records.VIDEO)
-    return pa.table(
-        [
-            pa.array(known[f.name], f.type) if f.name in known else pa.nulls(len(numbers), f.type)
-            for f in schema
-        ],
-        schema=schema,
-    )
+    return with_schema(pa.table(known), records.schema(records.VIDEO))
 
 
 def clip_name(i: int) -> str:
