@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy
 
-BACKENDS = ("flash4", "cudnn", "flash", "cpu")
 aten = torch.ops.aten
 
 

@@ -83,7 +83,7 @@ def save(
     """Writes a checkpoint; deletes others but the last `keep` and the last `best`. Every rank of a
     run calls this. state: goes to state.json."""
     path = folder_of_step(run_dir, step)
-    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    is_first = _rank_and_world_size()[0] == 0
     part = path.with_suffix(".part")
     try:
         if is_first:

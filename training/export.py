@@ -26,14 +26,12 @@ from training.text_to_video import System
 from training.weights import export_presto
 
 
-def load_averaged_system(
-    path: str | Path, system_class: type[System] = System, adapters: str | Path = ""
-) -> System:
+def load_averaged_system(path: str | Path, adapters: str | Path = "") -> System:
     """A checkpoint's system with the averaged weights, on the CPU, in fp32; adapters are merged.
     adapters: folder for a file of their own."""
     settings = checkpoint.read_state(path)["settings"]
     with torch.device("meta"):
-        system = system_class(config.build(SystemConfig, settings["system"], str(path)))
+        system = System(config.build(SystemConfig, settings["system"], str(path)))
         if rank := settings.get("lora_rank", 0):
             add_adapters(system.presto, rank)
     # weights that are not trained have no average

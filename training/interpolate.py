@@ -8,22 +8,16 @@ of the two directions agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 
-# two neighbouring frames, (H, W, 3) uint8, and times between them, 0..1 -> a frame for each time
-Interpolator = Callable[[np.ndarray, np.ndarray, list[float]], Iterator[np.ndarray]]
 
-
-def resample_frames(
-    frames: np.ndarray, count: int, interpolate: Interpolator | None = None
-) -> np.ndarray:
+def resample_frames(frames: np.ndarray, count: int) -> np.ndarray:
     """(T, H, W, 3) uint8 -> (count, H, W, 3): `count` frames evenly over the same time. A frame
     shows the middle of its part of the time; before the first and after the last middle of the
-    given frames the picture does not change. interpolate: None for interpolate_by_flow."""
-    interpolate = interpolate or interpolate_by_flow
+    given frames the picture does not change."""
     position = (np.arange(count) + 0.5) * len(frames) / count - 0.5
     position = np.clip(position, 0, len(frames) - 1)
     out = np.empty((count, *frames.shape[1:]), np.uint8)
@@ -35,7 +29,7 @@ def resample_frames(
         between = [n for n in of_pair if 1e-6 < position[n] - i < 1 - 1e-6]
         if between:
             times = [position[n] - i for n in between]
-            new = interpolate(frames[i], frames[i + 1], times)
+            new = interpolate_by_flow(frames[i], frames[i + 1], times)
             for n, frame in zip(between, new, strict=True):
                 out[n] = frame
     return out
@@ -44,7 +38,7 @@ def resample_frames(
 def interpolate_by_flow(
     first: np.ndarray, second: np.ndarray, times: list[float]
 ) -> Iterator[np.ndarray]:
-    """Motion-compensated frames between two, (H, W, 3) uint8."""
+    """Motion-compensated frames at `times` between two, 0..1; (H, W, 3) uint8."""
     forward, backward = optical_flow(first, second), optical_flow(second, first)
     forward_error = _inconsistency(forward, backward)
     backward_error = _inconsistency(backward, forward)

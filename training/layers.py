@@ -1,9 +1,9 @@
-"""The layers of Allegro's transformer, under Allegro's parameter names."""
+"""The layers of Allegro's transformer, under Allegro's parameter names, and a text encoder's."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -86,6 +86,25 @@ class PatchEmbedding(nn.Module):
     def __init__(self, channels: int, width: int, patch: int):
         super().__init__()
         self.proj = nn.Conv2d(channels, width, patch, patch)
+
+
+class TextLayer(nn.Module):
+    """A layer of the small text encoders, whose attention is the caller's."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """x: (..., L, width).  attend: of q, k and v, (..., L, heads, head_dim) as its result."""
+        q, k, v = self.qkv(self.norms[0](x)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        x = x + self.out(attend(q, k, v).flatten(-2))
+        return x + self.down(F.gelu(self.up(self.norms[1](x))))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -156,20 +156,14 @@ class Presto(nn.Module):
         self.proj_out = nn.Linear(cfg.width, cfg.patch_size**2 * cfg.out_channels)
 
     def forward(
-        self,
-        latents: Tensor,
-        t: Tensor,
-        text: Text,
-        schedules: Sequence[Tensor],
-        shard: SequenceShard | None = None,
+        self, latents: Tensor, t: Tensor, text: Text, schedules: Sequence[Tensor]
     ) -> Tensor:
         """latents: (B, C, T, H, W).  t: (B,) in 0..1000.  schedules: per sample (segments, T), see
         sca.schedule."""
         x, grid = self.patchify(latents)
         if axes := AXES[self.cfg.positions]:
             x = x + position_table(self.cfg.width, grid, axes, x.device).to(x.dtype)
-        if shard is None and self.shard_sequence:
-            shard = self.shard_sequence(x.shape[1])
+        shard = self.shard_sequence(x.shape[1]) if self.shard_sequence else None
         first, last = shard.window if shard else (0, x.shape[1])
         x = x[:, first:last].contiguous()  # torch.compile would compile again for a slice's strides
         backend = choose_backend(self.attention, x.device, _compute_dtype(x))

@@ -179,9 +179,7 @@ def write_mp4(
         out.mux(stream.encode())
 
 
-def load_system(
-    path: str | Path, system_class: type[System] = System
-) -> tuple[System, DiffusionConfig]:
+def load_system(path: str | Path) -> tuple[System, DiffusionConfig]:
     """A system to sample from: of a checkpoint, with averaged weights, or of a folder of Allegro's
     or Presto's weights."""
     is_checkpoint = Path(path, checkpoint.STATE_FILE).exists()
@@ -194,7 +192,7 @@ def load_system(
         system = published_system(str(path))
         settings = {"objective": "epsilon"}
     else:
-        system = load_averaged_system(path, system_class)
+        system = load_averaged_system(path)
         settings = checkpoint.read_state(path)["settings"]["diffusion"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":  # attention on a GPU has no fp32

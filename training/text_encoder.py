@@ -12,11 +12,11 @@ from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.attention import choose_backend, packed_attention
 from training.config import BytesConfig
+from training.layers import TextLayer
 from training.model import Text
 
 END = 256  # the token after the last byte; an empty caption has no other
@@ -64,7 +64,7 @@ class ByteEncoder(nn.Module):
         self.byte = nn.Embedding(END + 1, cfg.width)
         self.word = nn.Embedding(WORD_ROWS, cfg.width)
         self.position = nn.Embedding(cfg.max_bytes + 1, cfg.width)
-        self.layers = nn.ModuleList(_Layer(cfg) for _ in range(cfg.layers))
+        self.layers = nn.ModuleList(TextLayer(cfg.width, cfg.heads) for _ in range(cfg.layers))
         self.norm = nn.LayerNorm(cfg.width)
 
     def forward(self, captions: Sequence[Sequence[str]]) -> Text:
@@ -78,9 +78,15 @@ class ByteEncoder(nn.Module):
         ends = np.cumsum([0, *chain.from_iterable(lengths)], dtype=np.int32)
         starts = torch.from_numpy(ends).to(values.device)
         longest = torch.tensor([np.diff(ends).max()] * 2)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            backend = choose_backend("auto", q.device, q.dtype)
+            q, k, v = (part.contiguous() for part in (q, k, v))
+            return cast(Tensor, packed_attention(q, k, v, starts, starts, longest, backend)[0])
+
         x = self.byte(values) + self.word(words) + self.position(positions)
         for layer in self.layers:
-            x = layer(x, starts, longest)
+            x = layer(x, attend)
         return Text(self.norm(x), lengths)
 
 
@@ -93,23 +99,3 @@ def byte_tokens(text: str, max_bytes: int) -> np.ndarray:
         found += [(byte, row) for byte in word.encode("utf-8", "replace")]
     found = [*found[:max_bytes], (END, 0)]
     return np.array([*zip(*found, strict=True), range(len(found))])
-
-
-class _Layer(nn.Module):
-    def __init__(self, cfg: BytesConfig):
-        super().__init__()
-        self.heads = cfg.heads
-        self.norms = nn.ModuleList([nn.LayerNorm(cfg.width), nn.LayerNorm(cfg.width)])
-        self.qkv = nn.Linear(cfg.width, 3 * cfg.width)
-        self.out = nn.Linear(cfg.width, cfg.width)
-        self.up = nn.Linear(cfg.width, 4 * cfg.width)
-        self.down = nn.Linear(4 * cfg.width, cfg.width)
-
-    def forward(self, x: Tensor, starts: Tensor, longest: Tensor) -> Tensor:
-        """x: (L, width), captions end to end.  starts, longest: as in `packed_attention`."""
-        q, k, v = self.qkv(self.norms[0](x)).unflatten(-1, (3, self.heads, -1)).unbind(1)
-        backend = choose_backend("auto", q.device, q.dtype)
-        q, k, v = (part.contiguous() for part in (q, k, v))
-        attended = packed_attention(q, k, v, starts, starts, longest, backend)[0]
-        x = x + self.out(cast(Tensor, attended).flatten(1))
-        return x + self.down(F.gelu(self.up(self.norms[1](x))))

@@ -291,14 +291,17 @@ def test_a_sequence_shard_of_incomplete_frames_computes_its_part():
     inputs = drawn([[3, 5, 2, 4, 6], [7, 2]])
     tokens, recorded, outputs = 5 * 2 * 3, RecordedKeys(), []
     catch = SequenceShard((0, tokens), recorded.record, lambda x: outputs.append(x) or x)
-    model(*inputs, catch)
+    model.shard_sequence = lambda _: catch
+    model(*inputs)
     for a, b in [(0, 7), (7, 16), (16, 30)]:
 
         def pad(x, a=a, b=b):
             outputs.append(x)
             return torch.nn.functional.pad(x, (0, 0, a, tokens - b))
 
-        model(*inputs, SequenceShard((a, b), recorded.replay, pad))
+        shard = SequenceShard((a, b), recorded.replay, pad)
+        model.shard_sequence = lambda _, shard=shard: shard
+        model(*inputs)
     assert (torch.cat(outputs[1:], 1) - outputs[0]).abs().max() < 1e-12
 
 

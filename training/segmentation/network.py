@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from training.attention import choose_backend
 from training.codecs import PixelCodec
 from training.config import ModelConfig, PixelConfig
-from training.layers import modulate, position_sinusoids, position_table, rope_table
+from training.layers import TextLayer, modulate, position_sinusoids, position_table, rope_table
 from training.model import Block, Presto, _attend, _compute_dtype
 from training.segmentation.config import TextConfig, Variant
 from training.segmentation.videos import END, PADDING, WORDS, Videos
@@ -149,7 +149,7 @@ class WordEncoder(nn.Module):
     def __init__(self, cfg: TextConfig):
         super().__init__()
         self.word = nn.Embedding(len(WORDS) + 2, cfg.width)
-        self.layers = nn.ModuleList(_Layer(cfg) for _ in range(cfg.layers))
+        self.layers = nn.ModuleList(TextLayer(cfg.width, cfg.heads) for _ in range(cfg.layers))
         self.norm = nn.LayerNorm(cfg.width)
 
     def forward(self, tokens: Tensor, caption: Tensor, separate: bool) -> Tensor:
@@ -160,29 +160,17 @@ class WordEncoder(nn.Module):
         if separate:
             allowed = allowed & (caption[:, None] == caption[:, :, None])
         positions = is_word.cumsum(1) - 1
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+            q, k = rotate_pairs(q, positions).to(v.dtype), rotate_pairs(k, positions).to(v.dtype)
+            mask = allowed[:, None]
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
         x = self.word(tokens)
         for layer in self.layers:
-            x = layer(x, positions, allowed[:, None])
+            x = layer(x, attend)
         return self.norm(x)
-
-
-class _Layer(nn.Module):
-    def __init__(self, cfg: TextConfig):
-        super().__init__()
-        self.heads = cfg.heads
-        self.norms = nn.ModuleList([nn.LayerNorm(cfg.width), nn.LayerNorm(cfg.width)])
-        self.qkv = nn.Linear(cfg.width, 3 * cfg.width)
-        self.out = nn.Linear(cfg.width, cfg.width)
-        self.up = nn.Linear(cfg.width, 4 * cfg.width)
-        self.down = nn.Linear(4 * cfg.width, cfg.width)
-
-    def forward(self, x: Tensor, positions: Tensor, allowed: Tensor) -> Tensor:
-        qkv = self.qkv(self.norms[0](x)).unflatten(-1, (3, self.heads, -1))
-        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
-        q, k = rotate_pairs(q, positions).to(v.dtype), rotate_pairs(k, positions).to(v.dtype)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-        x = x + self.out(attended.transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norms[1](x))))
 
 
 def rotate_pairs(x: Tensor, positions: Tensor) -> Tensor:
