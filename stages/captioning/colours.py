@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from curation.images import shrink
+
 MIN_SHARE = 0.05  # of the image: a colour that covers less is left out
 ANALYSIS_LONG_SIDE_PX = 64  # small enough that areas of colour count, not texture
 DARK_L, LIGHT_L = 28.0, 72.0  # CIE L*: below it the name gets `dark`, above it `light`
@@ -46,7 +48,7 @@ class Colour:
 
 def name_colours(bgr: np.ndarray) -> tuple[Colour, ...]:
     """Returns the colours of an (h, w, 3) uint8 image, largest first."""
-    lab = _to_lab(_shrink(bgr))
+    lab = _to_lab(shrink(bgr, ANALYSIS_LONG_SIDE_PX))
     nearest = np.argmin(np.linalg.norm(lab[:, :, None] - _EXAMPLE_LAB, axis=3), axis=2)
     names = _EXAMPLE_NAME[nearest]
     found = []
@@ -91,13 +93,6 @@ def _tint(name: str, lightness: float) -> str:
     if name in NEVER_TINTED:
         return ""
     return "dark" if lightness < DARK_L else "light" if lightness > LIGHT_L else ""
-
-
-def _shrink(bgr: np.ndarray) -> np.ndarray:
-    height, width = bgr.shape[:2]
-    scale = min(1.0, ANALYSIS_LONG_SIDE_PX / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return cv2.resize(bgr, size, interpolation=cv2.INTER_AREA)
 
 
 def _to_lab(bgr: np.ndarray) -> np.ndarray:

@@ -73,8 +73,8 @@ class ClipFingerprints:
 class FingerprintFile:
     """Fingerprints that are appended to a scratch file."""
 
-    def __init__(self, folder: str | None = None) -> None:
-        self._file: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed below)
+    def __init__(self) -> None:
+        self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (closed below)
         self._sizes: list[np.ndarray] = [np.zeros(1, np.int64)]
 
     def append(self, codes: ClipFingerprints) -> None:

@@ -45,8 +45,7 @@ def on_disk(column: list[bytes]) -> ClipFingerprints:
     return file.read()
 
 
-@pytest.fixture
-def small_slices(monkeypatch):
+def use_small_slices(monkeypatch):
     monkeypatch.setattr(near_duplicates, "TICKS_PER_SLICE", 1 << 11)
     monkeypatch.setattr(near_duplicates, "TICKS_PER_CHUNK", 1 << 13)
     monkeypatch.setattr(near_duplicates, "TICKS_PER_BATCH", 1 << 12)
@@ -54,20 +53,22 @@ def small_slices(monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_search_on_disk_keeps_the_clips_that_the_search_in_memory_keeps(seed, small_slices):
+def test_search_on_disk_keeps_the_clips_that_the_search_in_memory_keeps(seed, monkeypatch):
     column = drawn_set(seed)
     rng = np.random.default_rng(seed)
     video, rank = rng.integers(0, 2000, len(column)), rng.permutation(len(column))
-    codes = reference.read_fingerprints(pa.chunked_array([pa.array(column, pa.binary())]))
+    codes = read_fingerprints(pa.chunked_array([pa.array(column, pa.binary())]))
     expected, expected_edges = reference.find_duplicates(codes, video, rank)
+    use_small_slices(monkeypatch)
     duplicate_of, edges = find_duplicates(on_disk(column), video, rank.take)
     assert np.count_nonzero(expected >= 0) > 500
     assert duplicate_of.tolist() == expected.tolist()
     assert {tuple(e) for e in edges.tolist()} == {tuple(e) for e in expected_edges.tolist()}
 
 
-def test_every_pair_found_is_one_that_agrees_at_some_shift(small_slices):
+def test_every_pair_found_is_one_that_agrees_at_some_shift(monkeypatch):
     """Compared with every shift of every pair, without buckets."""
+    use_small_slices(monkeypatch)
     column = drawn_set(5, 120)
     codes, video = on_disk(column), np.arange(len(column))
     sizes = np.diff(codes.start)
