@@ -268,9 +268,7 @@ def _run_in_child(task: str, args: tuple[Any, ...]) -> dict[str, Any]:
     if task == "extract":
         path, times_jump, start_s, end_s, mp4, num_frames, interlaced, to_sdr = args
         source, target = _open_source(path, times_jump), Path(mp4)
-        extracted = extract_clip(
-            source, start_s, end_s, target, num_frames, interlaced=interlaced, to_sdr=to_sdr
-        )
+        extracted = extract_clip(source, start_s, end_s, target, num_frames, interlaced, to_sdr)
         return asdict(extracted)
     clip, mp4, extracted, folder = args
     return write_presto_clip(clip, Path(mp4), ExtractedClip(**extracted), Path(folder))

@@ -97,27 +97,21 @@ class ClipSource:
 
 
 def extract_clip(
-    source: str | ClipSource,
+    source: ClipSource,
     start_s: float,
     end_s: float,
     target: Path,
     num_frames: int | None = None,
-    times_jump: bool = False,
     interlaced: bool = False,
     to_sdr: bool = False,
 ) -> ExtractedClip:
     """Writes the frames with start_s <= t < end_s to `target`; seconds from the source's first one.
 
     num_frames: how many frames scoring found in the span. A copy has exactly as many.
-    times_jump: as of ClipSource.  interlaced: whether scoring found interlaced frames in the span:
-    it is deinterlaced.  to_sdr: tone-map HDR. Raises BadVideo where an encode differs by more than
-    one frame, or where the source can't be read; OutputError where `target` can't be written.
+    interlaced: whether scoring found interlaced frames in the span: it is deinterlaced.
+    to_sdr: tone-map HDR. Raises BadVideo where an encode differs by more than one frame, or where
+    the source can't be read; OutputError where `target` can't be written.
     """
-    if isinstance(source, str):
-        with closing(ClipSource(source, times_jump)) as one:
-            return extract_clip(
-                one, start_s, end_s, target, num_frames, interlaced=interlaced, to_sdr=to_sdr
-            )
     with output_file(target, durable=True) as out:
         try:
             with source.opened() as video:

@@ -17,7 +17,7 @@ from curation.video import tone_mapping
 from curation.video.planes import bgr_image
 from curation.video.reader import Reader, probe
 from curation.video.tone_mapping import to_sdr
-from stages.export.extraction import ExtractedClip, extract_clip
+from stages.export.extraction import ExtractedClip
 from stages.export.presto import frame_indices, write_presto_clip
 from stages.meters.key_frames import KeyFrames
 from tests.support.ffmpeg import needs_ffmpeg
@@ -29,7 +29,7 @@ from tests.support.independent_reader import (
     probe_stream,
     shown_frames,
 )
-from tests.support.video_files import spliced
+from tests.support.video_files import extract, spliced
 from training.config import Size
 from training.frames import sample_frames
 
@@ -105,7 +105,7 @@ def assert_clip_shows_span(
 ) -> ExtractedClip:
     """The clip, as ffmpeg shows it, has the source's numbers, corners, shape and pictures."""
     start_s = START_S[method]
-    result = extract_clip(str(source), start_s, start_s + frames / FPS, clip, frames)
+    result = extract(source, start_s, start_s + frames / FPS, clip, frames)
     first = round(start_s * FPS)
     expected = shown_frames(source, filters)[first : first + frames]
     shown = shown_frames(clip, filters)
@@ -235,7 +235,7 @@ def test_take_ends_where_the_pixel_aspect_changes_and_each_clip_has_its_own(tmp_
     assert change_s == pytest.approx(42 / FPS, abs=0.002)
     assert reader.size_at(change_s) == wide[::-1]
     for part, start_s, shape in zip(parts, (0.2, change_s + 0.2), (narrow, wide), strict=True):
-        result = extract_clip(str(source), start_s, start_s + 0.4, clip, 10)
+        result = extract(source, start_s, start_s + 0.4, clip, 10)
         assert (result.height, result.width) == shape
         assert_same_pictures(shown_frames(clip), shown_frames(part)[5:15], mean=3)
 
@@ -363,7 +363,7 @@ def test_clean_aperture_is_applied_in_an_encode(tmp_path, name, aspect):
     plain = draw(tmp_path / f"plain.{ending}", pixel_aspect=Fraction(9, 8) if aspect else None)
     source = add(tmp_path / f"in.{ending}", plain, *numbers)
     clip = tmp_path / "clip.mp4"
-    result = extract_clip(str(source), 1.0, 1.4, clip, 10)
+    result = extract(source, 1.0, 1.4, clip, 10)
     shown_width = round(width * (Fraction(9, 8) if aspect else 1))
     header = probe(str(source))
     assert (header.width, header.height) == (shown_width, height)
@@ -431,7 +431,7 @@ def test_interlaced_video_is_known_and_deinterlaced(tmp_path, name):
     assert reader.header.interlaced
     assert list(reader.interlaced) == [1] * frames
     clip = tmp_path / "clip.mp4"
-    result = extract_clip(str(source), 0.0, 1.0, clip, 25)
+    result = extract(source, 0.0, 1.0, clip, 25)
     assert (result.method, result.num_frames) == ("encode", 25)
     assert probe_stream(clip)["field_order"] == "progressive"
     shown, combed = shown_frames(clip), shown_frames(source)[:25]
@@ -456,7 +456,7 @@ def test_single_fields_of_hevc_have_the_shape_of_the_frame(tmp_path):
     images = read_images(tmp_path / "in.ts")
     assert [number_of(image) for image in images] == list(range(50))
     assert_same_pictures(images, expected, mean=3)
-    result = extract_clip(str(tmp_path / "in.ts"), 0.2, 0.6, tmp_path / "clip.mp4", 20)
+    result = extract(tmp_path / "in.ts", 0.2, 0.6, tmp_path / "clip.mp4", 20)
     assert (result.method, result.width, result.height) == ("encode", 160, 90)
     assert_same_pictures(shown_frames(tmp_path / "clip.mp4"), expected[10:30], mean=3)
 
@@ -476,8 +476,8 @@ def shown_times(path: Path) -> list[float]:
 def test_interlaced_span_of_a_video_that_begins_progressive_is_encoded(tmp_path):
     """Only scoring, which decodes every frame, can know it."""
     source = draw(tmp_path / "in.mp4")
-    assert extract_clip(str(source), 1.0, 1.4, tmp_path / "clip.mp4", 10).method == "copy"
-    result = extract_clip(str(source), 1.0, 1.4, tmp_path / "clip.mp4", 10, interlaced=True)
+    assert extract(source, 1.0, 1.4, tmp_path / "clip.mp4", 10).method == "copy"
+    result = extract(source, 1.0, 1.4, tmp_path / "clip.mp4", 10, interlaced=True)
     assert result.method == "encode"
 
 
@@ -517,9 +517,9 @@ def draw_hdr(path: Path, transfer: str, master: str = MASTER_1000) -> Path:
 def test_hdr_is_known_kept_in_a_copy_and_tone_mapped_if_asked_for(tmp_path, transfer):
     source, clip = draw_hdr(tmp_path / "in.mkv", transfer), tmp_path / "clip.mp4"
     assert probe(str(source)).transfer == transfer
-    assert extract_clip(str(source), 1.0, 1.4, clip, 10).method == "copy"
+    assert extract(source, 1.0, 1.4, clip, 10).method == "copy"
     assert probe_stream(clip)["color_transfer"] == transfer
-    assert extract_clip(str(source), 1.0, 1.4, clip, 10, to_sdr=True).method == "encode"
+    assert extract(source, 1.0, 1.4, clip, 10, to_sdr=True).method == "encode"
     found = probe_stream(clip)
     for name in ("color_transfer", "color_primaries", "color_space"):
         assert found[name] == "bt709"
@@ -567,7 +567,7 @@ def test_video_with_other_levels_is_tone_mapped_by_its_own(tmp_path):
 
 def test_sdr_is_copied_whether_or_not_hdr_is_tone_mapped(tmp_path):
     source = draw(tmp_path / "in.mp4")
-    assert extract_clip(str(source), 1.0, 1.4, tmp_path / "c.mp4", 10, to_sdr=True).method == "copy"
+    assert extract(source, 1.0, 1.4, tmp_path / "c.mp4", 10, to_sdr=True).method == "copy"
 
 
 def test_configuration_of_dolby_vision_stays_in_a_copy(tmp_path):
@@ -606,7 +606,7 @@ def side_data_of(path: Path) -> dict[str, str]:
 
 def test_levels_of_an_hdr_master_are_kept_in_an_encode(tmp_path):
     source, clip = draw_hdr(tmp_path / "in.mkv", "smpte2084"), tmp_path / "clip.mp4"
-    assert extract_clip(str(source), 1.2, 1.4, clip, 5).method == "encode"
+    assert extract(source, 1.2, 1.4, clip, 5).method == "encode"
     tags = side_data_of(clip)
     assert (tags["max_content"], tags["max_average"]) == (1000, 400)
     assert {k: float(Fraction(v)) for k, v in tags.items() if "_" in k and "/" in str(v)} == {

@@ -15,7 +15,7 @@ from curation.stage import BadVideo, OutputError
 from curation.video.reader import Reader
 from stages.export.extraction import ClipSource, extract_clip
 from stages.export.seekable_video import SeekableVideo, index_keyframes
-from tests.support.video_files import draw
+from tests.support.video_files import draw, extract
 
 FPS = 25
 
@@ -94,7 +94,7 @@ B_FRAMES = {"x264-params": "bframes=3:b-adapt=0:scenecut=0"}
 @pytest.mark.parametrize("length", [46, 47, 48, 49])
 def test_copy_ends_with_the_span_at_any_position_among_b_frames(tmp_path, clip, length):
     source = write_video(tmp_path / "in.mp4", params=B_FRAMES)
-    result = extract_clip(str(source), 1.0, 1.0 + length / FPS, clip, num_frames=length)
+    result = extract(source, 1.0, 1.0 + length / FPS, clip, num_frames=length)
     assert (result.method, result.num_frames, result.codec) == ("copy", length, "h264")
     assert result.start_error_s == 0
     assert result.fps == pytest.approx(FPS)
@@ -104,16 +104,14 @@ def test_copy_ends_with_the_span_at_any_position_among_b_frames(tmp_path, clip, 
 
 def test_some_spans_need_frames_that_are_stored_but_not_shown(tmp_path, clip):
     source = write_video(tmp_path / "in.mp4", params=B_FRAMES)
-    hidden = [
-        extract_clip(str(source), 1.0, 1.0 + n / FPS, clip).hidden_frames for n in range(46, 50)
-    ]
+    hidden = [extract(source, 1.0, 1.0 + n / FPS, clip).hidden_frames for n in range(46, 50)]
     assert max(hidden) > 0
     assert min(hidden) == 0
 
 
 def test_duration_in_the_header_is_that_of_the_span(tmp_path, clip):
     source = write_video(tmp_path / "in.mp4", params=B_FRAMES)
-    result = [extract_clip(str(source), 1.0, 1.0 + n / FPS, clip) for n in range(46, 50)]
+    result = [extract(source, 1.0, 1.0 + n / FPS, clip) for n in range(46, 50)]
     assert result[-1].hidden_frames > 0
     with av.open(str(clip)) as container:
         assert container.duration / 1e6 == pytest.approx(49 / FPS, abs=1e-3)
@@ -121,7 +119,7 @@ def test_duration_in_the_header_is_that_of_the_span(tmp_path, clip):
 
 def test_span_that_starts_between_keyframe_packets_is_encoded(tmp_path, clip):
     source = write_video(tmp_path / "in.mp4", params=B_FRAMES)
-    result = extract_clip(str(source), 1.2, 3.2, clip, num_frames=50)
+    result = extract(source, 1.2, 3.2, clip, num_frames=50)
     assert (result.method, result.num_frames, result.start_error_s) == ("encode", 50, 0)
     assert result.fps == pytest.approx(FPS)
     assert_shows_span(source, clip, 1.2, 3.2, exact=False)
@@ -129,7 +127,7 @@ def test_span_that_starts_between_keyframe_packets_is_encoded(tmp_path, clip):
 
 def test_span_that_starts_between_two_frames_begins_with_the_second(tmp_path, clip):
     source = write_video(tmp_path / "in.mp4", params=B_FRAMES)
-    result = extract_clip(str(source), 0.97, 2.99, clip)
+    result = extract(source, 0.97, 2.99, clip)
     assert (result.method, result.num_frames) == ("copy", 50)
     assert result.start_error_s == pytest.approx(0.03)
     assert_shows_span(source, clip, 0.97, 2.99, exact=True)
@@ -141,7 +139,7 @@ def test_h264_span_that_starts_at_a_recovery_point_is_encoded(tmp_path, clip):
     with av.open(str(source)) as container:
         key = [p for p in container.demux(video=0) if p.is_keyframe and p.size][2]
     start_s = float(key.pts * key.time_base)
-    result = extract_clip(str(source), start_s, start_s + 1.0, clip)
+    result = extract(source, start_s, start_s + 1.0, clip)
     assert result.method == "encode"
     assert_shows_span(source, clip, start_s, start_s + 1.0, exact=False)
 
@@ -152,7 +150,7 @@ def test_intra_refresh_without_keyframe_packets_is_encoded(tmp_path, clip):
     with av.open(str(source)) as container:
         keys = [p for p in container.demux(video=0) if p.is_keyframe and p.size]
     start_s = float(keys[-1].pts * keys[-1].time_base) if len(keys) > 1 else 1.0
-    assert extract_clip(str(source), start_s, start_s + 1.0, clip).method == "encode"
+    assert extract(source, start_s, start_s + 1.0, clip).method == "encode"
     assert_shows_span(source, clip, start_s, start_s + 1.0, exact=False)
 
 
@@ -166,7 +164,7 @@ def test_leading_pictures_of_an_open_gop_in_hevc_are_dropped(tmp_path, clip):
     keys = [i for i, p in enumerate(packets) if p.is_keyframe]
     opened = next(i for i in keys[1:] if packets[i + 1].pts < packets[i].pts)
     start_s = float((packets[opened].pts - packets[0].pts) * packets[0].time_base)
-    result = extract_clip(str(source), start_s, start_s + 1.0, clip, num_frames=25)
+    result = extract(source, start_s, start_s + 1.0, clip, num_frames=25)
     assert (result.method, result.codec) == ("copy", "hevc")
     assert_shows_span(source, clip, start_s, start_s + 1.0, exact=True)
 
@@ -178,7 +176,7 @@ def test_span_of_a_file_whose_index_calls_every_packet_a_keyframe_is_right(tmp_p
     params = {"x265-params": "log-level=none"} if codec == "libx265" else {}
     source = write_video(tmp_path / "source.mp4", codec, gop=500, params=params)
     source.write_bytes(source.read_bytes().replace(b"stss", b"free"))
-    found = extract_clip(str(source), 2.4, 3.6, clip, 30)
+    found = extract(source, 2.4, 3.6, clip, 30)
     assert found.method == "encode"
     assert_shows_span(source, clip, 2.4, 3.6, exact=False, fmt="yuv420p")
 
@@ -187,21 +185,21 @@ def test_vp9_from_a_webm_is_copied(tmp_path, clip):
     source = write_video(
         tmp_path / "in.webm", "libvpx-vp9", params={"deadline": "realtime", "cpu-used": "8"}
     )
-    result = extract_clip(str(source), 1.0, 3.0, clip, num_frames=50)
+    result = extract(source, 1.0, 3.0, clip, num_frames=50)
     assert (result.method, result.codec) == ("copy", "vp9")
     assert_shows_span(source, clip, 1.0, 3.0, exact=True)
 
 
 def test_av1_is_copied(tmp_path, clip):
     source = write_video(tmp_path / "in.mkv", "libsvtav1", frames=80, params={"preset": "13"})
-    result = extract_clip(str(source), 1.0, 3.0, clip, num_frames=50)
+    result = extract(source, 1.0, 3.0, clip, num_frames=50)
     assert (result.method, result.codec) == ("copy", "av1")
     assert_shows_span(source, clip, 1.0, 3.0, exact=True)
 
 
 def test_mpeg2_in_a_transport_stream_is_encoded(tmp_path, clip):
     source = write_video(tmp_path / "in.ts", "mpeg2video", params={"b": "4M"})
-    assert extract_clip(str(source), 1.0, 3.0, clip, num_frames=50).method == "encode"
+    assert extract(source, 1.0, 3.0, clip, num_frames=50).method == "encode"
     assert_shows_span(source, clip, 1.0, 3.0, exact=False)
 
 
@@ -212,7 +210,7 @@ def test_variable_frame_rate_is_kept(tmp_path, clip, start_s):
     times_ms[25:] += 1000 - times_ms[25]  # the second keyframe packet at 1 s
     times_ms[:25] = np.linspace(0, 960, 25).astype(int)
     source = write_video(tmp_path / "in.mkv", params=B_FRAMES, times_ms=times_ms.tolist())
-    result = extract_clip(str(source), start_s, 3.0, clip)
+    result = extract(source, start_s, 3.0, clip)
     assert result.method == ("copy" if start_s == 1.0 else "encode")
     assert_shows_span(source, clip, start_s, 3.0, exact=result.method == "copy")
 
@@ -224,9 +222,9 @@ def test_ten_bits_are_copied_unchanged_and_encoded_as_eight(tmp_path, clip):
         pix_fmt="yuv420p10le",
         params={"x265-params": "scenecut=0:open-gop=0:log-level=none"},
     )
-    assert extract_clip(str(source), 1.0, 2.0, clip).method == "copy"
+    assert extract(source, 1.0, 2.0, clip).method == "copy"
     assert_shows_span(source, clip, 1.0, 2.0, exact=True)
-    assert extract_clip(str(source), 1.4, 2.4, clip).method == "encode"
+    assert extract(source, 1.4, 2.4, clip).method == "encode"
     assert_shows_span(source, clip, 1.4, 2.4, exact=False, fmt="yuv420p")
     with av.open(str(clip)) as container:
         assert next(container.decode(video=0)).format.name == "yuv420p"
@@ -236,13 +234,13 @@ def test_ten_bits_are_copied_unchanged_and_encoded_as_eight(tmp_path, clip):
 def test_rotation_is_kept_in_a_copy_and_applied_in_an_encode(tmp_path, clip, degrees):
     source = write_video(tmp_path / "in.mp4", params=B_FRAMES, rotation=degrees)
     size = (160, 96) if degrees == 180 else (96, 160)
-    result = extract_clip(str(source), 1.0, 2.0, clip)
+    result = extract(source, 1.0, 2.0, clip)
     assert (result.method, (result.width, result.height)) == ("copy", size)
     with av.open(str(clip)) as container:
         assert abs(next(container.decode(video=0)).rotation) == abs(degrees)
     assert_shows_span(source, clip, 1.0, 2.0, exact=True)
 
-    result = extract_clip(str(source), 1.2, 2.2, clip)
+    result = extract(source, 1.2, 2.2, clip)
     assert (result.method, (result.width, result.height)) == ("encode", size)
     _, before = decoded(source, "rgb24")
     _, after = decoded(clip, "rgb24")
@@ -255,7 +253,7 @@ def test_encode_of_odd_sizes_crops_the_last_row_and_column(tmp_path, clip):
     source = write_video(
         tmp_path / "in.mkv", "libvpx-vp9", frames=60, size=(161, 97), params={"cpu-used": "8"}
     )
-    result = extract_clip(str(source), 0.4, 1.4, clip)
+    result = extract(source, 0.4, 1.4, clip)
     assert (result.method, result.width, result.height) == ("encode", 160, 96)
     _, before = decoded(source, "rgb24")
     _, after = decoded(clip, "rgb24")
@@ -272,7 +270,7 @@ def test_encode_keeps_the_colours_of_the_source(tmp_path, clip, pix_fmt):
         pix_fmt="rgb24" if pix_fmt == "gbrp" else pix_fmt,
         color_range=2,
     )
-    assert extract_clip(str(source), 0.4, 1.4, clip).method == "encode"
+    assert extract(source, 0.4, 1.4, clip).method == "encode"
     mean = [
         np.mean(decoded(path, "rgb24")[1][at], (0, 1)) for path, at in ((source, 10), (clip, 0))
     ]
@@ -282,8 +280,8 @@ def test_encode_keeps_the_colours_of_the_source(tmp_path, clip, pix_fmt):
 def test_extracting_a_span_twice_gives_the_same_bytes(tmp_path, clip):
     source = write_video(tmp_path / "in.mp4", params=B_FRAMES)
     for start_s in (1.0, 1.2):
-        extract_clip(str(source), start_s, start_s + 2, clip)
-        extract_clip(str(source), start_s, start_s + 2, tmp_path / "again.mp4")
+        extract(source, start_s, start_s + 2, clip)
+        extract(source, start_s, start_s + 2, tmp_path / "again.mp4")
         assert clip.read_bytes() == (tmp_path / "again.mp4").read_bytes()
 
 
@@ -298,43 +296,43 @@ def test_metadata_of_the_source_is_removed(tmp_path, clip):
                 packet.stream = stream
                 container.mux(packet)
     assert b"private holiday" in source.read_bytes()
-    extract_clip(str(source), 1.0, 2.0, clip)
+    extract(source, 1.0, 2.0, clip)
     assert b"private holiday" not in clip.read_bytes()
 
 
 def test_span_without_frames_is_an_error(tmp_path, clip):
     source = write_video(tmp_path / "in.mp4", frames=30)
     with pytest.raises(BadVideo, match=r"no frame from 5.000 to 6.000 s"):
-        extract_clip(str(source), 5.0, 6.0, clip)
+        extract(source, 5.0, 6.0, clip)
     assert list(tmp_path.iterdir()) == [source]
 
 
 def test_source_with_other_frames_than_at_scoring_is_an_error(tmp_path, clip):
     source = write_video(tmp_path / "in.mp4", frames=60)
     with pytest.raises(BadVideo, match=r"25 frames from .* scoring saw 40"):
-        extract_clip(str(source), 1.0, 2.0, clip, num_frames=40)
+        extract(source, 1.0, 2.0, clip, num_frames=40)
     assert not clip.exists()
 
 
 def test_error_names_what_a_file_is_that_is_no_video(tmp_path, clip):
     (tmp_path / "in.mp4").write_text("no video at all")
     with pytest.raises(BadVideo, match="text"):
-        extract_clip(str(tmp_path / "in.mp4"), 0, 1, clip)
+        extract(tmp_path / "in.mp4", 0, 1, clip)
     with pytest.raises(BadVideo, match="no such file"):
-        extract_clip(str(tmp_path / "gone.mp4"), 0, 1, clip)
+        extract(tmp_path / "gone.mp4", 0, 1, clip)
 
 
 def test_unwritable_folder_or_full_disk_is_an_output_error(tmp_path, clip):
     source = write_video(tmp_path / "in.mp4")
     with pytest.raises(OutputError, match="can't write"):
-        extract_clip(str(source), 1.0, 2.0, source / "no folder" / "clip.mp4")
+        extract(source, 1.0, 2.0, source / "no folder" / "clip.mp4")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # like a disk with 2 kB left
         for start_s in (1.0, 1.2):
             with pytest.raises(OutputError, match=r"can't write .*clip.mp4"):
-                extract_clip(str(source), start_s, start_s + 2, clip)
+                extract(source, start_s, start_s + 2, clip)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -345,7 +343,7 @@ def test_source_truncated_within_the_span_is_an_error(tmp_path, clip):
     source = write_video(tmp_path / "in.mkv", params=B_FRAMES)
     Path(source).write_bytes(Path(source).read_bytes()[: source.stat().st_size // 2])
     with pytest.raises(BadVideo, match="scoring saw 100"):
-        extract_clip(str(source), 0.0, 4.0, clip, num_frames=100)
+        extract(source, 0.0, 4.0, clip, num_frames=100)
 
 
 @pytest.fixture(scope="module")
@@ -373,7 +371,7 @@ def test_damaged_source_gives_a_clip_that_decodes_or_an_error(tmp_path, clip, in
     for start_s in (1.0, 1.2):
         scored = frames_at_scoring(source, start_s, start_s + 1)
         try:
-            result = extract_clip(str(source), start_s, start_s + 1, clip, scored)
+            result = extract(source, start_s, start_s + 1, clip, scored)
         except BadVideo:  # any other error fails the test
             continue
         if scored is not None:
@@ -391,7 +389,7 @@ def test_span_with_an_undecodable_packet_is_encoded(tmp_path, clip, intact):
     source.write_bytes(data)
     scored = frames_at_scoring(source, 1.0, 3.0)
     assert scored < 50
-    assert extract_clip(str(source), 1.0, 3.0, clip, scored).method == "encode"
+    assert extract(source, 1.0, 3.0, clip, scored).method == "encode"
     assert len(decoded(clip)[1]) == scored
 
 
@@ -403,8 +401,8 @@ def test_transport_stream_is_read_from_a_keyframe_before_the_clip(tmp_path):
     assert [key.place for key in keys] == sorted(key.place for key in keys)
     for number, start_s in enumerate((0.4, 3.0, 3.52, 8.2)):
         one, two = tmp_path / f"{number}.mp4", tmp_path / f"{number}_from_start.mp4"
-        result = extract_clip(str(source), start_s, start_s + 1.4, one, num_frames=35)
-        extract_clip(str(source), start_s, start_s + 1.4, two, num_frames=35, times_jump=True)
+        result = extract(source, start_s, start_s + 1.4, one, num_frames=35)
+        extract(source, start_s, start_s + 1.4, two, num_frames=35, times_jump=True)
         assert result.method == "encode"
         assert one.read_bytes() == two.read_bytes()
     with closing(SeekableVideo(str(source), keyframes=keys)) as video:
@@ -420,7 +418,7 @@ def test_clips_of_a_video_without_an_index_take_one_pass_and_have_the_same_bytes
             one, alone = tmp_path / f"{number}.mp4", tmp_path / f"{number}_alone.mp4"
             frames = round((end_s - start_s) * 25)
             extract_clip(kept, start_s, end_s, one, frames)
-            extract_clip(str(source), start_s, end_s, alone, frames)
+            extract(source, start_s, end_s, alone, frames)
             assert one.read_bytes() == alone.read_bytes()
     with closing(SeekableVideo(str(source))) as video:
         read = [t_s for t_s, _, _ in video.frames_of_span(0.2, 1.2)]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas
 import pytest
 
-from stages.export.extraction import ExtractedClip, extract_clip
+from stages.export.extraction import ExtractedClip
 from stages.export.presto import (
     CAPTION_KEYS,
     frame_indices,
@@ -15,6 +15,7 @@ from stages.export.presto import (
     write_meta_tables,
     write_presto_clip,
 )
+from tests.support.video_files import extract
 
 CODE_OFFSET, SQUARE_SIDE, CODE_BITS = 64, 48, 10  # px, px, squares
 
@@ -119,13 +120,13 @@ def video_30_fps(tmp_path_factory):
 
 def presto_row(tmp_path, source, duration_s):
     mp4 = tmp_path / "clip.mp4"
-    extracted = extract_clip(str(source), 0.0, duration_s, mp4)
+    extracted = extract(source, 0.0, duration_s, mp4)
     return write_presto_clip(row("a", duration_s), mp4, extracted, tmp_path / "presto")
 
 
 def test_clip_of_15_s_at_30_fps_keeps_every_frame_and_is_not_encoded_again(tmp_path, video_30_fps):
     mp4 = tmp_path / "clip.mp4"
-    extracted = extract_clip(str(video_30_fps), 1 / 30, 15 + 1 / 30, mp4, num_frames=450)
+    extracted = extract(video_30_fps, 1 / 30, 15 + 1 / 30, mp4, num_frames=450)
     line = write_presto_clip(row("a"), mp4, extracted, tmp_path / "presto")
     path = tmp_path / "presto" / line["path"]
     assert (line["speed"], line["num_frames"]) == (1.0, 450)
@@ -145,7 +146,7 @@ def test_longer_clip_is_sped_up_to_450_frames(tmp_path, video_30_fps):
 def test_copy_with_hidden_frames_is_encoded(tmp_path, video_30_fps):
     mp4 = tmp_path / "clip.mp4"
     for frames in (450, 449):  # with two B frames, one of these ends hides the frame behind it
-        extracted = extract_clip(str(video_30_fps), 0.0, frames / 30, mp4)
+        extracted = extract(video_30_fps, 0.0, frames / 30, mp4)
         if extracted.hidden_frames:
             break
     assert (extracted.method, extracted.hidden_frames) == ("copy", 1)
@@ -200,7 +201,7 @@ def test_clip_that_the_trainer_would_drop_is_skipped_with_the_reason(width, heig
 def test_released_reader_accepts_every_row_with_its_own_captions(tmp_path):
     source = write_numbered_video(tmp_path / "in.mp4", 76, 5, params=FAST)
     mp4, folder = tmp_path / "clip.mp4", tmp_path / "presto"
-    extracted = extract_clip(str(source), 0.0, 15.0, mp4)
+    extracted = extract(source, 0.0, 15.0, mp4)
     line = write_presto_clip(row("b"), mp4, extracted, folder)
     others = (row("a"), row("v", split="validation"))
     rows = [line] + [

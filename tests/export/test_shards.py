@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from curation.records import SCORE_NAMES, hash_frames
+from curation.records import SCORE_NAMES
 from curation.stage import BadVideo, OutputError
 from curation.storage import Folder
 from stages.export.export_stages import up_to_date_receipt
-from stages.export.extraction import ExtractedClip, extract_clip
+from stages.export.extraction import ExtractedClip
 from stages.export.shards import (
     check_captions_match,
     estimate_bytes,
@@ -27,31 +27,16 @@ from stages.export.shards import (
     to_json,
 )
 from tests.export.test_extraction import write_video
+from tests.support import drawn_clips, video_files
 
 
 def row(number, split="train", **more):
-    """A clip's row as export has it: clip, selection and captions joined."""
-    clip_id = hashlib.sha256(str(number).encode()).hexdigest()[:24]
-    hashes = [hashlib.sha256(f"{number}-{i}".encode()).hexdigest() for i in range(5)]
-    spans = [(0.4 * i, 0.4 * (i + 1)) for i in range(5)]
+    """A clip's row as export has it."""
     return {
-        "clip_id": clip_id,
+        **drawn_clips.row(number, split),
         "video": f"in/a video {number}.mp4",
-        "split": split,
-        "start_s": 1.0,
-        "end_s": 3.0,
-        "num_frames": 50,
-        "width": 160,
-        "height": 96,
-        "starts_on_keyframe": True,
-        "packet_bytes": 10_000,
-        "segments": [{"key_frame_sha256": sha256} for sha256 in hashes],
-        "frames_sha256": hash_frames(hashes),
         "caption": f"Clip {number}: “a square” runs ☀",
-        "sub_captions": [{"start_s": a, "end_s": b, "text": f"part of {number}"} for a, b in spans],
-        "captioner": "measured",
         "provenance": '{"captioner": "measured", "version": 1}',
-        **dict.fromkeys(SCORE_NAMES),
         "brightness": float(np.float32(101.3)),
         **more,
     }
@@ -310,14 +295,14 @@ def dataset(tmp_path_factory):
         for i in range(4)
     ]
 
-    def extract(clip, target):
-        return extract_clip(
-            clip["video"], clip["start_s"], clip["end_s"], target, clip["num_frames"]
+    def cut(clip, target):
+        return video_files.extract(
+            Path(clip["video"]), clip["start_s"], clip["end_s"], target, clip["num_frames"]
         )
 
     plans = plan_shards(rows, 20_000, 100)
     assert len(plans) == 2
-    pack(plans, rows, folder, extract)
+    pack(plans, rows, folder, cut)
     return folder, {r["clip_id"]: r for r in rows}
 
 

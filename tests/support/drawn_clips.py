@@ -37,6 +37,7 @@ def write_mp4(clip: dict, target: Path, frames: int = FRAMES) -> ExtractedClip:
 
 
 def row(number: int, split: str = "train") -> dict:
+    """A clip's row as export has it: clip, selection and captions joined."""
     hashes = [hashlib.sha256(f"{number}-{i}".encode()).hexdigest() for i in range(5)]
     return {
         "clip_id": hashlib.sha256(str(number).encode()).hexdigest()[:24],

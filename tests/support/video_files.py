@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+
+from stages.export.extraction import ClipSource, ExtractedClip, extract_clip
 
 TICK = Fraction(1, 90000)  # s; fine enough for every stamp drawn here
 Picture = Callable[[int, int, int], np.ndarray]  # (index, width, height) -> RGB (h, w, 3)
@@ -230,3 +233,17 @@ def spliced(path: Path, *parts: Path, gap_s: float = 0.0, format: str | None = N
                     out.mux(packet)
                 start_s = end_s + gap_s
     return path
+
+
+def extract(
+    path: Path,
+    start_s: float,
+    end_s: float,
+    target: Path,
+    num_frames: int | None = None,
+    times_jump: bool = False,
+    **how: bool,
+) -> ExtractedClip:
+    """One clip of a video, as export extracts it."""
+    with closing(ClipSource(str(path), times_jump)) as source:
+        return extract_clip(source, start_s, end_s, target, num_frames, **how)

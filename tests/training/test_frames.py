@@ -12,10 +12,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from curation.config import ConfigError
-from stages.export.extraction import extract_clip
 from tests.export.test_display import MATRICES, draw
 from tests.export.test_extraction import write_video
 from tests.support.drawn_clips import dataset, row
+from tests.support.video_files import extract
 from training.clips import BadData, ShardedClips
 from training.config import Size
 from training.data import LocalBatch, stream_batches
@@ -29,7 +29,7 @@ def write(kind, path):
     if kind == "edit list":  # stored frames that are not shown
         source = write_video(path.with_name("source.mp4"), params=FAST | {"bf": "3"})
         for tenths in range(10, 40):
-            if extract_clip(str(source), 1.0, 1.0 + tenths / 25, path).hidden_frames:
+            if extract(source, 1.0, 1.0 + tenths / 25, path).hidden_frames:
                 return path
         raise AssertionError("no span has hidden frames")
     if kind == "variable frame rate":
