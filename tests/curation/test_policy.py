@@ -174,11 +174,8 @@ def test_policy_that_needs_scores_without_a_scorer_is_refused_with_their_names()
     check_columns(policy, ["motion_dis", "motion_raft", "key_lpips"])
 
 
-CONFIGS = REPOSITORY / "configs"
-
-
 def policy_of(name: str) -> Policy:
-    read = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    read = yaml.safe_load((REPOSITORY / "configs" / f"{name}.yaml").read_text())
     return TypeAdapter(Policy).validate_python(read["select"]["policy"])
 
 
@@ -241,8 +238,6 @@ def test_cluster_policy_is_the_local_one_with_a_rule_on_aesthetics():
 
 def test_default_policy_keeps_an_unmoved_cameras_take_with_little_motion():
     """Overlays can't be measured in it: overlay_share is null."""
-    text = (REPOSITORY / "configs/local.yaml").read_text()
-    rules = TypeAdapter(Policy).validate_python(yaml.safe_load(text)["select"]["policy"])
     row = {"duration_s": 15.0, "width": 1280, "height": 720, "fps": 15.0, "brightness": 90.0}
     row |= dict.fromkeys(
         (
@@ -257,7 +252,7 @@ def test_default_policy_keeps_an_unmoved_cameras_take_with_little_motion():
         0.0,
     )
     row |= {"static_share": 0.85, "artifact_share": 0.0, "overlay_share": None}
-    assert decide(row, rules) == []
+    assert decide(row, policy_of("local")) == []
 
 
 def test_rules_of_listed_values_are_read_from_yaml_and_recorded_as_given():

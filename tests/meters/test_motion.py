@@ -1,7 +1,5 @@
 """Motion of drawn cameras and objects of known speed; virtual cameras compared with real ones."""
 
-import csv
-
 import numpy as np
 import pytest
 
@@ -22,7 +20,7 @@ from tests.support.drawn import (
     times,
     view,
 )
-from tests.support.paths import VIDEOS
+from tests.support.paths import VIDEOS, labelled_takes
 
 
 def measured(frames, fps: float = 25.0) -> Motion:
@@ -156,14 +154,7 @@ def test_ken_burns_effect_is_found_with_95_percent_precision_and_recall():
     not VIDEOS.is_dir(), reason=f"no labelled videos at {VIDEOS}: set LONGTAKE_VIDEOS"
 )
 def test_no_labelled_take_is_a_ken_burns_effect():
-    with open(VIDEOS / "labels.csv", newline="") as file:
-        takes = [
-            row["file"]
-            for row in csv.DictReader(file)
-            if row["file"].startswith(("take_", "portrait_sea"))
-        ]
-    assert takes
-    for name in takes:
+    for path in labelled_takes("take_", "portrait_sea"):
         meter = Motion()
-        end_s = feed([meter], decoded(str(VIDEOS / name)))
-        assert meter.score(0, end_s)["ken_burns_share"] == 0, name
+        end_s = feed([meter], decoded(str(path)))
+        assert meter.score(0, end_s)["ken_burns_share"] == 0, path

@@ -1,7 +1,5 @@
 """Graphics over moving video are found; static scenes and moving objects are none."""
 
-import csv
-
 import cv2
 import numpy as np
 import pytest
@@ -21,7 +19,7 @@ from tests.support.drawn import (
     times,
     view,
 )
-from tests.support.paths import VIDEOS
+from tests.support.paths import VIDEOS, labelled_takes
 
 
 def take(seed: int, camera: str, over: np.ndarray | float = 0.0, grey: float = 240):
@@ -94,11 +92,8 @@ def test_logos_are_found_with_95_percent_precision_and_recall():
     not VIDEOS.is_dir(), reason=f"no labelled videos at {VIDEOS}: set LONGTAKE_VIDEOS"
 )
 def test_no_labelled_take_has_overlays_or_freezes():
-    with open(VIDEOS / "labels.csv", newline="") as file:
-        takes = [row["file"] for row in csv.DictReader(file) if row["file"].startswith("take_")]
-    assert takes
-    for name in takes:
+    for path in labelled_takes("take_"):
         overlay, freeze = Overlay(), Freeze()
-        end_s = feed([overlay, freeze], decoded(str(VIDEOS / name)))
-        assert (overlay.score(0, end_s)["overlay_share"] or 0) < 0.005, name
-        assert freeze.score(0, end_s)["frozen_longest_s"] == 0, name
+        end_s = feed([overlay, freeze], decoded(str(path)))
+        assert (overlay.score(0, end_s)["overlay_share"] or 0) < 0.005, path
+        assert freeze.score(0, end_s)["frozen_longest_s"] == 0, path

@@ -1,7 +1,5 @@
 """Pictures of several views have a seam; one view with straight edges in it has none."""
 
-import csv
-
 import cv2
 import numpy as np
 import pytest
@@ -9,7 +7,7 @@ import pytest
 from stages.meters.seams import Seams, seam_share
 from tests.support.drawn import cutout, decoded, encoded, feed, noisy, paste, textured_image, view
 from tests.support.drawn_views import SAMPLES, collage, film, grid
-from tests.support.paths import VIDEOS
+from tests.support.paths import VIDEOS, labelled_takes
 
 MAX_SEAM_SHARE = 0.48  # of configs/local.yaml
 CAMERAS = ("pan", "static")
@@ -106,10 +104,7 @@ def test_picture_of_a_few_pixels_has_no_seam():
     not VIDEOS.is_dir(), reason=f"no labelled videos at {VIDEOS}: set LONGTAKE_VIDEOS"
 )
 def test_no_labelled_take_has_a_seam():
-    with open(VIDEOS / "labels.csv", newline="") as file:
-        takes = [row["file"] for row in csv.DictReader(file) if row["file"].startswith("take_")]
-    assert takes
-    for name in takes:
+    for path in labelled_takes("take_"):
         meter = Seams()
-        end_s = feed([meter], decoded(str(VIDEOS / name)))
-        assert meter.score(0, end_s)["seam_share"] < MAX_SEAM_SHARE, name
+        end_s = feed([meter], decoded(str(path)))
+        assert meter.score(0, end_s)["seam_share"] < MAX_SEAM_SHARE, path

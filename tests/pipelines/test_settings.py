@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Interval, Le, Lt
 from curation.config import ConfigError, as_dict, load
 from pipelines.settings import DEFAULT_CONFIG, Settings
 from training import config as training_config
+from training.segmentation import config as segmentation_config
 
 BOUNDS = (Ge, Gt, Le, Lt, Interval)
 
@@ -50,7 +51,7 @@ def setting_names(kind: type, prefix: str = "") -> Iterator[str]:
 
 TRAINING = [
     kind
-    for kind in vars(training_config).values()
+    for kind in (*vars(training_config).values(), *vars(segmentation_config).values())
     if inspect.isclass(kind) and dataclasses.is_dataclass(kind)
 ]
 

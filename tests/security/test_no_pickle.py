@@ -24,7 +24,7 @@ ALLOWED = {
 
 def sources() -> list[Path]:
     folders = ("curation", "stages", "pipelines", "training")
-    return sorted(path for folder in folders for path in (REPOSITORY / folder).rglob("*.py"))
+    return [path for folder in folders for path in (REPOSITORY / folder).rglob("*.py")]
 
 
 def uses(source: str) -> Iterator[str]:
@@ -47,10 +47,10 @@ def uses(source: str) -> Iterator[str]:
             yield name
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(REPOSITORY)))
-def test_no_source_loads_a_pickle(path):
-    name = str(path.relative_to(REPOSITORY))
-    assert set(uses(path.read_text())) == ALLOWED.get(name, set())
+def test_no_source_loads_a_pickle():
+    found = {str(p.relative_to(REPOSITORY)): set(uses(p.read_text())) for p in sources()}
+    assert len(found) > 150
+    assert {name: loaded for name, loaded in found.items() if loaded} == ALLOWED
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A tiny run of the trainer: its settings, clips and configuration file."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import yaml
@@ -58,3 +59,8 @@ def write_config(tmp_path, cfg) -> str:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.as_dict(cfg)))
     return str(path)
+
+
+def children(pid: int) -> list[int]:
+    """Of a process's main thread, as the kernel lists them."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

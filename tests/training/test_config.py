@@ -1,17 +1,15 @@
-"""Settings of training: checked without torch, each number in its range."""
+"""Settings of training: checked without torch. That each number has a range is in
+tests/pipelines/test_settings.py."""
 
 import subprocess
 import sys
-from dataclasses import fields, is_dataclass
-from typing import get_args, get_type_hints
 
 import pytest
 
 from curation import config
 from curation.config import ConfigError
 from tests.support.paths import REPOSITORY
-from training.config import SampleCommandConfig, TrainConfig
-from training.segmentation.config import ExperimentConfig
+from training.config import TrainConfig
 
 
 def test_settings_are_read_without_importing_torch():
@@ -23,25 +21,6 @@ def test_settings_are_read_without_importing_torch():
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.stdout.strip() == "[]", done.stderr
-
-
-def numbers(kind, prefix=""):
-    """Dotted name -> type of each numeric setting, whichever of several dataclasses it is in."""
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        if name not in {f.name for f in fields(kind)}:
-            continue
-        for part in get_args(hint) or (hint,):
-            if is_dataclass(part):
-                yield from numbers(part, f"{prefix}{name}.")
-        plain = [part for part in (hint, *get_args(hint)) if part in (int, float)]
-        if plain:
-            yield f"{prefix}{name}", hint
-
-
-@pytest.mark.parametrize("kind", [TrainConfig, SampleCommandConfig, ExperimentConfig])
-def test_every_number_has_a_range(kind):
-    for name, hint in numbers(kind):
-        assert hasattr(hint, "__metadata__"), f"{name} takes any number"
 
 
 @pytest.mark.parametrize(

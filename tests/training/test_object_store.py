@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -25,7 +24,7 @@ from tests.chaos.proxy import Proxy
 from tests.support.drawn_clips import dataset, row
 from tests.support.s3_server import url_options
 from tests.support.stores import Bucket, create_bucket, run_server
-from tests.support.tiny_run import SYSTEM, tiny_config, write_config
+from tests.support.tiny_run import SYSTEM, children, tiny_config, write_config
 from training import checkpoint
 from training.clips import BadData, ShardedClips
 from training.config import DataConfig
@@ -103,11 +102,6 @@ def test_latent_cache_of_a_dataset_in_a_store_trains_like_the_shards(bucket, loc
     assert (run(cfg), tensors(cfg)) == local_run
     with pytest.raises(ConfigError, match="expected a local folder to write to"):
         precompute(cfg.system, cfg.data)
-
-
-def children(pid: int) -> list[int]:
-    """Of its main thread, as the kernel lists them."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.parametrize("bucket", ["s3"], indirect=True)

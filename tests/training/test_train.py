@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +17,14 @@ pytest.importorskip("matplotlib")
 from curation import config
 from curation.config import ConfigError
 from tests.support.drawn_clips import dataset, row
-from tests.support.tiny_run import CLIPS, HELD_OUT, SYSTEM, tiny_config, write_config
+from tests.support.tiny_run import (
+    CLIPS,
+    HELD_OUT,
+    SYSTEM,
+    children,
+    tiny_config,
+    write_config,
+)
 from training import checkpoint
 from training.clips import ClipList
 from training.config import (
@@ -141,7 +147,7 @@ def test_a_killed_worker_stops_the_run_in_one_line_and_leaves_its_checkpoint(tmp
         while not checkpoint.list_checkpoints(tmp_path / "run"):
             assert running.poll() is None
             time.sleep(0.1)
-        (worker,) = (int(pid) for pid in children(running.pid))
+        (worker,) = children(running.pid)
         os.kill(worker, signal.SIGKILL)
         _, message = running.communicate(timeout=60)
     finally:
@@ -162,11 +168,6 @@ def test_a_worker_that_dies_while_it_sends_a_batch_is_reported_as_a_dead_worker(
     assert next(batches).clip_id == CLIPS[0].clip_id
     with pytest.raises(RuntimeError, match="DataLoader worker exited unexpectedly"):
         next(batches)
-
-
-def children(pid):
-    """Of its main thread, as the kernel lists them."""
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 def test_a_wrong_setting_and_a_missing_dataset_are_reported_in_one_line(tmp_path):
