@@ -26,7 +26,9 @@ class Orientation(NamedTuple):
         """The shown image, a view. image: (H, W) or (H, W, C), as stored."""
         if self.mirrored:
             image = image[:, ::-1]
-        return np.rot90(image, -self.rotation // 90)  # numpy counts counter-clockwise
+        if self.rotation:
+            image = np.rot90(image, -self.rotation // 90)  # numpy counts counter-clockwise
+        return image
 
 
 def read_orientation(frame: Any) -> Orientation:

@@ -37,7 +37,9 @@ class Geometry(NamedTuple):
     def square_size(self, width: int, height: int) -> tuple[int, int]:
         """The same with square pixels, before it is oriented: the height stays."""
         width, height = self.cropped_size(width, height)
-        return max(1, round(width * self.pixel_aspect)), height
+        if self.pixel_aspect != 1:  # products of fractions are slow
+            width = max(1, round(width * self.pixel_aspect))
+        return width, height
 
     def shown_size(self, width: int, height: int) -> tuple[int, int]:
         """Of a decoded picture of this size, as shown."""

@@ -92,8 +92,9 @@ def chroma_image(planes: Planes) -> np.ndarray | None:
     if layout.grey:
         return None
     channels = [geometry.cut(channel, *size) for channel in _chroma_arrays(frame, layout)]
-    small = cv2.merge([_shrink_to(channel, CHROMA_SIZE) for channel in channels])
-    small = _to_8_bit(small, layout)
+    # The mean colour of each part; halving first is fast.
+    small = cv2.merge([_halve_to(channel, CHROMA_SIZE) for channel in channels])
+    small = _to_8_bit(cv2.resize(small, CHROMA_SIZE, interpolation=cv2.INTER_AREA), layout)
     if not _is_full_range(frame, layout):  # chroma 16..240 to 0..255
         small = cv2.convertScaleAbs(small, alpha=255 / 224, beta=128 - 128 * 255 / 224)
     small = geometry.orientation.apply(small)
@@ -112,12 +113,12 @@ def _chroma_arrays(frame: av.VideoFrame, layout: LumaLayout) -> list[np.ndarray]
     return [both[:, :, ::-1] if frame.format.name == "nv21" else both]
 
 
-def _shrink_to(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The mean colour in each part of a plane, (h, w) or (h, w, 2); halving first is fast."""
+def _halve_to(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Halves a plane, (h, w) or (h, w, 2), as long as it stays at least as large as `size`."""
     while plane.shape[1] >= 2 * size[0] and plane.shape[0] >= 2 * size[1]:
         half = plane.shape[1] // 2, plane.shape[0] // 2
         plane = cv2.resize(plane[: 2 * half[1], : 2 * half[0]], half, interpolation=cv2.INTER_AREA)
-    return cv2.resize(plane, size, interpolation=cv2.INTER_AREA)
+    return plane
 
 
 def reduce_plane(plane: np.ndarray, by: int) -> np.ndarray:

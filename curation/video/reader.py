@@ -206,6 +206,7 @@ class Reader:
         by, geometry = header.reduction, header.geometry
         first = self._pending[0]
         decoded_size = first.width, first.height
+        last_shape = None
         for frame in self._decoded():
             t_s = clock.read(self._stamp_s(frame))
             self._check_limits(t_s, frame)
@@ -213,11 +214,14 @@ class Reader:
             self.interlaced.append(frame.interlaced_frame)
             if frame.is_corrupt:
                 self._corrupt_s.append(t_s)
-            own_geometry = geometry._replace(pixel_aspect=self._aspects.of(frame))
-            size = own_geometry.shown_size(frame.width, frame.height)
-            if not self.sizes or size != self.sizes[-1][1:]:
-                self.sizes.append((t_s, *size))
-            if size == self.sizes[0][1:] and (frame.width, frame.height) == decoded_size:
+            shape = self._aspects.of(frame), frame.width, frame.height
+            if shape != last_shape:
+                own_geometry = geometry._replace(pixel_aspect=shape[0])
+                size, last_shape = own_geometry.shown_size(*shape[1:]), shape
+                if not self.sizes or size != self.sizes[-1][1:]:
+                    self.sizes.append((t_s, *size))
+                is_resized = size != self.sizes[0][1:] or shape[1:] != decoded_size
+            if not is_resized:
                 yield t_s, reduce_frame(frame, by, geometry)
             else:  # meters get planes of one size, colour images have the frame's own
                 resized = convert(frame, *decoded_size, "yuvj420p")

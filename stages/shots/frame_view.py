@@ -63,6 +63,9 @@ class FrameView:
 def _shrink(luma: np.ndarray) -> np.ndarray:
     """(h, w) -> (HEIGHT, WIDTH); halved first where it is no whole factor, which is faster."""
     height, width = luma.shape
+    by = width // WIDTH
+    if luma.shape == (by * HEIGHT, by * WIDTH):
+        return reduce_plane(luma, by)
     if (height % HEIGHT or width % WIDTH) and height >= 2 * HEIGHT and width >= 2 * WIDTH:
         luma = reduce_plane(luma, 2)
     return cv2.resize(luma, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
