@@ -92,7 +92,7 @@ def test_frame_samples_of_a_segment_are_stored(dataset):
         )
 
 
-def test_two_sets_of_captions_exist_together_and_the_export_names_its_set(out, cluster, capsys):
+def test_two_sets_of_captions_exist_together_and_the_export_names_its_set(out, cluster):
     measured = pq.read_table(out / "ledger/captions/measured")
     with ChatServer(model) as server:
         run = settings(out, server)

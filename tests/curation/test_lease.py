@@ -167,7 +167,7 @@ def test_renewal_whose_answer_was_lost_keeps_the_lease(url):
         assert not held.is_lost
 
 
-def test_renewal_ends_where_the_connection_is_cut_before_the_body_is_sent(url):
+def test_renewal_ends_where_the_connection_is_cut_before_the_body_is_sent():
     connections = []
 
     def cut():

@@ -308,9 +308,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_full_disk_stops_the_run_which_resumes_with_free_space(
-    dataset, small_disk, tmp_path, cluster
-):
+def test_full_disk_stops_the_run_which_resumes_with_free_space(dataset, small_disk, cluster):
     out = small_disk / "out"
     run = settings(dataset.source, out)
     (small_disk / "filler").write_bytes(bytes(1_900_000))

@@ -74,7 +74,7 @@ def test_cost_of_a_run_is_estimated_by_the_command_of_the_page(dataset, tmp_path
     assert headers.MAX_HEADERS == 200  # as on the page
 
 
-def test_part_of_the_clips_is_exported_without_the_input(dataset, tmp_path, cluster, capsys):
+def test_part_of_the_clips_is_exported_without_the_input(dataset, tmp_path, cluster):
     [line] = [q for q in QUESTIONS if q.split()[1] == "curate"]
     out = shutil.copytree(dataset.out, tmp_path / "out")
     before = {p: p.stat().st_mtime_ns for p in (out / "ledger/videos").iterdir()}

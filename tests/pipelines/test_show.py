@@ -29,7 +29,7 @@ def run(dataset, capsys):
 
 
 @pytest.fixture
-def refuse(dataset, capsys):
+def refuse(dataset):
     def refuse(*args: str, out=None) -> str:
         with pytest.raises(SystemExit) as error:
             show.main([str(out or dataset.out), *args])
@@ -82,7 +82,7 @@ def test_clip_is_found_by_the_beginning_of_its_id(run, clips):
     assert f"rejected: {rejected['reason']}" in run(rejected["clip_id"])
 
 
-def test_id_of_no_clip_and_of_several_is_refused(refuse, clips):
+def test_id_of_no_clip_and_of_several_is_refused(refuse):
     assert refuse("zzz").startswith("PlanError: zzz: no clip of this id in ")
     assert refuse("").startswith("PlanError: : 6 clips begin with it: ")
 

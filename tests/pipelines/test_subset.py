@@ -22,7 +22,7 @@ def settings(*given: str) -> Settings:
 
 
 @pytest.fixture
-def reselect(dataset, tmp_path, unused_cluster, capsys):
+def reselect(dataset, tmp_path, unused_cluster):
     out = shutil.copytree(dataset.out, tmp_path / "out")
 
     def reselect(*given: str) -> list[dict]:

@@ -295,7 +295,7 @@ def test_page_of_many_clips_rules_and_failed_videos_is_small_and_reproducible(tm
     assert report(tmp_path, rows, videos)[1] == html
 
 
-def test_examples_are_from_as_many_videos_as_possible(tmp_path):
+def test_examples_are_from_as_many_videos_as_possible():
     clips = [(f"{i:024x}", "many.mp4" if i < 90 else f"{i}.mp4") for i in range(100)]
     chosen = choose_examples(clips, 12)
     assert len(set(chosen)) == 12

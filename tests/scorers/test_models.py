@@ -93,7 +93,7 @@ def stored(folder: Path, clip_id: str, seeds: list[int], size=(320, 180), pairs=
     }
 
 
-def models_of(files, folder: Path, **scorers) -> Models:
+def models_of(folder: Path, **scorers) -> Models:
     models = Models(gpus=0.0, **scorers)
     models.setup(RunContext(str(folder), weights=models.find_versions()))
     return models
@@ -242,7 +242,7 @@ def test_all_clips_get_all_scores_and_an_image_that_was_not_stored_affects_one_c
 ):
     monkeypatch.setattr("stages.scorers.raft.FLOW_UPDATES", 1)  # seconds on a CPU otherwise
     models = models_of(
-        *(files, tmp_path),
+        tmp_path,
         clip=clip_of(files),
         lpips=lpips_of(files),
         raft=RaftScorer(weights=str(files["raft"])),
@@ -285,7 +285,7 @@ def test_all_clips_get_all_scores_and_an_image_that_was_not_stored_affects_one_c
 
 
 def test_damaged_image_or_failed_storage_decides_about_no_clip(files, tmp_path):
-    models = models_of(files, tmp_path, lpips=lpips_of(files))
+    models = models_of(tmp_path, lpips=lpips_of(files))
     clip = stored(tmp_path, "broken", [6, 7])
     image = tmp_path / clip["segments"][1]["key_frame"]
     image.write_bytes(b"no image")
@@ -302,15 +302,15 @@ def missing(models: Models, row: dict) -> list[str]:
 
 
 def test_other_weights_and_a_new_head_are_scored_again(files, tmp_path):
-    plain = models_of(files, tmp_path, clip=clip_of(files, aesthetics=False))
+    plain = models_of(tmp_path, clip=clip_of(files, aesthetics=False))
     [row] = plain.process([{"clips": []}])
     assert not plain.missing_scorers(row, plain.find_versions())
-    assert missing(models_of(files, tmp_path, clip=clip_of(files)), row) == ["clip"]
-    assert missing(models_of(files, tmp_path, lpips=lpips_of(files)), row) == ["lpips"]
+    assert missing(models_of(tmp_path, clip=clip_of(files)), row) == ["clip"]
+    assert missing(models_of(tmp_path, lpips=lpips_of(files)), row) == ["lpips"]
     assert Models().missing_scorers(row, {}) == []
 
 
-def test_missing_weights_are_an_error_with_the_place_and_the_command(tmp_path, monkeypatch):
+def test_missing_weights_are_an_error_with_the_place_and_the_command(tmp_path):
     with pytest.raises(
         PlanError, match=r"clip.weights: no file .*none.bin; get it with\n  hf down"
     ):
@@ -403,9 +403,7 @@ def clips_of(out: Path) -> dict[str, dict]:
     return {row["clip_id"]: row for row in read_clips(Folder(str(out))).to_pylist()}
 
 
-def test_model_enabled_later_adds_its_scores_without_decoding(
-    dataset, cluster, files, tmp_path, capsys
-):
+def test_model_enabled_later_adds_its_scores_without_decoding(dataset, cluster, files, tmp_path):
     """Every video is replaced by zeros of the same size and time: none can be decoded."""
     source, out = tmp_path / "in", tmp_path / "out"
     shutil.copytree(dataset.out, out)
@@ -491,7 +489,7 @@ def test_models_in_the_first_run_give_the_scores_of_models_added_later(cluster, 
     for clip in passed:
         for segment in clip["segments"]:
             assert segment["next_frame_s"] - segment["key_frame_s"] == pytest.approx(0.1)
-    models = models_of(files, out / "ledger", clip=clip_of(files, aesthetics=False))
+    models = models_of(out / "ledger", clip=clip_of(files, aesthetics=False))
     blank = [{"clips": [{**c, "null_reasons": {}} for c in passed]}]
     for clip in models.process(blank)[0]["clips"]:
         for name in ("coherence_clip_l14", "richness_clip_l14"):

@@ -215,7 +215,7 @@ def test_shifted_borders_stay_in_the_video_and_leave_every_caption_a_frame():
         assert (spans[:, 2, 0] - prompts.spans[:, 2, 0] == shift).all()
 
 
-def test_runs_are_made_tested_and_drawn_once(tmp_path, capsys):
+def test_runs_are_made_tested_and_drawn_once(tmp_path):
     results = Results(TINY, tmp_path)
     assert next_runs(TINY, results, ["isolated"]) == [
         Run("sweep", "isolated", 1e-3, 0),
@@ -297,7 +297,7 @@ def test_mistyped_variant_is_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_isolated_captions_set_colours(tmp_path):
+def test_isolated_captions_set_colours():
     """The experiment at a size for a CPU: above chance, one in six."""
     for _step, network in train(SMALL, Run("final", "isolated", 2e-3, 1), CPU):
         rows, _ = run_test(SMALL, experiment.list_tests(SMALL)[0], network, CPU)

@@ -107,7 +107,7 @@ def test_a_config_of_another_network_is_refused(folder):
         load_presto(folder)
 
 
-def test_a_damaged_or_missing_file_is_named(folder, tmp_path):
+def test_a_damaged_or_missing_file_is_named(folder):
     file = folder / "diffusion_pytorch_model.safetensors"
     complete = file.read_bytes()
     file.write_bytes(complete[:-100])

@@ -212,8 +212,7 @@ def draw_lines(path: Path, rows: pa.Table) -> None:
     from matplotlib.figure import Figure
 
     def final(*by: str) -> Means:
-        own = [r for r in means(rows, *by) if r["run"] == "final" and r["variant"] != TRUTH]
-        return own
+        return [r for r in means(rows, *by) if r["run"] == "final" and r["variant"] != TRUTH]
 
     every = final()
     ends = last_step(every)
