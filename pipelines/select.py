@@ -184,31 +184,7 @@ def _select_ranges(settings: Settings, out: Folder, ranges: _Ranges) -> Iterator
     chosen = settings.select
     by_caption = chosen.where is not None and reads_captions(chosen.where)
     inside = [] if by_caption else inside_where(chosen, (clips for _, clips, _ in ranges))
-    selector = ClipSelector(
-        chosen.policy,
-        np.unique(as_bytes(videos_of_input(out)["sha256"])),
-        semantic_similarity=chosen.semantic_similarity,
-        seed=chosen.seed,
-        validation_share=chosen.validation_share,
-        flags=flag_reasons(read_reviews(out)) if chosen.reject_flagged else None,
-    )
-    balanced: list[pa.ChunkedArray] = []
-    embeddings = None
-    if chosen.semantic_similarity is not None or chosen.balance == EMBEDDINGS:
-        ids = [chunk for _, clips, _ in ranges for chunk in clips["clip_id"].chunks]
-        embeddings = read_embeddings(out, pa.chunked_array(ids, pa.string()))
-    for number, ((first, clips, _), codes) in enumerate(
-        zip(ranges, ranges.fingerprints(), strict=True)
-    ):
-        selector.add(
-            clips.append_column("fingerprint", codes),
-            inside[number] if inside else None,
-            None if embeddings is None else embeddings[first : first + clips.num_rows],
-        )
-        if chosen.balance not in (None, EMBEDDINGS):
-            balanced.append(clips[chosen.balance])
-    selector.decide()
-    group = _groups(chosen, balanced, embeddings)
+    selector, group = _decide_by_measurements(chosen, out, ranges, inside)
     over = np.empty(0, np.int64)
     if chosen.limit is not None and not by_caption:
         over = _over_limit(chosen, group, **selector.kept)
@@ -248,6 +224,37 @@ def _select_ranges(settings: Settings, out: Folder, ranges: _Ranges) -> Iterator
         if by_caption:
             found = _reject(found, over, first, OVER_LIMIT)
         yield SelectedRange(clips, found, captions)
+
+
+def _decide_by_measurements(
+    chosen: SelectSettings, out: Folder, ranges: _Ranges, inside: list[pa.ChunkedArray]
+) -> tuple[ClipSelector, np.ndarray | None]:
+    """The selector, which has decided about all clips but for their captions, and `_groups`."""
+    selector = ClipSelector(
+        chosen.policy,
+        np.unique(as_bytes(videos_of_input(out)["sha256"])),
+        semantic_similarity=chosen.semantic_similarity,
+        seed=chosen.seed,
+        validation_share=chosen.validation_share,
+        flags=flag_reasons(read_reviews(out)) if chosen.reject_flagged else None,
+    )
+    balanced: list[pa.ChunkedArray] = []
+    embeddings = None
+    if chosen.semantic_similarity is not None or chosen.balance == EMBEDDINGS:
+        ids = [chunk for _, clips, _ in ranges for chunk in clips["clip_id"].chunks]
+        embeddings = read_embeddings(out, pa.chunked_array(ids, pa.string()))
+    for number, ((first, clips, _), codes) in enumerate(
+        zip(ranges, ranges.fingerprints(), strict=True)
+    ):
+        selector.add(
+            clips.append_column("fingerprint", codes),
+            inside[number] if inside else None,
+            None if embeddings is None else embeddings[first : first + clips.num_rows],
+        )
+        if chosen.balance not in (None, EMBEDDINGS):
+            balanced.append(clips[chosen.balance])
+    selector.decide()
+    return selector, _groups(chosen, balanced, embeddings)
 
 
 def _groups(
