@@ -53,15 +53,9 @@ def save_tiny(kind: str, folder: Path) -> Path:
 
 
 def _qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    ids = {
-        name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")
-    }
-    return {
-        "image_token_id": ids["image_pad"],
-        "video_token_id": ids["video_pad"],
-        "vision_start_token_id": tokenizer.convert_tokens_to_ids("<|vision_start|>"),
-        "vision_end_token_id": tokenizer.convert_tokens_to_ids("<|vision_end|>"),
-    }
+    names = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
+    names |= {f"{name}_token_id": name for name in ("vision_start", "vision_end")}
+    return {key: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}
 
 
 TEXT_CONFIG: dict[str, Any] = {
@@ -74,6 +68,20 @@ TEXT_CONFIG: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": 2,
 }
+QWEN_VISION = {
+    "depth": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+}
+IMAGE_AREAS_PX = {"shortest_edge": 28 * 28, "longest_edge": 4 * 28 * 28}
+
+
+def _qwen_text(tokenizer: PreTrainedTokenizerFast, **more: int) -> dict[str, Any]:
+    """New dictionaries for each model: a configuration adds to them."""
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3]}
+    return TEXT_CONFIG | {"vocab_size": len(tokenizer), "rope_parameters": rope, **more}
 
 
 def _qwen2_5() -> tuple[Any, Any]:
@@ -87,19 +95,8 @@ def _qwen2_5() -> tuple[Any, Any]:
 
     tokenizer = make_tokenizer(QWEN_TOKENS, "<|im_end|>")
     config = Qwen2_5_VLConfig(
-        text_config=TEXT_CONFIG
-        | {
-            "vocab_size": len(tokenizer),
-            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "fullatt_block_indexes": [1],
-        },
+        text_config=_qwen_text(tokenizer),
+        vision_config=QWEN_VISION | {"fullatt_block_indexes": [1]},
         **_qwen_ids(tokenizer),
     )
     processor = Qwen2_5_VLProcessor(
@@ -109,9 +106,6 @@ def _qwen2_5() -> tuple[Any, Any]:
         chat_template=QWEN_CHAT,
     )
     return Qwen2_5_VLForConditionalGeneration(config), processor
-
-
-IMAGE_AREAS_PX = {"shortest_edge": 28 * 28, "longest_edge": 4 * 28 * 28}
 
 
 def _qwen3() -> tuple[Any, Any]:
@@ -125,21 +119,9 @@ def _qwen3() -> tuple[Any, Any]:
 
     tokenizer = make_tokenizer(QWEN_TOKENS, "<|im_end|>")
     config = Qwen3VLConfig(
-        text_config=TEXT_CONFIG
-        | {
-            "vocab_size": len(tokenizer),
-            "head_dim": 16,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "deepstack_visual_indexes": [0],
-            "num_position_embeddings": 64,
-        },
+        text_config=_qwen_text(tokenizer, head_dim=16),
+        vision_config=QWEN_VISION
+        | {"deepstack_visual_indexes": [0], "num_position_embeddings": 64},
         **_qwen_ids(tokenizer),
     )
     processor = Qwen3VLProcessor(
