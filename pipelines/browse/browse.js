@@ -81,6 +81,9 @@ const options = (select, pairs, chosen) => {
   select.replaceChildren(...pairs.map(([value, text]) => el("option", { value }, text)));
   select.value = chosen ?? pairs[0]?.[0] ?? "";
 };
+const figure = (name, value) => el("div", {}, el("dt", {}, name), el("dd", {}, value));
+const pill = (kind, text = kind) => el("span", { class: `pill ${kind}` }, text);
+const prose = (text) => el("bdi", { dir: "auto" }, text);
 const thousands = (n) => n.toLocaleString("en").replaceAll(",", "\u2009");
 const seconds = (s) => `${s.toFixed(1)} s`;
 const fileName = (video) => video.split("/").pop() || video;
@@ -149,6 +152,7 @@ async function ask(path, body, signal) {
   return found;
 }
 
+const shownVideo = () => document.querySelector(`#view-${state.view} video`);
 const withToken = (path) => `${path}?token=${encodeURIComponent(token)}`;
 const frameUrl = (clipId, i) => withToken(`/frames/${encodeURIComponent(clipId)}/${i}`);
 
@@ -197,6 +201,7 @@ function show(view) {
   for (const video of document.querySelectorAll("video")) video.pause();
   showError(null);
   if (view === "policy" && !$("rules").children.length) drawRules();
+  if (view === "policy" && !$("funnel").children.length) preview();
   if (view === "compare") drawComparison();
   if (view === "results") drawResults();
 }
@@ -234,47 +239,25 @@ function readFilters() {
 
 function drawChips() {
   const query = state.query;
+  const chip = (text, of, name) => {
+    const remove = () => {
+      delete of[name];
+      drawChips();
+      loadClips(0);
+    };
+    return el(
+      "li",
+      {},
+      button(`${text}  ×`, remove, { "aria-label": `Remove the filter ${text}` }),
+    );
+  };
   const chips = Object.entries(query.ranges).map(([name, [low, high]]) => {
     const rule = { ...(low !== null && { min: low }), ...(high !== null && { max: high }) };
-    const text = `${name} ${ruleText(rule)}`;
-    return [
-      text,
-      () => {
-        delete query.ranges[name];
-      },
-    ];
+    return chip(`${name} ${ruleText(rule)}`, query.ranges, name);
   });
-  if (query.preview)
-    chips.push([
-      `${query.preview.change} by the policy`,
-      () => {
-        delete query.preview;
-      },
-    ]);
-  if (query.change)
-    chips.push([
-      `${query.change} against the other output`,
-      () => {
-        delete query.change;
-      },
-    ]);
-  $("chips").replaceChildren(
-    ...chips.map(([text, remove]) =>
-      el(
-        "li",
-        {},
-        button(
-          `${text}  ×`,
-          () => {
-            remove();
-            drawChips();
-            loadClips(0);
-          },
-          { "aria-label": `Remove the filter ${text}` },
-        ),
-      ),
-    ),
-  );
+  if (query.preview) chips.push(chip(`${query.preview.change} by the policy`, query, "preview"));
+  if (query.change) chips.push(chip(`${query.change} against the other output`, query, "change"));
+  $("chips").replaceChildren(...chips);
 }
 
 let listRequest = null;
@@ -326,12 +309,7 @@ function drawList() {
           el(
             "span",
             { class: "text" },
-            el(
-              "span",
-              { class: "file" },
-              el("bdi", {}, fileName(row.video)),
-              el("span", { class: `pill ${row.status}` }, row.status),
-            ),
+            el("span", { class: "file" }, el("bdi", {}, fileName(row.video)), pill(row.status)),
             el(
               "span",
               { class: "line" },
@@ -339,7 +317,7 @@ function drawList() {
               row.flag !== null ? el("span", { class: "flag" }, " · flagged") : null,
               row.is_corrected ? " · corrected" : null,
             ),
-            el("span", { class: "line" }, el("bdi", { dir: "auto" }, second)),
+            el("span", { class: "line" }, prose(second)),
           ),
         ),
       );
@@ -431,7 +409,7 @@ function drawTime(clip, at_s) {
 }
 
 function jump(i) {
-  const video = document.querySelector(`#view-${state.view} video`);
+  const video = shownVideo();
   const clip = state.clip;
   if (!video || !clip?.segments[i]) return;
   video.currentTime = clip.media.start_s + clip.segments[i].start_s + 0.01;
@@ -477,7 +455,6 @@ function timeLine(clip, textOf) {
 function drawClip() {
   const clip = state.clip;
   const row = state.rows.find((one) => one.clip_id === clip.clip_id);
-  const hasText = clip.captions.length > 0;
   const where = [
     `${clip.start_s.toFixed(2)} to ${clip.end_s.toFixed(2)} s`,
     `${clip.width} × ${clip.height}`,
@@ -485,20 +462,7 @@ function drawClip() {
     clip.split,
     clip.shard,
   ];
-  const text = (i) =>
-    hasText && clip.captions[i] ? el("p", {}, el("bdi", { dir: "auto" }, clip.captions[i])) : null;
   const reasons = clip.reasons.map((reason) => el("li", {}, `✕ ${reason}`));
-  const reason = el("input", {
-    id: "flag-reason",
-    placeholder: "reason, if you like",
-    maxlength: 200,
-    "aria-label": "Reason of the flag",
-    value: clip.flag?.value || "",
-  });
-  reason.value = clip.flag?.value || "";
-  reason.addEventListener("keydown", (event) => {
-    if (event.key === "Enter") flag(true);
-  });
   const parts = [
     button(
       "‹ List",
@@ -511,7 +475,7 @@ function drawClip() {
       "header",
       { class: "clip-head" },
       el("h2", {}, el("bdi", {}, fileName(clip.video))),
-      el("span", { class: `pill ${clip.status}` }, clip.status),
+      pill(clip.status),
       el(
         "p",
         { class: "quiet" },
@@ -524,44 +488,56 @@ function drawClip() {
       ? el("ul", { class: "reasons", "aria-label": "Reasons against it" }, ...reasons)
       : null,
     player(clip),
-    state.editing
-      ? captionForm(clip)
-      : el("div", { class: hasText ? "" : "without-text" }, timeLine(clip, text)),
-    state.editing
-      ? null
-      : el(
-          "p",
-          { class: "caption" },
-          clip.captioner ? el("span", { class: "pill plain" }, clip.captioner) : null,
-          clip.caption ? " " : null,
-          el("bdi", { dir: "auto" }, clip.caption || (hasText ? "" : "This clip has no captions.")),
-        ),
-    state.editing
-      ? null
-      : el(
-          "div",
-          { class: "actions" },
-          button(
-            clip.flag ? "Withdraw the flag" : "Flag",
-            () => flag(!state.clip.flag),
-            { id: "flag", "aria-pressed": String(Boolean(clip.flag)) },
-            "f",
-          ),
-          clip.flag && clip.flag.reviewer
-            ? el(
-                "span",
-                { class: "flag" },
-                `flagged by ${clip.flag.reviewer}${clip.flag.value ? `: ${clip.flag.value}` : ""}`,
-              )
-            : reason,
-          hasText ? button("Edit the captions", edit, { id: "edit" }, "e") : null,
-        ),
+    ...(state.editing ? [captionForm(clip)] : clipTexts(clip)),
     clip.other !== undefined ? otherClip(clip) : null,
     scoreList(clip),
   ];
   $("clip").replaceChildren(...parts.filter(Boolean));
   if (row) row.flag = clip.flag ? clip.flag.value : null;
   $("clip").scrollTop = 0;
+}
+
+function clipTexts(clip) {
+  const hasText = clip.captions.length > 0;
+  const text = (i) => (clip.captions[i] ? el("p", {}, prose(clip.captions[i])) : null);
+  const reason = el("input", {
+    id: "flag-reason",
+    placeholder: "reason, if you like",
+    maxlength: 200,
+    "aria-label": "Reason of the flag",
+  });
+  reason.value = clip.flag?.value || "";
+  reason.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") flag(true);
+  });
+  return [
+    el("div", { class: hasText ? "" : "without-text" }, timeLine(clip, text)),
+    el(
+      "p",
+      { class: "caption" },
+      clip.captioner ? pill("plain", clip.captioner) : null,
+      clip.caption ? " " : null,
+      prose(clip.caption || (hasText ? "" : "This clip has no captions.")),
+    ),
+    el(
+      "div",
+      { class: "actions" },
+      button(
+        clip.flag ? "Withdraw the flag" : "Flag",
+        () => flag(!state.clip.flag),
+        { id: "flag", "aria-pressed": String(Boolean(clip.flag)) },
+        "f",
+      ),
+      clip.flag?.reviewer
+        ? el(
+            "span",
+            { class: "flag" },
+            `flagged by ${clip.flag.reviewer}${clip.flag.value ? `: ${clip.flag.value}` : ""}`,
+          )
+        : reason,
+      hasText ? button("Edit the captions", edit, { id: "edit" }, "e") : null,
+    ),
+  ];
 }
 
 function scoreList(clip) {
@@ -614,25 +590,13 @@ function otherClip(clip) {
   return el(
     "div",
     { class: "other" },
-    el(
-      "h3",
-      {},
-      "In the other output ",
-      el("span", { class: `pill ${other.status}` }, other.status),
-      other.rule ? ` ${other.rule}` : "",
-    ),
+    el("h3", {}, "In the other output ", pill(other.status), other.rule ? ` ${other.rule}` : ""),
     equal
       ? el("p", { class: "quiet" }, "The same captions.")
-      : el("p", {}, el("bdi", { dir: "auto" }, other.caption || "no captions")),
+      : el("p", {}, prose(other.caption || "no captions")),
     equal
       ? null
-      : el(
-          "ol",
-          {},
-          ...other.captions.map((text) =>
-            el("li", { class: "quiet" }, el("bdi", { dir: "auto" }, text)),
-          ),
-        ),
+      : el("ol", {}, ...other.captions.map((text) => el("li", { class: "quiet" }, prose(text)))),
   );
 }
 
@@ -753,7 +717,6 @@ const inOrder = (rules) =>
   Object.fromEntries(Object.entries(rules).map(([name, rule]) => [name, { ...rule }]));
 
 function drawRules() {
-  if (!Object.keys(state.policy).length) state.policy = inOrder(state.info.policy);
   $("rules").replaceChildren(
     ...Object.keys({ ...state.info.policy, ...state.policy }).map(ruleItem),
   );
@@ -801,6 +764,19 @@ function ruleItem(name) {
   return item;
 }
 
+function histogramBars(bins, x) {
+  const most = Math.max(1, ...bins.kept, ...bins.others);
+  return bins.edges.slice(0, -1).flatMap((edge, i) => {
+    const width = Math.max(0.6, x(bins.edges[i + 1]) - x(edge) - 0.4);
+    const bar = (n, kind) => {
+      const height = n ? Math.max(1, 19 * Math.sqrt(n / most)) : 0;
+      const y = kind === "kept" ? 20 - height : 20;
+      return svg("rect", { class: kind, x: x(edge), y, width, height });
+    };
+    return [bar(bins.kept[i], "kept"), bar(bins.others[i], "others")];
+  });
+}
+
 async function fillRange(item, name, mark) {
   const bins = await guarded(() => ask(`/api/histogram/${encodeURIComponent(name)}`));
   if (!bins || !bins.edges.length) return;
@@ -815,32 +791,16 @@ async function fillRange(item, name, mark) {
     "aria-label": `Histogram of ${name}: kept above, others below`,
   });
   const x = (value) => (200 * (Math.min(high, Math.max(low, value)) - low)) / (high - low || 1);
+  const drawn = [...histogramBars(bins, x), svg("path", { class: "axis", d: "M0 20H200" })];
+  const outside = (from, to) =>
+    svg("rect", { class: "outside", x: from, y: 0, width: to - from, height: 40 });
   const draw = () => {
-    const most = Math.max(1, ...bins.kept, ...bins.others);
-    const bars = bins.edges.slice(0, -1).flatMap((edge, i) => {
-      const at = x(edge),
-        width = Math.max(0.6, x(bins.edges[i + 1]) - at - 0.4);
-      const bar = (n, kind) => {
-        const height = n ? Math.max(1, 19 * Math.sqrt(n / most)) : 0;
-        return svg("rect", {
-          class: kind,
-          x: at,
-          width,
-          height,
-          y: kind === "kept" ? 20 - height : 20,
-        });
-      };
-      return [bar(bins.kept[i], "kept"), bar(bins.others[i], "others")];
-    });
     const { min, max } = state.policy[name] ?? {};
-    const outside = [];
-    if (min !== undefined)
-      outside.push(svg("rect", { class: "outside", x: 0, y: 0, width: x(min), height: 40 }));
-    if (max !== undefined)
-      outside.push(
-        svg("rect", { class: "outside", x: x(max), y: 0, width: 200 - x(max), height: 40 }),
-      );
-    plot.replaceChildren(...bars, svg("path", { class: "axis", d: "M0 20H200" }), ...outside);
+    plot.replaceChildren(
+      ...drawn,
+      ...(min === undefined ? [] : [outside(0, x(min))]),
+      ...(max === undefined ? [] : [outside(x(max), 200)]),
+    );
   };
   draw();
   item.append(plot);
@@ -856,8 +816,7 @@ async function fillRange(item, name, mark) {
           `Add a ${what}`,
           () => {
             state.policy[name] = { ...state.policy[name], [end]: end === "min" ? low : high };
-            const next = ruleItem(name);
-            item.replaceWith(next);
+            item.replaceWith(ruleItem(name));
             preview();
           },
           { class: "add" },
@@ -949,7 +908,6 @@ function drawFunnel(found) {
   $("exactness").textContent = found.is_exact ? "exact, duplicates included" : "by the rules";
   const total = found.funnel.find((row) => row.status === "all");
   const kept = found.funnel.find((row) => row.status === "kept");
-  const figure = (name, value) => el("div", {}, el("dt", {}, name), el("dd", {}, value));
   $("figures").replaceChildren(
     figure("clips kept", thousands(kept.count)),
     figure("before", thousands(found.kept_before)),
@@ -1085,14 +1043,9 @@ function drawComparison() {
     el(
       "dl",
       { class: "figures" },
-      el("div", {}, el("dt", {}, "kept there"), el("dd", {}, thousands(before))),
-      el("div", {}, el("dt", {}, "kept here"), el("dd", {}, thousands(after))),
-      el(
-        "div",
-        {},
-        el("dt", {}, "captions differ"),
-        el("dd", {}, thousands(other.counts.captions)),
-      ),
+      figure("kept there", thousands(before)),
+      figure("kept here", thousands(after)),
+      figure("captions differ", thousands(other.counts.captions)),
     ),
     table("gained"),
     table("lost"),
@@ -1200,19 +1153,15 @@ async function drawResults() {
   if (!found) return;
   const percent = (value) => `${(100 * value).toFixed(1)} %`;
   const cell = (share) =>
-    el(
-      "td",
-      {},
-      share.value === null
-        ? el("span", { class: "quiet" }, "no such clip marked")
-        : percent(share.value),
-      " ",
-      share.value === null
-        ? null
-        : el("small", {}, `${percent(share.low)} to ${percent(share.high)}, ${share.marked} clips`),
-      share.value === null
-        ? null
-        : svg(
+    share.value === null
+      ? el("td", {}, el("span", { class: "quiet" }, "no such clip marked"))
+      : el(
+          "td",
+          {},
+          percent(share.value),
+          " ",
+          el("small", {}, `${percent(share.low)} to ${percent(share.high)}, ${share.marked} clips`),
+          svg(
             "svg",
             {
               class: "interval",
@@ -1228,7 +1177,7 @@ async function drawResults() {
             }),
             svg("rect", { x: Math.max(0, 100 * share.value - 0.5), y: 1, width: 1, height: 8 }),
           ),
-    );
+        );
   const row = (name, of, kind) =>
     el(
       "tr",
@@ -1291,9 +1240,7 @@ async function drawResults() {
     ),
     ...(tables.length ? tables : [el("p", {}, "No clip of the sample is marked yet.")]),
     ...(pairs.length ? [el("section", {}, el("h2", {}, "Agreement"), ...pairs)] : []),
-    ...(found.reviewers
-      ? [el("p", { class: "quiet" }, "longtake audit OUT --report prints the same.")]
-      : []),
+    el("p", { class: "quiet" }, "longtake audit OUT --report prints the same."),
   );
 }
 
@@ -1302,13 +1249,13 @@ async function drawResults() {
 function setSpeed(by) {
   const at = Math.min(SPEEDS.length - 1, Math.max(0, SPEEDS.indexOf(state.speed) + by));
   state.speed = SPEEDS[at];
-  const video = document.querySelector(`#view-${state.view} video`);
+  const video = shownVideo();
   if (video) video.playbackRate = state.speed;
   toast(`Speed ${state.speed} ×`);
 }
 
 function togglePlay() {
-  const video = document.querySelector(`#view-${state.view} video`);
+  const video = shownVideo();
   if (video) video.paused ? video.play().catch(() => {}) : video.pause();
 }
 
@@ -1348,9 +1295,7 @@ function onKey(event) {
           f: () => flag(!state.clip?.flag),
           e: edit,
           c: () => show("clips"),
-          p: () => {
-            show("policy");
-          },
+          p: () => show("policy"),
           "/": () => {
             show("clips");
             document.body.classList.remove("shows-clip");
@@ -1458,10 +1403,6 @@ async function start() {
   $("add-rule").addEventListener("change", addRule);
   show("clips");
   await loadClips(0);
-  const first = document.querySelector("#views [data-view=policy]");
-  first.addEventListener("click", () => {
-    if (!$("funnel").children.length) preview();
-  });
 }
 
 start();

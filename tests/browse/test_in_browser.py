@@ -121,7 +121,6 @@ def test_moved_threshold_changes_the_funnel_and_shows_the_clips_that_it_loses(ou
     with opened(out, tmp_path) as browser:
         wait_for_list(browser, 6)
         browser.press("p")
-        browser.click("[data-view=policy]")
         browser.wait("document.querySelector('#exactness').innerText.startsWith('exact')")
         assert browser.text("#figures dd") == "4"
         least = (values[0] + values[1]) / 2
