@@ -11,9 +11,8 @@ import hashlib
 import importlib.metadata
 import json
 import sys
-import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,7 @@ from stages.export.export_stages import (
     settings_text,
     up_to_date_receipt,
 )
-from stages.export.presto import write_meta_tables
+from stages.export.presto import meta_tables
 from stages.export.shards import ShardPlan, parse_receipt, plan_shards, shards_table
 from stages.report.card import dataset_card
 
@@ -54,10 +53,9 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     with read_kept(out, settings.caption.set_name) as kept:
         made = recorded_config(settings, out)
         names = _pack(settings, out, cluster, kept)
-    hashes, presto_rows = _write_shards_table(out, names)
-    _delete_outdated(out, names, presto_rows)
+    hashes, in_presto, skipped = _write_tables_of_shards(settings, out, names)
+    _delete_outdated(settings, out, names, in_presto)
     shards = out.read_table(SHARDS, ["shard", "error", "method"])
-    skipped = _write_presto(settings, out, presto_rows)
     written = write_tables(settings, out)
     videos = out.read_table(VIDEOS, ["video", "sha256", "status", "weights"])
     columns = ["status", "split", "duration_s", "width", "height", "fps"]
@@ -146,27 +144,37 @@ def _shard(plan: ShardPlan, rows: list[Row], errors: dict[str, str]) -> Row:
     return {"plan": asdict(plan), "clips": clips, "errors": of_shard, "error": None}
 
 
-def _write_shards_table(out: Folder, names: list[str]) -> tuple[dict[str, str | None], list[Row]]:
-    """From the receipts of these shards, which are in order. Returns the SHA-256 of each shard, and
-    the rows of the clips in presto/."""
+def _write_tables_of_shards(
+    settings: Settings, out: Folder, names: list[str]
+) -> tuple[dict[str, str | None], set[str], dict[str, int]]:
+    """Writes shards.parquet and the tables of presto/ from the receipts of these shards, which are
+    in order. Returns the SHA-256 of each shard, the ids of the clips in presto/, and how many are
+    not in it, by reason."""
     hashes: dict[str, str | None] = {}
-    presto_rows: list[Row] = []
-    with out.table_writer(SHARDS, schema(SHARD)) as file:
+    in_presto: set[str] = set()
+    with ExitStack() as stack:
+        file = stack.enter_context(out.table_writer(SHARDS, schema(SHARD)))
+        presto = None
+        if settings.export.presto:
+            presto = stack.enter_context(meta_tables(out / "presto"))
         for name in names:
             path = f"{RECEIPTS}/{name}.json"
             receipt = parse_receipt(out.read(path), out.path(path))
             file.write(shards_table([receipt]))
             hashes[f"shards/{name}"] = receipt.sha256
-            presto_rows += receipt.extra
-    return hashes, presto_rows
+            if presto is not None:
+                presto.add(receipt.extra)
+                in_presto.update(row["clip_id"] for row in receipt.extra if "path" in row)
+    return hashes, in_presto, dict(presto.skipped) if presto is not None else {}
 
 
-def _delete_outdated(out: Folder, shards: list[str], presto_rows: list[Row]) -> None:
+def _delete_outdated(
+    settings: Settings, out: Folder, shards: list[str], in_presto: set[str]
+) -> None:
     """Deletes shards, receipts and mp4s of an earlier selection, and unfinished files."""
     out.delete_unfinished(skip=KEY_FRAMES)
     wanted = set(shards)
     outdated = [f"{EXTRACTED}/{n}" for n in out.names(EXTRACTED)]
-    packed = {row["clip_id"] for row in presto_rows if "path" in row}
     outdated += [f"shards/{n}" for n in out.names("shards") if n not in wanted]
     outdated += [
         f"{RECEIPTS}/{n}" for n in out.names(RECEIPTS) if n.removesuffix(".json") not in wanted
@@ -174,25 +182,12 @@ def _delete_outdated(out: Folder, shards: list[str], presto_rows: list[Row]) -> 
     outdated += [
         f"presto/videos/{n}"
         for n in out.names("presto/videos")
-        if n.removesuffix(".mp4") not in packed
+        if n.removesuffix(".mp4") not in in_presto
     ]
-    if not packed:
+    if not settings.export.presto:
         outdated += [f"presto/{n}" for n in out.names("presto")]
     for name in outdated:
         out.delete(name)
-
-
-def _write_presto(settings: Settings, out: Folder, rows: list[Row]) -> dict[str, int]:
-    """Writes the tables of presto/. Returns how many clips are not in it, by reason."""
-    if not settings.export.presto:
-        return {}
-    if out.is_local:
-        return write_meta_tables(rows, Path(out.url) / "presto")
-    with tempfile.TemporaryDirectory() as scratch:
-        skipped = write_meta_tables(rows, Path(scratch))
-        for file in Path(scratch).iterdir():
-            out.upload(f"presto/{file.name}", file)
-    return skipped
 
 
 def _write_checksums(out: Folder, shards: dict[str, str | None]) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,10 +19,10 @@ import av
 import av.error
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from curation.records import SPAN_TOLERANCE_S
 from curation.stage import BadVideo, Row
+from curation.storage import Folder, TableWriter
 from curation.video.geometry import Geometry
 from stages.export.display_tags import carry_over
 from stages.export.extraction import ExtractedClip
@@ -159,14 +159,25 @@ def _frames_at(
         )
 
 
-def write_meta_tables(rows: Iterable[Row], folder: Path) -> dict[str, int]:
-    """Writes meta.parquet (train) and meta_validation.parquet, in order of clip_id.
+class MetaTables:
+    """Writes the rows of `write_presto_clip` to the table of their split, in the order given."""
 
-    rows: of write_presto_clip. Returns the number of skipped clips by reason.
-    """
-    ordered = sorted(rows, key=lambda row: row["clip_id"])
-    for split, name in (("train", "meta.parquet"), ("validation", "meta_validation.parquet")):
-        chosen = [row for row in ordered if row["split"] == split and "skipped" not in row]
-        with output_file(folder / name, durable=True) as out:
-            pq.write_table(pa.Table.from_pylist(chosen, schema=META_SCHEMA), out)
-    return dict(Counter(row["skipped"] for row in ordered if "skipped" in row))
+    def __init__(self, writers: dict[str, TableWriter]) -> None:
+        self._writers = writers  # of each split
+        self.skipped = Counter[str]()  # clips by reason
+
+    def add(self, rows: list[Row]) -> None:
+        self.skipped.update(row["skipped"] for row in rows if "skipped" in row)
+        for split, writer in self._writers.items():
+            chosen = [row for row in rows if row["split"] == split and "skipped" not in row]
+            writer.write(pa.Table.from_pylist(chosen, schema=META_SCHEMA))
+
+
+@contextmanager
+def meta_tables(folder: Folder) -> Iterator[MetaTables]:
+    """The files appear when the block ends without an error."""
+    with (
+        folder.table_writer("meta.parquet", META_SCHEMA) as train,
+        folder.table_writer("meta_validation.parquet", META_SCHEMA) as validation,
+    ):
+        yield MetaTables({"train": train, "validation": validation})

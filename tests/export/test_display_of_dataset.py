@@ -15,10 +15,11 @@ import pytest
 
 from curation.records import hash_frames, stored_frame_hashes
 from curation.stage import Row, RunContext
+from curation.storage import Folder
 from curation.video_list import stat_video
 from stages.decode_pass import DecodePass
 from stages.export.export_stages import ExtractClips, PackShard
-from stages.export.presto import NUM_FRAMES, write_meta_tables
+from stages.export.presto import NUM_FRAMES, meta_tables
 from stages.export.shards import Receipt, plan_shards, shards_table
 from tests.export.test_display import (
     FPS,
@@ -157,7 +158,8 @@ def export(clips: list[Row], extract: ExtractClips, out: Path) -> list[Row]:
     row = {"plan": vars(plan), "clips": by_id, "errors": errors}
     receipt = Receipt(**pack.process([row])[0]["receipt"])
     pq.write_table(shards_table([receipt]), out / "shards.parquet")
-    write_meta_tables(receipt.extra, out / "presto")
+    with meta_tables(Folder(str(out)) / "presto") as tables:
+        tables.add(receipt.extra)
     return receipt.extra
 
 

@@ -7,12 +7,13 @@ import numpy as np
 import pandas
 import pytest
 
+from curation.storage import Folder
 from stages.export.extraction import ExtractedClip
 from stages.export.presto import (
     CAPTION_KEYS,
     frame_indices,
+    meta_tables,
     skip_reason,
-    write_meta_tables,
     write_presto_clip,
 )
 from tests.support.video_files import extract
@@ -209,10 +210,13 @@ def test_released_reader_accepts_every_row_with_its_own_captions(tmp_path):
     ]
     small = ExtractedClip("copy", "h264", 450, 0, 640, 360, 30.0, 1, 0.0)
     rows.append(write_presto_clip(row("s"), mp4, small, folder))
-    assert write_meta_tables(rows, folder) == {"smaller than 1280x720": 1}
+    with meta_tables(Folder(str(folder))) as tables:
+        tables.add(rows[:2])
+        tables.add(rows[2:])
+    assert tables.skipped == {"smaller than 1280x720": 1}
     reader = ReleasedReader(folder)
     assert len(reader) == 2
-    assert [reader.captions(i)[4] for i in range(2)] == ["a 4", "b 4"]
+    assert [reader.captions(i)[4] for i in range(2)] == ["b 4", "a 4"]
     numbers, frames = reader.frames(0)
     assert frames[0].shape == (720, 1280, 3)
     shown = [read_number(f.astype(int).mean(-1)) for f in frames]
@@ -223,7 +227,9 @@ def test_released_reader_accepts_every_row_with_its_own_captions(tmp_path):
 
 
 def test_empty_input_gives_a_table_with_the_same_columns(tmp_path):
-    assert write_meta_tables([], tmp_path) == {}
+    with meta_tables(Folder(str(tmp_path))) as tables:
+        tables.add([])
+    assert tables.skipped == {}
     table = pandas.read_parquet(tmp_path / "meta.parquet")
     assert list(table.columns[:5]) == ["path", "cap", "num_frames", "height", "width"]
     assert CAPTION_KEYS == ("45", "135", "225", "315", "405")
