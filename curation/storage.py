@@ -255,17 +255,18 @@ class Folder:
 
     def names(self, subfolder: str = "") -> list[str]:
         """Returns the sorted names of the finished files directly in this folder or a subfolder."""
-        root = f"{self._root}/{subfolder}".rstrip("/")
-        with storage_errors("list", self.path(subfolder)):
-            found = self._fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
+        found = self._listed(subfolder)
         files = [f.base_name for f in found if f.type == pafs.FileType.File]
         return sorted(n for n in files if not n.startswith(TEMPORARY))
 
     def subfolders(self) -> list[str]:
         """Returns the sorted names of the folders directly in this one."""
-        with storage_errors("list", self.url):
-            found = self._fs.get_file_info(pafs.FileSelector(self._root, allow_not_found=True))
-        return sorted(f.base_name for f in found if f.type == pafs.FileType.Directory)
+        return sorted(f.base_name for f in self._listed() if f.type == pafs.FileType.Directory)
+
+    def _listed(self, subfolder: str = "") -> list[pafs.FileInfo]:
+        root = f"{self._root}/{subfolder}".rstrip("/")
+        with storage_errors("list", self.path(subfolder) if subfolder else self.url):
+            return self._fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
 
     def read(self, name: str) -> bytes:
         path = f"{self._root}/{name}"
@@ -303,13 +304,13 @@ class Folder:
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Returns those of the columns that the file has; None: all columns."""
-        with storage_errors("read", self.path(name)), self._parquet(name) as file:
+        with self._parquet(name) as file:
             return file.read(columns)
 
     def table_batches(self, name: str, columns: list[str]) -> Iterator[pa.Table]:
         """Yields the rows, some at a time. columns: also fields of structs in lists, `clips.take`;
         those that the file lacks are left out."""
-        with storage_errors("read", self.path(name)), self._parquet(name) as file:
+        with self._parquet(name) as file:
             leaves = [file.schema.column(i).path for i in range(len(file.schema))]
             wanted = [path for path in leaves if _is_within(path, columns)]
             size = sum(
@@ -375,13 +376,13 @@ class Folder:
         return data
 
     def read_schema(self, name: str) -> pa.Schema:
-        with storage_errors("read", self.path(name)), self._parquet(name) as file:
+        with self._parquet(name) as file:
             return file.schema_arrow
 
     @contextmanager
     def _parquet(self, name: str) -> Iterator[pq.ParquetFile]:
         path = f"{self._root}/{name}"
-        with self._fs.open_input_file(path) as file:
+        with storage_errors("read", self.path(name)), self._fs.open_input_file(path) as file:
             if not self.is_local:
                 _check_size(self._fs, path, file.size())
             yield pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
@@ -471,9 +472,7 @@ class Folder:
         An object appears complete: in a store only the files of the access checks are left.
         """
         if not self.is_local:
-            with storage_errors("list", self.url):
-                found = self._fs.get_file_info(pafs.FileSelector(self._root, allow_not_found=True))
-            for info in found:
+            for info in self._listed():
                 if info.base_name.startswith(ACCESS_TOKEN):
                     self.delete(info.base_name)
             return
