@@ -107,6 +107,7 @@ def resumed_weights(folder):
 
 
 def test_ranks_have_frozen_weights_once_also_after_a_resumption(tmp_path):
+    pytest.importorskip("peft")
     start = System(replace(WIDE, text=T5Config("nowhere", 24))).presto
     export_presto(start, tmp_path / "weights", torch.float32)
     for shared, values in on_ranks(2, resumed_weights, tmp_path):
