@@ -11,12 +11,12 @@ _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
 def format_checksums(checksums: Mapping[str, str]) -> bytes:
-    """checksums: name of a file -> SHA-256."""
+    """Returns the lines of a file for `sha256sum -c`. checksums: name of a file -> SHA-256."""
     return "".join(f"{checksums[name]}  {name}\n" for name in sorted(checksums)).encode()
 
 
 def parse_checksums(data: bytes) -> dict[str, str]:
-    """Raises ValueError."""
+    """Returns name of a file -> SHA-256. Raises ValueError where a line has another form."""
     found = {}
     for line in data.decode().splitlines():
         match = _LINE.fullmatch(line)
@@ -27,7 +27,7 @@ def parse_checksums(data: bytes) -> dict[str, str]:
 
 
 def file_sha256(path: Path) -> str | None:
-    """None of a missing file. Raises OSError."""
+    """Returns 64 hex digits; None if the file is missing. Raises OSError."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

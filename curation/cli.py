@@ -133,7 +133,7 @@ def parse(
     options: Collection[str] = (),
     default_config: str | None = None,
 ) -> Arguments[S]:
-    """Raises UsageError, ConfigError."""
+    """Returns the checked command line; see `run_command`. Raises UsageError, ConfigError."""
     given: list[str] = []
     overrides: list[str] = []
     option_values: dict[str, str] = {}

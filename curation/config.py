@@ -88,7 +88,7 @@ def _parse_value(kind: Any, dotted: str, text: str) -> Any:
 
 
 def _read_small_file(path: Path) -> str:
-    """Raises OSError, ValueError where it is too large for settings, or not UTF-8."""
+    """Returns the text. Raises OSError; ValueError if it is too large for settings or not UTF-8."""
     with path.open("rb") as file:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:

@@ -181,13 +181,15 @@ class RowCounter:
         self._expected = 0  # clips
 
     def add_videos(self, videos: pa.Table) -> None:
-        """videos: status, error, clips and takes (how many), num_frames, duration_s."""
+        """Counts the rows. videos: status, error, clips and takes (numbers), num_frames, duration_s."""
         self._add("videos", videos, VIDEO_STATUSES, "error")
         self._expected += pc.sum(videos["clips"], min_count=0).as_py()
         self._takes += pc.sum(videos["takes"], min_count=0).as_py()
 
     def add_clips(self, clips: pa.Table) -> None:
-        """clips: clip_id, status, reason, reasons, duration_s; num_frames for those not decoded.
+        """Counts the rows.
+
+        clips: clip_id, status, reason, reasons, duration_s; num_frames for those not decoded.
 
         Raises Unaccounted."""
         ids = pc.count_distinct(clips["clip_id"], mode="all").as_py()
@@ -237,7 +239,7 @@ class RowCounter:
             self._skipped_us[key] += _microseconds(skipped)
 
     def funnel(self) -> Funnel:
-        """Raises Unaccounted."""
+        """Returns the counts so far. Raises Unaccounted where they do not add up."""
         clips = self._counts("clips", CLIP_STATUSES)
         if self._expected != sum(clips.values()):
             raise Unaccounted(
@@ -308,7 +310,7 @@ def _microseconds(rows: pa.Table) -> int:
 
 
 def _shortened(found: list[ReasonCount]) -> list[ReasonCount]:
-    """At most MAX_REASONS."""
+    """Returns at most MAX_REASONS reasons; the last stands for those that are left out."""
     if len(found) <= MAX_REASONS:
         return found
     rest = found[MAX_REASONS - 1 :]

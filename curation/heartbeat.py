@@ -12,14 +12,15 @@ _sent_s = 0.0
 
 
 def set_sender(send: Callable[[], None]) -> None:
-    """send: called at most every INTERVAL_S. Set in a child of curation/isolate.py alone."""
+    """Sets what `report_progress` calls, at most every INTERVAL_S; in a child of isolate.py
+    only."""
     global _send
     _send = send
 
 
 def report_progress() -> None:
-    """A part of the call is done: a frame, a chunk of a file, a clip. In other processes it does
-    nothing."""
+    """Reports that a part of the call is done: a frame, a chunk of a file, a clip. Does nothing in
+    other processes."""
     global _sent_s
     if _send is not None and time.monotonic() - _sent_s > INTERVAL_S:
         _sent_s = time.monotonic()

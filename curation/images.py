@@ -20,7 +20,7 @@ class DamagedFrame(BadVideo):
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """image: (h, w) grey or (h, w, 3) BGR, uint8."""
+    """Returns the bytes of a JPEG file. image: (h, w) grey or (h, w, 3) BGR, uint8."""
     done, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done
     return jpeg.tobytes()

@@ -1,4 +1,5 @@
-"""Runs calls on hostile files in a child process: a crash, a hang or a memory bomb fails one call.
+"""Runs calls on hostile files in a child process, so that a crash, a hang or a file that takes all
+memory fails one call.
 
 A hostile file might take over the child, so the parent accepts only plain data from it (JSON) and
 never unpickles a reply. Measured: 0.1 ms per call, 50 ms to restart the child.
@@ -55,7 +56,7 @@ class NotStarted(RuntimeError):
 
 
 class Unexpected(BadVideo):
-    """An error of our own code on this input, with its source line."""
+    """An unexpected error of this project's code on this input, with its source line."""
 
 
 class Isolated:
@@ -195,8 +196,8 @@ class Isolated:
         raise Unexpected(message)
 
     def _crash(self) -> Crashed | TransientError:
-        """Returns the error of a child that ended in a call. An input is judged by the limit of its
-        child alone: where the machine has less memory than that, the input is not the cause."""
+        """Returns the error of a child that ended in a call: a TransientError if the machine had
+        less memory than the child's limit, because then the input is not the cause."""
         reason = self._exit_reason()
         if "SIGKILL" not in reason or out_of_memory_kills() == self._kills_at_start:
             return Crashed(reason)
@@ -248,7 +249,8 @@ def _kill(child: subprocess.Popen[bytes], connection: socket.socket) -> None:
 
 
 def encode_reply(value: Any) -> bytes:
-    """Returns plain data as JSON: bytes as base64, numpy's numbers as Python's. Else TypeError."""
+    """Returns plain data as JSON: bytes as base64, numpy's numbers as Python's. Raises TypeError
+    for other data."""
 
     def plain(other: Any) -> Any:
         if isinstance(other, bytes | bytearray | memoryview):
@@ -288,7 +290,7 @@ def _send(connection: socket.socket, data: bytes, deadline: float | None = None)
 
 
 def _receive(connection: socket.socket, deadline: float | None = None) -> bytes:
-    """Returns one message. Raises ConnectionError where it is cut off, TimeoutError."""
+    """Returns one message. Raises ConnectionError if it is cut off, TimeoutError."""
 
     def take(count: int) -> bytes:
         parts = bytearray()
@@ -318,10 +320,10 @@ def _restrict_child(parent: int) -> None:
     """Limits what the child may do, and has the kernel kill it when its parent thread ends."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # A fetched video or the key frames of hours of video may take what is free now, but no more.
-    room = max(MIN_FILE_LIMIT_BYTES, shutil.disk_usage(tempfile.gettempdir()).free)
+    limit = max(MIN_FILE_LIMIT_BYTES, shutil.disk_usage(tempfile.gettempdir()).free)
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    room = room if most == resource.RLIM_INFINITY else min(room, most)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if sys.platform == "linux":
         prctl = ctypes.CDLL(None, use_errno=True).prctl
         die_with_parent, no_new_privileges = 1, 38  # linux/prctl.h
@@ -332,7 +334,7 @@ def _restrict_child(parent: int) -> None:
 
 
 def _limit_memory(extra_bytes: int) -> None:
-    """extra_bytes: of address space, in addition to what libraries have reserved by now."""
+    """Limits the address space to `extra_bytes` more than what libraries have reserved by now."""
     if sys.platform == "linux":
         in_use = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (in_use + extra_bytes, in_use + extra_bytes))

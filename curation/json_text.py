@@ -12,7 +12,7 @@ HASH = "content_sha256"  # the key of `with_hash`
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Raises ValueError where it is not valid JSON, also where it is nested too deeply."""
+    """Returns the value. Raises ValueError if it is not valid JSON or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -20,7 +20,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
-    """Raises ValueError where it is not a JSON object."""
+    """Returns the object. Raises ValueError if it is not a JSON object."""
     found = parse_json(text)
     if not isinstance(found, dict):
         raise ValueError(f"expected a JSON object, found {type(found).__name__}")
@@ -33,7 +33,8 @@ def with_hash(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_hashed(text: str | bytes) -> dict[str, Any]:
-    """The object that `with_hash` got; one of an older version has no hash. Raises ValueError."""
+    """Returns the object that `with_hash` got. Raises ValueError if it has another hash; objects of
+    older versions have none."""
     found = parse_object(text)
     recorded = found.pop(HASH, None)
     if recorded not in (None, _content_hash(found)):

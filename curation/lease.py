@@ -151,7 +151,7 @@ class Lease:
                 raise
 
     def renew(self) -> None:
-        """Raises LeaseLost, and OutputError where the store fails."""
+        """Writes the lease again. Raises LeaseLost; OutputError if the store fails."""
         with self._lock:
             if self.is_lost:
                 raise self._error()
@@ -215,9 +215,11 @@ def take_lease(
     next_parts: Callable[[], dict[str, int]],
     report: Callable[[str], None],
 ) -> Lease | None:
-    """url_parts: bucket, key and options. next_parts: returns `parts` of a cut. report: prints a
-    line. Returns None, with a line, where the runs can't be kept apart. Raises OutputError where
-    another run holds the lease."""
+    """Takes the lease on an output. Returns None, and reports a line, if the server can't keep runs
+    apart. Raises OutputError if another run holds the lease.
+
+    url_parts: bucket, key and options. next_parts: returns `parts` of a cut. report: prints a line.
+    """
     try:
         store = _Object(*url_parts)
     except ImportError:

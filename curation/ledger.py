@@ -76,7 +76,7 @@ class Ledger:
 
     @property
     def next_number(self) -> int:
-        """Of the next part; above that of every part so far."""
+        """The number of the next part, which is above that of every part so far."""
         return self._next
 
     def append(self, rows: list[Row]) -> None:
@@ -129,7 +129,7 @@ class Ledger:
             yield from self._batches_of(part, schema, columns)
 
     def last_batches(self, columns: list[str], keys: pa.Array) -> Iterator[pa.Table]:
-        """As `batches`, but only the rows that count, of these keys."""
+        """As `batches`, but only rows with these keys, and of each key the last row."""
         schema = _projected(self._schema, columns)
         for part, rows in self._last_rows(keys).items():
             first = 0
@@ -217,7 +217,8 @@ class Ledger:
         return name
 
     def _part_names(self) -> list[str]:
-        """In order, without those that a run wrote after another had taken the output over."""
+        """The names in order, without parts that a run wrote after another had taken the output
+        over."""
         return [
             name
             for name in _part_names(self._folder)
@@ -229,7 +230,7 @@ class Ledger:
 
 
 def _part_names(folder: Folder) -> list[str]:
-    """In order. Other files, such as .DS_Store and copies by an editor, are ignored."""
+    """The names in order. Other files, such as .DS_Store and copies by an editor, are ignored."""
     return sorted((n for n in folder.names() if _PART.fullmatch(n)), key=_number_of)
 
 
@@ -398,7 +399,7 @@ def check_settings(
     defaults: dict[str, Any],
     fix: str,
 ) -> None:
-    """Raises ConfigError where a table was made with other settings, with each that differs.
+    """Raises ConfigError, which names each difference, if a table was made with other settings.
 
     A setting that is not recorded was added by a later version: it counts as its default. Records
     the settings where the table has no row yet.

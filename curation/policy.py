@@ -232,7 +232,7 @@ def _failed_values(name: str, rule: Values, clips: pa.Table) -> Reasons:
 
 
 def _text(value: Any) -> str:
-    """As in YAML."""
+    """The value as it is written in YAML."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

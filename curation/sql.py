@@ -40,9 +40,9 @@ def run_select(
 ) -> pa.Table:
     """`SELECT columns FROM clips WHERE condition tail`; rows stay in order.
 
-    Of a dataset, the columns that the query names are read and no others. columns, tail: SQL of
-    ours. condition: SQL of the user; subqueries may name the table `clips`. name: of the setting or
-    option that holds it, for errors. Raises SqlError, one line.
+    Of a dataset, only the columns that the query names are read. columns, tail: trusted SQL.
+    condition: SQL of the user; subqueries may name the table `clips`. name: of the setting or
+    option that holds the condition, for errors. Raises SqlError with a message of one line.
     """
     import duckdb  # 66 MB; most commands need none of it
 

@@ -201,10 +201,9 @@ def _chunks(fs: pafs.FileSystem, fs_path: str, listed_size: int | None) -> Itera
 def _check_size(fs: pafs.FileSystem, fs_path: str, count: int) -> None:
     """Raises OSError where the bytes that were read are not the whole object.
 
-    Of an answer whose header is cut off, pyarrow takes what it has: an object then seems to have no
-    bytes, or fewer. So its size is asked for again; an empty one must be so in the list of its
-    folder, which can't be cut off unnoticed.
-    """
+    If an answer is cut off in its header, pyarrow takes the bytes that it has: the object then
+    seems to be empty or shorter. So its size is requested again. An object that seems to be empty
+    must also be empty in the list of its folder, which can't be cut off unnoticed."""
     size = fs.get_file_info(fs_path).size
     if size != count or (not count and not _is_listed_as_empty(fs, fs_path)):
         raise OSError(f"{count} bytes of {fs_path} arrived; its size is {size}")
@@ -619,7 +618,8 @@ class AccessCheck:
         return check
 
     def run(self) -> None:
-        """Raises OutputError, InputError with the node that lacks keys, a mount or permission."""
+        """Makes the check. Raises OutputError or InputError, which name the node that lacks keys, a
+        mount or permission."""
         node = f"the node {socket.gethostname()}"
         fix = "give every node the same keys, mounts and permissions as this one"
         if self.output is not None:

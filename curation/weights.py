@@ -51,7 +51,7 @@ def locate_weights(name: str, setting: str, source: str) -> Path:
 
 
 def download_command(source: str, path: str) -> str:
-    """source: a URL, or already a command."""
+    """Returns a command that downloads the file. source: a URL, or already a command."""
     is_url = source.startswith("https://")
     return f"curl -L --create-dirs -o {shlex.quote(path)} {source}" if is_url else source
 

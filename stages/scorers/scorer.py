@@ -1,4 +1,4 @@
-"""The contract of a scorer: a model that scores many clips at once from their stored images."""
+"""The contract of a scorer: a model that scores batches of clips from their stored images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class ClipImages:
 
     @cached_property
     def key_frames(self) -> list[np.ndarray]:
-        """One per segment. Raises ValueError where one is missing or broken."""
+        """One per segment. Raises ValueError if one was not stored, DamagedFrame if one has
+        changed."""
         return [self._read(s, "key_frame") for s in self.clip["segments"]]
 
     @property
