@@ -124,7 +124,7 @@ def _pack(settings: Settings, out: Folder, cluster: Cluster, kept: KeptClips) ->
 
 
 class _ShardNumbers:
-    """Of each planned clip."""
+    """The number of the shard of each planned clip."""
 
     def __init__(self, plans: list[ShardPlan]) -> None:
         ids = np.array([i for plan in plans for i in plan.clip_ids], np.bytes_)
@@ -133,7 +133,7 @@ class _ShardNumbers:
         self._ids, self._number = ids[order], number[order]
 
     def of(self, table: pa.Table) -> np.ndarray:
-        """(n,) of the clips of a table."""
+        """Returns (n,) the shard numbers of the clips of a table."""
         return self._number[np.searchsorted(self._ids, as_bytes(table["clip_id"]))]
 
 
@@ -191,7 +191,8 @@ def _delete_outdated(
 
 
 def _write_checksums(out: Folder, shards: dict[str, str | None]) -> None:
-    """Of all files for users but the mp4s in presto/, of which the shards' receipts have them."""
+    """Writes SHA256SUMS, for all files but the mp4s in presto/, whose hashes are in the
+    receipts."""
     names = [f"presto/{name}" for name in out.names("presto")]
     update_checksums(out, [*PUBLISHED, SHARDS, MANIFEST, *names], shards)
 
@@ -203,7 +204,8 @@ def _manifest(
     shards: pa.Table,
     skipped: dict[str, int],
 ) -> dict[str, Any]:
-    """Settings, input, versions and counts. Without times and paths: equal runs give equal ones."""
+    """Returns settings, input, versions and counts, without times and paths, so that equal runs
+    give equal manifests."""
     listed = sorted(zip(videos["video"].to_pylist(), videos["sha256"].to_pylist(), strict=True))
     return {
         "schema_version": SCHEMA_VERSION,

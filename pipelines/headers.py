@@ -30,7 +30,7 @@ STORED_FRAME_BYTES = 30_000  # JPEG with a long side of 768 px
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of the whole input: the value, and the range of 8 trials in 10."""
+    """An estimate for the whole input, with the range that 8 of 10 such trials would give."""
 
     low: float
     value: float
@@ -91,7 +91,8 @@ def sample_headers(listed: pa.Table) -> list[dict[str, Any]]:
 
 
 def header_report(settings: Settings, listed: pa.Table) -> str:
-    """What the listing, the headers of some videos and the settings give, as text."""
+    """Returns the estimates from the listing, the headers of some videos and the settings, as
+    text."""
     found = sample_headers(listed)
     readable = [facts for facts in found if facts["error"] is None]
     total = float(np.maximum(listed["bytes"].to_numpy(), 1).sum())

@@ -154,7 +154,7 @@ def _videos_tables(out: Folder) -> Iterator[pa.Table]:
 
 
 def clips_schema() -> pa.Schema:
-    """Of clips.parquet."""
+    """Returns the schema of clips.parquet."""
     others = [
         records.schema(columns).empty_table()
         for columns in (records.SELECTION, records.CAPTION, records.SHARD)

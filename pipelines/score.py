@@ -64,7 +64,8 @@ def build(settings: ScoreSettings) -> list[Stage]:
 def make_context(
     settings: ScoreSettings, ledger_url: str, thumbnail_share: float, listed: pa.Table
 ) -> RunContext:
-    """listed: the input. Raises PlanError where a model's weights are missing."""
+    """Returns the facts of the run for the stages. listed: the input. Raises PlanError if a model's
+    weights are missing."""
     readable = listed.filter(pc.greater_equal(listed["bytes"], 0))
     return RunContext(
         ledger_url,
@@ -75,8 +76,9 @@ def make_context(
 
 
 def thumbnail_share(sizes: pa.ChunkedArray) -> float:
-    """Of the clips that fail the prefilter, how many get thumbnails. It depends on the input
-    alone, so that an interrupted run stores the same ones. sizes: of the videos, in bytes."""
+    """Returns the share of the clips that fail the prefilter which get thumbnails. It depends only
+    on the input, so that an interrupted run stores the same ones. sizes: of the videos, in
+    bytes."""
     known = pc.sum(sizes.filter(pc.greater(sizes, 0))).as_py() or 0
     return min(1.0, MAX_THUMBNAIL_CLIPS / max(1, len(sizes), known / BYTES_PER_CLIP))
 

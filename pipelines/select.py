@@ -289,7 +289,7 @@ def _over_limit_by_caption(
     ranges: _Ranges,
     select_range: Callable[[int, int, pa.Table, pa.Table], pa.Table],
 ) -> np.ndarray:
-    """As `_over_limit`, of the clips that the condition on captions keeps; none while a clip that
+    """As `_over_limit`, for the clips that the condition on captions keeps. Empty while a clip that
     passes the rules has no captions."""
     kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for number, (first, clips, captions) in enumerate(ranges):

@@ -28,7 +28,7 @@ READ_ATTEMPTS = 4
 
 
 def read_status(out: Folder) -> dict[str, Any]:
-    """Raises PlanError where there is none."""
+    """Returns the content of status.json. Raises PlanError if there is none."""
     for attempt in range(1, READ_ATTEMPTS + 1):
         try:
             return parse_object(out.read(STATUS))
@@ -68,7 +68,7 @@ def status_lines(status: dict[str, Any], now_s: float) -> tuple[list[str], bool]
 
 
 def outdated_lines(out: Folder) -> list[str]:
-    """That the selection is newer than the shards, as the manifest states it."""
+    """Returns lines about shards that are older than the selection, from the manifest; or none."""
     if not out.exists(MANIFEST):
         return []
     found = read_manifest(out).get("outdated_shards")

@@ -26,7 +26,7 @@ WHERE_COLUMNS = tuple(dict.fromkeys([*_OF_CLIPS, *VIDEO_COLUMNS]))
 
 
 def check_subset(chosen: SelectSettings, has_embeddings: bool) -> None:
-    """Raises SqlError, ConfigError, PlanError."""
+    """Checks the three settings. Raises SqlError, ConfigError, PlanError."""
     if chosen.where is not None:
         reads_captions(chosen.where)
     if chosen.balance == EMBEDDINGS:

@@ -165,7 +165,7 @@ SMALL_CLIP_COLUMNS = [n for n in CLIP_COLUMNS if n not in ("fingerprint", "overl
 
 
 def clip_schema(columns: Iterable[str]) -> pa.Schema:
-    """Of the tables of `stream_clips`."""
+    """Returns the schema of the tables of `stream_clips`."""
     types = {c.name: c.type for c in (*records.VIDEO, *records.CLIP)}
     types["fingerprint"] = pa.large_binary()
     return pa.schema([(name, types[name]) for name in columns])

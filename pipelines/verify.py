@@ -68,7 +68,7 @@ class Finding:
     video: str | None = None  # that --repair marks as failed
 
     def fix(self, out: Folder, repaired: bool) -> str:
-        """The commands; those after --repair where it has run."""
+        """The commands that repair it; if --repair has run, those that are still needed."""
         place = shlex.quote(out.url)
         if self.phase == "train":
             checkpoint = shlex.quote(out.path(self.name.rpartition("/")[0]))
@@ -109,7 +109,8 @@ def find(out: Folder, repair: bool = False) -> Iterator[Finding]:
 
 
 def mark_as_failed(out: Folder, errors: dict[str, str]) -> None:
-    """errors: by video. `score retry_failed=true` computes the rows again."""
+    """Gives the videos the status failed, so that `score retry_failed=true` scores them again.
+    errors: by video."""
     ledger = videos_ledger(out)
     table = ledger.read()
     table = table.filter(pc.is_in(table["video"], value_set=pa.array(errors, pa.string())))
@@ -145,7 +146,8 @@ def check_ledger_parts(out: Folder) -> Iterator[Finding]:
 
 
 def check_tables_of_ledger(out: Folder) -> Iterator[Finding]:
-    """Those without a recorded hash: pages by their checksums, schema and text by their form."""
+    """Checks the tables and settings without a recorded hash: checksums of pages, columns, form of
+    settings."""
     expected = {
         INPUT: ("score", {"video", "bytes", "version"}),
         SKIPPED: ("score", {"suffix", "files"}),
@@ -175,7 +177,7 @@ def check_tables_of_ledger(out: Folder) -> Iterator[Finding]:
 
 
 def check_stored_frames(out: Folder) -> Iterator[Finding]:
-    """And embeddings: that those of all scored clips are there and as they were scored."""
+    """Checks that the stored frames and embeddings of all scored clips exist and are unchanged."""
     if not (out / "ledger").exists(INPUT):
         return
     videos = read_videos(out, ["status", "weights", "clips"])
@@ -221,7 +223,8 @@ def _check_frames(out: Folder, rows: list[Row]) -> Iterator[Finding]:
 
 
 def check_rows(out: Folder) -> Iterator[Finding]:
-    """That each video has a row, and each clip one in the tables of the phases that have run."""
+    """Checks that each video has a row, and each clip one in the table of each phase that has
+    run."""
     ledger = out / "ledger"
     if not ledger.exists(INPUT):
         return
@@ -263,7 +266,7 @@ def check_extracted(out: Folder) -> Iterator[Finding]:
 
 
 def check_shards(out: Folder) -> Iterator[Finding]:
-    """Shards and clips of presto/ by the receipts of the shards."""
+    """Checks shards and the clips in presto/ by the receipts of the shards."""
     receipts: list[Receipt] = []
     for name in out.names(RECEIPTS):
         path = f"{RECEIPTS}/{name}"
@@ -286,7 +289,7 @@ def check_shards(out: Folder) -> Iterator[Finding]:
 
 
 def check_checksums(out: Folder) -> Iterator[Finding]:
-    """All files in OUT/SHA256SUMS; the shards where there are no receipts, as in a copy."""
+    """Checks all files in OUT/SHA256SUMS; shards only if there are no receipts, as in a copy."""
     phase = "export" if out.exists(MANIFEST) or out.exists(SHARDS) else "select"
     if not out.exists(CHECKSUMS):
         if out.exists(MANIFEST):
@@ -309,7 +312,7 @@ def check_checksums(out: Folder) -> Iterator[Finding]:
 
 
 def check_checkpoints(out: Folder) -> Iterator[Finding]:
-    """Of the trainer: its own reader checks the same hashes."""
+    """Checks the checkpoints of the trainer, whose own reader checks the same hashes."""
     if not out.is_local:
         return
     for folder in sorted(Path(out.url, "checkpoints").glob("step-*[0-9]")):

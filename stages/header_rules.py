@@ -41,7 +41,8 @@ def header_rejection(
 
 
 def _may_fail(source: Source, rules: Policy) -> bool:
-    """Whether to open the video for its header. Wrong only for odd geometry: it is decoded."""
+    """Whether the video may fail a rule, so that it is opened. If this is wrong, it is only
+    decoded."""
     return any(
         _fails_by_size(rules, claim.width, claim.height)
         or _is_too_short(claim.duration_s, rules)
@@ -56,7 +57,8 @@ def _fails_by_size(rules: Policy, width: int, height: int) -> set[str]:
 
 
 def _failed_rule(reader: FirstFrameReader, rules: Policy) -> Policy:
-    """Empty where none fails, or the container states no duration."""
+    """Returns the first rule that fails; empty if none does, or if the container states no
+    duration."""
     header, claimed_s = reader.header, reader.header.header_duration_s
     if claimed_s is None:
         return Policy()

@@ -130,7 +130,8 @@ def _write_hashes(folder: Path) -> None:
 
 
 def _check_hashes(folder: Path, names: Collection[str] = ()) -> None:
-    """Of the named files; else of this rank's share of them all. Raises ValueError, OSError."""
+    """Checks the hashes of the named files, or of this rank's share of all files. Raises
+    ValueError, OSError."""
     hashes: dict[str, str] = {}
     for path in sorted(folder.glob("rank-*.sha256")):
         hashes |= parse_checksums(path.read_bytes())

@@ -140,7 +140,7 @@ class ShardedClips:
 
 
 def check_selection(dataset: str) -> None:
-    """Raises BadData where, by the manifest, the selection differs from what was exported."""
+    """Raises BadData if the manifest states that the selection differs from the exported clips."""
     folder, name = Folder(dataset), "manifest.json"
     try:
         outdated = json.loads(folder.read(name)).get("outdated_shards")

@@ -117,7 +117,7 @@ def sample_latents(
     diffusion: DiffusionConfig,
     rng: torch.Generator,
 ) -> Tensor:
-    """By the settings' solver. `predict` is called once per step."""
+    """Samples latents by the solver of the settings. `predict` is called once per step."""
     if cfg.solver == "dpm++":
         return sample_second_order(predict, noise, cfg.steps, diffusion)
     if diffusion.flows:

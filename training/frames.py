@@ -24,7 +24,7 @@ class BadData(UserError):
 
 
 def check_reader(reader: Reader) -> None:
-    """Raises ConfigError where it is not installed."""
+    """Raises ConfigError if the package of the reader is not installed."""
     if reader == "decord":
         try:
             import decord  # noqa: F401

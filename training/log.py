@@ -41,7 +41,7 @@ def peak_flops(device: torch.device) -> float:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Of the GPU, or of this process where there is none."""
+    """Returns the peak memory of the GPU, or of this process if there is no GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
@@ -49,7 +49,7 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def free_memory_gb(device: torch.device) -> float:
-    """Of the GPU, or of the machine where there is none."""
+    """Returns the free memory of the GPU, or of the machine if there is no GPU."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 1e9
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9

@@ -77,7 +77,8 @@ def _is_table(name: str) -> bool:
 
 
 def learning_rate(cfg: TrainConfig, step: int) -> float:
-    """Of step 0, 1, …: linear warm-up, then constant, or falling to 0 after the last step."""
+    """Returns the learning rate of step 0, 1, …: linear warm-up, then constant, or falling to 0
+    after the last step."""
     warm = min(1.0, (step + 1) / max(1, cfg.warmup_steps))
     left = (cfg.steps - step) / max(1, cfg.steps - cfg.warmup_steps)
     if cfg.lr_decay == "none" or left >= 1:

@@ -94,8 +94,8 @@ class T5Encoder:
 
 @lru_cache(maxsize=4096)
 def clean_caption(text: str) -> str:
-    """As Allegro and Presto clean a caption for T5, twice: lower case, one kind of quotes and of
-    dashes, without HTML, addresses, file names and brackets. By diffusers' code."""
+    """Cleans a caption for T5 as Allegro and Presto do, with diffusers' code, twice: lower case,
+    one kind of quotes and of dashes, without HTML, addresses, file names and brackets."""
     fix_torchvision()
     from diffusers import AllegroPipeline
 

@@ -239,7 +239,7 @@ def read_prompts(path: str, duration_s: float) -> dict[str, Prompt]:
 
 
 def read_prompt(texts: Sequence[str], duration_s: float) -> Prompt:
-    """From the command line: texts, or one .json file. ConfigError where it is invalid."""
+    """Reads the prompt of the command line: texts, or one .json file. Raises ConfigError."""
     parts: Any = list(texts)
     if len(texts) == 1 and (texts[0].endswith(".json") or _is_file(texts[0])):
         try:

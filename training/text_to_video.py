@@ -133,7 +133,8 @@ class System(nn.Module):
         return Text(tokens.to(device), [[len(part) for part in sample] for sample in cached])
 
     def schedules(self, prompts: Sequence[Prompt], frames: int) -> list[Tensor]:
-        """Per prompt (segments, latent frames). frames: of the latents."""
+        """Returns for each prompt the weights (segments, latent frames). frames: number of latent
+        frames."""
         options = (self.cfg.mode, self.cfg.rounding, self.cfg.widen_frames)
         return [_schedule(tuple(prompt.spans), frames, *options) for prompt in prompts]
 
@@ -159,6 +160,6 @@ class System(nn.Module):
             )
 
     def training_flops(self, grid: tuple[int, int, int], text_tokens: float) -> float:
-        """Of one sample's step: three times the network's forward, without recomputation and text
-        encoder. text_tokens: those that a frame attends to on average."""
+        """Returns the FLOPs of one sample's step: three times the network's forward, without
+        recomputation and text encoder. text_tokens: that a frame attends to, on average."""
         return 3 * forward_flops(self.presto.cfg, grid, text_tokens)

@@ -128,7 +128,7 @@ def _can_sample(cfg: SystemConfig, source: ClipSource) -> bool:
 
 
 def one_step(run: Run, batches: Iterator[Batch], cfg: TrainConfig, step: int) -> dict[str, float]:
-    """Accumulates gradients, updates the weights and their average; a step whose loss is no number
+    """Accumulates gradients, updates the weights and their average. A step whose loss is not finite
     is skipped or raises Diverged."""
     values = dict.fromkeys(("loss", "wait_s", "tokens", "flops"), 0.0)
     start = time.perf_counter()

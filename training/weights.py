@@ -57,7 +57,7 @@ def transformer_folder(path: str | Path) -> Path:
 
 
 def _read_object(path: Path, part: str | None = None) -> dict[str, Any]:
-    """part: a value that must be an object, too."""
+    """Returns the object in a JSON file. part: a key whose value must be an object, too."""
     try:
         found = parse_object(path.read_bytes())
         if part is not None and not isinstance(found.get(part), dict):
@@ -68,7 +68,8 @@ def _read_object(path: Path, part: str | None = None) -> dict[str, Any]:
 
 
 def read_config(folder: str | Path) -> ModelConfig:
-    """From config.json with diffusers' names or the original's (`sample_size_t`, `sample_size`)."""
+    """Reads config.json, with diffusers' names or the original's (`sample_size_t`,
+    `sample_size`)."""
     path = transformer_folder(folder) / "config.json"
     found = _read_object(path)
     for name, only in FIXED.items():

@@ -62,7 +62,7 @@ class AuditSample:
         return {i: row["value"] for i, row in found.items() if row and row["value"]}
 
     def results(self, output: Output) -> tuple[dict[str, Audit], dict[tuple[str, str], Agreement]]:
-        """By reviewer, and by pair of reviewers."""
+        """Returns the audit of each reviewer, and the agreement of each pair of reviewers."""
         names = sorted({key[2] for key in list(output.reviews) if key[1] == MARK})
         marks = {name: of_one for name in names if (of_one := self.marks(output, name))}
         by_reviewer = {

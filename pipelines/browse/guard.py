@@ -1,4 +1,4 @@
-"""Who may ask the local page: requests of this machine's browser that hold the token, no others.
+"""Answers only requests of this machine's browser that hold the token.
 
 Without these checks any web page that the user visits could send requests to the port (cross-site
 requests), or read answers through a name that resolves to 127.0.0.1 (DNS rebinding).
@@ -103,7 +103,7 @@ class Guard:
 
 
 async def _read_body(scope: Scope, receive: Receive) -> bytes:
-    """Raises Refused where it is longer than MAX_BODY_BYTES."""
+    """Returns the body of a request. Raises Refused if it is longer than MAX_BODY_BYTES."""
     if scope["method"] in ("GET", "HEAD"):
         return b""
     body = b""

@@ -58,7 +58,7 @@ class Output:
 
     @classmethod
     def read(cls, folder: Folder, other: Folder | None = None) -> Output:
-        """Raises PlanError where the folder holds no output of this version."""
+        """Reads an output. Raises PlanError if the folder holds no output of this version."""
         clips = read_clips_table(folder, COLUMNS)
         return cls(
             folder,
@@ -83,7 +83,7 @@ class Output:
 
     @cached_property
     def difference(self) -> Difference:
-        """Of this output against the other: B is this one."""
+        """The difference between the other output (A) and this one (B)."""
         assert self.other is not None
         ours = read_clips_table(self.folder, COMPARED)
         return compare_clips(self.other, ours)
@@ -253,7 +253,7 @@ class Output:
 
 
 def read_clips_table(folder: Folder, columns: tuple[str, ...]) -> pa.Table:
-    """Those of the columns that clips.parquet has. Raises PlanError."""
+    """Reads those of the columns that clips.parquet has. Raises PlanError."""
     known = open_clips(folder).schema.names
     if "rules" not in known:
         raise written_by_older_version(folder)

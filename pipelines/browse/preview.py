@@ -50,8 +50,8 @@ class Preview:
         self._latest = 0
 
     def by_rules(self, policy: Policy, reject_flagged: bool) -> Selection:
-        """Without a new search for duplicates: clips that were duplicates stay rejected, and those
-        that a looser rule gains count as none."""
+        """Decides by the rules alone, without a new search for duplicates: clips that were
+        duplicates stay rejected, and clips that a looser rule gains are taken for no duplicates."""
         clips = self._output.clips
         rejected = decide_table(clips, policy.without(CAPTION_SCORES))
         rows = [pc.list_parent_indices(rejected).to_numpy()]
@@ -70,7 +70,8 @@ class Preview:
         return Selection(self._with_status(reasons), False)
 
     def by_selection(self, policy: Policy, reject_flagged: bool) -> Selection:
-        """By the phase `select` itself. Raises Superseded, PlanError, ConfigError."""
+        """Decides as the phase `select`, whose code it calls. Raises Superseded, PlanError,
+        ConfigError."""
         self._latest += 1
         number = self._latest
         with self._selecting:
@@ -87,7 +88,7 @@ class Preview:
         return Selection(self._with_status(chosen["reasons"].combine_chunks()), True)
 
     def _other_reasons(self) -> tuple[np.ndarray, pa.Array]:
-        """Row and text of the recorded reasons that are of no rule of a policy."""
+        """Returns row and text of the recorded reasons that no rule of a policy gave."""
         clips = self._output.clips
         names = [name for name in OTHER_RULES.values() if name != FLAGGED]
         others = pc.is_in(pc.list_flatten(clips["rules"]), pa.array(names)).to_numpy()
@@ -127,7 +128,8 @@ class Preview:
 
 
 def parse_policy(rules: Any) -> Policy:
-    """Raises QueryError with what is wrong in one line."""
+    """Returns the policy that the page sends. Raises QueryError with one line about what is
+    wrong."""
     try:
         return recorded_policy(rules)
     except ValidationError as error:
@@ -147,7 +149,7 @@ def policy_as_json(policy: Policy) -> dict[str, Any]:
 
 
 def funnel_rows(table: pa.Table) -> list[Row]:
-    """Of the clips: status, rule, reason, count, any, hours."""
+    """Returns status, rule, reason, count, any and hours, as in funnel.parquet, for the clips."""
     counter = RowCounter()
     counter.add_clips(table)
     return [row for row in counter.table().to_pylist() if row["unit"] == "clips"]

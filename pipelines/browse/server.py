@@ -163,7 +163,7 @@ class Page:
         return _answer({"total": len(rows), "rows": output.listed(page, query.get("sort"))})
 
     def _mask(self, wanted: Row) -> np.ndarray:
-        """Of the clips that a policy gains or loses, by its rules."""
+        """Returns (n,) bool: the clips that a policy gains or loses by its rules."""
         kept = pc.equal(self._output.clips["status"], "kept").to_numpy()
         policy = parse_policy(wanted.get("policy"))
         after = self._preview.by_rules(policy, bool(wanted.get("reject_flagged"))).is_kept

@@ -21,7 +21,8 @@ STRUCTURED_SCHEMA: dict[str, Any] = CAPTION_SCHEMA | {
 
 
 def parse_fields(answer: str) -> dict[str, str]:
-    """Name -> text of each field of an answer, empty where it has none. Lines are kept."""
+    """Returns name -> text of each field of an answer; empty where the answer lacks it. Line breaks
+    are kept."""
     found = {name: find_json_value(answer, name) for name in FIELD_NAMES}
     return {
         name: clean_outside_text(text, MAX_FIELD_CHARS + 1).strip() if isinstance(text, str) else ""

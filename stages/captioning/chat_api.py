@@ -20,7 +20,8 @@ MAX_TOKENS_COUNTED = 1 << 40  # a larger number of a reply is taken for a mistak
 
 
 def max_reply_bytes(max_tokens: int) -> int:
-    """Of one answer: 64 bytes a token, since JSON may escape each character with six."""
+    """Returns the limit of one answer: 64 bytes per token, because JSON may write a character as
+    six."""
     return (64 << 10) + 64 * max_tokens
 
 
@@ -113,7 +114,7 @@ def _name(value: object) -> str | None:
 
 
 def _token_count(value: object) -> int:
-    """0 where it is no whole number of plausible size, such as 1e999."""
+    """Returns the number; 0 if it is not a whole number of plausible size, such as 1e999."""
     return value if isinstance(value, int) and 0 <= value <= MAX_TOKENS_COUNTED else 0
 
 

@@ -63,7 +63,8 @@ class CheckLimits:
 
 
 def failed_answer(completion: Completion, max_tokens: int) -> str | None:
-    """Returns why an answer can't hold a usable text, by what costs little; None: it may."""
+    """Returns why an answer can't hold a usable text, found by cheap checks; None: it may hold
+    one."""
     end = (completion.finish_reason or "").lower()
     if completion.fault is not None:
         return completion.fault
@@ -170,7 +171,8 @@ _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u
 
 
 def too_short(text: str, min_words: int) -> str | None:
-    """Two letters count as a word in scripts without spaces."""
+    """The text has fewer words than the limit. In scripts without spaces two letters count as a
+    word."""
     count = sum(max(1, len(_UNSPACED.findall(word)) // 2) for word in split_words(text))
     return None if count >= min_words else f"too short: {count} words < {min_words}"
 

@@ -85,7 +85,7 @@ def describe_camera_change(
 
 
 def summarize_camera(cameras: list[CameraState]) -> list[str]:
-    """At most one phrase for the motion of the view over all segments."""
+    """Returns at most one phrase for the motion of the view over all segments."""
     steps = [phrase for phrase, _ in groupby(describe_camera(camera) for camera in cameras)]
     if not steps:
         return []
@@ -95,7 +95,7 @@ def summarize_camera(cameras: list[CameraState]) -> list[str]:
 
 
 def describe_subject(subject: SubjectState | None, view_moves: bool = False) -> list[str]:
-    """At most one phrase for what moves, where and how."""
+    """Returns at most one phrase for what moves, where and how."""
     if subject is None:
         return []
     verb = "moves by itself" if view_moves else "moves"
@@ -120,7 +120,7 @@ def _subject_verb(subject: SubjectState, verb: str) -> str:
 def describe_subject_change(
     previous: SubjectState | None, subject: SubjectState | None
 ) -> list[str]:
-    """At most one phrase for how the motion differs from that of the segment before."""
+    """Returns at most one phrase for how the motion differs from that of the segment before."""
     if subject is None:
         return []
     if previous is None:
@@ -157,7 +157,7 @@ def _describe_strength_change(previous: float, motion: float) -> list[str]:
 
 
 def describe_ongoing_motion(subject: SubjectState | None) -> list[str]:
-    """At most one phrase for motion that has not changed."""
+    """Returns at most one phrase for motion that has not changed."""
     if subject is None or not subject.area:
         return []
     parts = ("the movement", _position(subject), "goes on", subject.direction)
@@ -165,7 +165,7 @@ def describe_ongoing_motion(subject: SubjectState | None) -> list[str]:
 
 
 def summarize_subject(subjects: list[SubjectState]) -> list[str]:
-    """At most one phrase for what moves over all segments."""
+    """Returns at most one phrase for what moves over all segments."""
     steps = [phrase for phrase, _ in groupby(_summary_step(subject) for subject in subjects)]
     if not steps:
         return []

@@ -53,7 +53,7 @@ def name_scene(state: SegmentState) -> str:
 
 
 def describe_light_change(previous: SegmentState, state: SegmentState) -> list[str]:
-    """At most one phrase."""
+    """Returns at most one phrase for a change of the light."""
     if previous.brightness is None or state.brightness is None:
         return []
     change = state.brightness - previous.brightness
@@ -130,7 +130,7 @@ def _is_same_text(one: str, other: str) -> bool:
 
 
 def quote_all(quotes_by_segment: list[Quotes]) -> list[str]:
-    """At most one phrase, with each text of the clip once."""
+    """Returns at most one phrase that quotes each text of the clip once."""
     distinct: Quotes = ()
     for quotes in quotes_by_segment:
         distinct += tuple(q for q in quotes if not _is_among([text for text, _ in distinct], q[0]))

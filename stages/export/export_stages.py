@@ -257,7 +257,8 @@ def _timeout_s(clip: Row) -> float:
 
 @lru_cache(maxsize=1)
 def _open_source(path: str, times_jump: bool) -> ClipSource:
-    """In a child: kept from one clip of a video to the next."""
+    """Returns the open video, in a child process; it is kept from one clip of a video to the
+    next."""
     return ClipSource(path, times_jump)
 
 

@@ -136,7 +136,7 @@ def extract_clip(
 def _copy(
     video: SeekableVideo, start_s: float, end_s: float, num_frames: int | None, out: BinaryIO
 ) -> ExtractedClip | None:
-    """None where a copy can't show exactly the span."""
+    """Writes the clip as a stream copy. Returns None if a copy can't show exactly the span."""
     codec, head = video.header.codec, video.header
     if not video.indexed or codec not in COPIED_CODECS or video.stream.time_base is None:
         return None  # a bare or concatenated stream has no index

@@ -17,7 +17,8 @@ TimedFrames = Iterator[tuple[av.VideoFrame, int, int]]  # frame, pts and duratio
 
 
 def deinterlace(frames: TimedFrames) -> TimedFrames:
-    """As many frames, at the same times. bwdif does not change progressive frames."""
+    """Yields deinterlaced frames, as many and at the same times. bwdif does not change progressive
+    frames."""
     for timed in frames:
         if timed[0].interlaced_frame:
             yield from _filter(chain([timed], frames), "bwdif", "mode=send_frame:deint=interlaced")
@@ -32,7 +33,7 @@ def tone_map(frames: TimedFrames) -> TimedFrames:
 
 
 def _filter(frames: TimedFrames, name: str, options: str) -> TimedFrames:
-    """For a filter that gives one frame for each, in order."""
+    """Applies a filter of FFmpeg that returns one frame for each, in order."""
     first = next(frames, None)
     if first is None:
         return

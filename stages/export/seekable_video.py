@@ -143,8 +143,8 @@ class SeekableVideo:
             yield clock.read(self._seconds(self._stamp(frame))), frame
 
     def _decoded_from(self, from_s: float) -> Iterator[av.VideoFrame]:
-        """From the first frame where the index names keyframes that are none: a file without a
-        table of them has all packets as keyframes."""
+        """Decodes from a keyframe before `from_s`; from the first frame if the index is wrong about
+        keyframes: a file without a table of them has all packets as keyframes."""
         frames = self._decoded(self.packets(from_s))
         first = next(frames, None)
         if self._can_seek(from_s) and not self._is_decoded_alone(first, from_s):

@@ -96,8 +96,10 @@ def audit(
     is_good: Sequence[bool],
     rules: Sequence[frozenset[str]],
 ) -> Audit:
-    """sizes: stratum -> clips in the output.  The others, of each marked clip: its stratum, its
-    mark, and the rules that reject it."""
+    """Returns precision and recall of the policy and of each rule.
+
+    sizes: stratum -> clips in the output.  strata, is_good, rules: of each marked clip, its
+    stratum, its mark, and the rules that reject it."""
     names, good = np.array(strata, object), np.array(is_good, bool)
     kept = names == KEPT
     every = sorted({rule for of_clip in rules for rule in of_clip})

@@ -45,7 +45,7 @@ def table(header: list[str], rows: list[list[object]]) -> str:
 def dataset_card(
     manifest: Mapping[str, Any], funnel: pa.Table, videos: pa.Table, clips: pa.Table
 ) -> str:
-    """manifest, funnel, videos, clips: as in the output."""
+    """Returns the text of README.md. manifest, funnel, videos, clips: as in the output."""
     kept = clips.filter(pc.equal(clips["status"], "kept"))
     select, made = manifest["config"]["select"], manifest["config"]
     splits = [name for name in ("train", "validation") if manifest["splits"].get(name)]

@@ -36,7 +36,8 @@ class Difference:
 
 
 def compare_clips(a: pa.Table, b: pa.Table) -> Difference:
-    """a, b: COMPARED of clips.parquet."""
+    """Returns the difference between two outputs. a, b: the columns COMPARED of their
+    clips.parquet."""
     kept_a, kept_b = (t.filter(pc.equal(t["status"], "kept")) for t in (a, b))
     both_a = kept_a.filter(_is_in(kept_a, kept_b)).sort_by("clip_id")
     both_b = kept_b.filter(_is_in(kept_b, kept_a)).sort_by("clip_id")

@@ -163,7 +163,7 @@ def _funnel_rows(
 
 
 def _chart(score: str, stats: pa.Table, policy: Mapping[str, Thresholds]) -> ScoreChart | None:
-    """None where the statistics lack the score."""
+    """Returns the histogram of a score; None if the statistics lack the score."""
     rows = stats.filter(pc.equal(stats["score"], score)).to_pylist()
     if not rows:
         return None

@@ -33,7 +33,8 @@ def columns_read(policy: Policy) -> list[str]:
 
 
 def rule_losses(clips: pa.Table, policy: Policy) -> list[RuleLoss]:
-    """Of every rule that rejects a clip; the one that rejects most clips alone comes first."""
+    """Returns the loss of every rule that rejects a clip. First comes the rule that rejects the
+    most clips alone."""
     rejected = clips.filter(pc.equal(clips["status"], "rejected"))
     first = count_values(rejected["rule"])
     pairs = rules_that_count(rejected)
@@ -47,8 +48,8 @@ def rule_losses(clips: pa.Table, policy: Policy) -> list[RuleLoss]:
 
 
 def rules_that_count(rejected: pa.Table) -> pa.Table:
-    """row, rule: what rejects each clip. A clip that fails the prefilter has no costly score; that
-    such a score is not measured then is no reason of its own."""
+    """Returns row and rule of each rejection. If a clip fails the prefilter, the rules on costly
+    scores, which it lacks, do not count."""
     row = pc.list_parent_indices(rejected["reasons"]).combine_chunks()
     unmeasured = pc.match_substring_regex(
         pc.list_flatten(rejected["reasons"]), r"^\w+ not measured"
@@ -60,7 +61,7 @@ def rules_that_count(rejected: pa.Table) -> pa.Table:
 
 
 def _loss(rule: str, first: int, alone: pa.Table, clips: pa.Table, policy: Policy) -> RuleLoss:
-    """alone: the clips that this rule alone rejects."""
+    """Returns the loss of one rule. alone: the clips that only this rule rejects."""
     hours = (pc.sum(alone["duration_s"]).as_py() or 0.0) / 3600
     not_scored = alone.num_rows - alone["prefilter"].null_count
     allowed, looser, looser_alone, measured = policy.get(rule), None, None, None

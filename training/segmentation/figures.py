@@ -46,7 +46,8 @@ Points = list[tuple[Any, float, float, float]]  # x; mean, lowest and highest ov
 
 
 def means(rows: pa.Table, *by: str) -> Means:
-    """Of each run, step, test and value of the columns `by`; `videos` and `events` are counts."""
+    """Returns the means for each run, step, test and value of the columns `by`; `videos` and
+    `events` are counts."""
     found = rows.group_by([*LABELS, *by], use_threads=False)
     counts = [("video", "count_distinct"), ("event", "count")]
     table = found.aggregate([(m, "mean") for m in MEASURES] + counts)
@@ -63,7 +64,7 @@ def over_seeds(rows: Means, x: Callable[[dict[str, Any]], Any], measure: str = "
 
 
 def last_step(rows: Means) -> Means:
-    """Without the tests during training."""
+    """Returns the rows of the last step, without the tests during training."""
     last = max((r["step"] for r in rows), default=0)
     return [r for r in rows if r["step"] == last]
 

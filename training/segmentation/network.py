@@ -59,7 +59,8 @@ class Prompts:
         return replace(self, spans=torch.stack([starts[:, :-1], starts[:, 1:]], 2))
 
     def dropped(self, which: Tensor) -> Prompts:
-        """Without the words of the samples `which` (B,); each caption's END stays."""
+        """Returns the prompts without the words of the samples `which` (B,); each caption's END
+        stays."""
         words = (self.tokens != END) & which[:, None, None]
         return replace(self, tokens=self.tokens.masked_fill(words, PADDING))
 

@@ -349,7 +349,7 @@ def run_all(cfg: ExperimentConfig, variants: Sequence[str], out: Path) -> None:
 
 
 def summary(rows: pa.Table) -> str:
-    """Of one test."""
+    """Returns a line with the means of one test."""
     measures = ("joint", "colour", "direction", "other", "order", "loss")
     means = (f"{m} {np.mean(rows[m].to_numpy()):.4g}" for m in measures)
     return f"step {rows['step'][0]} {rows['test'][0]}: {', '.join(means)}"
