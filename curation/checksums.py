@@ -21,7 +21,7 @@ def parse_checksums(data: bytes) -> dict[str, str]:
     for line in data.decode().splitlines():
         match = _LINE.fullmatch(line)
         if match is None:
-            raise ValueError(f"{line!r:.80} is no line of sha256sum")
+            raise ValueError(f"{line!r:.80} is not a line of the format of sha256sum")
         found[match[2]] = match[1]
     return found
 

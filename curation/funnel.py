@@ -181,7 +181,7 @@ class RowCounter:
         self._expected = 0  # clips
 
     def add_videos(self, videos: pa.Table) -> None:
-        """Counts the rows. videos: status, error, clips, takes (numbers), num_frames, duration_s."""
+        """Counts videos: status, error, clips and takes (numbers), num_frames, duration_s."""
         self._add("videos", videos, VIDEO_STATUSES, "error")
         self._expected += pc.sum(videos["clips"], min_count=0).as_py()
         self._takes += pc.sum(videos["takes"], min_count=0).as_py()

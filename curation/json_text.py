@@ -38,7 +38,7 @@ def parse_hashed(text: str | bytes) -> dict[str, Any]:
     found = parse_object(text)
     recorded = found.pop(HASH, None)
     if recorded not in (None, _content_hash(found)):
-        raise ValueError("its content is not what was written")
+        raise ValueError("its content does not have the hash that was stored with it")
     return found
 
 

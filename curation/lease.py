@@ -81,7 +81,7 @@ class _Object:
                 return None
             except ValueError as error:
                 raise OutputError(
-                    f"{self.url} is damaged: {error}\n  fix: delete it where no run writes"
+                    f"{self.url} is damaged: {error}\n  fix: if no run is writing, delete it"
                 ) from None
 
     def write(self, content: dict[str, Any], etag: str | None) -> str:

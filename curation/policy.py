@@ -156,7 +156,7 @@ def _check_values(column: str, rule: Rule) -> None:
     if any(
         not isinstance(v, known) or (isinstance(v, bool) != (known == (bool,))) for v in rule.values
     ):
-        raise ConfigError(f"policy: {column} is to be {rule}; expected {expected}")
+        raise ConfigError(f"policy: {column}: {rule} can't be compared; expected {expected}")
 
 
 def decide(row: Row, policy: Policy) -> list[str]:

@@ -629,7 +629,8 @@ class AccessCheck:
                 folder.delete(own)
             except MissingFile:
                 raise OutputError(
-                    f"{node} has another folder at {self.output}\n  fix: mount the same one"
+                    f"{node} has another folder at {self.output}\n"
+                    "  fix: mount the same folder on all nodes"
                 ) from None
             except OutputError as e:
                 raise OutputError(f"{node} can't use the output: {e}\n  fix: {fix}") from None

@@ -125,7 +125,7 @@ def _complete_model(folder: Path, setting: str) -> Path:
         for path in sorted(folder.glob("*.safetensors")):
             _check_safetensors(path)
     except (ValueError, OSError) as error:
-        raise PlanError(f"{setting}: {path}: {error}; get the model again") from None
+        raise PlanError(f"{setting}: {path}: {error}; download the model again") from None
     return folder
 
 

@@ -75,7 +75,9 @@ def match_rule(name: str, rule: Range, other: str, clips: pa.Table) -> list[str]
     known, values = (clips[column].to_numpy().astype(float) for column in (name, other))
     video = pc.rank(clips["sha256"], tiebreaker="min").to_numpy().astype(int)
     if not clips.num_rows:
-        raise PlanError(f"no clip has both {name} and {other}; score OUT with what measures both")
+        raise PlanError(
+            f"no clip has both {name} and {other}; score OUT with settings that measure both"
+        )
     ends, lines = {}, []
     for end, at in (("min", rule.min), ("max", rule.max)):
         if at is None:

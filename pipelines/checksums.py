@@ -28,7 +28,7 @@ def read_checksums(out: Folder) -> dict[str, str]:
         return parse_checksums(out.read(CHECKSUMS))
     except ValueError as error:
         raise PlanError(
-            f"{out.path(CHECKSUMS)} is damaged: {error}\n  fix: delete it and run pipelines.export"
+            f"{out.path(CHECKSUMS)} is damaged: {error}\n  fix: delete it and run longtake export"
         ) from None
 
 

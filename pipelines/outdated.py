@@ -90,12 +90,13 @@ def _count(mask: pa.ChunkedArray) -> int:
 
 
 def read_manifest(out: Folder) -> dict[str, Any]:
-    """Raises PlanError where it is damaged, FileNotFoundError where there is none."""
+    """Returns manifest.json. Raises PlanError if it is damaged, FileNotFoundError if there is
+    none."""
     try:
         return parse_object(out.read(MANIFEST))
     except ValueError as error:
         raise PlanError(
-            f"{out.path(MANIFEST)} is damaged: {error}\n  fix: delete it; pipelines.export writes "
+            f"{out.path(MANIFEST)} is damaged: {error}\n  fix: delete it; longtake export writes "
             "it again"
         ) from None
 

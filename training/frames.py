@@ -42,7 +42,7 @@ def sample_frames(
     i-th of `size.frames` equal parts of its time. BadData where fewer than `num_frames` decode.
     reader: decord decodes only the frames that these depend on, see `_sample_by_decord`."""
     if not 0 < clip_s < math.inf:
-        raise BadData(f"it lasts {clip_s} s")
+        raise BadData(f"its length is {clip_s} s; expected more than 0")
     if reader == "decord":
         sampled_by_decord = _sample_by_decord(mp4, clip_s, num_frames, size)
         if sampled_by_decord is not None:

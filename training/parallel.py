@@ -94,7 +94,7 @@ def init_distributed(sequence_ranks: int = 1) -> World:
     if size % sequence_ranks:
         raise ConfigError(
             f"sequence_ranks is {sequence_ranks}, torchrun started {size} processes: "
-            "expected a multiple of it"
+            "expected a multiple of sequence_ranks"
         )
     device = torch.device("cpu")
     if cuda:

@@ -103,7 +103,7 @@ def sample_many(
         if system.cfg.mode == "single" and len(prompt.captions) != 1:
             raise ConfigError(
                 f"{len(prompt.captions)} captions; "
-                "this network was trained with one for the whole clip"
+                "this network was trained with one for the whole clip: give one"
             )
     size = size or system.cfg.size
     system.check_memory(size, len(prompts))

@@ -51,7 +51,7 @@ def alive_nodes() -> set[str]:
     if ray.get_runtime_context().get_node_id() not in {node["NodeID"] for node in nodes}:
         raise RunError(
             "Ray's process on the node of this command has ended\n  fix: start Ray there again, "
-            "and run the same command again, which continues"
+            "and run the same command again, which resumes"
         )
     return {n["NodeID"] for n in nodes if n["Resources"].keys() & {"CPU", "GPU"}}
 

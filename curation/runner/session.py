@@ -60,7 +60,7 @@ def start(address: str | None, workers: int | None, log_folder: str) -> bool:
     except Exception as e:  # Ray has no class of its own for it
         raise RunError(
             f"no Ray cluster at {address or 'this machine'}: {e}\n  fix: check the address"
-            "; where the cluster asks for a token, have it in ~/.ray/auth_token and set "
+            "; if the cluster needs a token, store it in ~/.ray/auth_token and set "
             "RAY_AUTH_MODE=token"
         ) from None
     if threading.current_thread() is threading.main_thread():

@@ -230,7 +230,7 @@ class OpenAICaptioner(VlmCaptioner):
             if wait_s > left_s:
                 error = f"{error}; no request answered for {self.max_outage_s:g} s"
                 if reply.status in (0, *OVERLOADED, 502, 504):
-                    raise Unavailable(f"{error}. The same command continues the run")
+                    raise Unavailable(f"{error}. The same command resumes the run")
                 raise RequestRefused(error)  # the server is there, and can't answer this request
             await asyncio.sleep(max(wait_s, min(reply.retry_after_s, left_s)))
 

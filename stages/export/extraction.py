@@ -124,11 +124,11 @@ def extract_clip(
         except av.error.PyAVCallbackError:  # from writing `target`
             raise
         except av.FFmpegError as error:
-            raise BadVideo(f"cutting {start_s:.3f} to {end_s:.3f} s: {error}") from error
+            raise BadVideo(f"extracting {start_s:.3f} to {end_s:.3f} s: {error}") from error
         if num_frames is not None and abs(clip.num_frames - num_frames) > 1:
             raise BadVideo(
                 f"{clip.num_frames} frames from {start_s:.3f} to {end_s:.3f} s, "
-                f"but scoring saw {num_frames}"
+                f"but scoring found {num_frames}"
             )
     return clip
 

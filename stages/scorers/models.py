@@ -79,7 +79,8 @@ class Models(Stage):
             paths = find_weight_files(scorer, name)
             if weights_version(paths) != self._versions[name]:
                 raise PlanError(
-                    f"score.models.{name}: other weights on this node than on the first"
+                    f"score.models.{name}: other weights on this node than on the first\n"
+                    "  fix: copy the same files to every node"
                 )
             scorer.setup(paths, device)
         self._readers = ThreadPoolExecutor(min(MAX_READER_THREADS, len(os.sched_getaffinity(0))))

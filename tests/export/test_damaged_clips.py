@@ -128,6 +128,6 @@ def test_clips_of_a_remote_video_are_extracted_from_one_copy_and_fail_alone(tmp_
         stage._child.close()
     assert fetched == [url]
     ids = [clip["clip_id"] for clip in clips]
-    assert "but scoring saw 99" in row["extracted"][ids[2]]
+    assert "but scoring found 99" in row["extracted"][ids[2]]
     assert all(row["extracted"][i]["clip"]["num_frames"] == 10 for i in ids if i != ids[2])
     assert again["extracted"] == {i: row["extracted"][i] for i in ids[:2]}

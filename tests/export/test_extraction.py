@@ -309,7 +309,7 @@ def test_span_without_frames_is_an_error(tmp_path, clip):
 
 def test_source_with_other_frames_than_at_scoring_is_an_error(tmp_path, clip):
     source = write_video(tmp_path / "in.mp4", frames=60)
-    with pytest.raises(BadVideo, match=r"25 frames from .* scoring saw 40"):
+    with pytest.raises(BadVideo, match=r"25 frames from .* scoring found 40"):
         extract(source, 1.0, 2.0, clip, num_frames=40)
     assert not clip.exists()
 
@@ -342,7 +342,7 @@ def test_unwritable_folder_or_full_disk_is_an_output_error(tmp_path, clip):
 def test_source_truncated_within_the_span_is_an_error(tmp_path, clip):
     source = write_video(tmp_path / "in.mkv", params=B_FRAMES)
     Path(source).write_bytes(Path(source).read_bytes()[: source.stat().st_size // 2])
-    with pytest.raises(BadVideo, match="scoring saw 100"):
+    with pytest.raises(BadVideo, match="scoring found 100"):
         extract(source, 0.0, 4.0, clip, num_frames=100)
 
 
