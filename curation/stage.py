@@ -23,9 +23,8 @@ class BadVideo(Exception):
 
 
 class TransientError(Exception):
-    """A storage, a server or a device failed while it had a row, which is not the cause. The row is
-    retried; where that fails too, it stays open: no result is stored, and the next run computes it.
-    """
+    """Storage, a server or a device failed, and not because of the row. The row is retried; if that
+    fails too, it stays open: no result is stored, and the next run computes it."""
 
 
 class OutputError(UserError):

@@ -120,6 +120,6 @@ def drop_open_rows(rows: Iterable[Row]) -> Iterator[Row]:
     if reasons:
         worst = "; ".join(f"{reason} ({n})" for reason, n in reasons.most_common(3))
         raise RunError(
-            f"{reasons.total()} rows stay open, because a storage, a server or a device failed: "
+            f"{reasons.total()} rows stay open, because storage, a server or a device failed: "
             f"{worst}\n  fix: remove the cause and run the same command again, which computes them"
         )

@@ -203,7 +203,7 @@ def test_row_whose_storage_fails_is_retried_and_then_stays_open(cluster, tmp_pat
     done = []
     with pytest.raises(RunError) as stopped:
         done += cluster.stream([Double(), stage(), Double()], rows(8, **failing), context=FAST)
-    assert str(stopped.value).startswith("2 rows stay open, because a storage, a server or")
+    assert str(stopped.value).startswith("2 rows stay open, because storage, a server or")
     assert "can't fetch a.mp4 (1)" in str(stopped.value)
     assert "run the same command again" in str(stopped.value)
 
