@@ -29,10 +29,11 @@ from typing import Any
 import pyarrow as pa
 
 from curation import records
+from curation.access_check import AccessCheck
 from curation.runner import nodes, pool
 from curation.runner.settings import ClusterSettings
 from curation.stage import Row, RunContext, Stage
-from curation.storage import AccessCheck, Folder
+from curation.storage import Folder
 from pipelines import score
 from pipelines.settings import timed_batches
 from pipelines.tables import embeddings_ledger, videos_ledger

@@ -26,6 +26,7 @@ from curation.ledger import recorded_settings
 from curation.storage import Folder
 from pipelines import select
 from pipelines.outdated import MANIFEST, read_manifest
+from pipelines.selection_ranges import stream_selection
 from pipelines.settings import Settings
 from pipelines.tables import open_clips, rows_of, written_by_older_version
 from stages.report.difference import COMPARED, compare_clips, format_difference
@@ -80,7 +81,7 @@ def select_with(out: Folder, path: str | None, changes: list[str]) -> pa.Table:
     settings = settings_of(out, path, changes)
     select.check(settings, out)
     tables = []
-    for found in select.stream_selection(settings, out):
+    for found in stream_selection(settings, out):
         captioned = rows_of(found.clips["clip_id"], found.captions, "clip_id")
         columns = {
             "clip_id": found.clips["clip_id"],

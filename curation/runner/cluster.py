@@ -14,10 +14,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 
+from curation.access_check import AccessCheck
 from curation.runner.settings import ClusterSettings
 from curation.stage import OPEN, OutputError, Row, RunContext, RunError, Stage
 from curation.status import PoolState
-from curation.storage import AccessCheck, Folder
+from curation.storage import Folder
 
 MAX_CONSECUTIVE_OPEN_ROWS = 20  # without a finished row between them; the run then stops
 

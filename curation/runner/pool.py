@@ -21,6 +21,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
+from curation.access_check import AccessCheck
 from curation.errors import UserError
 from curation.isolate import NotStarted
 from curation.progress import format_duration
@@ -36,7 +37,6 @@ from curation.stage import (
     is_unfinished,
 )
 from curation.status import PoolState
-from curation.storage import AccessCheck
 
 WORKER_LOST = (ActorDiedError, ActorUnavailableError, ObjectLostError, OutOfMemoryError)
 

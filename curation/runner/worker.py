@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import ray
 
+from curation.access_check import AccessCheck
 from curation.errors import UserError
 from curation.isolate import Isolated, NotStarted
 from curation.runner.nodes import WorkerNode, this_node
@@ -27,7 +28,6 @@ from curation.stage import (
     is_unfinished,
     record_duration,
 )
-from curation.storage import AccessCheck
 from curation.texts import MAX_ERROR_CHARS, clean_outside_text
 
 ROW_S = "row_s"  # key of the time that a row of a call took, s; no column of a table

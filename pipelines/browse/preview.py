@@ -20,6 +20,7 @@ from pipelines import select
 from pipelines.browse.output import Output, QueryError
 from pipelines.diff import settings_of
 from pipelines.reviews import flag_reasons, read_reviews
+from pipelines.selection_ranges import stream_selection
 from pipelines.tables import recorded_policy, rows_of
 
 FLAGGED = "flagged"
@@ -82,7 +83,7 @@ class Preview:
             settings = settings_of(folder, None, [flagged])
             settings.select.policy = policy
             select.check(settings, folder)
-            found = select.stream_selection(settings, folder)
+            found = stream_selection(settings, folder)
             selection = pa.concat_tables([part.selection for part in found])
         chosen = rows_of(self._output.clips["clip_id"], selection, "clip_id")
         return Selection(self._with_status(chosen["reasons"].combine_chunks()), True)

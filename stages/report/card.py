@@ -132,18 +132,18 @@ def _choice(select: Mapping[str, Any], decode: Mapping[str, Any]) -> str:
     ]
     more = {
         "where": "condition on the clips, in SQL",
-        "limit": "most clips, drawn at random",
-        "balance": "drawn in equal numbers of",
+        "limit": "largest number of clips, drawn at random",
+        "balance": "column of whose values equal numbers are drawn",
         "semantic_similarity": "largest cosine of two clips' CLIP embeddings",
-        "max_equal_captions": "clips that may have the same caption",
+        "max_equal_captions": "largest number of clips with the same caption",
         "validation_share": "share of the source videos for validation",
         "seed": "seed of the split and of the draw",
     }
     given = [[n, select[n], what] for n, what in more.items() if select.get(n) is not None]
     lines.append(table(["setting", "value", "meaning"], given))
     lines.append(
-        "Of clips that show the same images at the same speed one is kept. `manifest.json` has all "
-        "settings, versions and hashes."
+        "Of clips that show the same images at the same speed, one is kept. `manifest.json` has "
+        "all settings, versions and hashes."
     )
     return "\n\n".join(lines)
 
@@ -173,9 +173,9 @@ def _models(made: Mapping[str, Any], videos: pa.Table) -> str:
     return "\n\n".join(
         [
             table(["for", "by", "version", "licence"], rows),
-            "The licence of the videos is not known to longtake: it is that of their source, and "
-            "has to be checked, and named in the header of this card, before the clips are passed "
-            "on. The licences of the data that the models learned from are not listed.",
+            "longtake does not know the licence of the videos, which is that of their source. "
+            "Check it, and name it in the header of this card, before you pass the clips on. The "
+            "licences of the data that the models were trained on are not listed.",
         ]
     )
 
@@ -183,7 +183,7 @@ def _models(made: Mapping[str, Any], videos: pa.Table) -> str:
 def _limits(made: Mapping[str, Any]) -> str:
     by_rules = made["caption"].get("captioner") == "measured"
     captions = (
-        "Captions state only measured facts: light, colours, motion of camera and subjects, text "
+        "Captions state only measurements: light, colours, motion of camera and subjects, text "
         "on screen. No vision model was used, and no caption names what a clip shows."
         if by_rules
         else "Captions were written by a model from a few frames of each clip and are checked for "
@@ -195,8 +195,8 @@ def _limits(made: Mapping[str, Any]) -> str:
             captions,
             "Nothing was done to find faces, names and other personal data.",
             "Nothing was filtered by topic, violence or nudity.",
-            "Not found as duplicates are re-timed, mirrored and cropped copies, and clips that "
+            "These duplicates are not found: re-timed, mirrored and cropped copies, and clips that "
             "overlap by less than 4.25 s.",
-            "A detector misses some cuts: `docs/measurements/shots.md` of longtake has how many.",
+            "The detector misses some cuts: `docs/measurements/shots.md` has the rates.",
         )
     )

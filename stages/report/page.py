@@ -26,7 +26,7 @@ from stages.report.statistics import MEASUREMENTS
 MAX_FAILED_VIDEOS = 100  # listed on the page
 DESCRIPTIONS = {c.name: c.what for c in CLIP}
 MEASURED_NOTE = (
-    "Captions by “measured” state only measured facts (light, colours, motion of camera and "
+    "Captions by “measured” state only measurements (light, colours, motion of camera and "
     "subjects, text on screen). No vision model was used."
 )
 

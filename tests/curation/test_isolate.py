@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from curation import isolate
+from curation.access_check import AccessCheck
 from curation.heartbeat import report_progress
 from curation.isolate import Crashed, Isolated, TimedOut, Unexpected
 from curation.runner.worker import Worker
 from curation.stage import BadVideo, Needs, OutputError, RunContext, Stage, TransientError
-from curation.storage import AccessCheck
 from tests.support.memory_group import memory_group
 from tests.support.paths import REPOSITORY
 

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curation.access_check import AccessCheck
 from curation.isolate import Isolated
 from curation.stage import BadVideo, OutputError, TransientError
-from curation.storage import AccessCheck, Folder, InputError, local_copy
+from curation.storage import Folder, InputError, local_copy
 from curation.video_list import FileError, list_videos, stat_video
 from pipelines import show, verify
 from tests.chaos.proxy import Proxy

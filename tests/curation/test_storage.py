@@ -6,11 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curation.access_check import AccessCheck
 from curation.cli import run_command
 from curation.funnel import format_skipped
 from curation.stage import BadVideo, OutputError, TransientError
 from curation.storage import (
-    AccessCheck,
     Folder,
     InputError,
     MissingFile,

@@ -81,7 +81,7 @@ def test_hostile_reasons_and_settings_stay_texts(parts):
     assert "<script" not in html
     assert "<img" not in html
     assert html.count("<h1>") == 1
-    assert "not known to longtake" in html
+    assert "does not know the licence" in html
 
 
 def test_dataset_without_clips_has_a_card(parts):
