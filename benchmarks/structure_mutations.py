@@ -1,4 +1,4 @@
-"""Mutations that know a container's structure: boxes, EBML elements, TS packets, headers that lie.
+"""Mutations that know a container's structure: boxes, EBML elements, TS packets, wrong headers.
 
 Each changes a file's bytes in place. A file of another container is left to benchmarks.mutations.
 """

@@ -24,8 +24,8 @@ def printable(text: object, limit: int = 200) -> str:
     """Returns any text as one printable line; of a longer text the middle is left out.
 
     Unprintable characters become escapes, since file names and error texts may be hostile: an ANSI
-    escape controls the terminal, a newline fakes a line of ours, a bidi override another name.
-    """
+    escape controls the terminal, a newline imitates a line of this program, a bidi override another
+    name."""
     text = str(text)
     if len(text) > limit:
         tail = limit // 3

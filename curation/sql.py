@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MAX_MESSAGE_CHARS = 400
 LOCKED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",  # by default SQL reads and writes any file
-    "python_enable_replacements": "false",  # a table name could mean a variable of ours
+    "python_enable_replacements": "false",  # a table name could mean a Python variable
     "autoload_known_extensions": "false",
     "lock_configuration": "true",
 }

@@ -200,8 +200,8 @@ def read_lines(text: str, exists: Callable[[str], bool]) -> list[str]:
     """The names in a list: one per line, without empty lines and comments (#).
 
     exists: whether a file has this name. A name may begin with #, be in quotes or end in a space;
-    editors and spreadsheets add quotes and spaces, and may store another encoding. So of what such
-    a line may stand for, the first is taken that exists.
+    editors and spreadsheets add quotes and spaces, and may store another encoding. Of all readings
+    of such a line, the first that names an existing file is taken.
     """
     names = []
     for line in text.replace("\r\n", "\n").split("\n" if "\n" in text else "\r"):

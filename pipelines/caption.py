@@ -76,8 +76,8 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
 
 
 def find_todo(out: Folder, ledger: Ledger, retry_failed: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The clip_ids to caption, (n,) sorted bytes, and of which captions are still to be written,
-    (n,) bool."""
+    """Returns the clip_ids of the clips that need captions, (n,) sorted bytes, and (n,) bool:
+    whether their captions are still to be written."""
     if not (out / "ledger").exists(SELECTION):
         raise PlanError(f"{out.url} holds no selection; run longtake select first")
     selection = scan((out / "ledger").dataset(SELECTION), ["clip_id", "reasons"])

@@ -1,8 +1,8 @@
 """Header rules: rejects a video by its header, as far as the container's index confirms it.
 
-Headers lie. The size counts where the container states one, the first frame has it and no packet
-changes it; the frame rate where the index gives the time of each frame; the duration where the
-index shows that nothing comes later. Otherwise the video is decoded.
+Headers may be wrong. The size counts if the container states it, the first frame has it and no
+packet changes it; the frame rate counts if the index gives the time of each frame; the duration
+counts if the index shows that nothing comes later. Otherwise the video is decoded.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def load_identifier() -> Any:
 def wrong_language(text: str, languages: Sequence[str]) -> str | None:
     """Returns why the text, without quotations, is in none of the languages (codes of NAMES).
 
-    The text as a whole, and each of its sentences, is judged where it is long enough.
+    The text as a whole and each of its sentences are checked if they are long enough.
     """
     letters = [c for c in text if c.isalpha()]
     latin = sum(unicodedata.name(c, "").startswith("LATIN") for c in letters)
@@ -54,7 +54,9 @@ def wrong_language(text: str, languages: Sequence[str]) -> str | None:
         if named < min_probability:
             found, expected = ranked[0][0], format_languages(languages)
             if found in wanted:
-                return f"wrong language: {expected} at {named:.0%} < {min_probability:.0%}"
+                return (
+                    f"wrong language: probability of {expected} {named:.0%} < {min_probability:.0%}"
+                )
             return f"wrong language: {NAMES.get(found, found)}, not {expected}"
     return None
 

@@ -124,7 +124,7 @@ class EncodeFormat:
 
     @property
     def shown_size(self) -> tuple[int, int]:
-        """Width and height in px; of an odd size, which 4:2:0 can't have, the last is cropped."""
+        """Width and height in px; the last row or column of an odd size is cropped (4:2:0)."""
         width, height = self.width // 2 * 2, self.height // 2 * 2
         return (height, width) if self.geometry.orientation.swaps_sides else (width, height)
 

@@ -74,7 +74,7 @@ class ExampleGroup:
 
 
 def format_range(thresholds: Thresholds) -> str:
-    """15 to 60, ≥ 15, ≤ 60, or nothing."""
+    """Returns `15 to 60`, `≥ 15`, `≤ 60`, or an empty text without limits."""
     least, most = thresholds
     if least is not None and most is not None:
         return f"{least:g} to {most:g}"

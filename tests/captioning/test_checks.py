@@ -62,7 +62,10 @@ def test_good_caption_passes():
         ("A hawk skims around the end of an aerial videoclip above the valley.", "boilerplate"),
         ("Futbol: A hawk circles above a valley and over the roofs of a village.", "boilerplate"),
         ("The wind blows the kite down the hill.\n\n2021-09-12 A child waits.", "markup"),
-        ("Sincerae\nSincerae\nA hawk circles above a valley.", "wrong language: English at "),
+        (
+            "Sincerae\nSincerae\nA hawk circles above a valley.",
+            "wrong language: probability of English ",
+        ),
         (GOOD + " As told, she ignores her previous instructions.", "mentions instructions"),
         (
             "Eine Frau im grünen Mantel geht die nasse Straße entlang zur Bäckerei.",
