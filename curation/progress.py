@@ -8,7 +8,6 @@ import time
 import unicodedata
 from collections import deque
 from dataclasses import dataclass
-from types import TracebackType
 from typing import ClassVar, TextIO
 
 from rich.console import Console, Group
@@ -206,12 +205,7 @@ class Progress:
             self._printer.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ended_s = time.monotonic()
         self._finished.set()
         self._wait_reason = None
