@@ -1,13 +1,13 @@
-"""Calibrate: finds the threshold of a score that decides as a known rule on another score.
+"""Calibrate: converts a rule on one score to a threshold of another score.
 
     python -m pipelines.calibrate OUT 'motion_dis: {min: 13}' motion_raft
     python -m pipelines.calibrate OUT semantic_similarity
 
-OUT is a scored output; nothing is written. The first command finds the rule on motion_raft that as
+OUT is a scored output; nothing is written. The first command prints the rule on motion_raft that as
 many clips pass as the rule on motion_dis, and on how many clips both agree. The second compares the
-clips' embeddings: select.semantic_similarity belongs above the similarity of clips of different
+clips' embeddings: select.semantic_similarity should be above the similarity of clips of different
 videos, and below that of copies of the same footage (known by their fingerprints). Ranges in
-brackets hold for 19 of 20 inputs like this one: a bootstrap over its videos.
+brackets are 95 % intervals, by a bootstrap over the videos.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Diff: the clips that another output, policy or setting gains and loses, by rule.
+"""Diff: prints the clips that another output, policy or setting gains and loses, by rule.
 
-    python -m pipelines.diff A B                  two outputs; captions that differ, too
+    python -m pipelines.diff A B                  two outputs, also captions that differ
     python -m pipelines.diff OUT CONFIG           OUT, and the policy of CONFIG on its scores
     python -m pipelines.diff OUT CONFIG CONFIG2   two policies on the scores of OUT
     python -m pipelines.diff OUT 'select.policy.static_share={max: 0.8}'

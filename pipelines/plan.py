@@ -3,9 +3,10 @@
     python -m pipelines.plan [CONFIG] input=VIDEOS output=OUT [plan.videos=12] [key=value …]
 
 First it checks all settings, and lists each problem with its fix. Then it reads the headers of up
-to 200 videos, drawn at random: hours, most clips, weights, cost and disk, in less than a minute.
-Then it scores some videos (plan.videos=0: none), and scales their counts and costs by bytes to the
-whole input. Each estimate has the range that 8 of 10 such trials would give.
+to 200 videos, drawn at random, in less than a minute, and estimates hours of video, the largest
+possible number of clips, cost and disk space. Then it scores some videos (plan.videos=0: none), and
+scales their counts and costs by bytes to the whole input. Each estimate has the range that 8 of 10
+such trials would give.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ COMMIT_INTERVAL_S = 5.0
 MIN_ROWS_TO_STOP = 100  # with fewer, a general failure can't be distinguished from single bad rows
 DEFAULT_CONFIG = str(Path(__file__).parent.parent / "configs/local.yaml")
 EXIT_CODE = (
-    "Exit code 0: every video and clip has a row in the tables, failed ones included. Exit code 1: "
-    "the run stopped, or all videos or all clips failed."
+    "Exit code 0: the command has finished; a video or clip that failed has a row with its error.\n"
+    "Exit code 1: it has stopped, or all videos or all clips failed."
 )
 KEY_FRAMES = "key_frames"  # its million files are never renamed, so none is unfinished
 

@@ -1,14 +1,14 @@
-"""Show: what an output holds: its funnel, scores and hardest rules; one clip; clips by SQL.
+"""Show: prints the funnel, scores and hardest rules of an output, one clip, or clips by SQL.
 
     python -m pipelines.show OUT
     python -m pipelines.show OUT CLIP_ID
     python -m pipelines.show OUT --where "rule = 'static_share'" --sample 20
 
 OUT is a folder or a URL. CLIP_ID may be its beginning. Options:
-  --where SQL     the clips for which the condition on columns of clips.parquet is true
-  --sample N      N of them, drawn at random; --seed S draws others
-  --format F      table, csv or json; csv without a clip and --where is the funnel
-  --open          plays the clip, or the one that is found
+  --where SQL     lists the clips for which a condition on columns of clips.parquet is true
+  --sample N      lists N of them, drawn at random; --seed S draws others
+  --format F      table, csv or json; with csv and without a clip or --where: the funnel
+  --open          plays the clip, or the one that --where or --sample finds
 The key frames are drawn in terminals that state 24-bit colour (COLORTERM=truecolor).
 """
 

@@ -1,4 +1,4 @@
-"""Status: what the run that writes to an output has done, and whether it still runs.
+"""Status: prints what the run that writes to an output has done, and whether it still runs.
 
     python -m pipelines.status OUT
 

@@ -6,8 +6,8 @@
 OUT and B are folders or URLs. The page is served to this machine alone (127.0.0.1); open the
 address that the command prints, which holds a token. Flags and corrected captions are written to
 `ledger/reviews`: docs/browse.md. It needs the extra `browse` of the package.
-  --port N       of the page; without it, a free one
-  --reviewer N   the name in reviews; without it, that of the login
+  --port N       port of the page; without it, a free one
+  --reviewer N   name that is stored in reviews; without it, the login name
 """
 
 from __future__ import annotations

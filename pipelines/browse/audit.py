@@ -1,4 +1,4 @@
-"""Audit: how often the policy is right, by a sample of kept and rejected clips that people mark.
+"""Audit: measures how often the policy is right, by a sample of clips that people mark.
 
     python -m pipelines.browse.audit OUT            opens the page to mark the sample
     python -m pipelines.browse.audit OUT --report   prints precision and recall
@@ -6,10 +6,10 @@
 OUT is a folder or a URL. The sample depends on the seed, the size and the selection; marks are in
 `ledger/reviews`, so an audit can be continued, and two people can mark the same sample. The page
 shows no decision, score or caption: docs/browse.md. It needs the extra `browse` of the package.
-  --size N       clips of the sample, 100 without it: half of them kept, half by rule
-  --seed S       draws another sample; 0 without it
-  --port N       of the page; without it, a free one
-  --reviewer N   the name in marks; without it, that of the login
+  --size N       number of clips (100): half kept, half rejected, divided among the rules
+  --seed S       draws another sample (0)
+  --port N       port of the page; without it, a free one
+  --reviewer N   name that is stored in marks; without it, the login name
 """
 
 from __future__ import annotations
