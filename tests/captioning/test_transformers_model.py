@@ -72,7 +72,7 @@ def test_missing_weights_are_an_error_with_the_folder_and_the_command(kind, tmp_
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     settings = CaptionSettings(captioner=kind)
     chosen = settings.chosen
-    with pytest.raises(ConfigError, match=rf"caption\.{kind}\.model: which model"):
+    with pytest.raises(ConfigError, match=rf"caption\.{kind}\.model: expected the name of a model"):
         chosen.check()
     assert isinstance(chosen, TransformersCaptioner | VllmCaptioner)
     chosen.model, chosen.revision = "Qwen/Qwen2.5-VL-7B-Instruct", "abc"
