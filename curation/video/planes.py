@@ -24,6 +24,7 @@ BT709, BT601 = 1, 5  # FFmpeg's numbers for the matrices (SWS_CS_ITU709, SWS_CS_
 RGB, UNSPECIFIED, BT2020 = 0, 2, 9
 MIN_HD_WIDTH, MIN_HD_HEIGHT = 1280, 720  # px: from here on an unspecified matrix is BT.709
 CHROMA_SIZE = (64, 36)  # px, width and height
+MIN_FETCHED_PX = 1 << 20  # of a frame: a smaller one is still in the core's cache
 
 
 class SourceFrame(NamedTuple):
@@ -69,7 +70,9 @@ def reduce_frame(frame: av.VideoFrame, by: int, geometry: Geometry) -> Planes:
         layout, plane = luma_layout("yuvj420p"), frame.planes[0]
         assert layout is not None
     size = frame.width, frame.height
-    cropped = geometry.cut(_plane_array(plane, *size, layout), *size)
+    luma = _plane_array(plane, *size, layout)
+    _fetch(luma, frame)
+    cropped = geometry.cut(luma, *size)
     width, height = geometry.square_size(*size)
     if cropped.shape == (height, width):
         y = reduce_plane(cropped, by)
@@ -91,9 +94,12 @@ def chroma_image(planes: Planes) -> np.ndarray | None:
         assert layout is not None
     if layout.grey:
         return None
-    channels = [geometry.cut(channel, *size) for channel in _chroma_arrays(frame, layout)]
+    channels = []
+    for channel in _chroma_arrays(frame, layout):
+        _fetch(channel, frame)
+        channels.append(_halve_to(geometry.cut(channel, *size), CHROMA_SIZE))
     # The mean colour of each part; halving first is fast.
-    small = cv2.merge([_halve_to(channel, CHROMA_SIZE) for channel in channels])
+    small = cv2.merge(channels)
     small = _to_8_bit(cv2.resize(small, CHROMA_SIZE, interpolation=cv2.INTER_AREA), layout)
     if not _is_full_range(frame, layout):  # chroma 16..240 to 0..255
         small = cv2.convertScaleAbs(small, alpha=255 / 224, beta=128 - 128 * 255 / 224)
@@ -111,6 +117,13 @@ def _chroma_arrays(frame: av.VideoFrame, layout: LumaLayout) -> list[np.ndarray]
     both = _plane_array(plane, 2 * plane.width, plane.height, layout)
     both = both.reshape(plane.height, plane.width, 2)
     return [both[:, :, ::-1] if frame.format.name == "nv21" else both]
+
+
+def _fetch(plane: np.ndarray, frame: av.VideoFrame) -> None:
+    """Reads a plane of a large frame once, line by line, which brings it into the cache. The
+    reduction reads two lines at once: alone it takes 0.25 ms on 1080p, after this both 0.18 ms."""
+    if frame.width * frame.height >= MIN_FETCHED_PX:
+        cv2.norm(plane, cv2.NORM_L1)
 
 
 def _halve_to(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
