@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ from curation.ledger import flatten_clips
 from curation.records import VIDEO, schema
 from curation.stage import BadVideo, Row, RunContext
 from curation.storage import Folder
+from curation.video.planes import chroma_image
 from curation.video.reader import Reader
 from curation.video_list import list_videos
 from pipelines.score import build
@@ -51,7 +52,7 @@ from stages import decode_pass
 from stages.decode_pass import DecodePass
 from stages.header_rules import header_rejection
 from stages.meters.meter import Meter
-from stages.scorers.ocr import evenly_spaced
+from stages.scorers.ocr import OcrStage, evenly_spaced
 from stages.selection.clip_selection import select_clips
 from tests.support.paths import REPOSITORY, VIDEOS
 
@@ -128,9 +129,10 @@ def decode_frames(video: str) -> Iterator[Any]:
 
 
 def read_frames(video: str) -> Iterator[Any]:
-    """As `score` reads a video: the planes at reduced size."""
+    """As `score` reads a video: the planes at reduced size, and chroma for the detector."""
     with Reader(video) as reader:
-        yield from reader.frames()
+        for _, planes in reader.frames():
+            yield chroma_image(planes)
 
 
 def count_frames(frames: Iterator[Any]) -> int:
@@ -179,18 +181,30 @@ def parts_of(decode: DecodePass) -> dict[str, object]:
     return {**detector, **config.fields_of(decode, Meter), **others}
 
 
-def measure_passes(videos: Sequence[Path], scratch: Path) -> tuple[Counter[str], Counter[str]]:
-    """CPU seconds of each pass over all files, the passes in turns; and of each part of the pass
-    SCORE, which runs the two stages of `score` in this process, without Ray or isolation."""
-    settings = config.load(Settings, CONFIG, [])
-    decode, text = build(settings.score)
+def set_up_stages(scratch: Path) -> tuple[DecodePass, OcrStage]:
+    """The two stages of `score` with the default configuration."""
+    decode, text = build(config.load(Settings, CONFIG, []).score)
     assert isinstance(decode, DecodePass)
+    assert isinstance(text, OcrStage)
     for stage in (decode, text):
         stage.setup(RunContext(str(scratch / "ledger")))
+    return decode, text
+
+
+def without_header_rejections(videos: Sequence[Path], decode: DecodePass) -> list[Path]:
+    return [v for v in videos if not header_rejection(str(v), decode.limits, decode.prefilter)]
+
+
+def measure_parts(
+    videos: Sequence[Path], decode: DecodePass, text: OcrStage
+) -> tuple[Counter[str], Counter[str]]:
+    """CPU seconds of DECODE, READ and SCORE over all files, in turns; and of each part of SCORE,
+    which runs the two stages of `score` in this process, without Ray or isolation."""
     with suppress(BadVideo):  # modules that are imported at the first use belong to start-up
         decode.process([{"video": str(videos[0]), "bytes": os.stat(videos[0]).st_size}])
     parts: Counter[str] = Counter()
-    for name, part in {**parts_of(decode), "text": text}.items():
+    parts_by_name: dict[str, object] = {**parts_of(decode), "text": text}
+    for name, part in parts_by_name.items():
         clock_methods(part, parts, name)
 
     def score_video(video: str) -> None:
@@ -201,10 +215,25 @@ def measure_passes(videos: Sequence[Path], scratch: Path) -> tuple[Counter[str],
         DECODE: lambda video: count_frames(decode_frames(video)),
         READ: lambda video: count_frames(read_frames(video)),
         SCORE: score_video,
+    }
+    return run_in_turns(videos, passes), parts
+
+
+def measure_other_tools(videos: Sequence[Path], scratch: Path) -> Counter[str]:
+    """CPU seconds of DECODE and of each tool over all files, in turns."""
+    passes: dict[str, Callable[[str], object]] = {
+        DECODE: lambda video: count_frames(decode_frames(video)),
         **{f"PySceneDetect {name}": detect for name, detect in DETECTORS.items()},
         FLOW: other_tools.compute_flow,
         SAMPLE: lambda video: other_tools.sample_frames(video, scratch),
     }
+    return run_in_turns(videos, passes)
+
+
+def run_in_turns(
+    videos: Sequence[Path], passes: dict[str, Callable[[str], object]]
+) -> Counter[str]:
+    """CPU seconds of each pass over all files: all passes over one file, then over the next."""
     cpu_s: Counter[str] = Counter()
     for number, video in enumerate(videos, 1):
         print(f"each pass over one file: {number} of {len(videos)}", file=sys.stderr)
@@ -212,7 +241,7 @@ def measure_passes(videos: Sequence[Path], scratch: Path) -> tuple[Counter[str],
             start = time.process_time()
             run_pass(str(video))
             cpu_s[name] += time.process_time() - start
-    return cpu_s, parts
+    return cpu_s
 
 
 @dataclass(frozen=True)
@@ -255,10 +284,7 @@ def choose_mix(videos: Sequence[Path], decode: DecodePass) -> tuple[list[Path], 
 def report_mix(videos: Sequence[Path], scratch: Path) -> None:
     """The two stages of `score` in this process, the versions in turns over each file."""
     settings = config.load(Settings, CONFIG, [])
-    decode, text = build(settings.score)
-    assert isinstance(decode, DecodePass)
-    for stage in (decode, text):
-        stage.setup(RunContext(str(scratch / "ledger")))
+    decode, text = set_up_stages(scratch)
     failing, others = choose_mix(videos, decode)
     cpu_s: Counter[tuple[str, bool]] = Counter()
     shares = []  # of the decode of each video that is ruled out
@@ -316,7 +342,7 @@ def kept_minutes(rows: list[Row], settings: Settings) -> float:
     return (pc.sum(clips["duration_s"].filter(is_kept)).as_py() or 0.0) / 60
 
 
-def print_table(title: str, cpu_s: dict[str, float], frames: int) -> None:
+def print_table(title: str, cpu_s: Mapping[str, float], frames: int) -> None:
     """A line for each entry of `cpu_s`, with its ratio to decoding."""
     print(f"\n{title}\n{'':44}{'CPU-s':>9}{'x decode':>10}{'us/frame':>10}")
     for name, value in cpu_s.items():
@@ -336,17 +362,24 @@ def report_whole_run(videos: Sequence[Path], scratch: Path, frames: int) -> None
     print(f"copies with equal scores: {equal} of {len(videos)} files", *found.differently_scored)
 
 
-def report_passes(videos: Sequence[Path], scratch: Path, frames: int) -> None:
-    cpu_s, parts = measure_passes(videos, scratch)
-    lines = {name: cpu_s[name] for name in (DECODE, READ)} | parts
+def report_parts(videos: Sequence[Path], scratch: Path) -> None:
+    """Of the videos that no header rule rejects."""
+    decode, text = set_up_stages(scratch)
+    decoded = without_header_rejections(videos, decode)
+    _, frames = measure_decoding(decoded)
+    cpu_s, parts = measure_parts(decoded, decode, text)
+    lines: dict[str, float] = {name: cpu_s[name] for name in (DECODE, READ)} | parts
     others = cpu_s[SCORE] - cpu_s[READ] - parts.total()
     lines |= {"hashes, key frames' scores, files": others, SCORE: cpu_s[SCORE]}
-    print_table("What each part costs", lines, frames)
+    title = f"What each part costs, of the {len(decoded)} videos that no header rule rejects"
+    print_table(title, lines, frames)
 
-    lines = {name: cpu_s[name] for name in cpu_s if name not in (READ, SCORE)}
-    both = cpu_s[FLOW] + cpu_s[SAMPLE]
+
+def report_other_tools(videos: Sequence[Path], scratch: Path, frames: int) -> None:
+    lines: dict[str, float] = dict(measure_other_tools(videos, scratch))
+    both = lines[FLOW] + lines[SAMPLE]
     for name in DETECTORS:
-        lines[f"{name} + flow + sampling"] = cpu_s[f"PySceneDetect {name}"] + both
+        lines[f"{name} + flow + sampling"] = lines[f"PySceneDetect {name}"] + both
     print_table("Other tools", lines, frames)
 
 
@@ -368,7 +401,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         if not args.passes:
             report_whole_run(videos, Path(name), frames)
-        report_passes(videos, Path(name), frames)
+        report_parts(videos, Path(name))
+        report_other_tools(videos, Path(name), frames)
 
 
 if __name__ == "__main__":
