@@ -269,23 +269,45 @@ def measure_whole_run(videos: Sequence[Path], scratch: Path) -> WholeRun:
     return WholeRun(decoded, one_pass, once.cpu_s - one_pass, differently_scored(rows))
 
 
-def choose_mix(videos: Sequence[Path], decode: DecodePass) -> tuple[list[Path], list[Path]]:
-    """As many videos that fail a header rule as others, evenly chosen; of those that can be
-    opened."""
-    failing, others = [], []
+def divide_by_header(videos: Sequence[Path], decode: DecodePass) -> tuple[list[Path], list[Path]]:
+    """Videos that fail a header rule, and others; of those that can be opened."""
+    failing: list[Path] = []
+    others: list[Path] = []
     for video in videos:
         with suppress(BadVideo), Reader(str(video)):
             found = header_rejection(str(video), decode.limits, decode.prefilter)
             (failing if found else others).append(video)
-    count = min(len(failing), len(others))
-    return evenly_spaced(failing, count), evenly_spaced(others, count)
+    return failing, others
+
+
+def report_header_checks(videos: Sequence[Path], decode: DecodePass) -> None:
+    """Of videos that fail a header rule: the share of its decode that each costs, in ten checks."""
+    costs = []  # of the decode and of a check of each video
+    for video in videos:
+        start = time.process_time()
+        count_frames(decode_frames(str(video)))
+        decoded = time.process_time()
+        for _ in range(10):
+            size = os.stat(video).st_size
+            decode.process([{"video": str(video), "bytes": size, "version": "", "error": None}])
+        costs.append((decoded - start, (time.process_time() - decoded) / 10))
+    for least_s in (0.2, 0.1, 0.0):
+        decodes, checks = zip(*(cost for cost in costs if cost[0] >= least_s), strict=True)
+        shares = [check / whole for whole, check in zip(decodes, checks, strict=True)]
+        print(
+            f"ruled out, decode takes {least_s} CPU-s or more: {len(shares)} videos, "
+            f"{sum(checks) / sum(decodes):.1%} of their decode, {median(shares):.1%} in median"
+        )
 
 
 def report_mix(videos: Sequence[Path], scratch: Path) -> None:
     """The two stages of `score` in this process, the versions in turns over each file."""
     settings = config.load(Settings, CONFIG, [])
     decode, text = set_up_stages(scratch)
-    failing, others = choose_mix(videos, decode)
+    failing, others = divide_by_header(videos, decode)
+    report_header_checks(failing, decode)
+    count = min(len(failing), len(others))
+    failing, others = evenly_spaced(failing, count), evenly_spaced(others, count)
     cpu_s: Counter[tuple[str, bool]] = Counter()
     shares = []  # of the decode of each video that is ruled out
     rows: dict[str, list[Row]] = {name: [] for name in (WITH_RULES, WITHOUT_RULES)}

@@ -13,6 +13,8 @@ from curation.video.index import Claim, StreamIndex
 from curation.video.reader import Reader
 from curation.video.source import Source, is_matroska
 
+SLICE_TYPES = (1, 5)  # NAL units of H.264 with a part of a picture
+KEPT_SLICE_BYTES = 2048  # of the first one, which are decoded
 IN_BAND_TAGS = ("avc3", "hev1")  # of MP4: sample entries whose parameter sets may be in packets
 
 
@@ -31,17 +33,19 @@ class FirstFrameReader(Reader):
     header_only = True
 
     def _decode_until_first_frame(self) -> list[av.VideoFrame]:
-        self._decoder.options |= {"skip_loop_filter": "all"}  # nobody sees the frame
+        # Nobody sees the frame: no loop filter, and no concealment of what is left out
+        self._decoder.options |= {"skip_loop_filter": "all", "ec": "0"}
         packet = next(self._demux(), None)
         if packet is None:
             raise BadVideo("it has no packet")
-        frames = self._decode(packet) if packet.size else []
+        self._first_packet = bytes(packet)
+        is_h264 = self._decoder.name == "h264"
+        frames = self._decode(_shorten(packet, self._decoder) if is_h264 else packet)
         if not frames:  # it waits for its order
             with contextlib.suppress(av.FFmpegError):
                 frames = self._decoder.decode(None)
         if not frames:
             raise BadVideo("its first packet gives no frame")
-        self._first_packet = bytes(packet)
         return frames
 
     def index(self, with_end: bool) -> StreamIndex:
@@ -80,3 +84,25 @@ class FirstFrameReader(Reader):
         except av.FFmpegError:
             return False
         return not changed and not changes(self._first_packet)
+
+
+def _shorten(packet: av.Packet, decoder: av.video.codeccontext.VideoCodecContext) -> av.Packet:
+    """Of H.264 in MP4 and Matroska: up to the first KEPT_SLICE_BYTES of the picture. Its size is
+    that of the parameter sets, and the rest of a keyframe takes 3 to 20 ms. Else the same packet.
+    """
+    data, head = bytes(packet), decoder.extradata or b""
+    if len(head) < 5 or head[0] != 1 or head[4] & 3 != 3:  # lengths of four bytes (avcC)
+        return packet
+    kept, at = b"", 0
+    while at + 5 <= len(data):
+        unit = data[at + 4 : at + 4 + int.from_bytes(data[at : at + 4])]
+        at += 4 + len(unit)
+        is_slice = bool(unit) and unit[0] & 31 in SLICE_TYPES
+        unit = unit[:KEPT_SLICE_BYTES] if is_slice else unit
+        kept += len(unit).to_bytes(4) + unit
+        if is_slice:
+            shortened = av.Packet(kept)
+            shortened.pts, shortened.dts = packet.pts, packet.dts
+            shortened.time_base, shortened.is_keyframe = packet.time_base, packet.is_keyframe
+            return shortened
+    return packet

@@ -9,6 +9,7 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import av
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,7 +19,7 @@ from curation.stage import BadVideo, PlanError, RunContext
 from curation.storage import Folder, file_system
 from curation.video.coded_size import make_size_check
 from curation.video.container import Limits
-from curation.video.first_frame import FirstFrameReader
+from curation.video.first_frame import KEPT_SLICE_BYTES, FirstFrameReader
 from curation.video.reader import Reader
 from curation.video.source import BLOCK_BYTES, RangeFile
 from curation.video_list import list_videos
@@ -48,6 +49,24 @@ def decode(video: str | Path, folder: Path, prefilter: Policy = LARGE, version: 
 
 def is_decoded(row: dict) -> bool:
     return row["num_frames"] is not None
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_header_is_read_from_the_start_of_a_large_keyframe(tmp_path, suffix, interlaced):
+    options = {"qp": "4", "slices": "3"} | ({"x264-params": "tff=1"} if interlaced else {})
+    path = tmp_path / f"large.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (30, 180, 320, 3), np.uint8)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+        for picture in noise:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        out.mux(stream.encode())
+    with FirstFrameReader(str(path)) as reader, Reader(str(path)) as whole:
+        assert len(reader._first_packet) > 20 * KEPT_SLICE_BYTES
+        assert reader.header == whole.header
+        assert reader.header.interlaced == interlaced
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
