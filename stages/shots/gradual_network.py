@@ -20,8 +20,9 @@ CHUNK = 512  # frames whose probabilities one run of the network gives, at most
 CONTEXT = 64  # frames that a run also reads before and after those
 GRID = (16, 9)  # parts of the image, whose mean colours are compared
 COMPARED_OFFSETS = (8, 16, 32)  # frames between two that are compared
-# Least mean difference of their parts, as a share of their contrast and NOISE_LEVELS. The least of
-# the labelled transitions of the development half has 0.17, of the drawn ones 0.14.
+# Least mean difference of their parts, as a share of their contrast and NOISE_LEVELS. In the
+# development half, labelled transitions have 0.17 or more, and those of `benchmarks/edits.py` 0.18;
+# dissolves within a still view may have less, and the network finds none of those.
 MIN_CHANGE = 0.1
 NOISE_LEVELS = 4.0  # grey levels
 MARGIN = 16  # frames before and after those with MIN_CHANGE that still get a probability
