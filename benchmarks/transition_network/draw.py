@@ -479,7 +479,7 @@ def _push(plan: Plan, rng: np.random.Generator, at: int, end: int) -> None:
     if rng.random() < 0.6:
         plan.camera_a[at:end, axis] += sign * share
     plan.share[at:end] = share
-    angle = (0.0, 0.5, 1.0, 1.5)[(0 if axis == 0 else 1) + (2 if sign > 0 else 0)] * np.pi
+    angle = (0.5 * axis if sign > 0 else 1 + 0.5 * axis) * np.pi  # towards layer b
     plan.mask[at:end] = LINE, angle, 0.01, 0, 0
 
 

@@ -8,7 +8,15 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from benchmarks.transition_network.collect import Source, gather, label_frames
-from benchmarks.transition_network.draw import PLAIN, Plan, Planner, Renderer, Shot
+from benchmarks.transition_network.draw import (
+    GRADUAL_TRANSITIONS,
+    PLAIN,
+    Plan,
+    Planner,
+    Renderer,
+    Shot,
+    empty_plan,
+)
 from benchmarks.transition_network.network import TransitionNetwork
 
 COLOURS = np.array([[40, 90, 160], [200, 128, 128], [90, 170, 100], [150, 110, 190]], np.uint8)
@@ -45,6 +53,24 @@ def test_outside_gradual_transitions_a_drawn_frame_shows_one_shot_which_changes_
         changes = abs(frames[at] - frames[at - 1]).max() > 1
         if quiet[at] and quiet[at - 1] and changes:
             assert plan.cuts[at] != plan.cuts[at - 1]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_picture_that_moves_in_is_not_mirrored(seed):
+    y, x = np.mgrid[0:36, 0:64]
+    new = np.stack([60 + y + 2 * x, 0 * x + 128, 0 * x + 128], axis=2)  # brighter right and below
+    frames = np.stack([np.zeros_like(new), new]).astype(np.uint8)
+    plan = empty_plan(20)
+    plan.b[:] = 1
+    GRADUAL_TRANSITIONS["push"](plan, np.random.default_rng(seed), 0, 20)
+    shown = drawn(Renderer(torch.from_numpy(frames)), plan)[..., 0][plan.share < 0.9]
+    is_new = shown > 50
+    for axis in (1, 2):
+        step = np.diff(shown, axis=axis)
+        at = np.arange(shown.shape[axis] - 1)
+        both = is_new.take(at, axis) & is_new.take(at + 1, axis)
+        assert both.any()
+        assert (step[both] > 0).mean() > 0.9
 
 
 def test_labels_name_the_first_frame_after_a_cut_and_every_frame_of_a_gradual_transition():
