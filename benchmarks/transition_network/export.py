@@ -1,8 +1,8 @@
 """Writes the trained network to stages/shots/models/gradual.onnx, its weights as float16.
 
-    python -m benchmarks.transition_network.export NETWORK.pt
+    python -m benchmarks.transition_network.export NETWORK.npz
 
-NETWORK.pt is the file of weights that `train.py` wrote. Needs the package `onnx`.
+NETWORK.npz is a file of weights that `train.py` wrote. Needs the package `onnx`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from benchmarks.transition_network.network import Block, TransitionNetwork, halve_size
+from benchmarks.transition_network.network import (
+    PIXEL_OFFSET,
+    PIXEL_SCALE,
+    Block,
+    TransitionNetwork,
+    halve_size,
+    load_weights,
+)
 from stages.shots.gradual_network import MODEL
 
 
@@ -28,6 +35,7 @@ class FoldedBlock(nn.Module):
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.spatial, self.norm, self.temporal = block.spatial, block.norm, block.temporal
+        self.halves = block.halves
         norm, start = block.out_norm, 0
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -43,7 +51,21 @@ class FoldedBlock(nn.Module):
         c, h, w = x.shape[1:]
         x = x.view(clips, -1, c, h * w).transpose(1, 2)
         x = torch.cat([F.relu(convolution(x)) for convolution in self.temporal], dim=1)
-        return halve_size(x.transpose(1, 2).reshape(-1, x.shape[1], h, w))
+        x = x.transpose(1, 2).reshape(-1, x.shape[1], h, w)
+        return halve_size(x) if self.halves else x
+
+
+def fold_normalization(network: TransitionNetwork) -> None:
+    """Folds `TransitionNetwork.normalized` into the layers that read pixels without padding."""
+    convolution = network.blocks[0].spatial
+    with torch.no_grad():
+        convolution.weight /= PIXEL_SCALE
+        convolution.bias = nn.Parameter(
+            -PIXEL_OFFSET * PIXEL_SCALE * convolution.weight.sum((1, 2, 3))
+        )
+        network.embedding.weight /= PIXEL_SCALE
+        network.embedding.bias -= PIXEL_OFFSET * PIXEL_SCALE * network.embedding.weight.sum(1)
+    network.normalized = lambda pixels: pixels
 
 
 class GradualProbability(nn.Module):
@@ -60,10 +82,10 @@ class GradualProbability(nn.Module):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("network", type=Path)
+    parser.add_argument("--out", type=Path, default=MODEL)
     args = parser.parse_args()
-    network = TransitionNetwork()
-    network.load_state_dict(torch.load(args.network, map_location="cpu", weights_only=True))
-    network.eval()
+    network = load_weights(args.network)
+    fold_normalization(network)
     network.blocks = nn.ModuleList(FoldedBlock(block) for block in network.blocks)
     frames = torch.zeros((200, 36, 64, 3), dtype=torch.uint8)
     exported = io.BytesIO()
@@ -72,8 +94,8 @@ def main() -> None:
         GradualProbability(network).eval(), (frames,), exported, dynamo=False, opset_version=17,
         input_names=list(axes)[:1], output_names=list(axes)[1:], dynamic_axes=axes,
     )  # fmt: skip
-    MODEL.write_bytes(_reduce_size(exported.getvalue()))
-    print(f"{MODEL}: {MODEL.stat().st_size} bytes")
+    args.out.write_bytes(_reduce_size(exported.getvalue()))
+    print(f"{args.out}: {args.out.stat().st_size} bytes")
 
 
 def _reduce_size(model: bytes) -> bytes:

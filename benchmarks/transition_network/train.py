@@ -1,16 +1,16 @@
 """Trains the network of `stages/shots/gradual_network.py`.
 
-    python -m benchmarks.transition_network.train FOOTAGE OUT [--without-fold 0|1] [--minutes 8]
+    python -m benchmarks.transition_network.train FOOTAGE OUT [--without-folds 1 5] [--minutes 8]
 
-FOOTAGE is the folder that `collect.py` wrote. OUT gets the weights, network.pt. The repository of a
-source decides its fold, of two. `--without-fold` trains on the other fold alone, and OUT also gets
-the logits of each source of the fold that was left out; thresholds are chosen with them.
+FOOTAGE is the folder that `collect.py` wrote. OUT gets the weights every minute, as npz files named
+by the minute, and at the end as network.npz. The repository of a source decides its fold.
+`--without-folds` trains on the other folds alone, and prints how well transitions of those that
+were left out are found, in their labelled videos and in sequences drawn from their shots.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -22,12 +22,24 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from benchmarks.transition_network.collect import FOLDS, Source, gather, read_source, select_frames
-from benchmarks.transition_network.draw import PLAIN, Planner, Renderer
-from benchmarks.transition_network.network import TransitionNetwork
+from benchmarks.transition_network.draw import LABELLED, Planner
+from benchmarks.transition_network.network import TransitionNetwork, save_weights
+from benchmarks.transition_network.render import Renderer, stacked
+from benchmarks.transition_network.sources import (
+    FOLDS,
+    Source,
+    fold_of,
+    gather,
+    half_size_luma,
+    read_source,
+)
+from benchmarks.transition_network.validate import Validation
 
+Sources = list[tuple[Source, np.ndarray]]
 FRAMES = 192  # of a sequence
-STEPS_PER_REPORT = 100  # the mean losses of these steps are printed
+STEPS_PER_REPORT = 200  # the mean losses of these steps are printed
+SAVE_S = 60.0  # between two files of weights
+VALIDATION_S = 120.0  # between two validations
 MAX_LEARNING_RATE = 2e-3
 CUT_WEIGHT = 4.0  # in the loss, of a frame with a cut before it: one in thirty is
 
@@ -43,18 +55,7 @@ class Plans(IterableDataset):
         worker = get_worker_info()
         rng = np.random.default_rng([self.seed, worker.id if worker else 0])
         while True:
-            plans = [vars(self.planner.plan(rng)) for _ in range(self.batch)]
-            yield {
-                name: torch.from_numpy(np.stack([plan[name] for plan in plans])).float()
-                if plans[0][name].dtype != np.int64
-                else torch.from_numpy(np.stack([plan[name] for plan in plans]))
-                for name in plans[0]
-            }
-
-
-def fold_of(source: Source) -> int:
-    """0 or 1, the same for all sources of a repository."""
-    return int(hashlib.sha256(source.repository.encode()).hexdigest(), 16) % FOLDS
+            yield stacked([vars(self.planner.plan(rng)) for _ in range(self.batch)])
 
 
 def loss_of(logits: Tensor, plans: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -74,26 +75,37 @@ def loss_of(logits: Tensor, plans: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def train(
-    sources: list[tuple[Source, np.ndarray]], out: Path, minutes: float, batch: int, workers: int
+    sources: Sources,
+    held_out: Sources,
+    out: Path,
+    minutes: float,
+    batch: int,
+    workers: int,
+    labelled: float = LABELLED,
+    seed: int = 0,
 ) -> TransitionNetwork:
     """Trains for some minutes on drawn sequences, and writes the weights to `out`. The learning
-    rate rises over 100 steps and falls as a cosine of the elapsed time."""
+    rate rises over 200 steps and falls as a cosine of the elapsed time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     frames, shots, videos = gather(sources)
     print(f"{len(frames)} frames, {len(shots)} shots, {len(videos)} labelled videos", flush=True)
+    planner = Planner(shots, videos, half_size_luma(frames), FRAMES, labelled)
+    loader = DataLoader(Plans(planner, batch, seed), batch_size=None, num_workers=workers)
+    validation = Validation(held_out, device) if held_out else None
     renderer = Renderer(torch.from_numpy(frames).to(device))
-    planner = Planner(shots, videos, len(frames) - len(PLAIN), FRAMES)
-    loader = DataLoader(Plans(planner, batch, seed=1), batch_size=None, num_workers=workers)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     network = TransitionNetwork().to(device).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=MAX_LEARNING_RATE, weight_decay=0.02)
-    started, sums = time.monotonic(), np.zeros(2)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=MAX_LEARNING_RATE, weight_decay=0.02, fused=True
+    )
+    started, sums = time.monotonic(), torch.zeros(2, device=device)
+    saved_s = validated_s = 0.0
     for step, plans in enumerate(loader):
-        elapsed = (time.monotonic() - started) / (60 * minutes)  # share of the whole
-        if elapsed >= 1:
+        elapsed_s = time.monotonic() - started
+        if (elapsed := elapsed_s / (60 * minutes)) >= 1:  # share of the whole
             break
-        decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * elapsed))
-        rate = MAX_LEARNING_RATE * min(1, step / 100) * decay
+        decay = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * elapsed))
+        rate = MAX_LEARNING_RATE * min(1, step / 200) * decay
         for group in optimizer.param_groups:
             group["lr"] = rate
         plans = {name: array.to(device, non_blocking=True) for name, array in plans.items()}
@@ -106,33 +118,33 @@ def train(
         (cut + gradual).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        sums += cut.item(), gradual.item()
+        sums += torch.stack([cut, gradual]).detach()
         if step % STEPS_PER_REPORT == STEPS_PER_REPORT - 1:
-            means = ", ".join(f"{loss:.4f}" for loss in sums / STEPS_PER_REPORT)
-            print(
-                f"{step + 1} steps, {time.monotonic() - started:.0f} s: losses {means}", flush=True
-            )
-            sums[:] = 0
-            torch.save(network.state_dict(), out)
-    torch.save(network.state_dict(), out)
+            means = ", ".join(f"{loss:.4f}" for loss in (sums / STEPS_PER_REPORT).tolist())
+            print(f"{step + 1} steps, {elapsed_s:.0f} s: losses {means}", flush=True)
+            sums.zero_()
+        if elapsed_s >= saved_s + SAVE_S:
+            saved_s = elapsed_s
+            save_weights(network, out / f"{elapsed_s / 60:04.1f}.npz")
+        if validation and elapsed_s >= validated_s + VALIDATION_S:
+            validated_s = elapsed_s
+            print(f"{elapsed_s:.0f} s: {validation.report(network)}", flush=True)
+    save_weights(network, out / "network.npz")
+    if validation:
+        print(f"at the end: {validation.report(network)}", flush=True)
     return network.eval()
-
-
-@torch.inference_mode()
-def logits_of(network: TransitionNetwork, frames: np.ndarray) -> np.ndarray:
-    """The logits of one video.  frames: (T, 36, 64, 3) uint8 -> (T, 2) float32"""
-    device = next(network.parameters()).device
-    return network(torch.from_numpy(frames)[None].to(device))[0].float().cpu().numpy()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("footage", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--without-fold", type=int, choices=range(FOLDS))
+    parser.add_argument("--without-folds", type=int, choices=range(FOLDS), nargs="+", default=[])
     parser.add_argument("--minutes", type=float, default=8)
-    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--labelled", type=float, default=LABELLED, help="share of their sequences")
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -141,13 +153,12 @@ def main() -> None:
         raise SystemExit(
             f"{args.footage}: no footage; benchmarks.transition_network.collect writes it"
         )
-    training = [pair for pair in sources if fold_of(pair[0]) != args.without_fold]
-    weights = args.out / "network.pt"
-    network = train(training, weights, args.minutes, args.batch, args.workers)
-    for source, frames in sources:
-        if fold_of(source) == args.without_fold:
-            at = select_frames(source.times_s)
-            np.savez(args.out / f"{source.name}.npz", logits=logits_of(network, frames[at]), at=at)
+    training = [pair for pair in sources if fold_of(pair[0]) not in args.without_folds]
+    held_out = [pair for pair in sources if fold_of(pair[0]) in args.without_folds]
+    train(
+        training, held_out, args.out, args.minutes, args.batch, args.workers,
+        args.labelled, args.seed,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

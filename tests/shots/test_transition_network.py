@@ -7,17 +7,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from benchmarks.transition_network.collect import Source, gather, label_frames
-from benchmarks.transition_network.draw import (
-    GRADUAL_TRANSITIONS,
-    PLAIN,
-    Plan,
-    Planner,
-    Renderer,
-    Shot,
-    empty_plan,
-)
-from benchmarks.transition_network.network import TransitionNetwork
+from benchmarks.transition_network import joins
+from benchmarks.transition_network.draw import Planner
+from benchmarks.transition_network.network import TransitionNetwork, load_weights, save_weights
+from benchmarks.transition_network.plan import LUMA, PLAIN, UNIFORM, Plan, Shot, empty_plan
+from benchmarks.transition_network.render import Renderer
+from benchmarks.transition_network.sources import Source, gather, half_size_luma, label_frames
+from benchmarks.transition_network.validate import Tally
 
 COLOURS = np.array([[40, 90, 160], [200, 128, 128], [90, 170, 100], [150, 110, 190]], np.uint8)
 
@@ -27,7 +23,8 @@ def studio() -> tuple[Planner, Renderer]:
     """Four shots of one colour each."""
     shots = np.repeat(COLOURS, 60, axis=0)
     frames = np.concatenate([shots, PLAIN])[:, None, None].repeat(36, axis=1).repeat(64, axis=2)
-    planner = Planner([Shot(60 * i, 60 * i + 60, i) for i in range(4)], [], len(shots), 96)
+    cast = [Shot(60 * i, 60 * i + 60, i) for i in range(4)]
+    planner = Planner(cast, [], half_size_luma(frames), 96)
     return planner, Renderer(torch.from_numpy(frames))
 
 
@@ -42,7 +39,7 @@ def test_outside_gradual_transitions_a_drawn_frame_shows_one_shot_which_changes_
     studio, seed
 ):
     planner, renderer = studio
-    plan = planner._plan_edited_film(np.random.default_rng(seed))
+    plan = planner.plan_edited_film(np.random.default_rng(seed))
     frames = drawn(renderer, plan)
     quiet = (plan.gradual == 0) & (plan.counted.min(axis=1) == 1)
     known = np.concatenate([COLOURS, PLAIN]).astype(int)
@@ -56,21 +53,59 @@ def test_outside_gradual_transitions_a_drawn_frame_shows_one_shot_which_changes_
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_a_picture_that_moves_in_is_not_mirrored(seed):
+def test_a_picture_that_slides_in_or_is_uncovered_is_not_mirrored(seed):
     y, x = np.mgrid[0:36, 0:64]
-    new = np.stack([60 + y + 2 * x, 0 * x + 128, 0 * x + 128], axis=2)  # brighter right and below
-    frames = np.stack([np.zeros_like(new), new]).astype(np.uint8)
+    new = np.stack([60 + y + 2 * x, 0 * x + 128, 0 * x + 128], axis=2)
+    old = np.zeros_like(new)
+    renderer = Renderer(torch.from_numpy(np.stack([old, new]).astype(np.uint8)))
     plan = empty_plan(20)
     plan.b[:] = 1
-    GRADUAL_TRANSITIONS["push"](plan, np.random.default_rng(seed), 0, 20)
-    shown = drawn(Renderer(torch.from_numpy(frames)), plan)[..., 0][plan.share < 0.9]
+    joins.push(plan, np.random.default_rng(seed), 0, 20)
+    plan.mask[:, 8], plan.blur[:] = 0, 0  # no border
+    shown = drawn(renderer, plan)[..., 0][plan.share < 0.9]
     is_new = shown > 50
-    for axis in (1, 2):
+    for axis in (1, 2):  # the new picture gets brighter to the right and below
         step = np.diff(shown, axis=axis)
         at = np.arange(shown.shape[axis] - 1)
         both = is_new.take(at, axis) & is_new.take(at + 1, axis)
         assert both.any()
         assert (step[both] > 0).mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", range(UNIFORM, LUMA + 1))
+def test_a_mask_shows_the_old_picture_first_and_the_new_one_last(studio, kind):
+    _, renderer = studio
+    plan = empty_plan(96)
+    plan.b[:], plan.share[:] = 60, np.linspace(0, 1, 96)
+    plan.mask[:] = [kind, 0.7, 0.02, 5, 1, 0.3, 0.6, 3, 0.1, 9, 9, 9, 0]
+    shown = drawn(renderer, plan)
+    assert abs(shown[0] - COLOURS[0]).max() <= 1
+    assert abs(shown[-1] - COLOURS[1]).max() <= 1
+    new = np.mean(abs(shown - COLOURS[1]).max(axis=3) <= 1, axis=(1, 2))
+    assert (np.diff(new) >= 0).all()
+
+
+def test_a_validation_counts_found_missed_and_false_spans():
+    tally = Tally()
+    labels = label_frames(
+        Source("a", "b", True, [], [1.0], [(2.0, 2.4), (3.0, 3.2)], []), np.arange(200) / 25
+    )
+    probabilities = np.zeros(200, np.float32)
+    probabilities[50:56] = 0.85  # in the first transition
+    probabilities[24:27] = 0.99  # at the hard cut
+    probabilities[150:155] = 0.75  # at nothing
+    tally.count(probabilities, labels)
+    assert tally.total == {-1: 2}
+    assert (tally.found[-1, 0.8], tally.found[-1, 0.9]) == (1, 0)
+    assert (tally.false[0.7], tally.false[0.8]) == (1, 0)
+
+
+def test_stored_weights_give_the_same_network(tmp_path):
+    network = TransitionNetwork().eval()
+    save_weights(network, tmp_path / "network.npz")
+    frames = torch.randint(0, 256, (1, 30, 36, 64, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(network(frames), load_weights(tmp_path / "network.npz")(frames))
 
 
 def test_labels_name_the_first_frame_after_a_cut_and_every_frame_of_a_gradual_transition():
