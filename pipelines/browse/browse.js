@@ -147,7 +147,10 @@ async function ask(path, body, signal) {
     if (error.name === "AbortError") throw error;
     throw new Error("the command that serves this page has ended; start it again");
   }
-  const found = await answer.json().catch(() => ({ error: `error ${answer.status}` }));
+  const found = await answer.json().catch((error) => {
+    if (error.name === "AbortError") throw error; // after the headers had come
+    return { error: `error ${answer.status}` };
+  });
   if (!answer.ok) throw Object.assign(new Error(found.error), { status: answer.status });
   return found;
 }
