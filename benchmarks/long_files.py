@@ -4,8 +4,9 @@
 
 *film*: the labelled videos of at least 720 lines (LONGTAKE_VIDEOS), one after the other, as one
 film of 1920 x 1080 px at 24 frames/s, 2 hours. *camera*: a labelled video of a static camera,
-forwards and backwards so that it has no cut, at 640 x 360 px and 10 frames/s, 8 hours; rules on the
-size are removed, or its header rules it out.
+forwards and backwards so that it has no cut, at 640 x 360 px and 10 frames/s, 8 hours; it runs
+without the rules on the size, by which its header would rule it out.
+
 Each is encoded once and its packets are repeated, so that takes of a film come back as
 near-duplicates, and the clips of one round are exported. Decoding is PyAV with one thread.
 FOLDER keeps inputs and outputs; a run that is finished there is not done again.
@@ -50,6 +51,8 @@ with av.open(sys.argv[1]) as file:
 
 @dataclass(frozen=True)
 class LongFile:
+    """How a long file is made of shorter ones, and the settings of the run that reads it."""
+
     sources: list[Path]
     width: int
     height: int
@@ -59,7 +62,7 @@ class LongFile:
     and_backwards: bool = False
 
     def frames(self) -> Iterator[np.ndarray]:
-        """(height, width, 3) frames of the sources at `fps`, without those between."""
+        """(height, width, 3) BGR uint8 frames of the sources, at most `fps` a second."""
         for source in self.sources:
             due_s = 0.0
             with Reader(str(source)) as reader, suppress(BadVideo):  # frames before damage count
@@ -69,15 +72,16 @@ class LongFile:
                         picture = convert(planes.source.frame, self.width, self.height, "bgr24")
                         yield picture.to_ndarray()
 
-    def draw(self, path: Path) -> None:
+    def write(self, path: Path) -> None:
+        """Encodes the frames once, and repeats the packets for `hours`."""
         once = path.with_name(f"once-{path.name}")
         with av.open(str(once), "w") as out:
             stream = out.add_stream("libx264", rate=self.fps, options={"preset": "veryfast"})
             stream.width, stream.height, stream.pix_fmt = self.width, self.height, "yuv420p"
             images = self.frames()
             if self.and_backwards:
-                known = [*images]
-                images = iter([*known, *reversed(known)])
+                forwards = list(images)
+                images = iter([*forwards, *reversed(forwards)])
             for number, image in enumerate(images):
                 frame = av.VideoFrame.from_ndarray(image, "bgr24")
                 frame.pts, frame.time_base = number, Fraction(1, self.fps)
@@ -108,14 +112,15 @@ class LongFile:
 
 
 def long_files(hours: float | None) -> dict[str, LongFile]:
-    high = [path for path, _ in read_labels(VIDEOS) if _lines(path) >= 720]
+    high = [path for path, _ in read_labels(VIDEOS) if _height(path) >= 720]
     return {
         "film": LongFile(high, 1920, 1080, 24, hours or 2.0, []),
         "camera": LongFile([VIDEOS / CAMERA], 640, 360, 10, hours or 8.0, NO_SIZE_RULES, True),
     }
 
 
-def _lines(path: Path) -> int:
+def _height(path: Path) -> int:
+    """Of a video, px; 0 where it can't be read."""
     try:
         with Reader(str(path)) as reader:
             return reader.header.info().height
@@ -124,11 +129,12 @@ def _lines(path: Path) -> int:
 
 
 def measure(name: str, file: LongFile, folder: Path) -> None:
+    """Writes the file where it is missing; prints what a whole run and decoding alone cost."""
     source, output = folder / name, folder / f"{name}-out"
     path = source / f"{name}.mp4"
     if not path.exists():
         source.mkdir(parents=True, exist_ok=True)
-        file.draw(path)
+        file.write(path)
     paths = [f"input={source}", f"output={output}"]
     command = [sys.executable, "-m", "pipelines.curate", DEFAULT_CONFIG, *paths, *file.settings]
     show(name, "whole run", measure_command(command))

@@ -52,8 +52,9 @@ def read_video(path: Path, video: RealVideo) -> tuple[Source, np.ndarray]:
 def read_labelled(path: Path, labels: Labels) -> tuple[Source, np.ndarray]:
     """A video of LONGTAKE_VIDEOS, whose labels are times."""
     times_s, frames, all_s = read_frames(path)
+    # cuts are labelled to a hundredth of a second, so the frame may be a little earlier
     cuts_s = [all_s[int(np.searchsorted(all_s, t_s - 0.02))] for t_s in labels.cuts]
-    # labelled to a tenth of a second
+    # gradual transitions are labelled to a tenth of a second
     gradual = [(start_s - 0.05, end_s + 0.05) for start_s, end_s in labels.gradual]
     name = f"labelled-{path.stem}"
     return Source(name, name, True, times_s, cuts_s, gradual, []), frames

@@ -1,18 +1,18 @@
 """Random training sequences of small frames, with labels of every transition.
 
 `Planner.plan` draws the random choices of a sequence, in numpy: the one or two frames of the
-footage that each frame is made of, the mask that blends them (`joins.py`), the camera, the light,
-overlays and the recording. `render.py` computes the frames of a batch of plans on the training
-device. Footage and sequences have frames of 64 x 36 px, Y, Cb and Cr.
+footage that each frame is made of, the mask that blends them (`joins.py`), the camera
+(`cameras.py`), the light, overlays and the recording (`surroundings.py`). `render.py` computes the
+frames of a batch of plans on the training device. Footage and sequences have frames of 64 x 36 px,
+Y, Cb and Cr.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from benchmarks.transition_network import joins
+from benchmarks.transition_network.cameras import CAMERAS, shaking_camera
 from benchmarks.transition_network.plan import (
     BOXES,
     PATCHES,
@@ -22,87 +22,19 @@ from benchmarks.transition_network.plan import (
     Shot,
     empty_plan,
 )
+from benchmarks.transition_network.surroundings import (
+    add_light,
+    random_box,
+    random_passing_object,
+    random_recording,
+    random_window,
+)
 
 KINDS = tuple(joins.JOINS)  # of transitions between shots
-SEEN_STEP, SEEN_SHARE = 12, 0.02  # grey levels in a share of the picture: else nobody sees a cut
-LABELLED, SINGLE = 0.5, 0.12  # shares of sequences: of labelled videos, and without a transition
-
-
-# ---------------------------------------------------------------- cameras
-# Each function draws a path of `count` frames, (count, 4) as Plan.camera_a.
-
-
-def _static_camera(count: int, rng: np.random.Generator) -> np.ndarray:
-    return np.zeros((count, 4), np.float32)
-
-
-def _shaking_camera(count: int, rng: np.random.Generator) -> np.ndarray:
-    steps = (
-        rng.normal(0, 1, (count, 4)) * np.array([0.008, 0.012, 0.004, 0.004]) * rng.uniform(0.3, 2)
-    )
-    if rng.random() < 0.4:
-        steps[rng.integers(count)] *= rng.uniform(3, 12)
-    path = np.cumsum(steps, axis=0)
-    kernel = np.ones(31) / 31
-    smooth = np.stack([np.convolve(np.pad(p, 15, "edge"), kernel, "valid") for p in path.T], axis=1)
-    return path - smooth
-
-
-def _panning_camera(count: int, rng: np.random.Generator) -> np.ndarray:
-    speed = rng.uniform(0.005, 0.05) * rng.choice([-1, 1])
-    axis = int(rng.random() < 0.25)
-    path = np.zeros((count, 4))
-    path[:, axis] = np.arange(count) * speed
-    return path
-
-
-def _burst_camera(count: int, rng: np.random.Generator) -> np.ndarray:
-    """As in a game, on a drone or in the hand of a runner: it pans, rolls and zooms in bursts."""
-    knots = count // 6 + 4
-    goals = rng.normal(0, 1, (knots, 4)) * (rng.random((knots, 1)) < 0.4)
-    at = np.linspace(0, knots - 1, count)
-    speed = np.stack([np.interp(at, np.arange(knots), g) for g in goals.T], axis=1)
-    speed *= rng.uniform(0.2, 1.0) * np.array([0.14, 0.08, 0.04, 0.06])
-    path = np.cumsum(speed, axis=0)
-    path[:, 2:] -= path[:, 2:].mean(axis=0)
-    return np.clip(path, [-9, -9, -0.3, -0.6], [9, 9, 0.9, 0.6])
-
-
-def _zooming_camera(count: int, rng: np.random.Generator) -> np.ndarray:
-    path = np.zeros((count, 4))
-    path[:, 2] = np.arange(count) * rng.uniform(0.0005, 0.012)
-    return path if rng.random() < 0.5 else path[::-1].copy()
-
-
-def _swinging_camera(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Rests, and now and then swings, scrolls or zooms fast to another part of the scene."""
-    path = np.zeros((count, 4))
-    at = int(rng.integers(5, 90))
-    while at < count:
-        length = int(rng.integers(3, 40))
-        share = joins.random_shares(rng, length)
-        is_moved = rng.random(4) < (0.7, 0.4, 0.25, 0.1)
-        goal = rng.uniform(-1, 1, 4) * (1.2, 0.9, 0.9, 0.2) * is_moved
-        part = path[at : at + length]
-        part += share[: len(part), None] * goal
-        if rng.random() < 0.7:
-            path[at + length :] += goal
-        at += length + int(rng.integers(15, 120))
-    return np.clip(path, [-9, -9, -0.5, -0.6], [9, 9, 1.2, 0.6])
-
-
-# Probability and function
-CAMERAS: list[tuple[float, Callable[[int, np.random.Generator], np.ndarray]]] = [
-    (0.51, _static_camera),
-    (0.13, _shaking_camera),
-    (0.10, _panning_camera),
-    (0.12, _burst_camera),
-    (0.06, _zooming_camera),
-    (0.08, _swinging_camera),
-]
-
-
-# ---------------------------------------------------------------- sequences
+# A person sees a transition if more than this share of the picture changes by more than this step.
+SEEN_STEP, SEEN_SHARE = 12, 0.02  # grey levels, share
+LABELLED_SHARE = 0.5  # of the sequences are spans of labelled videos
+SINGLE_SHARE = 0.12  # of the sequences are single shots
 
 
 class Planner:
@@ -114,11 +46,9 @@ class Planner:
         videos: list[dict[str, np.ndarray]],
         luma: np.ndarray,
         count: int,
-        labelled: float = LABELLED,
     ) -> None:
         """shots, videos: as `gather` returns them.  luma: (N, 18, 32) uint8, of the footage, whose
-        last frames are PLAIN.  count: T, the frames of a sequence.  labelled: share of sequences of
-        labelled videos."""
+        last frames are PLAIN.  count: T, the frames of a sequence."""
         self.shots = [shot for shot in shots if shot.end - shot.first >= 12]
         lengths = np.array([shot.end - shot.first for shot in self.shots], float)
         self.shot_ends = np.cumsum(np.minimum(lengths, 300))
@@ -126,26 +56,26 @@ class Planner:
         self.plain = len(luma) - len(PLAIN)
         weights = np.sqrt(np.array([len(v["frames"]) for v in videos], float))
         self.video_ends = np.cumsum(weights)
-        self.labelled = labelled if videos else 0.0
+        self.labelled_share = LABELLED_SHARE if videos else 0.0
 
     def plan(self, rng: np.random.Generator) -> Plan:
         kind = rng.random()
-        if kind < self.labelled:
+        if kind < self.labelled_share:
             plan = self._plan_labelled_video(rng)
         else:
-            is_single = rng.random() < SINGLE / (1 - LABELLED)
+            is_single = rng.random() < SINGLE_SHARE / (1 - LABELLED_SHARE)
             plan = self.plan_edited_film(rng, is_single=is_single)
-        self.add_surroundings(plan, rng)
+        self._add_surroundings(plan, rng)
         return plan
 
-    def add_surroundings(self, plan: Plan, rng: np.random.Generator) -> None:
+    def _add_surroundings(self, plan: Plan, rng: np.random.Generator) -> None:
         """Adds light, overlays and the recording to a plan of shots."""
-        _add_light(plan, rng)
+        add_light(plan, rng)
         self._add_patches(plan, rng)
         for number in range(BOXES):
             if rng.random() < 0.18:
-                plan.boxes[:, number] = _random_box(self.count, rng)
-        plan.recording = _random_recording(rng)
+                plan.boxes[:, number] = random_box(self.count, rng)
+        plan.recording = random_recording(rng)
 
     # ------------------------------------------------------------ labelled videos
 
@@ -175,7 +105,7 @@ class Planner:
             plan.camera_a[:, :2] = rng.uniform(-room, room, 2)
             plan.camera_a[:, 2] = log_zoom
         elif rng.random() < 0.1:
-            plan.camera_a[:] = _shaking_camera(self.count, rng)
+            plan.camera_a[:] = shaking_camera(self.count, rng)
         return plan
 
     # ------------------------------------------------------------ edited films
@@ -187,7 +117,7 @@ class Planner:
         self._place_shot(plan, rng, shot, 0, "a")
         at = 0
         pace = rng.choice([12, 30, 60, 110])
-        # half of the films use one or two kinds of joins, as an editor does
+        # many editors use a few kinds of transitions: two films of five have at most three kinds
         chances = np.array([chance for chance, *_ in joins.JOINS.values()])
         if rng.random() < 0.4:
             chances = chances * (rng.permutation(len(chances)) < 3) + 1e-9
@@ -247,7 +177,7 @@ class Planner:
         self._place_shot(plan, rng, other, at, "b")
         if is_same_camera:
             plan.camera_b[at:] = plan.camera_a[at:]
-        is_seen = 1.0  # whether the two pictures differ
+        is_seen = 1.0  # weight of the labels: 0 where a person can't see that the pictures differ
         if shot is other or shot.video == other.video == -1:
             after = min(end, self.count - 1)
             is_seen = float(self._differ(plan.a[at - 1], plan.b[after]))
@@ -297,7 +227,7 @@ class Planner:
         return bool(np.mean(np.abs(difference) > SEEN_STEP) > SEEN_SHARE)
 
     def _copy_b_to_a(self, plan: Plan, at: int) -> None:
-        """Layer a shows what layer b shows, from frame `at` on."""
+        """Makes layer a show what layer b shows, from frame `at` on."""
         plan.a[at:] = plan.b[at:]
         plan.camera_a[at:] = plan.camera_b[at:]
         plan.blur[at:] *= 0.3
@@ -346,176 +276,13 @@ class Planner:
                 patch[:, :5] = *place, side, side, 1
                 patch[:, 6] = row + np.arange(self.count) % (shot.end - shot.first)
             elif kind < 0.16:  # a window
-                patch[:] = _random_window(self.count, rng)
+                patch[:] = random_window(self.count, rng)
                 patch[:, 6] = row
             else:
-                patch[:] = _random_passing_object(self.count, rng)
+                patch[:] = random_passing_object(self.count, rng)
                 patch[:, 6] = row
 
 
 def _draw_row(rng: np.random.Generator, ends: np.ndarray) -> int:
-    """A row, each as probable as `ends` rises at it."""
+    """A random index into `ends`, the cumulative sums of the weights of all indices."""
     return int(np.searchsorted(ends, rng.random() * ends[-1], side="right"))
-
-
-def _add_light(plan: Plan, rng: np.random.Generator) -> None:
-    """Adds changes of light."""
-    light, count = plan.light, len(plan.light)
-    if rng.random() < 0.12:  # flashes of a lamp or a photographer
-        for at in rng.integers(0, count, int(rng.integers(1, 5))):
-            span = slice(at, at + int(rng.integers(1, 5)))
-            light[span, 1] += rng.uniform(30, 220)
-            light[at, 4] = rng.choice([1, rng.uniform(0.2, 0.9)])
-    if rng.random() < 0.06:  # stage light
-        every = int(rng.integers(2, 8))
-        steps = rng.normal(0, 1, (count // every + 1, 4)) * np.array([0.25, 5, 10, 10])
-        light[:, :4] += np.repeat(steps, every, axis=0)[:count]
-    if rng.random() < 0.10:  # automatic exposure, clouds
-        rate, depth = rng.uniform(8, 60), rng.uniform(0.15, 0.6)
-        light[:, 0] *= 1 - depth * (0.5 - 0.5 * np.cos(np.arange(count) / rate))
-    if rng.random() < 0.10:  # it gets darker or brighter, and stays so
-        length, at = int(rng.integers(6, 100)), int(rng.integers(count))
-        share = np.zeros(count)
-        part = share[at : at + length]
-        part[:] = joins.random_shares(rng, length)[: len(part)]
-        share[at + length :] = 1
-        least = rng.uniform(0.3, 0.8)
-        gain = 1 - (1 - least) * (share if rng.random() < 0.6 else 1 - share)
-        light[:, 0] *= gain
-        light[:, 2:4] += (rng.normal(0, 8, 2) * share[:, None]) * (rng.random() < 0.4)
-    if rng.random() < 0.06:  # a light switch
-        at = int(rng.integers(count))
-        light[at : at + int(rng.integers(10, count)), 0] *= rng.uniform(0.35, 0.7)
-    if rng.random() < 0.1:  # night
-        light[:, 0] *= rng.uniform(0.12, 0.35)
-        light[:, 1] += rng.uniform(0, 8)
-    light[:, 0] = light[:, 0].clip(0.05, 3)
-
-
-def _random_recording(rng: np.random.Generator) -> np.ndarray:
-    """(len(RECORDING),) float32"""
-    kind = rng.random()
-    numbers = [
-        0 if rng.random() < 0.12 else np.exp(rng.normal(0, 0.2)),
-        rng.uniform(-np.pi, np.pi) if kind < 0.2 else rng.normal(0, 0.1),
-        rng.choice([0, rng.uniform(0, 1.2), rng.uniform(0, 4)], p=[0.4, 0.45, 0.15]),
-        rng.choice([0, rng.integers(1, 8)], p=[0.8, 0.2]),
-        rng.random() < 0.5,
-        rng.random() < 0.06,
-        rng.choice([0, rng.uniform(0.5, 5)], p=[0.7, 0.3]),
-        rng.choice([0, rng.uniform(2, 14)], p=[0.88, 0.12]),
-        rng.choice([12, 24, 30, 48, 60, 250]),
-        np.exp(rng.normal(0, 0.18)),
-        np.exp(rng.normal(0, 0.18)),
-    ]
-    return np.array(numbers, np.float32)
-
-
-def _slides_in(path: np.ndarray, at: int, end: int, rng: np.random.Generator) -> None:
-    """An overlay's x and y, (count, 2), in place: it comes from beyond an edge, and goes there."""
-    length = int(rng.integers(3, 18))
-    away = [(-0.7, 0), (0.7, 0), (0, -0.6), (0, 0.6)][rng.integers(4)]
-    far = 1 - joins.random_shares(rng, length)
-    part = path[at : at + length]
-    part += far[: len(part), None] * np.array(away)
-    if rng.random() < 0.6:
-        start = max(at, end - length)
-        part = path[start:end]
-        part += far[::-1][: len(part), None] * np.array(away)
-
-
-def _random_window(count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, 8), a patch: a window or a menu that opens over a part of the picture."""
-    patch = np.zeros((count, 8), np.float32)
-    at, length = int(rng.integers(count)), int(rng.integers(8, 150))
-    patch[:, :2] = rng.uniform(0.25, 0.75, 2)
-    patch[:, 2:4] = rng.uniform(0.1, 0.38, 2)
-    opacity = np.zeros(count)
-    opacity[at : at + length] = rng.uniform(0.6, 1)
-    kind = rng.random()
-    if kind < 0.4:
-        _slides_in(patch[:, :2], at, min(count, at + length), rng)
-    elif kind < 0.7:
-        opacity = _smoothed(opacity, int(rng.integers(2, 12)))
-    elif kind < 0.85:  # opens from its centre
-        n = int(rng.integers(3, 12))
-        part = patch[at : at + n, 2:4]
-        part *= joins.random_shares(rng, n)[: len(part), None]
-    patch[:, 4] = opacity
-    return patch
-
-
-def _random_passing_object(count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, 8), a patch: a large thing that crosses the picture once or lingers near the lens."""
-    patch = np.zeros((count, 8), np.float32)
-    patch[:, 2:4] = rng.uniform(0.12, 0.55), rng.uniform(0.3, 1.0)
-    at, length = int(rng.integers(count)), int(rng.integers(6, 50))
-    x = (np.arange(count) - at) / length * 2.2 - 0.6
-    if rng.random() < 0.3:  # turns back
-        x = 0.8 - np.abs(x - 0.5) * rng.uniform(1, 2)
-    patch[:, 0] = x if rng.random() < 0.5 else 1 - x
-    patch[:, 1] = rng.uniform(0.2, 0.8) + 0.03 * np.sin(np.arange(count) / 3)
-    patch[:, 4] = (x > -0.7) & (x < 1.7)
-    patch[:, 5] = rng.random() < 0.7
-    return patch
-
-
-def _smoothed(opacity: np.ndarray, ramp: int) -> np.ndarray:
-    """An opacity that fades in and out over 2 * ramp + 1 frames."""
-    kernel = np.ones(2 * ramp + 1) / (2 * ramp + 1)
-    return np.convolve(np.pad(opacity, ramp, "edge"), kernel, "valid")
-
-
-def _random_box(count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, 10), a box of Plan.boxes: a caption, a title or an icon that appears and disappears,
-    a lamp, a passing object, or a permanent display."""
-    box = np.zeros((count, 10), np.float32)
-    kind = rng.choice(
-        ["caption", "title", "icon", "lamp", "passing", "display"],
-        p=[0.26, 0.1, 0.18, 0.13, 0.1, 0.23],
-    )
-    at, length = int(rng.integers(count)), int(rng.integers(4, 90))
-    box[:, 5:8] = joins.random_colour(rng)
-    box[:, 0], box[:, 1] = rng.uniform(0, 1, 2)
-    box[:, 8] = float(kind in ("lamp", "passing"))  # round and soft
-    if kind == "caption":
-        box[:, :4] = (
-            0.5 + rng.normal(0, 0.08),
-            rng.choice([0.85, 0.15, 0.5]),
-            rng.uniform(0.1, 0.4),
-            rng.uniform(0.03, 0.12),
-        )
-        box[:, 9] = 1  # as lines of text
-    elif kind == "title":
-        box[:, :4] = 0.5, rng.uniform(0.3, 0.7), rng.uniform(0.2, 0.5), rng.uniform(0.08, 0.3)
-        box[:, 9] = rng.random() < 0.7
-    elif kind == "icon":
-        box[:, 2:4] = rng.uniform(0.02, 0.2, 2)
-        box[:, 9] = rng.random() < 0.4
-    elif kind == "lamp":
-        box[:, 2:4] = rng.uniform(0.03, 0.25, 2)
-        length = int(rng.integers(1, 16))
-    elif kind == "passing":
-        box[:, 2:4] = rng.uniform(0.15, 0.4), rng.uniform(0.3, 0.9)
-        length = int(rng.integers(5, 24))
-        x = (np.arange(count) - at) / length * 1.8 - 0.4
-        box[:, 0] = x if rng.random() < 0.5 else 1 - x
-    else:
-        side = rng.uniform(0.04, 0.15)
-        box[:, :4] = (
-            rng.choice([side, 1 - side, 0.5]),
-            rng.choice([side, 1 - side]),
-            rng.uniform(0.04, 0.5),
-            side,
-        )
-        box[:, 9] = rng.choice([0, 1])
-        at, length = 0, count
-    opacity = np.zeros(count, np.float32)
-    opacity[at : at + length] = rng.uniform(0.5, 1)
-    if kind in ("caption", "title", "icon"):
-        if (way := rng.random()) < 0.4:
-            opacity = _smoothed(opacity, int(rng.integers(2, 12)))
-        elif way < 0.65:
-            _slides_in(box[:, :2], at, min(count, at + length), rng)
-    box[:, 4] = opacity
-    return box

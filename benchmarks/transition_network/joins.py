@@ -21,7 +21,8 @@ from benchmarks.transition_network.plan import (
 )
 
 Join = Callable[[Plan, np.random.Generator, int, int], None]
-UNSEEN = 0.02  # a share, or the rest of it, that nobody sees: such frames belong to no transition
+# Frames with at most this share of one of the two layers belong to no transition: nobody sees it.
+UNSEEN = 0.02
 
 
 def random_shares(rng: np.random.Generator, n: int, may_pass: bool = False) -> np.ndarray:
@@ -72,12 +73,12 @@ def random_colour(rng: np.random.Generator) -> np.ndarray:
 def dissolve(plan: Plan, rng: np.random.Generator, at: int, end: int) -> None:
     share = random_shares(rng, end - at)
     plan.share[at:end] = share
-    hump = np.sin(np.pi * share)
+    rise_and_fall = np.sin(np.pi * share)
     kind = rng.random()
     if kind < 0.12:  # out of focus in the middle
-        plan.blur[at:end] += (hump * rng.uniform(0.1, 0.5))[:, None]
+        plan.blur[at:end] += (rise_and_fall * rng.uniform(0.1, 0.5))[:, None]
     elif kind < 0.2:  # through a bright picture
-        plan.light[at:end, 1] += hump * rng.uniform(40, 200)
+        plan.light[at:end, 1] += rise_and_fall * rng.uniform(40, 200)
     elif kind < 0.3:  # the pictures zoom, or turn
         axis, amount = int(rng.integers(2, 4)), rng.uniform(0.1, 0.7) * rng.choice([-1, 1])
         plan.camera_a[at:end, axis] += amount * share
@@ -113,13 +114,15 @@ def push(plan: Plan, rng: np.random.Generator, at: int, end: int) -> None:
     share = random_shares(rng, end - at, may_pass=True)
     side = int(rng.integers(4))
     axis, sign = side % 2, 1 if side < 2 else -1
-    moving = rng.random()  # both, the new one, or the old one
+    moving = rng.random()  # decides which pictures move: both, the new one, or the old one
     if moving < 0.75:
         plan.camera_b[at:end, axis] += sign * (share - 1)
     if moving < 0.45 or moving >= 0.75:
         plan.camera_a[at:end, axis] += sign * share
     elif moving < 0.55:
-        plan.camera_a[at:end, axis] += sign * share * rng.uniform(0.1, 0.5)  # moves less
+        plan.camera_a[at:end, axis] += (
+            sign * share * rng.uniform(0.1, 0.5)
+        )  # the old one moves less far
     plan.share[at:end] = share.clip(0, 1)
     mask = _random_mask(rng, LINE)
     mask[2] = 0.003
@@ -179,7 +182,7 @@ def whip(plan: Plan, rng: np.random.Generator, at: int, end: int) -> None:
     share = random_shares(rng, end - at)
     axis, sign = int(rng.random() < 0.2), rng.choice([-1, 1])
     speed = rng.uniform(0.3, 1.2)
-    if rng.random() < 0.4:  # b lies beside a, as in one pan
+    if rng.random() < 0.4:  # one pan: the scene of layer b lies next to that of layer a
         along = share * share * (3 - 2 * share)
         plan.camera_b[at:end, axis] += sign * (along - 1)
         plan.camera_a[at:end, axis] += sign * along
@@ -192,9 +195,11 @@ def whip(plan: Plan, rng: np.random.Generator, at: int, end: int) -> None:
     plan.blur[at:end, axis] = np.sin(np.pi * share) * speed * rng.uniform(0.3, 1)
 
 
-def through(plan: Plan, rng: np.random.Generator, at: int, end: int, row: int, mask: bool) -> None:
-    """To the frame `row` of the footage, a pause, and from it to layer b: a fade; under a mask that
-    covers and uncovers, a stinger."""
+def through(
+    plan: Plan, rng: np.random.Generator, at: int, end: int, row: int, is_masked: bool
+) -> None:
+    """A transition to the frame `row` of the footage, sometimes a pause, and a transition to layer
+    b: a fade, or, with masks that cover and uncover (is_masked), a stinger."""
     down = at + max(1, int((end - at) * rng.uniform(0.25, 0.6)))
     up = min(end, down + int((end - down) * rng.choice([0, 0, rng.uniform(0, 0.6)])))
     after, camera = plan.b[up:end].copy(), plan.camera_b[up:end].copy()
@@ -204,7 +209,7 @@ def through(plan: Plan, rng: np.random.Generator, at: int, end: int, row: int, m
     plan.a[up:end], plan.camera_a[up:end] = row, 0
     plan.b[up:end], plan.camera_b[up:end] = after, camera
     plan.share[up:end] = np.arange(1, end - up + 1) / (end - up + 1)
-    if mask:
+    if is_masked:
         kinds = (LINE, LINE, LINE, BLINDS, ROUND, PATTERN, CLOCK, DOORS, RECTANGLE)
         cover = _random_mask(rng, int(rng.choice(kinds)))
         uncover = cover.copy()
@@ -218,8 +223,8 @@ def through(plan: Plan, rng: np.random.Generator, at: int, end: int, row: int, m
         plan.share[up:end] **= 1 / power
 
 
-# kind -> probability, least and most frames, function; a cut and what goes through a plain picture
-# have none
+# kind -> probability, least and most frames of its length, function. `Planner` itself adds the
+# kinds without a function: cuts, and those through a third picture.
 JOINS: dict[str, tuple[float, int, int, Join | None]] = {
     "cut": (0.27, 0, 0, None),
     "flash_cut": (0.03, 1, 8, None),

@@ -3,7 +3,7 @@
 It reads frames of 64 x 36 px and gives two logits for each: of a hard cut before the frame, and of
 a gradual transition at it. As in TransNetV2 (arXiv 2008.04838), convolutions over time with several
 dilations find transitions of all lengths, and similarities of frames at several distances are
-further features. It has a fiftieth of that network's weights.
+further features. It has 3 % of that network's weights.
 """
 
 from __future__ import annotations
@@ -17,20 +17,10 @@ from torch.nn import functional as F
 
 DILATIONS = (1, 2, 4, 8)  # of the convolutions over time in a block
 SHIFTS = sorted({0, *DILATIONS, *(-d for d in DILATIONS)})  # that they read, frames
-OFFSETS = (
-    *range(1, 9),
-    10,
-    12,
-    16,
-    20,
-    24,
-    32,
-    40,
-    48,
-    64,
-)  # from a frame to those it is compared with, frames
+# From a frame to those that it is compared with, frames
+OFFSETS = (*range(1, 9), 10, 12, 16, 20, 24, 32, 40, 48, 64)
 PIXEL_SCALE, PIXEL_OFFSET = 64, 2  # pixels of 0 to 255 become -2 to 2
-VECTOR = 32  # numbers of a frame by which frames are compared
+VECTOR = 32  # length of the vector of a frame that is compared with those of other frames
 MIN_STEP = 0.3  # steps of vectors much shorter than this count as noise
 TEMPORAL_DILATIONS = (1, 2, 4, 8, 16, 32)  # of the convolutions over time on one vector a frame
 
@@ -140,6 +130,7 @@ class TransitionNetwork(nn.Module):
         return self.heads(x).transpose(1, 2)
 
     def normalized(self, pixels: Tensor) -> Tensor:
+        """Pixels of 0 to 255, scaled to -2 to 2."""
         return pixels / PIXEL_SCALE - PIXEL_OFFSET
 
     def _comparisons(self, small: Tensor, clips: int) -> Tensor:
@@ -161,20 +152,21 @@ class TransitionNetwork(nn.Module):
             )
             step_in, step_out = here - before, after - here
             pairs = ((here, after), (here, before), (before, after), (step_in, step_out))
-            least = (1e-4, 1e-4, 1e-4, MIN_STEP**4)  # of the product of the squared lengths
+            floors = (1e-4, 1e-4, 1e-4, MIN_STEP**4)  # of the product of the squared lengths
             found = [
                 (x * y).sum(3) / ((x * x).sum(3) * (y * y).sum(3) + floor).sqrt()
-                for (x, y), floor in zip(pairs, least, strict=True)
+                for (x, y), floor in zip(pairs, floors, strict=True)
             ]
             return torch.cat(found, dim=2)
 
 
 def save_weights(network: TransitionNetwork, path: Path) -> None:
+    """Writes the network's state_dict as an npz file."""
     np.savez(path, **{name: values.cpu().numpy() for name, values in network.state_dict().items()})
 
 
 def load_weights(path: Path) -> TransitionNetwork:
-    """The network whose weights `save_weights` wrote, for use."""
+    """The network whose weights `save_weights` wrote, in evaluation mode."""
     with np.load(path) as file:
         weights = {name: torch.from_numpy(file[name]) for name in file.files}
     network = TransitionNetwork()

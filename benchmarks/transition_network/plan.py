@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 HEIGHT, WIDTH = 36, 64
-# Y, Cb, Cr of the plain pictures, which follow the footage; the first is black
+# Y, Cb, Cr of the plain pictures, which follow the footage; the first is black, and black is there
+# twice so that it is drawn more often
 PLAIN = np.array(
     [
         *([0, 128, 128], [0, 128, 128], [16, 128, 128], [255, 128, 128], [235, 128, 128]),
@@ -19,9 +20,9 @@ PLAIN = np.array(
     np.uint8,
 )
 WHITE_INDEX = 3  # in PLAIN
-BOXES = 4  # most plain overlays of a sequence: captions, icons, lamps, passing objects
-PATCHES = 2  # most overlays of a sequence that show footage: displays, insets, windows, objects
-PATTERNS = 64
+BOXES = 4  # plain overlays of a sequence, at most: captions, icons, lamps, passing objects
+PATCHES = 2  # overlays of a sequence that show footage, at most: displays, insets, windows, objects
+PATTERNS = 64  # random grey pictures that masks, letters and the codec's error are made of
 # Kinds of masks between two pictures
 UNIFORM, LINE, BLINDS, ROUND, PATTERN, CLOCK, DOORS, RECTANGLE, LUMA = range(9)
 
@@ -44,7 +45,9 @@ class Plan:
     b: np.ndarray  # (T,) that of layer b
     cuts: np.ndarray  # (T,) number of hard cuts up to the frame
     gradual: np.ndarray  # (T,) 1 at frames of a gradual transition
-    kind: np.ndarray  # (T,) of that transition, an index into draw.KINDS; -1 elsewhere
+    kind: (
+        np.ndarray
+    )  # (T,) of that transition, an index into the kinds of joins.JOINS; -1 elsewhere
     counted: np.ndarray  # (T, 2) weight of the labels of a cut and of a gradual transition
     share: np.ndarray  # (T,) of layer b in the frame
     # (T, 13) kind, angle (radians), softness, pattern, whether it closes, x and y of its centre,

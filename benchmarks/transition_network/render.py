@@ -19,8 +19,9 @@ from benchmarks.transition_network.plan import (
 CONTRAST_PIVOT = 110  # grey level that a change of contrast keeps
 
 
-def stacked(plans: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-    """The arrays of some plans with a first axis of clips; float32 where they are no int64."""
+def stack_plans(plans: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
+    """plans: the arrays of each plan, by name. Returns them with a first axis of clips; all but
+    those of int64 become float32."""
     arrays = {name: torch.from_numpy(np.stack([p[name] for p in plans])) for name in plans[0]}
     return {
         k: array if array.dtype == torch.int64 else array.float() for k, array in arrays.items()
@@ -89,7 +90,7 @@ class Renderer:
         return picture
 
     def _sampled(self, picture: Tensor, camera: Tensor, blur: Tensor, taps: int) -> Tensor:
-        """Pictures (n, 3, 36, 64) as a camera shows them, the mean of some taps along the blur."""
+        """Pictures (n, 3, 36, 64) as a camera shows them: means of `taps` places along the blur."""
         cosine, sine = torch.cos(camera[:, 3]), torch.sin(camera[:, 3])
         scale = torch.exp(-camera[:, 2])
         theta = torch.zeros(len(picture), 2, 3, device=self.device)

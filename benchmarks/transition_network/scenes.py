@@ -1,8 +1,8 @@
 """Draws scenes of flat colours, as they are in two-dimensional games, animation, slides and menus.
 
-    python -m benchmarks.transition_network.scenes OUT [--scenes 600]
+    python -m benchmarks.transition_network.scenes OUT
 
-OUT gets a source for each, without transitions, as `collect.py` writes the takes of real footage.
+OUT gets SCENE_COUNT sources without transitions, as `collect.py` writes the takes of real footage.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from stages.shots.frame_view import HEIGHT, WIDTH
 
 SCALE = 4  # scenes are drawn this much larger than they are stored
 WIDE, HIGH = WIDTH * SCALE, HEIGHT * SCALE
-FRAMES = 110
+FRAMES = 110  # of a scene
+SCENE_COUNT = 360
 Colour = tuple[int, int, int]
 
 
 def _palette(rng: np.random.Generator, count: int) -> list[Colour]:
-    """Colours of similar hues, BGR."""
+    """`count` colours of similar hues, BGR."""
     hue, spread = rng.uniform(0, 180), rng.choice([8, 30, 90])
     hsv = np.stack(
         [
@@ -67,13 +68,14 @@ def _shape(
 
 
 def _text(picture: np.ndarray, rng: np.random.Generator, x: int, y: int, size: float) -> None:
+    """Draws random letters from (x, y) on; `size` is OpenCV's font scale."""
     letters = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz  0123"), rng.integers(3, 24)))
     colour = (255, 255, 255) if rng.random() < 0.5 else _palette(rng, 1)[0]
     cv2.putText(picture, letters, (x, y), 0, size, colour, int(1 + 2 * size), cv2.LINE_AA)
 
 
 def tiles(rng: np.random.Generator) -> list[np.ndarray]:
-    """A game: layers of tiles scroll at several speeds, figures move in front."""
+    """A game: layers of tiles scroll at several speeds, and figures move in front of them."""
     size = int(rng.choice([8, 12, 16, 24]))
     layers = []
     for depth in range(int(rng.integers(1, 4))):
@@ -195,11 +197,10 @@ def draw_scene(number: int) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--scenes", type=int, default=600)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     times_s = [number / 25 for number in range(FRAMES)]
-    for number in range(args.scenes):
+    for number in range(SCENE_COUNT):
         name = f"scene-{number:04d}"
         source = Source(name, name, False, times_s, [], [], [])
         write_source(args.out / f"{name}.npz", source, draw_scene(number))

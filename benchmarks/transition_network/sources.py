@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.transition_network.plan import PLAIN, Shot
 from stages.shots.gradual_network import MIN_FRAME_STEP_S
 
-EDGE_S = 0.1  # before and after an uncertain span; these frames have no labels either
+EDGE_S = 0.1  # frames within this time of an uncertain span are uncertain too
 FOLDS = 6  # of cross-validation
 
 
@@ -43,7 +43,7 @@ def read_source(path: Path) -> tuple[Source, np.ndarray]:
 
 
 def fold_of(source: Source) -> int:
-    """The same for all sources of a repository."""
+    """The fold of cross-validation, 0 to FOLDS - 1: the same for all sources of a repository."""
     return int(hashlib.sha256(source.repository.encode()).hexdigest(), 16) % FOLDS
 
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from benchmarks.transition_network.draw import LABELLED, Planner
+from benchmarks.transition_network.draw import Planner
 from benchmarks.transition_network.network import TransitionNetwork, save_weights
-from benchmarks.transition_network.render import Renderer, stacked
+from benchmarks.transition_network.render import Renderer, stack_plans
 from benchmarks.transition_network.sources import (
     FOLDS,
     Source,
@@ -38,10 +38,12 @@ from benchmarks.transition_network.validate import Validation
 Sources = list[tuple[Source, np.ndarray]]
 FRAMES = 192  # of a sequence
 STEPS_PER_REPORT = 200  # the mean losses of these steps are printed
-SAVE_S = 60.0  # between two files of weights
-VALIDATION_S = 120.0  # between two validations
+SAVE_PERIOD_S = 60.0  # between two files of weights
+VALIDATION_PERIOD_S = 120.0
+WARM_UP_STEPS = 200  # in which the learning rate rises
 MAX_LEARNING_RATE = 2e-3
-CUT_WEIGHT = 4.0  # in the loss, of a frame with a cut before it: one in thirty is
+CUT_WEIGHT = 4.0  # weight in the loss of a frame with a cut before it, since few frames have one
+SEED = 0
 
 
 class Plans(IterableDataset):
@@ -55,7 +57,7 @@ class Plans(IterableDataset):
         worker = get_worker_info()
         rng = np.random.default_rng([self.seed, worker.id if worker else 0])
         while True:
-            yield stacked([vars(self.planner.plan(rng)) for _ in range(self.batch)])
+            yield stack_plans([vars(self.planner.plan(rng)) for _ in range(self.batch)])
 
 
 def loss_of(logits: Tensor, plans: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -81,19 +83,17 @@ def train(
     minutes: float,
     batch: int,
     workers: int,
-    labelled: float = LABELLED,
-    seed: int = 0,
-) -> TransitionNetwork:
+) -> None:
     """Trains for some minutes on drawn sequences, and writes the weights to `out`. The learning
-    rate rises over 200 steps and falls as a cosine of the elapsed time."""
+    rate rises over WARM_UP_STEPS and falls as a cosine of the elapsed time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     frames, shots, videos = gather(sources)
     print(f"{len(frames)} frames, {len(shots)} shots, {len(videos)} labelled videos", flush=True)
-    planner = Planner(shots, videos, half_size_luma(frames), FRAMES, labelled)
-    loader = DataLoader(Plans(planner, batch, seed), batch_size=None, num_workers=workers)
+    planner = Planner(shots, videos, half_size_luma(frames), FRAMES)
+    loader = DataLoader(Plans(planner, batch, SEED), batch_size=None, num_workers=workers)
     validation = Validation(held_out, device) if held_out else None
     renderer = Renderer(torch.from_numpy(frames).to(device))
-    torch.manual_seed(seed)
+    torch.manual_seed(SEED)
     network = TransitionNetwork().to(device).train()
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=MAX_LEARNING_RATE, weight_decay=0.02, fused=True
@@ -105,7 +105,7 @@ def train(
         if (elapsed := elapsed_s / (60 * minutes)) >= 1:  # share of the whole
             break
         decay = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * elapsed))
-        rate = MAX_LEARNING_RATE * min(1, step / 200) * decay
+        rate = MAX_LEARNING_RATE * min(1, step / WARM_UP_STEPS) * decay
         for group in optimizer.param_groups:
             group["lr"] = rate
         plans = {name: array.to(device, non_blocking=True) for name, array in plans.items()}
@@ -123,16 +123,15 @@ def train(
             means = ", ".join(f"{loss:.4f}" for loss in (sums / STEPS_PER_REPORT).tolist())
             print(f"{step + 1} steps, {elapsed_s:.0f} s: losses {means}", flush=True)
             sums.zero_()
-        if elapsed_s >= saved_s + SAVE_S:
+        if elapsed_s >= saved_s + SAVE_PERIOD_S:
             saved_s = elapsed_s
             save_weights(network, out / f"{elapsed_s / 60:04.1f}.npz")
-        if validation and elapsed_s >= validated_s + VALIDATION_S:
+        if validation and elapsed_s >= validated_s + VALIDATION_PERIOD_S:
             validated_s = elapsed_s
             print(f"{elapsed_s:.0f} s: {validation.report(network)}", flush=True)
     save_weights(network, out / "network.npz")
     if validation:
         print(f"at the end: {validation.report(network)}", flush=True)
-    return network.eval()
 
 
 def main() -> None:
@@ -143,8 +142,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--labelled", type=float, default=LABELLED, help="share of their sequences")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -155,10 +152,7 @@ def main() -> None:
         )
     training = [pair for pair in sources if fold_of(pair[0]) not in args.without_folds]
     held_out = [pair for pair in sources if fold_of(pair[0]) in args.without_folds]
-    train(
-        training, held_out, args.out, args.minutes, args.batch, args.workers,
-        args.labelled, args.seed,
-    )  # fmt: skip
+    train(training, held_out, args.out, args.minutes, args.batch, args.workers)
 
 
 if __name__ == "__main__":

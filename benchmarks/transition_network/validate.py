@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.transition_network.draw import KINDS, Planner
 from benchmarks.transition_network.network import TransitionNetwork, load_weights
-from benchmarks.transition_network.render import Renderer, stacked
+from benchmarks.transition_network.render import Renderer, stack_plans
 from benchmarks.transition_network.sources import (
     FOLDS,
     Source,
@@ -34,10 +34,12 @@ from stages.shots.gradual_network import MIN_FRAME_PROBABILITY
 
 PEAKS = (0.6, 0.7, 0.8, 0.9, 0.95)  # values of gradual_probability
 CUT_TOLERANCE, GRADUAL_TOLERANCE = 2, 4  # frames
-BATCHES, CLIPS, FRAMES = 24, 48, 192  # of drawn sequences
+BATCHES, CLIPS = 24, 48  # of drawn sequences, and how many a batch has
+FRAMES = 192  # of a drawn sequence
+FPS = 30  # at which frames are counted as minutes
 
 
-def runs_of(is_set: np.ndarray) -> list[tuple[int, int]]:
+def true_spans(is_set: np.ndarray) -> list[tuple[int, int]]:
     """The spans [first, end) in which a (T,) bool array is true."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], is_set.astype(np.int8), [0]])))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
@@ -61,14 +63,15 @@ class Validation:
         rng = np.random.default_rng(11)
         torch.manual_seed(11)
         for _ in range(BATCHES):
-            plans = stacked([vars(planner.plan(rng)) for _ in range(CLIPS)])
+            plans = stack_plans([vars(planner.plan(rng)) for _ in range(CLIPS)])
             labels = {k: plans[k].numpy() for k in ("cuts", "gradual", "kind", "counted")}
             with torch.no_grad():
                 self.drawn.append((renderer.render(plans), labels))
 
     @torch.inference_mode()
     def report(self, network: TransitionNetwork) -> str:
-        """What is found at each of PEAKS, and the drawn kinds at 0.8."""
+        """What is found at each of PEAKS, and of each drawn kind at 0.8. Leaves the network in
+        training mode."""
         network.eval()
         real, drawn = Tally(), Tally()
         for _, frames, labels in self.videos:
@@ -89,7 +92,8 @@ class Validation:
 
 
 class Tally:
-    """Counts of transitions, found ones and false spans, by kind and peak."""
+    """Counts of transitions by kind (-1 in real videos), of found ones by kind and peak, and of
+    false spans by peak."""
 
     def __init__(self) -> None:
         self.total: Counter = Counter()
@@ -101,21 +105,22 @@ class Tally:
     def count(
         self, probabilities: np.ndarray, labels: dict[str, np.ndarray], at_edges: bool = True
     ) -> None:
-        """Adds a video.  probabilities: (T,).  at_edges: whether transitions count that the first
-        or the last frame is part of."""
+        """Adds a video.  probabilities: (T,), of a gradual transition at each frame.  labels: as
+        `label_frames` returns them.  at_edges: whether transitions count that the first or the last
+        frame is part of."""
         count = len(probabilities)
         gradual = labels["gradual"] > 0
         counted = labels["counted"][:, 1]
         p = np.where(gradual, probabilities, 1 - probabilities).clip(1e-6)
         self.losses.append(float((-np.log(p) * counted).sum() / max(1, counted.sum())))
-        self.minutes += count / 30 / 60
+        self.minutes += count / FPS / 60
         kinds = labels.get("kind", np.full(count, -1))
         spans = []
         known = np.zeros(count, bool)  # where a found span is not false
         for at in np.flatnonzero(np.diff(labels["cuts"])) + 1:
             known[max(0, at - CUT_TOLERANCE) : at + CUT_TOLERANCE + 1] = True
         known |= (counted == 0) | gradual
-        for first, end in runs_of(gradual):
+        for first, end in true_spans(gradual):
             near = slice(max(0, first - GRADUAL_TOLERANCE), end + GRADUAL_TOLERANCE)
             known[near] = True
             inside = counted[first:end]
@@ -123,7 +128,7 @@ class Tally:
                 kind = int(np.bincount(kinds[first:end] + 1).argmax()) - 1
                 spans.append((near, kind))
                 self.total[kind] += 1
-        runs = runs_of(probabilities >= MIN_FRAME_PROBABILITY)
+        runs = true_spans(probabilities >= MIN_FRAME_PROBABILITY)
         for peak in PEAKS:
             found = np.zeros(count, bool)
             for first, end in runs:
@@ -134,6 +139,7 @@ class Tally:
                 self.found[kind, peak] += bool(found[near].any())
 
     def text(self) -> str:
+        """The counts over all kinds, the minutes, and the mean cross-entropy of a video."""
         total = sum(self.total.values())
         parts = []
         for peak in PEAKS:

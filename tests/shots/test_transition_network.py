@@ -11,7 +11,7 @@ from benchmarks.transition_network import joins
 from benchmarks.transition_network.draw import Planner
 from benchmarks.transition_network.network import TransitionNetwork, load_weights, save_weights
 from benchmarks.transition_network.plan import LUMA, PLAIN, UNIFORM, Plan, Shot, empty_plan
-from benchmarks.transition_network.render import Renderer
+from benchmarks.transition_network.render import Renderer, stack_plans
 from benchmarks.transition_network.sources import Source, gather, half_size_luma, label_frames
 from benchmarks.transition_network.validate import Tally
 
@@ -19,26 +19,25 @@ COLOURS = np.array([[40, 90, 160], [200, 128, 128], [90, 170, 100], [150, 110, 1
 
 
 @pytest.fixture(scope="module")
-def studio() -> tuple[Planner, Renderer]:
-    """Four shots of one colour each."""
-    shots = np.repeat(COLOURS, 60, axis=0)
-    frames = np.concatenate([shots, PLAIN])[:, None, None].repeat(36, axis=1).repeat(64, axis=2)
-    cast = [Shot(60 * i, 60 * i + 60, i) for i in range(4)]
-    planner = Planner(cast, [], half_size_luma(frames), 96)
+def planner_and_renderer() -> tuple[Planner, Renderer]:
+    """They have four shots of one colour each, and the plain pictures."""
+    colours = np.concatenate([COLOURS.repeat(60, axis=0), PLAIN])
+    frames = colours[:, None, None].repeat(36, axis=1).repeat(64, axis=2)
+    shots = [Shot(60 * i, 60 * i + 60, i) for i in range(4)]
+    planner = Planner(shots, [], half_size_luma(frames), 96)
     return planner, Renderer(torch.from_numpy(frames))
 
 
 def drawn(renderer: Renderer, plan: Plan) -> np.ndarray:
-    plans = {k: torch.from_numpy(np.asarray(array))[None] for k, array in vars(plan).items()}
-    plans = {k: v if v.dtype == torch.int64 else v.float() for k, v in plans.items()}
-    return renderer.render(plans)[0].numpy().astype(int)
+    """(T, 36, 64, 3) int: the frames of a plan."""
+    return renderer.render(stack_plans([vars(plan)]))[0].numpy().astype(int)
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_outside_gradual_transitions_a_drawn_frame_shows_one_shot_which_changes_at_cuts_alone(
-    studio, seed
+    planner_and_renderer, seed
 ):
-    planner, renderer = studio
+    planner, renderer = planner_and_renderer
     plan = planner.plan_edited_film(np.random.default_rng(seed))
     frames = drawn(renderer, plan)
     quiet = (plan.gradual == 0) & (plan.counted.min(axis=1) == 1)
@@ -73,8 +72,8 @@ def test_a_picture_that_slides_in_or_is_uncovered_is_not_mirrored(seed):
 
 
 @pytest.mark.parametrize("kind", range(UNIFORM, LUMA + 1))
-def test_a_mask_shows_the_old_picture_first_and_the_new_one_last(studio, kind):
-    _, renderer = studio
+def test_a_mask_shows_the_old_picture_first_and_the_new_one_last(planner_and_renderer, kind):
+    _, renderer = planner_and_renderer
     plan = empty_plan(96)
     plan.b[:], plan.share[:] = 60, np.linspace(0, 1, 96)
     plan.mask[:] = [kind, 0.7, 0.02, 5, 1, 0.3, 0.6, 3, 0.1, 9, 9, 9, 0]
