@@ -88,11 +88,11 @@ def save(
     try:
         if is_first:
             shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            write_atomic(part / STATE_FILE, json.dumps({"format": FORMAT, **state}), durable=True)
         with warnings.catch_warnings():  # of having one process only
             warnings.simplefilter("ignore", UserWarning)
             dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(part, overwrite=True))
+        if is_first:
+            write_atomic(part / STATE_FILE, json.dumps({"format": FORMAT, **state}), durable=True)
         _write_hashes(part)
     except (OSError, RuntimeError, CheckpointException) as error:
         # PyTorch's message for a full disk does not mention the disk

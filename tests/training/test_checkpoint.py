@@ -32,6 +32,18 @@ def test_the_last_and_the_best_checkpoints_are_kept(tmp_path):
     )
 
 
+def test_another_rank_may_create_the_folder_before_the_first_rank_does(tmp_path, monkeypatch):
+    remove = shutil.rmtree
+
+    def remove_then_create(path, ignore_errors):
+        remove(path, ignore_errors=ignore_errors)
+        if path.suffix == ".part":  # what PyTorch does on each rank
+            path.mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", remove_then_create)
+    assert torch.equal(checkpoint.read_tensors(save(tmp_path, 1))["x"], torch.arange(1000.0) + 1)
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_complete(tmp_path):
     import resource
 
