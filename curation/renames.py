@@ -1,6 +1,6 @@
 """Names of version 0.1.0 and their present names: for messages about old files, and for comparing.
 
-CHANGELOG.md has the whole table, names in the code included.
+CHANGELOG.md has the tables for users.
 """
 
 from __future__ import annotations
