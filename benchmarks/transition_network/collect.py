@@ -1,6 +1,6 @@
 """Stores the training footage for `train.py`: 64 x 36 px frames and the labelled transitions.
 
-    python -m benchmarks.transition_network.collect OUT
+    python -m benchmarks.transition_network.collect OUT [--workers 2]
 
 OUT gets one file for each source. The sources are of the development half: the labelled videos
 (benchmarks/labels, files in LONGTAKE_LABELLED), those of LONGTAKE_VIDEOS, and the single takes of

@@ -82,7 +82,6 @@ class GradualProbability(nn.Module):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("network", type=Path)
-    parser.add_argument("--out", type=Path, default=MODEL)
     args = parser.parse_args()
     network = load_weights(args.network)
     fold_normalization(network)
@@ -94,8 +93,8 @@ def main() -> None:
         GradualProbability(network).eval(), (frames,), exported, dynamo=False, opset_version=17,
         input_names=list(axes)[:1], output_names=list(axes)[1:], dynamic_axes=axes,
     )  # fmt: skip
-    args.out.write_bytes(_reduce_size(exported.getvalue()))
-    print(f"{args.out}: {args.out.stat().st_size} bytes")
+    MODEL.write_bytes(_reduce_size(exported.getvalue()))
+    print(f"{MODEL}: {MODEL.stat().st_size} bytes")
 
 
 def _reduce_size(model: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """Trains the network of `stages/shots/gradual_network.py`.
 
-    python -m benchmarks.transition_network.train FOOTAGE OUT [--without-folds 1 5] [--minutes 8]
+    python -m benchmarks.transition_network.train FOOTAGE OUT [--without-folds 1 5] [--minutes 8] \
+        [--workers 4]
 
 FOOTAGE is the folder that `collect.py` wrote. OUT gets the weights every minute, as npz files named
 by the minute, and at the end as network.npz. The repository of a source decides its fold.
@@ -37,6 +38,7 @@ from benchmarks.transition_network.validate import Validation
 
 Sources = list[tuple[Source, np.ndarray]]
 FRAMES = 192  # of a sequence
+BATCH = 32  # sequences of a step
 STEPS_PER_REPORT = 200  # the mean losses of these steps are printed
 SAVE_PERIOD_S = 60.0  # between two files of weights
 VALIDATION_PERIOD_S = 120.0
@@ -50,14 +52,14 @@ class Plans(IterableDataset):
     """Endless batches of plans: the arrays of Plan with a first axis of clips. Workers draw from
     generators of their own."""
 
-    def __init__(self, planner: Planner, batch: int, seed: int) -> None:
-        self.planner, self.batch, self.seed = planner, batch, seed
+    def __init__(self, planner: Planner, seed: int) -> None:
+        self.planner, self.seed = planner, seed
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = get_worker_info()
         rng = np.random.default_rng([self.seed, worker.id if worker else 0])
         while True:
-            yield stack_plans([vars(self.planner.plan(rng)) for _ in range(self.batch)])
+            yield stack_plans([vars(self.planner.plan(rng)) for _ in range(BATCH)])
 
 
 def loss_of(logits: Tensor, plans: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -81,7 +83,6 @@ def train(
     held_out: Sources,
     out: Path,
     minutes: float,
-    batch: int,
     workers: int,
 ) -> None:
     """Trains for some minutes on drawn sequences, and writes the weights to `out`. The learning
@@ -90,7 +91,7 @@ def train(
     frames, shots, videos = gather(sources)
     print(f"{len(frames)} frames, {len(shots)} shots, {len(videos)} labelled videos", flush=True)
     planner = Planner(shots, videos, half_size_luma(frames), FRAMES)
-    loader = DataLoader(Plans(planner, batch, SEED), batch_size=None, num_workers=workers)
+    loader = DataLoader(Plans(planner, SEED), batch_size=None, num_workers=workers)
     validation = Validation(held_out, device) if held_out else None
     renderer = Renderer(torch.from_numpy(frames).to(device))
     torch.manual_seed(SEED)
@@ -140,8 +141,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--without-folds", type=int, choices=range(FOLDS), nargs="+", default=[])
     parser.add_argument("--minutes", type=float, default=8)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=4, help="draw sequences")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -152,7 +152,7 @@ def main() -> None:
         )
     training = [pair for pair in sources if fold_of(pair[0]) not in args.without_folds]
     held_out = [pair for pair in sources if fold_of(pair[0]) in args.without_folds]
-    train(training, held_out, args.out, args.minutes, args.batch, args.workers)
+    train(training, held_out, args.out, args.minutes, args.workers)
 
 
 if __name__ == "__main__":
