@@ -54,7 +54,6 @@ class Counts:
     """Units of a phase by outcome."""
 
     done: int = 0
-    kept: int = 0
     rejected: int = 0
     failed: int = 0
 
@@ -73,7 +72,7 @@ class PhaseState:
     finished: bool
 
     def format_line(self) -> str:
-        """`score  12/34 videos · 20 kept · 7 rejected · 1 failed · 3.2/s · 7 s left`"""
+        """`score  12/34 videos · 7 rejected · 1 failed · 3.2/s · 7 s left`"""
         total = f"/{self.total}" if self.total is not None else ""
         parts = [f"{self.phase}  {self.counts.done}{total} {self.unit}"]
         parts += [
@@ -92,7 +91,7 @@ class PhaseState:
 
 
 class Progress:
-    """`with Progress("score", 34, "videos") as progress: progress.update(done=1, kept=2)`.
+    """`with Progress("score", 34, "videos") as progress: progress.update(done=1, failed=1)`.
 
     Writes to stderr, apart from the results on stdout.
     """
@@ -127,11 +126,10 @@ class Progress:
         """What the workers wait for."""
         return self._wait_reason
 
-    def update(self, done: int = 0, kept: int = 0, rejected: int = 0, failed: int = 0) -> None:
+    def update(self, done: int = 0, rejected: int = 0, failed: int = 0) -> None:
         """Adds to the counts."""
         with self._lock:
             self.counts.done += done
-            self.counts.kept += kept
             self.counts.rejected += rejected
             self.counts.failed += failed
 

@@ -28,10 +28,10 @@ def read_into(end: int, parts: list[bytes]) -> None:
 def test_phase_ends_with_one_line_of_counts_in_a_pipe():
     out = io.StringIO()
     with Progress("score", 34, "videos", out) as progress:
-        progress.update(done=30, kept=20, rejected=7)
-        progress.update(done=4, kept=2, failed=1)
+        progress.update(done=30, rejected=7)
+        progress.update(done=4, failed=1)
     assert lines_of(out) == [
-        "score  34/34 videos · 22 kept · 7 rejected · 1 failed · in 0 s",
+        "score  34/34 videos · 7 rejected · 1 failed · in 0 s",
     ]
 
 
@@ -119,7 +119,7 @@ def test_live_line_on_a_terminal_is_redrawn_and_ends_with_the_final_counts():
     ):
         for reason in (None, "the server is down", None):
             progress.show_wait_reason(reason)
-            progress.update(done=1, kept=1)
+            progress.update(done=1)
             time.sleep(0.4)
         progress.print_line("one \x1b[31m failed [bold]x[/bold]")
     reader.join(10)
@@ -129,7 +129,7 @@ def test_live_line_on_a_terminal_is_redrawn_and_ends_with_the_final_counts():
     assert "\x1b[" in output
     assert r"one \x1b[31m failed [bold]x[/bold]" in output  # not our markup either
     assert "the server is down" in output
-    assert "3/3 videos · 3 kept · 0 failed" in (last := output[output.rindex("score  ") :])
+    assert "3/3 videos · 0 failed" in (last := output[output.rindex("score  ") :])
     assert "down" not in last
 
 
