@@ -42,6 +42,7 @@ STORAGE_ERRNOS = frozenset(
 SCRATCH_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 HASHED_BYTES = 1 << 20  # of a local file at a time
+UPLOADED_BYTES = 8 << 20  # of a local file at a time
 READ_ATTEMPTS = 3  # of a file in an object store that arrives in part
 OPEN_OBJECTS = 256  # kept by a process that reads parts of them; each is its URL and size
 
@@ -479,15 +480,20 @@ class Folder:
             folders[:] = [n for n in folders if n != skip and not n.startswith(TEMPORARY)]
 
     def upload(self, name: str, local: os.PathLike[str]) -> None:
-        """Copies a local file to this folder, in chunks."""
+        """Copies a local file to this folder, in chunks.
+
+        A signal is handled after the copy: closing a stream, as an exception in a loop would,
+        completes an object of what has arrived by then.
+        """
         self._check_lease()
-        with (
-            storage_errors("write", self.path(name)),
-            open(local, "rb") as source,
-            self._fs.open_output_stream(f"{self._root}/{name}") as out,
-        ):
-            while chunk := source.read(8 << 20):
-                out.write(chunk)
+        with storage_errors("write", self.path(name)):
+            pafs.copy_files(
+                os.fspath(local),
+                f"{self._root}/{name}",
+                source_filesystem=pafs.LocalFileSystem(),
+                destination_filesystem=self._fs,
+                chunk_size=UPLOADED_BYTES,
+            )
 
     def _check_lease(self) -> None:
         if self.lease is not None:

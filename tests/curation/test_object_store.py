@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -213,6 +217,32 @@ def test_files_that_a_killed_run_left_in_a_store_are_deleted(bucket):
     assert out.exists(access.file)
     out.delete_unfinished(skip="key_frames")
     assert (out.exists(access.file), out.exists("clips.parquet")) == (False, True)
+
+
+def test_interrupted_upload_leaves_no_part_of_a_file(bucket, tmp_path):
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(32 << 20))
+
+    def interrupt_when_partly_read() -> None:
+        while not 0 < position_in(source) < 32 << 20:
+            time.sleep(0.0005)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    out, watcher = Folder(bucket.url("upload")), threading.Thread(target=interrupt_when_partly_read)
+    watcher.start()
+    with pytest.raises(KeyboardInterrupt):
+        out.upload("shard.tar", source)
+        watcher.join()
+    assert not out.exists("shard.tar") or out.read("shard.tar") == source.read_bytes()
+
+
+def position_in(path: Path) -> int:
+    """The place up to which this process has read a file; 0 where it is not open."""
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            if descriptor.readlink() == path:
+                return int(Path(f"/proc/self/fdinfo/{descriptor.name}").read_text().split()[1])
+    return 0
 
 
 def test_output_in_a_store_is_shown(bucket, dataset, capsys):
