@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from curation.config import ConfigError
 from tests.support.drawn_clips import clip
 from tests.support.ranks import on_ranks
-from tests.support.tiny_run import SYSTEM, tiny_config
+from tests.support.tiny_run import SYSTEM, children, tiny_config
 from training import checkpoint
 from training.clips import ClipList
 from training.config import Size
@@ -215,6 +215,7 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"
 
 
 @pytest.mark.slow  # torchrun, and two processes that import torch
+@pytest.mark.timeout(900)
 def test_a_killed_rank_stops_the_run_and_the_run_resumes(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
@@ -232,23 +233,16 @@ def test_a_killed_rank_stops_the_run_and_the_run_resumes(tmp_path):
         text=True,
     )
     try:
-        wait_until(lambda: len(checkpoint.list_checkpoints(tmp_path / "run")) > 1, 120)
-        children = subprocess.run(
-            ["ps", "--ppid", str(running.pid), "-o", "pid="], capture_output=True, text=True
-        ).stdout.split()
-        os.kill(int(children[-1]), signal.SIGKILL)
-        _, message = running.communicate(timeout=60)
+        while len(checkpoint.list_checkpoints(tmp_path / "run")) < 2:
+            assert running.poll() is None
+            time.sleep(0.2)
+        os.kill(children(running.pid)[-1], signal.SIGKILL)
+        _, message = running.communicate()
     finally:
-        running.kill()
+        running.terminate()  # torchrun then ends its processes
+        running.wait()
     assert running.returncode != 0
     assert "exitcode  : -9" in message
     last = checkpoint.list_checkpoints(tmp_path / "run")[-1]
     step = checkpoint.read_state(last)["step"]
     assert len(on_ranks(2, trained, tmp_path / "run", step + 2, 2)[0]) == 2
-
-
-def wait_until(true, seconds):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.2)
