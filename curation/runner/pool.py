@@ -259,22 +259,32 @@ class _Pool:
 
     def worker_limit(self) -> int:
         """Returns how many workers the cluster has room for. Raises RunError if for none."""
-        resources, needs = ray.cluster_resources(), self.stages[0].needs
-        cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-        limit = int(gpus / needs.gpus) if needs.gpus else int(cpus / needs.cpus)
+        needs, (limit, lack) = self.stages[0].needs, self._room()
         if limit < 1 and not self.workers:
             raise RunError(
-                f"{type(self.stages[0]).__name__} needs {needs.cpus:g} CPUs and {needs.gpus:g} GPUs"
-                f" a worker; the cluster has {cpus:g} and {gpus:g}\n  fix: add a node that has "
-                "them, or set gpus=0 in the stage's settings to use the CPU"
+                f"{lack}\n  fix: add a node that has them, or set gpus=0 in the stage's settings "
+                "to use the CPU"
             )
         limit = min(limit, needs.max_workers or limit)
         return limit if needs.gpus else min(limit, self.settings.workers or limit)
+
+    def _room(self) -> tuple[int, str]:
+        """How many workers the cluster has room for now, and what it says where that is none."""
+        resources, needs = ray.cluster_resources(), self.stages[0].needs
+        cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+        limit = int(gpus / needs.gpus) if needs.gpus else int(cpus / needs.cpus)
+        return limit, (
+            f"{type(self.stages[0]).__name__} needs {needs.cpus:g} CPUs and {needs.gpus:g} GPUs a "
+            f"worker; the cluster has {cpus:g} and {gpus:g}"
+        )
 
     def wait_reason(self) -> str | None:
         """Returns a wait reason of any worker, or that no worker has started for a long time."""
         started = [worker for worker in self.workers if worker.started]
         if self.starting and not started:
+            room, lack = self._room()
+            if room < 1:  # nodes have left
+                return f"{lack}: waiting for a node to join"
             created_s = min(worker.created_s for worker, _ in self.starting.values())
             elapsed_s = time.monotonic() - created_s
             reason = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -114,14 +115,18 @@ def kill_control_service(a: Attempt) -> str:
 def kill_node(a: Attempt) -> str:
     """The raylet of a node with workers, and at the same time these."""
     below = {raylet: [*descendants(raylet)] for raylet in a.run.nodes.worker_raylets()}
-    busy = [raylet for raylet, found in below.items() if any(WORKER in line for _, line in found)]
+    workers = {
+        raylet: [pid for pid, line in found if re.match(WORKER, line)]
+        for raylet, found in below.items()
+    }
+    busy = [raylet for raylet, found in workers.items() if found]
     if not busy:
         return NO_PROCESS
     victim = a.random.choice(busy)
     for pid in (*(pid for pid, _ in below[victim]), victim):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    return f"with {sum(WORKER in line for _, line in below[victim])} workers"
+    return f"with {len(workers[victim])} workers"
 
 
 def fill_disk(a: Attempt) -> str:

@@ -29,7 +29,8 @@ RUN_LIMIT_S = 200.0  # of one run, with its faults; a longer one hangs
 NODE_STARTS = 3  # attempts
 MEMORY_LIMIT = 0.2  # share of the memory that is free at first: more used, and Ray ends workers
 DISK_BYTES = 64 << 20  # of an output on a disk of its own; a whole output has 3 MB
-WORKER = "Worker"  # in the names of Ray's processes for our workers: ray::Worker, ray::AsyncWorker
+# A process whose command line has such a pattern. The arguments of a raylet name a DefaultWorker.
+WORKER = "^ray::(Async)?Worker"
 RAYLET = "/raylet/raylet"
 HEAD = "--head"  # in the command of the raylet of the driver's node
 CONTROL_SERVICE = "gcs_server"
@@ -134,7 +135,7 @@ class Nodes:
     limit_memory: bool
 
     def processes(self, part: str) -> list[int]:
-        return [pid for pid, line in descendants(self.process.pid) if part in line]
+        return [pid for pid, line in descendants(self.process.pid) if re.search(part, line)]
 
     def worker_raylets(self) -> list[int]:
         lines = descendants(self.process.pid)
@@ -182,8 +183,8 @@ class Run:
         return max(0.0, self.started_s + RUN_LIMIT_S - time.monotonic())
 
     def processes(self, part: str) -> list[int]:
-        """Process ids of descendants whose command line has this part."""
-        below = [pid for pid, line in descendants(self.driver.pid) if part in line]
+        """Process ids of descendants whose command line has this pattern."""
+        below = [pid for pid, line in descendants(self.driver.pid) if re.search(part, line)]
         return sorted([*below, *self.nodes.processes(part)])
 
     def phase(self) -> str:

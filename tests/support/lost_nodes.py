@@ -2,8 +2,9 @@
 
     python -m tests.support.lost_nodes FOLDER
 
-Two nodes are killed, each when the row has started on it. A third finishes it. Prints a line for
-each node that left, and the row's error.
+Two nodes are killed, each when the row has started on it. A third, which joins when the run says
+that it waits for one, finishes it. Prints a line for each node that left, the reason for which the
+third joined, and the row's error.
 """
 
 from __future__ import annotations
@@ -53,14 +54,21 @@ def kill_nodes(nodes: Nodes, folder: Path) -> None:
 
 def run(folder: Path) -> None:
     nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(LOST_NODES + 1):
+    for _ in range(LOST_NODES):
         nodes.add_node(num_cpus=1)
     nodes.wait_for_nodes()
     threading.Thread(target=kill_nodes, args=(nodes, folder), daemon=True).start()
+
+    def add_awaited_node(reason: str | None) -> None:
+        if reason and reason.endswith("waiting for a node to join") and not nodes.worker_nodes:
+            print(reason, flush=True)
+            nodes.add_node(num_cpus=1)
+
     try:
         with Cluster(ClusterSettings(nodes.address), str(folder / "logs")) as cluster:
             stages = [WaitOnLostNodes(str(folder))]
-            for row in cluster.stream(stages, [{"error": None}], report_event=print):
+            rows = [{"error": None}]
+            for row in cluster.stream(stages, rows, add_awaited_node, report_event=print):
                 print(row["error"], flush=True)
     finally:
         nodes.shutdown()
