@@ -232,7 +232,7 @@ def test_interrupted_upload_leaves_no_part_of_a_file(bucket, tmp_path):
     watcher.start()
     with pytest.raises(KeyboardInterrupt):
         out.upload("shard.tar", source)
-        watcher.join()
+    watcher.join()
     assert not out.exists("shard.tar") or out.read("shard.tar") == source.read_bytes()
 
 
