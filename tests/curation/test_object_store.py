@@ -220,29 +220,36 @@ def test_files_that_a_killed_run_left_in_a_store_are_deleted(bucket):
 
 
 def test_interrupted_upload_leaves_no_part_of_a_file(bucket, tmp_path):
-    source = tmp_path / "source"
-    source.write_bytes(os.urandom(32 << 20))
+    source, ended = tmp_path / "source", threading.Event()
+    source.write_bytes(os.urandom(64 << 20))
 
-    def interrupt_when_partly_read() -> None:
-        while not 0 < position_in(source) < 32 << 20:
+    def interrupt() -> None:
+        while not (is_partly_read(source) or ended.is_set()):
             time.sleep(0.0005)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-    out, watcher = Folder(bucket.url("upload")), threading.Thread(target=interrupt_when_partly_read)
-    watcher.start()
+    out, watcher = Folder(bucket.url("upload")), threading.Thread(target=interrupt)
+
+    def upload() -> None:
+        watcher.start()
+        try:
+            out.upload("shard.tar", source)
+        finally:
+            ended.set()
+            watcher.join()
+
     with pytest.raises(KeyboardInterrupt):
-        out.upload("shard.tar", source)
-    watcher.join()
+        upload()
     assert not out.exists("shard.tar") or out.read("shard.tar") == source.read_bytes()
 
 
-def position_in(path: Path) -> int:
-    """The place up to which this process has read a file; 0 where it is not open."""
+def is_partly_read(path: Path) -> bool:
+    """Whether this process has the file open, and is beyond its start."""
     for descriptor in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):
             if descriptor.readlink() == path:
-                return int(Path(f"/proc/self/fdinfo/{descriptor.name}").read_text().split()[1])
-    return 0
+                return "pos:\t0\n" not in Path(f"/proc/self/fdinfo/{descriptor.name}").read_text()
+    return False
 
 
 def test_output_in_a_store_is_shown(bucket, dataset, capsys):
