@@ -16,8 +16,9 @@ import json
 import pickle
 import shutil
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,15 @@ def list_checkpoints(run_dir: str | Path) -> list[Path]:
     return sorted(path for path in found if path.suffix != ".part")
 
 
+def last_checkpoint(run_dir: str | Path) -> Path | None:
+    """The last complete checkpoint that the first rank finds. On a network file system others may
+    not see it yet, and would resume from another step."""
+    names = [path.name for path in list_checkpoints(run_dir)[-1:]] or [""]
+    if dist.is_initialized():
+        dist.broadcast_object_list(names)
+    return Path(run_dir, "checkpoints", names[0]) if names[0] else None
+
+
 def save(
     run_dir: str | Path,
     step: int,
@@ -81,37 +91,73 @@ def save(
     best: bool = False,
 ) -> Path:
     """Writes a checkpoint; deletes others but the last `keep` and the last `best`. Every rank of a
-    run calls this. state: goes to state.json."""
+    run calls this; where one of them fails, all raise its error. state: goes to state.json."""
     path = folder_of_step(run_dir, step)
-    is_first = _rank_and_world_size()[0] == 0
     part = path.with_suffix(".part")
-    try:
-        if is_first:
+    rank, ranks = _rank_and_world_size()
+
+    def remove_unfinished() -> None:
+        if rank == 0:
             shutil.rmtree(part, ignore_errors=True)
-        with warnings.catch_warnings():  # of having one process only
-            warnings.simplefilter("ignore", UserWarning)
-            dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(part, overwrite=True))
-        if is_first:
+
+    def write_state_and_hashes() -> None:
+        if rank == 0:
             write_atomic(part / STATE_FILE, json.dumps({"format": FORMAT, **state}), durable=True)
         _write_hashes(part)
-    except (OSError, RuntimeError, CheckpointException) as error:
-        # PyTorch's message for a full disk does not mention the disk
-        free = f"{shutil.disk_usage(part).free / 1e9:.2f} GB free there; " if part.is_dir() else ""
-        shutil.rmtree(part, ignore_errors=True)
-        last = [str(p) for p in list_checkpoints(run_dir)[-1:]] or ["none yet"]
-        raise CheckpointError(
-            f"{path}: {_reason(error)}; {free}the last good checkpoint: {last[0]}"
-        ) from error
-    if dist.is_initialized():
-        dist.barrier()  # all ranks have written their hashes
-    if is_first:
+
+    def publish() -> None:
+        if rank != 0:
+            return
+        lost = [r for r in range(ranks) if not (part / f"rank-{r}.sha256").exists()]
+        if lost:
+            raise OSError(f"files of rank {lost[0]} are not there: all hosts must share run_dir")
         shutil.rmtree(path, ignore_errors=True)
         part.replace(path)
         sync_folder(path.parent)
         _delete_old(path, keep, best)
-    if dist.is_initialized():
-        dist.barrier()
+
+    try:
+        _on_all_ranks(remove_unfinished)
+        with _as_raised():
+            dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(part, overwrite=True))
+        _on_all_ranks(write_state_and_hashes)
+        _on_all_ranks(publish)
+    except Exception as error:
+        # PyTorch's message for a full disk does not mention the disk
+        folder = part.parent
+        free = f"{shutil.disk_usage(folder).free / 1e9:.2f} GB free there; " * folder.is_dir()
+        remove_unfinished()
+        last = [str(p) for p in list_checkpoints(run_dir)[-1:]] or ["none yet"]
+        raise CheckpointError(
+            f"{path}: {_describe(error)}; {free}the last good checkpoint: {last[0]}"
+        ) from error
     return path
+
+
+def _on_all_ranks(work: Callable[[], None]) -> None:
+    """Calls `work` and waits until all ranks have. Where it raises on one rank, all ranks raise its
+    error: they would wait for this rank in their next exchange."""
+    errors: list[Exception | None] = [None]
+    try:
+        work()
+    except Exception as error:
+        errors = [error]
+    if dist.is_initialized():
+        own, errors = errors[0], [None] * dist.get_world_size()
+        dist.all_gather_object(errors, own)
+    for found in filter(None, errors):
+        raise found
+
+
+@contextmanager
+def _as_raised() -> Iterator[None]:
+    """Raises what a rank raised, of several the first one's. PyTorch wraps it, Ctrl-C too."""
+    try:
+        with warnings.catch_warnings():  # of having one process only
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from error
 
 
 def _rank_and_world_size() -> tuple[int, int]:
@@ -163,16 +209,8 @@ def _delete_old(path: Path, keep: int, best: bool) -> None:
         new.symlink_to(path.name)
         new.replace(link)
     for old in list_checkpoints(path.parent.parent)[:-keep]:
-        if old.resolve() not in (path, link.resolve()):
+        if old.resolve() != link.resolve():
             shutil.rmtree(old)
-
-
-def _reason(error: BaseException) -> str:
-    """The error's message; of several ranks' failures, the first one's."""
-    if isinstance(error, CheckpointException):
-        first = next(iter(error.failures.values()))[0]
-        return f"{type(first).__name__}: {first}"
-    return str(error)
 
 
 def read_state(path: str | Path) -> dict[str, Any]:
@@ -184,32 +222,31 @@ def read_state(path: str | Path) -> dict[str, Any]:
             f"{path}: no such checkpoint; expected a folder that training.train wrote"
         ) from None
     except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise _unreadable(path, error) from error
     if state.get("format") not in (FORMAT, WITHOUT_HASHES):
         raise CheckpointError(f"{path}: not a checkpoint of training.train in format {FORMAT}")
     try:
         _check_hashes(Path(path), [STATE_FILE])
     except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise _unreadable(path, error) from error
     return state
 
 
 def load_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Fills the tensors in place; each rank reads its own parts."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
+        with _as_raised():
             dcp.load(dict(tensors), storage_reader=_Reader(path))
-    except (OSError, RuntimeError, CheckpointException, *UNREADABLE) as error:
-        raise _damaged(path, error) from error
+    except Exception as error:
+        raise _unreadable(path, error) from error
 
 
 def read_tensors(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
     """The whole tensors whose names begin with `prefix`, on the CPU. For a single process."""
     try:
         known = _Reader(path).read_metadata().state_dict_metadata
-    except (OSError, RuntimeError, *UNREADABLE) as error:
-        raise _damaged(path, error) from error
+    except Exception as error:
+        raise _unreadable(path, error) from error
     tensors = {
         name: torch.empty(about.size, dtype=about.properties.dtype)
         for name, about in known.items()
@@ -219,7 +256,8 @@ def read_tensors(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
     return tensors
 
 
-UNREADABLE = (
+DAMAGE = (  # others are errors of the storage, of memory or of another rank
+    FileNotFoundError,
     EOFError,
     pickle.UnpicklingError,
     ValueError,
@@ -231,11 +269,17 @@ UNREADABLE = (
 )
 
 
-def _damaged(path: str | Path, error: BaseException) -> CheckpointError:
-    lines = (_reason(error) or type(error).__name__).strip().splitlines()
+def _unreadable(path: str | Path, error: Exception) -> CheckpointError:
+    what = f"{_describe(error).splitlines()[0]:.200}"
+    if not isinstance(error, DAMAGE):
+        return CheckpointError(f"{path}: can't be read ({what})")
     return CheckpointError(
-        f"{path}: damaged or incomplete ({lines[0]:.200}); delete it to resume from the one before"
+        f"{path}: damaged or incomplete ({what}); delete it to resume from the one before"
     )
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 class _SafeUnpickler(pickle.Unpickler):
@@ -254,6 +298,7 @@ class _Reader(dcp.FileSystemReader):
         return super().read_data(plan, planner)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        _check_hashes(Path(self.path), [".metadata"])
         metadata = _SafeUnpickler(io.BytesIO(Path(self.path, ".metadata").read_bytes())).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError("its .metadata describes no tensors")

@@ -100,12 +100,12 @@ def save(cfg: TrainConfig, step: int, run: Run, source: ClipSource, loss: float 
 def restore(cfg: TrainConfig, run: Run, source: ClipSource) -> int:
     """Loads the run's last checkpoint and returns its step; 0 for a new run. ConfigError where it
     belongs to a run with other settings, clips or samples per step."""
-    found = checkpoint.list_checkpoints(cfg.run_dir)
-    if not found:
+    found = checkpoint.last_checkpoint(cfg.run_dir)
+    if found is None:
         return 0
-    state = checkpoint.read_state(found[-1])
+    state = checkpoint.read_state(found)
     # settings that an older version did not have get their defaults
-    before = config.build(TrainConfig, state["settings"], str(found[-1]))
+    before = config.build(TrainConfig, state["settings"], str(found))
     changed = config.differences(config.as_dict(before), config.as_dict(cfg))
     fixed = ("system.", "diffusion.", "seed:", "lora_rank:", "optimizer:")
     refused = [line for line in changed if line.startswith(fixed)]
@@ -117,14 +117,14 @@ def restore(cfg: TrainConfig, run: Run, source: ClipSource) -> int:
         refused.append("an older version's order of clips of several sizes")
     if refused:
         raise ConfigError(
-            f"{found[-1]} belongs to another run ({'; '.join(refused)}); "
+            f"{found} belongs to another run ({'; '.join(refused)}); "
             "undo that, or give a new run_dir"
         )
-    checkpoint.load_tensors(found[-1], run_tensors(run))
+    checkpoint.load_tensors(found, run_tensors(run))
     run.best, run.skipped = state["best"], state.get("skipped", 0)
     set_steps(run.optimizer, state["step"] - run.skipped)
     if run.world.is_first:
-        print(f"resumes from {found[-1]}", *changed, sep="\n  ", flush=True)
+        print(f"resumes from {found}", *changed, sep="\n  ", flush=True)
     return state["step"]
 
 

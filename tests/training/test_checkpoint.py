@@ -1,5 +1,6 @@
 """Checkpoints on disk."""
 
+import errno
 import pickle
 import random
 import shutil
@@ -12,13 +13,22 @@ pytest.importorskip("tensorboard")
 pytest.importorskip("matplotlib")
 
 from pipelines import verify
+from tests.support.ranks import on_ranks
 from training import checkpoint
 from training.checkpoint import CheckpointError
+from training.parallel import init_distributed
 
 
 def save(folder, step, keep=1, best=False):
     tensors = {"x": torch.arange(1000.0) + step}
     return checkpoint.save(folder, step, tensors, {"step": step}, keep, best)
+
+
+def without_hashes(path):
+    """Makes a checkpoint one of an older version."""
+    (path / "rank-0.sha256").unlink()
+    state = (path / "state.json").read_text()
+    (path / "state.json").write_text(state.replace('"format": 3', '"format": 2'))
 
 
 def test_the_last_and_the_best_checkpoints_are_kept(tmp_path):
@@ -63,6 +73,78 @@ def test_a_full_disk_leaves_the_last_checkpoint_complete(tmp_path):
     )
 
 
+def interrupt(*_args, **_kwargs):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_a_checkpoint_is_written_or_read_is_no_error_of_it(
+    tmp_path, monkeypatch
+):
+    path = save(tmp_path, 1)
+    monkeypatch.setattr(torch.distributed.checkpoint.FileSystemWriter, "write_data", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 2)
+    monkeypatch.setattr(checkpoint, "_check_hashes", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.read_tensors(path)
+
+
+def test_a_checkpoint_that_the_storage_does_not_return_is_not_called_damaged(tmp_path, monkeypatch):
+    path = save(tmp_path, 1)
+
+    def fail(*_args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "file_sha256", fail)
+    for read in (checkpoint.read_state, checkpoint.read_tensors):
+        with pytest.raises(CheckpointError, match=r"can't be read \(OSError: .*error\)$"):
+            read(path)
+
+
+def save_with_a_failing_rank(folder):
+    """The error of a rank where rank 1 can't write its hashes."""
+
+    def fail(_path, _data, **_options):
+        raise OSError(errno.ENOSPC, "No space left")
+
+    if init_distributed().rank == 1:
+        checkpoint.write_atomic = fail
+    with pytest.raises(CheckpointError) as raised:
+        save(folder, 1)
+    return str(raised.value)
+
+
+def test_a_rank_that_can_not_write_stops_all_with_its_error(tmp_path):
+    messages = on_ranks(2, save_with_a_failing_rank, tmp_path)
+    assert messages[0] == messages[1]
+    assert "No space left" in messages[0]
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def last_seen_late(folder):
+    if init_distributed().rank == 1:
+        checkpoint.list_checkpoints = lambda run_dir: []
+    return checkpoint.last_checkpoint(folder)
+
+
+def test_all_ranks_resume_from_the_checkpoint_that_the_first_one_finds(tmp_path):
+    assert checkpoint.last_checkpoint(tmp_path) is None
+    path = save(tmp_path, 1)
+    assert on_ranks(2, last_seen_late, tmp_path) == [path, path]
+
+
+def save_in_own_folder(folder):
+    rank = init_distributed().rank
+    with pytest.raises(CheckpointError) as raised:
+        save(folder / str(rank), 1)
+    return str(raised.value)
+
+
+def test_ranks_that_do_not_share_the_folder_are_refused(tmp_path):
+    messages = on_ranks(2, save_in_own_folder, tmp_path)
+    assert all("rank 1 are not there: all hosts must share run_dir" in m for m in messages)
+
+
 def test_a_damaged_checkpoint_is_reported_and_code_in_it_does_not_run(tmp_path):
     path = save(tmp_path, 1)
     (data,) = path.glob("*.distcp")
@@ -75,7 +157,10 @@ def test_a_damaged_checkpoint_is_reported_and_code_in_it_does_not_run(tmp_path):
             return (tmp_path.joinpath("harm").touch, ())
 
     (path / ".metadata").write_bytes(pickle.dumps(Harm()))
-    with pytest.raises(CheckpointError, match=r"damaged or incomplete \(it names "):
+    with pytest.raises(CheckpointError, match=r"\(ValueError: .metadata is not the file that"):
+        checkpoint.read_tensors(path)
+    without_hashes(path)
+    with pytest.raises(CheckpointError, match=r"incomplete \(UnpicklingError: it names "):
         checkpoint.read_tensors(path)
     assert not (tmp_path / "harm").exists()
     for text, message in (
@@ -118,9 +203,7 @@ def test_flipped_bit_or_missing_file_is_found_when_a_checkpoint_is_read(tmp_path
 
 def test_checkpoint_of_an_older_version_without_hashes_is_read(tmp_path):
     path = save(tmp_path, 1)
-    (path / "rank-0.sha256").unlink()
-    state = (path / "state.json").read_text()
-    (path / "state.json").write_text(state.replace('"format": 3', '"format": 2'))
+    without_hashes(path)
     assert checkpoint.read_state(path)["step"] == 1
     assert len(checkpoint.read_tensors(path)["x"]) == 1000
 
