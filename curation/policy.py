@@ -149,14 +149,24 @@ def _check_values(column: str, rule: Rule) -> None:
         if kind in (pa.bool_(), pa.string()):
             raise ConfigError(f"policy: {column} has no range; expected {{is: …}} or {{in: […]}}")
         return
-    known, expected = {
-        pa.bool_(): ((bool,), "true or false"),
-        pa.string(): ((str,), "texts"),
-    }.get(kind, ((int, float), "numbers"))
-    if any(
-        not isinstance(v, known) or (isinstance(v, bool) != (known == (bool,))) for v in rule.values
-    ):
-        raise ConfigError(f"policy: {column}: {rule} can't be compared; expected {expected}")
+    if not all(_can_hold(kind, value) for value in rule.values):
+        expected = {pa.bool_(): "true or false", pa.string(): "texts", pa.int32(): "whole numbers"}
+        raise ConfigError(
+            f"policy: {column}: {rule} can't be compared; expected {expected.get(kind, 'numbers')}"
+        )
+
+
+def _can_hold(kind: pa.DataType, value: Any) -> bool:
+    """Whether a column of this type can hold the value; a float32 holds the nearest one."""
+    if value is None or isinstance(value, bool) != (kind == pa.bool_()):
+        return False
+    try:
+        stored = pa.scalar(value, kind).as_py()
+    except (pa.ArrowException, OverflowError):
+        return False
+    if pa.types.is_floating(kind):
+        return math.isclose(stored, value, rel_tol=1e-6)
+    return stored == value
 
 
 def decide(row: Row, policy: Policy) -> list[str]:
