@@ -160,8 +160,8 @@ def local_copy(video: str, size: int | None = None) -> Iterator[str]:
 
     size: as listed, in bytes; None: not known.
 
-    Raises BadVideo if there is no such object, TransientError if the store fails or the temporary
-    folder is full.
+    Raises BadVideo if there is no such object or it is not a URL of one, TransientError if the
+    store fails or the temporary folder is full.
     """
     if not is_remote(video):
         yield local_path(video)
@@ -170,6 +170,8 @@ def local_copy(video: str, size: int | None = None) -> Iterator[str]:
         fs, fs_path = file_system(video)
     except UnreachableError as e:
         raise TransientError(str(e)) from None
+    except InputError as e:
+        raise BadVideo(str(e)) from None
     with tempfile.NamedTemporaryFile(suffix=Path(fs_path).suffix) as scratch:
         free = shutil.disk_usage(scratch.name).free
         if size is not None and size > free:

@@ -128,7 +128,8 @@ def _score(settings: Settings, cluster: Cluster, chosen: pa.Table, trial: Folder
         for row in cluster.stream(
             stages, new, progress.show_wait_reason, context, progress.print_error
         ):
-            row.setdefault("clips", [])
+            if row["error"] is not None:  # maybe of a stage after the decode pass
+                row["clips"] = []
             rows.append(row)
             progress.update(done=1, failed=int(row["error"] is not None))
     return sorted(rows, key=lambda row: row["video"])

@@ -14,6 +14,7 @@ from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines import headers, plan, score
 from pipelines.settings import DEFAULT_CONFIG, Settings
+from tests.support.runner_stages import FailOnEveryVideo
 from tests.support.small_input import SETTINGS
 
 
@@ -49,6 +50,15 @@ def test_trial_of_the_whole_input_predicts_the_results_of_the_run(dataset, clust
     assert 0.8 * (frames + shards) < stored < 1.2 * (frames + shards)
     assert not (tmp_path / "out" / "plan").exists()
     assert not (tmp_path / "out" / "ledger").exists()
+
+
+def test_clips_of_a_video_that_a_later_stage_fails_on_do_not_count(dataset, cluster, tmp_path):
+    (tmp_path / "list.txt").write_text(str(dataset.videos["kept"]))
+    chosen = settings(f"input={tmp_path}/list.txt", f"output={tmp_path}/out")
+    chosen.score.ocr = FailOnEveryVideo()
+    text = plan.make_report(chosen, Folder(f"{tmp_path}/out"), cluster, score.list_input(chosen))
+    assert number(text, "videos that fail") == (1, 1, 1)
+    assert number(text, "clips") == (0, 0, 0)
 
 
 def test_all_invalid_settings_are_reported_together_before_the_run_starts(
@@ -138,6 +148,12 @@ def test_listing_of_100_000_videos_is_sampled_in_less_than_a_minute(dataset, tmp
     assert "listing: 100,000 videos" in text
     assert f"headers of {headers.MAX_HEADERS} read" in text
     assert number(text, "hours of video")[1] == pytest.approx(4 / 3600 * 100_000, rel=0.01)
+
+
+def test_listed_address_of_no_store_is_a_header_that_is_not_readable(dataset, tmp_path):
+    (tmp_path / "list.txt").write_text(f"{dataset.videos['kept']}\nnostore://bucket/a.mp4\n")
+    found = headers.sample_headers(score.list_input(settings(f"input={tmp_path}/list.txt")))
+    assert sorted(facts["error"] is None for facts in found) == [False, True]
 
 
 def test_reading_headers_stops_after_its_time(dataset, monkeypatch):

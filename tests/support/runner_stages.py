@@ -186,3 +186,14 @@ class SlowToStart(Double):
     def setup(self, context):
         while not Path(self.path).exists():
             time.sleep(0.01)
+
+
+@dataclass
+class FailOnEveryVideo(Stage):
+    """In place of a stage after the decode pass."""
+
+    reads = ("clips",)
+    needs = Needs(cpus=1, isolated=True)
+
+    def process(self, rows):
+        raise BadVideo("no text can be found")
