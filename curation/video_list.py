@@ -153,36 +153,45 @@ def _walk_videos(folder: str, skipped: Counter[str]) -> Iterator[VideoFile]:
 
 def _read_list(fs: pafs.FileSystem, fs_path: str, source: str) -> list[str]:
     """Returns the paths or URLs in a list. Relative ones are relative to the list's folder."""
-    if fs_path.lower().endswith(".parquet"):
-        try:
-            names = pq.read_schema(fs_path, filesystem=fs).names
-        except (pa.ArrowException, OSError) as e:
-            raise InputError(f"{source}: not a Parquet list: {e}") from None
-        column = next((c for c in ("video", "path", "url") if c in names), None)
-        if column is None:
-            raise InputError(f"{source}: expected a column video, path or url; found {names}")
-        lines = pq.read_table(fs_path, columns=[column], filesystem=fs)[column].to_pylist()
-        if not all(isinstance(line, str) for line in lines):
-            raise InputError(f"{source}: expected texts in the column {column}, none of them null")
-    else:
-        with fs.open_input_stream(fs_path) as stream:
-            text = decode_list(stream.read())
-
-        def exists(name: str) -> bool:
-            path = os.path.join(os.path.dirname(fs_path), name)
-            if re.match(r"\w+://", name):  # a comment may hold a URL too
-                return True
-            if is_url(source):
-                return fs.get_file_info(path).type != pafs.FileType.NotFound
-            return os.path.lexists(path)
-
-        lines = read_lines(text, exists)
+    try:
+        if fs_path.lower().endswith(".parquet"):
+            lines = _read_parquet_list(fs, fs_path, source)
+        else:
+            lines = _read_text_list(fs, fs_path, source)
+    except (pa.ArrowException, OSError) as e:
+        raise InputError(f"{source}: can't be read as a list: {e}") from None
     if is_url(source):
         folder = url_of(os.path.dirname(fs_path), source)
         quoted = [n if is_url(n) else urllib.parse.quote(os.fsencode(n)) for n in lines]
         return [n if is_url(n) else join_path(folder, n) for n in quoted]
     root = os.path.dirname(os.path.abspath(source))
     return [n if is_url(n) else os.path.join(root, n) for n in lines]
+
+
+def _read_parquet_list(fs: pafs.FileSystem, fs_path: str, source: str) -> list[str]:
+    names = pq.read_schema(fs_path, filesystem=fs).names
+    column = next((c for c in ("video", "path", "url") if c in names), None)
+    if column is None:
+        raise InputError(f"{source}: expected a column video, path or url; found {names}")
+    lines = pq.read_table(fs_path, columns=[column], filesystem=fs)[column].to_pylist()
+    if not all(isinstance(line, str) for line in lines):
+        raise InputError(f"{source}: expected texts in the column {column}, none of them null")
+    return lines
+
+
+def _read_text_list(fs: pafs.FileSystem, fs_path: str, source: str) -> list[str]:
+    with fs.open_input_stream(fs_path) as stream:
+        text = decode_list(stream.read())
+
+    def exists(name: str) -> bool:
+        path = os.path.join(os.path.dirname(fs_path), name)
+        if re.match(r"\w+://", name):  # a comment may hold a URL too
+            return True
+        if is_url(source):
+            return fs.get_file_info(path).type != pafs.FileType.NotFound
+        return os.path.lexists(path)
+
+    return read_lines(text, exists)
 
 
 def decode_list(data: bytes) -> str:
@@ -267,14 +276,14 @@ def _list_url(url: str, skipped: Counter[str]) -> Iterator[VideoFile]:
         elif not found and glob.has_magic(fs_path):
             root = fs_path[: re.search(r"[*[?]", fs_path).start()].rpartition("/")[0]  # type: ignore[union-attr]
             found = fs.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
-            found = [f for f in found if _matches(f.path.split("/"), fs_path.split("/"))]
+            files = [f for f in found if f.type == pafs.FileType.File]
+            found = [f for f in files if _matches(f.path.split("/"), fs_path.split("/"))]
     except (OSError, pa.ArrowException) as e:
         raise InputError(f"{url}: can't be reached: {e}") from None
     if info.type == pafs.FileType.NotFound and not found:
         raise InputError(f"{url}: no such file or folder, and no file matches it as a pattern")
     for f in sorted(found, key=lambda f: f.path):
-        if f.type == pafs.FileType.File:
-            yield VideoFile(url_of(f.path, url), f.size, str(f.mtime_ns))
+        yield VideoFile(url_of(f.path, url), f.size, str(f.mtime_ns))
 
 
 def _matches(path: list[str], pattern: list[str]) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from curation.storage import file_system, is_remote, local_path
+from curation.storage import InputError, file_system, is_remote, local_path
 from pipelines.browse.output import Output
 
 MAX_PART_BYTES = 2 << 20  # of one answer; a player asks for the next part
@@ -66,7 +66,7 @@ def _open_source(video: str, start_s: float) -> Media:
             fs, path = pa.fs.LocalFileSystem(), local_path(video)
         with fs.open_input_file(path) as file:
             size = file.size()
-    except (OSError, ValueError, pa.ArrowException):
+    except (InputError, OSError, ValueError, pa.ArrowException):
         raise Unplayable("its source video can't be read, and it is in no shard") from None
 
     def read(start: int, count: int) -> bytes:

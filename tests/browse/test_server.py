@@ -153,10 +153,11 @@ def test_clip_in_no_shard_is_read_from_its_source(page, clips):
     assert page.get(f"/media/{clip['clip_id']}", Range="bytes=10-99").body == source[10:100]
 
 
-def test_missing_source_and_missing_key_frame_are_one_line(writable):
+@pytest.mark.parametrize("video", ["/nowhere/a.mp4", "nostore://bucket/a.mp4"])
+def test_missing_source_and_missing_key_frame_are_one_line(writable, video):
     page, out = writable
     table = pq.read_table(out / "clips.parquet")
-    table = table.set_column(1, "video", pa.array(["/nowhere/a.mp4"] * table.num_rows))
+    table = table.set_column(1, "video", pa.array([video] * table.num_rows))
     pq.write_table(table, out / "clips.parquet")
     (out / "shards.parquet").unlink()
     shutil.rmtree(out / "ledger/key_frames")

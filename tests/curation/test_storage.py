@@ -87,6 +87,13 @@ def test_missing_input_is_refused_with_what_was_expected(tmp_path):
     pq.write_table(pa.table({"x": [1]}), tmp_path / "list.parquet")
     with pytest.raises(InputError, match="expected a column video, path or url"):
         list(list_videos(str(tmp_path / "list.parquet")))
+    damaged = tmp_path / "damaged.parquet"
+    pq.write_table(pa.table({"video": [f"{i * 7919 % 10007}.mp4" for i in range(5000)]}), damaged)
+    data = bytearray(damaged.read_bytes())
+    data[50:400] = bytes(350)  # of the first page; the schema is at the end
+    damaged.write_bytes(data)
+    with pytest.raises(InputError, match=r"damaged\.parquet: can't be read as a list"):
+        list(list_videos(str(damaged)))
 
 
 def test_a_hundred_thousand_files_are_listed_in_seconds(tmp_path):
