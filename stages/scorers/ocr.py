@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from annotated_types import Ge
 
-from curation.images import decode_image, read_image
-from curation.stage import Needs, Row, RunContext, Stage
+from curation.images import DamagedFrame, decode_image, read_image
+from curation.stage import Needs, Row, RunContext, Stage, TransientError
 from curation.storage import Folder
 from stages.scorers.ocr_engine import OcrEngine
 
@@ -42,6 +42,8 @@ class OcrStage(Stage):
             return _set_null(clip, f"failed the prefilter: {clip['prefilter']}")
         try:
             shares = self._compute_shares(clip)
+        except DamagedFrame as error:  # this run has just stored it: its storage fails
+            raise TransientError(str(error)) from None
         except ValueError as error:  # no image was stored
             return _set_null(clip, f"{type(error).__name__}: {error}")
         return {**clip, **shares}

@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from curation.images import DamagedFrame
-from curation.stage import OutputError
+from curation.stage import OutputError, TransientError
 from curation.storage import Folder
 from stages.scorers.ocr import OcrStage, covered_share, evenly_spaced
 from stages.scorers.ocr_engine import OcrEngine
@@ -137,13 +136,14 @@ def test_clip_that_fails_the_prefilter_has_a_null_reason(ocr):
     assert clip["null_reasons"]["a"] == "b"
 
 
-@pytest.mark.parametrize("broken", [b"", b"no image"])
-def test_unreadable_key_frame_is_an_error_of_the_row_and_decides_about_no_clip(
-    tmp_path, ocr, broken
-):
+@pytest.mark.parametrize("broken", [b"", b"no image", None])
+def test_missing_or_unreadable_key_frame_decides_about_no_clip_and_no_video(tmp_path, ocr, broken):
+    """The same run has stored it: the output is being removed, or its storage fails."""
     text, row = stage(tmp_path, [scene()] * 5, ocr)
-    (tmp_path / "1.jpg").write_bytes(broken)
-    with pytest.raises(DamagedFrame, match=r"1\.jpg is not a readable image"):
+    (tmp_path / "1.jpg").unlink()
+    if broken is not None:
+        (tmp_path / "1.jpg").write_bytes(broken)
+    with pytest.raises(TransientError, match=r"1\.jpg is (not a readable image|missing)"):
         scored(text, row)
 
 
