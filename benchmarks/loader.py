@@ -52,6 +52,7 @@ from training.pretrained import AllegroCodec
 
 FRAMES, FPS, WIDTH, HEIGHT = 450, 30, 1280, 720
 SIZE = Size(88, 720, 1280)
+REPEATS = 5  # of the comparison of readers
 
 
 def draw(_clip: dict, target: Path) -> ExtractedClip:
@@ -133,7 +134,7 @@ def rate(batches: Iterator[Batch], count: int) -> tuple[float, float]:
     return count / (time.perf_counter() - start), (time.process_time() - cpu) / count
 
 
-def compare_readers(files: Sequence[Path], repeats: int = 5) -> None:
+def compare_readers(files: Sequence[Path]) -> None:
     """Prints a row per file: the least CPU time of each reader, which take turns."""
     check_reader("decord")
     print("| file | size | frames | MB | PyAV, CPU s | decord, CPU s | ratio | equal frames |")
@@ -144,7 +145,7 @@ def compare_readers(files: Sequence[Path], repeats: int = 5) -> None:
             count = sum(1 for _ in file.decode(video=0))
         times: dict[Reader, float] = {"pyav": math.inf, "decord": math.inf}
         sampled: dict[Reader, torch.Tensor] = {}
-        for _ in range(repeats):
+        for _ in range(REPEATS):
             for reader in times:
                 start = time.process_time()
                 size = Size(SIZE.frames, height, width)

@@ -25,7 +25,7 @@ Decay = Annotated[float, Ge(0), Lt(1)]
 Mode = Literal["overlapped", "isolated", "sequential", "single", "tent"]
 Rounding = Literal["nearest", "floor"]
 RecomputePolicy = Literal["all", "products", "attention", "nothing"]
-Positions = Literal["relative", "space", "space_time"]
+Positions = Literal["relative", "space"]
 Reader = Literal["pyav", "decord"]
 
 # By the name that `diffusion.objective` selects it with.
@@ -159,7 +159,7 @@ class ModelConfig:
     interpolation_scale_t: Positive = 2.2  # positions are divided by it
     interpolation_scale_h: Positive = 2.0
     interpolation_scale_w: Positive = 2.0
-    # relative: rotary positions only, as Allegro; space, space_time: also codes added to the tokens
+    # relative: rotary positions only, as Allegro; space: also codes of row and column on the tokens
     positions: Positions = "relative"
     # latent size in training, written to the exported config.json
     sample_frames: Count = 22

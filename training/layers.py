@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -147,11 +147,10 @@ def rope_table(
     return torch.stack([cos, cos], 2), torch.stack([-sin, sin], 2)
 
 
-def position_table(width: int, grid: tuple[int, int, int], axes: Sequence[int], device) -> Tensor:
-    """(tokens, width) fp32: sinusoids of each token's index on these axes (0 t, 1 h, 2 w), which
-    divide the width equally."""
-    share, parts = width // (2 * len(axes)) * 2, []
-    for axis in axes:
+def position_table(width: int, grid: tuple[int, int, int], device: torch.device) -> Tensor:
+    """(tokens, width) fp32: sinusoids of each token's row, then of its column, in equal parts."""
+    share, parts = width // 4 * 2, []
+    for axis in (1, 2):
         shape = [1, 1, 1, share]
         shape[axis] = grid[axis]
         indices = torch.arange(grid[axis], device=device)

@@ -55,7 +55,6 @@ from training.layers import (
 )
 
 POLICIES = {"attention": save_attention, "products": save_products}
-AXES = {"relative": (), "space": (1, 2), "space_time": (0, 1, 2)}
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -161,8 +160,8 @@ class Presto(nn.Module):
         """latents: (B, C, T, H, W).  t: (B,) in 0..1000.  schedules: per sample (segments, T), see
         sca.schedule."""
         x, grid = self.patchify(latents)
-        if axes := AXES[self.cfg.positions]:
-            x = x + position_table(self.cfg.width, grid, axes, x.device).to(x.dtype)
+        if self.cfg.positions == "space":
+            x = x + position_table(self.cfg.width, grid, x.device).to(x.dtype)
         shard = self.shard_sequence(x.shape[1]) if self.shard_sequence else None
         first, last = shard.window if shard else (0, x.shape[1])
         x = x[:, first:last].contiguous()  # torch.compile would compile again for a slice's strides

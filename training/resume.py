@@ -36,14 +36,14 @@ class Run:
     skipped: int = 0  # steps
 
 
-def build(cfg: TrainConfig, resumed: bool = False, system_class: type[System] = System) -> Run:
+def build(cfg: TrainConfig, resumed: bool = False) -> Run:
     """A new run. resumed: its weights will be read from a checkpoint."""
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     world = init_distributed(cfg.sequence_ranks)
     torch.manual_seed(cfg.seed)
-    system = initial_system(cfg, world.device, resumed, system_class)
+    system = initial_system(cfg, world.device, resumed)
     if cfg.lora_rank:
         system.requires_grad_(False)
         add_adapters(system.presto, cfg.lora_rank)
@@ -66,15 +66,13 @@ def build(cfg: TrainConfig, resumed: bool = False, system_class: type[System] = 
     return Run(system, ema, build_optimizer(cfg, system), world, samples)
 
 
-def initial_system(
-    cfg: TrainConfig, device: torch.device, resumed: bool, system_class: type[System]
-) -> System:
+def initial_system(cfg: TrainConfig, device: torch.device, resumed: bool) -> System:
     """Random weights, or those that `cfg.weights` names; a resumed run needs none of them."""
     if not cfg.weights:
         with device:
-            return system_class(cfg.system)
+            return System(cfg.system)
     with torch.device("meta"):
-        system = system_class(cfg.system)
+        system = System(cfg.system)
     system.to_empty(device=device)
     if not resumed:
         load_weights(system.presto, cfg.weights)

@@ -76,6 +76,7 @@ TEMPLATES = {
 }
 
 
+@torch.no_grad()
 def sample(
     system: System,
     prompt: Prompt,
@@ -86,48 +87,33 @@ def sample(
 ) -> Tensor:
     """(frames, height, width, 3) uint8, on the CPU. size: None for the system's. progress: a name
     under which lines with the time left are printed; "": none."""
-    return sample_many(system, [prompt], diffusion, cfg, size, progress)[0]
-
-
-@torch.no_grad()
-def sample_many(
-    system: System,
-    prompts: Sequence[Prompt],
-    diffusion: DiffusionConfig,
-    cfg: SampleConfig,
-    size: Size | None = None,
-    progress: str = "",
-) -> Tensor:
-    """(prompts, frames, height, width, 3) uint8, on the CPU."""
-    for prompt in prompts:
-        if system.cfg.mode == "single" and len(prompt.captions) != 1:
-            raise ConfigError(
-                f"{len(prompt.captions)} captions; "
-                "this network was trained with one for the whole clip: give one"
-            )
+    if system.cfg.mode == "single" and len(prompt.captions) != 1:
+        raise ConfigError(
+            f"{len(prompt.captions)} captions; "
+            "this network was trained with one for the whole clip: give one"
+        )
     size = size or system.cfg.size
-    system.check_memory(size, len(prompts))
+    system.check_memory(size)
     rng = seeded_generator(cfg.seed, "sample")
     device = next(system.parameters()).device
     shape = system.cfg.codec.latent_size(size)
-    noise = torch.randn((len(prompts), system.cfg.codec.channels, *shape), generator=rng).to(device)
+    noise = torch.randn((1, system.cfg.codec.channels, *shape), generator=rng).to(device)
     template, negative = TEMPLATES[cfg.prompts]
-    avoided = [prompt.with_template(negative) for prompt in prompts]
-    wanted = [prompt.with_template(template) for prompt in prompts]
+    wanted, avoided = prompt.with_template(template), prompt.with_template(negative)
     dtype = system.presto.proj_out.weight.dtype
     with torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else nullcontext():
-        conditional, unconditional = (_with_prompts(system, p, shape[0]) for p in (wanted, avoided))
+        conditional, unconditional = (_with_prompt(system, p, shape[0]) for p in (wanted, avoided))
         predict = guided(conditional, unconditional, cfg.guidance, cfg.guidance_interval)
         if progress:
             predict = _with_progress(predict, cfg.steps, progress)
         latents = sample_latents(predict, noise, cfg, diffusion, rng)
-    return system.codec.decode(latents).cpu()
+    return system.codec.decode(latents)[0].cpu()
 
 
-def _with_prompts(system: System, prompts: Sequence[Prompt], frames: int) -> Predict:
+def _with_prompt(system: System, prompt: Prompt, frames: int) -> Predict:
     """The network with these captions, whose keys and values are computed once for all steps."""
-    text = system.presto.cache_text(system.encode_text(prompts))
-    schedules = system.schedules(prompts, frames)
+    text = system.presto.cache_text(system.encode_text([prompt]))
+    schedules = system.schedules([prompt], frames)
     return lambda x, t: system.presto(x, t, text, schedules)
 
 

@@ -143,7 +143,9 @@ class System(nn.Module):
         patch, (frames, height, width) = self.presto.cfg.patch_size, latent_size
         return frames, height // patch, width // patch
 
-    def check_memory(self, size: Size, batch: int, policy: RecomputePolicy | None = None) -> None:
+    def check_memory(
+        self, size: Size, batch: int = 1, policy: RecomputePolicy | None = None
+    ) -> None:
         """Raises ConfigError where this machine has no memory for the activations of a batch on the
         CPU. policy: None for sampling. On a GPU PyTorch raises where it ends."""
         if self.presto.proj_out.weight.device.type != "cpu":

@@ -76,11 +76,10 @@ def train(
     cfg: TrainConfig,
     source: ClipSource,
     held_out: ClipSource | None = None,
-    system_class: type[System] = System,
 ) -> list[float]:
     """Returns the losses of the steps that this call makes, without those before a resumption."""
     can_sample = _can_sample(cfg.system, source)
-    run = build(cfg, bool(checkpoint.list_checkpoints(cfg.run_dir)), system_class)
+    run = build(cfg, bool(checkpoint.list_checkpoints(cfg.run_dir)))
     step = restore(cfg, run, source)
     local = LocalBatch(cfg.batch, run.world.replica, run.world.replicas, cfg.accumulate)
     batches = stream_batches(source, local, cfg.seed, step * run.samples, cfg.data.workers)

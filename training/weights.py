@@ -8,7 +8,7 @@ published pipeline has them in the subfolder transformer/, which is also found.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +86,10 @@ def read_config(folder: str | Path) -> ModelConfig:
     return ModelConfig(**{k: v for k, v in found.items() if k in names and v is not None})
 
 
-def load_presto(folder: str | Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Presto:
-    """The network with its weights, on the CPU. changes: fields of ModelConfig to replace, for
-    example the interpolation scales."""
+def load_presto(folder: str | Path) -> Presto:
+    """The network with its weights, on the CPU, in fp32."""
     with torch.device("meta"):
-        model = Presto(replace(read_config(folder), **changes)).to(dtype)
+        model = Presto(read_config(folder))
     load_weights(model.to_empty(device="cpu"), folder)
     return model
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from curation.torchvision_fix import fix_torchvision
 from tests.support.ranks import on_ranks
 from tests.support.tiny_run import CLIPS, SYSTEM, tiny_config
-from training import checkpoint
+from training import checkpoint, resume
 from training.clips import ClipList
 from training.config import T5Config
 from training.export import load_averaged_system
@@ -37,6 +37,11 @@ class StartedSystem(System):
             torch.nn.init.normal_(layer.weight, std=0.1)
 
 
+@pytest.fixture(autouse=True)
+def started(monkeypatch):
+    monkeypatch.setattr(resume, "System", StartedSystem)
+
+
 def config(folder, kind, **changes):
     fix_torchvision()
     pytest.importorskip({"lora": "peft", "8 bit": "bitsandbytes"}[kind])
@@ -46,11 +51,9 @@ def config(folder, kind, **changes):
 
 @pytest.mark.parametrize("kind", ["lora", "8 bit"])
 def test_a_run_with_less_memory_resumes_to_the_last_bit(tmp_path, kind):
-    whole = train(config(tmp_path / "whole", kind), CLIPS, system_class=StartedSystem)
-    first = train(config(tmp_path / "parts", kind, steps=3), CLIPS, system_class=StartedSystem)
-    assert (
-        first + train(config(tmp_path / "parts", kind), CLIPS, system_class=StartedSystem) == whole
-    )
+    whole = train(config(tmp_path / "whole", kind), CLIPS)
+    first = train(config(tmp_path / "parts", kind, steps=3), CLIPS)
+    assert first + train(config(tmp_path / "parts", kind), CLIPS) == whole
     assert len(set(whole)) == len(whole)
     one, two = (
         checkpoint.read_tensors(checkpoint.folder_of_step(tmp_path / name, 6))
@@ -62,11 +65,11 @@ def test_a_run_with_less_memory_resumes_to_the_last_bit(tmp_path, kind):
 
 def test_frozen_weights_are_in_memory_and_in_a_checkpoint_once(tmp_path):
     cfg = config(tmp_path, "lora", steps=1)
-    run = build(cfg, system_class=StartedSystem)
+    run = build(cfg)
     averages = dict(run.ema.named_parameters())
     for name, weight in run.system.named_parameters():
         assert (averages[name].data_ptr() == weight.data_ptr()) == (not weight.requires_grad)
-    train(cfg, CLIPS, system_class=StartedSystem)
+    train(cfg, CLIPS)
     tensors = checkpoint.read_tensors(checkpoint.folder_of_step(tmp_path, 1))
     trained = {n for n, p in run.system.named_parameters() if p.requires_grad}
     assert {n.removeprefix("ema.") for n in tensors if n.startswith("ema.")} == trained
@@ -74,12 +77,13 @@ def test_frozen_weights_are_in_memory_and_in_a_checkpoint_once(tmp_path):
 
 
 def trained_with_adapters(folder):
-    return train(config(folder, "lora", steps=3, batch=1), CLIPS, system_class=StartedSystem)
+    resume.System = StartedSystem
+    return train(config(folder, "lora", steps=3, batch=1), CLIPS)
 
 
 def test_adapters_are_trained_on_two_ranks_as_on_one(tmp_path):
     alone = config(tmp_path / "alone", "lora", steps=3)
-    losses = train(alone, CLIPS, system_class=StartedSystem)
+    losses = train(alone, CLIPS)
     ranks = on_ranks(2, trained_with_adapters, tmp_path / "ranks")
     assert ranks[0] == ranks[1] == pytest.approx(losses, rel=1e-4)
 
@@ -119,7 +123,7 @@ def test_ranks_have_frozen_weights_once_also_after_a_resumption(tmp_path):
 
 
 def test_8_bit_moments_take_a_quarter_of_the_memory(tmp_path):
-    train(config(tmp_path, "8 bit", steps=1), CLIPS, system_class=StartedSystem)
+    train(config(tmp_path, "8 bit", steps=1), CLIPS)
     tensors = checkpoint.read_tensors(checkpoint.folder_of_step(tmp_path, 1), "optimizer.")
     name = "optimizer.presto.transformer_blocks.0.ff.net.2.weight."
     assert tensors[name + "state1"].dtype == tensors[name + "state2"].dtype == torch.uint8
@@ -127,11 +131,8 @@ def test_8_bit_moments_take_a_quarter_of_the_memory(tmp_path):
 
 def test_adapters_alone_are_trained_and_export_as_files_of_diffusers_and_merged(tmp_path):
     cfg = config(tmp_path / "run", "lora", lr=0.1)
-    start = {
-        n: p.clone()
-        for n, p in build(cfg, system_class=StartedSystem).system.presto.named_parameters()
-    }
-    train(cfg, CLIPS, system_class=StartedSystem)
+    start = {n: p.clone() for n, p in build(cfg).system.presto.named_parameters()}
+    train(cfg, CLIPS)
     saved = checkpoint.folder_of_step(cfg.run_dir, 6)
     tensors = checkpoint.read_tensors(saved)
     changed = {n for n, p in start.items() if not torch.equal(p, tensors[f"system.presto.{n}"])}

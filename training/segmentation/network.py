@@ -208,7 +208,7 @@ class Network(nn.Module):
         presto, variant = self.presto, self.variant
         x, grid = presto.patchify(latents)
         width = presto.cfg.width
-        x = x + position_table(width, grid, (1, 2), x.device).to(x.dtype)
+        x = x + position_table(width, grid, x.device).to(x.dtype)
         words = self.text(prompts.tokens.flatten(1), prompts.caption_of_token(), variant.separate)
         if variant.time_codes:
             frame, caption = time_codes(prompts, grid[0], width, words.shape[2])
