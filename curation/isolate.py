@@ -153,7 +153,10 @@ class Isolated:
         self._kill = weakref.finalize(self, _kill, self._child, ours)
         try:
             reply = self._request(self._setup_request, START_TIMEOUT_S)
-        except (OSError, ValueError, TimedOut) as error:
+        except TimedOut as error:
+            self.close()
+            raise NotStarted(f"the isolated worker did not start: {error}") from error
+        except (OSError, ValueError) as error:
             reason = self._exit_reason()
             raise NotStarted(f"the isolated worker did not start: {reason}") from error
         if "error" in reply:

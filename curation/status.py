@@ -72,6 +72,7 @@ class StatusWriter:
 
     def _status(self, state: str, error: str | None) -> dict[str, Any]:
         phases = list(Progress.started)
+        errors = [text for phase in phases for text in list(phase.errors)]  # other threads add some
         return {
             "state": state,
             "error": error and printable(error, 1000),
@@ -84,7 +85,7 @@ class StatusWriter:
             "phases": [asdict(phase.state()) for phase in phases],
             "workers": [asdict(pool) for pool in self._pools()],
             "waits_for": phases[-1].wait_reason if phases else None,
-            "last_errors": [text for phase in phases for text in phase.errors][-5:],
+            "last_errors": errors[-5:],
         }
 
 

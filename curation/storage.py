@@ -420,13 +420,14 @@ class Folder:
         report: Callable[[str], None] = lambda _: None,
     ) -> Iterator[None]:
         """Keeps other runs from this output: by a lock on a disk, by a lease in S3. Both end with
-        the process. Elsewhere `report` gets a line: the user must start only one run at a time.
+        the process. Where there are neither, `report` gets a line: the user must start only one run
+        at a time.
 
         next_parts: as take_lease has it. Raises OutputError if another run has the output,
         LeaseLost if another took it over meanwhile.
         """
         if self.is_local:
-            with self._locked_on_disk():
+            with self._locked_on_disk(report):
                 yield
             return
         scheme, bucket, path, options = _split_url((self / "ledger").path(LEASE))
@@ -449,7 +450,7 @@ class Folder:
                 lease.release()
 
     @contextmanager
-    def _locked_on_disk(self) -> Iterator[None]:
+    def _locked_on_disk(self, report: Callable[[str], None]) -> Iterator[None]:
         folder = f"{self._root}/ledger"
         try:
             os.makedirs(folder, exist_ok=True)
@@ -461,8 +462,8 @@ class Folder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise OutputError(f"another run is writing to {self.url}; wait for it") from None
-            except OSError:
-                pass  # a file system without locks
+            except OSError:  # a file system without locks
+                report(f"{self.url}: {NOT_APART}")
             yield
 
     def delete_unfinished(self, skip: str) -> None:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,15 @@ def test_setup_runs_once_per_child_on_the_same_object():
         one.close()
         assert one() == 101
     assert not hasattr(counter, "calls")  # of the parent's object
+
+
+def test_setup_without_an_end_is_named_so(monkeypatch):
+    monkeypatch.setattr("curation.isolate.START_TIMEOUT_S", 0.5)
+    with (
+        Isolated(len, partial(time.sleep, 60)) as one,
+        pytest.raises(RuntimeError, match=r"did not start: no result after 0\.5 s"),
+    ):
+        one("ab")
 
 
 def test_failed_setup_is_no_error_of_the_input():

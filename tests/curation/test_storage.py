@@ -1,3 +1,4 @@
+import errno
 import os
 from collections import Counter
 
@@ -9,6 +10,7 @@ import pytest
 from curation.access_check import AccessCheck
 from curation.cli import run_command
 from curation.funnel import format_skipped
+from curation.lease import NOT_APART
 from curation.stage import BadVideo, OutputError, TransientError
 from curation.storage import (
     Folder,
@@ -264,3 +266,14 @@ def test_node_that_can_read_one_of_the_videos_is_accepted(tmp_path):
     create_files(tmp_path, "b.mp4")
     check.run()
     AccessCheck(None).run()
+
+
+def test_file_system_without_locks_is_reported(tmp_path, monkeypatch):
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    lines: list[str] = []
+    with Folder(str(tmp_path)).locked(report=lines.append):
+        pass
+    assert lines == [f"{tmp_path}: {NOT_APART}"]

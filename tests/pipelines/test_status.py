@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+import threading
 import time
 import urllib.parse
 
@@ -37,6 +39,28 @@ def out(request, tmp_path):
 def lines_of(out, later_s=0.0):
     lines, well = status_lines(read_status(out), time.time() + later_s)
     return "\n".join(lines), well
+
+
+def test_errors_that_are_added_meanwhile_do_not_end_the_renewals():
+    usual_s = sys.getswitchinterval()
+    with Progress("score", 1, "videos", open("/dev/null", "w")) as progress:
+        writer, ended = StatusWriter(Folder("."), "score", list), threading.Event()
+        writer._started_s = 0.0
+
+        def add_errors() -> None:
+            while not ended.is_set():
+                progress.add_error("no moov")
+
+        thread = threading.Thread(target=add_errors)
+        thread.start()
+        sys.setswitchinterval(1e-6)
+        try:
+            for _ in range(30_000):
+                assert len(writer._status("running", None)["last_errors"]) <= 5
+        finally:
+            sys.setswitchinterval(usual_s)
+            ended.set()
+            thread.join()
 
 
 def test_status_shows_counts_workers_waits_and_errors_while_a_run_lasts(out, monkeypatch):
