@@ -24,9 +24,10 @@ from curation.atomic import TEMPORARY, sync_folder, write_atomic
 from curation.errors import UserError
 from curation.heartbeat import report_progress
 from curation.lease import LEASE, NOT_APART, Lease, take_lease
-from curation.stage import BadVideo, OutputError, TransientError
+from curation.stage import BadVideo, OutputError, Row, TransientError
 
 if TYPE_CHECKING:
+    import pyarrow.compute as pc
     import pyarrow.dataset as ds
 
 # Of a network file system, a disk or the machine; other errors are properties of the file.
@@ -346,11 +347,14 @@ class Folder:
                 scratch.unlink(missing_ok=True)
 
     def dataset(self, name: str) -> ds.Dataset:
-        """Returns a Parquet file of which only the columns that are asked for are read."""
+        """Returns a Parquet file of which only the columns that are asked for are read, with the
+        checksums of their pages. Read it by `scan` or `find_rows`."""
         import pyarrow.dataset as ds  # takes 0.25 s, in every worker: it imports pandas
 
+        verified = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+        parquet = ds.ParquetFileFormat(default_fragment_scan_options=verified)
         with storage_errors("read", self.path(name)):
-            return ds.dataset(f"{self._root}/{name}", format="parquet", filesystem=self._fs)
+            return ds.dataset(f"{self._root}/{name}", format=parquet, filesystem=self._fs)
 
     def read_part(self, name: str, offset: int, size: int) -> bytes:
         """Returns fewer bytes where the file ends before. Of an object, one range request, and one
@@ -520,18 +524,35 @@ def scan(data: ds.Dataset, columns: list[str]) -> Iterator[pa.Table]:
     OutputError, MissingFile."""
     import pyarrow.dataset as ds  # as in Folder.dataset
 
-    options = ds.ParquetFragmentScanOptions(pre_buffer=False)  # it would keep all that was read
-    files = data.files if isinstance(data, ds.FileSystemDataset) else []
-    with storage_errors("read", files[0] if len(files) == 1 else f"{len(files)} files"):
+    options = ds.ParquetFragmentScanOptions(
+        pre_buffer=False,  # it would keep all that was read
+        page_checksum_verification=True,
+    )
+    is_in_files = isinstance(data, ds.FileSystemDataset)
+    with storage_errors("read", _place_of(data)):
         for batch in data.to_batches(
             columns=columns,
             batch_size=ROWS_PER_GROUP,
             batch_readahead=1,
             fragment_readahead=1,
-            fragment_scan_options=options if files else None,
+            fragment_scan_options=options if is_in_files else None,
             use_threads=False,
         ):
             yield pa.Table.from_batches([batch])
+
+
+def find_rows(
+    data: ds.Dataset, condition: pc.Expression, columns: list[str] | None = None
+) -> list[Row]:
+    """The rows of a dataset for which the condition is true; columns: None: all. Raises
+    OutputError, MissingFile."""
+    with storage_errors("read", _place_of(data)):
+        return data.to_table(columns, filter=condition).to_pylist()
+
+
+def _place_of(data: ds.Dataset) -> str:
+    files = getattr(data, "files", [])  # one in memory has none
+    return files[0] if len(files) == 1 else f"{len(files)} files"
 
 
 class TableWriter:

@@ -28,7 +28,7 @@ from pipelines import select
 from pipelines.outdated import MANIFEST, read_manifest
 from pipelines.selection_ranges import stream_selection
 from pipelines.settings import Settings
-from pipelines.tables import open_clips, rows_of, written_by_older_version
+from pipelines.tables import CLIPS, open_clips, rows_of, written_by_older_version
 from stages.report.difference import COMPARED, compare_clips, format_difference
 
 
@@ -53,10 +53,9 @@ def work(given: Arguments[NoSettings]) -> None:
 
 def read_output(out: Folder) -> pa.Table:
     """COMPARED of its clips. Raises PlanError."""
-    clips = open_clips(out)
-    if "rule" not in clips.schema.names:
+    if "rule" not in open_clips(out).schema.names:
         raise written_by_older_version(out)
-    return clips.to_table(columns=list(COMPARED))
+    return out.read_table(CLIPS, list(COMPARED))
 
 
 def settings_of(out: Folder, path: str | None, changes: list[str]) -> Settings:

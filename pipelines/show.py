@@ -38,7 +38,7 @@ from curation.progress import printable
 from curation.records import SCORE_NAMES
 from curation.sql import quote, run_select
 from curation.stage import BadVideo, PlanError, Row, TransientError
-from curation.storage import Folder, local_copy
+from curation.storage import Folder, find_rows, local_copy
 from pipelines.outdated import MANIFEST, SHARDS, read_manifest
 from pipelines.status import outdated_lines
 from pipelines.tables import CLIPS, open_clips, recorded_policy, written_by_older_version
@@ -113,7 +113,7 @@ def show_output(out: Folder, clips: ds.Dataset, kind: str) -> None:
     stats = stats.filter(pc.is_in(stats["status"], pa.array(["all", "kept"])))
     policy = selected_with(out)
     columns = [name for name in columns_read(policy) if name in clips.schema.names]
-    losses = rule_losses(clips.to_table(columns=columns), policy)
+    losses = rule_losses(out.read_table(CLIPS, columns), policy)
     if kind == "json":
         found = {"funnel": funnel, "percentiles": stats}
         tables = {name: table.to_pylist() for name, table in found.items()}
@@ -218,16 +218,15 @@ def _write_csv(rows: list[Row]) -> None:
 def find_clip(out: Folder, beginning: str) -> Row:
     """The row of the clip whose id begins so. Raises PlanError where none or several do."""
     clips = out.dataset(CLIPS)
-    is_it = ds.field("clip_id") == beginning
-    found = clips.to_table(["clip_id"], filter=is_it)["clip_id"].to_pylist()
+    found = [beginning] if find_rows(clips, pc.field("clip_id") == beginning, ["clip_id"]) else []
     if not found:
-        begins = pc.starts_with(ds.field("clip_id"), beginning)
-        found = clips.to_table(["clip_id"], filter=begins)["clip_id"].to_pylist()
+        begins = pc.starts_with(pc.field("clip_id"), beginning)
+        found = [row["clip_id"] for row in find_rows(clips, begins, ["clip_id"])]
     if len(found) != 1:
         names = ", ".join(found[:MAX_MATCHES]) + (" …" if len(found) > MAX_MATCHES else "")
         what = f"{len(found)} clips begin with it: {names}" if found else "no clip of this id"
         raise PlanError(f"{printable(beginning, 60)}: {what} in {out.url}")
-    [row] = clips.to_table(filter=ds.field("clip_id") == found[0]).to_pylist()
+    [row] = find_rows(clips, pc.field("clip_id") == found[0])
     return row
 
 
@@ -273,8 +272,7 @@ def play_clip(out: Folder, clip: Row) -> None:
     """Plays the mp4 of the shard; a clip in no shard from its source. Raises PlanError."""
     name = f"{clip['clip_id']}.mp4"
     if clip["shard"]:
-        rows = out.dataset(SHARDS).to_table(filter=ds.field("clip_id") == clip["clip_id"])
-        [at] = rows.to_pylist()
+        [at] = find_rows(out.dataset(SHARDS), pc.field("clip_id") == clip["clip_id"])
         path = Path(tempfile.mkdtemp(prefix="longtake-")) / name  # the player may outlive us
         path.write_bytes(out.read_part(f"shards/{at['shard']}", at["offset"], at["bytes"]))
         _play(str(path), 0.0, clip["duration_s"])

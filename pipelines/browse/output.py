@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from curation.ledger import recorded_settings
 from curation.policy import Policy
 from curation.records import TAG_NAMES
 from curation.stage import Row
-from curation.storage import Folder
+from curation.storage import Folder, find_rows
 from pipelines.outdated import MANIFEST, SHARDS, read_manifest
 from pipelines.reviews import CAPTION, FLAG, MARK, read_reviews
 from pipelines.show import selected_with
@@ -115,8 +114,7 @@ class Output:
     def details(self, clip_id: str) -> Row:
         """All columns of a clip in clips.parquet. Raises QueryError."""
         self.row(clip_id)
-        known = self.folder.dataset(CLIPS)
-        [row] = known.to_table(filter=ds.field("clip_id") == clip_id).to_pylist()
+        [row] = find_rows(self.folder.dataset(CLIPS), pc.field("clip_id") == clip_id)
         return row
 
     def key_frame(self, clip_id: str, number: int) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from curation.images import DamagedFrame, decode_image, encode_jpeg, read_verifi
 from curation.progress import printable
 from curation.records import FIELD_NAMES
 from curation.stage import Row
-from curation.storage import scan
+from curation.storage import find_rows, scan
 from stages.report.histogram import Thresholds, format_value
 from stages.report.statistics import MEASUREMENTS
 
@@ -120,7 +120,7 @@ def _smallest_ids(table: pa.Table, rows: np.ndarray) -> list[_Candidate]:
 
 def _read_row(clips: ds.Dataset, candidate: _Candidate) -> Row:
     """One clip. A file is sorted by clip_id, so one of its groups of rows is read."""
-    return clips.to_table(filter=ds.field("clip_id") == candidate[0]).to_pylist()[0]
+    return find_rows(clips, pc.field("clip_id") == candidate[0])[0]
 
 
 def choose_examples(candidates: list[_Candidate], most: int) -> list[_Candidate]:

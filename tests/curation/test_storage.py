@@ -1,9 +1,11 @@
 import errno
+import hashlib
 import os
 from collections import Counter
 
 import av
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -11,12 +13,14 @@ from curation.access_check import AccessCheck
 from curation.cli import run_command
 from curation.funnel import format_skipped
 from curation.lease import NOT_APART
+from curation.sql import SqlError, run_select
 from curation.stage import BadVideo, OutputError, TransientError
 from curation.storage import (
     Folder,
     InputError,
     MissingFile,
     compute_sha256,
+    find_rows,
     local_copy,
     local_path,
     scan,
@@ -277,3 +281,22 @@ def test_file_system_without_locks_is_reported(tmp_path, monkeypatch):
     with Folder(str(tmp_path)).locked(report=lines.append):
         pass
     assert lines == [f"{tmp_path}: {NOT_APART}"]
+
+
+def test_changed_byte_in_a_page_of_a_table_is_an_error_of_reading(tmp_path):
+    ids = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(500)]
+    table, out = pa.table({"clip_id": ids, "n": range(500)}), Folder(str(tmp_path))
+    with out.table_writer("clips.parquet", table.schema) as writer:
+        writer.write(table)
+    file = tmp_path / "clips.parquet"
+    data = bytearray(file.read_bytes())
+    data[1000] ^= 1  # of a clip_id
+    file.write_bytes(data)
+    clips = out.dataset("clips.parquet")
+    for read in (
+        lambda: list(scan(clips, ["clip_id"])),
+        lambda: find_rows(clips, pc.field("n") == 7),
+        lambda: run_select(clips, ["clip_id"], "n > 3", "--where"),
+    ):
+        with pytest.raises((OutputError, SqlError), match="verify page integrity"):
+            read()
