@@ -23,6 +23,7 @@ from curation.storage import file_system, is_remote, storage_errors
 from training.clips import Clip, nearest_size, parse_clip
 from training.config import Size
 from training.frames import BadData, read_shape, sample_frames
+from training.sca import segment_starts
 
 BUFFER_BYTES = 8 << 20  # of a shard in an object store; each is a request
 SPAN_SLACK_S = 0.1  # by which the last segment may be longer than the mp4
@@ -96,7 +97,8 @@ class StreamedClips:
 
 def _own_metadata(metadata: dict[str, Any], duration_s: float) -> dict[str, Any]:
     """The JSON as `parse_clip` takes it: `caption`, and `sub_captions` with start_s, end_s and
-    text; without these, one segment with the caption."""
+    text; without these, one segment with the caption. The first and the last segment reach to the
+    ends of the video, which training/sca.py divides among the segments."""
     if not isinstance(metadata.get("caption"), str):
         raise BadData(f"its JSON has no text `caption`; its keys: {', '.join(metadata)[:200]}")
     whole = {"start_s": 0.0, "end_s": duration_s, "text": metadata["caption"]}
@@ -109,6 +111,10 @@ def _own_metadata(metadata: dict[str, Any], duration_s: float) -> dict[str, Any]
         if not 0 <= float(part["start_s"]) < float(part["end_s"]) <= duration_s + SPAN_SLACK_S:
             span = f"{part['start_s']} to {part['end_s']} s"
             raise BadData(f"a sub-caption's span is {span}; the mp4 has {duration_s:.3f} s")
+    parts = [dict(part) for part in parts]
+    parts[0]["start_s"], parts[-1]["end_s"] = 0.0, duration_s
+    spans = [(float(part["start_s"]), float(part["end_s"])) for part in parts]
+    segment_starts(spans, 1)  # raises ValueError where they leave a gap or overlap
     return {"caption": metadata["caption"], "duration_s": duration_s, "sub_captions": parts}
 
 

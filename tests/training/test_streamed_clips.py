@@ -24,6 +24,7 @@ from training.clips import BadData, ShardedClips
 from training.config import DataConfig, Size
 from training.data import LocalBatch, stream_batches
 from training.latent_cache import open_source
+from training.sca import segment_starts
 from training.streamed_clips import StreamedClips
 from training.train import main, train
 
@@ -162,6 +163,13 @@ SPANS = [
             },
             r"key k: a sub-caption's span is 0\.5 to 9 s; the mp4 has 2\.000 s",
         ),
+        (
+            {
+                "k_mp4": None,
+                "k_json": {"caption": "x", "sub_captions": [SPANS[0], SPANS[1] | {"start_s": 1}]},
+            },
+            r"key k: segment 1 ends at 0\.5 s and segment 2 starts at 1\.0 s",
+        ),
         ({"k_mp4": None, "l_json": {"caption": "x"}}, r"key k: no \.json; it has \.mp4$"),
     ],
 )
@@ -176,6 +184,14 @@ def test_sub_captions_with_spans_are_segments(tmp_path, mp4):
     files = {"k_mp4": mp4, "k_json": {"caption": "x", "sub_captions": SPANS}}
     clip = StreamedClips(write_shard(tmp_path / "a.tar", **files), SMALL)[0]
     assert (clip.spans, clip.sub_captions, clip.caption) == ([(0, 0.5), (0.5, 2)], ["a", "b"], "x")
+
+
+def test_the_first_and_the_last_segment_reach_to_the_ends_of_the_video(tmp_path, mp4):
+    parts = [SPANS[0] | {"start_s": 0.2}, SPANS[1] | {"end_s": 1.5}]
+    files = {"k_mp4": mp4, "k_json": {"caption": "x", "sub_captions": parts}}
+    clip = StreamedClips(write_shard(tmp_path / "a.tar", **files), SMALL)[0]
+    assert clip.spans == [(0, 0.5), (0.5, clip.duration_s)]
+    assert segment_starts(clip.spans, 8) == [0, 2, 8]  # frames of the whole video
 
 
 def test_missing_truncated_and_empty_shards_are_named(tmp_path, mp4):
