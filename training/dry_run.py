@@ -48,11 +48,13 @@ def dry_run(cfg: TrainConfig, one_step: Step) -> None:
             epoch = f"a stream of {len(source.urls)} shards, its first clip {source.clip_ids[0]}"
     except BadData as error:
         source, epoch = ClipList([make_random_clip(cfg.system)]), f"one random clip ({error})"
+    run = None
     try:
         run = build(cfg)
     except BadWeights as error:
-        run = build(replace(cfg, weights=""))
         epoch += f", random weights ({error})"
+    # not above, where the error still holds the first network
+    run = run or build(replace(cfg, weights=""))
     local = LocalBatch(cfg.batch, run.world.replica, run.world.replicas)
     batches = stream_batches(source, local, cfg.seed, 0, 0)
     seconds, values = [], {}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import logging
 import math
-import os
 import resource
 import sys
 import time
@@ -52,7 +51,10 @@ def free_memory_gb(device: torch.device) -> float:
     """Returns the free memory of the GPU, or of the machine if there is no GPU."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 1e9
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    # SC_AVPHYS_PAGES lacks the memory that the kernel's page cache gives back
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    kib = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    return int(kib) * 1024 / 1e9
 
 
 def synchronize(device: torch.device) -> None:

@@ -216,7 +216,7 @@ def read_prompts(path: str, duration_s: float) -> dict[str, Prompt]:
             raise ConfigError(
                 f'{path}: line {number} is {line!r:.60}; expected {{"name": …, "cap": [texts]}}'
             ) from None
-        if not texts or Path(name).name != name or name in found:
+        if not (texts and name) or Path(name).name != name or name in found:
             raise ConfigError(
                 f"{path}: line {number}: {name!r:.60} must be a new file name, with captions"
             )
@@ -294,7 +294,8 @@ def run(arguments: Arguments[SampleCommandConfig]) -> None:
         if not world.is_first_of_replica:
             continue
         if cfg.fps:
-            frames = resample_frames(video.numpy(), round(prompt.duration_s * cfg.fps))
+            count = max(1, round(prompt.duration_s * cfg.fps))
+            frames = resample_frames(video.numpy(), count)
             video = torch.from_numpy(frames)
         write_mp4(video, to, prompt.duration_s, mp4_metadata(prompt, checkpoint_path, seeded))
         print(to, flush=True)
