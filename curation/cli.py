@@ -147,7 +147,7 @@ def parse(
                 raise UsageError(f"{option} has no value; expected {with_value[option]}")
         elif settings is not NoSettings and is_setting(arg):
             overrides.append(arg)
-        elif not _OPTION.fullmatch(arg):
+        elif not _OPTION.fullmatch(option):
             given.append(arg)
         elif arg not in options:
             known = "".join(f"expected {option}; " for option in options)

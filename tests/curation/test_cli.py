@@ -62,6 +62,9 @@ def test_unknown_option_is_refused():
     assert parse([], Night, "", ["--dry-run"]).options == frozenset()
     with pytest.raises(UsageError, match=r"--dryrun is not an option; expected --dry-run; set"):
         parse(["--dryrun"], Night, "", ["--dry-run"])
+    for wrong in ("--sampel=20", "--open=1"):
+        with pytest.raises(UsageError, match=f"{wrong} is not an option; expected --sample N; "):
+            parse([wrong], NoSettings, "OUT [CLIP]...", ["--sample N", "--open"])
 
 
 def test_help_lists_every_setting_with_its_default_and_meaning():
