@@ -21,7 +21,7 @@ TYPES = {  # of sources, by suffix; browsers recognize other containers by their
     ".mpg": "video/mpeg",
     ".ts": "video/mp2t",
 }
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 class Unplayable(Exception):

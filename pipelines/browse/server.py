@@ -156,6 +156,8 @@ class Page:
         output = self._output
         mask = None
         if (wanted := query.get("preview")) is not None:
+            if not isinstance(wanted, dict):
+                raise QueryError("preview: expected a policy and a change")
             mask = self._mask(wanted)
         rows = output.select(query, mask)
         offset, limit = _count(query, "offset", 0), min(_count(query, "limit", 50), MAX_PAGE)
@@ -291,7 +293,7 @@ class Page:
             if written is None:
                 raise ReviewError("the clip has no captions to correct")
             caption, texts = given.get("caption") or "", given.get("captions") or []
-            if not isinstance(caption, str) or not all(isinstance(t, str) for t in texts):
+            if not isinstance(caption, str) or not _are_texts(texts):
                 raise QueryError("captions: expected texts")
             return correction_of(written, caption, texts, reviewer, bool(given.get("withdraw")))
         raise QueryError("expected a flag, a caption or a mark")
@@ -396,6 +398,10 @@ def _settings(output: Output, policy: Policy, reject_flagged: bool) -> list[str]
 def _as_yaml(rule: Row) -> str:
     text = ", ".join(f"{name}: {json.dumps(value)}" for name, value in rule.items())
     return shlex.quote(f"{{{text}}}")
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _count(query: Row, name: str, default: int) -> int:

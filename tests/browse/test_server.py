@@ -92,6 +92,7 @@ def test_list_is_filtered_sorted_and_paged_as_the_table_is(page, clips):
         ({"status": "kept"}, "expected a list of texts"),
         ({"offset": -1}, "offset: expected a whole number"),
         ({"change": "gained"}, "change: expected one of"),
+        ({"preview": "gained"}, "preview: expected a policy and a change"),
     ],
 )
 def test_query_that_asks_for_nothing_known_is_refused_in_one_line(page, query, message):
@@ -142,7 +143,11 @@ def test_mp4_of_a_shard_is_read_by_ranges(page, out, clips, monkeypatch):
         assert 0 < len(answer.body) <= 10_000
         whole += answer.body
     assert whole == mp4
-    for header in (f"bytes={len(mp4)}-", "bytes=5-2", "bytes=-", "bytes=0-1,4-5", "lines=0-1"):
+    digits = "9" * 5000
+    for header in (
+        *(f"bytes={len(mp4)}-", "bytes=5-2", "bytes=-", "bytes=0-1,4-5", "lines=0-1"),
+        *(f"bytes={digits}-", f"bytes=0-{digits}"),
+    ):
         answer = page.get(path, Range=header)
         assert (answer.status, answer.headers["content-range"]) == (416, f"bytes */{len(mp4)}")
 
@@ -262,6 +267,7 @@ def test_review_of_no_clip_without_a_name_or_of_no_kind_is_refused(page, clips):
         {"kind": "other"},
         {"kind": "mark", "value": "fine"},
         {"value": 3},
+        {"kind": "caption", "caption": "A dog runs.", "captions": 5},
     ):
         assert page.post("/api/reviews", right | wrong).status == 400, wrong
 
