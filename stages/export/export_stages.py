@@ -8,6 +8,7 @@ is packed, so an interrupted run continues from there.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -145,7 +146,7 @@ class PackShard(Stage):
             receipt = receipts[clip["clip_id"]] = _read_extracted(out, clip["clip_id"])
             name = _mp4_name(clip["clip_id"])
             if out.is_local:
-                os.link(out.path(name), mp4)
+                _link_or_copy(out.path(name), mp4)
             else:
                 mp4.write_bytes(out.read(name))
             if Folder(str(mp4.parent)).sha256(mp4.name) != receipt["sha256"]:
@@ -169,6 +170,13 @@ class PackShard(Stage):
             out.delete(f"{EXTRACTED}/{clip_id}.json")
             out.delete(_mp4_name(clip_id))
         return shard_receipt
+
+
+def _link_or_copy(source: str, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
 
 
 def settings_text(presto: bool, tone_map: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,6 +87,19 @@ def test_clip_that_is_damaged_after_its_receipt_was_read_is_never_packed(extract
     with pytest.raises(OutputError, match=r"is not the clip that was extracted\n  fix: run again"):
         PackShard(str(copy), presto=False, tone_map=False).process([row])
     assert not (copy / "shards" / plan.name).exists()
+
+
+def test_shard_is_packed_on_a_file_system_without_hard_links(extracted, tmp_path, monkeypatch):
+    def no_links(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_links)
+    _, out, clip, _ = extracted
+    shutil.copytree(out, tmp_path / "out")
+    [plan] = plan_shards([clip], 10**9, 10)
+    row = {"plan": vars(plan), "clips": {clip["clip_id"]: clip}, "errors": {}}
+    [packed] = PackShard(str(tmp_path / "out"), presto=False, tone_map=False).process([row])
+    assert [found["error"] for found in packed["receipt"]["rows"]] == [None]
 
 
 def test_failed_clip_is_in_the_shard_once_it_is_extracted(extracted, tmp_path):
