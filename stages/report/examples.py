@@ -186,7 +186,8 @@ def _segment_view(
     image, width, height, alt = None, 0, 0, f"Segment {i} has no key frame"
     if segment and segment["key_frame"]:
         try:
-            jpeg = read_verified(read_file, segment["key_frame"], None)
+            sha256 = segment.get("key_frame_sha256")
+            jpeg = read_verified(read_file, segment["key_frame"], sha256)
             image, width, height = thumbnail(jpeg)
             alt = f"Key frame of segment {i}, at {segment['key_frame_s']:.1f} s of the clip"
         except (OSError, DamagedFrame) as error:

@@ -267,6 +267,13 @@ def test_error_replaces_a_key_frame_that_is_missing_damaged_or_outside_the_ledge
     assert "caption of 1" in page.text
 
 
+def test_key_frame_that_is_not_the_one_that_was_scored_is_not_shown(tmp_path):
+    segment = key_frames(tmp_path / "ledger", "01")[0] | {"key_frame_sha256": "0" * 64}
+    page = Page(report(tmp_path, [clip(1, "a.mp4", segments=[segment])])[1])
+    assert "is not the frame that was scored" in page.text
+    assert "img" not in page.tags
+
+
 def test_run_without_clips_has_a_report(tmp_path):
     page = Page(report(tmp_path, [], [("a.mp4", "failed", "empty file", 0)])[1])
     assert "0 clips: 0 kept, 0 rejected, 0 failed" in page.text
