@@ -32,9 +32,8 @@ EXPIRY_S = 30.0  # without a renewal for so long, another process may take the l
 REQUEST_TIMEOUT_S = 5.0
 NOT_APART = "two runs at once on this output are not kept apart: start only one"
 
-Cut = dict[
-    str, Any
-]  # epoch; parts: table -> first number of a part that an older epoch may not use
+# epoch; parts: table -> first number of a part that an older epoch may not use
+Cut = dict[str, Any]
 
 
 class LeaseLost(OutputError):

@@ -52,7 +52,7 @@ ROWS_PER_GROUP = 16384
 BYTES_PER_GROUP = 64 << 20  # in memory, about: rows of videos with many clips are large
 BYTES_PER_BATCH = 16 << 20  # read in one step, about
 
-ACCESS_TOKEN = f"{TEMPORARY}access"  # begin of the names of files in the output
+ACCESS_TOKEN = f"{TEMPORARY}access"  # the names of the files of access checks begin so
 
 
 class InputError(UserError):

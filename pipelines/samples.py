@@ -178,11 +178,11 @@ def zoom_over_still(scene: Scene, seconds: float) -> Frames:
         yield cv2.warpAffine(still, matrix, (WIDTH, HEIGHT), flags=cv2.INTER_CUBIC)
 
 
-def dissolve(a: Scene, b: Scene, seconds: float, over_s: float = 1.0) -> Frames:
-    """a, then b from the middle on, with a dissolve of `over_s`."""
+def dissolve(a: Scene, b: Scene, seconds: float) -> Frames:
+    """a, then b from the middle on, with a dissolve of a second."""
     for number in range(round(seconds * FPS)):
         t_s = number / FPS
-        share = np.clip((t_s - seconds / 2) / over_s + 0.5, 0, 1)
+        share = np.clip(t_s - seconds / 2 + 0.5, 0, 1)
         if share <= 0 or share >= 1:
             yield (a if share <= 0 else b).at(t_s)
         else:

@@ -46,11 +46,6 @@ class Geometry(NamedTuple):
         width, height = self.square_size(width, height)
         return (height, width) if self.orientation.swaps_sides else (width, height)
 
-    def is_identity(self, width: int, height: int) -> bool:
-        """Whether a decoded picture of this size is shown as it is."""
-        same_size = self.square_size(width, height) == (width, height)
-        return same_size and self.orientation == Orientation()
-
     def cut(self, plane: np.ndarray, width: int, height: int) -> np.ndarray:
         """The part inside of the crop, a view. plane: (h, w) or (h, w, C), of a decoded picture of
         this size; it may be scaled or subsampled."""

@@ -67,9 +67,9 @@ class Packets:
         return self.times_s[self.is_key]
 
 
-def probe(path: str, limits: Limits = DEFAULT_LIMITS) -> VideoHeader:
+def probe(path: str) -> VideoHeader:
     """Opens the file and decodes its first frame. Raises BadVideo in plain words."""
-    with Reader(path, limits) as reader:
+    with Reader(path) as reader:
         return reader.header
 
 

@@ -29,6 +29,7 @@ def to_sdr(frame: av.VideoFrame) -> av.VideoFrame:
 
 @lru_cache(maxsize=2)  # of this process, because videos of the same kind follow each other
 def _graph(width: int, height: int, pix_fmt: str, transfer: int) -> Graph:
+    """transfer: so that each kind of HDR has a graph, and its table, of its own."""
     graph = Graph()
     graph.threads = 1
     source = graph.add_buffer(

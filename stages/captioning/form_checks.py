@@ -20,9 +20,8 @@ LONG_PHRASE_WORDS = 15
 MAX_PHRASE_WORDS = 40
 NGRAM_WORDS = 5
 MAX_REPEATED_NGRAM_SHARE = 0.4  # of the words: in 5-grams that occurred before
-MIN_DISTINCT_WORD_SHARE = (
-    0.35  # of a text of MIN_JUDGED_WORDS and more; English prose: 0.55 to 0.85
-)
+# of a text of MIN_JUDGED_WORDS and more; English prose: 0.55 to 0.85
+MIN_DISTINCT_WORD_SHARE = 0.35
 MIN_JUDGED_WORDS = 30
 
 _QUOTATION = re.compile(

@@ -82,9 +82,8 @@ class SegmentState:
     camera: CameraState | None
     subject: SubjectState | None
     quotes: tuple[tuple[str, str], ...] = ()  # text in the image, fit to quote, and its position
-    ocr_lines: tuple[
-        str, ...
-    ] = ()  # every line that OCR read: a quote among them has not disappeared
+    # every line that OCR read: a quote among them has not disappeared
+    ocr_lines: tuple[str, ...] = ()
     has_unread_lines: bool = False  # there are more lines than OCR reads: none counts as gone
 
 
