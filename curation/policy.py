@@ -181,8 +181,9 @@ def decide_table(clips: pa.Table, policy: Policy) -> pa.ListArray:
     """The reasons against each clip, a list of strings per row.
 
     Failed thresholds come first, in the policy's order, then scores that were not measured; so the
-    first reason has a number where any has. A column that the table lacks was not measured. The
-    scores of a video that is not decoded are no reasons where its header gives one.
+    first reason has a number where any has. A column that the table lacks was not measured. Scores
+    that were not computed, because the video is not decoded or the clip fails the prefilter, are
+    no reasons where a threshold gives one.
     """
     found = [_failed_rule(name, rule, clips) for name, rule in policy.items()]
     has_reason = np.zeros(clips.num_rows, bool)
@@ -283,8 +284,12 @@ def _not_measured(name: str, clips: pa.Table, has_reason: np.ndarray) -> Reasons
     null_reasons = clips["null_reasons"].combine_chunks().take(pa.array(rows))
     null_reason = pc.map_lookup(null_reasons, pa.scalar(name), "first")
     texts = pc.coalesce(pc.binary_join_element_wise(plain, null_reason, ": "), plain)
-    not_decoded = pc.fill_null(pc.equal(null_reason, records.NOT_DECODED), False)
-    counts = ~(has_reason[rows] & not_decoded.to_numpy(zero_copy_only=False))
+    was_skipped = pc.or_(
+        pc.equal(null_reason, records.NOT_DECODED),
+        pc.starts_with(null_reason, records.FAILED_PREFILTER),
+    )
+    was_skipped = pc.fill_null(was_skipped, False).to_numpy(zero_copy_only=False)
+    counts = ~(has_reason[rows] & was_skipped)
     return rows[counts], texts.filter(pa.array(counts))
 
 

@@ -224,6 +224,9 @@ SCORES = (
 SCORE_NAMES = tuple(c.name for c in SCORES)
 
 NOT_DECODED = "not decoded"  # the null reason of all scores where a header rule rejects the video
+FAILED_PREFILTER = (
+    "failed the prefilter: "  # begins the null reason of costly scores; then the rule
+)
 
 # Of a video and of each of its clips; a policy may have rules `{is: …}` and `{in: […]}` on them.
 TAGS = (

@@ -21,6 +21,7 @@ from curation.policy import Policy, decide
 from curation.records import (
     CAPTION_SCORES,
     CLIP,
+    FAILED_PREFILTER,
     SCORE_NAMES,
     SCORES,
     SPAN_TOLERANCE_S,
@@ -331,7 +332,7 @@ class DecodePass(Stage):
             elif column.name in CAPTION_SCORES:
                 reasons[column.name] = "only kept clips are captioned"
             elif clip["prefilter"] is not None and column.name in costly:
-                reasons[column.name] = f"failed the prefilter: {clip['prefilter']}"
+                reasons[column.name] = FAILED_PREFILTER + clip["prefilter"]
             elif column.name in measured:
                 reasons[column.name] = "not measurable"
         return reasons

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from curation.records import SCORE_NAMES, Column, null_reason_entries, schema
+from curation.funnel import normalize_reason
+from curation.records import FAILED_PREFILTER, SCORE_NAMES, Column, null_reason_entries, schema
 from curation.storage import scan
 
 STATUSES = ("kept", "rejected", "failed", "all")
@@ -142,8 +143,15 @@ def _null_reasons(clips: ds.Dataset) -> dict[tuple[str, str], Counter[str]]:
             ):
                 for name in (row["status"], "all"):
                     if (score, name) in found:
-                        found[score, name][row["reason"]] += row["count_all"]
+                        found[score, name][_without_values(row["reason"])] += row["count_all"]
     return found
+
+
+def _without_values(null_reason: str) -> str:
+    """The null reason; if the clip failed the prefilter, with the rule but without the value."""
+    if not null_reason.startswith(FAILED_PREFILTER):
+        return null_reason
+    return FAILED_PREFILTER + normalize_reason(null_reason.removeprefix(FAILED_PREFILTER))
 
 
 def _count_reasons(nulls: int, not_finite: int, counted: Counter[str]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 
 from curation import config
+from curation.records import FAILED_PREFILTER
 from curation.stage import Needs, PlanError, Row, RunContext, Stage
 from curation.storage import Folder, compute_sha256
 from stages.scorers.clip import ClipScorer
@@ -95,7 +96,7 @@ class Models(Stage):
         for _, clip, names in work:
             if clip["prefilter"] is not None and clip["num_frames"] is not None:
                 for name in names:
-                    self._set_null(clip, name, f"failed the prefilter: {clip['prefilter']}")
+                    self._set_null(clip, name, FAILED_PREFILTER + clip["prefilter"])
         work = [item for item in work if item[1]["prefilter"] is None]
         for items, inputs in self._prepare_batches(work):
             for name, scorer in self._scorers.items():
@@ -136,7 +137,7 @@ class Models(Stage):
         prepared = []
         for (row, clip, names), clip_input in zip(items, inputs, strict=True):
             if isinstance(clip_input, ValueError):
-                self._set_null(clip, name, f"{type(clip_input).__name__}: {clip_input}")
+                self._set_null(clip, name, str(clip_input))
             elif name in names:
                 prepared.append((row, clip, clip_input))
         scored = scorer.score([clip_input for *_, clip_input in prepared]) if prepared else []

@@ -10,6 +10,7 @@ import numpy as np
 from annotated_types import Ge
 
 from curation.images import DamagedFrame, decode_image, read_image
+from curation.records import FAILED_PREFILTER
 from curation.stage import Needs, Row, RunContext, Stage, TransientError
 from curation.storage import Folder
 from stages.scorers.ocr_engine import OcrEngine
@@ -39,13 +40,13 @@ class OcrStage(Stage):
         if clip["num_frames"] is None:
             return clip
         if clip.get("prefilter") is not None:
-            return _set_null(clip, f"failed the prefilter: {clip['prefilter']}")
+            return _set_null(clip, FAILED_PREFILTER + clip["prefilter"])
         try:
             shares = self._compute_shares(clip)
         except DamagedFrame as error:  # this run has just stored it: its storage fails
             raise TransientError(str(error)) from None
         except ValueError as error:  # no image was stored
-            return _set_null(clip, f"{type(error).__name__}: {error}")
+            return _set_null(clip, str(error))
         return {**clip, **shares}
 
     def _compute_shares(self, clip: Row) -> dict[str, float]:

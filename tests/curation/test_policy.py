@@ -311,8 +311,13 @@ def test_listed_values_within_those_of_the_prefilter_are_no_looser():
     assert """keep select.policy.transfer='{"in": ["bt709", "unknown"]}'""" in str(e.value)
 
 
-def test_scores_of_a_video_that_is_not_decoded_are_no_reasons_next_to_that_of_its_header():
+@pytest.mark.parametrize(
+    "null_reason", [records.NOT_DECODED, f"{records.FAILED_PREFILTER}height 480 < 720"]
+)
+def test_scores_that_were_not_computed_are_no_reasons_next_to_the_rule_that_is_why(null_reason):
     policy = Policy(height=Range(min=720), text_share=Range(max=0.1))
-    clip = {"height": 480, "null_reasons": {"text_share": records.NOT_DECODED}}
+    clip = {"height": 480, "null_reasons": {"text_share": null_reason}}
     assert decide(clip, policy) == ["height 480 < 720"]
-    assert decide({**clip, "height": 720}, policy) == ["text_share not measured: not decoded"]
+    assert decide({**clip, "height": 720}, policy) == [f"text_share not measured: {null_reason}"]
+    unread = {"height": 480, "null_reasons": {"text_share": "no key frame was stored"}}
+    assert len(decide(unread, policy)) == 2

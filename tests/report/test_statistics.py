@@ -82,6 +82,16 @@ def test_nulls_are_counted_by_reason_and_the_counts_add_up():
     assert dict(row(table, "key_psnr", "all")["null_reasons"]) == {"prefilter": 1, "not finite": 1}
 
 
+def test_clips_that_fail_the_same_rule_of_the_prefilter_have_one_null_reason():
+    reasons = ["0.9 s < 15 s", "0.3 s < 15 s", "height 480 < 720"]
+    null_reasons = [[("text_share", f"failed the prefilter: {reason}")] for reason in reasons]
+    clips = clips_of(["rejected"] * 3, null_reasons, text_share=[None] * 3)
+    assert dict(row(score_statistics(clips), "text_share", "all")["null_reasons"]) == {
+        "failed the prefilter: duration_s < 15 s": 2,
+        "failed the prefilter: height < 720": 1,
+    }
+
+
 def test_null_reason_of_a_measured_score_is_not_counted():
     clips = clips_of(["kept"], null_reasons=[[("ken_burns_share", "stale")]], ken_burns_share=[0.1])
     assert row(score_statistics(clips), "ken_burns_share", "all")["null_reasons"] == []

@@ -272,7 +272,7 @@ def test_all_clips_get_all_scores_and_an_image_that_was_not_stored_affects_one_c
     assert alone["motion_raft"] is None
     assert "no pair of frames" in alone["null_reasons"]["motion_raft"]
     assert set(unread["null_reasons"]) == names
-    assert "no key frame was stored" in unread["null_reasons"]["key_lpips"]
+    assert unread["null_reasons"]["key_lpips"].startswith("no key frame was stored")
     assert all(unread[name] is None for name in names)
     assert [e["clip_id"] for row in done for e in row["embeddings"]] == ["good", "lonely"]
     kept = np.stack(done[0]["embeddings"][0]["key_frames"])

@@ -158,7 +158,8 @@ def test_failed_storage_of_a_key_frame_stops_the_run_and_decides_about_no_clip(t
 def test_missing_key_frame_gives_a_null_with_its_reason(tmp_path, ocr):
     text, row = stage(tmp_path, [scene()] * 5, ocr)
     row["clips"][0]["segments"][3]["key_frame"] = None
-    assert "no key frame was stored" in scored(text, row)["null_reasons"]["text_share"]
+    reason = scored(text, row)["null_reasons"]["text_share"]
+    assert reason == "no key frame was stored for the segment at 9.0 s"
 
 
 def test_video_without_clips_is_accepted():
