@@ -70,18 +70,12 @@ def scene() -> bytes:
     grain = rng.integers(0, 20, (8, HEIGHT, WIDTH, 3), np.uint8)
     file = BytesIO()
     with av.open(file, "w", format="mp4") as out:
-        stream_batches = out.add_stream(
-            "libx264", rate=FPS, options={"crf": "18", "preset": "veryfast"}
-        )
-        stream_batches.width, stream_batches.height, stream_batches.pix_fmt = (
-            WIDTH,
-            HEIGHT,
-            "yuv420p",
-        )
+        stream = out.add_stream("libx264", rate=FPS, options={"crf": "18", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for i in range(FRAMES):
             picture = cv2.add(wide[:, 2 * i : 2 * i + WIDTH], grain[i % 8])
-            out.mux(stream_batches.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        out.mux(stream_batches.encode())
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode())
     return file.getvalue()
 
 
@@ -166,10 +160,13 @@ def s3_server(folder: Path) -> Iterator[tuple[str, Path]]:
     log = folder / "requests.txt"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
     with log.open("w") as out, subprocess.Popen(command, stderr=out, stdout=out) as process:
-        while not (port := re.search(r"127\.0\.0\.1:(\d+)", log.read_text())):
-            time.sleep(0.1)
-        yield url_options(f"127.0.0.1:{port[1]}"), log
-        process.kill()
+        try:
+            while not (port := re.search(r"127\.0\.0\.1:(\d+)", log.read_text())):
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.1)
+            yield url_options(f"127.0.0.1:{port[1]}"), log
+        finally:
+            process.kill()
 
 
 def upload(folder: Path, url: str) -> None:

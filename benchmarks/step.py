@@ -157,6 +157,7 @@ def compare(other: Path, cases: list[list[str]], args: argparse.Namespace) -> No
             rows = Path(scratch, "rows.json")
             command = [sys.executable, "-m", "benchmarks.step", "--out", str(rows)]
             command += ["--layers", str(args.layers), "--steps", str(args.steps)]
+            command += ["--eager"] if args.eager else []
             command += [word for case in cases for word in ("--case", *case)]
             environment = os.environ | {"PYTHONPATH": str(folders[name])}
             subprocess.run(command, cwd=folders[name], env=environment, check=True)

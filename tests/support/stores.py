@@ -56,14 +56,18 @@ def run_server(scheme: str) -> Iterator[str]:
     if scheme == "s3":
         moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         moto.start()
-        yield "{}:{}".format(*moto.get_host_and_port())
-        moto.stop()
+        try:
+            yield "{}:{}".format(*moto.get_host_and_port())
+        finally:  # its thread would keep the process alive
+            moto.stop()
         return
     command = [sys.executable, REPOSITORY / "tests/support/gcs_server.py"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
-        yield f"127.0.0.1:{process.stdout.readline().strip()}"
-        process.kill()
+        try:
+            yield f"127.0.0.1:{process.stdout.readline().strip()}"
+        finally:
+            process.kill()
 
 
 def create_bucket(scheme: str, address: str, name: str) -> Bucket:

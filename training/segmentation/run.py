@@ -316,7 +316,7 @@ def next_runs(cfg: ExperimentConfig, results: Results, variants: Sequence[str]) 
 
 def run_all(cfg: ExperimentConfig, variants: Sequence[str], out: Path) -> None:
     """Runs what is missing in `out`, `cfg.concurrency` at a time, each in a process. A run that
-    fails does not stop the others."""
+    raises does not stop the others."""
     out.mkdir(parents=True, exist_ok=True)
     results = Results(cfg, out)
     results.add(results.rows[:0], {})
