@@ -103,7 +103,7 @@ def _parse_yaml(text: str) -> Any:
     an error.
     """
     try:
-        found = yaml.safe_load(text)
+        found = _Loader(text).get_single_data()
     except RecursionError:
         raise ValueError("nested too deeply") from None
     left, counted = [found], 0
@@ -115,6 +115,20 @@ def _parse_yaml(text: str) -> Any:
         elif isinstance(value, dict | list):
             raise ValueError(f"more than {MAX_VALUES} values")
     return found
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a name that is given twice: YAML's own rule, by which PyYAML takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in names:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value} is given twice", key.start_mark
+                )
+            names.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _set(data: dict[str, Any], dotted: str, value: Any) -> None:

@@ -85,6 +85,14 @@ def test_file_that_is_not_a_settings_file_is_refused(tmp_path):
         load(Settings, None, ["seed"])
 
 
+def test_setting_that_a_file_has_twice_is_refused_with_its_line(tmp_path):
+    path = written(tmp_path, "seed: 1\nmotion: {gap_s: 1}\nseed: 2\n")
+    with pytest.raises(ConfigError, match=r"not valid YAML: seed is given twice\n.*line 3"):
+        load(Settings, path)
+    merged = written(tmp_path, "motion: &usual {gap_s: 1}\nlight: {<<: *usual, gap_s: 2}\n")
+    assert load(Settings, merged).light == Motion(2)
+
+
 def test_differences_list_each_setting_that_changed():
     old, new = as_dict(Settings()), as_dict(Settings(Motion(0.5), name="x"))
     assert differences(old, new) == ["motion.gap_s: 0.25 -> 0.5", "name: None -> 'x'"]
