@@ -136,7 +136,11 @@ def _check_safetensors(path: Path) -> None:
         if header_bytes > MAX_HEADER_BYTES:
             raise ValueError("not a file of safetensors")
         header = parse_object(file.read(header_bytes))
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    entries = [entry for name, entry in header.items() if name != "__metadata__"]
+    try:
+        ends = [entry["data_offsets"][1] for entry in entries]
+    except (KeyError, TypeError, IndexError):
+        raise ValueError("not a file of safetensors") from None
     expected, found = 8 + header_bytes + max(ends, default=0), path.stat().st_size
     if found != expected:
         raise ValueError(f"has {found} bytes, expected {expected}")

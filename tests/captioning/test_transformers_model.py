@@ -15,6 +15,7 @@ pytest.importorskip("transformers")
 
 from curation.config import ConfigError
 from curation.stage import PlanError, RunContext
+from curation.weights import locate_model
 from pipelines.settings import CaptionSettings
 from stages.captioning.captioner import Captioner
 from stages.captioning.checks import failed_check
@@ -82,6 +83,25 @@ def test_missing_weights_are_an_error_with_the_folder_and_the_command(kind, tmp_
     assert f"caption.{kind}.model: no " in message
     assert "Qwen/Qwen2.5-VL-7B-Instruct (revision abc) is not in " in message
     assert message.endswith("hf download Qwen/Qwen2.5-VL-7B-Instruct --revision abc")
+
+
+@pytest.mark.parametrize(
+    ("header", "error"),
+    [
+        (
+            '{"w": {"data_offsets": [0, 64]}}',
+            r"has \d+ bytes, expected \d+; download the model again",
+        ),
+        ('{"w": 1}', "not a file of safetensors; download the model again"),
+        ('{"w": {}}', "not a file of safetensors; download the model again"),
+    ],
+)
+def test_model_with_a_damaged_file_is_refused(tmp_path, header, error):
+    (tmp_path / "config.json").write_text("{}")
+    data = len(header).to_bytes(8, "little") + header.encode() + bytes(32)
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(PlanError, match=f"it: .*model.safetensors: {error}"):
+        locate_model(str(tmp_path), None, "it")
 
 
 def test_missing_vllm_is_an_error_with_the_command(tmp_path):
