@@ -100,7 +100,7 @@ def test_model_with_a_damaged_file_is_refused(tmp_path, header, error):
     (tmp_path / "config.json").write_text("{}")
     data = len(header).to_bytes(8, "little") + header.encode() + bytes(32)
     (tmp_path / "model.safetensors").write_bytes(data)
-    with pytest.raises(PlanError, match=f"it: .*model.safetensors: {error}"):
+    with pytest.raises(PlanError, match=f"it: .*model.safetensors: {error}; download"):
         locate_model(str(tmp_path), None, "it")
 
 
