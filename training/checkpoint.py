@@ -186,8 +186,8 @@ def _check_hashes(folder: Path, names: Collection[str] = ()) -> None:
             return
         raise ValueError("it has no hashes: rank-*.sha256")
     rank, ranks = _rank_and_world_size()
-    there = {path.name for path in folder.iterdir() if path.suffix != ".sha256"}
-    chosen = sorted(names or there | hashes.keys())
+    files = {path.name for path in folder.iterdir() if path.suffix != ".sha256"}
+    chosen = sorted(names or files | hashes.keys())
     share = chosen if names else chosen[rank::ranks]
     found = _hash_files(folder, share)
     for name, what in changed_files({n: hashes.get(n) for n in share}, found.get).items():

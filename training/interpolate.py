@@ -72,6 +72,6 @@ def warp(picture: np.ndarray, displacement: np.ndarray) -> np.ndarray:
     )
 
 
-def _inconsistency(there: np.ndarray, back: np.ndarray) -> np.ndarray:
+def _inconsistency(one_way: np.ndarray, back: np.ndarray) -> np.ndarray:
     """(H, W) px: how far from its start a pixel ends that follows both flows."""
-    return np.linalg.norm(there + warp(back, there), axis=-1)
+    return np.linalg.norm(one_way + warp(back, one_way), axis=-1)

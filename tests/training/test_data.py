@@ -319,7 +319,6 @@ class LongCaptions:
         return Clip("a", video, 1.0, [(0.0, 1.0)], ["x" * 100_000], "all")
 
 
-@pytest.mark.timeout(100)
 @pytest.mark.parametrize("is_remote", [False, True])
 def test_a_reader_that_is_killed_while_it_sends_is_an_error_and_never_waited_for(is_remote):
     batches = stream_batches(LongCaptions(is_remote), LocalBatch(1), 0, workers=1)

@@ -117,7 +117,7 @@ def test_a_killed_reader_of_a_store_stops_the_run_in_one_line(bucket, tmp_path):
             time.sleep(0.1)
         (reader,) = [reader for child in children(running.pid) for reader in children(child)]
         os.kill(reader, signal.SIGKILL)
-        _, message = running.communicate(timeout=100)
+        _, message = running.communicate()
     finally:
         running.kill()
     assert running.returncode == 1

@@ -29,6 +29,8 @@ from training.sample import main as sample_main
 from training.text_to_video import System
 from training.train import batch_loss, sample_training_clip, train, validation_loss
 
+pytestmark = pytest.mark.timeout(900)  # four ranks on two busy cores
+
 # 2 x 3 x 3 = 18 tokens do not divide by four ranks, and two frames do not either
 MANY = replace(
     SYSTEM,
@@ -215,7 +217,6 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"
 
 
 @pytest.mark.slow  # torchrun, and two processes that import torch
-@pytest.mark.timeout(900)
 def test_a_killed_rank_stops_the_run_and_the_run_resumes(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(

@@ -149,7 +149,7 @@ def test_a_killed_worker_stops_the_run_in_one_line_and_leaves_its_checkpoint(tmp
             time.sleep(0.1)
         (worker,) = children(running.pid)
         os.kill(worker, signal.SIGKILL)
-        _, message = running.communicate(timeout=60)
+        _, message = running.communicate()
     finally:
         running.kill()
     assert running.returncode == 1
