@@ -168,9 +168,11 @@ def _skip_or_stop(run: Run, cfg: TrainConfig, step: int, values: dict[str, float
     )
     if run.skipped == cfg.skip_steps:
         after = f" after {run.skipped} skipped steps" if run.skipped else ""
+        last = checkpoint.last_checkpoint(cfg.run_dir)
+        begin = f"resume from {last}" if last else "start again"
         raise Diverged(
-            f"{text}{after}. The last checkpoint in {cfg.run_dir} is good: resume from it with a "
-            f"lower lr, or with skip_steps={cfg.skip_steps + 3} to leave such steps out"
+            f"{text}{after}; {begin} with a lower lr, or with skip_steps={cfg.skip_steps + 3} to "
+            "leave such steps out"
         )
     run.skipped += 1
     run.optimizer.zero_grad(set_to_none=True)
