@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from annotated_types import Ge
 
+from curation.heartbeat import report_progress
 from curation.images import DamagedFrame, decode_image, read_image
 from curation.records import FAILED_PREFILTER
 from curation.stage import Needs, Row, RunContext, Stage, TransientError
@@ -25,6 +26,10 @@ class OcrStage(Stage):
     reads = ("clips",)
     writes = ("text_share", "artifact_share")
     needs = Needs(cpus=1, isolated=True)
+    stall_timeout_s = 120.0  # of one clip, which takes 0.1 s
+
+    def row_timeout_s(self, row: Row) -> float:
+        return self.stall_timeout_s * (1 + len(row.get("clips") or []))
 
     def setup(self, context: RunContext) -> None:
         cv2.setNumThreads(1)
@@ -37,6 +42,7 @@ class OcrStage(Stage):
         ]
 
     def _score_clip(self, clip: Row) -> Row:
+        report_progress()
         if clip["num_frames"] is None:
             return clip
         if clip.get("prefilter") is not None:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from curation import heartbeat
 from curation.stage import OutputError, TransientError
 from curation.storage import Folder
 from stages.scorers.ocr import OcrStage, covered_share, evenly_spaced
@@ -232,3 +233,14 @@ def test_text_detection_takes_little_cpu_time(ocr):
         ocr.find_text_boxes(bgr)
     # CPU time, which other load does not change; with the default scaling it is 15 times higher
     assert (time.process_time() - started) / 5 < 0.6
+
+
+def test_video_of_many_clips_has_time_for_each_and_reports_its_progress(tmp_path, ocr, monkeypatch):
+    text, row = stage(tmp_path, [scene()] * 5, ocr)
+    row["clips"] *= 4
+    reports = []
+    monkeypatch.setattr(heartbeat, "INTERVAL_S", -1.0)
+    monkeypatch.setattr(heartbeat, "_send", lambda: reports.append(1))
+    text.process([row])
+    assert len(reports) == 4
+    assert text.row_timeout_s({"clips": [{}] * 3000}) > 3000 * text.stall_timeout_s
