@@ -33,7 +33,7 @@ from curation.stage import BadVideo, Needs, PlanError, Row, RunContext, Stage
 from curation.storage import Folder, compute_sha256, is_remote, local_copy
 from curation.video.frames import FrameProcessor, Planes
 from curation.video.planes import chroma_image
-from curation.video.reader import Limits, Reader
+from curation.video.reader import Limits, Reader, read_timeout_s
 from curation.video.source import RangeFile
 from stages.header_rules import HEADER_RULES, header_rejection, rejected_row
 from stages.meters.clip_frames import THUMBNAIL_SIDE, ClipFrames
@@ -145,8 +145,7 @@ class DecodePass(Stage):
         self._detector.setup()
 
     def row_timeout_s(self, row: Row) -> float:
-        # From the file's size, because its header may be wrong; 10 kB of video per second is slow.
-        return 120.0 + max(row["bytes"], 0) / 1e4
+        return read_timeout_s(row["bytes"])
 
     def process(self, rows: list[Row]) -> list[Row]:
         return [row | self._score_video(row) for row in rows]

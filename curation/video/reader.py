@@ -73,6 +73,12 @@ def probe(path: str) -> VideoHeader:
         return reader.header
 
 
+def read_timeout_s(size: int) -> float:
+    """Limit on the time that it takes to decode a file of so many bytes. Its header may be wrong;
+    10 kB of video per second is slow."""
+    return 120.0 + max(size, 0) / 1e4
+
+
 class Reader:
     """One pass over one video.
 

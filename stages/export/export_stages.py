@@ -32,6 +32,7 @@ from curation.stage import (
 )
 from curation.storage import Folder, compute_sha256, local_copy
 from curation.texts import MAX_ERROR_CHARS, clean_outside_text
+from curation.video.reader import read_timeout_s
 from curation.video_list import FileError, file_error, stat_video
 from stages.export.extraction import ClipSource, ExtractedClip, extract_clip
 from stages.export.presto import write_presto_clip
@@ -102,20 +103,22 @@ class ExtractClips(Stage):
     def _extract(self, clip: Row, source: str, signature: str, out: Folder) -> dict[str, Any]:
         """The receipt: signature, the mp4's SHA-256, the fields of ExtractedClip, the row of
         write_presto_clip."""
-        name, timeout_s = f"{EXTRACTED}/{clip['clip_id']}.json", _timeout_s(clip)
+        name, encode_s = f"{EXTRACTED}/{clip['clip_id']}.json", _encode_timeout_s(clip)
+        read_s = read_timeout_s(clip["bytes"])  # a video without an index is read from its start
+        limits = {"timeout_s": read_s + encode_s, "stall_timeout_s": encode_s}
         check_captions_match(clip)
         with _working_folder(out, last=name) as folder:
             mp4 = str(folder / _mp4_name(clip["clip_id"]))
             args: tuple[Any, ...] = (source, bool(clip["time_jumps"]))
             args += (clip["start_s"], clip["end_s"], mp4, clip["num_frames"])
             args += (bool(clip["interlaced"]), self.tone_map)
-            extracted = self._child.call_with_retry("extract", args, timeout_s=timeout_s)
+            extracted = self._child.call_with_retry("extract", args, **limits)
             sha256 = Folder(str(folder)).sha256(_mp4_name(clip["clip_id"]))
             receipt = {"signature": signature, "sha256": sha256, "clip": extracted, "presto": {}}
             if self.presto:
                 columns = ("clip_id", "split", "start_s", "end_s", "sub_captions")
                 args = ({c: clip[c] for c in columns}, mp4, extracted, str(folder / "presto"))
-                receipt["presto"] = self._child.call_with_retry("presto", args, timeout_s=timeout_s)
+                receipt["presto"] = self._child.call_with_retry("presto", args, timeout_s=encode_s)
             Folder(str(folder)).write(name, to_json(with_hash(receipt)))
         return receipt
 
@@ -258,7 +261,7 @@ def _check_unchanged(clip: Row) -> None:
             raise BadVideo("the video changed after it was scored; run longtake score again")
 
 
-def _timeout_s(clip: Row) -> float:
+def _encode_timeout_s(clip: Row) -> float:
     """Ten times what a slow encode of the clip takes, and a minute."""
     return 60.0 + clip["num_frames"] * clip["width"] * clip["height"] / 1e6
 

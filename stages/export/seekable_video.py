@@ -9,6 +9,7 @@ from typing import NamedTuple
 import av
 from av.video.frame import PictureType
 
+from curation.heartbeat import report_progress
 from curation.records import is_in_span
 from curation.stage import BadVideo
 from curation.video.container import (
@@ -53,6 +54,7 @@ def index_keyframes(path: str) -> list[KeyframePacket]:
             return found
         try:
             for packet in container.demux(choose_stream(container)):
+                report_progress()
                 if not packet.size:
                     continue
                 if packet.pts is None or packet.pos is None:
@@ -223,6 +225,7 @@ class SeekableVideo:
     def _decoded(self, packets: Iterator[av.Packet]) -> Iterator[av.VideoFrame]:
         """Skips a packet that can't be decoded, as scoring does."""
         for packet in packets:
+            report_progress()
             try:
                 frames = self.decoder.decode(packet if packet.size else None)
             except av.error.EOFError:

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 
+from curation import heartbeat
 from curation.records import is_in_span
 from curation.stage import BadVideo, OutputError
 from curation.video.reader import Reader
@@ -408,6 +409,17 @@ def test_transport_stream_is_read_from_a_keyframe_before_the_clip(tmp_path):
     with closing(SeekableVideo(str(source), keyframes=keys)) as video:
         first_s, _ = next(video.frames(8.2))
     assert 6.2 <= first_s <= 7.2
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.ts"])
+def test_reading_a_long_file_up_to_a_clip_reports_progress(tmp_path, name, monkeypatch):
+    """A worker that waits for the clip would otherwise take a file of hours for one that hangs."""
+    source = draw(tmp_path / name, frames=150, codec="mpeg4", width=160, height=90)
+    reports = []
+    monkeypatch.setattr(heartbeat, "INTERVAL_S", -1.0)
+    monkeypatch.setattr(heartbeat, "_send", lambda: reports.append(1))
+    extract(source, 4.0, 5.0, tmp_path / "clip.mp4", 25)
+    assert len(reports) >= 125
 
 
 def test_clips_of_a_video_without_an_index_take_one_pass_and_have_the_same_bytes(tmp_path):
