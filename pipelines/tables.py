@@ -42,7 +42,7 @@ PUBLIC_CLIP = (
     records.Column("shard", pa.string(), "name of the tar that holds it, or null"),
 )
 PUBLIC_VIDEO = (
-    records.Column("takes", pa.int32(), "number of takes"),
+    records.Column("takes", pa.int32(), "number of takes; null if it was not decoded"),
     records.Column("take_spans", pa.list_(records.SPAN), "takes, without their guard frames"),
     records.Column("clips", pa.int32(), "number of clips"),
 )
@@ -299,7 +299,7 @@ def make_videos_table(videos: pa.Table) -> pa.Table:
     # without cpu_s: it differs between equal runs
     videos = videos.drop_columns(["cpu_s"]).append_column("take_spans", videos["takes"])
     for name in ("takes", "clips"):
-        count = pc.fill_null(pc.list_value_length(videos[name]), 0)
+        count = pc.list_value_length(videos[name])
         videos = videos.set_column(videos.column_names.index(name), name, count)
     order = [
         *("video", "status", "error", "duration_s", "width", "height", "fps", "codec"),

@@ -134,6 +134,8 @@ def _video_rows(funnel: Funnel) -> list[FunnelRow]:
 def _clip_rows(funnel: Funnel) -> list[FunnelRow]:
     total = sum(funnel.clips.values())
     takes = f" in {funnel.takes} takes" if funnel.takes else ""
+    if funnel.not_decoded:
+        takes += f" and {funnel.not_decoded} videos that were not decoded"
     lost = [(r, "lost", short_label(r.name)) for r in funnel.rejected]
     lost += [(r, "failed", "failed") for r in funnel.failed]
     return _funnel_rows((f"clips{takes}", total), lost, ("clips kept", funnel.clips["kept"]))

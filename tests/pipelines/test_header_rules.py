@@ -368,6 +368,11 @@ def test_tables_and_funnel_count_clips_and_hours_that_are_not_decoded(output, cl
         assert (row["count"], row["not_decoded"]) == (3, 2)
         assert row["hours_not_decoded"] == pytest.approx(8.5 / 3600, abs=1e-5)
         assert row["hours"] == pytest.approx(seconds / 3600, abs=1e-5)
+    videos = pq.read_table(output / "out" / "videos.parquet", columns=["video", "takes"])
+    takes = {Path(row["video"]).stem: row["takes"] for row in videos.to_pylist()}
+    assert takes == {"kept": 1, "small": None, "short": None}
+    report = (output / "out" / "report.html").read_text()
+    assert "clips in 1 takes and 2 videos that were not decoded" in report
     text = select_text(output, cluster)
     assert "rejected by their headers, not decoded: 2 of 3 clips, 0.00236 of 0.00319 hours" in text
 
