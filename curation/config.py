@@ -120,7 +120,9 @@ def _parse_yaml(text: str) -> Any:
 class _Loader(yaml.SafeLoader):
     """Refuses a name that is given twice: YAML's own rule, by which PyYAML takes the last one."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # not in construct_mapping: `<<` has added names to some of the mappings by then
+        node = super().compose_mapping_node(anchor)
         names: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in names:
@@ -128,7 +130,7 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"{key.value} is given twice", key.start_mark
                 )
             names.add(str(key.value))
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def _set(data: dict[str, Any], dotted: str, value: Any) -> None:

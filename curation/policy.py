@@ -162,7 +162,7 @@ def _can_hold(kind: pa.DataType, value: Any) -> bool:
         return False
     try:
         stored = pa.scalar(value, kind).as_py()
-    except (pa.ArrowException, OverflowError):
+    except (pa.ArrowException, OverflowError, UnicodeError):  # UnicodeError: half of a pair
         return False
     if pa.types.is_floating(kind):
         return math.isclose(stored, value, rel_tol=1e-6)

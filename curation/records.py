@@ -224,9 +224,8 @@ SCORES = (
 SCORE_NAMES = tuple(c.name for c in SCORES)
 
 NOT_DECODED = "not decoded"  # the null reason of all scores where a header rule rejects the video
-FAILED_PREFILTER = (
-    "failed the prefilter: "  # begins the null reason of costly scores; then the rule
-)
+# Begins the null reason of costly scores of a clip that fails the prefilter; then comes the rule.
+FAILED_PREFILTER = "failed the prefilter: "
 
 # Of a video and of each of its clips; a policy may have rules `{is: …}` and `{in: […]}` on them.
 TAGS = (

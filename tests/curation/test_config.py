@@ -93,6 +93,17 @@ def test_setting_that_a_file_has_twice_is_refused_with_its_line(tmp_path):
     assert load(Settings, merged).light == Motion(2)
 
 
+def test_mapping_with_merged_names_may_be_merged_again(tmp_path):
+    @dataclass
+    class Both:
+        score: Settings
+        light: Motion
+
+    fast = "&fast {<<: {gap_s: 1}, gap_s: 2}"
+    path = written(tmp_path, f"score: {{motion: {fast}}}\nlight: {{<<: *fast}}\n")
+    assert load(Both, path) == Both(Settings(Motion(2)), Motion(2))
+
+
 def test_differences_list_each_setting_that_changed():
     old, new = as_dict(Settings()), as_dict(Settings(Motion(0.5), name="x"))
     assert differences(old, new) == ["motion.gap_s: 0.25 -> 0.5", "name: None -> 'x'"]

@@ -282,6 +282,7 @@ def test_value_that_is_not_listed_is_a_reason():
         ({"interlaced": {"is": "no"}}, "expected true or false"),
         ({"interlaced": {"max": 0}}, "interlaced has no range"),
         ({"transfer": {"in": [1]}}, "expected texts"),
+        ({"transfer": {"is": "\ud800"}}, "expected texts"),
         ({"width": {"is": 1920.5}}, "expected whole numbers"),
         ({"width": {"in": [1920, 3_000_000_000]}}, "expected whole numbers"),
         ({"fps": {"is": 10**400}}, "expected numbers"),
