@@ -36,13 +36,14 @@ class Run:
     skipped: int = 0  # steps
 
 
-def build(cfg: TrainConfig, resumed: bool = False) -> Run:
-    """A new run. resumed: its weights will be read from a checkpoint."""
+def build(cfg: TrainConfig, may_resume: bool = False) -> Run:
+    """A new run. may_resume: where it has a checkpoint, its weights will be read from there."""
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     world = init_distributed(cfg.sequence_ranks)
     torch.manual_seed(cfg.seed)
+    resumed = may_resume and checkpoint.last_checkpoint(cfg.run_dir) is not None
     system = initial_system(cfg, world.device, resumed)
     if cfg.lora_rank:
         system.requires_grad_(False)

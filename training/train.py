@@ -79,7 +79,7 @@ def train(
 ) -> list[float]:
     """Returns the losses of the steps that this call makes, without those before a resumption."""
     can_sample = _can_sample(cfg.system, source)
-    run = build(cfg, bool(checkpoint.list_checkpoints(cfg.run_dir)))
+    run = build(cfg, may_resume=True)
     step = restore(cfg, run, source)
     local = LocalBatch(cfg.batch, run.world.replica, run.world.replicas, cfg.accumulate)
     batches = stream_batches(source, local, cfg.seed, step * run.samples, cfg.data.workers)

@@ -97,7 +97,7 @@ def resumed_weights(folder):
     texts = [{text: torch.ones(3, 24) for text in ("", c.caption, *c.sub_captions)} for c in CLIPS]
     clips = ClipList([replace(c, texts=t) for c, t in zip(CLIPS, texts, strict=True)])
     train(cfg, clips)
-    run = build(cfg, resumed=True)
+    run = build(cfg, may_resume=True)
     restore(cfg, run, clips)
     validation_loss(run.ema, clips, replace(cfg, validation_clips=1), run.world)
     frozen = [name for name, weight in run.system.named_parameters() if not weight.requires_grad]

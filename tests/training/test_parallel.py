@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,13 +22,14 @@ from tests.support.ranks import on_ranks
 from tests.support.tiny_run import SYSTEM, children, tiny_config
 from training import checkpoint
 from training.clips import ClipList
-from training.config import Size
+from training.config import Size, T5Config
 from training.data import LocalBatch, stream_batches
 from training.parallel import World, init_distributed, shard_model
 from training.resume import build, run_tensors
 from training.sample import main as sample_main
 from training.text_to_video import System
 from training.train import batch_loss, sample_training_clip, train, validation_loss
+from training.weights import export_presto
 
 pytestmark = pytest.mark.timeout(900)  # four ranks on two busy cores
 
@@ -125,6 +127,27 @@ def test_a_run_on_several_ranks_resumes_with_equal_losses_and_on_one_process(tmp
     assert trained(tmp_path / "parts", 4, 1) == pytest.approx(after, rel=1e-4)
     names = {p.name for p in (tmp_path / "uninterrupted").iterdir()}
     assert names == {"checkpoints", "samples", "loss.png", "metrics.csv", "tensorboard"}
+
+
+def trained_from_weights(folder):
+    """The loss of a run that has a checkpoint, which the first rank does not find."""
+    if init_distributed().rank == 0:
+        checkpoint.list_checkpoints = lambda run_dir: []
+    texts = [{text: torch.ones(3, 24) for text in ("", c.caption, *c.sub_captions)} for c in CLIPS]
+    clips = ClipList([replace(c, texts=t) for c, t in zip(CLIPS, texts, strict=True)])
+    one = cfg(folder / "run", replicas=2, steps=1)
+    system = replace(MANY, text=T5Config("nowhere", 24))
+    return train(replace(one, system=system, weights=str(folder / "weights")), clips)
+
+
+def test_ranks_begin_with_the_weights_also_where_a_late_one_finds_a_checkpoint(tmp_path):
+    start = System(replace(MANY, text=T5Config("nowhere", 24))).presto
+    torch.nn.init.normal_(start.proj_out.weight)
+    export_presto(start, tmp_path / "weights", torch.float32)
+    expected = on_ranks(2, trained_from_weights, tmp_path)
+    shutil.rmtree(tmp_path / "run")
+    checkpoint.folder_of_step(tmp_path / "run", 9).mkdir(parents=True)
+    assert on_ranks(2, trained_from_weights, tmp_path) == expected
 
 
 def test_a_run_sharded_within_pairs_resumes_on_one_process(tmp_path):
