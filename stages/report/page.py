@@ -133,7 +133,7 @@ def _video_rows(funnel: Funnel) -> list[FunnelRow]:
 
 def _clip_rows(funnel: Funnel) -> list[FunnelRow]:
     total = sum(funnel.clips.values())
-    takes = f" in {funnel.takes} takes" if funnel.takes else ""
+    takes = f" in {funnel.takes} takes" if funnel.takes or funnel.not_decoded else ""
     if funnel.not_decoded:
         takes += f" and {funnel.not_decoded} videos that were not decoded"
     lost = [(r, "lost", short_label(r.name)) for r in funnel.rejected]

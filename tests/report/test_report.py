@@ -274,6 +274,17 @@ def test_key_frame_that_is_not_the_one_that_was_scored_is_not_shown(tmp_path):
     assert "img" not in page.tags
 
 
+def test_videos_that_were_not_decoded_are_counted_apart_from_takes():
+    clips = clips_of([clip(1, "a.mp4", "rejected", ["width 160 < 320"])])
+    clips = clips.append_column("num_frames", pa.nulls(1, pa.int32()))
+    videos = videos_of([("a.mp4", "ok", None, 1)])
+    videos = videos.set_column(4, "takes", pa.nulls(1, pa.int32()))
+    counted, stats = count_rows(videos, clips), score_statistics(clips)
+    tables = ds.dataset(videos), ds.dataset(clips)
+    page = Page(report_html(counted, *tables, stats, POLICY, {}, Folder(".").read))
+    assert "clips in 0 takes and 1 videos that were not decoded" in page.text
+
+
 def test_run_without_clips_has_a_report(tmp_path):
     page = Page(report(tmp_path, [], [("a.mp4", "failed", "empty file", 0)])[1])
     assert "0 clips: 0 kept, 0 rejected, 0 failed" in page.text
