@@ -129,7 +129,7 @@ def _score(settings: Settings, cluster: Cluster, chosen: pa.Table, trial: Folder
             stages, new, progress.show_wait_reason, context, progress.print_error
         ):
             if row["error"] is not None:  # maybe of a stage after the decode pass
-                row["clips"] = []
+                row |= {"clips": [], "takes": []}
             rows.append(row)
             progress.update(done=1, failed=int(row["error"] is not None))
     return sorted(rows, key=lambda row: row["video"])
