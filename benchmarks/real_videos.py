@@ -17,6 +17,7 @@ from pathlib import Path
 from curation.video.reader import Reader
 
 LABELS = Path(__file__).parent / "labels" / "videos.jsonl"
+TRAINING_LABELS = LABELS.with_name("training.jsonl")
 HALVES = ("development", "figures")
 HIDDEN_FRAMES = 3  # at most so many frames at the end are hidden by a file's edit list
 MIN_TAKE_S = 3.0  # a shorter span between two transitions is counted as a shot, not as a take
@@ -74,8 +75,16 @@ def half_of(sha256: str) -> str:
 
 
 def real_videos(half: str | None = None) -> list[RealVideo]:
-    videos = [RealVideo(**json.loads(line)) for line in LABELS.read_text().splitlines()]
-    return [video for video in videos if half in (None, video.half)]
+    return [video for video in _read(LABELS) if half in (None, video.half)]
+
+
+def training_videos() -> list[RealVideo]:
+    """Videos whose labels are good enough for training, and appear in no figure."""
+    return _read(TRAINING_LABELS)
+
+
+def _read(labels: Path) -> list[RealVideo]:
+    return [RealVideo(**json.loads(line)) for line in labels.read_text().splitlines()]
 
 
 def present(videos: Iterable[RealVideo]) -> list[tuple[Path, RealVideo]]:
@@ -105,8 +114,9 @@ def main() -> None:
             f" {sum(video.frames / video.fps for video in videos) / 60:8.1f}"
             f" {sum(s for s in takes_s if s >= MIN_TAKE_S) / 60:9.1f}"
         )
-    files = present(real_videos())
-    print(f"{len(files)} of {len(real_videos())} files are in LONGTAKE_LABELLED")
+    videos = real_videos() + training_videos()
+    files = present(videos)
+    print(f"{len(files)} of {len(videos)} files are in LONGTAKE_LABELLED")
     for path, video in files:
         if hashlib.sha256(path.read_bytes()).hexdigest() != video.sha256:
             print(f"{path}: not the file that was labelled")

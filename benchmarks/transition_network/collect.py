@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.footage import Take, frame_views, single_takes
 from benchmarks.labelled_videos import Labels, read_labels
-from benchmarks.real_videos import RealVideo, half_of, present, real_videos
+from benchmarks.real_videos import RealVideo, half_of, present, real_videos, training_videos
 from benchmarks.transition_network.sources import Source, write_source
 from curation.video.reader import Reader
 from tests.support.paths import VIDEOS
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    videos = present(real_videos("development"))
+    videos = present([*real_videos("development"), *training_videos()])
     labelled = read_labels(VIDEOS) if (VIDEOS / "labels.csv").is_file() else []
     labelled = [pair for pair in labelled if half_of(pair[1].sha256) == "development"]
     whole = {str(path) for path, _ in (*videos, *labelled)}  # stored with all their takes

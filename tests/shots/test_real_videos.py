@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.real_videos import RealVideo, half_of, real_videos
+from benchmarks.real_videos import RealVideo, half_of, real_videos, training_videos
 
-VIDEOS = real_videos()
+VIDEOS, TRAINING = real_videos(), training_videos()
 
 
 def test_no_file_is_labelled_twice():
-    assert len({video.sha256 for video in VIDEOS}) == len(VIDEOS)
+    assert len({video.sha256 for video in VIDEOS + TRAINING}) == len(VIDEOS + TRAINING)
 
 
-@pytest.mark.parametrize("video", VIDEOS, ids=lambda video: video.sha256[:6])
+def test_a_repository_with_labels_for_training_alone_gives_no_figures():
+    figures = {video.repository for video in VIDEOS if video.half == "figures"}
+    assert not figures & {video.repository for video in TRAINING}
+
+
+@pytest.mark.parametrize("video", VIDEOS + TRAINING, ids=lambda video: video.sha256[:6])
 def test_labels_of_a_video_are_in_order_and_within_its_frames(video: RealVideo):
-    assert video.half == half_of(video.sha256)
+    assert video.half == ("development" if video in TRAINING else half_of(video.sha256))
     frames = [cut["frame"] for cut in video.cuts]
     assert frames == sorted(set(frames))
     assert all(0 < frame < video.frames for frame in frames)
