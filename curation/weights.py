@@ -138,9 +138,9 @@ def _check_safetensors(path: Path) -> None:
         header = parse_object(file.read(header_bytes))
     entries = [entry for name, entry in header.items() if name != "__metadata__"]
     try:
-        ends = [entry["data_offsets"][1] for entry in entries]
+        data_bytes = max((entry["data_offsets"][1] for entry in entries), default=0)
+        expected, found = 8 + header_bytes + data_bytes, path.stat().st_size
     except (KeyError, TypeError, IndexError):
         raise ValueError("not a file of safetensors") from None
-    expected, found = 8 + header_bytes + max(ends, default=0), path.stat().st_size
     if found != expected:
         raise ValueError(f"has {found} bytes, expected {expected}")

@@ -91,6 +91,7 @@ def test_missing_weights_are_an_error_with_the_folder_and_the_command(kind, tmp_
         ('{"w": {"data_offsets": [0, 64]}}', r"has \d+ bytes, expected \d+"),
         ('{"w": 1}', "not a file of safetensors"),
         ('{"w": {}}', "not a file of safetensors"),
+        ('{"w": {"data_offsets": [0, "x"]}}', "not a file of safetensors"),
     ],
 )
 def test_model_with_a_damaged_file_is_refused(tmp_path, header, error):
