@@ -191,6 +191,8 @@ class Output:
         if (status := query.get("status")) is not None:
             found &= self._is_in("status", _texts(status))
         if (rule := query.get("rule")) is not None:
+            if not isinstance(rule, str):
+                raise QueryError("rule: expected a text")
             flat = pc.list_flatten(self.clips["rules"]).to_numpy()
             parents = pc.list_parent_indices(self.clips["rules"]).to_numpy()
             has_rule = np.zeros(len(found), bool)

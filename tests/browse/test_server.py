@@ -90,6 +90,7 @@ def test_list_is_filtered_sorted_and_paged_as_the_table_is(page, clips):
         ({"ranges": {"video": [1, 2]}}, "ranges: expected scores"),
         ({"ranges": {"motion_dis": ["a", None]}}, "ranges: motion_dis has an end that is no"),
         ({"status": "kept"}, "expected a list of texts"),
+        ({"rule": ["width", "height"]}, "rule: expected a text"),
         ({"offset": -1}, "offset: expected a whole number"),
         ({"change": "gained"}, "change: expected one of"),
         ({"preview": "gained"}, "preview: expected a policy and a change"),
