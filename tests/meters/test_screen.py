@@ -1,4 +1,4 @@
-"""Pages of text and user interfaces are screens, in any colours; footage with captions is none."""
+"""Pages of text and windows are screens, in any colours; footage with captions is none."""
 
 import cv2
 import numpy as np
@@ -8,9 +8,11 @@ from curation.images import encode_jpeg
 from stages.meters.key_frame_scores import key_frame_scores
 from stages.meters.screen import screen_share
 from tests.support.drawn import noisy, textured_image, view
-from tests.support.drawn_views import text_page
+from tests.support.drawn_views import text_page, window
 
 MAX_SCREEN_SHARE = 0.08  # of configs/local.yaml
+WINDOW = (0.3, 0.2, 0.7, 0.75)
+WINDOW_SHARE = 0.4 * 0.55
 CORNERS = ((0.0, 0.0, 0.3, 0.08), (0.0, 0.92, 0.16, 1.0))
 
 
@@ -51,6 +53,33 @@ def test_two_caption_boxes_in_corners_are_no_screen(darkening):
     for number, box in enumerate(CORNERS):
         frame = text_page(number, 230, 20, 34, box, frame)
     assert as_scored(frame) < MAX_SCREEN_SHARE / 1.5
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("ground", "ink", "opacity"), [(30, 210, 1), (250, 20, 1), (235, 20, 0.9)])
+def test_window_with_little_text_counts_as_a_whole(ground, ink, opacity, seed):
+    desktop = window(ground, ink, WINDOW, footage(seed), opacity)
+    assert 0.8 * WINDOW_SHARE < as_scored(desktop) < 1.1 * WINDOW_SHARE
+
+
+@pytest.mark.parametrize("degrees", [0, 2])
+@pytest.mark.parametrize("grey", [8, 120, 255])
+def test_door_window_and_dark_television_are_no_screen(grey, degrees):
+    frame = footage(2)
+    corners = cv2.boxPoints(((600, 350), (420, 300), degrees)).astype(np.int32)
+    cv2.fillConvexPoly(frame, corners, grey, cv2.LINE_AA)
+    assert as_scored(frame) < 0.01
+
+
+def test_tilted_sign_with_text_does_not_count_as_a_whole():
+    sign = window(235, 20, WINDOW, footage(2))
+    turn = cv2.getRotationMatrix2D((640, 360), 3, 1)
+    assert as_scored(cv2.warpAffine(sign, turn, (1280, 720))) < WINDOW_SHARE / 2
+
+
+def test_wide_banner_with_few_words_does_not_count_as_a_whole():
+    banner = window(235, 20, (0.08, 0.72, 0.92, 0.88), footage(2))
+    assert as_scored(banner) < MAX_SCREEN_SHARE / 1.5
 
 
 def test_blank_and_tiny_images_are_no_screen():

@@ -1,4 +1,4 @@
-"""Draws pictures of several views, and screens: pages of text in any colours."""
+"""Draws pictures of several views, and screens: pages of text in any colours, windows."""
 
 from __future__ import annotations
 
@@ -84,4 +84,29 @@ def text_page(
         letters = "".join(rng.choice(list("abcdefghijk lmnop()=_"), 200))
         fits = int((right - left) * rng.uniform(0.3, 0.95) / (0.65 * letter_px))
         cv2.putText(page, letters[:fits], (left + 4, y), 0, letter_px / 30, ink, 1, cv2.LINE_AA)
+    return page
+
+
+def window(
+    ground: int,
+    ink: int,
+    box: tuple[float, float, float, float],
+    frame: np.ndarray,
+    opacity: float = 1.0,
+) -> np.ndarray:
+    """(h, w) uint8: the frame with a window in a box: a title bar, and a few words below it.
+
+    opacity: below 1, the frame shows through the window, blurred.
+    """
+    height, width = frame.shape
+    left, top, right, bottom = (
+        round(b * side) for b, side in zip(box, (width, height) * 2, strict=True)
+    )
+    page, inside = frame.copy(), (slice(top, bottom), slice(left, right))
+    behind = cv2.GaussianBlur(frame, (0, 0), 60)[inside]
+    page[inside] = (opacity * ground + (1 - opacity) * behind).astype(np.uint8)
+    page[top : top + 24, left:right] = ground // 2 + 64
+    for text, y in (("Terminal", 17), ("last login: today", 60), ("user@host: ls", 82)):
+        x = (left + right) // 2 - 40 if y < 24 else left + 16
+        cv2.putText(page, text, (x, top + y), 0, 0.5, ink, 1, cv2.LINE_AA)
     return page
