@@ -63,7 +63,8 @@ def fill(decode: DecodePass, reader: Reader, seconds: float) -> None:
         decode.motion._samples.append(sample)
     image = rng.integers(0, 65535, (SIDE, SIDE), np.uint16)
     decode.fingerprint._ticks.extend(range(int(seconds * TICKS_PER_S)))
-    decode.fingerprint._images += [image] * int(seconds * TICKS_PER_S)
+    for _ in range(int(seconds * TICKS_PER_S)):
+        decode.fingerprint._images.append(image)
     decode.fingerprint._tick = int(seconds * TICKS_PER_S)
     decode.fingerprint._last = np.zeros((SIDE, SIDE), np.float32)
     decode.fingerprint._rows, decode.fingerprint._columns = rng.uniform(50, 200, (2, 180))

@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 
 from curation.video.frames import FrameProcessor, Planes, VideoInfo
+from stages.meters.small_arrays import SmallArrays
 
 TICKS_PER_S = 4
 MIN_FRAME_GAP_TICKS = 0.25  # between frames that are used: more would not change a tick's mean
@@ -45,7 +46,7 @@ class Fingerprint(FrameProcessor):
 
     def start(self, video: VideoInfo) -> None:
         self._ticks = array("q")  # increasing; a tick left out has the image of the one before
-        self._images: list[np.ndarray] = []  # (SIDE, SIDE) uint16, grey level times 256
+        self._images = SmallArrays()  # (SIDE, SIDE) uint16, grey level times 256
         self._sum = np.zeros((SIDE, SIDE), np.float32)  # of the current tick
         self._tick, self._summed = 0, 0.0  # the current tick, and the share of it that is summed
         self._last: np.ndarray | None = None  # the last used frame, reduced

@@ -13,6 +13,7 @@ from annotated_types import Gt
 from curation.measures import brightness, sharpness
 from curation.video.frames import Planes, VideoInfo
 from stages.meters.meter import Meter
+from stages.meters.small_arrays import SmallArrays
 
 MAX_BLACK_LEVEL = 12  # luma of a border's pixel, 0..255: borders are 0, a codec adds little
 MIN_LIT_LEVEL = 28  # luma of a pixel that is clearly part of the image
@@ -37,8 +38,8 @@ class Light(Meter):
         self._levels: list[tuple[float, float]] = []  # brightness, sharpness
         # (2, h) and (2, w) uint8: share of each row and column above MAX_BLACK_LEVEL, and above
         # MIN_LIT_LEVEL; 255 for all of it.
-        self._rows: list[np.ndarray] = []
-        self._columns: list[np.ndarray] = []
+        self._rows = SmallArrays()
+        self._columns = SmallArrays()
 
     def process_frame(self, t_s: float, frame: Planes) -> None:
         if t_s < self._next_s:
@@ -74,10 +75,12 @@ class Light(Meter):
     def borders(self, start_s: float, end_s: float) -> tuple[float, float, float, float]:
         """Black borders of the whole span: left, top, right, bottom, as shares of a side."""
         samples = self._samples_between(start_s, end_s)
-        if not self._rows[samples]:
+        profiles = (p.between(samples.start, samples.stop) for p in (self._columns, self._rows))
+        columns_of_each, rows_of_each = profiles
+        if not rows_of_each:
             return 0.0, 0.0, 0.0, 0.0
         # The brightest sample counts: a fade to black or a dark shot is no border.
-        columns, rows = (np.max(p[samples], axis=0) / 255.0 for p in (self._columns, self._rows))
+        columns, rows = (np.max(p, axis=0) / 255.0 for p in (columns_of_each, rows_of_each))
         sides = columns, rows, columns[:, ::-1], rows[:, ::-1]
         left, top, right, bottom = map(border_share, sides)
         return left, top, right, bottom

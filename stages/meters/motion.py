@@ -25,6 +25,7 @@ from stages.meters.alignment import (
 )
 from stages.meters.ken_burns import KenBurnsDetector, Window, ken_burns_spans
 from stages.meters.meter import Meter, spans_near
+from stages.meters.small_arrays import SmallArrays
 
 # One sample as a row of numbers: speeds in px/s at 320 wide, the camera as motion of the content,
 # residual_flow as the mean flow that the camera does not explain.
@@ -71,7 +72,7 @@ class Motion(Meter):
         self._previous: tuple[float, AlignmentImage] | None = None  # first of the sample before
         self._velocity, self._noise = NO_MOTION, 0.0  # of the sample before: what is expected
         self._next_s = 0.0
-        self._samples: list[np.ndarray] = []
+        self._samples = SmallArrays()
         self._windows: list[Window] = []
         self._results: tuple[np.ndarray, list[tuple[float, float]]] | None = None
 
@@ -175,7 +176,7 @@ class Motion(Meter):
     def _compute_results(self) -> tuple[np.ndarray, list[tuple[float, float]]]:
         """All samples, and the spans of a Ken Burns effect."""
         if self._results is None:
-            samples = np.array(self._samples, np.float32).reshape(-1, len(_FIELDS))
+            samples = np.array(list(self._samples), np.float32).reshape(-1, len(_FIELDS))
             self._sample_times_s = samples[:, 0].copy()
             self._results = samples, ken_burns_spans(self._windows, self.min_ken_burns_s)
         return self._results
