@@ -269,7 +269,7 @@ class _Pool:
         return limit if needs.gpus else min(limit, self.settings.workers or limit)
 
     def _room(self) -> tuple[int, str]:
-        """How many workers the cluster has room for now, and what it says where that is none."""
+        """How many workers the cluster has room for now, and the message where that is none."""
         resources, needs = ray.cluster_resources(), self.stages[0].needs
         cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
         limit = int(gpus / needs.gpus) if needs.gpus else int(cpus / needs.cpus)

@@ -176,7 +176,8 @@ class Motion(Meter):
     def _compute_results(self) -> tuple[np.ndarray, list[tuple[float, float]]]:
         """All samples, and the spans of a Ken Burns effect."""
         if self._results is None:
-            samples = np.array(list(self._samples), np.float32).reshape(-1, len(_FIELDS))
+            samples = np.array(self._samples.between(0, len(self._samples)), np.float32)
+            samples = samples.reshape(-1, len(_FIELDS))
             self._sample_times_s = samples[:, 0].copy()
             self._results = samples, ken_burns_spans(self._windows, self.min_ken_burns_s)
         return self._results

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -41,6 +40,3 @@ class SmallArrays:
     def between(self, first: int, stop: int) -> list[np.ndarray]:
         """Copies of those with first <= number < stop."""
         return [self[number] for number in range(first, min(stop, len(self)))]
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return map(self.__getitem__, range(len(self)))

@@ -71,7 +71,7 @@ def test_single_damaged_packets_of_a_transport_stream_are_not_taken_for_scramble
     for at in range(0, len(data), 20 * 188):
         data[at + 3] |= 0xC0
     path.write_bytes(data)
-    probe(str(path))
+    assert probe(str(path)).codec == "h264"
 
 
 def test_scrambled_program_stream_is_refused(tmp_path):
@@ -161,7 +161,7 @@ def test_zeros_that_were_copied_as_holes_are_no_missing_part(tmp_path):
     with path.open("ab") as file:
         file.write(struct.pack(">I4s", 10_000_000, b"free"))
     os.truncate(path, end + 10_000_000)
-    probe(str(path))
+    assert probe(str(path)).codec == "h264"
 
 
 @pytest.mark.parametrize(

@@ -98,4 +98,6 @@ def test_snippet_of_a_page_runs(page, code, dataset, kept_clip, tmp_path, monkey
     for name in ("OUT", "out"):  # as the pages name an output
         (tmp_path / name).symlink_to(dataset.out)
     code = code.replace("9f2c5e0b7a3d4c1e8b6f0a12", kept_clip)
-    exec(compile(code, f"docs/{page}.md", "exec"), {"__name__": "snippet"})
+    names = {"__name__": "snippet"}
+    exec(compile(code, f"docs/{page}.md", "exec"), names)
+    assert names.keys() > {"__name__", "__builtins__"}  # it imported or defined something

@@ -122,8 +122,11 @@ def test_run_that_fails_or_is_stopped_leaves_its_error_in_the_status(tmp_path):
 
 def test_status_that_cannot_be_written_does_not_stop_the_run(tmp_path):
     (tmp_path / "out").write_text("a file where the folder should be")
+    ended = False
     with StatusWriter(Folder(str(tmp_path / "out")), "score", list):
-        pass
+        ended = True
+    assert ended
+    assert (tmp_path / "out").read_text() == "a file where the folder should be"
 
 
 def test_status_names_shards_of_an_earlier_selection_with_the_command_to_run(tmp_path):

@@ -2,9 +2,9 @@
 
     python -m tests.support.lost_nodes FOLDER
 
-Two nodes are killed, each when the row has started on it. A third, which joins when the run says
-that it waits for one, finishes it. Prints a line for each node that left, the reason for which the
-third joined, and the row's error.
+Two nodes are killed, each when the row has started on it. A third, which joins when the run
+reports that it waits for one, finishes it. Prints a line for each node that left, the reason for
+which the third joined, and the row's error.
 """
 
 from __future__ import annotations

@@ -28,11 +28,12 @@ def test_a_dry_run_prints_the_cost_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_memory_of_the_page_cache_counts_as_free(tmp_path, monkeypatch):
+def test_memory_of_the_page_cache_counts_as_free(tmp_path, monkeypatch, capsys):
     unused_pages = {"SC_AVPHYS_PAGES": 0}  # all others hold files
     sysconf = os.sysconf
     monkeypatch.setattr(os, "sysconf", lambda name: unused_pages.get(name, sysconf(name)))
     main([write_config(tmp_path, tiny_config(tmp_path / "run")), "--dry-run"])
+    assert "tokens a sample" in capsys.readouterr().out
 
 
 def test_a_dry_run_replaces_missing_weights_and_clips_by_random_ones(tmp_path, capsys):
