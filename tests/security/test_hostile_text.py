@@ -176,7 +176,10 @@ PARSERS = {
 }
 
 
-def fuzz(parse: Callable[..., None], inputs: tuple[Any, ...], examples: int) -> None:
+def fuzz(parse: Callable[..., None], inputs: tuple[Any, ...], examples: int) -> int:
+    """The number of inputs after which `parse` returned."""
+    returned = 0
+
     @settings(
         max_examples=examples,
         deadline=None,
@@ -186,20 +189,23 @@ def fuzz(parse: Callable[..., None], inputs: tuple[Any, ...], examples: int) -> 
     )
     @given(st.tuples(*inputs))
     def run(values: tuple[Any, ...]) -> None:
+        nonlocal returned
         parse(*values)
+        returned += 1
 
     run()
+    return returned
 
 
 @pytest.mark.parametrize("parse", PARSERS, ids=lambda parse: parse.__name__)
 def test_any_input_is_a_value_or_the_error_that_is_handled(parse):
-    fuzz(parse, PARSERS[parse], 60)
+    assert fuzz(parse, PARSERS[parse], 60) >= 60
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parse", PARSERS, ids=lambda parse: parse.__name__)
 def test_many_inputs_are_a_value_or_the_error_that_is_handled(parse):
-    fuzz(parse, PARSERS[parse], 3000)
+    assert fuzz(parse, PARSERS[parse], 3000) >= 3000
 
 
 @pytest.mark.parametrize(
