@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -266,16 +265,26 @@ def _encode_timeout_s(clip: Row) -> float:
     return 60.0 + clip["num_frames"] * clip["width"] * clip["height"] / 1e6
 
 
-@lru_cache(maxsize=1)
+_opened: dict[tuple[str, bool], ClipSource] = {}  # of a child process; one at most
+
+
 def _open_source(path: str, times_jump: bool) -> ClipSource:
-    """Returns the open video, in a child process; it is kept from one clip of a video to the
-    next."""
-    return ClipSource(path, times_jump)
+    """Returns the open video; it is kept from one clip of a video to the next."""
+    key = (path, times_jump)
+    if key not in _opened:
+        _close_source()
+        _opened[key] = ClipSource(path, times_jump)
+    return _opened[key]
+
+
+def _close_source() -> None:
+    while _opened:
+        _opened.popitem()[1].close()
 
 
 def _run_in_child(task: str, args: tuple[Any, ...]) -> dict[str, Any]:
     if task == "close":  # a fetched video takes room on the disk as long as it is open
-        _open_source.cache_clear()
+        _close_source()
         return {}
     if task == "extract":
         path, times_jump, start_s, end_s, mp4, num_frames, interlaced, to_sdr = args

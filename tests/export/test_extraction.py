@@ -1,5 +1,7 @@
 """Extracted clips, checked by decoding them: every frame of the span and no other."""
 
+import gc
+import os
 import resource
 import signal
 from contextlib import closing
@@ -14,6 +16,7 @@ from curation import heartbeat
 from curation.records import is_in_span
 from curation.stage import BadVideo, OutputError
 from curation.video.reader import Reader
+from stages.export import export_stages
 from stages.export.extraction import ClipSource, extract_clip
 from stages.export.seekable_video import SeekableVideo, index_keyframes
 from tests.support.video_files import draw, extract
@@ -437,3 +440,18 @@ def test_clips_of_a_video_without_an_index_take_one_pass_and_have_the_same_bytes
         decoded = [t_s for t_s, _ in video.frames(1.2)]
     assert read[-1] == pytest.approx(1.16)
     assert decoded[0] == pytest.approx(1.2)
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.mp4"])
+def test_video_is_closed_after_its_last_clip(tmp_path, name):
+    """Not when Python's garbage collector runs: a fetched video takes room until it is closed."""
+    source = draw(tmp_path / name, frames=50, codec="mpeg4", width=160, height=90)
+    args = (str(source), False, 0.2, 1.2, str(tmp_path / "clip.mp4"), 25, False, False)
+    gc.disable()
+    try:
+        export_stages._run_in_child("extract", args)
+        export_stages._run_in_child("close", ())
+        descriptors = Path("/proc/self/fd").iterdir()
+        assert str(source) not in [os.path.realpath(path) for path in descriptors]
+    finally:
+        gc.enable()
