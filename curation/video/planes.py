@@ -19,9 +19,10 @@ from curation.stage import BadVideo
 from curation.video.frames import Planes
 from curation.video.geometry import Geometry
 
-LIMITED, FULL = 1, 2  # AVCOL_RANGE_MPEG (16..235), AVCOL_RANGE_JPEG (0..255)
-BT709, BT601 = 1, 5  # FFmpeg's numbers for the matrices (SWS_CS_ITU709, SWS_CS_ITU601)
-RGB, UNSPECIFIED, BT2020 = 0, 2, 9
+# Colour ranges (16..235 and 0..255) and matrices, by FFmpeg's AVColorRange and AVColorSpace.
+# swscale's own constants for the matrices BT.709 and BT.601 have the same numbers.
+LIMITED_RANGE, FULL_RANGE = 1, 2
+RGB, BT709, UNSPECIFIED, BT601 = 0, 1, 2, 5
 MIN_HD_WIDTH, MIN_HD_HEIGHT = 1280, 720  # px: from here on an unspecified matrix is BT.709
 CHROMA_SIZE = (64, 36)  # px, width and height
 MIN_FETCHED_PX = 1 << 20  # of a frame: a smaller one is still in the core's cache
@@ -192,8 +193,8 @@ def convert(frame: av.VideoFrame, width: int, height: int, pix_fmt: str) -> av.V
             height,
             pix_fmt,
             src_colorspace=matrix,
-            src_color_range=FULL if full else LIMITED,
-            dst_color_range=FULL,
+            src_color_range=FULL_RANGE if full else LIMITED_RANGE,
+            dst_color_range=FULL_RANGE,
             interpolation="AREA",
             threads=1,
         )
@@ -205,7 +206,7 @@ def _is_full_range(frame: av.VideoFrame, layout: LumaLayout) -> bool:
     """Of an unspecified range, grey video is full and colour limited, as in swscale."""
     if layout.full_range is not None:
         return layout.full_range
-    return frame.color_range == FULL or (frame.color_range != LIMITED and layout.grey)
+    return frame.color_range == FULL_RANGE or (frame.color_range != LIMITED_RANGE and layout.grey)
 
 
 def _plane_array(plane: Any, width: int, height: int, layout: LumaLayout) -> np.ndarray:

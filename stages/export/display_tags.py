@@ -19,8 +19,8 @@ from curation.orientation import Orientation, read_orientation
 from curation.video.container import DEFAULT_LIMITS, set_up_decoder
 from curation.video.geometry import Crop, Geometry
 from curation.video.mp4_boxes import SAMPLE_ENTRY_BYTES, child_boxes, top_level_boxes
+from curation.video.planes import FULL_RANGE
 
-LIMITED_RANGE, FULL_RANGE = 1, 2  # FFmpeg's AVColorRange
 # Side data of a frame that may come from the container and change how it is shown.
 SIDE_DATA = (
     *("SPHERICAL", "STEREO3D", "ICC_PROFILE", "AMBIENT_VIEWING_ENVIRONMENT"),

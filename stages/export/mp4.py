@@ -28,13 +28,12 @@ from curation.orientation import Orientation
 from curation.stage import OutputError
 from curation.video.container import VideoHeader
 from curation.video.geometry import Geometry
-from stages.export.display_tags import FULL_RANGE, LIMITED_RANGE
+from curation.video.planes import BT709, FULL_RANGE, LIMITED_RANGE
 
 # Measured on real 720p takes: `veryfast` takes a third of the time of `medium`, at the same size
 # and 1 dB less PSNR (47 dB at crf 18: neither an eye nor a VAE notices the difference).
 # asm: x264's AVX-512 code gives different bytes from run to run; its AVX2 and SSE code does not.
 X264_OPTIONS = {"preset": "veryfast", "crf": "18", "threads": "1", "x264-params": "asm=avx2"}
-BT709 = SWS_BT709 = 1  # a colour matrix, by FFmpeg's AVColorSpace and by swscale's constants
 SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
 
@@ -140,7 +139,7 @@ class EncodeFormat:
             how: dict[str, Any] = {
                 "src_color_range": FULL_RANGE if full or is_rgb else LIMITED_RANGE,
                 "dst_color_range": FULL_RANGE if full and not is_rgb else LIMITED_RANGE,
-                "dst_colorspace": SWS_BT709 if is_rgb else None,
+                "dst_colorspace": BT709 if is_rgb else None,
                 "interpolation": SCALING,
                 "threads": 1,
             }
