@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -32,7 +33,7 @@ from curation.json_text import parse_hashed, parse_json
 from curation.ledger import damaged_parts, locked
 from curation.progress import printable
 from curation.records import SELECTION as SELECTION_COLUMNS
-from curation.records import schema
+from curation.records import VIDEO, schema
 from curation.stage import OutputError, Row
 from curation.storage import Folder
 from pipelines.checksums import CHECKSUMS, hash_files
@@ -44,12 +45,12 @@ from pipelines.tables import (
     SKIPPED,
     captions_ledger,
     embeddings_ledger,
-    read_videos,
     rows_of,
+    stream_videos,
     videos_ledger,
 )
 from stages.export.export_stages import EXTRACTED, RECEIPTS, mp4_errors
-from stages.export.shards import Receipt, parse_receipt
+from stages.export.shards import parse_receipt
 
 REPAIR = "--repair"
 PHASES = ("score", "select", "caption", "export")
@@ -112,15 +113,14 @@ def mark_as_failed(out: Folder, errors: dict[str, str]) -> None:
     """Gives the videos the status failed, so that `score retry_failed=true` scores them again.
     errors: by video."""
     ledger = videos_ledger(out)
-    table = ledger.read()
-    table = table.filter(pc.is_in(table["video"], value_set=pa.array(errors, pa.string())))
+    columns, names = [column.name for column in VIDEO], pa.array(errors, pa.string())
     no_content: Row = {"clips": [], "cuts_s": [], "gradual": [], "takes": []}
-    ledger.append(
-        [
-            row | no_content | {"status": "failed", "error": f"{errors[row['video']]}; {RESCORE}"}
-            for row in table.to_pylist()
-        ]
-    )
+    rows: list[Row] = []
+    for table in ledger.last_batches([c for c in columns if c not in no_content], names):
+        for row in table.to_pylist():
+            error = f"{errors[row['video']]}; {RESCORE}"
+            rows.append(row | no_content | {"status": "failed", "error": error})
+    ledger.append(rows)
 
 
 def caption_sets(out: Folder) -> list[str]:
@@ -158,7 +158,10 @@ def check_tables_of_ledger(out: Folder) -> Iterator[Finding]:
         if not ledger.exists(name):
             continue
         try:
-            missing = columns - set(ledger.read_table(name).column_names)
+            found = ledger.read_schema(name).names
+            for _ in ledger.table_batches(name, found):
+                pass  # reading compares the pages with their checksums
+            missing = columns - set(found)
             what = f"lacks the columns {', '.join(sorted(missing))}" if missing else None
         except OutputError as error:
             what = f"can't be read: {error}"
@@ -180,17 +183,35 @@ def check_stored_frames(out: Folder) -> Iterator[Finding]:
     """Checks that the stored frames and embeddings of all scored clips exist and are unchanged."""
     if not (out / "ledger").exists(INPUT):
         return
-    videos = read_videos(out, ["status", "weights", "clips"])
-    embedded = set(embeddings_ledger(out).read([])["clip_id"].to_pylist())
-    for batch in videos.to_batches(max_chunksize=1000):
-        rows = [row for row in batch.to_pylist(maps_as_pydicts="strict") if row["status"] == "ok"]
-        yield from _check_frames(out, rows)
-        for row in rows:
-            if EMBEDDED in (row["weights"] or {}):
-                clips = [c for c in row["clips"] if c[EMBEDDED] is not None]
-                if missing := sum(c["clip_id"] not in embedded for c in clips):
-                    what = f"lacks {missing} of {len(clips)} clips of {row['video']}"
-                    yield Finding("ledger/embeddings", what, "score", video=row["video"])
+    for videos in stream_videos(out, ["clips.segments"]):
+        scored = videos.filter(pc.equal(videos["status"], "ok"))
+        yield from _check_frames(out, scored.to_pylist())
+    yield from _check_embeddings(out)
+
+
+def _check_embeddings(out: Folder) -> Iterator[Finding]:
+    """Checks that each clip with a score of the embedding model has embeddings."""
+    names: list[str] = []  # of the videos with such clips
+    counts: list[int] = []  # of such clips of each
+    clip_ids: list[pa.Array] = []
+    for videos in stream_videos(out, ["weights", "clips.clip_id", f"clips.{EMBEDDED}"]):
+        has_model = pc.is_valid(pc.map_lookup(videos["weights"], EMBEDDED, "first"))
+        videos = videos.filter(pc.and_(has_model, pc.equal(videos["status"], "ok")))
+        clips = videos["clips"].combine_chunks()
+        values = pc.list_flatten(clips)
+        is_scored = pc.is_valid(pc.struct_field(values, EMBEDDED))
+        clip_ids.append(pc.struct_field(values, "clip_id").filter(is_scored))
+        names += videos["video"].to_pylist()
+        parents = pc.list_parent_indices(clips).filter(is_scored).to_numpy()
+        counts += np.bincount(parents, minlength=len(clips)).tolist()
+    embedded = embeddings_ledger(out).read([])["clip_id"]
+    found = pc.is_in(pa.chunked_array(clip_ids, pa.string()), embedded.combine_chunks())
+    missing_before = np.append(0, np.cumsum(~found.to_numpy()))  # each clip
+    missing_of = np.diff(missing_before[np.cumsum([0, *counts])]).tolist()
+    for name, count, missing in zip(names, counts, missing_of, strict=True):
+        if missing:
+            what = f"lacks {missing} of {count} clips of {name}"
+            yield Finding("ledger/embeddings", what, "score", video=name)
 
 
 def _check_frames(out: Folder, rows: list[Row]) -> Iterator[Finding]:
@@ -229,15 +250,16 @@ def check_rows(out: Folder) -> Iterator[Finding]:
     if not ledger.exists(INPUT):
         return
     listed = ledger.read_table(INPUT, ["video"])["video"]
-    videos = videos_ledger(out).read(["status", "clips"])
-    if missing := rows_of(listed, videos, "video")["status"].null_count:
+    videos = videos_ledger(out)
+    if missing := rows_of(listed, videos.read(["status"]), "video")["status"].null_count:
         what = f"lacks {missing} of {len(listed)} videos of the input"
         yield Finding("ledger/videos", what, "score")
     if not ledger.exists(SELECTION):
         return
-    selection = ledger.read_table(SELECTION)
-    clips = pc.list_flatten(videos.filter(pc.is_in(videos["video"], listed))["clips"])
-    clip_ids = pc.struct_field(clips, "clip_id")
+    selection = ledger.read_table(SELECTION, ["clip_id", "status"])
+    found = videos.last_batches(["clips.clip_id"], listed.combine_chunks())
+    ids = [pc.struct_field(pc.list_flatten(table["clips"]), "clip_id") for table in found]
+    clip_ids = pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string())
     if missing := rows_of(clip_ids, selection, "clip_id")["status"].null_count:
         yield Finding(f"ledger/{SELECTION}", f"lacks {missing} clips", "select")
     kept = selection.filter(pc.equal(selection["status"], "kept"))["clip_id"]
@@ -267,25 +289,24 @@ def check_extracted(out: Folder) -> Iterator[Finding]:
 
 def check_shards(out: Folder) -> Iterator[Finding]:
     """Checks shards and the clips in presto/ by the receipts of the shards."""
-    receipts: list[Receipt] = []
+    tars: dict[str, str | None] = {}
     for name in out.names(RECEIPTS):
         path = f"{RECEIPTS}/{name}"
         try:
-            receipts.append(parse_receipt(out.read(path), out.path(path)))
+            receipt = parse_receipt(out.read(path), out.path(path))
         except (OutputError, FileNotFoundError) as error:
             what = f"is damaged: {str(error).partition('; ')[0]}"
             yield Finding(path, what, "export", remove=(path,))
-    tars = {f"shards/{r.shard}": r.sha256 for r in receipts if r.bytes}
+            continue
+        if receipt.bytes:
+            tars[f"shards/{receipt.shard}"] = receipt.sha256
+        mp4s = {
+            f"presto/{row['path']}": row["sha256"] for row in receipt.extra if row.get("sha256")
+        }
+        for mp4, what in changed_files(mp4s, hash_files(out, mp4s).get).items():
+            yield Finding(mp4, what, "export", remove=(mp4, path))
     for name, what in changed_files(tars, hash_files(out, tars).get).items():
         yield Finding(name, what, "export", remove=(name,))
-    mp4s, receipt_of = {}, {}
-    for receipt in receipts:
-        for row in receipt.extra:
-            if row.get("sha256"):
-                mp4s[f"presto/{row['path']}"] = row["sha256"]
-                receipt_of[f"presto/{row['path']}"] = f"{RECEIPTS}/{receipt.shard}.json"
-    for name, what in changed_files(mp4s, hash_files(out, mp4s).get).items():
-        yield Finding(name, what, "export", remove=(name, receipt_of[name]))
 
 
 def check_checksums(out: Folder) -> Iterator[Finding]:

@@ -8,12 +8,14 @@ import shlex
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from curation.ledger import damaged_parts
 from curation.storage import Folder
 from pipelines import verify
+from pipelines.tables import INPUT, embeddings_ledger, videos_ledger
 from tests.curation.test_resume import run_all, settings
 from tests.support.small_input import SETTINGS
 from tests.support.whole_run import differences, start, wait_for_end
@@ -110,6 +112,58 @@ def test_missing_rows_are_named_with_the_phase_that_writes_them(out):
         ("ledger/videos", "lacks 7 of 7 videos of the input", "score"),
         ("ledger/captions/measured", "lacks 4 of 4 kept clips", "caption"),
     ]
+
+
+def write_videos(out: Folder, numbers: range, clips_each: int, fingerprint: bytes) -> list[str]:
+    """Adds a part of scored videos whose clips have the score of the embedding model. Returns the
+    clips' ids."""
+    rows = []
+    for number in numbers:
+        ids = [f"{number:08d}{place:04d}" for place in range(clips_each)]
+        clips = [{"clip_id": i, verify.EMBEDDED: 0.5, "fingerprint": fingerprint} for i in ids]
+        row = {"video": f"{number}.mp4", "status": "ok", "sha256": f"{number:064d}"}
+        rows.append(row | {"weights": {verify.EMBEDDED: "v1"}, "clips": clips})
+    videos_ledger(out).append(rows)
+    return [clip["clip_id"] for row in rows for clip in row["clips"]]
+
+
+def test_clips_without_embeddings_are_counted_by_video(tmp_path):
+    out = Folder(str(tmp_path))
+    ids = write_videos(out, range(3), 4, b"")
+    embeddings_ledger(out).append([{"clip_id": i, "model": "v1"} for i in [*ids[:4], *ids[6:9]]])
+    out.write_table(f"ledger/{INPUT}", pa.table({"video": [f"{i}.mp4" for i in range(3)]}))
+    findings = list(verify.check_stored_frames(out))
+    assert [(finding.what, finding.video) for finding in findings] == [
+        ("lacks 2 of 4 clips of 1.mp4", "1.mp4"),
+        ("lacks 3 of 4 clips of 2.mp4", "2.mp4"),
+    ]
+    verify.mark_as_failed(out, {"2.mp4": "x lacks 3"})
+    stored = videos_ledger(out).read(["status", "sha256", "weights", "clips"]).to_pylist()
+    assert [row["status"] for row in stored] == ["ok", "ok", "failed"]
+    assert stored[2]["sha256"] == f"{2:064d}"
+    assert stored[2]["weights"] == [(verify.EMBEDDED, "v1")]
+    assert (len(stored[1]["clips"]), stored[2]["clips"]) == (4, [])
+
+
+def test_memory_does_not_grow_with_the_rows_of_the_ledger(tmp_path):
+    peaks, usual = [], pa.default_memory_pool()
+    for parts in (4, 16):
+        out = Folder(str(tmp_path / str(parts)))
+        for part in range(parts):
+            numbers = range(100 * part, 100 * part + 100)
+            ids = write_videos(out, numbers, 10, random.Random(part).randbytes(1000))
+            embeddings_ledger(out).append([{"clip_id": i, "model": "v1"} for i in ids])
+        videos = [f"{i}.mp4" for i in range(100 * parts)]
+        listed = pa.table({"video": videos, "bytes": range(100 * parts), "version": videos})
+        out.write_table(f"ledger/{INPUT}", listed)
+        pa.set_memory_pool(pool := pa.proxy_memory_pool(usual))
+        try:
+            assert list(verify.find(out)) == []
+        finally:
+            pa.set_memory_pool(usual)
+        peaks.append(pool.max_memory())
+    more_clips = (16 - 4) * 100 * 10
+    assert peaks[1] - peaks[0] < 200 * more_clips, peaks  # bytes; a clip has more than 1000
 
 
 def test_finding_is_one_line_with_the_command_and_exit_code_1(out, capsys):
