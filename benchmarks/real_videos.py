@@ -19,6 +19,7 @@ from curation.video.reader import Reader
 LABELS = Path(__file__).parent / "labels" / "videos.jsonl"
 TRAINING_LABELS = LABELS.with_name("training.jsonl")
 HALVES = ("development", "figures")
+FOLDS = 6  # of cross-validation
 HIDDEN_FRAMES = 3  # at most so many frames at the end are hidden by a file's edit list
 MIN_TAKE_S = 3.0  # a shorter span between two transitions is counted as a shot, not as a take
 
@@ -72,6 +73,11 @@ class RealVideo:
 
 def half_of(sha256: str) -> str:
     return HALVES[int(sha256, 16) % 2]
+
+
+def fold_of(repository: str) -> int:
+    """The fold of cross-validation, 0 to FOLDS - 1: the same for all videos of a repository."""
+    return int(hashlib.sha256(repository.encode()).hexdigest(), 16) % FOLDS
 
 
 def real_videos(half: str | None = None) -> list[RealVideo]:

@@ -1,26 +1,26 @@
 """Trains the trees of hard cuts of `stages/shots/learned.py`; prints how they do on other sources.
 
-    python -m benchmarks.train_transitions extract OUT.npz [--films 2000] [--workers 2]
+    python -m benchmarks.train_transitions extract OUT.npz [--films 433] [--workers 2]
     python -m benchmarks.train_transitions fit OUT.npz [OUT.npz …] [--write]
 
 `extract` draws films from the footage of the development half (benchmarks/footage.py) under one
 condition or several at once (benchmarks/edits.py), and measures them, the footage itself and the
-labelled real videos of that half as the detector does. `fit` trains on five sixths of the sources
-and reports on the last sixth; `--write` then trains on all and replaces stages/shots/models.
+labelled real videos of that half as the detector does. `fit` trains on all folds but one, in turn,
+and reports how the examples of the other fold are classified. The repository of a source decides
+its fold, and a film has sources of one fold. `--write` then trains on all and replaces the trees of
+stages/shots/models.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import tempfile
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,24 @@ from benchmarks import edits
 from benchmarks.edits import Transition
 from benchmarks.footage import Take, frame_views, single_takes
 from benchmarks.labelled_videos import Labels, read_labels
-from benchmarks.real_videos import RealVideo, half_of, present, real_videos
+from benchmarks.real_videos import (
+    FOLDS,
+    RealVideo,
+    fold_of,
+    half_of,
+    present,
+    real_videos,
+    training_videos,
+)
 from curation.video.reader import Reader
 from stages.shots import cut_features
 from stages.shots.boosted_trees import tree_arrays
 from stages.shots.hard_cuts import MODELS, HardCuts
 from tests.support.paths import VIDEOS
 
-HELD_OUT = 6  # one in so many sources is for the report of `fit`
 FILMS_PER_SOURCES = 24  # films in a row that draw from the same edits.SOURCES takes
-# Pairs without a cut: of a film, of a take, of a labelled video
-FILM_NEGATIVES, TAKE_NEGATIVES, VIDEO_NEGATIVES = 60, 100, 3000
+NONE, PLACE, JUMP = 0, 1, 2  # classes of pairs: no cut, a cut, a jump cut of a labelled video
+FILM_NEGATIVES, TAKE_NEGATIVES = 60, 100  # pairs without a cut that are kept of a film and a take
 DRAWN, GREY = 0.3, 0.1  # shares of the films
 FITS = {"max_leaf_nodes": 12, "min_samples_leaf": 20, "l2_regularization": 1.0, "random_state": 0}
 
@@ -72,21 +79,30 @@ def measure(
         return recorder, reader.times_s
 
 
-Labelled = tuple[list[int], list[int]]  # numbers of pairs, and their classes
+Pairs = tuple[np.ndarray, np.ndarray]  # (N, features) float32, (N,) int8 classes
 
 
 def label_pairs(
-    recorder: Recorder, hard_s: list[float], unclear: list[tuple[float, float]]
-) -> Labelled:
-    """1 for a pair between whose pictures a hard cut lies, 0 for others; unclear ones are left."""
-    numbers, classes = [], []
-    for number, (before_s, after_s, _) in enumerate(recorder.pairs):
-        is_cut = any(before_s < t - 1e-4 <= after_s for t in hard_s)
-        if not is_cut and any(after_s >= a - 0.1 and before_s <= b + 0.1 for a, b in unclear):
-            continue
-        numbers.append(number)
-        classes.append(int(is_cut))
-    return numbers, classes
+    recorder: Recorder,
+    places_s: list[float],
+    unclear: list[tuple[float, float]],
+    jumps_s: Sequence[float] = (),
+    most_others: int | None = None,
+) -> Pairs:
+    """The pairs and their classes: PLACE or JUMP where such a cut lies between the two pictures.
+    Leaves out unclear pairs. most_others: keeps at most so many of the others, at random."""
+    cuts_s = [(t_s, PLACE) for t_s in places_s] + [(t_s, JUMP) for t_s in jumps_s]
+    cuts: list[tuple[list[float], int]] = []
+    others: list[tuple[list[float], int]] = []
+    for before_s, after_s, features in recorder.pairs:
+        kinds = [kind for t_s, kind in cuts_s if before_s < t_s - 1e-4 <= after_s]
+        if kinds:
+            cuts.append((features, kinds[0]))
+        elif not any(after_s >= a - 0.1 and before_s <= b + 0.1 for a, b in unclear):
+            others.append((features, NONE))
+    chosen = np.random.default_rng(0).permutation(len(others))[:most_others]
+    rows = cuts + [others[i] for i in chosen]
+    return np.array([x for x, _ in rows], np.float32), np.array([y for _, y in rows], np.int8)
 
 
 def sources_of(number: int, takes: list[Take]) -> list[Take]:
@@ -137,162 +153,121 @@ def draw_film(number: int, takes: list[Take], path: Path) -> tuple[str, list[Tra
     return f"{kind}|{'+'.join(conditions)}", joins
 
 
-def one_film(job: tuple[int, list[Take]]) -> dict[str, Any]:
+def one_film(job: tuple[int, list[Take]]) -> tuple[str, Pairs]:
     """Draws and measures a film."""
     number, takes = job
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
         name, transitions = draw_film(number, takes, path)
         recorder, times = measure(path)
-    hard, gradual, unclear = known_times(transitions, times)
-    rng = np.random.default_rng([18, number])
-    rows = _chosen(recorder, hard, [*gradual, *unclear], rng, FILM_NEGATIVES)
-    return {"name": name, "pairs": rows}
-
-
-def _chosen(
-    recorder: Recorder,
-    hard: list[float],
-    unclear: list[tuple[float, float]],
-    rng: np.random.Generator,
-    negatives: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Features and classes: all positives, and a random choice of the negatives."""
-    numbers, classes = label_pairs(recorder, hard, unclear)
-    positive = [n for n, c in zip(numbers, classes, strict=True) if c]
-    others = [n for n, c in zip(numbers, classes, strict=True) if not c]
-    chosen = positive + [others[i] for i in rng.permutation(len(others))[:negatives]]
-    rows = np.array([recorder.pairs[n][2] for n in chosen], np.float32)
-    return rows, np.arange(len(chosen)) < len(positive)
+    hard, unclear = known_times(transitions, times)
+    return name, label_pairs(recorder, hard, unclear, most_others=FILM_NEGATIVES)
 
 
 def known_times(
     transitions: list[Transition], times: np.ndarray
-) -> tuple[list[float], list[tuple[float, float]], list[tuple[float, float]]]:
-    """Times of hard cuts; spans of gradual transitions; spans where nothing is decided."""
-    hard, gradual, unclear = [], [], []
+) -> tuple[list[float], list[tuple[float, float]]]:
+    """Times of hard cuts; spans of gradual transitions, and of those that are not seen."""
+    hard, spans = [], []
     last = len(times) - 1
     for t in transitions:
         before, after = times[max(0, t.first - 1)], times[min(last, t.last + 1)]
-        if t.kind == "unseen":
-            unclear.append((float(before), float(after)))
-        elif t.first > t.last:
+        if t.kind != "unseen" and t.first > t.last:
             hard.append(float(after))
         elif t.kind in ("flash_cut", "black_between"):
             hard += [float(times[t.first]), float(after)]
         else:
-            gradual.append((float(before), float(after)))
-    return hard, gradual, unclear
+            spans.append((float(before), float(after)))
+    return hard, spans
 
 
-def one_video(job: tuple[Path, RealVideo]) -> dict[str, Any]:
+def one_video(job: tuple[Path, RealVideo]) -> tuple[str, Pairs]:
     """Measures a labelled video."""
     path, video = job
     recorder, times = measure(path)
     end = len(times) - 1
-    hard = [float(times[min(end, c["frame"])]) for c in video.cuts]
+    place, jump = (
+        [float(times[min(end, cut["frame"])]) for cut in video.cuts if cut["kind"] == kind]
+        for kind in ("place", "jump")
+    )
     unclear = [
         (float(times[min(end, span["first"])]), float(times[min(end, span["last"])]))
         for span in (*video.gradual, *video.uncertain)
     ]
-    rng = np.random.default_rng(int(video.sha256[:8], 16))
-    rows = _chosen(recorder, hard, unclear, rng, VIDEO_NEGATIVES)
-    return {"name": f"real|{video.kind}", "pairs": rows}
+    return f"real|{video.kind}", label_pairs(recorder, place, unclear, jump)
 
 
-def one_labelled(job: tuple[Path, Labels]) -> dict[str, Any]:
+def one_labelled(job: tuple[Path, Labels]) -> tuple[str, Pairs]:
     """Measures a video of LONGTAKE_VIDEOS."""
     path, labels = job
     recorder, times = measure(path)
     hard = [float(times[np.searchsorted(times, t - 0.02)]) for t in labels.cuts]
-    rng = np.random.default_rng(int(labels.sha256[:8], 16))
     # its spans are given to a tenth of a second
     spans = [(a - 0.05, b + 0.05) for a, b in labels.gradual]
-    rows = _chosen(recorder, hard, spans, rng, VIDEO_NEGATIVES)
-    return {"name": "real|labelled", "pairs": rows}
+    return "real|labelled", label_pairs(recorder, hard, spans)
 
 
-def one_take(take: Take) -> dict[str, Any]:
+def one_take(take: Take) -> tuple[str, Pairs]:
     """Measures a take without any transition."""
     recorder, _ = measure(Path(take.path), take.start_s, take.end_s)
-    rows = _chosen(recorder, [], [], np.random.default_rng(0), TAKE_NEGATIVES)
-    return {"name": "take|", "pairs": rows}
+    return "take|", label_pairs(recorder, [], [], most_others=TAKE_NEGATIVES)
 
 
-def _safely(job: tuple[int, Callable[[Any], dict[str, Any]], Any]) -> tuple[int, Any]:
-    """Returns the job's number with its result, or with the text of its error."""
-    number, measure_one, about = job
+Job = tuple[int, Callable[[Any], tuple[str, Pairs]], Any]  # fold, function, its argument
+
+
+def _safely(job: Job) -> tuple[int, tuple[str, Pairs] | None]:
+    """The fold, with the result: None after an error, which is printed."""
+    fold, measure_one, about = job
     cv2.setNumThreads(1)
     try:
-        return number, measure_one(about)
+        return fold, measure_one(about)
     except Exception:
-        return number, traceback.format_exc()
+        traceback.print_exc()
+        return fold, None
 
 
-def extract(args: argparse.Namespace) -> None:
-    """Writes OUT: features and classes of pairs, the source of each, its group."""
+def extract(out: Path, films: int, workers: int) -> None:
+    """Writes OUT: the features and the classes of all pairs, the number of the file of each pair;
+    the name and the fold of each file."""
     takes = [take for take in single_takes() if take.half == "development"]
-    paths = sorted({take.path for take in takes})
-    groups = [
-        [take for take in takes if paths.index(take.path) % HELD_OUT == 0],
-        [take for take in takes if paths.index(take.path) % HELD_OUT != 0],
-    ]
-    videos = [] if args.no_real else present(real_videos("development"))
+    videos = present([*real_videos("development"), *training_videos()])
     videos.sort(key=lambda pair: -pair[0].stat().st_size)  # the longest first
-    labelled = {str(path) for path, _ in videos}
-    jobs: list[Any] = [(one_video, pair) for pair in videos]
-    if not args.no_real:
-        pairs = [pair for pair in read_labels(VIDEOS) if half_of(pair[1].sha256) == "development"]
-        jobs += [(one_labelled, pair) for pair in pairs]
-    if not args.no_real:
-        jobs += [(one_take, take) for take in takes if take.path not in labelled]
+    in_videos = {str(path) for path, _ in videos}
+    labelled = read_labels(VIDEOS) if (VIDEOS / "labels.csv").is_file() else []
+    labelled = [pair for pair in labelled if half_of(pair[1].sha256) == "development"]
+    jobs: list[Job] = [(fold_of(pair[1].repository), one_video, pair) for pair in videos]
+    jobs += [(fold_of(pair[0].name), one_labelled, pair) for pair in labelled]
     jobs += [
-        (one_film, (n, groups[0 if n % HELD_OUT == 0 else 1]))
-        for n in range(args.first, args.first + args.films)
+        (fold_of(take.repository), one_take, take) for take in takes if take.path not in in_videos
     ]
-    jobs = [(number, *job) for number, job in enumerate(jobs)]
-    films = next(i for i, job in enumerate([*jobs, (0, one_film)]) if job[1] is one_film)
-    results: dict[int, dict[str, Any]] = {}
+    for number in range(films):
+        fold = number // FILMS_PER_SOURCES % FOLDS
+        sources = [take for take in takes if fold_of(take.repository) == fold]
+        jobs.append((fold, one_film, (number, sources)))
     started = time.monotonic()
-    with multiprocessing.Pool(args.workers) as pool:
-        # the films of a block share their takes, which a process reads once
-        real = pool.imap_unordered(_safely, jobs[:films])
-        drawn = pool.imap_unordered(_safely, jobs[films:], FILMS_PER_SOURCES)
-        for number, found in chain(real, drawn):
-            if isinstance(found, str):
-                print(found, flush=True)
-                continue
-            results[number] = found
-            if len(results) % 100 == 0:
-                print(f"{len(results)} files, {time.monotonic() - started:.0f} s", flush=True)
-            if time.monotonic() - started > args.limit_s:
-                pool.terminate()
-                break
     names: list[str] = []
-    columns: dict[str, list[Any]] = defaultdict(list)
-    for number, found in sorted(results.items()):
-        held_out = (jobs[number][2][0] if number >= films else number) % HELD_OUT == 0
-        rows, classes = found["pairs"]
-        if len(rows):
-            columns["pairs_x"].append(rows)
-            columns["pairs_y"].append(classes)
-            columns["pairs_film"].append(np.full(len(rows), len(names)))
-            columns["pairs_held_out"].append(np.full(len(rows), held_out))
-        names.append(found["name"])
-    arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
-    np.savez_compressed(args.data[0], names=np.array(names), **arrays)
-
-
-def read_examples(files: list[Path]) -> dict[str, np.ndarray]:
-    """The arrays of some files of `extract`, joined."""
-    parts: dict[str, list[np.ndarray]] = defaultdict(list)
-    films = 0
-    for file in files:
-        with np.load(file, allow_pickle=False) as stored:
-            for name in stored.files:
-                parts[name].append(stored[name] + films if name.endswith("_film") else stored[name])
-            films += len(stored["names"])
-    return {name: np.concatenate(part) for name, part in parts.items()}
+    folds: list[int] = []
+    features, classes, files = [], [], []
+    with multiprocessing.Pool(workers) as pool:
+        for done, (fold, found) in enumerate(pool.imap(_safely, jobs)):
+            if done % 100 == 99:
+                print(f"{done + 1} of {len(jobs)} files, {time.monotonic() - started:.0f} s")
+            if found and len(found[1][0]):
+                name, (x, y) = found
+                features.append(x)
+                classes.append(y)
+                files.append(np.full(len(y), len(names)))
+                names.append(name)
+                folds.append(fold)
+    np.savez_compressed(
+        out,
+        names=np.array(names),
+        folds=np.array(folds),
+        pairs_x=np.concatenate(features),
+        pairs_y=np.concatenate(classes),
+        pairs_file=np.concatenate(files),
+    )
 
 
 @dataclass(frozen=True)
@@ -305,7 +280,7 @@ class Trees:
     real: tuple[float, float]  # weights of a cut in a labelled video, and of what is none there
 
     def weights(self, y: np.ndarray, names: np.ndarray) -> np.ndarray:
-        return np.where(np.char.startswith(names, "real"), np.where(y, *self.real), 1.0)
+        return np.where(np.char.startswith(names, "real"), np.where(y != NONE, *self.real), 1.0)
 
 
 ALL_TREES = (
@@ -315,23 +290,27 @@ ALL_TREES = (
 )
 
 
-def fit(files: list[Path], write: bool) -> None:
-    """Trains all trees; prints how they do on held-out sources, by kind."""
-    arrays = read_examples(files)
-    y, held = arrays["pairs_y"], arrays["pairs_held_out"]
-    names = arrays["names"][arrays["pairs_film"]]
+def fit(data: Path, write: bool) -> None:
+    """Trains all trees; prints how they do on sources that they were not trained on."""
+    with np.load(data, allow_pickle=False) as stored:
+        arrays = dict(stored)
+    y = arrays["pairs_y"]
+    names, folds = (arrays[name][arrays["pairs_file"]] for name in ("names", "folds"))
     for trees in ALL_TREES:
         columns = [cut_features.FEATURES.index(name) for name in trees.columns]
         x, weights = arrays["pairs_x"][:, columns], trees.weights(y, names)
-        classifier = train(x[~held], y[~held], weights[~held], trees.count)
-        print(f"\n{trees.name}: {len(y)} examples, {int(y.sum())} positive")
-        report(classifier.predict_proba(x[held])[:, 1], y[held], names[held])
+        likely = np.zeros(len(y))
+        for fold in range(FOLDS):
+            other = folds != fold
+            classifier = train(x[other], y[other] != NONE, weights[other], trees.count)
+            likely[~other] = classifier.predict_proba(x[~other])[:, 1]
+        print(f"\n{trees.name}: {len(y)} pairs")
+        report(likely, y, names)
         if write:
-            classifier = train(x, y, weights, trees.count)
-            MODELS.mkdir(exist_ok=True)
+            classifier = train(x, y != NONE, weights, trees.count)
             path = MODELS / f"{trees.name}.npz"
             np.savez_compressed(path, names=np.array(trees.columns), **tree_arrays(classifier))
-            print(f"{path}: {os.path.getsize(path)} bytes")
+            print(f"{path}: {path.stat().st_size} bytes")
 
 
 def train(x: np.ndarray, y: np.ndarray, weights: np.ndarray, count: int) -> Any:
@@ -343,13 +322,21 @@ def train(x: np.ndarray, y: np.ndarray, weights: np.ndarray, count: int) -> Any:
     return classifier.fit(x, y, weights)
 
 
-def report(likely: np.ndarray, y: np.ndarray, films: np.ndarray) -> None:
-    for limit in (0.004, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95):
-        hit, false = likely[y == 1] >= limit, likely[y == 0] >= limit
-        print(f"  from {limit}: recall {hit.mean():.3f}, false {false.sum()} of {false.size}")
+def report(likely: np.ndarray, y: np.ndarray, names: np.ndarray) -> None:
+    """Prints what is found from several probabilities on, in labelled videos and in films and
+    takes, and at 0.5 by kind and condition."""
+    is_real = np.char.startswith(names, "real")
+    for limit in (0.004, 0.01, 0.05, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8):
+        parts = []
+        for group, member in (("videos", is_real), ("films and takes", ~is_real)):
+            counts = [(likely[member & (y == kind)] >= limit) for kind in (PLACE, JUMP, NONE)]
+            place, jump, false = (int(found.sum()) for found in counts)
+            totals = [len(found) for found in counts]
+            parts.append(f"{group} {place}/{totals[0]}, jump {jump}/{totals[1]}, false {false}")
+        print(f"  from {limit}: {'; '.join(parts)}")
     kinds: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
-    for probability, truth, film in zip(likely, y, films, strict=True):
-        kind, _, conditions = str(film).partition("|")
+    for probability, truth, name in zip(likely, y, names, strict=True):
+        kind, _, conditions = str(name).partition("|")
         for key in (kind, *conditions.split("+")):
             row = kinds[key]
             row[0 if truth else 2] += 1
@@ -360,17 +347,17 @@ def report(likely: np.ndarray, y: np.ndarray, films: np.ndarray) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", choices=("extract", "fit"))
-    parser.add_argument("data", type=Path, nargs="+")
-    parser.add_argument("--films", type=int, default=2000)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--first", type=int, default=0, help="number of the first film")
-    parser.add_argument("--no-real", action="store_true", help="films alone")
-    parser.add_argument("--limit-s", type=float, default=float("inf"))
-    parser.add_argument("--write", action="store_true")
+    tasks = parser.add_subparsers(dest="task", required=True)
+    task = tasks.add_parser("extract")
+    task.add_argument("out", type=Path)
+    task.add_argument("--films", type=int, default=433)
+    task.add_argument("--workers", type=int, default=2)
+    task = tasks.add_parser("fit")
+    task.add_argument("data", type=Path)
+    task.add_argument("--write", action="store_true", help="replaces the shipped trees")
     args = parser.parse_args()
     if args.task == "extract":
-        extract(args)
+        extract(args.out, args.films, args.workers)
     else:
         fit(args.data, args.write)
 

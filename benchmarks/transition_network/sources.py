@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,6 @@ from benchmarks.transition_network.plan import PLAIN, Shot
 from stages.shots.gradual_network import MIN_FRAME_STEP_S
 
 EDGE_S = 0.1  # frames within this time of an uncertain span are uncertain too
-FOLDS = 6  # of cross-validation
 
 
 @dataclass(frozen=True)
@@ -40,11 +38,6 @@ def read_source(path: Path) -> tuple[Source, np.ndarray]:
     """The source and the frames that `write_source` stored."""
     with np.load(path, allow_pickle=False) as file:
         return Source(**json.loads(str(file["source"]))), file["frames"]
-
-
-def fold_of(source: Source) -> int:
-    """The fold of cross-validation, 0 to FOLDS - 1: the same for all sources of a repository."""
-    return int(hashlib.sha256(source.repository.encode()).hexdigest(), 16) % FOLDS
 
 
 def half_size_luma(frames: np.ndarray) -> np.ndarray:

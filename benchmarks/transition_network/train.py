@@ -23,13 +23,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from benchmarks.real_videos import FOLDS, fold_of
 from benchmarks.transition_network.draw import Planner
 from benchmarks.transition_network.network import TransitionNetwork, save_weights
 from benchmarks.transition_network.render import Renderer, stack_plans
 from benchmarks.transition_network.sources import (
-    FOLDS,
     Source,
-    fold_of,
     gather,
     half_size_luma,
     read_source,
@@ -150,8 +149,8 @@ def main() -> None:
         raise SystemExit(
             f"{args.footage}: no footage; benchmarks.transition_network.collect writes it"
         )
-    training = [pair for pair in sources if fold_of(pair[0]) not in args.without_folds]
-    held_out = [pair for pair in sources if fold_of(pair[0]) in args.without_folds]
+    training = [pair for pair in sources if fold_of(pair[0].repository) not in args.without_folds]
+    held_out = [pair for pair in sources if fold_of(pair[0].repository) in args.without_folds]
     train(training, held_out, args.out, args.minutes, args.workers)
 
 

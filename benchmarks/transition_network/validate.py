@@ -17,13 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.real_videos import FOLDS, fold_of
 from benchmarks.transition_network.draw import KINDS, Planner
 from benchmarks.transition_network.network import TransitionNetwork, load_weights
 from benchmarks.transition_network.render import Renderer, stack_plans
 from benchmarks.transition_network.sources import (
-    FOLDS,
     Source,
-    fold_of,
     gather,
     half_size_luma,
     label_frames,
@@ -156,7 +155,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, choices=range(FOLDS), nargs="+", required=True)
     args = parser.parse_args()
     sources = [read_source(path) for path in sorted(args.footage.glob("*.npz"))]
-    held_out = [pair for pair in sources if fold_of(pair[0]) in args.folds]
+    held_out = [pair for pair in sources if fold_of(pair[0].repository) in args.folds]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     validation = Validation(held_out, device)
     for path in args.weights:

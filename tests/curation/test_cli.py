@@ -195,4 +195,4 @@ def test_mistyped_setting_is_refused_before_ray_or_torch_is_imported(module):
     assert message.startswith(f"ConfigError: command line: {wrong.split('.')[0]}")
     assert "is not a setting; " in message
     assert imported == "[]"
-    assert float(cpu_s) < 2.0
+    assert float(cpu_s) < 4.0  # 1 s on an idle core, 2 s on one that is shared
