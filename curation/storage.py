@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -10,7 +11,8 @@ import shutil
 import tempfile
 import urllib.parse
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from pathlib import Path
@@ -401,8 +403,7 @@ class Folder:
         self._check_lease()
         with storage_errors("write", self.path(name)):
             if not self.is_local:
-                with self._fs.open_output_stream(target) as stream:
-                    stream.write(data)
+                write_object(self._fs, target, [data])
                 return
             if durable:
                 write_atomic(Path(target), data, durable=True)
@@ -486,21 +487,11 @@ class Folder:
                 _remove(os.path.join(current, name))
             folders[:] = [n for n in folders if n != skip and not n.startswith(TEMPORARY)]
 
-    def upload(self, name: str, local: os.PathLike[str]) -> None:
-        """Copies a local file to this folder, in chunks.
-
-        A signal is handled after the copy: closing a stream, as an exception in a loop would,
-        completes an object of what has arrived by then.
-        """
+    def upload(self, name: str, local: str | os.PathLike[str]) -> None:
+        """Copies a local file to this folder, in chunks: the whole file or nothing."""
         self._check_lease()
         with storage_errors("write", self.path(name)):
-            pafs.copy_files(
-                os.fspath(local),
-                f"{self._root}/{name}",
-                source_filesystem=pafs.LocalFileSystem(),
-                destination_filesystem=self._fs,
-                chunk_size=UPLOADED_BYTES,
-            )
+            write_object(self._fs, f"{self._root}/{name}", _local_chunks(local))
 
     def _check_lease(self) -> None:
         if self.lease is not None:
@@ -511,6 +502,35 @@ class Folder:
         if self.exists(name):
             with storage_errors("delete", self.path(name)):
                 self._fs.delete_file(f"{self._root}/{name}")
+
+
+def _local_chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(UPLOADED_BYTES):
+            yield chunk
+
+
+def write_object(fs: pafs.FileSystem, path: str, chunks: Iterable[bytes]) -> None:
+    """Writes a whole object, or none where a chunk can't be read or the store fails.
+
+    pyarrow can't abort an object: closing or destroying its stream completes it from what has
+    arrived. So after an error the stream is kept for ever; its parts stay in the store as an
+    unfinished upload. A signal, whose exception might also end the writing, is not handled in the
+    thread that writes; the caller gets it when the thread has ended.
+    """
+
+    def write() -> None:
+        stream = fs.open_output_stream(path)
+        try:
+            for chunk in chunks:
+                stream.write(chunk)
+        except BaseException:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(stream))
+            raise
+        stream.close()
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(write).result()
 
 
 @lru_cache(maxsize=OPEN_OBJECTS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ from tests.chaos.proxy import Proxy
 from tests.curation.test_resume import run_all, settings
 from tests.support.canary import files_with_canary
 from tests.support.large_object import object_of_zeros
+from tests.support.paths import REPOSITORY
 from tests.support.s3_server import url_options
 from tests.support.stores import Bucket, create_bucket, run_server
 from tests.support.whole_run import curate, kill_when, wait_for_end
@@ -242,6 +245,24 @@ def test_interrupted_upload_leaves_no_part_of_a_file(bucket, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         upload()
     assert not out.exists("shard.tar") or out.read("shard.tar") == source.read_bytes()
+
+
+def test_upload_of_a_file_that_cannot_be_read_leaves_the_earlier_object(bucket):
+    out = Folder(bucket.url("upload"))
+    out.write("old.tar", b"earlier")
+    for name in ("new.tar", "old.tar"):
+        with pytest.raises(OutputError, match=rf"can't write .*{name}.*: .*Input/output error"):
+            out.upload(name, "/proc/self/mem")  # a read at its start is an I/O error
+    assert (out.names(), out.read("old.tar")) == (["old.tar"], b"earlier")
+
+
+def test_upload_that_fails_in_the_middle_completes_no_object_when_its_process_ends(bucket):
+    started = subprocess.run(
+        [sys.executable, "-m", "tests.support.failing_upload", bucket.url("upload/x.tar")],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert started.returncode == 3
+    assert bucket.files("upload") == {}
 
 
 def is_partly_read(path: Path) -> bool:
