@@ -1,6 +1,12 @@
 """The segmentation experiment: its videos, its oracle on true and altered videos, its variants."""
 
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -237,6 +243,35 @@ def test_runs_are_made_tested_and_drawn_once(tmp_path):
     text = tables(pq.read_table(tmp_path / "results.parquet"))
     assert "| correct events | as trained | 4 events | borders off by 2 | one caption |" in text
     assert "as trained: 1.0000 of 2 drawn videos" in text
+
+
+def test_run_whose_process_dies_is_named_in_one_line_and_the_others_go_on(tmp_path, capsys):
+    def kill_first_child() -> None:
+        while not (found := spawned_children()):
+            time.sleep(0.01)
+        os.kill(found[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_first_child)
+    killer.start()
+    cfg = replace(TINY, concurrency=1, seeds=0, mixed_seeds=0)
+    with pytest.raises(experiment.RunsFailed, match=r"^sweep:isolated:0\.001:0 failed; the same"):
+        experiment.run_all(cfg, ["isolated"], tmp_path)
+    killer.join()
+    printed = capsys.readouterr().out
+    assert "sweep:isolated:0.001:0 failed: its process died, perhaps for lack of mem" in printed
+    assert "Traceback" not in printed
+    assert Results(cfg, tmp_path).finished() >= {Run("sweep", "isolated", 2e-3, 0)}
+
+
+def spawned_children() -> list[int]:
+    """Process ids of the children of this process that multiprocessing spawned."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            is_spawned = b"spawn_main" in (folder / "cmdline").read_bytes()
+            found += [int(folder.name)] if parent == os.getpid() and is_spawned else []
+    return found
 
 
 def test_tables_state_the_mean_and_each_seed_where_seeds_differ():

@@ -8,7 +8,14 @@ import multiprocessing
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +29,7 @@ import torch
 from torch import Tensor
 
 from curation.atomic import atomic_path
-from curation.config import ConfigError
+from curation.errors import UserError
 from training.diffusion import (
     NUM_TIMESTEPS,
     denoising_loss,
@@ -218,7 +225,10 @@ def rows_of(
     return pa.table(columns)
 
 
-def execute(cfg: ExperimentConfig, run: Run) -> tuple[pa.Table, dict[str, np.ndarray], float]:
+Executed = tuple[pa.Table, dict[str, np.ndarray], float]
+
+
+def execute(cfg: ExperimentConfig, run: Run) -> Executed:
     """The rows of a run's tests, the first sample of each of its last tests, and its seconds."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)  # threads that wait would take the cores of the other runs
@@ -314,38 +324,52 @@ def next_runs(cfg: ExperimentConfig, results: Results, variants: Sequence[str]) 
     return [run for run in found if run not in finished]
 
 
+class RunsFailed(UserError):
+    """Runs of the experiment raised, or their processes died."""
+
+
+def execute_in_process(cfg: ExperimentConfig, run: Run) -> Executed:
+    """`execute` in a process of its own, so that its death ends no other run. Raises
+    BrokenProcessPool where it dies."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as process:
+        return process.submit(execute, cfg, run).result()
+
+
 def run_all(cfg: ExperimentConfig, variants: Sequence[str], out: Path) -> None:
-    """Runs what is missing in `out`, `cfg.concurrency` at a time, each in a process. A run that
-    raises does not stop the others."""
+    """Runs what is missing in `out`, `cfg.concurrency` at a time. A run that fails does not stop
+    the others. Raises RunsFailed at the end, which names them."""
     out.mkdir(parents=True, exist_ok=True)
     results = Results(cfg, out)
     results.add(results.rows[:0], {})
     failed: list[str] = []
     started: set[Run] = set()
-    pending: dict[Future, Run] = {}
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(cfg.concurrency, mp_context=spawn) as pool:
-        try:
-            while True:
-                waiting = [r for r in next_runs(cfg, results, variants) if r not in started]
-                for run in waiting[: cfg.concurrency - len(pending)]:
-                    started.add(run)
-                    pending[pool.submit(execute, cfg, run)] = run
-                if not pending:
-                    break
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    run = pending.pop(future)
-                    if error := future.exception():
-                        failed.append(run.name)
-                        print(f"{run.name} failed", *traceback.format_exception(error), flush=True)
-                        continue
-                    rows, samples, seconds = future.result()
-                    results.add(rows, samples if run.kind == "final" else {})
-                    print(f"{run.name} done in {seconds:.0f} s", flush=True)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    pending: dict[Future[Executed], Run] = {}
+    with ThreadPoolExecutor(cfg.concurrency) as threads:
+        while True:
+            waiting = [r for r in next_runs(cfg, results, variants) if r not in started]
+            for run in waiting[: cfg.concurrency - len(pending)]:
+                started.add(run)
+                pending[threads.submit(execute_in_process, cfg, run)] = run
+            if not pending:
+                break
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                run = pending.pop(future)
+                if error := future.exception():
+                    failed.append(run.name)
+                    print(f"{run.name} failed: {_describe(error)}", flush=True)
+                    continue
+                rows, samples, seconds = future.result()
+                results.add(rows, samples if run.kind == "final" else {})
+                print(f"{run.name} done in {seconds:.0f} s", flush=True)
     if failed:
-        raise ConfigError(f"{', '.join(failed)} failed; the same command runs what is missing")
+        raise RunsFailed(f"{', '.join(failed)} failed; the same command runs what is missing")
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, BrokenProcessPool):
+        return "its process died, perhaps for lack of memory: lower concurrency or batch"
+    return "".join(traceback.format_exception(error))
 
 
 def summary(rows: pa.Table) -> str:
