@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     MixedPrecisionPolicy,
     fully_shard,
@@ -105,7 +105,9 @@ def init_distributed(sequence_ranks: int = 1) -> World:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT
         )
-    group = dist.new_subgroups(sequence_ranks)[0] if sequence_ranks > 1 else None
+    group = None
+    if sequence_ranks > 1:
+        group, _ = dist.new_subgroups(sequence_ranks, timeout=COLLECTIVE_TIMEOUT)
     return World(device, rank, size, sequence_ranks, group)
 
 
@@ -134,9 +136,7 @@ def shard_model(
             f"shard_ranks is {shard_ranks}, torchrun started {world.size} processes: expected a "
             "multiple of it"
         )
-    groups = (world.size // shard_ranks, shard_ranks) if shard_ranks else (world.size,)
-    names = ("replicate", "shard")[-len(groups) :]
-    mesh = init_device_mesh(world.device.type, groups, mesh_dim_names=names)
+    mesh = _device_mesh(world, shard_ranks)
     # inputs are not cast: timesteps and positions need fp32; autocast casts for the products
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None,
@@ -152,6 +152,20 @@ def shard_model(
     register_fsdp_forward_method(presto, "cache_text")
     if text is not None:
         fully_shard(text, mesh=mesh, mp_policy=policy)
+
+
+def _device_mesh(world: World, shard_ranks: int) -> DeviceMesh:
+    """All ranks; with `shard_ranks` (world size / shard_ranks, shard_ranks). init_device_mesh would
+    give the groups of two dimensions PyTorch's own timeout, 30 minutes."""
+    kind = world.device.type
+    if not shard_ranks:
+        return init_device_mesh(kind, (world.size,), mesh_dim_names=("shard",))
+    ranks = torch.arange(world.size).view(-1, shard_ranks)
+    groups = [
+        dist.new_subgroups_by_enumeration(listed.tolist(), timeout=COLLECTIVE_TIMEOUT)[0]
+        for listed in (ranks.T, ranks)
+    ]
+    return DeviceMesh.from_group(groups, kind, ranks, mesh_dim_names=("replicate", "shard"))
 
 
 def shard_tokens(presto: Presto, world: World) -> None:

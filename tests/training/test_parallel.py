@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -20,7 +21,7 @@ from curation.config import ConfigError
 from tests.support.drawn_clips import clip
 from tests.support.ranks import on_ranks
 from tests.support.tiny_run import SYSTEM, children, tiny_config
-from training import checkpoint
+from training import checkpoint, parallel
 from training.clips import ClipList
 from training.config import Size, T5Config
 from training.data import LocalBatch, stream_batches
@@ -234,6 +235,31 @@ def test_a_number_of_ranks_that_does_not_fit_is_refused(monkeypatch):
         shard_model(system.presto, None, World(torch.device("cpu"), 0, 4), False, 3)
     with pytest.raises(ConfigError, match="a divisor of the network's 2 heads"):
         shard_model(system.presto, None, World(torch.device("cpu"), 0, 4, 4), False)
+
+
+def seconds_of_hangs(folder):
+    """Seconds until the first rank of each group raises where the others of it hang."""
+    parallel.COLLECTIVE_TIMEOUT = timedelta(seconds=2)
+    world = init_distributed(2)
+    mesh = parallel._device_mesh(world, 2)
+    seconds = []
+    for group in (world.group, *mesh.get_all_groups()) if world.is_first else ():
+        start = time.monotonic()
+        with pytest.raises(RuntimeError, match=r"[Tt]imed out"):
+            torch.distributed.all_reduce(torch.ones(1), group=group)
+        seconds.append(time.monotonic() - start)
+    if world.is_first:
+        (folder / "done").touch()
+    while not (folder / "done").exists():
+        time.sleep(0.1)
+    return seconds
+
+
+@pytest.mark.timeout(120)
+def test_a_hanging_rank_stops_every_group_after_the_timeout(tmp_path):
+    seconds = on_ranks(4, seconds_of_hangs, tmp_path)[0]
+    assert len(seconds) == 3
+    assert all(1.5 < s < 20 for s in seconds), seconds
 
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
