@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from curation.cli import Arguments, NoSettings, run_command
 from curation.json_text import parse_object
@@ -25,6 +26,8 @@ MISSED_RENEWALS = 6  # after so many, the process counts as gone
 
 # An object store's size of a file and its data are two requests, and a renewal may come between.
 READ_ATTEMPTS = 4
+
+_Kind = TypeVar("_Kind", Counts, PhaseState)
 
 
 def read_status(out: Folder) -> dict[str, Any]:
@@ -56,7 +59,9 @@ def status_lines(status: dict[str, Any], now_s: float) -> tuple[list[str], bool]
         lines.append(f"ended {format_duration(age_s)} ago")
     lines += [status["error"]] if status["error"] else []
     for phase in status["phases"]:
-        lines.append(PhaseState(**phase | {"counts": Counts(**phase["counts"])}).format_line())
+        counts = _known_fields(Counts, phase["counts"])
+        state_of_phase = _known_fields(PhaseState, phase | {"counts": counts})
+        lines.append(state_of_phase.format_line())
     for pool in status["workers"]:
         lines.append(
             f"workers of {pool['stage']}: {pool['started']} started, {pool['starting']} starting; "
@@ -65,6 +70,11 @@ def status_lines(status: dict[str, Any], now_s: float) -> tuple[list[str], bool]
     lines += [f"waits for: {status['waits_for']}"] if status["waits_for"] else []
     lines += [f"last error: {text}" for text in status["last_errors"]]
     return [printable(part, 1000) for line in lines for part in line.split("\n")], well
+
+
+def _known_fields(kind: type[_Kind], values: dict[str, Any]) -> _Kind:
+    """An object of a dataclass, without fields that another version wrote in addition."""
+    return kind(**{field.name: values[field.name] for field in fields(kind)})
 
 
 def outdated_lines(out: Folder) -> list[str]:
@@ -77,10 +87,12 @@ def outdated_lines(out: Folder) -> list[str]:
 
 def run(given: Arguments[NoSettings]) -> int:
     out = Folder(given.values[0])
+    status = read_status(out)
     try:
-        lines, well = status_lines(read_status(out), time.time())
-    except (KeyError, TypeError) as error:
-        raise PlanError(f"{out.path(STATUS)} is of another version: {error!r}") from None
+        lines, well = status_lines(status, time.time())
+    except (KeyError, TypeError, AttributeError):
+        lines = [f"{out.path(STATUS)} was written by another version; the next run replaces it"]
+        well = False
     print("\n".join([*lines, *outdated_lines(out)]))
     return 0 if well else 1
 

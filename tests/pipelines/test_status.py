@@ -11,12 +11,14 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 import curation.status
+from curation.cli import run_command
 from curation.progress import Progress
 from curation.stage import OutputError, PlanError
 from curation.status import METRICS, STATUS, PoolState, StatusWriter, prometheus_lines
 from curation.storage import Folder, file_system
 from pipelines.outdated import MANIFEST, record_outdated
 from pipelines.status import outdated_lines, read_status, status_lines
+from pipelines.status import run as show_status
 
 POOLS = [PoolState("DecodePass", 3, 1, 4, 7)]
 SAMPLE = re.compile(r'longtake_[a-z_]+\{(?:[a-z]+="(?:[^"\\]|\\.)*",?)*\} -?[0-9.e+]+')
@@ -153,6 +155,26 @@ def test_missing_or_damaged_status_is_one_line(tmp_path):
     out.write(STATUS, b"[1")
     with pytest.raises(PlanError, match="is damaged"):
         read_status(out)
+
+
+def test_status_of_another_version_is_shown_or_named_in_one_line(tmp_path, capsys):
+    out = Folder(str(tmp_path))
+    with (
+        StatusWriter(out, "score", lambda: POOLS),
+        Progress("score", 34, "videos", open("/dev/null", "w")) as progress,
+    ):
+        progress.update(done=12)
+    status = read_status(out)
+    status["phases"][0]["counts"]["kept"] = 3
+    out.write(STATUS, json.dumps(status).encode())
+    run_command(None, show_status, [out.url], arguments="OUT")
+    assert "score  12/34 videos · " in capsys.readouterr().out
+    for name in ("renewed_unix_s", "phases"):
+        out.write(STATUS, json.dumps({k: v for k, v in status.items() if k != name}).encode())
+        with pytest.raises(SystemExit) as ended:
+            run_command(None, show_status, [out.url], arguments="OUT")
+        line = f"{out.path(STATUS)} was written by another version; the next run replaces it\n"
+        assert (ended.value.code, capsys.readouterr()) == (1, (line, ""))
 
 
 def test_names_in_prometheus_labels_are_escaped():
