@@ -17,7 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from curation import config
 from curation.atomic import atomic_path, write_atomic
+from curation.config import ConfigError
 from curation.errors import UserError
 from curation.json_text import parse_object
 from training.config import ModelConfig
@@ -71,19 +73,26 @@ def read_config(folder: str | Path) -> ModelConfig:
     """Reads config.json, with diffusers' names or the original's (`sample_size_t`,
     `sample_size`)."""
     path = transformer_folder(folder) / "config.json"
-    found = _read_object(path)
+    found: dict[str, Any] = _read_object(path)
     for name, only in FIXED.items():
         if found.get(name, only) != only:
             raise BadWeights(f"{path}: {name} is {found[name]!r}; only {only!r} is supported")
-    if "sample_size" in found and "sample_height" not in found:
-        size = found["sample_size"]
-        found["sample_height"], found["sample_width"] = (
-            size if isinstance(size, list) else (size, size)
-        )
-    if "sample_size_t" in found and "sample_frames" not in found:
-        found["sample_frames"] = found["sample_size_t"]
     names = {f.name for f in fields(ModelConfig)}
-    return ModelConfig(**{k: v for k, v in found.items() if k in names and v is not None})
+    try:
+        if "sample_size" in found and "sample_height" not in found:
+            size = found["sample_size"]
+            size = size if isinstance(size, list) else [size, size]
+            found["sample_height"], found["sample_width"] = size
+        if "sample_size_t" in found and "sample_frames" not in found:
+            found["sample_frames"] = found["sample_size_t"]
+        known = {k: v for k, v in found.items() if k in names and v is not None}
+        return config.build(ModelConfig, known, str(path))
+    except ConfigError as error:
+        raise BadWeights(f"{error}; download it again") from None
+    except ValueError:
+        raise BadWeights(
+            f"{path}: sample_size is {size!r:.80}; expected a number or two; download it again"
+        ) from None
 
 
 def load_presto(folder: str | Path) -> Presto:
@@ -102,7 +111,10 @@ def load_weights(model: Presto, folder: str | Path) -> None:
     for name in ("num_attention_heads", "attention_head_dim", "patch_size"):
         value, expected = getattr(found, name), getattr(model.cfg, name)
         if value != expected:
-            raise BadWeights(f"{folder}: its {name} is {value}, the network's is {expected}")
+            raise BadWeights(
+                f"{folder}: its {name} is {value}, the network's is {expected}; "
+                f"set system.model.{name}={value}"
+            )
     state, files = model.state_dict(), tensor_files(folder)
     try:
         shapes: dict[str, tuple[int, ...]] = {}
@@ -170,4 +182,7 @@ def _check(folder: Path, shapes: dict[str, tuple[int, ...]], expected: dict[str,
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise BadWeights(f"{folder}: {'; '.join(problems[:5])}{more}")
+        raise BadWeights(
+            f"{folder}: {'; '.join(problems[:5])}{more}; expected weights of a network with these "
+            "settings (system.model), or of its config.json"
+        )

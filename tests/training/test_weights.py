@@ -8,7 +8,14 @@ from safetensors.torch import load_file, save_file
 from curation.torchvision_fix import fix_torchvision
 from training.config import ModelConfig
 from training.model import Presto
-from training.weights import BadWeights, export_presto, load_presto, read_config, tensor_files
+from training.weights import (
+    BadWeights,
+    export_presto,
+    load_presto,
+    load_weights,
+    read_config,
+    tensor_files,
+)
 
 SMALL = ModelConfig(
     num_layers=2,
@@ -103,6 +110,27 @@ def test_a_config_of_another_network_is_refused(folder):
     change(folder, activation_fn="geglu")
     with pytest.raises(BadWeights, match="activation_fn is 'geglu'; only 'gelu-approx"):
         load_presto(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_layers", "two"), ("patch_size", 0), ("attention_head_dim", 16), ("sample_size", [1])],
+)
+def test_a_config_with_an_impossible_value_is_refused(folder, name, value):
+    change(folder, **{name: value})
+    if name == "sample_size":
+        change(folder, sample_height=None)
+    path = folder / "config.json"
+    read = {k: v for k, v in json.loads(path.read_text()).items() if v is not None}
+    path.write_text(json.dumps(read))
+    with pytest.raises(BadWeights, match=rf"config\.json: {name} is .*; download it again"):
+        load_presto(folder)
+
+
+def test_weights_of_another_width_name_the_setting(folder):
+    network = Presto(replace(SMALL, num_attention_heads=4, cross_attention_dim=48))
+    with pytest.raises(BadWeights, match=r"is 4; set system\.model\.num_attention_heads=2"):
+        load_weights(network, folder)
 
 
 def test_a_damaged_or_missing_file_is_named(folder):
