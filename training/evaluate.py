@@ -366,6 +366,11 @@ def evaluate_folder(videos: Path, out: Path, cfg: EvaluateConfig) -> list[Row]:
     paths = sorted(videos.glob("*.mp4"))
     if not paths:
         raise BadSample(f"{videos}: no .mp4 in it; expected videos of training.sample")
+    if cfg.reference and not any(Path(cfg.reference, path.name).exists() for path in paths):
+        raise BadSample(
+            f"reference is {cfg.reference!r}: no file there has the name of a video in {videos}; "
+            "expected a folder of real videos with the names of the sampled ones"
+        )
     clip = ClipModel(cfg.clip) if cfg.clip else None
     raft = load_raft(cfg.raft) if cfg.raft else None
     rows, strips = [], {}

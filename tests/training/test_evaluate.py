@@ -105,6 +105,13 @@ def folder(tmp_path_factory):
     return out
 
 
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_a_reference_without_the_videos_is_refused(tmp_path, folder, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match=rf"BadSample: reference is '.*{name}': no file there has"):
+        main([str(folder), str(tmp_path / "out"), f"reference={tmp_path / name}"])
+
+
 def test_a_folder_of_videos_gives_a_table_and_a_page(tmp_path, folder, capsys):
     real = tmp_path / "real"
     real.mkdir()
