@@ -107,9 +107,9 @@ def complete_rows(
     try:
         receipt = parse_object((cache / "shards" / f"{name}.json").read_bytes())
         is_complete = (cache / "shards" / name).stat().st_size == receipt["bytes"]
-    except (OSError, ValueError, KeyError):
+        origins = [(row["clip_id"], *row["of"]) for row in receipt["rows"]]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    origins = [(row["clip_id"], *row["of"]) for row in receipt["rows"]]
     is_current = origins == [origin_of(location) for location in expected]
     return receipt["rows"] if is_complete and is_current else None
 

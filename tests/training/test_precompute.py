@@ -135,6 +135,23 @@ def test_each_rank_writes_its_shards_and_the_last_the_table(tmp_path, packed):
     assert len(LatentCache(cfg.system, cfg.data, "train").clip_ids) == 5
 
 
+def test_a_damaged_receipt_has_its_shard_computed_again(tmp_path, packed, capsys):
+    cfg = configured(tmp_path, packed)
+    run(cfg)
+    receipt = min((tmp_path / "cache/shards").glob("*.json"))
+    complete = json.loads(receipt.read_text())
+    for damaged in (
+        {"bytes": complete["bytes"]},
+        complete | {"rows": [{}]},
+        complete | {"rows": 1},
+    ):
+        receipt.write_text(json.dumps(damaged))
+        capsys.readouterr()
+        run(cfg)
+        assert f"{receipt.stem}: " in capsys.readouterr().out
+        assert json.loads(receipt.read_text()) == complete
+
+
 def test_an_interrupted_precompute_resumes_at_the_clip(tmp_path, packed, monkeypatch):
     cfg = configured(tmp_path, packed)
     encoded_ids, encode_clip = [], precompute.encode_clip
