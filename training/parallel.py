@@ -191,7 +191,10 @@ def _sequence_shard(world: World, tokens: int) -> SequenceShard:
     starts = [tokens * i // ranks for i in range(ranks + 1)]
     sizes = [b - a for a, b in pairwise(starts)]
     if not min(sizes):
-        raise ConfigError(f"{tokens} tokens are too few for sequence_ranks {ranks}")
+        raise ConfigError(
+            f"sequence_ranks is {ranks}, but a sample has {tokens} tokens: expected one for each "
+            "rank at least; lower sequence_ranks"
+        )
     index = world.rank % ranks
 
     def gather(x: Tensor) -> Tensor:

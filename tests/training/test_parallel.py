@@ -262,6 +262,11 @@ def test_a_hanging_rank_stops_every_group_after_the_timeout(tmp_path):
     assert all(1.5 < s < 20 for s in seconds), seconds
 
 
+def test_more_ranks_than_tokens_are_refused():
+    with pytest.raises(ConfigError, match="sequence_ranks is 4, but a sample has 3 tokens: expec"):
+        parallel._sequence_shard(World(torch.device("cpu"), 0, 4, 4), 3)
+
+
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 
 
