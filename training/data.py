@@ -218,7 +218,7 @@ def stream_batches(
 ) -> Iterator[Batch]:
     """Batches without end, from sample number `first` of the run. workers: processes that read."""
     if isinstance(source, StreamedClips):
-        return _number(_load_stream(source, local, seed, first, workers), local, first)
+        return _with_numbers(_load_stream(source, local, seed, first, workers), local, first)
     if not len(source.clip_ids):
         raise BadData("there is no clip to train on; see the report of `make curate` for why")
     loader = DataLoader(
@@ -264,7 +264,7 @@ def _load_stream(
     return reraise_user_errors(loader)
 
 
-def _number(batches: Iterable[Batch], local: LocalBatch, first: int) -> Iterator[Batch]:
+def _with_numbers(batches: Iterable[Batch], local: LocalBatch, first: int) -> Iterator[Batch]:
     """The batches with the numbers of this process's samples from `first` on."""
     start = first + local.rank * local.size
     for batch in batches:

@@ -165,7 +165,7 @@ class Presto(nn.Module):
         shard = self.shard_sequence(x.shape[1]) if self.shard_sequence else None
         first, last = shard.window if shard else (0, x.shape[1])
         x = x[:, first:last].contiguous()  # torch.compile would compile again for a slice's strides
-        backend = choose_backend(self.attention, x.device, _compute_dtype(x))
+        backend = choose_backend(self.attention, x.device, compute_dtype(x))
         if any(w.shape[1] != grid[0] for w in schedules):
             found = next(w.shape[1] for w in schedules if w.shape[1] != grid[0])
             raise ValueError(f"the schedule has {found} frames, the latents have {grid[0]}")
@@ -183,7 +183,7 @@ class Presto(nn.Module):
                 self.cfg.attention_head_dim, grid, self.cfg.scales, x.device, self.rope_dtype
             )
         )
-        attend: Attend = partial(_attend, backend=backend)
+        attend: Attend = partial(self_attention, backend=backend)
         if shard:
             attend = shard.distribute(attend)
         embedded, temb = self.adaln_single(t)
@@ -279,11 +279,13 @@ def _mark_dynamic_sizes(texts: Sequence[Tensor], plan: sca.Plan) -> None:
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
+def self_attention(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
+    """`attention` without the log-sum-exp."""
     return attention(q, k, v, backend)[0]
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of matrix products with x: autocast's, or x's."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 

@@ -3,7 +3,7 @@
     python -m training.sample CHECKPOINT OUT.mp4 CAPTIONS.json [duration_s=15] [key=value …]
     python -m training.sample CHECKPOINT OUT.mp4 "first part" "second part" …
     python -m training.sample CHECKPOINT FOLDER PROMPTS.jsonl …   # FOLDER/{name}.mp4 each
-    torchrun --nproc-per-node N -m training.sample …   # videos by turns, or sequence_ranks=N
+    torchrun --nproc-per-node N -m training.sample …   # a video per process, or sequence_ranks=N
 
 CHECKPOINT is a checkpoint of training.train or a folder of Allegro's or Presto's weights.
 CAPTIONS.json is a list of texts, which divide the time equally, or of {"start_s", "end_s", "text"},

@@ -58,7 +58,7 @@ class StreamedClips:
 
     def read(self, reader: int, readers: int, seed: str) -> Iterator[tuple[int, Clip]]:
         """Clips without end, and the indices of their sizes. Each epoch shuffles all shards and
-        deals them to the readers; one with fewer shards than others begins its next epoch."""
+        divides them among the readers; one with fewer shards than others begins its next epoch."""
         if len(self.urls) < readers:
             raise BadData(
                 f"{len(self.urls)} shards of data.webdataset for {readers} processes: each needs "

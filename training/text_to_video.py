@@ -98,7 +98,7 @@ class System(nn.Module):
 
     def __init__(self, cfg: SystemConfig):
         super().__init__()
-        frames, height, width = self.latent_size = cfg.codec.latent_size(cfg.size)
+        frames, height, width = cfg.codec.latent_size(cfg.size)
         model = replace(
             cfg.model,
             in_channels=cfg.codec.channels,

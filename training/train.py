@@ -43,7 +43,7 @@ from training.data import (
     seeded_generator,
     stream_batches,
 )
-from training.diffusion import denoising_loss, sample_noise, sample_timesteps
+from training.diffusion import NUM_TIMESTEPS, denoising_loss, sample_noise, sample_timesteps
 from training.dry_run import dry_run
 from training.latent_cache import open_source
 from training.log import Log, draw_curve
@@ -57,7 +57,7 @@ from training.text_to_video import Prompt, System
 from training.weights import BadWeights
 
 RESUMES = "the same command resumes from the last checkpoint"
-VALIDATION_TIMESTEPS = 8  # 1000 (i + 0.5) / 8
+VALIDATION_TIMESTEPS = 8  # evenly spaced
 
 
 class Diverged(UserError):
@@ -249,7 +249,7 @@ def validation_loss(
         for i in range(VALIDATION_TIMESTEPS):
             rng = seeded_generator(cfg.seed, "validation", index, i)
             noise = sample_noise(latents, cfg.diffusion, rng)
-            t = torch.tensor([float(int(1000 * (i + 0.5) / VALIDATION_TIMESTEPS))])
+            t = torch.tensor([float(int(NUM_TIMESTEPS * (i + 0.5) / VALIDATION_TIMESTEPS))])
             with autocast(cfg, device):
                 loss = denoising_loss(predict, latents, noise, t, cfg.diffusion)
             loss_sum += loss.item() if number < clips else 0.0
@@ -259,8 +259,9 @@ def validation_loss(
 def sample_training_clip(cfg: TrainConfig, step: int, run: Run, source: ClipSource) -> None:
     """Samples a video from a training clip's captions, another one on each replica. Writes it as
     mp4, and a picture of the clip's frames above the sample's."""
-    round_, index = divmod(run.world.replica, len(source.clip_ids))
-    clip, sampling = source[index], replace(cfg.sample, seed=cfg.sample.seed + round_)
+    # where there are more replicas than clips, those with the same clip have other seeds
+    repeat, index = divmod(run.world.replica, len(source.clip_ids))
+    clip, sampling = source[index], replace(cfg.sample, seed=cfg.sample.seed + repeat)
     prompt, original = Prompt.of(clip, cfg.system.mode), clip.video
     if clip.latents is not None:  # decoded latents are the best that a sample can be
         encoded = clip.latents[None].to(run.world.device)

@@ -22,7 +22,7 @@ from training.attention import choose_backend
 from training.codecs import PixelCodec
 from training.config import ModelConfig, PixelConfig
 from training.layers import TextLayer, modulate, position_sinusoids, position_table, rope_table
-from training.model import Block, Presto, _attend, _compute_dtype
+from training.model import Block, Presto, compute_dtype, self_attention
 from training.segmentation.config import TextConfig, Variant
 from training.segmentation.videos import END, PADDING, WORDS, Videos
 
@@ -217,13 +217,13 @@ class Network(nn.Module):
                 1, prompts.caption_of_token()[..., None].expand(-1, -1, words.shape[2])
             ).to(words.dtype)
         plan = make_plan(prompts, grid[0], variant.attends)
-        backend = choose_backend("auto", x.device, _compute_dtype(x))
+        backend = choose_backend("auto", x.device, compute_dtype(x))
         rope = rope_table(
             presto.cfg.attention_head_dim, grid, presto.cfg.scales, x.device, torch.float32
         )
         embedded, temb = presto.adaln_single(t)
         captions = presto.caption_projection(words)
-        attend = partial(_attend, backend=backend)
+        attend = partial(self_attention, backend=backend)
         for block in presto.blocks:
             x = block(x, temb, rope, captions, plan, attend, backend)
         shift, scale = (presto.scale_shift_table + embedded[:, None]).unsqueeze(2).unbind(1)
