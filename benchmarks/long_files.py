@@ -7,8 +7,8 @@ film of 1920 x 1080 px at 24 frames/s, 2 hours. *camera*: a labelled video of a 
 forwards and backwards so that it has no cut, at 640 x 360 px and 10 frames/s, 8 hours; it runs
 without the rules on the size, by which its header would rule it out.
 
-Each is encoded once and its packets are repeated. Clips of one video are not compared, so that the
-clips of every round are exported, which takes longest. Decoding is PyAV with one thread.
+Each is encoded once and its packets are repeated, so that the clips of all rounds but one are
+rejected as duplicates, and are not exported. Decoding is PyAV with one thread.
 FOLDER keeps inputs and outputs; a run that is finished there is not done again.
 """
 

@@ -14,7 +14,7 @@ of scratch files, which the system takes back when it needs them, are not counte
 A tenth of the clips are from a thousand static cameras (each with one background and different
 moving objects; the most frequent has a tenth of these clips). Two in a hundred are copies of
 another clip, shifted by 0 to 10 s, with 8 % of the bits of motion and 3 % of those of the image
-flipped, as re-encoding does.
+flipped, as re-encoding does; one in a hundred is such a copy of another clip of its own video.
 """
 
 from __future__ import annotations
@@ -111,9 +111,13 @@ def write_ledger(out: Folder, n: int) -> None:
     for first in range(0, n, per_part):
         count = min(per_part, n - first)
         prints = random_fingerprints(rng, count)
+        # A video's second clip may repeat its first one; these two are in no other pair.
+        repeated = rng.permutation(np.arange(0, count - 1, CLIPS_PER_VIDEO))[: count // 100]
+        prints[repeated + 1] = _copies(rng, prints[repeated])
+        planted.append(first + np.stack([repeated, repeated + 1], 1))
         if len(before):
-            copied = rng.permutation(min(count, len(before)))[: count // 50]
-            place = rng.permutation(count)[: len(copied)]
+            copied = rng.permutation(_after_second(min(count, len(before))))[: count // 50]
+            place = rng.permutation(_after_second(count))[: len(copied)]
             prints[place] = _copies(rng, before[copied])
             planted.append(np.stack([first - len(before) + copied, first + place], 1))
         before = prints
@@ -125,6 +129,11 @@ def write_ledger(out: Folder, n: int) -> None:
     listed = {"video": videos, "bytes": np.ones(len(videos), np.int64), "version": videos}
     out.write_table(f"ledger/{INPUT}", pa.table(listed))
     np.save(Path(out.url) / PLANTED, np.concatenate([np.empty((0, 2), np.int64), *planted]))
+
+
+def _after_second(n: int) -> np.ndarray:
+    """The clips among n that are not the first or second of their video."""
+    return np.flatnonzero(np.arange(n) % CLIPS_PER_VIDEO > 1)
 
 
 def _copies(rng: np.random.Generator, prints: np.ndarray) -> np.ndarray:

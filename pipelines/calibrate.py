@@ -131,7 +131,7 @@ def compare_embeddings(clips: pa.Table, v: np.ndarray) -> list[str]:
     linked = connected_components(number[edges], int(number.max()) + 1)[number]
     pairs = {
         "copies of the same footage": copies,
-        "clips of one video": np.triu(video[:, None] == video, 1),
+        "other clips of one video": np.triu(video[:, None] == video, 1) & ~copies,
         "clips of different videos": np.triu(linked[:, None] != linked, 1),
     }
     lines = [

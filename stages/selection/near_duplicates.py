@@ -7,6 +7,10 @@ Candidates: two ticks (quarters of a second) of different clips that agree in 32
 There are four choices of the 32 bits (bands, as in locality-sensitive hashing), so that a few
 flipped bits don't hide a pair. Verification: the two clips are aligned so that the two ticks
 coincide, and must then agree over all of the time that they share.
+
+Clips of one video must agree more closely, and only at this alignment: a static camera shows the
+same image at any time, and where something moves steadily or to and fro (a tree in the wind), its
+motion also agrees at other alignments. A part that the video repeats agrees at its own alone.
 """
 
 from __future__ import annotations
@@ -42,6 +46,11 @@ MAX_MOTION_DISTANCE = 0.28 * 64  # mean over the shared time
 MAX_PIECE_MOTION_DISTANCE = 0.40 * 64  # mean over any 2 s: larger where the speeds differ
 PIECE_TICKS = 8
 MAX_PICTURE_DISTANCE = 0.20 * 64  # mean over the shared time (re-encoded: 0.00..0.05)
+# Of clips of one video, in addition (chosen on real videos: docs/measurements/duplicates.md):
+MIN_SHARED_TICKS_IN_VIDEO = 12
+MAX_MOTION_DISTANCE_IN_VIDEO = 0.14 * 64  # mean over the shared time
+OTHER_ALIGNMENT_TICKS = 8  # one clip is so much later than at the alignment that is verified
+MIN_DISTANCE_GAIN_IN_VIDEO = 0.10 * 64  # the motion differs by so much more at other alignments
 
 
 _ENTRY = np.dtype([("picture", "<u8"), ("motion", "<u8"), ("clip", "<u4"), ("position", "<u4")])
@@ -109,7 +118,8 @@ def read_fingerprints(column: pa.ChunkedArray) -> ClipFingerprints:
 def find_pairs(codes: ClipFingerprints, video: np.ndarray) -> np.ndarray:
     """(P, 2) clips that are near-duplicates of each other, the lower number first.
 
-    video: (n,) a number per clip; clips of one video never overlap, so they are no pairs.
+    video: (n,) a number per clip. Clips of one video never overlap; they are pairs where it repeats
+    a part.
     A bucket with many equal keys (one camera, ten thousand clips) is not searched exhaustively: it
     is sorted by the remaining bits, and each tick is compared with the next
     MAX_COMPARISONS_PER_TICK only.
@@ -124,7 +134,7 @@ def find_pairs(codes: ClipFingerprints, video: np.ndarray) -> np.ndarray:
                     candidates = _unique_rows(np.concatenate([candidates, *found]))
                     found = []
             candidates = _unique_rows(np.concatenate([candidates, *found]))
-    return _unique_rows(candidates[_clips_agree(codes, candidates)][:, :2])
+    return _unique_rows(candidates[_clips_agree(codes, candidates, video)][:, :2])
 
 
 def _slices(codes: ClipFingerprints, band: int, scratch: BinaryIO) -> Iterator[np.ndarray]:
@@ -192,9 +202,11 @@ def _candidates(entries: np.ndarray, band: int, video: np.ndarray) -> Iterator[n
         if not len(same):  # a bucket's ticks are adjacent
             return
         one, two = entries[same], entries[same + step]
-        near = np.bitwise_count((one["motion"] ^ two["motion"]) & SIGNS) <= MAX_MOTION_DISTANCE
+        distance = np.bitwise_count((one["motion"] ^ two["motion"]) & SIGNS)
+        is_one_video = video[one["clip"]] == video[two["clip"]]
+        near = distance <= np.where(is_one_video, MAX_MOTION_DISTANCE_IN_VIDEO, MAX_MOTION_DISTANCE)
         near &= np.bitwise_count(one["picture"] ^ two["picture"]) <= MAX_PICTURE_DISTANCE
-        near &= video[one["clip"]] != video[two["clip"]]
+        near &= one["clip"] != two["clip"]
         one, two = one[near], two[near]
         shift = one["position"].astype(np.int64) - two["position"]
         swap = one["clip"] > two["clip"]
@@ -213,10 +225,10 @@ def _sorted_order(key: np.ndarray) -> np.ndarray:
     return order
 
 
-def _clips_agree(codes: ClipFingerprints, candidates: np.ndarray) -> np.ndarray:
+def _clips_agree(codes: ClipFingerprints, candidates: np.ndarray, video: np.ndarray) -> np.ndarray:
     """(C,) bool: whether clips a and b of each row (a, b, shift) agree over their shared time.
 
-    Tick t of b coincides with tick t + shift of a.
+    Tick t of b coincides with tick t + shift of a. video: (n,) of all clips.
     """
     a, b, shift = candidates.T
     first_a = codes.start[a] + np.maximum(shift, 0)
@@ -225,11 +237,15 @@ def _clips_agree(codes: ClipFingerprints, candidates: np.ndarray) -> np.ndarray:
     agree = np.zeros(len(candidates), bool)
     sizes = np.diff(codes.start)
     required = min_shared_ticks(np.minimum(sizes[a], sizes[b]))
+    is_one_video = video[a] == video[b]
+    required[is_one_video] = np.maximum(required[is_one_video], MIN_SHARED_TICKS_IN_VIDEO)
     long = np.flatnonzero(shared >= required)
     batch = np.cumsum(shared[long]) // TICKS_PER_BATCH
     for rows in np.split(long, np.flatnonzero(np.diff(batch)) + 1):
         spans = first_a[rows], first_b[rows], shared[rows]
         agree[rows] = _spans_agree(codes, *spans, MIN_MOVING_SHARE * required[rows])
+        repeats = rows[agree[rows] & is_one_video[rows]]
+        agree[repeats] = _are_repeats(codes, first_a[repeats], first_b[repeats], shared[repeats])
         codes.release()
     return agree
 
@@ -267,6 +283,36 @@ def _spans_agree(
         & (np.add.reduceat(picture, first, dtype=np.int64) <= MAX_PICTURE_DISTANCE * ticks)
         & (np.bincount(np.repeat(np.arange(len(ticks)), pieces), differs, len(ticks)) == 0)
     )
+
+
+def _are_repeats(
+    codes: ClipFingerprints, a: np.ndarray, b: np.ndarray, ticks: np.ndarray
+) -> np.ndarray:
+    """(S,) bool: whether the motion in the spans of `ticks` ticks from ticks a and b agrees
+    closely, and less closely where one of them is OTHER_ALIGNMENT_TICKS later."""
+    distance = _motion_distance(codes, a, b, ticks)
+    later, fewer = OTHER_ALIGNMENT_TICKS, ticks - OTHER_ALIGNMENT_TICKS
+    other = np.minimum(
+        _motion_distance(codes, a + later, b, fewer), _motion_distance(codes, a, b + later, fewer)
+    )
+    return (distance <= MAX_MOTION_DISTANCE_IN_VIDEO) & (
+        other >= distance + MIN_DISTANCE_GAIN_IN_VIDEO
+    )
+
+
+def _motion_distance(
+    codes: ClipFingerprints, a: np.ndarray, b: np.ndarray, ticks: np.ndarray
+) -> np.ndarray:
+    """(S,) bits in which the motion differs, the mean over the ticks in which something moves in
+    either span; 0 where there is none. No span is empty."""
+    first = np.cumsum(ticks) - ticks
+    position = np.arange(ticks.sum()) - np.repeat(first, ticks)
+    one = codes.ticks["motion"][np.repeat(a, ticks) + position]
+    two = codes.ticks["motion"][np.repeat(b, ticks) + position]
+    moves = (one | two) > SIGNS
+    distance = np.where(moves, np.bitwise_count((one ^ two) & SIGNS), 0)
+    total = np.add.reduceat(distance, first, dtype=np.int64)
+    return total / np.maximum(np.add.reduceat(moves, first, dtype=np.int64), 1)
 
 
 def _unique_rows(rows: np.ndarray) -> np.ndarray:

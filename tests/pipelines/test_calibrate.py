@@ -90,6 +90,13 @@ def at_speed(picture, speed: int, index: int, width: int, height: int) -> np.nda
     return picture(speed * index, width, height)
 
 
+def test_part_that_a_video_repeats_counts_as_a_copy_of_the_same_footage():
+    rows = [clip(f"{k}", "one", fingerprint=random_fingerprint(k % 3)) for k in range(4)]
+    vectors = np.eye(4, dtype=np.float32)
+    about, *_ = calibrate.compare_embeddings(table(rows), vectors)
+    assert "1 pairs of copies of the same footage, 5 pairs of other clips of one video" in about
+
+
 @pytest.mark.slow
 def test_raft_threshold_is_calibrated_by_dis_on_a_scored_output(cluster, tmp_path, capsys):
     from tests.support.tiny_models import save_random_raft

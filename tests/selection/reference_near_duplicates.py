@@ -1,6 +1,7 @@
-"""The search of version 0.2.0 for candidates, all in memory: a reference for tests.
+"""The search for candidates, all in memory: a reference for tests.
 
-Which candidates agree, and which clips are suppressed, is left to the present code.
+Which candidates agree, and which clips are suppressed, is left to the present code; `clips_agree`
+decides the first for one candidate, tick by tick.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from stages.selection.near_duplicates import (
     BANDS,
     MAX_COMPARISONS_PER_TICK,
     MAX_MOTION_DISTANCE,
+    MAX_MOTION_DISTANCE_IN_VIDEO,
     MAX_PICTURE_DISTANCE,
     ClipFingerprints,
     _clips_agree,
@@ -30,16 +32,17 @@ def find_pairs(codes: ClipFingerprints, video: np.ndarray) -> np.ndarray:
     found = [np.empty((0, 3), np.int64)]
     for one, two in _candidate_ticks(picture, motion):
         a, b = clip[one], clip[two]
-        near = np.bitwise_count((motion[one] ^ motion[two]) & SIGNS) <= MAX_MOTION_DISTANCE
+        distance = np.bitwise_count((motion[one] ^ motion[two]) & SIGNS)
+        near = (video[a] != video[b]) & (distance <= MAX_MOTION_DISTANCE)
+        near |= (video[a] == video[b]) & (a != b) & (distance <= MAX_MOTION_DISTANCE_IN_VIDEO)
         near &= np.bitwise_count(picture[one] ^ picture[two]) <= MAX_PICTURE_DISTANCE
-        near &= video[a] != video[b]
         one, two, a, b = one[near], two[near], a[near], b[near]
         shift = (one - codes.start[a]) - (two - codes.start[b])
         swap = a > b
         low, high = np.where(swap, b, a), np.where(swap, a, b)
         found.append(np.stack([low, high, np.where(swap, -shift, shift)], 1))
     candidates = np.unique(np.concatenate(found), axis=0)
-    return np.unique(candidates[_clips_agree(codes, candidates)][:, :2], axis=0)
+    return np.unique(candidates[_clips_agree(codes, candidates, video)][:, :2], axis=0)
 
 
 def _candidate_ticks(
@@ -66,6 +69,52 @@ def _candidate_ticks(
             for step in range(1, MAX_COMPARISONS_PER_TICK + 1):
                 same = np.flatnonzero(bucket[step:] == bucket[:-step])
                 yield ticks[same], ticks[same + step]
+
+
+def clips_agree(a: np.ndarray, b: np.ndarray, shift: int, *, one_video: bool) -> bool:
+    """Whether the clips with these ticks, (T,) CODE, agree where tick t of b is tick t + shift of
+    a. The limits are written out."""
+    first_a, first_b = max(shift, 0), max(-shift, 0)
+    shared = min(len(a) - first_a, len(b) - first_b)
+    required = min(max(-(-3 * min(len(a), len(b)) // 4), 1), 17)
+    if one_video:
+        required = max(required, 12)
+    if shared < required:
+        return False
+    motion = motion_distances(a, b, first_a, first_b, shared)
+    moving = [d for d in motion if d is not None]
+    if len(moving) < 0.7 * required or sum(moving) > 0.28 * 64 * len(moving):
+        return False
+    pictures = zip(a["picture"][first_a:].tolist(), b["picture"][first_b:].tolist(), strict=False)
+    if sum((p ^ q).bit_count() for p, q in pictures) > 0.20 * 64 * shared:
+        return False
+    pieces = max(shared // 8, 1)
+    for piece in range(pieces):
+        inside = [d for k, d in enumerate(motion) if k * pieces // shared == piece]
+        inside = [d for d in inside if d is not None]
+        if len(inside) >= 3.2 and sum(inside) > 0.40 * 64 * len(inside):
+            return False
+    if not one_video:
+        return True
+    mean = sum(moving) / len(moving)
+    for later_a, later_b in ((8, 0), (0, 8)):
+        other = motion_distances(a, b, first_a + later_a, first_b + later_b, shared - 8)
+        other = [d for d in other if d is not None]
+        if sum(other) < (mean + 0.10 * 64) * max(len(other), 1):
+            return False
+    return mean <= 0.14 * 64
+
+
+def motion_distances(
+    a: np.ndarray, b: np.ndarray, first_a: int, first_b: int, ticks: int
+) -> list[int | None]:
+    """Of each pair of ticks, the bits of motion that differ; None where nothing moves in either."""
+    found: list[int | None] = []
+    for k in range(ticks):
+        one, two = int(a["motion"][first_a + k]), int(b["motion"][first_b + k])
+        differing = ((one ^ two) & int(SIGNS)).bit_count()
+        found.append(differing if (one | two) >> 63 else None)
+    return found
 
 
 def find_duplicates(

@@ -111,8 +111,88 @@ def test_footage_at_another_speed_is_no_duplicate():
     assert found_pairs(once[:TICKS], half_speed) == set()  # the first 8 s are the same
 
 
-def test_clips_of_one_video_are_never_duplicates():
-    assert found_pairs(scene(1), reencoded(scene(1)), videos=np.array([3, 3])) == set()
+def test_part_that_a_video_repeats_is_a_duplicate():
+    clips = [scene(1), scene(2), reencoded(scene(1)), scene(3)]
+    assert found_pairs(*clips, videos=np.zeros(4)) == {(0, 2)}
+
+
+def drawn_film(seeds, seconds: float, rounds: int):
+    """Scenes one after the other, and all of that `rounds` times: (seconds, luma). The rounds begin
+    at other fractions of a quarter of a second."""
+    now = 0.0
+    for _ in range(rounds):
+        for seed in seeds:
+            fine = scene(seed, int(12 * seconds), speed=1 / 3)
+            for picture in np.clip(fine, 0, 255).astype(np.uint8):
+                yield now, cv2.resize(picture, (320, 180), interpolation=cv2.INTER_LINEAR)
+                now += 0.0841
+
+
+def film_clips(frames, rounds: int, scenes: int, seconds: float) -> ClipFingerprints:
+    """Of a clip for each scene of each round."""
+    meter = Fingerprint()
+    meter.start(VideoInfo(1280, 720, 12, 320, 180))
+    for t, luma in frames:
+        meter.process_frame(t, Planes(luma))
+    each_s = int(12 * seconds) * 0.0841
+    starts = [each_s * k + 0.1 for k in range(rounds * scenes)]
+    column = pa.array([meter.encode(s, s + each_s - 0.2) for s in starts], pa.binary())
+    return read_fingerprints(pa.chunked_array([column]))
+
+
+@pytest.mark.parametrize("seconds", [4, 15])
+def test_video_that_loops_keeps_one_round(seconds):
+    rounds, scenes = 6, 3
+    codes = film_clips(drawn_film(range(scenes), seconds, rounds), rounds, scenes, seconds)
+    rank = np.random.default_rng(0).permutation(rounds * scenes)
+    duplicate_of, _ = find_duplicates(codes, np.zeros(rounds * scenes, int), rank.take)
+    best = [min(range(k, rounds * scenes, scenes), key=rank.item) for k in range(scenes)]
+    assert sorted(np.flatnonzero(duplicate_of < 0)) == sorted(best)
+    for clip, kept in enumerate(duplicate_of.tolist()):
+        assert kept == (-1 if clip in best else best[clip % scenes])
+
+
+def test_encoded_video_that_loops_keeps_one_round(tmp_path):
+    path, rounds, scenes = str(tmp_path / "loop.mp4"), 4, 3
+    encoded(drawn_film(range(scenes), 6, rounds), path, 32, 320, 180, 0.0, None, 1.0, 0)
+    codes = film_clips(decoded(path), rounds, scenes, 6)
+    clips = rounds * scenes
+    duplicate_of, _ = find_duplicates(codes, np.zeros(clips, int), np.arange(clips).take)
+    assert np.flatnonzero(duplicate_of < 0).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("ticks", [4, 8, 12, 16, 60])
+def test_clips_of_a_static_camera_in_one_video_are_no_duplicates(ticks):
+    clips = [scene(k, ticks, background=0) for k in range(60)]
+    assert found_pairs(*clips, videos=np.zeros(60)) == set()
+
+
+@pytest.mark.parametrize("ticks", [16, 60])
+def test_one_long_take_of_a_static_camera_keeps_its_clips(ticks):
+    take = scene(5, 60 * ticks)
+    assert found_pairs(*np.split(take, 60), videos=np.zeros(60)) == set()
+
+
+def test_clips_of_one_video_with_steady_change_are_no_duplicates():
+    """A sunset: the light on the scene changes at one rate, so that all moments have one motion."""
+    shade = np.linspace(0, 60, SIDE)[None, :, None] * np.linspace(0, 1, 8 * 60)[:, None, None]
+    clips = np.split(np.repeat(scene(1)[:1], 8 * 60, 0) + shade, 8)
+    assert found_pairs(*clips, videos=np.zeros(8)) == set()
+
+
+def test_clips_of_one_video_with_swaying_motion_are_no_duplicates():
+    """A tree in the wind: to and fro in 2 s, seen by a camera that stands still."""
+    tree = scene(1)[0]
+    moved = [np.float32([[1, 0, 2 * np.sin(np.pi * k / 4)], [0, 1, 0]]) for k in range(8 * 60)]
+    take = np.stack([cv2.warpAffine(tree, by, (SIDE, SIDE), borderMode=1) for by in moved])
+    clips = [reencoded(clip, k) for k, clip in enumerate(np.split(take, 8))]
+    assert len(found_pairs(*clips)) > 20  # between videos they are
+    assert found_pairs(*clips, videos=np.zeros(8)) == set()
+
+
+def test_repeated_part_shorter_than_3_s_is_no_duplicate():
+    assert found_pairs(scene(1, 11), scene(1, 11), videos=np.zeros(2)) == set()
+    assert found_pairs(scene(1, 12), scene(1, 12), videos=np.zeros(2)) == {(0, 1)}
 
 
 def test_clips_without_motion_are_never_duplicates():
@@ -294,6 +374,25 @@ def test_real_copies_are_duplicates_and_other_footage_of_the_same_road_is_not(tm
     hits, truth, false = check_real(names, tmp_path, list(COPIES)[1:3])
     assert truth >= 6
     assert (hits, false) == (truth, 0)
+
+
+@real
+def test_clips_of_real_static_cameras_are_no_duplicates_within_their_video():
+    names = [
+        "surveillance_room_people_one_by_one_432p_60s.mp4",
+        "take_robot_dog_park_static_1080p.mp4",
+    ]
+    between = 0
+    for name in names:
+        meter, end = Fingerprint(), 0.0
+        meter.start(VideoInfo(1280, 720, 30, 320, 180))
+        for end, luma in decoded(str(VIDEOS / name)):
+            meter.process_frame(end, Planes(luma))
+        column = pa.array([meter.encode(s, s + 4) for s in np.arange(0, end - 4, 4)], pa.binary())
+        codes = read_fingerprints(pa.chunked_array([column]))
+        assert len(find_pairs(codes, np.zeros(len(column), int))) == 0
+        between += len(find_pairs(codes, np.arange(len(column))))
+    assert between > 0  # clips of different videos would be duplicates
 
 
 def drawn_take(seed: int):
