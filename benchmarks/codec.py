@@ -5,8 +5,8 @@
 
 The network has its full size and random weights. The error is that of fp32 without TF32: norm of
 the difference / norm, of the posterior's mean or of the decoded video. A variant's first tile runs
-before its time is taken and is a column of its own: it has the compilation. In the variants "2D",
-which the trainer does not have, convolutions over time are those of an image of time x pixels.
+before its time is taken and is a column of its own: it has the compilation. In the variants
+"searched", which the trainer does not have, torch.backends.cudnn.benchmark chooses kernels.
 FOLDER gets codec.json and codec.md after each row.
 """
 
@@ -22,53 +22,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from curation.torchvision_fix import fix_torchvision
 from training.config import AllegroConfig, Size
 from training.pretrained import prepare_vae
 
 WHOLE = Size(88, 720, 1280)
-# name -> precision, TF32, compiled, convolutions over time in 2D; the first is the reference
+# name -> precision, TF32, compiled, kernels searched; the first is the reference
 VARIANTS: dict[str, tuple[Literal["tf32", "bf16"], bool, bool, bool]] = {
     "fp32": ("tf32", False, False, False),
     "tf32": ("tf32", True, False, False),
     "tf32 compiled": ("tf32", True, True, False),
-    "tf32 compiled, 2D": ("tf32", True, True, True),
+    "tf32 compiled, searched": ("tf32", True, True, True),
     "bf16": ("bf16", True, False, False),
     "bf16 compiled": ("bf16", True, True, False),
-    "bf16 compiled, 2D": ("bf16", True, True, True),
+    "bf16 compiled, searched": ("bf16", True, True, True),
 }
-
-
-class TimeConvolution(nn.Module):
-    """A convolution of 3 x 1 x 1 as one of 3 x 1 over an image of time x pixels, for which cuDNN
-    has faster kernels in the channels-last format."""
-
-    def __init__(self, original: nn.Conv3d) -> None:
-        super().__init__()
-        weight = original.weight[..., 0].contiguous(memory_format=torch.channels_last)
-        self.weight, self.bias = nn.Parameter(weight), original.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B, out, T - 2, H, W)"""
-        out = nn.functional.conv2d(x.flatten(3), self.weight, self.bias)
-        return out.unflatten(3, x.shape[3:])
-
-
-def replace_time_convolutions(network: nn.Module) -> int:
-    """Replaces every convolution that TimeConvolution can compute; returns their number."""
-    found = [
-        (parent, name, child)
-        for parent in network.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.Conv3d)
-        and (child.kernel_size, child.stride) == ((3, 1, 1), (1, 1, 1))
-        and child.padding == (0, 0, 0)
-    ]
-    for parent, name, child in found:
-        setattr(parent, name, TimeConvolution(child))
-    return len(found)
 
 
 def count_tiles(size: Size) -> int:
@@ -83,15 +53,13 @@ def stance(compiled: bool) -> AbstractContextManager:
     return torch.compiler.set_stance("default" if compiled else "force_eager")
 
 
-def build(precision: Literal["tf32", "bf16"], in_2d: bool = False) -> Any:
+def build(precision: Literal["tf32", "bf16"]) -> Any:
     fix_torchvision()
     from diffusers import AutoencoderKLAllegro
 
     torch.manual_seed(0)
     with torch.device("cuda"):
         vae = AutoencoderKLAllegro(scaling_factor=0.13)
-    if in_2d:
-        replace_time_convolutions(vae)
     return prepare_vae(vae, AllegroConfig("", precision))
 
 
@@ -113,8 +81,8 @@ def seconds(work: Callable[[], Tensor]) -> tuple[float, Tensor]:
 
 @torch.no_grad()
 def measure(name: str, size: Size, references: dict[str, Tensor]) -> list[dict[str, Any]]:
-    precision, tf32, compiled, in_2d = VARIANTS[name]
-    vae, tiles, rows = build(precision, in_2d), count_tiles(size), []
+    precision, tf32, compiled, searched = VARIANTS[name]
+    vae, tiles, rows = build(precision), count_tiles(size), []
     frames, height, width = AllegroConfig("").latent_size(size)
     video = smooth_noise((1, 3, size.frames, size.height, size.width), (6, 9, 16)).clamp(-1, 1)
     latents = smooth_noise((1, 4, frames, height, width), (6, 18, 32)) / 0.13
@@ -123,7 +91,7 @@ def measure(name: str, size: Size, references: dict[str, Tensor]) -> list[dict[s
         "decode": (latents, latents[:, :, :6, :40, :40], lambda x: vae.decode(x).sample),
     }
     for work, (whole, tile, run) in works.items():
-        torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = tf32, searched
         with stance(compiled):
             first_s, _ = seconds(lambda run=run, tile=tile: run(tile))
             tile_s = min(seconds(lambda run=run, tile=tile: run(tile))[0] for _ in range(3))

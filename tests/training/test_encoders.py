@@ -6,9 +6,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tensorboard")
 pytest.importorskip("matplotlib")
 
-from benchmarks.codec import replace_time_convolutions
-from curation.torchvision_fix import fix_torchvision
-from tests.support import tiny_allegro
 from training.codecs import PixelCodec
 from training.config import (
     BytesConfig,
@@ -48,18 +45,3 @@ def test_words_with_the_same_first_letter_differ_and_case_is_ignored():
     assert not torch.allclose(first[0], first[1])
     assert torch.allclose(first[0], first[2])
     assert (byte_tokens("Red", 9)[:, 1:] == byte_tokens("red", 9)[:, 1:]).all()
-
-
-def test_a_codec_whose_time_convolutions_are_in_2d_gives_the_same(tmp_path):
-    pytest.importorskip("diffusers")
-    fix_torchvision()
-    from diffusers import AutoencoderKLAllegro
-
-    vae = AutoencoderKLAllegro.from_pretrained(tiny_allegro.save(tmp_path) / "vae").double().eval()
-    video = torch.rand(1, 3, 8, 16, 16, dtype=torch.float64) * 2 - 1
-    latents = torch.randn(1, 4, 2, 2, 2, dtype=torch.float64)
-    with torch.no_grad():
-        expected = vae.encoder(video), vae.decoder(latents)
-        assert replace_time_convolutions(vae) > 20
-        for one, two in zip((vae.encoder(video), vae.decoder(latents)), expected, strict=True):
-            assert torch.allclose(one, two, rtol=0, atol=1e-12)
