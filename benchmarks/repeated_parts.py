@@ -29,7 +29,8 @@ from curation.stage import BadVideo
 from curation.video.frames import Planes, VideoInfo
 from curation.video.reader import Reader
 from stages.meters.fingerprint import Fingerprint
-from stages.selection.near_duplicates import find_pairs, read_fingerprints
+from stages.selection.clip_fingerprints import read_fingerprints
+from stages.selection.near_duplicates import find_pairs
 from tests.support.paths import VIDEOS
 
 CLIP_S = (4, 5, 8, 15)

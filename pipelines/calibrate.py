@@ -27,12 +27,9 @@ from curation.progress import printable
 from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines.tables import read_clips, read_embeddings
+from stages.selection.clip_fingerprints import read_fingerprints
 from stages.selection.clip_selection import quality_ranks, selected_columns
-from stages.selection.near_duplicates import (
-    connected_components,
-    find_pairs,
-    read_fingerprints,
-)
+from stages.selection.near_duplicates import connected_components, find_pairs
 from stages.selection.semantic_duplicates import find_semantic_duplicates
 
 BOOTSTRAP_DRAWS = 200

@@ -19,12 +19,8 @@ from curation.partitions import as_bytes
 from curation.policy import Policy, decide_table, group_by_row
 from curation.records import CAPTION_SCORES, CORRECTED
 from curation.texts import split_words
-from stages.selection.near_duplicates import (
-    FingerprintFile,
-    connected_components,
-    find_duplicates,
-    read_fingerprints,
-)
+from stages.selection.clip_fingerprints import FingerprintFile, read_fingerprints
+from stages.selection.near_duplicates import connected_components, find_duplicates
 from stages.selection.semantic_duplicates import find_semantic_duplicates
 
 SCHEMA = records.schema(records.SELECTION)

@@ -6,113 +6,35 @@ scratch file, so that its memory does not grow with them, and its time does almo
 Candidates: two ticks (quarters of a second) of different clips that agree in 32 of their 128 bits.
 There are four choices of the 32 bits (bands, as in locality-sensitive hashing), so that a few
 flipped bits don't hide a pair. Verification: the two clips are aligned so that the two ticks
-coincide, and must then agree over all of the time that they share.
-
-Clips of one video must agree more closely, and only at this alignment: a static camera shows the
-same image at any time, and where something moves steadily or to and fro (a tree in the wind), its
-motion also agrees at other alignments. A part that the video repeats agrees at its own alone.
+coincide, and must then agree over all of the time that they share (`fingerprint_distance`).
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
-import pyarrow as pa
 
-from stages.meters.fingerprint import CODE, SIGNS
+from stages.meters.fingerprint import SIGNS
+from stages.selection.clip_fingerprints import ClipFingerprints
+from stages.selection.fingerprint_distance import (
+    MAX_MOTION_DISTANCE,
+    MAX_MOTION_DISTANCE_IN_VIDEO,
+    MAX_PICTURE_DISTANCE,
+    clips_agree,
+)
 
 BANDS = 4
 MAX_COMPARISONS_PER_TICK = 6  # with the next ones in its bucket: large buckets cost linear time
 # To limit memory:
 TICKS_PER_SLICE = 1 << 19  # sorted in one step, on average
-TICKS_PER_CHUNK = 1 << 19  # distributed to slices in one step
-TICKS_PER_BATCH = 1 << 19  # verified in one step
 MAX_COLLECTED_ROWS = 1 << 19  # candidates, before equal ones are removed
 EDGES_PER_BATCH = 1 << 20  # turned into Python's numbers in one step
 
-MIN_SHARED_TICKS = 17  # 4.25 s: 5 s, less a tick at either end and a rounding
-MIN_SHARED_SHARE = 0.75  # of the shorter clip, where that is less; it is nearly all of such a clip
-MIN_MOVING_SHARE = 0.7  # of the ticks that must be shared: with less motion there is no evidence
-# Distances are in bits of 64; unrelated signals differ in 32. A share of 0.28 is an angle of 50
-# degrees between two signals: the common part outweighs the difference (re-encoded real videos:
-# 0.01..0.13, faint motion in front of moving leaves: 0.28).
-MAX_MOTION_DISTANCE = 0.28 * 64  # mean over the shared time
-MAX_PIECE_MOTION_DISTANCE = 0.40 * 64  # mean over any 2 s: larger where the speeds differ
-PIECE_TICKS = 8
-MAX_PICTURE_DISTANCE = 0.20 * 64  # mean over the shared time (re-encoded: 0.00..0.05)
-# Of clips of one video, in addition (chosen on real videos: docs/measurements/duplicates.md):
-MIN_SHARED_TICKS_IN_VIDEO = 12
-MAX_MOTION_DISTANCE_IN_VIDEO = 0.14 * 64  # mean over the shared time
-OTHER_ALIGNMENT_TICKS = 8  # one clip is so much later than at the alignment that is verified
-MIN_DISTANCE_GAIN_IN_VIDEO = 0.10 * 64  # the motion differs by so much more at other alignments
-
-
 _ENTRY = np.dtype([("picture", "<u8"), ("motion", "<u8"), ("clip", "<u4"), ("position", "<u4")])
-
-
-@dataclass(frozen=True)
-class ClipFingerprints:
-    """The fingerprints of n clips, one after the other, in memory or in a mapped file."""
-
-    ticks: np.ndarray  # (ticks,) CODE
-    start: np.ndarray  # (n + 1,) int64: clip i has the ticks start[i] to start[i + 1]
-    file: mmap.mmap | None = None  # that holds the ticks
-
-    def release(self) -> None:
-        """Removes the pages that were read from this process's memory."""
-        if self.file is not None:
-            self.file.madvise(mmap.MADV_DONTNEED)
-
-    def chunks(self) -> Iterator[tuple[int, int]]:
-        """First and last + 1 of consecutive clips with about TICKS_PER_CHUNK ticks."""
-        first, n = 0, len(self.start) - 1
-        while first < n:
-            end = self.start[first] + TICKS_PER_CHUNK
-            last = max(first + 1, int(np.searchsorted(self.start, end, "right")) - 1)
-            yield first, last
-            first = last
-
-
-class FingerprintFile:
-    """Fingerprints that are appended to a scratch file."""
-
-    def __init__(self) -> None:
-        self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (closed below)
-        self._sizes: list[np.ndarray] = [np.zeros(1, np.int64)]
-
-    def append(self, codes: ClipFingerprints) -> None:
-        codes.ticks.tofile(self._file)
-        self._sizes.append(np.diff(codes.start).astype(np.uint32))
-
-    def read(self) -> ClipFingerprints:
-        """All of them; the file is closed, and deleted when they are no longer used."""
-        start = np.cumsum(np.concatenate(self._sizes), dtype=np.int64)
-        self._sizes = []
-        with self._file as file:
-            file.flush()
-            if not start[-1]:
-                return ClipFingerprints(np.empty(0, CODE), start)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return ClipFingerprints(np.frombuffer(mapped, CODE), start, mapped)
-
-
-def read_fingerprints(column: pa.ChunkedArray) -> ClipFingerprints:
-    """The fingerprints in the ledger's column; a null or empty one has no ticks."""
-    chunks = [c.cast(pa.large_binary()) for c in column.chunks]
-    values = pa.concat_arrays([pa.array([], pa.large_binary()), *chunks]).fill_null(b"")
-    sizes = np.diff(np.frombuffer(values.buffers()[1], np.int64)[: len(values) + 1])
-    if (sizes % CODE.itemsize).any():
-        raise ValueError(f"a fingerprint is not a whole number of {CODE.itemsize}-byte codes")
-    start = np.concatenate([[0], np.cumsum(sizes // CODE.itemsize)]).astype(np.int64)
-    data = values.buffers()[2]
-    ticks = np.frombuffer(data, CODE, count=start[-1]) if start[-1] else np.empty(0, CODE)
-    return ClipFingerprints(ticks, start)
 
 
 def find_pairs(codes: ClipFingerprints, video: np.ndarray) -> np.ndarray:
@@ -120,6 +42,7 @@ def find_pairs(codes: ClipFingerprints, video: np.ndarray) -> np.ndarray:
 
     video: (n,) a number per clip. Clips of one video never overlap; they are pairs where it repeats
     a part.
+
     A bucket with many equal keys (one camera, ten thousand clips) is not searched exhaustively: it
     is sorted by the remaining bits, and each tick is compared with the next
     MAX_COMPARISONS_PER_TICK only.
@@ -134,7 +57,7 @@ def find_pairs(codes: ClipFingerprints, video: np.ndarray) -> np.ndarray:
                     candidates = _unique_rows(np.concatenate([candidates, *found]))
                     found = []
             candidates = _unique_rows(np.concatenate([candidates, *found]))
-    return _unique_rows(candidates[_clips_agree(codes, candidates, video)][:, :2])
+    return _unique_rows(candidates[clips_agree(codes, candidates, video)][:, :2])
 
 
 def _slices(codes: ClipFingerprints, band: int, scratch: BinaryIO) -> Iterator[np.ndarray]:
@@ -225,96 +148,6 @@ def _sorted_order(key: np.ndarray) -> np.ndarray:
     return order
 
 
-def _clips_agree(codes: ClipFingerprints, candidates: np.ndarray, video: np.ndarray) -> np.ndarray:
-    """(C,) bool: whether clips a and b of each row (a, b, shift) agree over their shared time.
-
-    Tick t of b coincides with tick t + shift of a. video: (n,) of all clips.
-    """
-    a, b, shift = candidates.T
-    first_a = codes.start[a] + np.maximum(shift, 0)
-    first_b = codes.start[b] + np.maximum(-shift, 0)
-    shared = np.minimum(codes.start[a + 1] - first_a, codes.start[b + 1] - first_b)
-    agree = np.zeros(len(candidates), bool)
-    sizes = np.diff(codes.start)
-    required = min_shared_ticks(np.minimum(sizes[a], sizes[b]))
-    is_one_video = video[a] == video[b]
-    required[is_one_video] = np.maximum(required[is_one_video], MIN_SHARED_TICKS_IN_VIDEO)
-    long = np.flatnonzero(shared >= required)
-    batch = np.cumsum(shared[long]) // TICKS_PER_BATCH
-    for rows in np.split(long, np.flatnonzero(np.diff(batch)) + 1):
-        spans = first_a[rows], first_b[rows], shared[rows]
-        agree[rows] = _spans_agree(codes, *spans, MIN_MOVING_SHARE * required[rows])
-        repeats = rows[agree[rows] & is_one_video[rows]]
-        agree[repeats] = _are_repeats(codes, first_a[repeats], first_b[repeats], shared[repeats])
-        codes.release()
-    return agree
-
-
-def min_shared_ticks(shorter: np.ndarray) -> np.ndarray:
-    """(P,) how many ticks a pair must share; shorter: (P,) ticks of the shorter clip."""
-    return np.clip(np.ceil(MIN_SHARED_SHARE * shorter), 1, MIN_SHARED_TICKS)
-
-
-def _spans_agree(
-    codes: ClipFingerprints, a: np.ndarray, b: np.ndarray, ticks: np.ndarray, min_moving: np.ndarray
-) -> np.ndarray:
-    """(S,) bool: whether the spans of `ticks` ticks from ticks a and b agree; none is empty.
-
-    min_moving: (S,) ticks in which something moves in either clip.
-    """
-    first = np.cumsum(ticks) - ticks
-    span = np.repeat(np.arange(len(ticks)), ticks)
-    position = np.arange(len(span)) - first[span]
-    one, two = codes.ticks[a[span] + position], codes.ticks[b[span] + position]
-    moves = (one["motion"] | two["motion"]) > SIGNS
-    distance = np.where(moves, np.bitwise_count((one["motion"] ^ two["motion"]) & SIGNS), 0)
-    pieces = np.maximum(ticks // PIECE_TICKS, 1)
-    piece = (np.cumsum(pieces) - pieces)[span] + position * pieces[span] // ticks[span]
-    piece_moving = np.bincount(piece, moves, minlength=pieces.sum())
-    piece_distance = np.bincount(piece, distance, minlength=pieces.sum())
-    differs = (piece_moving >= PIECE_TICKS * 0.4) & (
-        piece_distance > MAX_PIECE_MOTION_DISTANCE * piece_moving
-    )
-    moving = np.add.reduceat(moves, first, dtype=np.int64)
-    picture = np.bitwise_count(one["picture"] ^ two["picture"])
-    return (
-        (moving >= min_moving)
-        & (np.add.reduceat(distance, first, dtype=np.int64) <= MAX_MOTION_DISTANCE * moving)
-        & (np.add.reduceat(picture, first, dtype=np.int64) <= MAX_PICTURE_DISTANCE * ticks)
-        & (np.bincount(np.repeat(np.arange(len(ticks)), pieces), differs, len(ticks)) == 0)
-    )
-
-
-def _are_repeats(
-    codes: ClipFingerprints, a: np.ndarray, b: np.ndarray, ticks: np.ndarray
-) -> np.ndarray:
-    """(S,) bool: whether the motion in the spans of `ticks` ticks from ticks a and b agrees
-    closely, and less closely where one of them is OTHER_ALIGNMENT_TICKS later."""
-    distance = _motion_distance(codes, a, b, ticks)
-    later, fewer = OTHER_ALIGNMENT_TICKS, ticks - OTHER_ALIGNMENT_TICKS
-    other = np.minimum(
-        _motion_distance(codes, a + later, b, fewer), _motion_distance(codes, a, b + later, fewer)
-    )
-    return (distance <= MAX_MOTION_DISTANCE_IN_VIDEO) & (
-        other >= distance + MIN_DISTANCE_GAIN_IN_VIDEO
-    )
-
-
-def _motion_distance(
-    codes: ClipFingerprints, a: np.ndarray, b: np.ndarray, ticks: np.ndarray
-) -> np.ndarray:
-    """(S,) bits in which the motion differs, the mean over the ticks in which something moves in
-    either span; 0 where there is none. No span is empty."""
-    first = np.cumsum(ticks) - ticks
-    position = np.arange(ticks.sum()) - np.repeat(first, ticks)
-    one = codes.ticks["motion"][np.repeat(a, ticks) + position]
-    two = codes.ticks["motion"][np.repeat(b, ticks) + position]
-    moves = (one | two) > SIGNS
-    distance = np.where(moves, np.bitwise_count((one ^ two) & SIGNS), 0)
-    total = np.add.reduceat(distance, first, dtype=np.int64)
-    return total / np.maximum(np.add.reduceat(moves, first, dtype=np.int64), 1)
-
-
 def _unique_rows(rows: np.ndarray) -> np.ndarray:
     """The distinct rows of an integer matrix, in order."""
     rows = rows[np.lexsort(rows.T[::-1])]
@@ -373,23 +206,10 @@ def find_duplicates(
     while True:
         kept_duplicate = suppress_duplicates(np.searchsorted(paired, edges), rank)
         kept = paired[kept_duplicate < 0]
-        more = kept[find_pairs(_take(codes, kept), video[kept])]
+        more = kept[find_pairs(codes.take(kept), video[kept])]
         if not len(more):
             duplicate_of = np.full(len(video), -1, np.int32)
             is_duplicate = kept_duplicate >= 0
             duplicate_of[paired[is_duplicate]] = paired[kept_duplicate[is_duplicate]]
             return duplicate_of, edges
         edges = np.concatenate([edges, more])
-
-
-def _take(codes: ClipFingerprints, clips: np.ndarray) -> ClipFingerprints:
-    """The fingerprints of these clips, in this order, in a scratch file."""
-    file = FingerprintFile()
-    sizes = codes.start[clips + 1] - codes.start[clips]
-    batch = np.cumsum(sizes) // TICKS_PER_BATCH
-    for rows in np.split(np.arange(len(clips)), np.flatnonzero(np.diff(batch)) + 1):
-        start = np.concatenate([[0], np.cumsum(sizes[rows])])
-        ticks = np.arange(start[-1]) + np.repeat(codes.start[clips[rows]] - start[:-1], sizes[rows])
-        file.append(ClipFingerprints(codes.ticks[ticks], start))
-        codes.release()
-    return file.read()

@@ -11,14 +11,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from stages.meters.fingerprint import SIGNS
-from stages.selection.near_duplicates import (
-    BANDS,
-    MAX_COMPARISONS_PER_TICK,
+from stages.selection import fingerprint_distance
+from stages.selection.clip_fingerprints import ClipFingerprints
+from stages.selection.fingerprint_distance import (
     MAX_MOTION_DISTANCE,
     MAX_MOTION_DISTANCE_IN_VIDEO,
     MAX_PICTURE_DISTANCE,
-    ClipFingerprints,
-    _clips_agree,
+)
+from stages.selection.near_duplicates import (
+    BANDS,
+    MAX_COMPARISONS_PER_TICK,
     suppress_duplicates,
 )
 
@@ -42,7 +44,8 @@ def find_pairs(codes: ClipFingerprints, video: np.ndarray) -> np.ndarray:
         low, high = np.where(swap, b, a), np.where(swap, a, b)
         found.append(np.stack([low, high, np.where(swap, -shift, shift)], 1))
     candidates = np.unique(np.concatenate(found), axis=0)
-    return np.unique(candidates[_clips_agree(codes, candidates, video)][:, :2], axis=0)
+    agree = fingerprint_distance.clips_agree(codes, candidates, video)
+    return np.unique(candidates[agree][:, :2], axis=0)
 
 
 def _candidate_ticks(

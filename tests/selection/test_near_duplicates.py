@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 
 from curation.video.frames import Planes, VideoInfo
 from stages.meters.fingerprint import CODE, SIDE, Fingerprint, codes
+from stages.selection.clip_fingerprints import ClipFingerprints, read_fingerprints
 from stages.selection.near_duplicates import (
-    ClipFingerprints,
     connected_components,
     find_duplicates,
     find_pairs,
-    read_fingerprints,
     suppress_duplicates,
 )
 from tests.support import drawn

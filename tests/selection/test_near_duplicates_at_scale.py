@@ -6,14 +6,13 @@ import pytest
 
 from benchmarks.selection import random_fingerprints
 from stages.meters.fingerprint import SIGNS
-from stages.selection import near_duplicates
-from stages.selection.near_duplicates import (
+from stages.selection import clip_fingerprints, fingerprint_distance, near_duplicates
+from stages.selection.clip_fingerprints import (
     ClipFingerprints,
     FingerprintFile,
-    find_duplicates,
-    find_pairs,
     read_fingerprints,
 )
+from stages.selection.near_duplicates import find_duplicates, find_pairs
 from tests.selection import reference_near_duplicates as reference
 
 
@@ -47,8 +46,8 @@ def on_disk(column: list[bytes]) -> ClipFingerprints:
 
 def use_small_slices(monkeypatch):
     monkeypatch.setattr(near_duplicates, "TICKS_PER_SLICE", 1 << 11)
-    monkeypatch.setattr(near_duplicates, "TICKS_PER_CHUNK", 1 << 13)
-    monkeypatch.setattr(near_duplicates, "TICKS_PER_BATCH", 1 << 12)
+    monkeypatch.setattr(clip_fingerprints, "TICKS_PER_CHUNK", 1 << 13)
+    monkeypatch.setattr(fingerprint_distance, "TICKS_PER_BATCH", 1 << 12)
     monkeypatch.setattr(near_duplicates, "MAX_COLLECTED_ROWS", 1 << 10)
 
 
@@ -79,7 +78,7 @@ def test_every_pair_found_is_one_that_agrees_at_some_shift(monkeypatch):
         for shift in range(1 - int(sizes[b]), int(sizes[a]))
     ]
     rows = np.array(every, np.int64)
-    agree = rows[near_duplicates._clips_agree(codes, rows, video)]
+    agree = rows[fingerprint_distance.clips_agree(codes, rows, video)]
     expected = {(a, b) for a, b, _ in agree.tolist()}
     found = {tuple(pair) for pair in find_pairs(codes, video).tolist()}
     assert len(expected) > 30
@@ -97,7 +96,7 @@ def test_clips_agree_as_in_a_plain_loop(videos):
     found = find_pairs(codes, np.arange(len(column))).tolist()
     pairs = found + rng.integers(0, len(column), (len(found), 2)).tolist()
     rows = [(a, b, shift) for a, b in pairs if a != b for shift in range(-25, 26)]
-    agree = near_duplicates._clips_agree(codes, np.array(rows), video).tolist()
+    agree = fingerprint_distance.clips_agree(codes, np.array(rows), video).tolist()
     expected = [
         reference.clips_agree(clip[a], clip[b], shift, one_video=video[a] == video[b])
         for a, b, shift in rows
