@@ -16,6 +16,7 @@ from stages.selection.clip_selection import (
     clips_to_caption,
     select_clips,
 )
+from tests.selection.test_near_duplicates import drawn_film, film_clips
 
 POLICY = Policy(width=Range(min=1280), brightness=Range(min=20, max=235))
 COLUMNS = {c.name: c.type for c in records.CLIP} | {"video": pa.string(), "sha256": pa.string()}
@@ -121,6 +122,21 @@ def test_order_of_the_clips_changes_nothing():
     )
     assert one.equals(other)
     assert 0 < pc.sum(pc.equal(one["status"], "rejected")).as_py() < 120
+
+
+def test_video_that_loops_keeps_one_clip_of_each_scene():
+    rounds, scenes, seconds = 3, 3, 4
+    film = drawn_film(range(scenes), seconds, rounds)
+    prints = film_clips(film, rounds, scenes, seconds)
+    rows = [clip(k, "loop", fingerprint=code) for k, code in enumerate(prints)]
+    rows.append(clip("other", "loop", fingerprint=random_fingerprint(0)))
+    found = by_id(select_clips(table(rows), POLICY))
+    for scene in range(scenes):
+        same = [row["clip_id"] for row in rows[scene : rounds * scenes : scenes]]
+        [kept] = [name for name in same if found[name]["status"] == "kept"]
+        rejected = [found[name]["reasons"] for name in same if name != kept]
+        assert rejected == [[f"duplicate of {kept}"]] * (rounds - 1)
+    assert found[rows[-1]["clip_id"]]["status"] == "kept"
 
 
 @pytest.mark.parametrize("ticks", [4, 12, 60])  # clips of 1, 3 and 15 s

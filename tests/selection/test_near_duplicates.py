@@ -127,22 +127,26 @@ def drawn_film(seeds, seconds: float, rounds: int):
                 now += 0.0841
 
 
-def film_clips(frames, rounds: int, scenes: int, seconds: float) -> ClipFingerprints:
-    """Of a clip for each scene of each round."""
+def film_clips(frames, rounds: int, scenes: int, seconds: float) -> list[bytes]:
+    """The fingerprint of a clip for each scene of each round."""
     meter = Fingerprint()
     meter.start(VideoInfo(1280, 720, 12, 320, 180))
     for t, luma in frames:
         meter.process_frame(t, Planes(luma))
     each_s = int(12 * seconds) * 0.0841
     starts = [each_s * k + 0.1 for k in range(rounds * scenes)]
-    column = pa.array([meter.encode(s, s + each_s - 0.2) for s in starts], pa.binary())
-    return read_fingerprints(pa.chunked_array([column]))
+    return [meter.encode(s, s + each_s - 0.2) for s in starts]
+
+
+def read_clips(clips: list[bytes]) -> ClipFingerprints:
+    return read_fingerprints(pa.chunked_array([pa.array(clips, pa.binary())]))
 
 
 @pytest.mark.parametrize("seconds", [4, 15])
 def test_video_that_loops_keeps_one_round(seconds):
     rounds, scenes = 6, 3
-    codes = film_clips(drawn_film(range(scenes), seconds, rounds), rounds, scenes, seconds)
+    film = drawn_film(range(scenes), seconds, rounds)
+    codes = read_clips(film_clips(film, rounds, scenes, seconds))
     rank = np.random.default_rng(0).permutation(rounds * scenes)
     duplicate_of, _ = find_duplicates(codes, np.zeros(rounds * scenes, int), rank.take)
     best = [min(range(k, rounds * scenes, scenes), key=rank.item) for k in range(scenes)]
@@ -154,7 +158,7 @@ def test_video_that_loops_keeps_one_round(seconds):
 def test_encoded_video_that_loops_keeps_one_round(tmp_path):
     path, rounds, scenes = str(tmp_path / "loop.mp4"), 4, 3
     encoded(drawn_film(range(scenes), 6, rounds), path, 32, 320, 180, 0.0, None, 1.0, 0)
-    codes = film_clips(decoded(path), rounds, scenes, 6)
+    codes = read_clips(film_clips(decoded(path), rounds, scenes, 6))
     clips = rounds * scenes
     duplicate_of, _ = find_duplicates(codes, np.zeros(clips, int), np.arange(clips).take)
     assert np.flatnonzero(duplicate_of < 0).tolist() == [0, 1, 2]
