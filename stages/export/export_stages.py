@@ -89,6 +89,9 @@ class ExtractClips(Stage):
             text = clean_outside_text(str(error), MAX_ERROR_CHARS)
             for clip in todo:
                 found.setdefault(clip["clip_id"], text)
+        except Exception:  # the child may still have the video open
+            self._child.close()
+            raise
         return found
 
     def _extract_or_error(

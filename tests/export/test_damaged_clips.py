@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,26 @@ def test_clips_of_a_remote_video_are_extracted_from_one_copy_and_fail_alone(tmp_
     assert "but scoring found 99" in row["extracted"][ids[2]]
     assert all(row["extracted"][i]["clip"]["num_frames"] == 10 for i in ids if i != ids[2])
     assert again["extracted"] == {i: row["extracted"][i] for i in ids[:2]}
+
+
+def test_video_is_closed_after_a_clip_that_can_not_be_written(tmp_path):
+    """A fetched video takes room until it is closed: perhaps the room that was lacking."""
+    source, out = write_video(tmp_path / "a.avi", scene(1), 6), tmp_path / "out"
+    clips = score(source, out)
+    (out / EXTRACTED / f"{clips[1]['clip_id']}.mp4" / "in the way").mkdir(parents=True)
+    stage = ExtractClips(str(out), presto=False)
+    stage.setup(RunContext())
+    with pytest.raises(OutputError, match="can't write"):
+        stage.process([{"clips": clips}])
+    assert list((out / EXTRACTED).glob(f"{clips[0]['clip_id']}.*"))
+    assert str(source) not in open_files()
+    stage._child.close()
+
+
+def open_files() -> set[str]:
+    """The paths of the files that are open in any process that this one may look into."""
+    found = set()
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            found.add(os.readlink(descriptor))
+    return found
