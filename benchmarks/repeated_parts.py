@@ -28,8 +28,9 @@ from benchmarks.real_videos import HALVES, half_of, present, real_videos
 from curation.stage import BadVideo
 from curation.video.frames import Planes, VideoInfo
 from curation.video.reader import Reader
-from stages.meters.fingerprint import Fingerprint
+from stages.meters.fingerprint import CODE, SIGNS, Fingerprint
 from stages.selection.clip_fingerprints import read_fingerprints
+from stages.selection.fingerprint_distance import MIN_MOVING_SHARE
 from stages.selection.near_duplicates import find_pairs
 from tests.support.paths import VIDEOS
 
@@ -98,6 +99,12 @@ def repeated(meter: Fingerprint, spans: list[Span]) -> list[tuple[int, int]]:
     return [(a, b) for a, b in find_pairs(codes, np.zeros(len(spans), int)).tolist()]
 
 
+def moves(meter: Fingerprint, span: Span) -> bool:
+    """Whether so much of the span has motion that a repetition of it could be found."""
+    motion = np.frombuffer(meter.encode(*span), CODE)["motion"]
+    return len(motion) > 0 and bool(np.mean(motion > SIGNS) >= MIN_MOVING_SHARE)
+
+
 def shown_twice(frames: Frames, crf: int | None) -> tuple[Fingerprint, float]:
     """The fingerprint of two rounds, and when the second one begins."""
     times = np.array([t_s for t_s, _ in frames])
@@ -155,10 +162,7 @@ def measure(half: str) -> None:
                 first = [s for s in video.clips(clip_s) if s[1] < later_s - PAUSE_S]
                 second = [(a + later_s, b + later_s) for a, b in first]
                 pairs = set(repeated(meter, first + second))
-                codes = [
-                    np.frombuffer(meter.encode(*s), "<u8")[1::2] >> np.uint64(63) for s in first
-                ]
-                moving = [k for k, code in enumerate(codes) if len(code) and code.mean() >= 0.7]
+                moving = [k for k, span in enumerate(first) if moves(meter, span)]
                 count[clip_s, crf, "moving"] += len(moving)
                 count[clip_s, crf, "found"] += sum((k, k + len(first)) in pairs for k in moving)
     for clip_s in CLIP_S:

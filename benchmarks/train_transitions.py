@@ -1,7 +1,7 @@
 """Trains the trees of hard cuts of `stages/shots/learned.py`; prints how they do on other sources.
 
     python -m benchmarks.train_transitions extract OUT.npz [--films 433] [--workers 2]
-    python -m benchmarks.train_transitions fit OUT.npz [OUT.npz …] [--write]
+    python -m benchmarks.train_transitions fit OUT.npz [--write]
 
 `extract` draws films from the footage of the development half (benchmarks/footage.py) under one
 condition or several at once (benchmarks/edits.py), and measures them, the footage itself and the

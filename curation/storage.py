@@ -514,9 +514,11 @@ def write_object(fs: pafs.FileSystem, path: str, chunks: Iterable[bytes]) -> Non
     """Writes a whole object, or none where a chunk can't be read or the store fails.
 
     pyarrow can't abort an object: closing or destroying its stream completes it from what has
-    arrived. So after an error the stream is kept for ever; its parts stay in the store as an
-    unfinished upload. A signal, whose exception might also end the writing, is not handled in the
-    thread that writes; the caller gets it when the thread has ended.
+    arrived. So after an error the stream is never destroyed, not even when the process ends. It
+    keeps its buffer of about 10 MB, once in most processes, because the error stops the run; its
+    parts stay in the store as an unfinished upload. The exception of a signal could also end the
+    writing. Python raises it in the main thread alone, so another thread writes; the caller gets
+    the exception when that thread has ended.
     """
 
     def write() -> None:

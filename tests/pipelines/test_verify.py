@@ -145,7 +145,7 @@ def test_clips_without_embeddings_are_counted_by_video(tmp_path):
     assert (len(stored[1]["clips"]), stored[2]["clips"]) == (4, [])
 
 
-def test_memory_does_not_grow_with_the_rows_of_the_ledger(tmp_path):
+def test_memory_of_tables_grows_by_less_than_200_bytes_per_clip(tmp_path):
     peaks, usual = [], pa.default_memory_pool()
     for parts in (4, 16):
         out = Folder(str(tmp_path / str(parts)))
