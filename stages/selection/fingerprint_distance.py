@@ -1,8 +1,8 @@
 """Whether two clips, aligned at a given shift, show the same: distances of their fingerprints.
 
-Clips of one video must agree more closely, and only at this alignment: a static camera shows the
-same image at any time, and where something moves steadily or to and fro (a tree in the wind), its
-motion also agrees at other alignments. A part that the video repeats agrees at its own alone.
+Clips of one video must agree more closely, and less closely where one of them is 2 s later: a
+static camera shows the same image at any time, and steady motion agrees at any alignment. Regular
+motion to and fro with a period other than 2 s is not distinguished from a repeated part.
 """
 
 from __future__ import annotations
