@@ -211,7 +211,7 @@ class Renderer:
         small = F.grid_sample(
             whole, torch.stack([u, v], dim=3), padding_mode="border", align_corners=False
         )
-        blurred = F.interpolate(F.avg_pool2d(whole, 4), (HEIGHT, WIDTH), mode="bilinear")
+        blurred = F.avg_pool2d(F.pad(whole, (4, 4, 4, 4), mode="replicate"), 9, 1)
         around = self.footage[row.flatten().long().clamp_min(0)].permute(0, 3, 1, 2).float()
         around = torch.where(row[:, None] < 0, blurred, around)
         is_inside = torch.maximum(u.abs(), v.abs()) <= 1
