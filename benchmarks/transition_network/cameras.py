@@ -52,19 +52,6 @@ def _zooming_camera(count: int, rng: np.random.Generator) -> np.ndarray:
     return path if rng.random() < 0.5 else path[::-1].copy()
 
 
-def still_camera(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Over a still picture: slow zoom and pan that stay within it, or none."""
-    path = np.zeros((count, 4))
-    if rng.random() < 0.6:
-        zooms = rng.uniform(0, 0.5, 2)
-        room = (np.exp(zooms)[:, None] - 1) / 2
-        ends = np.column_stack([rng.uniform(-1, 1, (2, 2)) * room, zooms, np.zeros(2)])
-        share = np.linspace(0, 1, int(rng.integers(60, 250)))[:count, None]
-        path[:] = ends[1]
-        path[: len(share)] = ends[0] + (ends[1] - ends[0]) * share
-    return path
-
-
 def _swinging_camera(count: int, rng: np.random.Generator) -> np.ndarray:
     """Rests, and now and then swings, scrolls or zooms fast to another part of the scene."""
     path = np.zeros((count, 4))

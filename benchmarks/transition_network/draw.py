@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.transition_network import joins
-from benchmarks.transition_network.cameras import CAMERAS, shaking_camera, still_camera
+from benchmarks.transition_network.cameras import CAMERAS, shaking_camera
 from benchmarks.transition_network.plan import (
     BOXES,
     PATCHES,
@@ -27,7 +27,6 @@ from benchmarks.transition_network.surroundings import (
     random_box,
     random_passing_object,
     random_recording,
-    random_template,
     random_window,
 )
 
@@ -36,11 +35,10 @@ KINDS = tuple(joins.JOINS)  # of transitions between shots
 SEEN_STEP, SEEN_SHARE = 12, 0.02  # grey levels, share
 LABELLED_SHARE = 0.5  # of the sequences are spans of labelled videos
 SINGLE_SHARE = 0.12  # of the sequences are single shots
-SLIDESHOW_SHARE = 0.08  # of the sequences are slideshows
 
 
 class Planner:
-    """Plans random sequences: of labelled videos, films of shots, single shots, and slideshows."""
+    """Plans random sequences: of labelled videos, edited from shots, and of single shots."""
 
     def __init__(
         self,
@@ -54,9 +52,6 @@ class Planner:
         self.shots = [shot for shot in shots if shot.end - shot.first >= 12]
         lengths = np.array([shot.end - shot.first for shot in self.shots], float)
         self.shot_ends = np.cumsum(np.minimum(lengths, 300))
-        self.shots_of_video: dict[int, list[Shot]] = {}
-        for shot in self.shots:
-            self.shots_of_video.setdefault(shot.video, []).append(shot)
         self.videos, self.luma, self.count = videos, luma, count
         self.plain = len(luma) - len(PLAIN)
         weights = np.sqrt(np.array([len(v["frames"]) for v in videos], float))
@@ -64,24 +59,17 @@ class Planner:
         self.labelled_share = LABELLED_SHARE if videos else 0.0
 
     def plan(self, rng: np.random.Generator) -> Plan:
-        is_slideshow = False
-        if rng.random() < self.labelled_share:
+        kind = rng.random()
+        if kind < self.labelled_share:
             plan = self._plan_labelled_video(rng)
         else:
-            kind = rng.random() * (1 - LABELLED_SHARE)
-            is_single = kind < SINGLE_SHARE
-            is_slideshow = not is_single and kind < SINGLE_SHARE + SLIDESHOW_SHARE
-            plan = self.plan_edited_film(rng, is_single, is_slideshow)
-        self._add_surroundings(plan, rng, is_slideshow)
+            is_single = rng.random() < SINGLE_SHARE / (1 - LABELLED_SHARE)
+            plan = self.plan_edited_film(rng, is_single=is_single)
+        self._add_surroundings(plan, rng)
         return plan
 
-    def _add_surroundings(self, plan: Plan, rng: np.random.Generator, is_slideshow: bool) -> None:
-        """Adds a template, light, overlays and the recording to a plan of shots."""
-        if rng.random() < (0.5 if is_slideshow else 0.04):
-            plan.template[:] = random_template(self.count, rng)
-            plan.template[:, 4] = rng.choice(
-                [-1, self._random_plain(rng), self.shots[_draw_row(rng, self.shot_ends)].first]
-            )
+    def _add_surroundings(self, plan: Plan, rng: np.random.Generator) -> None:
+        """Adds light, overlays and the recording to a plan of shots."""
         add_light(plan, rng)
         self._add_patches(plan, rng)
         for number in range(BOXES):
@@ -122,13 +110,10 @@ class Planner:
 
     # ------------------------------------------------------------ edited films
 
-    def plan_edited_film(
-        self, rng: np.random.Generator, is_single: bool = False, is_slideshow: bool = False
-    ) -> Plan:
-        """Shots with random transitions between them, a single shot, or still pictures with slow
-        transitions."""
+    def plan_edited_film(self, rng: np.random.Generator, is_single: bool = False) -> Plan:
+        """Shots with random transitions between them, or a single shot."""
         plan = empty_plan(self.count)
-        shot = self._random_shot(rng, is_slideshow)
+        shot = self._random_shot(rng)
         self._place_shot(plan, rng, shot, 0, "a")
         at = 0
         pace = rng.choice([12, 30, 60, 110])
@@ -141,32 +126,18 @@ class Planner:
             at += int(rng.exponential(pace)) + int(rng.choice([2, 8, 16]))
             if at >= self.count - 4:
                 break
-            kind = KINDS[_draw_row(rng, ends)]
-            near = rng.random()
-            if near < (0.35 if kind == "dissolve" else 0.22) and not is_slideshow:
-                other = shot
-            else:
-                other = self._random_shot(rng, is_slideshow, shot if near > 0.85 else None)
-            at = self._add_join(plan, rng, at, shot, other, kind, is_slideshow)
+            is_same = rng.random() < 0.22
+            other = shot if is_same else self._random_shot(rng)
+            at = self._add_join(plan, rng, at, shot, other, KINDS[_draw_row(rng, ends)])
             shot = other
         return self._repeat_frames(plan, rng) if rng.random() < 0.35 else plan
 
-    def _random_shot(
-        self, rng: np.random.Generator, is_still: bool = False, near: Shot | None = None
-    ) -> Shot:
-        """A shot of the footage or of the video of `near`, a still picture of it, or a plain
-        picture."""
+    def _random_shot(self, rng: np.random.Generator) -> Shot:
+        """A shot of the footage, or a plain picture."""
         if rng.random() < 0.06:
             row = self._random_plain(rng)
             return Shot(row, row + 1, -1)
-        shot = self.shots[_draw_row(rng, self.shot_ends)]
-        if near and near.video >= 0:
-            others = self.shots_of_video[near.video]
-            shot = others[rng.integers(len(others))]
-        if is_still:
-            row = int(rng.integers(shot.first, shot.end))
-            return Shot(row, row + 1, shot.video)
-        return shot
+        return self.shots[_draw_row(rng, self.shot_ends)]
 
     def _random_plain(self, rng: np.random.Generator) -> int:
         """A plain picture's row of the footage: black, white, or any."""
@@ -187,41 +158,29 @@ class Planner:
         at_frame = at_frame % period
         at_frame = np.where(at_frame < length, at_frame, period - at_frame)
         getattr(plan, layer)[at:] = shot.first + at_frame
-        camera = CAMERAS[rng.choice(len(CAMERAS), p=[chance for chance, _ in CAMERAS])][1]
-        path = (still_camera if length == 1 else camera)(n, rng)
+        camera = rng.choice(len(CAMERAS), p=[chance for chance, _ in CAMERAS])
+        path = CAMERAS[camera][1](n, rng)
         getattr(plan, f"camera_{layer}")[at:] = path
         if layer == "a" and rng.random() < 0.6:
             steps = np.abs(np.diff(path[:, :2], axis=0, prepend=path[:1, :2]))
-            plan.blur[at:, :2] = steps * rng.uniform(0.3, 0.9)
+            plan.blur[at:] = steps * rng.uniform(0.3, 0.9)
 
     def _add_join(
-        self,
-        plan: Plan,
-        rng: np.random.Generator,
-        at: int,
-        shot: Shot,
-        other: Shot,
-        kind: str,
-        is_slow: bool = False,
+        self, plan: Plan, rng: np.random.Generator, at: int, shot: Shot, other: Shot, kind: str
     ) -> int:
         """Adds a transition from `shot` to `other` that starts at frame `at`; `other` fills the
-        frames after it. is_slow: it is three times as long. Returns the first frame after the
-        transition."""
+        frames after it. Returns the first frame after the transition."""
         _, least, most, join = joins.JOINS[kind]
         length = int(np.exp(rng.uniform(np.log(least), np.log(most + 0.99)))) if most else 0
-        if is_slow and kind != "flash_cut":
-            length = min(3 * length, 110)
         end = min(at + length, self.count)
         is_same_camera = shot is other and rng.random() < 0.7
         self._place_shot(plan, rng, other, at, "b")
         if is_same_camera:
             plan.camera_b[at:] = plan.camera_a[at:]
         is_seen = 1.0  # weight of the labels: 0 where a person can't see that the pictures differ
-        if shot.video == other.video:
+        if shot is other or shot.video == other.video == -1:
             after = min(end, self.count - 1)
             is_seen = float(self._differ(plan.a[at - 1], plan.b[after]))
-        if kind == "fast_move" and -1 in (shot.video, other.video):
-            is_seen = 0.0  # a plain picture does not show that it moves
         if kind == "flash_cut":
             row = self._random_plain(rng)
             self._copy_b_to_a(plan, at)
@@ -246,7 +205,7 @@ class Planner:
                 (plan.share[at:end] > joins.UNSEEN) & (plan.share[at:end] < 1 - joins.UNSEEN)
             )
             span = slice(at, end)
-            if join not in (None, joins.fast_move) and len(seen):  # a fast move is seen throughout
+            if join and len(seen):
                 span = slice(at + int(seen[0]), at + int(seen[-1]) + 1)
                 plan.counted[at:end] = 0
                 plan.counted[span] = 1

@@ -24,7 +24,7 @@ BOXES = 4  # plain overlays of a sequence, at most: captions, icons, lamps, pass
 PATCHES = 2  # overlays of a sequence that show footage, at most: displays, insets, windows, objects
 PATTERNS = 64  # random grey pictures that masks, letters and the codec's error are made of
 # Kinds of masks between two pictures
-UNIFORM, LINE, BLINDS, ROUND, PATTERN, CLOCK, DOORS, RECTANGLE, CROSS, STAR, LUMA = range(11)
+UNIFORM, LINE, BLINDS, ROUND, PATTERN, CLOCK, DOORS, RECTANGLE, LUMA = range(9)
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,7 @@ class Plan:
     mask: np.ndarray
     camera_a: np.ndarray  # (T, 4) x, y (widths, heights), log of zoom, angle (radians)
     camera_b: np.ndarray  # (T, 4)
-    # (T, 3) length of the motion blur in x and y (widths, heights), and in the log of zoom
-    blur: np.ndarray
-    # (T, 3) of layers a and b, angles by which they turn as faces of a cube about its vertical
-    # axis (radians); distance from the eye to the cube (halves of its edge)
-    turn: np.ndarray
-    # (T, 5) the rectangle that the picture fills: x, y, half width, half height (0: no template);
-    # the frame of the footage around it, -1: the picture itself, blurred
-    template: np.ndarray
+    blur: np.ndarray  # (T, 2) length of the motion blur in x and y (widths, heights)
     light: np.ndarray  # (T, 5) gain, offsets of Y, Cb and Cr, share of the height that is lit
     # (T, PATCHES, 8) x, y, half width, half height, opacity, is round, frame of the footage,
     # whether it shows the same place of that frame, or the whole of it
@@ -106,9 +99,7 @@ def empty_plan(count: int) -> Plan:
         mask=zeros(13),
         camera_a=zeros(4),
         camera_b=zeros(4),
-        blur=zeros(3),
-        turn=zeros(3),
-        template=zeros(5),
+        blur=zeros(2),
         light=light,
         patches=zeros(PATCHES, 8),
         boxes=zeros(BOXES, 10),

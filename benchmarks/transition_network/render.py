@@ -49,7 +49,6 @@ class Renderer:
         )
         # (36, 64) each: the positions of pixels, 0 to 1
         self.x, self.y = x.to(self.device), y.to(self.device)
-        self.black = torch.tensor([0.0, 128.0, 128.0], device=self.device)[:, None, None]
 
     def render(self, plans: dict[str, Tensor]) -> Tensor:
         """plans: the arrays of Plan with a first axis of clips -> (clips, T, 36, 64, 3) uint8"""
@@ -58,19 +57,15 @@ class Renderer:
         flat = {k: array.flatten(0, 1) for k, array in plans.items() if k != "recording"}
         values = plans["recording"].repeat_interleave(count, dim=0).T[..., None, None]
         recording = dict(zip(RECORDING, values, strict=True))  # (clips * T, 1, 1) each
-        picture = self._warped(flat["a"], flat["camera_a"], flat["blur"], flat["turn"][:, [0, 2]])
+        picture = self._warped(flat["a"], flat["camera_a"], flat["blur"])
         blended = torch.nonzero(flat["share"] > 0).squeeze(1)
         if len(blended):
             second = self._warped(
-                flat["b"][blended],
-                flat["camera_b"][blended],
-                flat["blur"][blended],
-                flat["turn"][blended, 1:],
+                flat["b"][blended], flat["camera_b"][blended], flat["blur"][blended]
             )
             picture[blended] = self._blended(
                 picture[blended], second, flat["share"][blended], flat["mask"][blended]
             )
-        picture = self._in_template(picture, flat["template"])
         picture = self._with_patches(picture, flat["patches"])
         picture = self._with_boxes(picture, flat["boxes"])
         picture = self._with_light(picture, flat["light"], recording)
@@ -78,12 +73,10 @@ class Renderer:
             clips, count, HEIGHT, WIDTH, 3
         )
 
-    def _warped(self, rows: Tensor, camera: Tensor, blur: Tensor, turn: Tensor) -> Tensor:
-        """(n, 3, 36, 64) float: frames of the footage, moved by a camera, blurred by motion,
-        and turned as the face of a cube.
+    def _warped(self, rows: Tensor, camera: Tensor, blur: Tensor) -> Tensor:
+        """(n, 3, 36, 64) float: frames of the footage, moved by a camera and blurred by motion.
 
-        rows: (n,) indices into the footage.  camera: (n, 4).  blur: (n, 3).  turn: (n, 2): the
-        angle, the distance from the eye.
+        rows: (n,) indices into the footage.  camera: (n, 4).  blur: (n, 2).
         """
         picture = self.footage[rows].permute(0, 3, 1, 2).float()
         blurred = blur.amax(1) > 0.015
@@ -94,27 +87,7 @@ class Renderer:
             moved = torch.nonzero(chosen).squeeze(1)
             if len(moved):
                 picture[moved] = self._sampled(picture[moved], camera[moved], blur[moved], taps)
-        turned = torch.nonzero(turn[:, 0] != 0).squeeze(1)
-        if len(turned):
-            picture[turned] = self._turned(picture[turned], turn[turned])
         return picture
-
-    def _turned(self, picture: Tensor, turn: Tensor) -> Tensor:
-        """Pictures (n, 3, 36, 64) as faces of a cube on black, in perspective. The face fills the
-        picture at the angle 0.  turn: (n, 2)."""
-        angle, distance = turn.T[..., None, None]
-        cosine, sine = torch.cos(angle), torch.sin(angle)
-        x, y = 2 * self.x - 1, 2 * self.y - 1
-        depth = distance * cosine - x * sine
-        depth = torch.where(depth.abs() < 1e-3, 1e-3, depth)
-        front = (distance + 1) * cosine - 1  # above 0: the face is seen from its front
-        u = (x * (distance + 1 - cosine) - distance * sine) / depth
-        v = y * front / depth
-        face = F.grid_sample(
-            picture, torch.stack([u, v], dim=3), padding_mode="border", align_corners=False
-        )
-        is_face = (front > 0) & (depth > 0) & (u.abs() <= 1) & (v.abs() <= 1)
-        return torch.where(is_face[:, None], face, self.black)
 
     def _sampled(self, picture: Tensor, camera: Tensor, blur: Tensor, taps: int) -> Tensor:
         """Pictures (n, 3, 36, 64) as a camera shows them: means of `taps` places along the blur."""
@@ -126,10 +99,8 @@ class Renderer:
         total: Tensor | float = 0.0
         for tap in range(taps):
             offset = 0.0 if taps == 1 else tap / (taps - 1) - 0.5
-            at = theta.clone()
-            at[:, :, :2] *= torch.exp(-offset * blur[:, 2])[:, None, None]
-            at[:, :, 2] = -2 * (camera[:, :2] + offset * blur[:, :2])
-            grid = F.affine_grid(at, list(picture.shape), align_corners=False)
+            theta[:, :, 2] = -2 * (camera[:, :2] + offset * blur)
+            grid = F.affine_grid(theta, list(picture.shape), align_corners=False)
             total = total + F.grid_sample(
                 picture, grid, padding_mode="reflection", align_corners=False
             )
@@ -171,52 +142,11 @@ class Renderer:
         clock = (turn + angle / (2 * torch.pi)) * repeats.clamp_min(1) % 1
         doors = (line - 0.5).abs() * 2
         rectangle = torch.maximum(dx.abs(), dy.abs()) / torch.maximum(far_x, far_y)
-        is_upright = repeats > 1  # of a cross; otherwise its arms are the diagonals
-        cross = torch.where(
-            is_upright, torch.minimum(dx.abs(), dy.abs()), (dx.abs() - dy.abs()).abs()
-        )
         luma = second[:, 0] / 255
         patterns = self.patterns[pattern.flatten().long()]
-        starts = torch.stack(
-            [
-                *(line, line, blinds, radius, patterns, clock, doors, rectangle),
-                *(_from_0_to_1(cross), _from_0_to_1(self._star(dx, dy, angle, repeats)), luma),
-            ]
-        )
+        starts = torch.stack([line, line, blinds, radius, patterns, clock, doors, rectangle, luma])
         start = starts.gather(0, kind.long()[None].expand(1, *line.shape))[0]
         return torch.where((closes > 0) & (kind >= ROUND), 1 - start, start)
-
-    def _star(self, dx: Tensor, dy: Tensor, angle: Tensor, corners: Tensor) -> Tensor:
-        """(n, 36, 64): the size of the star whose outline a pixel lies on, or, with more than five
-        corners, of the regular polygon.  dx, dy: (n, 36, 64), from its centre."""
-        half = torch.pi / corners.clamp_min(3)  # angle between a corner and the next notch
-        notch = torch.where(corners > 5, torch.cos(half), 0.45)  # its radius; a corner's is 1
-        dx = dx * WIDTH / HEIGHT
-        turn = (torch.atan2(dy, dx) + angle) % (2 * half)
-        turn = torch.minimum(turn, 2 * half - turn)
-        # the outline is the straight line from the corner to the notch
-        normal = torch.atan2(1 - notch * torch.cos(half), notch * torch.sin(half))
-        return torch.hypot(dx, dy) * torch.cos(turn - normal) / torch.cos(normal)
-
-    def _in_template(self, picture: Tensor, template: Tensor) -> Tensor:
-        """Pictures (n, 3, 36, 64), in place, that fill the rectangle of a template.
-
-        template: (n, 5)."""
-        shown = torch.nonzero(template[:, 2] > 0).squeeze(1)
-        if not len(shown):
-            return picture
-        x, y, half_width, half_height, row = template[shown].T[..., None, None]
-        u, v = (self.x - x) / half_width, (self.y - y) / half_height
-        whole = picture[shown]
-        small = F.grid_sample(
-            whole, torch.stack([u, v], dim=3), padding_mode="border", align_corners=False
-        )
-        blurred = F.avg_pool2d(F.pad(whole, (4, 4, 4, 4), mode="replicate"), 9, 1)
-        around = self.footage[row.flatten().long().clamp_min(0)].permute(0, 3, 1, 2).float()
-        around = torch.where(row[:, None] < 0, blurred, around)
-        is_inside = torch.maximum(u.abs(), v.abs()) <= 1
-        picture[shown] = torch.where(is_inside[:, None], small, around)
-        return picture
 
     def _with_patches(self, picture: Tensor, patches: Tensor) -> Tensor:
         """Draws the overlays that show footage into pictures (n, 3, 36, 64), in place.
@@ -296,12 +226,8 @@ class Renderer:
         picture += torch.randn_like(picture) * recording["noise"][:, None]
         row = torch.arange(HEIGHT, device=self.device)[:, None]
         in_bar = (row < recording["bars"]) | (row >= HEIGHT - recording["bars"])
-        picture = torch.where(in_bar[:, None], self.black, picture)
+        black = torch.tensor([0.0, 128.0, 128.0], device=self.device)[:, None, None]
+        picture = torch.where(in_bar[:, None], black, picture)
         picture = torch.where(recording["mirrored"][:, None] > 0, picture.flip(3), picture)
         picture = torch.where(recording["flipped"][:, None] > 0, picture.flip(2), picture)
         return picture.round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-
-
-def _from_0_to_1(start: Tensor) -> Tensor:
-    """(n, 36, 64), of at least 0.  Returns it divided by the largest value of each picture."""
-    return start / start.amax((1, 2), keepdim=True).clamp_min(1e-3)

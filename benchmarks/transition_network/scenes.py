@@ -1,5 +1,4 @@
-"""Draws scenes of flat colours, as they are in two-dimensional games, animation, slides, titles and
-menus.
+"""Draws scenes of flat colours, as they are in two-dimensional games, animation, slides and menus.
 
     python -m benchmarks.transition_network.scenes OUT
 
@@ -184,29 +183,13 @@ def page(rng: np.random.Generator) -> list[np.ndarray]:
     return found
 
 
-def title(rng: np.random.Generator) -> list[np.ndarray]:
-    """A small title, or some stars, on black or on a dark ground."""
-    brightness = rng.choice([0, 0, rng.uniform(0.05, 0.3)])
-    ground = (_ground(rng, HIGH, WIDE) * brightness).astype(np.uint8)
-    if rng.random() < 0.6:
-        for _ in range(int(rng.integers(1, 4))):
-            x, y = (int(v) for v in rng.uniform((0.1, 0.3), (0.5, 0.8)) * (WIDE, HIGH))
-            _text(ground, rng, x, y, rng.uniform(0.4, 0.9))
-    else:
-        for x, y in rng.uniform(0, 1, (int(rng.integers(4, 60)), 2)) * (WIDE, HIGH):
-            grey = int(rng.uniform(60, 255))
-            _shape(ground, rng, x, y, rng.uniform(2, 6), (grey, grey, grey))
-    speed = rng.choice([0, 0, rng.uniform(0.1, 1)])
-    return [np.roll(ground, int(number * speed), axis=1) for number in range(FRAMES)]
-
-
-SCENES: list[Callable[[np.random.Generator], list[np.ndarray]]] = [tiles, graphics, page, title]
+SCENES: list[Callable[[np.random.Generator], list[np.ndarray]]] = [tiles, graphics, page]
 
 
 def draw_scene(number: int) -> np.ndarray:
     """(FRAMES, 36, 64, 3) uint8, Y, Cb and Cr."""
     rng = np.random.default_rng([19, number])
-    pictures = SCENES[rng.choice(4, p=[0.4, 0.35, 0.13, 0.12])](rng)
+    pictures = SCENES[rng.choice(3, p=[0.45, 0.4, 0.15])](rng)
     small = [cv2.resize(p, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) for p in pictures]
     return np.array([cv2.cvtColor(p, cv2.COLOR_BGR2YCrCb)[:, :, [0, 2, 1]] for p in small])
 

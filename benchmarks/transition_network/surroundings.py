@@ -37,10 +37,7 @@ def add_light(plan: Plan, rng: np.random.Generator) -> None:
     if rng.random() < 0.06:  # a light switch
         at = int(rng.integers(count))
         light[at : at + int(rng.integers(10, count)), 0] *= rng.uniform(0.35, 0.7)
-    if rng.random() < 0.07:  # haze
-        light[:, 0] *= rng.uniform(0.25, 0.6)
-        light[:, 1] += rng.uniform(20, 130)
-    if rng.random() < 0.13:  # night
+    if rng.random() < 0.1:  # night
         light[:, 0] *= rng.uniform(0.12, 0.35)
         light[:, 1] += rng.uniform(0, 8)
     light[:, 0] = light[:, 0].clip(0.05, 3)
@@ -77,25 +74,6 @@ def _add_slide(path: np.ndarray, at: int, end: int, rng: np.random.Generator) ->
         start = max(at, end - length)
         part = path[start:end]
         part += far[::-1][: len(part), None] * np.array(away)
-
-
-def random_template(count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, 5), as Plan.template without its last column: an upright picture between two sides,
-    a wide one between bars, or a card, which sometimes moves."""
-    template = np.zeros((count, 5), np.float32)
-    kind = rng.random()
-    template[:, :2] = 0.5
-    template[:, 2] = 0.5 if 0.4 < kind < 0.6 else rng.uniform(0.2, 0.46)
-    template[:, 3] = 0.5 if kind < 0.4 else rng.uniform(0.25, 0.46)
-    room = 0.5 - template[0, 2:4]
-    if rng.random() < 0.5:
-        template[:, :2] += rng.uniform(-room, room)
-    if rng.random() < 0.3:  # it drifts, or swings
-        steps = np.arange(count)[:, None]
-        swing = np.sin(steps / rng.uniform(8, 60) + rng.uniform(0, 6))
-        path = swing if rng.random() < 0.5 else steps / count
-        template[:, :2] += path * rng.uniform(-0.15, 0.15, 2)
-    return template
 
 
 def random_window(count: int, rng: np.random.Generator) -> np.ndarray:
