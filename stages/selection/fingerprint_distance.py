@@ -1,8 +1,9 @@
 """Whether two clips, aligned at a given shift, show the same: distances of their fingerprints.
 
-Clips of one video must agree more closely, and less closely where one of them is 2 s later: a
-static camera shows the same image at any time, and steady motion agrees at any alignment. Regular
-motion to and fro with a period other than 2 s is not distinguished from a repeated part.
+Clips of one video must agree more closely, and less closely where one of them is 1 s to 3 s later:
+a static camera shows the same image at any time, steady motion agrees at any alignment, and motion
+to and fro at all that are a multiple of its period apart. Regular motion with a period of more than
+3 s is not distinguished from a repeated part.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ MAX_PICTURE_DISTANCE = 0.20 * 64  # mean over the shared time (re-encoded: 0.00.
 # Of clips of one video, in addition (chosen on real videos: docs/measurements/duplicates.md):
 MIN_SHARED_TICKS_IN_VIDEO = 12
 MAX_MOTION_DISTANCE_IN_VIDEO = 0.14 * 64  # mean over the shared time
-OTHER_ALIGNMENT_TICKS = 8  # one clip is so much later than at the alignment that is verified
-MIN_DISTANCE_GAIN_IN_VIDEO = 0.10 * 64  # the motion differs by so much more at other alignments
+# At other alignments, 1 s to 3 s from the one that is verified, their motion differs by more.
+OTHER_ALIGNMENTS_TICKS = range(4, 13)
+MIN_OTHER_TICKS = 4  # that the clips share at such an alignment, if it counts
+MIN_DISTANCE_GAIN_IN_VIDEO = 0.10 * 64
 
 
 def clips_agree(codes: ClipFingerprints, candidates: np.ndarray, video: np.ndarray) -> np.ndarray:
@@ -94,15 +97,18 @@ def _are_repeats(
     codes: ClipFingerprints, a: np.ndarray, b: np.ndarray, ticks: np.ndarray
 ) -> np.ndarray:
     """(S,) bool: whether the motion in the spans of `ticks` ticks from ticks a and b agrees
-    closely, and less closely where one of them is OTHER_ALIGNMENT_TICKS later."""
+    closely, and less closely at all other alignments, at which one of them is later."""
     distance = _motion_distance(codes, a, b, ticks)
-    later, fewer = OTHER_ALIGNMENT_TICKS, ticks - OTHER_ALIGNMENT_TICKS
-    other = np.minimum(
-        _motion_distance(codes, a + later, b, fewer), _motion_distance(codes, a, b + later, fewer)
-    )
-    return (distance <= MAX_MOTION_DISTANCE_IN_VIDEO) & (
-        other >= distance + MIN_DISTANCE_GAIN_IN_VIDEO
-    )
+    is_repeat = distance <= MAX_MOTION_DISTANCE_IN_VIDEO
+    for later in OTHER_ALIGNMENTS_TICKS:
+        rows = np.flatnonzero(is_repeat & (ticks - later >= MIN_OTHER_TICKS))
+        shared = ticks[rows] - later
+        other = np.minimum(
+            _motion_distance(codes, a[rows] + later, b[rows], shared),
+            _motion_distance(codes, a[rows], b[rows] + later, shared),
+        )
+        is_repeat[rows] = other >= distance[rows] + MIN_DISTANCE_GAIN_IN_VIDEO
+    return is_repeat
 
 
 def _motion_distance(

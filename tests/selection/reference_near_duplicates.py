@@ -100,11 +100,13 @@ def clips_agree(a: np.ndarray, b: np.ndarray, shift: int, *, one_video: bool) ->
     if not one_video:
         return True
     mean = sum(moving) / len(moving)
-    for later_a, later_b in ((8, 0), (0, 8)):
-        other = motion_distances(a, b, first_a + later_a, first_b + later_b, shared - 8)
-        other = [d for d in other if d is not None]
-        if sum(other) < (mean + 0.10 * 64) * max(len(other), 1):
-            return False
+    for later in range(4, 13):
+        if shared - later >= 4:
+            for at_a, at_b in ((later, 0), (0, later)):
+                other = motion_distances(a, b, first_a + at_a, first_b + at_b, shared - later)
+                known = [d for d in other if d is not None]
+                if sum(known) < (mean + 0.10 * 64) * max(len(known), 1):
+                    return False
     return mean <= 0.14 * 64
 
 

@@ -183,8 +183,10 @@ def test_clips_of_one_video_with_steady_change_are_no_duplicates():
     assert found_pairs(*clips, videos=np.zeros(8)) == set()
 
 
-@pytest.mark.parametrize(("period_s", "pairs"), [(2, 0), (3, 8 * 7 / 2)])
-def test_clips_of_one_video_with_swaying_motion_are_duplicates_unless_it_repeats_in_2_s(
+@pytest.mark.parametrize(
+    ("period_s", "pairs"), [(1.2, 2), (1.75, 0), (2, 0), (2.3, 0), (3, 0), (5, 8 * 7 / 2)]
+)
+def test_clips_of_one_video_with_swaying_motion_are_duplicates_if_its_period_is_longer_than_3_s(
     period_s, pairs
 ):
     """A tree in the wind, seen by a camera that stands still."""
