@@ -120,7 +120,13 @@ class ExtractClips(Stage):
             if self.presto:
                 columns = ("clip_id", "split", "start_s", "end_s", "sub_captions")
                 args = ({c: clip[c] for c in columns}, mp4, extracted, str(folder / "presto"))
-                receipt["presto"] = self._child.call_with_retry("presto", args, timeout_s=encode_s)
+                try:
+                    presto = self._child.call_with_retry("presto", args, timeout_s=encode_s)
+                except BadVideo:
+                    if Folder(str(folder)).sha256(_mp4_name(clip["clip_id"])) != sha256:
+                        raise _changed(mp4) from None  # the output was removed or damaged meanwhile
+                    raise
+                receipt["presto"] = presto
             Folder(str(folder)).write(name, to_json(with_hash(receipt)))
         return receipt
 

@@ -162,6 +162,27 @@ def test_video_is_closed_after_a_clip_that_can_not_be_written(tmp_path):
     stage._child.close()
 
 
+@pytest.mark.parametrize("damage", [truncate, Path.unlink])
+def test_clip_that_is_damaged_before_its_presto_encode_does_not_count_as_failed(tmp_path, damage):
+    """As where the output is removed during a run: the video is not at fault."""
+    source = write_video(tmp_path / "a.mp4", scene(1), 1.0, width=1280, height=720)
+    out = tmp_path / "out"
+    stage = ExtractClips(str(out), presto=True)
+    stage.setup(RunContext())
+    clips = score(source, out)
+    call = stage._child.call_with_retry
+
+    def damaged_in_between(name: str, args: tuple, **limits: float) -> object:
+        if name == "presto":
+            damage(out / EXTRACTED / f"{clips[0]['clip_id']}.mp4")
+        return call(name, args, **limits)
+
+    stage._child.call_with_retry = damaged_in_between  # type: ignore[method-assign]
+    with pytest.raises(OutputError, match="is not the clip that was extracted"):
+        stage.process([{"clips": clips}])
+    stage._child.close()
+
+
 def open_files() -> set[str]:
     """The paths of the files that are open in any process that this one may look into."""
     found = set()
