@@ -56,9 +56,9 @@ def test_hard_cuts_are_found_at_the_exact_frame(through):
 @pytest.mark.parametrize("seed", range(4))
 def test_jump_cut_is_found_where_only_an_object_jumps(seed):
     def square(i):
-        return (60 + 2.0 * i, 10) if i < 40 else (200 - 1.5 * (i - 40), 60)
+        return (60 + 2.0 * i, 30) if i < 40 else (200 - 1.5 * (i - 40), 90)
 
-    film = scene(seed, 80, square=square, square_side=90)
+    film = scene(seed, 80, square=square)
     assert detect(encoded(with_noise(film))) == Transitions([40 / FPS], [])
 
 
@@ -178,7 +178,7 @@ def test_at_low_frame_rates_only_the_cut_is_found(fps):
 
 
 def test_at_100_fps_the_cut_is_found_and_a_flash_is_not():
-    film = with_noise(with_light(scene(1, 150, camera=handheld), {i: 1.3 for i in range(60, 72)}))
+    film = with_noise(with_light(scene(1, 150, camera=handheld), {i: 2.0 for i in range(60, 72)}))
     film += with_noise(scene(2, 100))
     assert detect(film, np.arange(250) / 100) == Transitions([1.5], [])
 
