@@ -1,5 +1,6 @@
 import asyncio
 import json
+import re
 import socket
 import socketserver
 import threading
@@ -218,8 +219,11 @@ def test_display_names_the_unavailable_server_until_it_answers(tmp_path, monkeyp
         "hangs": "has 1 requests",
     }
     assert reason.startswith(f"{server.url} {expected[outage]}")
-    assert "no answer for 0 s; the run continues when one arrives" in reason
-    assert reason.endswith("otherwise stops in about 10 min 00 s")
+    assert re.search(
+        r"no answer for \d s; the run continues when one arrives, and otherwise stops in about "
+        r"(10 min 00|9 min 5\d) s$",
+        reason,
+    )
     assert stage.wait_reason() is None
     assert is_correct(*done)
 
