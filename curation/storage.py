@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import hashlib
@@ -11,8 +10,7 @@ import shutil
 import tempfile
 import urllib.parse
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from pathlib import Path
@@ -23,9 +21,18 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from curation.atomic import TEMPORARY, sync_folder, write_atomic
+from curation.checksums import file_sha256
 from curation.errors import UserError
 from curation.heartbeat import report_progress
 from curation.lease import LEASE, NOT_APART, Lease, take_lease
+from curation.objects import (
+    ATTEMPTS,
+    check_size,
+    read_chunks,
+    read_object,
+    retry_cut_off,
+    write_object,
+)
 from curation.stage import BadVideo, OutputError, Row, TransientError
 
 if TYPE_CHECKING:
@@ -46,7 +53,6 @@ SCRATCH_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 HASHED_BYTES = 1 << 20  # of a local file at a time
 UPLOADED_BYTES = 8 << 20  # of a local file at a time
-READ_ATTEMPTS = 3  # of a file in an object store that arrives in part
 OPEN_OBJECTS = 256  # kept by a process that reads parts of them; each is its URL and size
 
 # Of Parquet: one clip of 100,000 is read in a tenth of the time of one group.
@@ -186,36 +192,19 @@ def local_copy(video: str, size: int | None = None) -> Iterator[str]:
         yield scratch.name
 
 
-def _chunks(fs: pafs.FileSystem, fs_path: str, listed_size: int | None) -> Iterator[bytes]:
+def _chunks(fs: pafs.FileSystem, fs_path: str, listed_size: int | None) -> Iterator[memoryview]:
     count = 0
     try:
-        with fs.open_input_stream(fs_path) as stream:
-            while chunk := stream.read(8 << 20):
-                count += len(chunk)
-                report_progress()
-                yield chunk
+        for chunk in read_chunks(fs, fs_path):
+            count += len(chunk)
+            report_progress()
+            yield chunk
         if count or listed_size:
-            _check_size(fs, fs_path, count)
+            check_size(fs, fs_path, count)
     except FileNotFoundError as e:
         raise BadVideo(f"can't be fetched: {e}") from None
     except (OSError, pa.ArrowException) as e:
         raise TransientError(f"can't fetch {fs_path}: {e}") from None
-
-
-def _check_size(fs: pafs.FileSystem, fs_path: str, count: int) -> None:
-    """Raises OSError where the bytes that were read are not the whole object.
-
-    If an answer is cut off in its header, pyarrow takes the bytes that it has: the object then
-    seems to be empty or shorter. So its size is requested again. An object that seems to be empty
-    must also be empty in the list of its folder, which can't be cut off unnoticed."""
-    size = fs.get_file_info(fs_path).size
-    if size != count or (not count and not _is_listed_as_empty(fs, fs_path)):
-        raise OSError(f"{count} bytes of {fs_path} arrived; its size is {size}")
-
-
-def _is_listed_as_empty(fs: pafs.FileSystem, fs_path: str) -> bool:
-    listed = fs.get_file_info(pafs.FileSelector(fs_path.rpartition("/")[0], allow_not_found=True))
-    return any(found.path == fs_path and found.size == 0 for found in listed)
 
 
 class Folder:
@@ -274,36 +263,28 @@ class Folder:
     def read(self, name: str) -> bytes:
         path = f"{self._root}/{name}"
         with storage_errors("read", self.path(name)):
-            for attempt in range(1, READ_ATTEMPTS + 1):
-                with self._fs.open_input_stream(path) as stream:
-                    data = stream.read()
-                if self.is_local:
-                    break
-                try:
-                    _check_size(self._fs, path, len(data))
-                    break
-                except OSError:
-                    if attempt == READ_ATTEMPTS:
-                        raise
-        return data
+            if not self.is_local:
+                return read_object(self._fs, path)
+            with self._fs.open_input_stream(path, compression=None) as stream:
+                return stream.read()
 
     def sha256(self, name: str) -> str | None:
         """Returns 64 hex digits; None of a missing file."""
-        digest = hashlib.sha256()
+        path = f"{self._root}/{name}"
+
+        def hash_object() -> str:
+            digest, count = hashlib.sha256(), 0
+            for chunk in read_chunks(self._fs, path):
+                digest.update(chunk)
+                count += len(chunk)
+            check_size(self._fs, path, count)
+            return digest.hexdigest()
+
         try:
-            with (
-                storage_errors("read", self.path(name)),
-                self._fs.open_input_stream(f"{self._root}/{name}") as stream,
-            ):
-                count = 0
-                while chunk := stream.read(8 << 20):
-                    digest.update(chunk)
-                    count += len(chunk)
-                if not self.is_local:
-                    _check_size(self._fs, f"{self._root}/{name}", count)
+            with storage_errors("read", self.path(name)):
+                return file_sha256(Path(path)) if self.is_local else retry_cut_off(hash_object)
         except FileNotFoundError:
             return None
-        return digest.hexdigest()
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Returns those of the columns that the file has; None: all columns."""
@@ -366,7 +347,7 @@ class Folder:
             if self.is_local:
                 with self._fs.open_input_file(path) as file:
                     return file.read_at(size, offset)
-            for _ in range(READ_ATTEMPTS - 1):
+            for _ in range(ATTEMPTS - 1):
                 with suppress(OSError):
                     return self._read_object_part(name, offset, size)
                 _open_object.cache_clear()  # its size may be that of a cut answer, or outdated
@@ -390,7 +371,7 @@ class Folder:
         path = f"{self._root}/{name}"
         with storage_errors("read", self.path(name)), self._fs.open_input_file(path) as file:
             if not self.is_local:
-                _check_size(self._fs, path, file.size())
+                check_size(self._fs, path, file.size())
             yield pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
 
     def write(self, name: str, data: bytes, durable: bool = True) -> None:
@@ -508,31 +489,6 @@ def _local_chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:
     with open(path, "rb", buffering=0) as file:
         while chunk := file.read(UPLOADED_BYTES):
             yield chunk
-
-
-def write_object(fs: pafs.FileSystem, path: str, chunks: Iterable[bytes]) -> None:
-    """Writes a whole object, or none where a chunk can't be read or the store fails.
-
-    pyarrow can't abort an object: closing or destroying its stream completes it from what has
-    arrived. So after an error the stream is never destroyed, not even when the process ends. It
-    keeps its buffer of about 10 MB, once in most processes, because the error stops the run; its
-    parts stay in the store as an unfinished upload. The exception of a signal could also end the
-    writing. Python raises it in the main thread alone, so another thread writes; the caller gets
-    the exception when that thread has ended.
-    """
-
-    def write() -> None:
-        stream = fs.open_output_stream(path)
-        try:
-            for chunk in chunks:
-                stream.write(chunk)
-        except BaseException:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(stream))
-            raise
-        stream.close()
-
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(write).result()
 
 
 @lru_cache(maxsize=OPEN_OBJECTS)

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from curation.objects import read_object
 from curation.storage import (
     STORAGE_ERRNOS,
     InputError,
@@ -180,8 +181,11 @@ def _read_parquet_list(fs: pafs.FileSystem, fs_path: str, source: str) -> list[s
 
 
 def _read_text_list(fs: pafs.FileSystem, fs_path: str, source: str) -> list[str]:
-    with fs.open_input_stream(fs_path) as stream:
-        text = decode_list(stream.read())
+    if is_url(source):
+        text = decode_list(read_object(fs, fs_path))
+    else:
+        with fs.open_input_stream(fs_path) as stream:
+            text = decode_list(stream.read())
 
     def exists(name: str) -> bool:
         path = os.path.join(os.path.dirname(fs_path), name)

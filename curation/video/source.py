@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from curation.objects import read_range, retry_cut_off
 from curation.stage import BadVideo, TransientError
 from curation.storage import UnreachableError, file_system
 
@@ -85,7 +86,7 @@ class RangeFile(io.RawIOBase):
         if self.fetched_bytes + count > MAX_BYTES:
             raise BadVideo(f"its header takes more than {MAX_BYTES} bytes")
         try:
-            data = self._object.read_at(count, start)
+            data = bytes(retry_cut_off(lambda: read_range(self._object, start, count)))
         except (OSError, pa.ArrowException) as e:
             raise TransientError(f"can't fetch {self.url}: {e}") from None
         if len(data) != count:

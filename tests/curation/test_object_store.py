@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from curation.access_check import AccessCheck
 from curation.isolate import Isolated
 from curation.stage import BadVideo, OutputError, TransientError
 from curation.storage import Folder, InputError, local_copy
+from curation.video.source import RangeFile
 from curation.video_list import FileError, list_videos, stat_video
 from pipelines import show, verify
 from tests.chaos.proxy import Proxy
@@ -149,6 +151,49 @@ def test_answers_that_are_cut_off_are_errors_of_the_store_and_no_empty_files(buc
     with local_copy(video, len(data)) as path:
         assert Path(path).read_bytes() == data
     proxy.close()
+
+
+@pytest.mark.parametrize("server", ["s3"], indirect=True)
+def test_answers_whose_data_never_arrives_are_errors_of_the_store_and_no_data(bucket, server):
+    """pyarrow then returns the memory of its buffer, with the size of the object."""
+    data = b"a.mp4\n" * 200_000
+    bucket.put("in/list.txt", data)
+    proxy = Proxy(server[1])
+    options = url_options(proxy.address)
+    video, folder = f"{bucket.store}/in/list.txt?{options}", Folder(f"{bucket.store}/in?{options}")
+    part = RangeFile(video, len(data))
+
+    def fetch() -> None:
+        with local_copy(video, len(data)):
+            pass
+
+    proxy.fault = "cut data"
+    for error, read in (
+        (OutputError, lambda: folder.read("list.txt")),
+        (OutputError, lambda: folder.sha256("list.txt")),
+        (InputError, lambda: list(list_videos(video))),
+        (TransientError, fetch),
+        (TransientError, lambda: part.read(100)),
+    ):
+        with pytest.raises(error, match=r"none of \d+ bytes arrived"):
+            read()
+    proxy.fault = ""
+    assert (folder.read("list.txt"), part.read(6)) == (data, b"a.mp4\n")
+    proxy.requests.clear()
+    folder.read("list.txt")
+    assert sum(request.startswith("GET") for request in proxy.requests) == 2
+    proxy.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, (1 << 20) - 1, 1 << 20, (9 << 20) + 1])
+def test_objects_of_any_size_are_read_whole(bucket, size):
+    data = os.urandom(size)
+    bucket.put("in/a.mp4.gz", data)  # not unpacked because of its name
+    folder = Folder(bucket.url("in"))
+    assert folder.read("a.mp4.gz") == data
+    assert folder.sha256("a.mp4.gz") == hashlib.sha256(data).hexdigest()
+    with local_copy(bucket.url("in/a.mp4.gz"), size) as path:
+        assert Path(path).read_bytes() == data
 
 
 def test_keys_in_a_url_are_refused_and_not_printed():

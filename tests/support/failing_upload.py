@@ -9,7 +9,8 @@ import errno
 import sys
 from collections.abc import Iterator
 
-from curation.storage import file_system, write_object
+from curation.objects import write_object
+from curation.storage import file_system
 
 
 def chunks() -> Iterator[bytes]:

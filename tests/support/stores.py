@@ -30,7 +30,7 @@ class Bucket:
         return f"{self.store}/{urllib.parse.quote(path, safe='/*')}?{self.options}"
 
     def put(self, path: str, data: bytes = b"x") -> None:
-        with self.fs.open_output_stream(f"{self.name}/{path}") as stream:
+        with self.fs.open_output_stream(f"{self.name}/{path}", compression=None) as stream:
             stream.write(data)
 
     def put_folder(self, path: str, folder: Path) -> None:
