@@ -13,6 +13,7 @@ import math
 import resource
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ class Log:
     """Writes metrics.csv, TensorBoard's files and a line per `every` steps, on the first rank only;
     with a project also to Weights & Biases.
 
-    A run that resumes from a checkpoint removes the log of later steps.
+    A run that resumes from a checkpoint removes the log of later steps. The end of a `with` block
+    closes TensorBoard's files and the run at Weights & Biases, as failed where the block raises.
     """
 
     def __init__(self, run_dir: str | Path, step: int, every: int, world: World, project: str = ""):
@@ -94,6 +96,7 @@ class Log:
         self.path, self.every, self.device = folder / "metrics.csv", every, world.device
         self.is_first, self._peak = world.is_first, peak_flops(world.device) * world.size
         self._wandb: Any = None
+        self._opened = ExitStack()
         self._restart()
         if not self.is_first:
             return
@@ -103,9 +106,19 @@ class Log:
             raise ConfigError(f"run_dir: can't make {folder}: {error.strerror}") from None
         kept = [row for row in read_metrics(self.path) if int(row["step"]) <= step]
         self._write(kept)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-        if project:
-            self._wandb = _start_wandb(project, folder)
+        with ExitStack() as stack:  # closes the first where opening the second raises
+            board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            self._board = stack.enter_context(board)
+            if project:
+                run = self._wandb = _start_wandb(project, folder)
+                stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
+            self._opened = stack.pop_all()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._opened.__exit__(*error)
 
     def _restart(self) -> None:
         self._since, self._steps, self._skipped = time.perf_counter(), 0, 0
@@ -160,12 +173,6 @@ class Log:
         step's time."""
         if not self._steps:
             self._since = time.perf_counter()
-
-    def close(self) -> None:
-        if self.is_first:
-            self._board.close()
-        if self._wandb:
-            self._wandb.finish()
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         with atomic_path(self.path) as part, part.open("w", newline="") as file:

@@ -83,30 +83,29 @@ def train(
     step = restore(cfg, run, source)
     local = LocalBatch(cfg.batch, run.world.replica, run.world.replicas, cfg.accumulate)
     batches = stream_batches(source, local, cfg.seed, step * run.samples, cfg.data.workers)
-    log = Log(cfg.run_dir, step, cfg.log_every, run.world, cfg.wandb)
-    if isinstance(source, StreamedClips):
-        log.print(f"warning: {ORDER}")
-    for line in report_rare_sizes(source, cfg.system.all_sizes, run.samples):
-        log.print(line)
     losses = []
-    while step < cfg.steps:
-        values = one_step(run, batches, cfg, step)
-        step += 1
-        losses.append(values["loss"])
-        log.step(step, cfg.steps, values)
-        if step % cfg.save_every == 0 or step == cfg.steps:
-            loss = validation_loss(run.ema, held_out, cfg, run.world)
-            if loss is not None:
-                log.print(f"step {step}/{cfg.steps}  validation loss {loss:.4f}")
-                log.record(step, {"validation_loss": loss})
-            save(cfg, step, run, source, loss)
-        is_sampled = step == cfg.steps or (cfg.sample_every and step % cfg.sample_every == 0)
-        if is_sampled and can_sample:
-            sample_training_clip(cfg, step, run, source)
-        log.resume_timing()
-    if cut := run.system.text.cut.summary():
-        log.print(cut)
-    log.close()
+    with Log(cfg.run_dir, step, cfg.log_every, run.world, cfg.wandb) as log:
+        if isinstance(source, StreamedClips):
+            log.print(f"warning: {ORDER}")
+        for line in report_rare_sizes(source, cfg.system.all_sizes, run.samples):
+            log.print(line)
+        while step < cfg.steps:
+            values = one_step(run, batches, cfg, step)
+            step += 1
+            losses.append(values["loss"])
+            log.step(step, cfg.steps, values)
+            if step % cfg.save_every == 0 or step == cfg.steps:
+                loss = validation_loss(run.ema, held_out, cfg, run.world)
+                if loss is not None:
+                    log.print(f"step {step}/{cfg.steps}  validation loss {loss:.4f}")
+                    log.record(step, {"validation_loss": loss})
+                save(cfg, step, run, source, loss)
+            is_sampled = step == cfg.steps or (cfg.sample_every and step % cfg.sample_every == 0)
+            if is_sampled and can_sample:
+                sample_training_clip(cfg, step, run, source)
+            log.resume_timing()
+        if cut := run.system.text.cut.summary():
+            log.print(cut)
     return losses
 
 

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -78,5 +79,7 @@ def test_steps_whose_loss_is_no_number_are_skipped_up_to_the_limit(tmp_path, cap
 
 def test_weights_and_biases_is_asked_for_but_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
+    before = threading.enumerate()
     with pytest.raises(ConfigError, match="pip install wandb"):
         train(tiny_config(tmp_path, steps=1, wandb="presto"), CLIPS)
+    assert set(threading.enumerate()) <= set(before)  # the log is closed: its writer is a thread

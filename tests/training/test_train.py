@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -128,6 +129,13 @@ def test_a_non_finite_loss_stops_the_run_and_leaves_its_checkpoint(tmp_path):
     with pytest.raises(Diverged, match=r"; resume from .*step-0000000\d with a lower lr"):
         train(replace(cfg, save_every=1), CLIPS)
     assert checkpoint.read_state(checkpoint.list_checkpoints(tmp_path)[-1])["step"] >= 1
+
+
+def test_the_log_is_closed_where_a_run_stops(tmp_path):
+    before = threading.enumerate()
+    with pytest.raises(Diverged):
+        train(tiny_config(tmp_path, lr=1e30, warmup_steps=0), CLIPS)
+    assert set(threading.enumerate()) <= set(before)  # TensorBoard's writer is a thread
 
 
 def test_a_clip_that_can_not_be_read_stops_the_run_with_its_id(tmp_path):
