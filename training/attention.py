@@ -40,17 +40,17 @@ def usable_backends(device: torch.device) -> list[str]:
 
 def choose_backend(wanted: str, device: torch.device, dtype: torch.dtype) -> str:
     """The fastest back end for `auto`, else `wanted`. ValueError where it can't run."""
+    if device.type == "cuda" and dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"attention is in {dtype}, as with precision=fp32: expected bfloat16 or float16 on a "
+            "GPU; set precision=bf16, or in code cast the model or use autocast"
+        )
     usable = usable_backends(device)
     if wanted != "auto" and wanted not in usable:
         hint = "; pip install flash-attn-4" if wanted == "flash4" else ""
         raise ValueError(
             f"attention back end {wanted!r} can't run on {device}: "
             f"expected auto or one of {usable}{hint}"
-        )
-    if device.type == "cuda" and dtype not in (torch.bfloat16, torch.float16):
-        raise ValueError(
-            f"attention on a GPU needs bfloat16 or float16, got {dtype}: "
-            "cast the model, or use autocast"
         )
     return usable[0] if wanted == "auto" else wanted
 

@@ -128,3 +128,10 @@ def test_an_unavailable_back_end_is_refused_with_the_available_ones():
     ):
         choose_backend("flash4", torch.device("cpu"), torch.float32)
     assert choose_backend("auto", torch.device("cpu"), torch.float64) == "cpu"
+
+
+def test_fp32_on_a_gpu_is_refused_with_the_setting_to_change():
+    with pytest.raises(
+        ValueError, match=r"is in torch\.float32, as with precision=fp32: .*; set precision=bf16"
+    ):
+        choose_backend("auto", torch.device("cuda"), torch.float32)
