@@ -44,6 +44,7 @@ from typing import Any
 
 import av
 import torch
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from torch import Tensor
 
 from curation import config
@@ -157,8 +158,9 @@ def write_mp4(
         stream.width, stream.height = width - width % 2, height - height % 2
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
-        context.color_primaries = context.color_trc = context.colorspace = 1  # BT.709
-        context.color_range = 1  # 16..235
+        context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        context.colorspace = Colorspace.ITU709
+        context.color_range = ColorRange.MPEG  # 16..235
         for picture in video[:, : stream.height, : stream.width].numpy():
             frame = av.VideoFrame.from_ndarray(picture.copy(), format="rgb24")
             out.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709")))
