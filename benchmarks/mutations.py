@@ -1,12 +1,15 @@
 """Mutated real files through whole `curate` runs: each file has one row, no run hangs.
 
     python -m benchmarks.mutations [--files 1000] [--seed 0] [--first 0] [--structure] [--decode]
+    python -m benchmarks.mutations --damage
 
 The first seconds of each labelled video (LONGTAKE_VIDEOS) are copied, not encoded, into mp4, mkv
 and TS; each file is one of these with bytes changed, removed, repeated or exchanged. Prints how
 many rows ended how. Fails where a file has no row or two, a row has no status, or a run takes
 longer than its limit. --structure: the mutations of benchmarks.structure_mutations. --decode: each
 file through the decode stage alone, in its child process; fails where our own code raises.
+--damage: damaged copies of a drawn file of each of FORMATS; prints how many of the changed frames
+lie in a damaged span, in how many files none does, and how many files were refused.
 """
 
 from __future__ import annotations
@@ -21,17 +24,23 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
+import cv2
+import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.structure_mutations import MUTATIONS as STRUCTURE
-from benchmarks.structure_mutations import Mutation
+from benchmarks.structure_mutations import TS_PACKET, Mutation
 from curation.funnel import normalize_reason
 from curation.isolate import Isolated, Unexpected
 from curation.stage import BadVideo, OutputError, RunContext
+from curation.video.reader import Reader
 from stages.decode_pass import DecodePass
+from tests.support import video_files
 from tests.support.paths import REPOSITORY, VIDEOS
+from tests.support.small_input import scene
 
 SPAN_S = 2.0  # of a source
 FILES_PER_RUN = 250
@@ -44,6 +53,16 @@ SETTINGS = (
     "select.policy={duration_s: {min: 1}, width: null, height: null, damaged_share: {max: 0}}",
     "max_failed_share=1",
 )
+FORMATS = (  # of --damage: encoder, suffix, and an option of the encoder
+    # x264's AVX-512 code is not deterministic
+    *("libx264 mp4 x264-params=asm=avx2", "libx264 mp4 x264-params=asm=avx2:cabac=0"),
+    *("libx264 ts x264-params=asm=avx2", "libx265 mp4 x265-params=log-level=none"),
+    "libx265 ts x265-params=log-level=none",
+    *("mpeg4 mp4", "mpeg2video mpg", "mpeg2video ts", "wmv2 wmv", "flv flv", "libvpx webm"),
+    *("libvpx-vp9 webm cpu-used=5", "libsvtav1 mkv preset=10", "mjpeg mov", "prores_ks mov"),
+)
+COPIES, CHANGED_BYTES, LOST_SHARE = 24, (3, 10, 40), 0.02  # of a drawn file; of its TS packets
+MIN_CHANGE = 2.0  # mean absolute difference of the luma, 0..255, of a changed frame
 
 
 def copy_spans(folder: Path) -> Iterator[Path]:
@@ -155,6 +174,57 @@ def curate(source: Path, out: Path, limit_s: float) -> list[dict[str, str]]:
     return rows
 
 
+def damage_packets(source: Path, target: Path, copy: int) -> None:
+    """Changes bytes of packets; every other copy of a TS file lacks packets of TS instead."""
+    rng, data = random.Random(f"{source.name}:{copy}"), bytearray(source.read_bytes())
+    if source.suffix == ".ts" and copy % 2:
+        parts = [data[at : at + TS_PACKET] for at in range(0, len(data), TS_PACKET)]
+        target.write_bytes(b"".join(part for part in parts if rng.random() >= LOST_SHARE))
+        return
+    with av.open(str(source)) as file:
+        packets = [(p.pos, p.size) for p in file.demux(video=0) if p.size and p.pos is not None]
+    count = CHANGED_BYTES[copy % len(CHANGED_BYTES)]
+    for start, size in rng.choices(packets, [size for _, size in packets], k=count):
+        data[start + rng.randrange(size)] ^= rng.randrange(1, 256)
+    target.write_bytes(data)
+
+
+def read_frames(path: Path) -> tuple[dict[int, np.ndarray], list[tuple[float, float]]]:
+    """The luma of each frame by its time stamp, ms; and the damaged spans in time stamps, s."""
+    with Reader(str(path)) as reader:
+        frames = [(t_s, planes.y) for t_s, planes in reader.frames()]
+    start_s = reader.start_s
+    spans = [(start_s + a, start_s + b) for a, b in reader.damaged]
+    return {round(1000 * (start_s + t_s)): luma for t_s, luma in frames}, spans
+
+
+def count_found(folder: Path, text: str) -> str:
+    """text: one of FORMATS. Returns its line of the table."""
+    codec, suffix, *options = text.split()
+    source, target = folder / f"intact.{suffix}", folder / f"damaged.{suffix}"
+    look: dict[str, Any] = {"frames": 200, "width": 320, "height": 180, "picture": scene(1)}
+    look["pix_fmt"] = av.codec.Codec(codec, "w").video_formats[0].name
+    look["options"] = {"g": "25"} | dict(option.split("=", 1) for option in options)
+    intact, spans = read_frames(video_files.draw(source, codec=codec, **look))
+    assert not spans, f"{text}: the intact file has damaged spans"
+    counts: Counter[str] = Counter()
+    for copy in range(COPIES):
+        damage_packets(source, target, copy)
+        try:
+            frames, spans = read_frames(target)
+        except BadVideo:
+            counts["refused"] += 1
+            continue
+        pairs = ((t, luma, intact[t]) for t, luma in frames.items() if t in intact)
+        changed = [
+            t for t, a, b in pairs if a.shape != b.shape or cv2.absdiff(a, b).mean() > MIN_CHANGE
+        ]
+        found = sum(any(a <= t / 1000 + 1e-3 < b for a, b in spans) for t in changed)
+        counts.update(changed=len(changed), found=found, unnoticed=bool(changed and not found))
+    shares = f"{counts['found']:,} of {counts['changed']:,}"
+    return f"| {text} | {shares} | {counts['unnoticed']} | {counts['refused']} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=1000)
@@ -162,7 +232,13 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--structure", action="store_true")
     parser.add_argument("--decode", action="store_true")
+    parser.add_argument("--damage", action="store_true")
     args = parser.parse_args()
+    if args.damage:
+        with tempfile.TemporaryDirectory() as scratch:
+            for text in FORMATS:
+                print(count_found(Path(scratch), text), flush=True)
+        return
     outcomes: Counter[str] = Counter()
     clips: Counter[str] = Counter()
     began_s = time.monotonic()
