@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curation.scratch import driver_scratch_errors
+
 ROWS_PER_RANGE = 16384  # about; up to MAX_RANGES
 MAX_RANGES = 1024  # more would make the pieces of a range too small to be read quickly
 BUFFER_BYTES = 32 << 20  # of rows that are distributed in one step
@@ -29,7 +31,8 @@ class Partitions:
         return len(self._bounds) + 1
 
     def write(self, tables: Iterable[pa.Table], columns: Mapping[str, list[str]]) -> None:
-        """Appends the rows. columns: name -> the columns that are stored under it."""
+        """Appends the rows. columns: name -> the columns that are stored under it. Raises
+        OutputError where the temporary folder is full."""
         buffer: list[pa.Table] = []
         size = 0
         for table in tables:
@@ -51,6 +54,7 @@ class Partitions:
             for i in np.unique(number).tolist():
                 start = int(ends[i - 1]) if i else 0
                 with (
+                    driver_scratch_errors(),
                     pa.OSFile(str(self._file(name, i)), "ab") as file,
                     pa.ipc.new_stream(file, part.schema, options=options) as stream,
                 ):
@@ -95,9 +99,12 @@ def as_bytes(names: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 @contextmanager
 def scratch_partitions(key: str, bounds: np.ndarray) -> Iterator[Partitions]:
-    """Partitions in the temporary folder, which are deleted at the end."""
-    with tempfile.TemporaryDirectory(prefix="longtake-") as folder:
-        yield Partitions(Path(folder), key, bounds)
+    """Partitions in the temporary folder, which are deleted at the end. Raises OutputError where it
+    can't be written, as `Partitions.write` does."""
+    with driver_scratch_errors():
+        folder = tempfile.TemporaryDirectory(prefix="longtake-")
+    with folder as path:
+        yield Partitions(Path(path), key, bounds)
 
 
 def hash_bounds(rows: int) -> np.ndarray:

@@ -33,6 +33,7 @@ from curation.objects import (
     retry_cut_off,
     write_object,
 )
+from curation.scratch import scratch_errors, write_all
 from curation.stage import BadVideo, OutputError, Row, TransientError
 
 if TYPE_CHECKING:
@@ -47,9 +48,6 @@ STORAGE_ERRNOS = frozenset(
         *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
     )
 )
-
-# Of a scratch disk that is full, or a file above a limit of the process
-SCRATCH_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 HASHED_BYTES = 1 << 20  # of a local file at a time
 UPLOADED_BYTES = 8 << 20  # of a local file at a time
@@ -153,17 +151,6 @@ def compute_sha256(path: str | Path) -> str:
 
 
 @contextmanager
-def scratch_errors() -> Iterator[None]:
-    """Raises TransientError where a temporary file can't be written: another row may fit."""
-    try:
-        yield
-    except OSError as e:
-        if e.errno not in SCRATCH_ERRNOS:
-            raise
-        raise TransientError(f"can't write to {tempfile.gettempdir()}: {e.strerror}") from None
-
-
-@contextmanager
 def local_copy(video: str, size: int | None = None) -> Iterator[str]:
     """Yields a local path of a video: of a remote one, of a temporary copy.
 
@@ -181,14 +168,15 @@ def local_copy(video: str, size: int | None = None) -> Iterator[str]:
         raise TransientError(str(e)) from None
     except InputError as e:
         raise BadVideo(str(e)) from None
-    with tempfile.NamedTemporaryFile(suffix=Path(fs_path).suffix) as scratch:
+    with scratch_errors():
+        file = tempfile.NamedTemporaryFile(suffix=Path(fs_path).suffix, buffering=0)  # noqa: SIM115
+    with file as scratch:
         free = shutil.disk_usage(scratch.name).free
         if size is not None and size > free:
             raise TransientError(f"{video} has {size} bytes; the temporary folder has {free} free")
         with scratch_errors():
             for chunk in _chunks(fs, fs_path, size):
-                scratch.write(chunk)
-            scratch.flush()
+                write_all(scratch, chunk)
         yield scratch.name
 
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from curation.images import decode_image, encode_jpeg
-from curation.storage import scratch_errors
+from curation.scratch import scratch_errors
 
 MAX_FILE_IN_MEMORY_BYTES = 32 << 20  # a few minutes of video; larger files are on disk
 MAX_PENDING_BYTES = 64 << 20  # of images not encoded yet: a minute of key frames

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import mmap
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
+from curation.scratch import driver_scratch_errors, scratch_file, write_all
 from stages.meters.fingerprint import CODE
 
 TICKS_PER_CHUNK = 1 << 19  # read in one step, to limit memory
@@ -52,14 +51,17 @@ class ClipFingerprints:
 
 
 class FingerprintFile:
-    """Fingerprints that are appended to a scratch file."""
+    """Fingerprints that are appended to a scratch file. Raises OutputError where it can't be
+    written."""
 
     def __init__(self) -> None:
-        self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (closed below)
+        with driver_scratch_errors():
+            self._file = scratch_file()
         self._sizes: list[np.ndarray] = [np.zeros(1, np.int64)]
 
     def append(self, codes: ClipFingerprints) -> None:
-        codes.ticks.tofile(self._file)
+        with driver_scratch_errors():
+            write_all(self._file, codes.ticks.view(np.uint8))
         self._sizes.append(np.diff(codes.start).astype(np.uint32))
 
     def read(self) -> ClipFingerprints:
@@ -67,7 +69,6 @@ class FingerprintFile:
         start = np.cumsum(np.concatenate(self._sizes), dtype=np.int64)
         self._sizes = []
         with self._file as file:
-            file.flush()
             if not start[-1]:
                 return ClipFingerprints(np.empty(0, CODE), start)
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

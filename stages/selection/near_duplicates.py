@@ -12,12 +12,12 @@ coincide, and must then agree over all of the time that they share (`fingerprint
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from io import FileIO
 
 import numpy as np
 
+from curation.scratch import driver_scratch_errors, scratch_file, write_all
 from stages.meters.fingerprint import SIGNS
 from stages.selection.clip_fingerprints import ClipFingerprints
 from stages.selection.fingerprint_distance import (
@@ -48,7 +48,9 @@ def find_pairs(codes: ClipFingerprints, video: np.ndarray) -> np.ndarray:
     MAX_COMPARISONS_PER_TICK only.
     """
     candidates = np.empty((0, 3), np.int64)
-    with tempfile.TemporaryFile() as scratch:
+    with driver_scratch_errors():
+        file = scratch_file()
+    with file as scratch:
         for band in range(BANDS):
             found: list[np.ndarray] = []
             for entries in _slices(codes, band, scratch):
@@ -60,7 +62,7 @@ def find_pairs(codes: ClipFingerprints, video: np.ndarray) -> np.ndarray:
     return _unique_rows(candidates[clips_agree(codes, candidates, video)][:, :2])
 
 
-def _slices(codes: ClipFingerprints, band: int, scratch: BinaryIO) -> Iterator[np.ndarray]:
+def _slices(codes: ClipFingerprints, band: int, scratch: FileIO) -> Iterator[np.ndarray]:
     """The ticks in which something moves, (T,) _ENTRY in order of clip and position, in slices by
     the lowest bits of the band's 16 bits of motion. So a bucket is in one slice."""
     bits = min(16, int(codes.start[-1] // TICKS_PER_SLICE).bit_length())
@@ -74,12 +76,12 @@ def _slices(codes: ClipFingerprints, band: int, scratch: BinaryIO) -> Iterator[n
         entries = _entries(codes, first, last)
         part = (entries["motion"] >> np.uint64(16 * band)).astype(np.uint16)
         part &= np.uint16((1 << bits) - 1)
-        entries[np.argsort(part, kind="stable")].tofile(scratch)
+        with driver_scratch_errors():
+            write_all(scratch, entries[np.argsort(part, kind="stable")].view(np.uint8))
         sizes = np.bincount(part, minlength=1 << bits)
         ends.append(written + np.concatenate([[0], np.cumsum(sizes)]))
         written += len(entries)
         codes.release()
-    scratch.flush()
     for number in range(1 << bits):
         entries = np.empty(sum(int(end[number + 1] - end[number]) for end in ends), _ENTRY)
         filled = 0

@@ -1,8 +1,6 @@
 """Frames that the decode pass stores of a clip: key frames, frame samples and thumbnails."""
 
 import hashlib
-import resource
-import signal
 from collections import deque
 
 import cv2
@@ -15,6 +13,7 @@ from stages.decode_pass import DecodePass
 from stages.meters import scratch_file
 from stages.meters.clip_frames import THUMBNAIL_SIDE
 from stages.meters.key_frames import KeyFrames
+from tests.support.full_disk import full_disk
 from tests.support.small_input import scene, write_video
 
 
@@ -58,17 +57,11 @@ def test_full_temporary_folder_leaves_the_row_open_and_the_worker_usable(monkeyp
     monkeypatch.setattr(scratch_file, "MAX_FILE_IN_MEMORY_BYTES", 1)
     monkeypatch.setattr(scratch_file, "MAX_PENDING_BYTES", 0)
     image = np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     full = scratch_file.ScratchFile(90)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # like a disk with 2 kB left
+    with full_disk():
         with pytest.raises(TransientError, match=r"can't write to .*: File too large"):
             deque(map(full.append, [image] * 20))
         full.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
     free = scratch_file.ScratchFile(90)
     free.append(image)
     assert free.image(0).shape == image.shape
