@@ -48,9 +48,11 @@ class _Object:
     """An object in S3 that is written only under conditions."""
 
     def __init__(self, bucket: str, key: str, options: str) -> None:
-        """options: of the URL, as pyarrow knows them. Raises ImportError without boto3."""
+        """options: of the URL, as pyarrow knows them. Raises ImportError without boto3, OutputError
+        where boto3 can't use the options or the user's AWS settings."""
         import boto3
         from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
 
         given = dict(urllib.parse.parse_qsl(options))
         endpoint = given.get("endpoint_override")
@@ -63,25 +65,24 @@ class _Object:
             retries={"total_max_attempts": 2},
             s3={"addressing_style": "path" if own_server else "auto"},
         )
-        self._client = boto3.client(
-            "s3", endpoint_url=endpoint, region_name=given.get("region"), config=config
-        )
-        self._client.meta.events.register("before-send.s3.PutObject", _send_without_expect)
         self._place = {"Bucket": bucket, "Key": key}
         self.url = f"s3://{bucket}/{key}"
+        try:
+            self._client = boto3.client(
+                "s3", endpoint_url=endpoint, region_name=given.get("region"), config=config
+            )
+        except (BotoCoreError, ValueError) as error:  # no such profile; an invalid endpoint
+            raise OutputError(f"can't connect to {self.url}: {error}") from None
+        self._client.meta.events.register("before-send.s3.PutObject", _send_without_expect)
 
     def read(self) -> tuple[str, dict[str, Any]] | None:
         """Returns the ETag and the content; None where there is none. Raises OutputError."""
         with self._errors("read"):
             try:
                 found = self._client.get_object(**self._place)
-                return found["ETag"], parse_object(found["Body"].read())
+                return found["ETag"], parse_lease(found["Body"].read(), self.url)
             except self._client.exceptions.NoSuchKey:
                 return None
-            except ValueError as error:
-                raise OutputError(
-                    f"{self.url} is damaged: {error}\n  fix: if no run is writing, delete it"
-                ) from None
 
     def write(self, content: dict[str, Any], etag: str | None) -> str:
         """Returns the new ETag. etag: of the present object; None: there must be none. Raises
@@ -104,6 +105,25 @@ class _Object:
             raise OutputError(f"can't {action} {self.url}: {error}") from None
         except BotoCoreError as error:
             raise OutputError(f"can't {action} {self.url}: {error}") from None
+
+
+def parse_lease(data: bytes, url: str) -> dict[str, Any]:
+    """Returns the content of the object at this URL. Raises OutputError where it is damaged."""
+    try:
+        content = parse_object(data)
+        kinds = {"epoch": int, "holder": str | None, "nonce": str, "cuts": list}
+        for name, kind in kinds.items():
+            if not isinstance(content.get(name), kind):
+                raise ValueError(f"{name} is {content.get(name)!r:.60}")
+        for cut in content["cuts"]:
+            if not (isinstance(cut["epoch"], int) and isinstance(cut["parts"], dict)):
+                raise ValueError(f"{cut!r:.60} in its cuts")
+    except (ValueError, TypeError, KeyError) as error:
+        raise OutputError(
+            f"{url} is damaged: {error}\n  fix: restore it; if no run is writing, it may be "
+            "deleted, but parts of a run that had lost the output then count again"
+        ) from None
+    return content
 
 
 def _send_without_expect(request: Any, **_: Any) -> None:
@@ -154,15 +174,17 @@ class Lease:
         with self._lock:
             if self.is_lost:
                 raise self._error()
-            try:
-                self._write()
-            except _ConditionFailed:
-                found = self._store.read()
-                # The answer to an earlier renewal may be lost while its write is not.
-                self.is_lost = found is None or found[1]["nonce"] != self._nonce
-                if self.is_lost or found is None:
-                    raise self._error() from None
-                self._etag = found[0]
+            for _ in range(2):
+                try:
+                    self._write()
+                    return
+                except _ConditionFailed:
+                    found = self._store.read()
+                    # The answer to an earlier renewal may be lost while its write is not.
+                    self.is_lost = found is None or found[1]["nonce"] != self._nonce
+                    if self.is_lost or found is None:
+                        raise self._error() from None
+                    self._etag = found[0]
 
     def keep_renewed(self) -> None:
         """Renews the lease in a thread. If it is lost, the main thread gets a KeyboardInterrupt."""

@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 
 from curation import config
 from curation.checksums import changed_files
-from curation.json_text import parse_hashed, parse_object, with_hash
-from curation.lease import LEASE, Cut
+from curation.json_text import parse_hashed, with_hash
+from curation.lease import LEASE, Cut, parse_lease
 from curation.partitions import last_by_key, last_rows
 from curation.records import (
     RELEASES,
@@ -269,14 +269,8 @@ def _epoch_and_cuts(folder: Folder) -> tuple[int, list[Cut]]:
         return folder.lease.epoch, folder.lease.cuts
     if not folder.exists(LEASE):
         return 0, []
-    try:
-        found = parse_object(folder.read(LEASE))
-        return found["epoch"], found["cuts"]
-    except (ValueError, KeyError) as error:
-        raise OutputError(
-            f"{folder.path(LEASE)} is damaged: {error!r}\n  fix: restore it; without it, parts of "
-            "a run that had lost the output count again"
-        ) from None
+    found = parse_lease(folder.read(LEASE), folder.path(LEASE))
+    return found["epoch"], found["cuts"]
 
 
 def locked(out: Folder, report: Callable[[str], None]) -> AbstractContextManager[None]:

@@ -165,6 +165,38 @@ def test_renewal_whose_answer_was_lost_keeps_the_lease(url):
         held.renew()
         held.check()
         assert not held.is_lost
+        with held._lock:  # the same before the lease is released
+            held._renewals += 1
+            held._store.write(held._content(), held._etag)
+    started_s = time.monotonic()
+    with lock(Folder(url)):
+        assert time.monotonic() - started_s < EXPIRY_S / 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{}", b"[]", b'{"epoch": 1, "holder": null, "nonce": "a"}'),
+        b'{"epoch": "1", "holder": null, "nonce": "a", "cuts": []}',
+        b'{"epoch": 1, "holder": null, "nonce": "a", "cuts": [{"epoch": 1}]}',
+        b'{"epoch": 1, "holder": null, "nonce": "a", "cuts": [3]}',
+    ],
+)
+def test_damaged_lease_is_one_line(url, content):
+    out = Folder(url)
+    out.write(f"ledger/{LEASE}", content)
+    damaged = r"lease\.json\S* is damaged: .*\n  fix: restore it"
+    with pytest.raises(OutputError, match=damaged), lock(out):
+        pass
+    with pytest.raises(OutputError, match=damaged):  # a command that only reads
+        videos(Folder(url))
+
+
+def test_settings_that_boto3_refuses_are_one_line(url, monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
+    refused = pytest.raises(OutputError, match=r"can't connect to s3://.*no-such-profile")
+    with refused, lock(Folder(url)):
+        pass
 
 
 def test_renewal_ends_where_the_connection_is_cut_before_the_body_is_sent():
