@@ -472,6 +472,12 @@ class Folder:
             with storage_errors("delete", self.path(name)):
                 self._fs.delete_file(f"{self._root}/{name}")
 
+    def delete_all(self) -> None:
+        """Deletes this folder with all files in it; does nothing if there is no such folder."""
+        self._check_lease()
+        with storage_errors("delete", self.url), suppress(FileNotFoundError):
+            self._fs.delete_dir(self._root)
+
 
 def _local_chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:
     with open(path, "rb", buffering=0) as file:

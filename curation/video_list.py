@@ -132,9 +132,11 @@ def _walk_videos(folder: str, skipped: Counter[str]) -> Iterator[VideoFile]:
             entries = sorted(os.scandir(current), key=lambda e: e.name)
         except FileNotFoundError:
             continue  # deleted meanwhile
-        except OSError:
+        except OSError as e:
             path = _encode_path(os.path.abspath(current))
-            yield VideoFile(path, FileError.UNREADABLE_FOLDER, "")
+            is_storage = e.errno in STORAGE_ERRNOS
+            error = FileError.UNREACHABLE if is_storage else FileError.UNREADABLE_FOLDER
+            yield VideoFile(path, error, "")
             continue
         if (info.st_dev, info.st_ino) in entered:
             continue

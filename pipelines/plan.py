@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,7 @@ from curation.errors import UserError
 from curation.ledger import flatten_clips
 from curation.progress import Progress
 from curation.runner.cluster import Cluster
-from curation.stage import PlanError, Row, check_plan
+from curation.stage import OutputError, PlanError, Row, check_plan
 from curation.storage import Folder, is_url, local_path
 from pipelines import score, select
 from pipelines.headers import Estimate, estimate_total, header_report
@@ -76,8 +77,8 @@ def make_report(settings: Settings, out: Folder, cluster: Cluster, listed: pa.Ta
         kept = _select(settings, rows)
         stored = [_stored(row, trial) for row in rows]
     finally:
-        if not is_url(trial.url):
-            shutil.rmtree(local_path(trial.url), ignore_errors=True)
+        with suppress(OutputError):  # the estimates count more
+            trial.delete_all()
     sizes = np.array([max(row["bytes"], 1) for row in rows], float)
     total = float(np.maximum(listed["bytes"].to_numpy(), 1).sum())
     failed = np.array([row["error"] is not None for row in rows], float)

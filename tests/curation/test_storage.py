@@ -1,6 +1,7 @@
 import errno
 import hashlib
 import os
+import resource
 from collections import Counter
 
 import av
@@ -26,7 +27,7 @@ from curation.storage import (
     scan,
 )
 from curation.video.container import ALLOWED_FORMATS
-from curation.video_list import file_error, list_videos
+from curation.video_list import FileError, file_error, list_videos
 
 
 def create_files(folder, *names):
@@ -182,6 +183,20 @@ def test_unreadable_folder_is_listed_with_its_error(tmp_path, monkeypatch):
     found = list(list_videos(str(tmp_path)))
     assert [file_error(v.bytes) for v in found if v.bytes < 0] == ["a folder that can't be read"]
     assert found[0].bytes == 1
+
+
+def test_folder_that_the_system_fails_to_read_counts_as_unreachable(tmp_path):
+    """Else its videos would be missing from a run that ends with exit code 0."""
+    create_files(tmp_path, "a.mp4")
+    free = os.open(tmp_path, os.O_RDONLY)
+    os.close(free)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))  # no file can be opened
+    try:
+        [folder] = list_videos(str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (folder.video, folder.bytes) == (str(tmp_path), FileError.UNREACHABLE)
 
 
 LISTED = ["ünï cödé.mp4", "a.mp4", "naïve – ½.mp4"]

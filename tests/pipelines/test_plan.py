@@ -16,6 +16,7 @@ from pipelines import headers, plan, score
 from pipelines.settings import DEFAULT_CONFIG, Settings
 from tests.support.runner_stages import FailOnEveryVideo
 from tests.support.small_input import SETTINGS
+from tests.support.stores import create_bucket, run_server
 
 
 def settings(*given: str) -> Settings:
@@ -50,6 +51,20 @@ def test_trial_of_the_whole_input_predicts_the_results_of_the_run(dataset, clust
     assert 0.8 * (frames + shards) < stored < 1.2 * (frames + shards)
     assert not (tmp_path / "out" / "plan").exists()
     assert not (tmp_path / "out" / "ledger").exists()
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_trial_leaves_nothing_in_a_store(dataset, cluster, scheme):
+    if scheme == "gs":
+        pytest.importorskip("gcp_storage_emulator")
+    with run_server(scheme) as address:
+        bucket = create_bucket(scheme, address, "plans")
+        chosen = settings(f"input={dataset.videos['kept']}", f"output={bucket.url('out')}")
+        out = Folder(bucket.url("out"))
+        text = plan.make_report(chosen, out, cluster, score.list_input(chosen))
+        assert number(text, "clips") == (1, 1, 1)
+        assert number(text, "GB on disk")[1] > 0
+        assert bucket.files("out") == {}
 
 
 def test_clips_of_a_video_that_a_later_stage_fails_on_do_not_count(dataset, cluster, tmp_path):
