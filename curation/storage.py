@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from curation.objects import (
     check_size,
     read_chunks,
     read_object,
+    read_range,
     retry_cut_off,
     write_object,
 )
@@ -342,8 +344,9 @@ class Folder:
             return self._read_object_part(name, offset, size)
 
     def _read_object_part(self, name: str, offset: int, size: int) -> bytes:
-        file = _open_object(self.path(name))
-        data = file.read_at(size, offset) if offset < file.size() else b""
+        file, lock = _open_object(self.path(name))
+        with lock:  # read_range moves the file's position
+            data = bytes(read_range(file, offset, size)) if offset < file.size() else b""
         if len(data) < size:
             length = self._fs.get_file_info(f"{self._root}/{name}").size
             if not length or length > offset + len(data):
@@ -486,9 +489,9 @@ def _local_chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:
 
 
 @lru_cache(maxsize=OPEN_OBJECTS)
-def _open_object(url: str) -> pa.NativeFile:
+def _open_object(url: str) -> tuple[pa.NativeFile, threading.Lock]:
     fs, path = file_system(url)
-    return fs.open_input_file(path)
+    return fs.open_input_file(path), threading.Lock()
 
 
 def scan(data: ds.Dataset, columns: list[str]) -> Iterator[pa.Table]:

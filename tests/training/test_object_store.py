@@ -184,8 +184,12 @@ def test_a_cut_connection_is_retried_and_never_a_bad_clip(proxy, remote, packed)
     threading.Thread(target=end_fault, daemon=True).start()
     assert torch.equal(remote[0].video, expected[0].video)
     assert proxy.faults_done >= 3
-    proxy.fault = "cut"
-    for i in (1, 4):  # of a shard that is open, and of another one
+    for fault, i in (
+        ("cut data", 1),
+        ("cut", 1),
+        ("cut", 4),
+    ):  # of an open shard, and of another one
+        proxy.fault = fault
         proxy.requests.clear()
         with pytest.raises(OutputError, match=r"^can't read s3://proxied/data/shards/train-"):
             remote[i]
