@@ -23,7 +23,7 @@ from annotated_types import Ge
 from curation.cli import Arguments, run_command
 from curation.progress import printable
 from curation.renames import COLUMNS
-from curation.storage import InputError
+from curation.urls import InputError
 
 TABLES = {"videos": "video", "clips": "clip_id"}  # and what identifies a row
 NOT_COMPARED = ("cpu_s", "version", "weights")

@@ -1,19 +1,17 @@
-"""Local disks and object stores (`s3://`, `gs://`), through pyarrow's file systems."""
+"""Folders of an output, on a local disk or in an object store: their files, tables and lock."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
 import threading
-import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +21,6 @@ import pyarrow.parquet as pq
 
 from curation.atomic import TEMPORARY, sync_folder, write_atomic
 from curation.checksums import file_sha256
-from curation.errors import UserError
-from curation.heartbeat import report_progress
 from curation.lease import LEASE, NOT_APART, Lease, take_lease
 from curation.objects import (
     ATTEMPTS,
@@ -35,23 +31,13 @@ from curation.objects import (
     retry_cut_off,
     write_object,
 )
-from curation.scratch import scratch_errors, write_all
-from curation.stage import BadVideo, OutputError, Row, TransientError
+from curation.stage import OutputError, Row
+from curation.urls import InputError, file_system, is_url, join_path, split_url
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
 
-# Of a network file system, a disk or the machine; other errors are properties of the file.
-STORAGE_ERRNOS = frozenset(
-    (
-        *(errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EAGAIN),
-        *(errno.ENOTCONN, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED),
-        *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
-    )
-)
-
-HASHED_BYTES = 1 << 20  # of a local file at a time
 UPLOADED_BYTES = 8 << 20  # of a local file at a time
 OPEN_OBJECTS = 256  # kept by a process that reads parts of them; each is its URL and size
 
@@ -61,140 +47,6 @@ BYTES_PER_GROUP = 64 << 20  # in memory, about: rows of videos with many clips a
 BYTES_PER_BATCH = 16 << 20  # read in one step, about
 
 ACCESS_TOKEN = f"{TEMPORARY}access"  # the names of the files of access checks begin so
-
-
-class InputError(UserError):
-    """The input can't be listed. The message names it and what was expected."""
-
-
-class UnreachableError(InputError):
-    """The store does not answer."""
-
-
-def is_url(path: str) -> bool:
-    return "://" in path
-
-
-def join_path(folder: str, name: str) -> str:
-    """Returns the path or URL of a file in a folder. A URL's options stay at its end."""
-    base, mark, options = folder.partition("?") if is_url(folder) else (folder, "", "")
-    return f"{base.rstrip('/')}/{name}{mark}{options}"
-
-
-def local_path(video: str) -> str:
-    """Returns the path of a listed local video. One that is not UTF-8 is listed as `file://…`."""
-    if video.startswith("file://"):
-        return os.fsdecode(urllib.parse.unquote_to_bytes(video[len("file://") :]))
-    return video
-
-
-def is_remote(path: str) -> bool:
-    return is_url(path) and not path.startswith("file://")
-
-
-def _split_url(url: str) -> tuple[str, str, str, str]:
-    """Returns scheme, bucket, path and options of `scheme://bucket/path?options`."""
-    base, _, options = url.partition("?")
-    scheme, _, location = base.partition("://")
-    bucket, _, path = location.partition("/")
-    return scheme, bucket, urllib.parse.unquote(path), options
-
-
-def url_of(fs_path: str, sibling: str) -> str:
-    """Returns the URL of a path in the file system of the URL `sibling`."""
-    scheme, bucket, _, options = _split_url(sibling)
-    path = fs_path.removeprefix(_connect(scheme, bucket, options)[1])
-    return f"{scheme}://{bucket}{urllib.parse.quote(path)}" + (f"?{options}" if options else "")
-
-
-def file_system(url: str) -> tuple[pafs.FileSystem, str]:
-    """Returns the file system of a URL, and the path in it. Raises InputError, and of it
-    UnreachableError where the store does not answer."""
-    scheme, bucket, path, options = _split_url(url)
-    if not bucket and scheme != "file":
-        raise InputError(f"{url}: has no bucket; expected {scheme}://BUCKET/FOLDER")
-    if ":" in bucket.rpartition("@")[0] or "secret_key=" in options:
-        raise InputError(
-            f"{scheme}://…: URLs are written into the dataset, so they must not contain keys; set "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
-        )
-    try:
-        fs, root = _connect(scheme, bucket, options)
-    except OSError as e:
-        raise UnreachableError(f"{url}: can't be reached: {e}") from None
-    except (pa.ArrowException, ValueError) as e:
-        raise InputError(f"{url}: can't be reached: {e}") from None
-    return fs, f"{root}/{path}".rstrip("/")
-
-
-@cache
-def _connect(scheme: str, bucket: str, options: str) -> tuple[pafs.FileSystem, str]:
-    if scheme == "s3":  # with this option, a small file is written in one request
-        options += "&" * bool(options) + "allow_delayed_open=true"
-    return pafs.FileSystem.from_uri(f"{scheme}://{bucket}" + (f"?{options}" if options else ""))
-
-
-def compute_sha256(path: str | Path) -> str:
-    """Returns the SHA-256 of a local file, 64 hex digits.
-
-    Raises BadVideo if it can't be read, TransientError if the storage fails.
-    """
-    try:
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while chunk := file.read(HASHED_BYTES):
-                digest.update(chunk)
-                report_progress()
-        return digest.hexdigest()
-    except OSError as e:
-        if e.errno in STORAGE_ERRNOS:
-            raise TransientError(f"can't read {path}: {e.strerror}") from None
-        raise BadVideo(f"can't be read: {e.strerror}") from None
-
-
-@contextmanager
-def local_copy(video: str, size: int | None = None) -> Iterator[str]:
-    """Yields a local path of a video: of a remote one, of a temporary copy.
-
-    size: as listed, in bytes; None: not known.
-
-    Raises BadVideo if there is no such object or it is not a URL of one, TransientError if the
-    store fails or the temporary folder is full.
-    """
-    if not is_remote(video):
-        yield local_path(video)
-        return
-    try:
-        fs, fs_path = file_system(video)
-    except UnreachableError as e:
-        raise TransientError(str(e)) from None
-    except InputError as e:
-        raise BadVideo(str(e)) from None
-    with scratch_errors():
-        file = tempfile.NamedTemporaryFile(suffix=Path(fs_path).suffix, buffering=0)  # noqa: SIM115
-    with file as scratch:
-        free = shutil.disk_usage(scratch.name).free
-        if size is not None and size > free:
-            raise TransientError(f"{video} has {size} bytes; the temporary folder has {free} free")
-        with scratch_errors():
-            for chunk in _chunks(fs, fs_path, size):
-                write_all(scratch, chunk)
-        yield scratch.name
-
-
-def _chunks(fs: pafs.FileSystem, fs_path: str, listed_size: int | None) -> Iterator[memoryview]:
-    count = 0
-    try:
-        for chunk in read_chunks(fs, fs_path):
-            count += len(chunk)
-            report_progress()
-            yield chunk
-        if count or listed_size:
-            check_size(fs, fs_path, count)
-    except FileNotFoundError as e:
-        raise BadVideo(f"can't be fetched: {e}") from None
-    except (OSError, pa.ArrowException) as e:
-        raise TransientError(f"can't fetch {fs_path}: {e}") from None
 
 
 class Folder:
@@ -407,7 +259,7 @@ class Folder:
             with self._locked_on_disk(report):
                 yield
             return
-        scheme, bucket, path, options = _split_url((self / "ledger").path(LEASE))
+        scheme, bucket, path, options = split_url((self / "ledger").path(LEASE))
         if scheme != "s3":
             report(f"{self.url}: {NOT_APART}")
             yield

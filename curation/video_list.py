@@ -21,8 +21,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from curation.objects import read_object
-from curation.storage import (
-    STORAGE_ERRNOS,
+from curation.urls import (
     InputError,
     UnreachableError,
     file_system,
@@ -32,6 +31,7 @@ from curation.storage import (
     local_path,
     url_of,
 )
+from curation.video_files import STORAGE_ERRNOS
 
 VIDEO_SUFFIXES = tuple(
     f".{suffix}"

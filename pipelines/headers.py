@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from curation.isolate import Isolated
 from curation.stage import BadVideo, PlanError, TransientError
-from curation.storage import local_copy
 from curation.video.reader import probe
+from curation.video_files import local_copy
 from pipelines.settings import Settings
 from stages.captioning.vlm import VlmCaptioner
 from stages.scorers.scorer import find_weight_files

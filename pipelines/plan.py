@@ -26,7 +26,8 @@ from curation.ledger import flatten_clips
 from curation.progress import Progress
 from curation.runner.cluster import Cluster
 from curation.stage import OutputError, PlanError, Row, check_plan
-from curation.storage import Folder, is_url, local_path
+from curation.storage import Folder
+from curation.urls import is_url, local_path
 from pipelines import score, select
 from pipelines.headers import Estimate, estimate_total, header_report
 from pipelines.settings import Settings, main

@@ -24,7 +24,8 @@ from curation.ledger import Ledger, check_settings, record_settings
 from curation.progress import Progress
 from curation.runner.cluster import Cluster
 from curation.stage import OPEN, PlanError, Row, RunContext, RunError, Stage, check_plan
-from curation.storage import Folder, InputError
+from curation.storage import Folder
+from curation.urls import InputError
 from curation.video_list import FileError, file_error, list_videos
 from pipelines.select import costly_scores
 from pipelines.settings import (

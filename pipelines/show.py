@@ -38,7 +38,8 @@ from curation.progress import printable
 from curation.records import SCORE_NAMES
 from curation.sql import quote, run_select
 from curation.stage import BadVideo, PlanError, Row, TransientError
-from curation.storage import Folder, find_rows, local_copy
+from curation.storage import Folder, find_rows
+from curation.video_files import local_copy
 from pipelines.outdated import MANIFEST, SHARDS, read_manifest
 from pipelines.status import outdated_lines
 from pipelines.tables import CLIPS, open_clips, recorded_policy, written_by_older_version

@@ -22,7 +22,8 @@ from curation.cli import Arguments, run_command
 from curation.config import ConfigError
 from curation.progress import Progress, printable
 from curation.stage import RunContext, Unavailable
-from curation.storage import Folder, InputError
+from curation.storage import Folder
+from curation.urls import InputError
 from pipelines.settings import DEFAULT_CONFIG, Settings
 from stages.captioning.vlm import ChecksFailed, VlmCaptioner
 

@@ -30,11 +30,13 @@ from curation.records import (
     segment_spans,
 )
 from curation.stage import BadVideo, Needs, PlanError, Row, RunContext, Stage
-from curation.storage import Folder, compute_sha256, is_remote, local_copy
+from curation.storage import Folder
+from curation.urls import is_remote
 from curation.video.frames import FrameProcessor, Planes
 from curation.video.planes import chroma_image
 from curation.video.reader import Limits, Reader, read_timeout_s
 from curation.video.source import RangeFile
+from curation.video_files import compute_sha256, local_copy
 from stages.header_rules import HEADER_RULES, header_rejection, rejected_row
 from stages.meters.clip_frames import THUMBNAIL_SIDE, ClipFrames
 from stages.meters.fingerprint import Fingerprint

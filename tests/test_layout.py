@@ -27,7 +27,8 @@ TRAINING_MAY_IMPORT = {
         "curation.errors",
     ),
     *("curation.json_text", "curation.measures", "curation.orientation", "curation.progress"),
-    *("curation.records", "curation.storage", "curation.torchvision_fix", "training"),
+    *("curation.records", "curation.storage", "curation.torchvision_fix", "curation.urls"),
+    "training",
 }
 
 

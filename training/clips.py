@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from curation.storage import Folder, is_remote
+from curation.storage import Folder
+from curation.urls import is_remote
 from training.config import Reader, Size
 from training.frames import BadData, check_reader, sample_frames
 

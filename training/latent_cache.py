@@ -23,7 +23,8 @@ from safetensors.torch import load as read_tensors
 
 from curation import config
 from curation.json_text import parse_object
-from curation.storage import Folder, is_remote
+from curation.storage import Folder
+from curation.urls import is_remote
 from training.clips import (
     BadData,
     Clip,

@@ -37,7 +37,8 @@ from torch.utils.data import DataLoader
 
 from curation.atomic import atomic_path, write_atomic
 from curation.config import ConfigError
-from curation.storage import Folder, is_remote
+from curation.storage import Folder
+from curation.urls import is_remote
 from training.clips import Clip, ClipLocation, ShardedClips, check_selection
 from training.data import as_tensors, reraise_user_errors, start_method
 from training.latent_cache import KEY_FILE, cache_key, check_key, origin_of, texts_of

@@ -19,7 +19,8 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from curation.config import ConfigError
 from curation.json_text import parse_object
-from curation.storage import file_system, is_remote, storage_errors
+from curation.storage import storage_errors
+from curation.urls import file_system, is_remote
 from training.clips import Clip, nearest_size, parse_clip
 from training.config import Size
 from training.frames import BadData, read_shape, sample_frames

@@ -19,7 +19,7 @@ from ray._private import services
 
 from curation.runner.cluster_messages import log_cluster_messages
 from curation.stage import OutputError, RunError
-from curation.storage import is_url
+from curation.urls import is_url
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONNECT_TIMEOUT_S = 10

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from curation.objects import read_range, retry_cut_off
 from curation.stage import BadVideo, TransientError
-from curation.storage import UnreachableError, file_system
+from curation.urls import UnreachableError, file_system
 
 BLOCK_BYTES = 256 << 10  # of a request: the header of most videos
 MAX_BYTES = 64 << 20  # that are read of one object; the index of a day of video has 100 MB

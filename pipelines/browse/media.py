@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from curation.storage import InputError, file_system, is_remote, local_path
+from curation.urls import InputError, file_system, is_remote, local_path
 from pipelines.browse.output import Output
 
 MAX_PART_BYTES = 2 << 20  # of one answer; a player asks for the next part

@@ -29,9 +29,10 @@ from curation.stage import (
     Stage,
     TransientError,
 )
-from curation.storage import Folder, compute_sha256, local_copy
+from curation.storage import Folder
 from curation.texts import MAX_ERROR_CHARS, clean_outside_text
 from curation.video.reader import read_timeout_s
+from curation.video_files import compute_sha256, local_copy
 from curation.video_list import FileError, file_error, stat_video
 from stages.export.extraction import ClipSource, ExtractedClip, extract_clip
 from stages.export.presto import write_presto_clip

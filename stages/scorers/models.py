@@ -19,7 +19,8 @@ from annotated_types import Ge, Le
 from curation import config
 from curation.records import FAILED_PREFILTER
 from curation.stage import Needs, PlanError, Row, RunContext, Stage
-from curation.storage import Folder, compute_sha256
+from curation.storage import Folder
+from curation.video_files import compute_sha256
 from stages.scorers.clip import ClipScorer
 from stages.scorers.lpips import LpipsScorer
 from stages.scorers.raft import RaftScorer

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from curation.storage import file_system
+from curation.urls import file_system
 from tests.captioning.test_captions import chat
 from tests.chaos.proxy import Proxy
 from tests.support.chat_server import ChatServer

@@ -22,8 +22,10 @@ import pytest
 from curation.access_check import AccessCheck
 from curation.isolate import Isolated
 from curation.stage import BadVideo, OutputError, TransientError
-from curation.storage import Folder, InputError, local_copy
+from curation.storage import Folder
+from curation.urls import InputError
 from curation.video.source import RangeFile
+from curation.video_files import local_copy
 from curation.video_list import FileError, list_videos, stat_video
 from pipelines import show, verify
 from tests.chaos.proxy import Proxy

@@ -9,7 +9,7 @@ import pytest
 from curation.partitions import hash_bounds, scratch_partitions
 from curation.scratch import scratch_file, write_all
 from curation.stage import OutputError, TransientError
-from curation.storage import local_copy
+from curation.video_files import local_copy
 from stages.meters.fingerprint import CODE
 from stages.selection import near_duplicates
 from stages.selection.clip_fingerprints import ClipFingerprints, FingerprintFile

@@ -16,17 +16,10 @@ from curation.funnel import format_skipped
 from curation.lease import NOT_APART
 from curation.sql import SqlError, run_select
 from curation.stage import BadVideo, OutputError, TransientError
-from curation.storage import (
-    Folder,
-    InputError,
-    MissingFile,
-    compute_sha256,
-    find_rows,
-    local_copy,
-    local_path,
-    scan,
-)
+from curation.storage import Folder, MissingFile, find_rows, scan
+from curation.urls import InputError, local_path
 from curation.video.container import ALLOWED_FORMATS
+from curation.video_files import compute_sha256, local_copy
 from curation.video_list import FileError, file_error, list_videos
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from curation.stage import OutputError, Row, RunContext
-from curation.storage import file_system, local_copy
+from curation.urls import file_system
+from curation.video_files import local_copy
 from curation.video_list import stat_video
 from stages.export import export_stages
 from stages.export.export_stages import EXTRACTED, ExtractClips, PackShard

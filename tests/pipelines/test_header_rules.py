@@ -16,7 +16,8 @@ import pytest
 from curation.policy import Policy, Range
 from curation.records import NOT_DECODED, SCORE_NAMES, make_clip_id
 from curation.stage import BadVideo, PlanError, RunContext
-from curation.storage import Folder, file_system
+from curation.storage import Folder
+from curation.urls import file_system
 from curation.video.coded_size import make_size_check
 from curation.video.container import Limits
 from curation.video.first_frame import KEPT_SLICE_BYTES, FirstFrameReader

@@ -15,7 +15,8 @@ from curation.cli import run_command
 from curation.progress import Progress
 from curation.stage import OutputError, PlanError
 from curation.status import METRICS, STATUS, PoolState, StatusWriter, prometheus_lines
-from curation.storage import Folder, file_system
+from curation.storage import Folder
+from curation.urls import file_system
 from pipelines.outdated import MANIFEST, record_outdated
 from pipelines.status import outdated_lines, read_status, status_lines
 from pipelines.status import run as show_status

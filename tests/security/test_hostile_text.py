@@ -28,7 +28,8 @@ from curation.errors import UserError
 from curation.ledger import Ledger, recorded_settings
 from curation.records import VIDEO, schema
 from curation.stage import OutputError, PlanError
-from curation.storage import Folder, InputError, parquet_bytes
+from curation.storage import Folder, parquet_bytes
+from curation.urls import InputError
 from curation.video_list import list_videos
 from pipelines import split
 from pipelines.settings import Settings

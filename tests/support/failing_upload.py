@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 
 from curation.objects import write_object
-from curation.storage import file_system
+from curation.urls import file_system
 
 
 def chunks() -> Iterator[bytes]:

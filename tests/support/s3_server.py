@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from moto.server import ThreadedMotoServer
 
-from curation.storage import file_system
+from curation.urls import file_system
 
 
 @contextmanager
