@@ -16,7 +16,7 @@ import pytest
 
 from curation.ledger import damaged_parts
 from curation.storage import Folder
-from pipelines import verify
+from pipelines import damage, verify
 from pipelines.tables import INPUT, embeddings_ledger, videos_ledger
 from tests.curation.test_resume import run_all, settings
 from tests.support.paths import REPOSITORY
@@ -123,9 +123,9 @@ def write_videos(out: Folder, numbers: range, clips_each: int, fingerprint: byte
     rows = []
     for number in numbers:
         ids = [f"{number:08d}{place:04d}" for place in range(clips_each)]
-        clips = [{"clip_id": i, verify.EMBEDDED: 0.5, "fingerprint": fingerprint} for i in ids]
+        clips = [{"clip_id": i, damage.EMBEDDED: 0.5, "fingerprint": fingerprint} for i in ids]
         row = {"video": f"{number}.mp4", "status": "ok", "sha256": f"{number:064d}"}
-        rows.append(row | {"weights": {verify.EMBEDDED: "v1"}, "clips": clips})
+        rows.append(row | {"weights": {damage.EMBEDDED: "v1"}, "clips": clips})
     videos_ledger(out).append(rows)
     return [clip["clip_id"] for row in rows for clip in row["clips"]]
 
@@ -135,7 +135,7 @@ def test_clips_without_embeddings_are_counted_by_video(tmp_path):
     ids = write_videos(out, range(3), 4, b"")
     embeddings_ledger(out).append([{"clip_id": i, "model": "v1"} for i in [*ids[:4], *ids[6:9]]])
     out.write_table(f"ledger/{INPUT}", pa.table({"video": [f"{i}.mp4" for i in range(3)]}))
-    findings = list(verify.check_stored_frames(out))
+    findings = list(damage.check_stored_frames(out))
     assert [(finding.what, finding.video) for finding in findings] == [
         ("lacks 2 of 4 clips of 1.mp4", "1.mp4"),
         ("lacks 3 of 4 clips of 2.mp4", "2.mp4"),
@@ -144,7 +144,7 @@ def test_clips_without_embeddings_are_counted_by_video(tmp_path):
     stored = videos_ledger(out).read(["status", "sha256", "weights", "clips"]).to_pylist()
     assert [row["status"] for row in stored] == ["ok", "ok", "failed"]
     assert stored[2]["sha256"] == f"{2:064d}"
-    assert stored[2]["weights"] == [(verify.EMBEDDED, "v1")]
+    assert stored[2]["weights"] == [(damage.EMBEDDED, "v1")]
     assert (len(stored[1]["clips"]), stored[2]["clips"]) == (4, [])
 
 
