@@ -40,7 +40,7 @@ from pipelines.tables import (
     stream_clips,
 )
 from stages.captioning.vlm import VlmCaptioner
-from stages.selection.clip_selection import clips_to_caption
+from stages.selection.caption_rules import clips_to_caption
 
 FRAMES_CHARS = 16  # of the hash of the frames that are kept in memory; export compares all
 ROWS_PER_BATCH = 64  # turned into Python's objects in one step

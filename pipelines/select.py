@@ -42,7 +42,7 @@ from stages.report.difference import (
     format_difference,
     join_differences,
 )
-from stages.selection.clip_selection import SCHEMA
+from stages.selection.selection_table import SCHEMA
 
 SCORES_WITHOUT_MODEL = tuple(c.name for c in records.SCORES if not c.model)
 

@@ -34,15 +34,9 @@ from pipelines.tables import (
     stream_clips,
     videos_of_input,
 )
-from stages.selection.clip_selection import (
-    OUTSIDE_BY_CAPTION,
-    OVER_LIMIT,
-    CaptionCounts,
-    ClipSelector,
-    apply_caption_rules,
-    reject_clips,
-    selected_columns,
-)
+from stages.selection.caption_rules import CaptionCounts, apply_caption_rules
+from stages.selection.clip_selection import ClipSelector, selected_columns
+from stages.selection.selection_table import OUTSIDE_BY_CAPTION, OVER_LIMIT, reject_clips
 from stages.selection.subset import clips_over_limit, column_groups, embedding_groups
 
 # the columns of captions that the selection depends on

@@ -1,34 +1,25 @@
-"""Which clips enter the dataset, and in which split: one row per clip, no decode.
+"""Which clips enter the dataset by their scores, and in which split: one row per clip, no decode.
 
-`select_clips` runs before captioning; `apply_caption_rules` then rejects kept clips whose captions
-fail a check or a rule.
+Captions are not read: caption_rules.py then rejects kept clips whose captions fail a check or rule.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation import records
 from curation.partitions import as_bytes
-from curation.policy import Policy, decide_table, group_by_row
-from curation.records import CAPTION_SCORES, CORRECTED
-from curation.texts import split_words
+from curation.policy import Policy, decide_table
+from curation.records import CAPTION_SCORES
 from stages.selection.clip_fingerprints import FingerprintFile, read_fingerprints
 from stages.selection.near_duplicates import connected_components, find_duplicates
+from stages.selection.selection_table import OUTSIDE, append_reasons, selection_table
 from stages.selection.semantic_duplicates import find_semantic_duplicates
 
-SCHEMA = records.schema(records.SELECTION)
-OUTSIDE = "outside where"
-OUTSIDE_BY_CAPTION = "outside where, by its caption"
-OVER_LIMIT = "limit: not among the clips drawn"
-NO_TEXT = 0
-TEXT_COLUMNS = ("caption", "sub_captions")
 RANK_COLUMNS = ("clip_id", "width", "height", "duration_s", "sharpness", "packet_bytes")
 
 
@@ -63,8 +54,10 @@ class ClipSelector:
         self._similarity = semantic_similarity
         self._seed, self._validation_share = seed, validation_share
         self._fingerprints = FingerprintFile()
-        self._count = 0
+        self._count = 0  # of the clips added
+        # of each table's clips that pass the policy: columns of numbers and ids
         self._added: list[dict[str, np.ndarray]] = []
+        # of all clips that pass the policy, in order of clip_id: what `decide` found
         self._found: dict[str, np.ndarray] = {}
 
     def add(
@@ -109,20 +102,21 @@ class ClipSelector:
         rank_of = _QualityRanks(of)
         duplicate_of, edges = find_duplicates(self._fingerprints.read(), source, rank_of)
         kept = duplicate_of < 0
-        same = np.full(len(source) if self._similarity is not None else 0, -1, np.int32)
+        semantic = np.full(len(source) if self._similarity is not None else 0, -1, np.int32)
         if self._similarity is not None:
             vectors = of["embedding"]
             kept &= ~np.isnan(vectors[:, 0])
             rows = np.flatnonzero(kept)
             found, links = find_semantic_duplicates(vectors[rows], rank_of(rows), self._similarity)
-            same[rows[found >= 0]] = rows[found[found >= 0]]
+            semantic[rows[found >= 0]] = rows[found[found >= 0]]
             edges = np.concatenate([edges, rows[links]])
-            kept &= same < 0
+            kept &= semantic < 0
         held_out = _sources_for_validation(
             self._sources, source, edges, kept, self._seed, self._validation_share
         )
         self._found = {"passed": of["number"], "clip_id": of["clip_id"], "kept": kept}
-        self._found |= {"duplicate_of": duplicate_of, "same": same, "held_out": held_out[source]}
+        self._found |= {"duplicate_of": duplicate_of, "semantic_duplicate_of": semantic}
+        self._found["held_out"] = held_out[source]
 
     @property
     def kept(self) -> dict[str, np.ndarray]:
@@ -142,27 +136,28 @@ class ClipSelector:
             of = {name: values[span] for name, values in self._found.items() if len(values)}
             reasons = self._append_duplicates(reasons, row, "duplicate of", of["duplicate_of"])
             if self._similarity is not None:
-                without = row[~of["kept"] & (of["duplicate_of"] < 0) & (of["same"] < 0)]
+                semantic = of["semantic_duplicate_of"]
+                without = row[~of["kept"] & (of["duplicate_of"] < 0) & (semantic < 0)]
                 texts = np.full(len(without), "embeddings not measured")
-                reasons = _append_reasons(reasons, without, texts)
-                reasons = self._append_duplicates(reasons, row, "shows the same as", of["same"])
+                reasons = append_reasons(reasons, without, texts)
+                reasons = self._append_duplicates(reasons, row, "shows the same as", semantic)
             names = np.where(of["held_out"], "validation", "train")
             split[row[of["kept"]]] = names[of["kept"]]
         ids = clips["clip_id"]
         assert len(pc.unique(ids)) == clips.num_rows, "a clip_id is in the table twice"
-        return _selection_table(ids, reasons, pa.array(split, pa.string()))
+        return selection_table(ids, reasons, pa.array(split, pa.string()))
 
     def _policy_reasons(self, clips: pa.Table, inside: pa.ChunkedArray | None) -> pa.ListArray:
         reasons = decide_table(clips, self._policy)
         if inside is not None:
             outside = np.flatnonzero(pc.invert(pc.fill_null(inside, False)).to_numpy())
-            reasons = _append_reasons(reasons, outside, np.full(len(outside), OUTSIDE))
+            reasons = append_reasons(reasons, outside, np.full(len(outside), OUTSIDE))
         if self._flags:
             ids = pa.array(self._flags, pa.string())
             row = pc.index_in(ids, clips["clip_id"].combine_chunks())
             texts = pa.array(self._flags.values(), pa.string()).filter(row.is_valid())
             texts = texts.to_numpy(zero_copy_only=False)
-            reasons = _append_reasons(reasons, row.drop_null().to_numpy(), texts)
+            reasons = append_reasons(reasons, row.drop_null().to_numpy(), texts)
         return reasons
 
     def _append_duplicates(
@@ -171,7 +166,7 @@ class ClipSelector:
         found = np.flatnonzero(duplicate_of >= 0)
         ids = self._found["clip_id"][duplicate_of[found]]
         texts = np.array([f"{prefix} {name.decode()}" for name in ids.tolist()], object)
-        return _append_reasons(reasons, row[found], texts)
+        return append_reasons(reasons, row[found], texts)
 
     def _source(self, clips: pa.Table) -> np.ndarray:
         return np.searchsorted(self._sources, as_bytes(clips["sha256"])).astype(np.int32)
@@ -190,14 +185,18 @@ def select_clips(
 ) -> pa.Table:
     """A row of records.SELECTION per clip, in order of clip_id.
 
-    clips: records.CLIP with `sha256` of the source (`ledger.flatten_clips`), in any order. Rules
-    about captions are left to `apply_caption_rules`. `flags`: clip_id -> the reason against it, of
-    clips that a person rejects. Of near-duplicates among the clips that pass
-    the policy, the best is kept: see `quality_ranks`. With `semantic_similarity`, also of the
-    remaining clips whose embeddings (`mean_embeddings`, a row per clip as given) have a cosine
-    above it; a clip without an embedding is rejected. The split is by source: sources that are
-    linked by a pair of duplicates form a group, and `validation_share` of the groups are for
-    validation; where there are two groups or more, at least one is on each side.
+    Of near-duplicates among the clips that pass the policy, the best is kept: see `quality_ranks`.
+    With `semantic_similarity`, also of the remaining clips whose embeddings have a cosine above it;
+    a clip without an embedding is then rejected. The policy's rules about captions are not applied.
+
+    The split is by source: sources that are linked by a pair of duplicates form a group, and about
+    `validation_share` of the groups are for validation; where two groups or more have kept clips,
+    at least one is on each side.
+
+    clips: records.CLIP with `sha256` of the source (`ledger.flatten_clips`), in any order.
+    embeddings: (n, D) `mean_embeddings`, a row per clip as given.  inside: (n,) whether a clip is
+    kept as far as select.where is concerned; null counts as false.  flags: clip_id -> the reason
+    against it, of clips that a person rejects.
     """
     selector = ClipSelector(
         policy,
@@ -216,124 +215,6 @@ def select_clips(
     selector.add(clips, inside, None if embeddings is None else embeddings[order.to_numpy()])
     selector.decide()
     return selector.rows(clips, 0, inside)
-
-
-def apply_caption_rules(
-    selection: pa.Table,
-    captions: pa.Table,
-    policy: Policy,
-    max_equal_captions: int | None = None,
-    counts: CaptionCounts | None = None,
-) -> pa.Table:
-    """The selection, in which a kept clip is rejected if its captions fail a check or a rule.
-
-    max_equal_captions: clips that may have equal texts; above it, all of them are rejected.
-    counts: of all clips, where these are not all.
-    captions: records.CAPTION. A kept clip without captions (not written yet, or with an `error`,
-    which makes it a failed clip) stays kept. A rejected clip stays rejected. The policy's rules do
-    not hold for captions that a person corrected.
-    """
-    policy = policy.without([name for name in policy if name not in CAPTION_SCORES])
-    captions = captions.filter(pc.is_null(captions["error"]))
-    captioned, captions = _captions_of_kept(selection, captions)
-    failed_check = captions["rejected"].to_numpy()
-    rejected = np.flatnonzero(pc.is_valid(captions["rejected"]).to_numpy())
-    reasons = selection["reasons"].combine_chunks()
-    reasons = _append_reasons(reasons, captioned[rejected], failed_check[rejected])
-    if max_equal_captions is not None:
-        if counts is None:
-            counts = CaptionCounts()
-            counts.add_captions(captions)
-        equal, texts = counts.repeated(captions, max_equal_captions)
-        reasons = _append_reasons(reasons, captioned[equal], texts)
-    is_written = pc.invert(pc.fill_null(pc.equal(captions["captioner"], CORRECTED), False))
-    captions, captioned = captions.filter(is_written), captioned[is_written.to_numpy()]
-    by_policy = decide_table(captions, policy)
-    rows = captioned[pc.list_parent_indices(by_policy).to_numpy()]
-    texts = pc.list_flatten(by_policy).to_numpy(zero_copy_only=False)
-    reasons = _append_reasons(reasons, rows, texts)
-    return _selection_table(selection["clip_id"], reasons, selection["split"])
-
-
-def reject_clips(selection: pa.Table, rows: np.ndarray, reason: str) -> pa.Table:
-    """The selection, in which the clips of these rows have one more reason against them."""
-    texts = np.full(len(rows), reason)
-    reasons = _append_reasons(selection["reasons"].combine_chunks(), rows, texts)
-    return _selection_table(selection["clip_id"], reasons, selection["split"])
-
-
-def _captions_of_kept(selection: pa.Table, captions: pa.Table) -> tuple[np.ndarray, pa.Table]:
-    """The rows of the kept clips that have captions, and these."""
-    index = pc.index_in(selection["clip_id"], captions["clip_id"].combine_chunks()).to_numpy()
-    is_kept = pc.equal(selection["status"], "kept").to_numpy()
-    captioned = np.flatnonzero(~np.isnan(index) & is_kept)
-    return captioned, captions.take(pa.array(index[captioned].astype(np.int64)))
-
-
-class CaptionCounts:
-    """How many kept clips have the same caption, or the same sub-captions together. Case,
-    punctuation and spaces do not count; captions that failed a check are left out."""
-
-    def __init__(self) -> None:
-        self._digests: dict[str, list[np.ndarray]] = {name: [] for name in TEXT_COLUMNS}
-        self._counted: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-
-    def add(self, selection: pa.Table, captions: pa.Table) -> None:
-        """captions, selection: as `apply_caption_rules` has them."""
-        captions = captions.filter(pc.is_null(captions["error"]))
-        self.add_captions(_captions_of_kept(selection, captions)[1])
-
-    def add_captions(self, captions: pa.Table) -> None:
-        passed = captions.filter(pc.is_null(captions["rejected"]))
-        for name, found in self._digests.items():
-            found.append(_text_digests(passed[name]))
-
-    def repeated(self, captions: pa.Table, max_clips: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of captions that more than `max_clips` clips have, and the reason of each."""
-        passed = np.flatnonzero(pc.is_null(captions["rejected"]).to_numpy())
-        clips = np.zeros(captions.num_rows, np.int64)
-        for name, found in self._digests.items():
-            if name not in self._counted:
-                self._counted[name] = np.unique(
-                    np.concatenate([np.empty(0, np.uint64), *found]), return_counts=True
-                )
-            known, counts = self._counted[name]
-            digests = _text_digests(captions[name].take(pa.array(passed)))
-            of_text = np.where(digests == NO_TEXT, 0, counts[np.searchsorted(known, digests)])
-            clips[passed] = np.maximum(clips[passed], of_text)
-        equal = np.flatnonzero(clips > max_clips)
-        return equal, np.array([f"caption repeated: on {n} clips" for n in clips[equal]], object)
-
-
-def _text_digests(texts: pa.ChunkedArray) -> np.ndarray:
-    """(n,) uint64: a hash of the words of each text; NO_TEXT where it has none."""
-    words = map(_words_of, texts.to_pylist())
-    found = [
-        int.from_bytes(hashlib.blake2b("\0".join(w).encode(), digest_size=8).digest(), "big")
-        if w
-        else NO_TEXT
-        for w in words
-    ]
-    return np.array(found, np.uint64)
-
-
-def _words_of(text: str | list[dict[str, Any]] | None) -> tuple[str, ...]:
-    texts = [part["text"] for part in text] if isinstance(text, list) else [text or ""]
-    return tuple(word for text in texts for word in split_words(text))
-
-
-def clips_to_caption(selection: pa.Table) -> pa.Array:
-    """clip_id of the kept clips and of those rejected only for their captions: the captions of
-    another captioner may pass."""
-    reasons = selection["reasons"].combine_chunks()
-    about_captions = rf"^(caption|{'|'.join(CAPTION_SCORES)}) |^{OUTSIDE_BY_CAPTION}$"
-    others = pc.invert(pc.match_substring_regex(pc.list_flatten(reasons), about_captions))
-    rejected = pc.unique(pc.list_parent_indices(reasons).filter(others))
-    return (
-        selection["clip_id"]
-        .combine_chunks()
-        .filter(pc.invert(pc.is_in(pa.array(np.arange(len(reasons))), value_set=rejected)))
-    )
 
 
 def quality_ranks(clips: pa.Table) -> np.ndarray:
@@ -414,26 +295,3 @@ def _means(group: np.ndarray, values: np.ndarray) -> np.ndarray:
     terms."""
     total, count = np.bincount(group, values), np.bincount(group)
     return np.round(total / np.maximum(count, 1), 6)
-
-
-def _append_reasons(reasons: pa.ListArray, rows: np.ndarray, texts: np.ndarray) -> pa.ListArray:
-    """The lists, with each text appended to the list of its row."""
-    all_rows = np.concatenate([pc.list_parent_indices(reasons).to_numpy(), rows])
-    values = pa.concat_arrays([pc.list_flatten(reasons), pa.array(texts, pa.string())])
-    return group_by_row(all_rows, values, len(reasons))
-
-
-def _selection_table(clip_id: pa.ChunkedArray, reasons: pa.ListArray, split: pa.Array) -> pa.Table:
-    """records.SELECTION: a clip without reasons is kept, and only a kept one has a split."""
-    count = pc.list_value_length(reasons).to_numpy()
-    texts = pa.concat_arrays([pc.list_flatten(reasons), pa.nulls(1, pa.string())])
-    first = np.where(count > 0, reasons.offsets.to_numpy()[:-1], len(texts) - 1)
-    rejected = pa.array(count > 0)
-    columns = {
-        "clip_id": clip_id,
-        "status": pc.if_else(rejected, "rejected", "kept"),
-        "reason": texts.take(pa.array(first)),
-        "reasons": reasons,
-        "split": pc.if_else(rejected, pa.scalar(None, pa.string()), split),
-    }
-    return pa.table(columns, schema=SCHEMA)

@@ -10,12 +10,9 @@ import pytest
 from curation import records
 from curation.policy import Policy, Range
 from stages.meters.fingerprint import CODE
-from stages.selection.clip_selection import (
-    SCHEMA,
-    apply_caption_rules,
-    clips_to_caption,
-    select_clips,
-)
+from stages.selection.caption_rules import apply_caption_rules, clips_to_caption
+from stages.selection.clip_selection import select_clips
+from stages.selection.selection_table import SCHEMA
 from tests.selection.test_near_duplicates import drawn_film, film_clips
 
 POLICY = Policy(width=Range(min=1280), brightness=Range(min=20, max=235))

@@ -9,13 +9,8 @@ import pytest
 
 from curation.funnel import normalize_reason, rule_of
 from curation.partitions import as_bytes
-from stages.selection.clip_selection import (
-    OUTSIDE_BY_CAPTION,
-    OVER_LIMIT,
-    SCHEMA,
-    clips_to_caption,
-    reject_clips,
-)
+from stages.selection.caption_rules import clips_to_caption
+from stages.selection.selection_table import OUTSIDE_BY_CAPTION, OVER_LIMIT, SCHEMA, reject_clips
 from stages.selection.subset import clips_over_limit, column_groups, embedding_groups
 from tests.selection.test_clip_selection import POLICY, by_id, clip, select_clips, table
 
