@@ -22,6 +22,8 @@ PositiveOrZero = Annotated[float, Ge(0)]
 Share01 = Annotated[float, Ge(0), Le(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
 
+Shape = tuple[int, int, int]  # frames, rows, columns
+
 Mode = Literal["overlapped", "isolated", "sequential", "single", "tent"]
 Rounding = Literal["nearest", "floor"]
 RecomputePolicy = Literal["all", "products", "attention", "nothing"]
@@ -64,15 +66,9 @@ class PixelConfig:
     def channels(self) -> int:
         return 3 * self.frames * self.side**2
 
-    def latent_size(self, size: Size) -> tuple[int, int, int]:
-        """Latent frames, rows and columns; ConfigError where patches don't fill the size."""
-        if size.frames % self.frames or size.height % self.side or size.width % self.side:
-            raise ConfigError(
-                f"size is {size.frames} frames of {size.height} x {size.width} px: expected "
-                f"multiples of the codec's patch, {self.frames} frames of {self.side} x "
-                f"{self.side} px"
-            )
-        return size.frames // self.frames, size.height // self.side, size.width // self.side
+    def latent_size(self, size: Size, patch: int = 1, setting: str = "size") -> Shape:
+        side = (self.frames, self.side, self.side)
+        return _latent_size(size, side, side, side, patch, setting)
 
 
 @dataclass(frozen=True)
@@ -85,27 +81,40 @@ class AllegroConfig:
 
     pretrained: ClassVar[bool] = True
     channels: ClassVar[int] = 4
-    shrinks: ClassVar[tuple[int, int, int]] = (4, 8, 8)  # frames, rows, columns
-    tile: ClassVar[tuple[int, int, int]] = (24, 320, 320)
-    stride: ClassVar[tuple[int, int, int]] = (16, 200, 240)  # from one tile to the next
+    shrinks: ClassVar[Shape] = (4, 8, 8)  # to one latent
+    tile: ClassVar[Shape] = (24, 320, 320)
+    stride: ClassVar[Shape] = (16, 200, 240)  # from one tile to the next
 
     def cache_key(self) -> dict[str, Any]:
         key = {"kind": "Allegro", "weights": weights_digest(Path(self.allegro, "vae"))}
         return key if self.precision == "tf32" else key | {"precision": self.precision}
 
-    def latent_size(self, size: Size) -> tuple[int, int, int]:
-        """Latent frames, rows and columns. ConfigError for sizes that the tiles don't fill:
-        diffusers would leave the uncovered part black without a warning."""
-        wanted = {"frames": size.frames, "height": size.height, "width": size.width}
-        for (name, n), tile, step in zip(wanted.items(), self.tile, self.stride, strict=True):
-            if n < tile or (n - tile) % step:
-                near = [tile + step * (max(0, (n - tile) // step) + i) for i in (0, 1)]
-                raise ConfigError(
-                    f"size.{name} is {n}: Allegro's codec takes {tile} and then steps of "
-                    f"{step}; the nearest are {near[0]} and {near[1]}"
-                )
-        frames, rows, columns = self.shrinks
-        return size.frames // frames, size.height // rows, size.width // columns
+    def latent_size(self, size: Size, patch: int = 1, setting: str = "size") -> Shape:
+        """Tiles must fill the size: diffusers leaves the uncovered part black without a warning."""
+        return _latent_size(size, self.tile, self.stride, self.shrinks, patch, setting)
+
+
+def _latent_size(
+    size: Size, tile: Shape, stride: Shape, shrinks: Shape, patch: int, setting: str
+) -> Shape:
+    """Latent frames, rows and columns. ConfigError, which has the name of the setting, where tiles
+    don't fill the size, or patches of `patch` x `patch` latents don't fill the latents."""
+    shape = (size.frames, size.height, size.width)
+    patches = (1, patch, patch)
+    axes = zip(("frames", "height", "width"), shape, tile, stride, shrinks, patches, strict=True)
+    for axis, n, first, step, shrink, side in axes:
+        steps = max(0, (n - first) // step)
+        tried = [first + step * i for i in range(max(0, steps - side), steps + side + 1)]
+        fitting = [m for m in tried if m // shrink % side == 0]
+        if n not in fitting:
+            near = [m for m in fitting if m < n][-1:] + [m for m in fitting if m > n][:1]
+            raise ConfigError(
+                f"{setting}.{axis} is {n}: the nearest that the codec"
+                f"{f' and model.patch_size={side}' if side > 1 else ''} can take: "
+                f"{' and '.join(map(str, near)) or 'none'}"
+            )
+    frames, height, width = (n // shrink for n, shrink in zip(shape, shrinks, strict=True))
+    return frames, height, width
 
 
 @dataclass(frozen=True)
@@ -189,8 +198,13 @@ class SystemConfig:
     rounding: Rounding = "nearest"  # of borders to latent frames; floor: as in the release
 
     def __post_init__(self) -> None:
-        for size in self.all_sizes:
-            self.codec.latent_size(size)  # refuses what the codec can't encode
+        self.latent_size(self.size)
+        for size in self.sizes:
+            self.latent_size(size, "sizes")
+
+    def latent_size(self, size: Size, setting: str = "size") -> Shape:
+        """Latent frames, rows and columns. ConfigError where codec or network can't take them."""
+        return self.codec.latent_size(size, self.model.patch_size, setting)
 
     @property
     def all_sizes(self) -> tuple[Size, ...]:

@@ -88,7 +88,7 @@ def make_random_clip(cfg: SystemConfig) -> Clip:
         texts = {text: torch.randn(100, cfg.text.width) for text in ("", "all", *captions)}
         clip = replace(clip, texts=texts)
     if cfg.codec.pretrained:
-        shape = (cfg.codec.channels, *cfg.codec.latent_size(cfg.size))
+        shape = (cfg.codec.channels, *cfg.latent_size(cfg.size))
         return replace(clip, latents=torch.randn(shape))
     shape = (cfg.size.frames, cfg.size.height, cfg.size.width, 3)
     return replace(clip, video=torch.randint(0, 256, shape, dtype=torch.uint8))

@@ -97,7 +97,7 @@ def sample(
     system.check_memory(size)
     rng = seeded_generator(cfg.seed, "sample")
     device = next(system.parameters()).device
-    shape = system.cfg.codec.latent_size(size)
+    shape = system.cfg.latent_size(size)
     noise = torch.randn((1, system.cfg.codec.channels, *shape), generator=rng).to(device)
     template, negative = TEMPLATES[cfg.prompts]
     wanted, avoided = prompt.with_template(template), prompt.with_template(negative)

@@ -98,7 +98,7 @@ class System(nn.Module):
 
     def __init__(self, cfg: SystemConfig):
         super().__init__()
-        frames, height, width = cfg.codec.latent_size(cfg.size)
+        frames, height, width = cfg.latent_size(cfg.size)
         model = replace(
             cfg.model,
             in_channels=cfg.codec.channels,
@@ -150,7 +150,7 @@ class System(nn.Module):
         CPU. policy: None for sampling. On a GPU PyTorch raises where it ends."""
         if self.presto.proj_out.weight.device.type != "cpu":
             return
-        grid = self.grid(self.cfg.codec.latent_size(size))
+        grid = self.grid(self.cfg.latent_size(size))
         needed = batch * activation_bytes(self.presto.cfg, grid, policy) / 1e9
         installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
         if needed > installed:

@@ -42,9 +42,26 @@ def test_a_number_outside_its_range_is_refused_with_its_name(wrong):
 
 def test_settings_that_contradict_each_other_are_refused():
     for wrong, match in (
-        ("system.codec.frames=3", "expected multiples of the codec's patch"),
+        ("system.codec.frames=3", "size.frames is 88: the nearest that the codec can .* 87 and 90"),
         ("system.text.heads=7", "expected a multiple of 7 heads"),
         ("weights=somewhere", r"to T5.*set system\.text\.t5"),
     ):
         with pytest.raises(ConfigError, match=match):
             config.load(TrainConfig, None, [wrong])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["size.height=12"], "size.height is 12: .* model.patch_size=2 can take: 8 and 16"),
+        (["size.width=4"], "size.width is 4: .* model.patch_size=2 can take: 8"),
+        (["sizes=[{height: 12}]"], "sizes.height is 12: .* 8 and 16"),
+        (["codec.allegro=a", "size.height=520"], "size.height is 520: .* 320 and 720"),
+        (["codec.allegro=a", "size.height=9"], "size.height is 9: .* 320"),
+        (["codec.allegro=a", "size.width=1290"], "size.width is 1290: .* 1280 and 1520"),
+        (["codec.allegro=a", "model.patch_size=9"], "size.width is 1280: .* take: none"),
+    ],
+)
+def test_a_size_that_codec_and_network_cannot_take_is_refused_with_the_nearest(given, message):
+    with pytest.raises(ConfigError, match=rf"^command line: system\.{message}$"):
+        config.load(TrainConfig, None, [f"system.{setting}" for setting in given])

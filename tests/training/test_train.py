@@ -188,7 +188,7 @@ def test_a_wrong_setting_and_a_missing_dataset_are_reported_in_one_line(tmp_path
     with pytest.raises(SystemExit, match=r"BadData: .*shards.parquet: no such file"):
         main([path, f"data.dataset={tmp_path}"])
     folder = dataset(tmp_path / "data", [row(0)])
-    with pytest.raises(SystemExit, match="size is 4 frames of 16 x 16 px: expected"):
+    with pytest.raises(SystemExit, match=r"system\.size\.frames is 4: the nearest .* 3 and 6"):
         main([path, f"data.dataset={folder}", "system.codec.frames=3"])
 
 
