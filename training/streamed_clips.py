@@ -6,20 +6,22 @@ and on the number of reading processes, and a run can't resume at a sample.
 
 from __future__ import annotations
 
+import io
 import random
 import tarfile
 from collections.abc import Iterator, Sequence
-from io import BufferedReader
 from itertools import count
-from typing import Any, cast
+from typing import Any
 
+import pyarrow as pa
 from braceexpand import braceexpand
 from webdataset import filters
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from curation.config import ConfigError
 from curation.json_text import parse_object
-from curation.storage import storage_errors
+from curation.objects import check_size, read_range, retry_cut_off
+from curation.stage import OutputError
 from curation.urls import file_system, is_remote
 from training.clips import Clip, nearest_size, parse_clip
 from training.config import Size
@@ -122,16 +124,42 @@ def _own_metadata(metadata: dict[str, Any], duration_s: float) -> dict[str, Any]
 def _read_samples(url: str) -> Iterator[dict[str, Any]]:
     """The files of each key of a shard: their bytes by suffix, `__key__` and `__url__`."""
     try:
-        with storage_errors("read", url), _open(url) as stream:
+        with _open(url) as stream:
             yield from group_by_keys(tar_file_expander([{"url": url, "stream": stream}]))
     except FileNotFoundError:
         raise BadData(f"shard {url}: no such file") from None
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(f"can't read {url}: {_reason(error)}") from None
     except (tarfile.TarError, ValueError) as error:
-        raise BadData(f"shard {url}: {str(error.args[0]).partition(' @ ')[0]}") from error
+        raise BadData(f"shard {url}: {_reason(error)}") from error
 
 
-def _open(url: str) -> BufferedReader:
-    if not is_remote(url):
-        return open(url, "rb")
-    fs, path = file_system(url)
-    return cast(BufferedReader, fs.open_input_stream(path, buffer_size=BUFFER_BYTES))
+def _reason(error: Exception) -> str:
+    """The error's message, without what webdataset adds to its arguments."""
+    return getattr(error, "strerror", None) or str(error.args[0]).partition(" @ ")[0]
+
+
+def _open(url: str) -> io.BufferedReader:
+    return io.BufferedReader(_Object(url), BUFFER_BYTES) if is_remote(url) else open(url, "rb")
+
+
+class _Object(io.RawIOBase):
+    """An object of a store, from its start to its end. Each read is a request. Raises CutOff, other
+    OSErrors."""
+
+    def __init__(self, url: str) -> None:
+        self._fs, self._path = file_system(url)
+        self._file = self._fs.open_input_file(self._path)
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        size = len(buffer)
+        data = retry_cut_off(lambda: read_range(self._file, self._at, size))
+        if not data:
+            check_size(self._fs, self._path, self._at)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)

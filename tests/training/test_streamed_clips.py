@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import tarfile
 from dataclasses import replace
@@ -15,7 +16,10 @@ torch = pytest.importorskip("torch")
 wds = pytest.importorskip("webdataset")
 
 from curation.config import ConfigError
+from curation.stage import OutputError
+from tests.chaos.proxy import Proxy
 from tests.support.drawn_clips import dataset, row, write_mp4
+from tests.support.s3_server import url_options
 from tests.support.stores import create_bucket, run_server
 from tests.support.tiny_run import SYSTEM, tiny_config, write_config
 from tests.support.video_files import draw
@@ -264,3 +268,24 @@ def test_shards_in_an_object_store_are_streamed(shards):
         remote = StreamedClips(url, SYSTEM.size)
         for workers in (0, 1):
             assert ids_of(remote, 15, workers=workers) == ids_of(local, 15, workers=workers)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("cut data", r"none of \d+ bytes arrived"), ("cut", r"0 bytes of foreign/a\.tar arrived;.*")],
+)
+def test_shard_that_the_connection_cuts_off_is_no_bad_shard(shards, fault, reason):
+    with open(StreamedClips(shards, SMALL).urls[0], "rb") as file, run_server("s3") as server:
+        bucket = create_bucket("s3", server, "foreign")
+        bucket.put("a.tar", file.read())
+        proxy = Proxy(server)
+        url = f"{bucket.store}/a.tar?{url_options(proxy.address)}"
+        source = StreamedClips(url, SMALL)
+        proxy.fault = fault
+        for read in (lambda: StreamedClips(url, SMALL), lambda: next(source.read(0, 1, ""))):
+            with pytest.raises(OutputError, match=rf"^can't read {re.escape(url)}: {reason}$"):
+                read()
+        proxy.fault = ""
+        [_, clip] = next(source.read(0, 1, ""))
+        assert clip.caption == "clip 0 of 0"
+        proxy.close()
