@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from curation.objects import read_range, retry_cut_off
 from curation.urls import InputError, file_system, is_remote, local_path
 from pipelines.browse.output import Output
 
@@ -72,10 +73,12 @@ def _open_source(video: str, start_s: float) -> Media:
     def read(start: int, count: int) -> bytes:
         try:
             with fs.open_input_file(path) as file:
-                file.seek(start)
-                return file.read(count)
+                data = bytes(retry_cut_off(lambda: read_range(file, start, count)))
         except (OSError, pa.ArrowException):
-            raise Unplayable("its source video can't be read") from None
+            data = b""
+        if len(data) < count:
+            raise Unplayable("its source video can't be read")
+        return data
 
     return Media(size, TYPES.get(Path(path).suffix.lower(), "video/mp4"), read, start_s)
 

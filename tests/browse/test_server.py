@@ -23,9 +23,10 @@ from pipelines import diff
 from pipelines.browse import __main__ as browse
 from pipelines.browse import media
 from pipelines.reviews import read_reviews
+from tests.chaos.proxy import Proxy
 from tests.support.local_page import LocalPage, local_page
 from tests.support.paths import REPOSITORY
-from tests.support.s3_server import s3_bucket
+from tests.support.s3_server import s3_bucket, url_options
 from tests.support.whole_run import start
 
 
@@ -159,16 +160,37 @@ def test_clip_in_no_shard_is_read_from_its_source(page, clips):
     assert page.get(f"/media/{clip['clip_id']}", Range="bytes=10-99").body == source[10:100]
 
 
-@pytest.mark.parametrize("video", ["/nowhere/a.mp4", "nostore://bucket/a.mp4"])
-def test_missing_source_and_missing_key_frame_are_one_line(writable, video):
-    page, out = writable
+def replace_sources(out: Path, video: str) -> str:
+    """Makes it the source of all clips, which are then in no shard. Returns the id of one."""
     table = pq.read_table(out / "clips.parquet")
     table = table.set_column(1, "video", pa.array([video] * table.num_rows))
     pq.write_table(table, out / "clips.parquet")
     (out / "shards.parquet").unlink()
+    return table["clip_id"][0].as_py()
+
+
+def test_source_whose_data_never_arrives_is_an_error_and_no_data(writable):
+    page, out = writable
+    with s3_bucket() as (server, options):
+        Folder(f"s3://bucket?{options}").write("a.mp4", bytes(range(256)))
+        proxy = Proxy(server)
+        video = f"s3://bucket/a.mp4?{url_options(proxy.address)}"
+        path = f"/media/{replace_sources(out, video)}"
+        assert page.get("/api/output").status == 200  # reads the tables again
+        proxy.fault = "cut data"
+        answer = page.get(path, Range="bytes=16-99")
+        assert (answer.status, answer.json) == (404, {"error": "its source video can't be read"})
+        proxy.fault = ""
+        assert page.get(path, Range="bytes=16-99").body == bytes(range(16, 100))
+        proxy.close()
+
+
+@pytest.mark.parametrize("video", ["/nowhere/a.mp4", "nostore://bucket/a.mp4"])
+def test_missing_source_and_missing_key_frame_are_one_line(writable, video):
+    page, out = writable
+    clip_id = replace_sources(out, video)
     shutil.rmtree(out / "ledger/key_frames")
     assert page.get("/api/output").status == 200
-    clip_id = table["clip_id"][0].as_py()
     error = page.get(f"/api/clips/{clip_id}").json["media"]["error"]
     assert error == "its source video can't be read, and it is in no shard"
     assert page.get(f"/media/{clip_id}").status == 404
