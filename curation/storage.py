@@ -148,19 +148,28 @@ class Folder:
 
     @contextmanager
     def table_writer(self, name: str, schema: pa.Schema) -> Iterator[TableWriter]:
-        """Yields a writer of tables; the file appears when the block ends without an error."""
+        """Yields a writer of tables; the file appears when the block ends without an error. An
+        error of the block itself is raised as it is."""
         place = self._root if self.is_local else tempfile.gettempdir()
-        with storage_errors("write", self.path(name)):
-            os.makedirs(place, exist_ok=True)
-            scratch = Path(place) / f"{TEMPORARY}{uuid.uuid4().hex}.parquet"
-            try:
-                with pq.ParquetWriter(
+        scratch = Path(place) / f"{TEMPORARY}{uuid.uuid4().hex}.parquet"
+        try:
+            with storage_errors("write", self.path(name)):
+                os.makedirs(place, exist_ok=True)
+                file = pq.ParquetWriter(
                     scratch, schema, compression="zstd", write_page_checksum=True
-                ) as file:
-                    writer = TableWriter(file)
-                    yield writer
-                    writer.flush()
-                self._check_lease()
+                )
+            writer = TableWriter(file, self.path(name))
+            try:
+                yield writer
+                writer.flush()
+                with storage_errors("write", self.path(name)):
+                    file.close()
+            except BaseException:
+                with suppress(OSError):  # the disk may be full
+                    file.close()
+                raise
+            self._check_lease()
+            with storage_errors("write", self.path(name)):
                 if self.is_local:
                     with scratch.open("rb") as written:
                         os.fsync(written.fileno())
@@ -168,8 +177,9 @@ class Folder:
                     sync_folder(Path(self._root))
                 else:
                     self.upload(name, scratch)
-            finally:
-                scratch.unlink(missing_ok=True)
+        finally:
+            with suppress(OSError):
+                scratch.unlink()
 
     def dataset(self, name: str) -> ds.Dataset:
         """Returns a Parquet file of which only the columns that are asked for are read, with the
@@ -386,21 +396,26 @@ class TableWriter:
     """Appends tables to a Parquet file in groups of ROWS_PER_GROUP rows, whatever their sizes: so
     that the same rows give the same bytes."""
 
-    def __init__(self, file: pq.ParquetWriter) -> None:
-        self._file = file
+    def __init__(self, file: pq.ParquetWriter, path: str) -> None:
+        """path: of the table, in errors."""
+        self._file, self._path = file, path
         self._tables: list[pa.Table] = []
 
     def write(self, table: pa.Table) -> None:
         self._tables.append(table)
         while sum(t.num_rows for t in self._tables) >= ROWS_PER_GROUP:
             joined = pa.concat_tables(self._tables)
-            self._file.write_table(joined.slice(0, ROWS_PER_GROUP).combine_chunks())
+            self._write_group(joined.slice(0, ROWS_PER_GROUP))
             self._tables = [joined.slice(ROWS_PER_GROUP)]
 
     def flush(self) -> None:
         if sum(t.num_rows for t in self._tables):
-            self._file.write_table(pa.concat_tables(self._tables).combine_chunks())
+            self._write_group(pa.concat_tables(self._tables))
         self._tables = []
+
+    def _write_group(self, table: pa.Table) -> None:
+        with storage_errors("write", self._path):
+            self._file.write_table(table.combine_chunks())
 
 
 def _is_within(leaf: str, columns: list[str]) -> bool:

@@ -16,11 +16,14 @@ from curation.funnel import format_skipped
 from curation.lease import NOT_APART
 from curation.sql import SqlError, run_select
 from curation.stage import BadVideo, OutputError, TransientError
-from curation.storage import Folder, MissingFile, find_rows, scan
+from curation.storage import ROWS_PER_GROUP, Folder, MissingFile, find_rows, scan
 from curation.urls import InputError, local_path
 from curation.video.container import ALLOWED_FORMATS
 from curation.video_files import compute_sha256, local_copy
 from curation.video_list import FileError, file_error, list_videos
+from tests.support.full_disk import full_disk
+
+SCHEMA = pa.schema([("clip_id", pa.string())])
 
 
 def create_files(folder, *names):
@@ -289,6 +292,35 @@ def test_file_system_without_locks_is_reported(tmp_path, monkeypatch):
     with Folder(str(tmp_path)).locked(report=lines.append):
         pass
     assert lines == [f"{tmp_path}: {NOT_APART}"]
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("b.mp4"), pa.ArrowInvalid("b"), KeyError("b")])
+def test_error_within_the_block_of_a_table_writer_is_raised_as_it_is(tmp_path, error):
+    with pytest.raises(type(error)) as raised, Folder(str(tmp_path)).table_writer("a", SCHEMA):
+        raise error
+    assert raised.value is error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rows", [0, 1000, ROWS_PER_GROUP])  # written with the footer, at the end
+def test_table_on_a_full_disk_is_an_error_that_names_it(tmp_path, rows):
+    ids = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(rows)]
+    with (
+        full_disk(100),
+        pytest.raises(OutputError, match=rf"^can't write {tmp_path}/a: .*File too large"),
+        Folder(str(tmp_path)).table_writer("a", SCHEMA) as writer,
+    ):
+        writer.write(pa.table({"clip_id": ids}, SCHEMA))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_table_in_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OutputError, match=rf"^can't write {tmp_path}/file/a: "),
+        Folder(str(tmp_path / "file")).table_writer("a", SCHEMA),
+    ):
+        pass
 
 
 def test_changed_byte_in_a_page_of_a_table_is_an_error_of_reading(tmp_path):
