@@ -18,6 +18,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -273,7 +274,13 @@ def play_clip(out: Folder, clip: Row) -> None:
     """Plays the mp4 of the shard; a clip in no shard from its source. Raises PlanError."""
     name = f"{clip['clip_id']}.mp4"
     if clip["shard"]:
-        [at] = find_rows(out.dataset(SHARDS), pc.field("clip_id") == clip["clip_id"])
+        found = find_rows(out.dataset(SHARDS), pc.field("clip_id") == clip["clip_id"])
+        if not found:  # an export that did not finish
+            raise PlanError(
+                f"{clip['clip_id']} is not in {out.path(SHARDS)}, but in {clip['shard']} by "
+                f"{CLIPS}: run longtake export output={shlex.quote(out.url)}"
+            )
+        at = found[0]
         path = Path(tempfile.mkdtemp(prefix="longtake-")) / name  # the player may outlive us
         path.write_bytes(out.read_part(f"shards/{at['shard']}", at["offset"], at["bytes"]))
         _play(str(path), 0.0, clip["duration_s"])

@@ -181,6 +181,21 @@ def test_clip_is_opened_in_a_player(dataset, clips, tmp_path, monkeypatch, capfd
     os.remove(opened)
 
 
+def test_clip_of_a_shard_that_is_not_in_the_table_of_shards_is_refused_with_the_fix(
+    refuse, dataset, clips, tmp_path
+):
+    shutil.copy(dataset.out / "clips.parquet", tmp_path)
+    shards = pq.read_table(dataset.out / "shards.parquet")
+    pq.write_table(shards.slice(0, 0), tmp_path / "shards.parquet")
+    clip = next(clip for clip in clips if clip["shard"])
+    clip_id = clip["clip_id"]
+    text = refuse(clip_id, "--open", out=tmp_path)
+    where = (
+        f"{clip_id} is not in {tmp_path}/shards.parquet, but in {clip['shard']} by clips.parquet"
+    )
+    assert text == f"PlanError: {where}: run longtake export output={tmp_path}"
+
+
 def test_missing_player_is_stated_with_the_file(refuse, clips, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     rejected = next(clip for clip in clips if clip["status"] == "rejected")
