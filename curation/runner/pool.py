@@ -16,9 +16,11 @@ from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
     ObjectLostError,
+    OutOfDiskError,
     OutOfMemoryError,
     RayError,
     RayTaskError,
+    RuntimeEnvSetupError,
 )
 
 from curation.access_check import AccessCheck
@@ -83,6 +85,17 @@ def run_stages(
                 report_workers([pool.state() for pool in pools])
             yield from _collect_results(pools, waits, report_wait, report_nodes)
         report_wait(None)
+    except OutOfDiskError:
+        raise RunError(
+            "Ray can't hold a row on a node: the disk of its temporary folder is full\n  fix: free "
+            "more than 5 % of that disk (/tmp/ray by default), and run the same command again"
+        ) from None
+    except RuntimeEnvSetupError as e:
+        cause = str(e).strip().splitlines()[-1]
+        raise RunError(
+            f"a node can't set up the code that this process sends it: {cause}\n  fix: check "
+            "its disk space and its connection to this one, and run the same command again"
+        ) from None
     finally:
         report_workers([])
         if ray.is_initialized():  # a call would connect to any cluster that it finds

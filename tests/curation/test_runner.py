@@ -319,3 +319,41 @@ def test_run_in_a_temporary_folder_with_a_long_name_ends_with_a_stream_left_unfi
     assert done.returncode == 0, done
     assert "video" in done.stdout, done  # that the file is none
     assert done.stdout.endswith(" False\n")
+
+
+FULL = {"object_store_memory": 80 << 20, "_system_config": {"local_fs_capacity_threshold": 1e-9}}
+
+
+@pytest.mark.parametrize(
+    ("options", "row_bytes", "message"),
+    [
+        (FULL, 100 << 20, "Ray can't hold a row on a node: the disk of its temporary folder"),
+        (FULL, 40 << 20, "Ray can't hold a row on a node: the disk of its temporary folder"),
+        (
+            {"runtime_env": {"py_modules": ["gcs://_ray_pkg_0.zip"]}},
+            1,
+            "a node can't set up the code that this process sends it: OSError: Failed to download",
+        ),
+    ],
+    ids=["row does not fit", "result does not fit", "code is missing"],
+)
+def test_failure_of_ray_whose_cause_is_known_stops_the_run_with_the_fix(
+    tmp_path, options, row_bytes, message
+):
+    code = (
+        "import ray\n"
+        "from curation.runner.cluster import Cluster\n"
+        "from curation.runner.settings import ClusterSettings\n"
+        "from curation.stage import RunError\n"
+        "from tests.support.runner_stages import Double\n"
+        f"ray.init('local', num_cpus=1, include_dashboard=False, **{options})\n"
+        f"with Cluster(ClusterSettings(workers=1), {str(tmp_path)!r}) as cluster:\n"
+        f"    row = {{'n': 'x' * {row_bytes}, 'error': None}}\n"
+        "    try: list(cluster.stream([Double()], [row]))\n"
+        "    except RunError as error: print(error)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.startswith(message), done
+    assert "run the same command again" in done.stdout
+    assert len(done.stdout.splitlines()) == 2
