@@ -158,16 +158,13 @@ class Folder:
                 file = pq.ParquetWriter(
                     scratch, schema, compression="zstd", write_page_checksum=True
                 )
-            writer = TableWriter(file, self.path(name))
             try:
+                writer = TableWriter(file, self.path(name))
                 yield writer
                 writer.flush()
+            finally:
                 with storage_errors("write", self.path(name)):
                     file.close()
-            except BaseException:
-                with suppress(OSError):  # the disk may be full
-                    file.close()
-                raise
             self._check_lease()
             with storage_errors("write", self.path(name)):
                 if self.is_local:
