@@ -26,8 +26,9 @@ TRAINING_MAY_IMPORT = {
         "curation.config",
         "curation.errors",
     ),
-    *("curation.json_text", "curation.measures", "curation.orientation", "curation.progress"),
-    *("curation.records", "curation.storage", "curation.torchvision_fix", "curation.urls"),
+    *("curation.json_text", "curation.measures", "curation.objects", "curation.orientation"),
+    *("curation.progress", "curation.records", "curation.storage"),
+    *("curation.torchvision_fix", "curation.urls"),
     "training",
 }
 

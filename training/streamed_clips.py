@@ -21,7 +21,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from curation.config import ConfigError
 from curation.json_text import parse_object
 from curation.objects import check_size, read_range, retry_cut_off
-from curation.stage import OutputError
+from curation.storage import storage_errors
 from curation.urls import file_system, is_remote
 from training.clips import Clip, nearest_size, parse_clip
 from training.config import Size
@@ -129,7 +129,8 @@ def _read_samples(url: str) -> Iterator[dict[str, Any]]:
     except FileNotFoundError:
         raise BadData(f"shard {url}: no such file") from None
     except (OSError, pa.ArrowException) as error:
-        raise OutputError(f"can't read {url}: {_reason(error)}") from None
+        with storage_errors("read", url):
+            raise OSError(_reason(error)) from None
     except (tarfile.TarError, ValueError) as error:
         raise BadData(f"shard {url}: {_reason(error)}") from error
 
