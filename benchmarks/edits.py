@@ -432,11 +432,17 @@ def _captions(frames: Frames, at: list[int], rng: np.random.Generator) -> Frames
 
 
 def _flashes(frames: Frames, at: list[int], rng: np.random.Generator) -> Frames:
-    """A lamp or a photographer: one to three frames brighter, the picture as before.
+    """A lamp or a photographer: one to three frames brighter, the picture as before. Or up to 15
+    frames with a multiple of the light: at a high frame rate a flash lasts so long.
 
     A rolling shutter starts and ends the flash within a frame, so that a part of it is lit.
     """
     for start in at:
+        if rng.random() < 0.4:
+            gain = rng.uniform(1.4, 3.0)
+            for frame in frames[start : start + int(rng.integers(2, 16))]:
+                frame[:] = np.clip(frame * gain, 0, 255)
+            continue
         lit = frames[start : start + int(rng.integers(1, 4))]
         border = int(rng.integers(1, HEIGHT)) if rng.random() < 0.5 else 0
         for number, frame in enumerate(lit):
@@ -464,6 +470,34 @@ def _beams(frames: Frames, at: list[int], rng: np.random.Generator) -> Frames:
                 apart = abs((x - centre[0]) * np.sin(turned) - (y - centre[1]) * np.cos(turned))
             light = np.exp(-((apart / width) ** 2))[:, :, None] * colour
             frame[:] = np.clip(frame + light, 0, 255)
+    return frames
+
+
+def _graphics(frames: Frames, at: list[int], rng: np.random.Generator) -> Frames:
+    """Boxes, lines of text and icons appear at once over the picture, or on a slide of one colour,
+    and stay for a while or to the end."""
+    if rng.random() < 0.5:
+        level = int(rng.choice([0, 20, 40, 235, 255]))
+        colour = rng.integers(0, 256, 3) if rng.random() < 0.5 else np.full(3, level)
+        for frame in frames:
+            frame[:] = colour.astype(np.uint8)
+    for start in at:
+        shown = len(frames) if rng.random() < 0.6 else int(rng.integers(15, 80))
+        drawing = np.zeros((HEIGHT, WIDTH), np.uint8)
+        for _ in range(int(rng.integers(1, 4))):
+            x, y = int(rng.integers(0, WIDTH - 40)), int(rng.integers(20, HEIGHT - 20))
+            kind, size = rng.integers(3), int(rng.integers(15, 90))
+            if kind == 0:
+                cv2.rectangle(drawing, (x, y), (x + size, y + size), 255, rng.choice([-1, 2]))
+            elif kind == 1:
+                cv2.circle(drawing, (x, y), size // 2, 255, rng.choice([-1, 3]))
+            else:
+                text = "".join(rng.choice(list("abcdefghij klmnop rstu"), 12))
+                cv2.putText(drawing, text, (x, y), 0, rng.uniform(0.4, 1.2), 255, 2, cv2.LINE_AA)
+        ink = rng.integers(0, 256, 3 if rng.random() < 0.6 else 1).astype(np.uint8)
+        share = drawing[:, :, None] / np.float32(255) * rng.uniform(0.6, 1)
+        for frame in frames[start : start + shown]:
+            frame[:] = _mix(frame, np.broadcast_to(ink, frame.shape), share)
     return frames
 
 
@@ -542,6 +576,7 @@ def _nothing(frames: Frames, at: list[int], rng: np.random.Generator) -> Frames:
 NEGATIVES: dict[str, Callable[[Frames, list[int], np.random.Generator], Frames]] = {
     "no_transition": _nothing,
     "captions": _captions,
+    "graphics": _graphics,
     "flashes": _flashes,
     "beams": _beams,
     "swing": _swing,

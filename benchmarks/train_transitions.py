@@ -1,13 +1,14 @@
 """Trains the trees of hard cuts of `stages/shots/learned.py`; prints how they do on other sources.
 
-    python -m benchmarks.train_transitions extract OUT.npz [--films 433] [--workers 2]
+    python -m benchmarks.train_transitions extract OUT.npz [--films 768] [--workers 2]
     python -m benchmarks.train_transitions fit OUT.npz [--write]
 
 `extract` draws films from the footage of the development half (benchmarks/footage.py) under one
-condition or several at once (benchmarks/edits.py), and measures them, the footage itself and the
-labelled real videos of that half as the detector does. `fit` trains on all folds but one, in turn,
-and reports how the examples of the other fold are classified. The repository of a source decides
-its fold, and a film has sources of one fold. `--write` then trains on all and replaces the trees of
+condition or several at once (benchmarks/edits.py), splices the decoded frames of the footage at
+other rates with parts left out (jump cuts), and measures both, the footage itself and the labelled
+real videos of that half as the detector does. `fit` trains on all folds but one, in turn, and
+reports how the examples of the other fold are classified. The repository of a source decides its
+fold, and a film has sources of one fold. `--write` then trains on all and replaces the trees of
 stages/shots/models.
 """
 
@@ -20,6 +21,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,13 +45,25 @@ from benchmarks.real_videos import (
 from curation.video.reader import Reader
 from stages.shots import cut_features
 from stages.shots.boosted_trees import tree_arrays
+from stages.shots.change import SmallFrame
+from stages.shots.frame_view import FrameView
 from stages.shots.hard_cuts import MODELS, HardCuts
 from tests.support.paths import VIDEOS
 
 FILMS_PER_SOURCES = 24  # films in a row that draw from the same edits.SOURCES takes
 NONE, PLACE, JUMP = 0, 1, 2  # classes of pairs: no cut, a cut, a jump cut of a labelled video
 FILM_NEGATIVES, TAKE_NEGATIVES = 60, 100  # pairs without a cut that are kept of a film and a take
-DRAWN, GREY = 0.3, 0.1  # shares of the films
+DRAWN, DRAWN_JUMPS, GREY = 0.3, 0.5, 0.1  # shares of the films; of those with jump cuts
+FPS = (8, 10, 12, 15, 24, 25, 30, 50, 60, 100)  # frames/s of the films
+FPS_SHARES = (0.03, 0.04, 0.04, 0.06, 0.22, 0.24, 0.24, 0.05, 0.05, 0.03)
+SPLICES = 4  # sequences spliced from each pair of takes
+SPLICED_S = 15.0  # of each take
+# Blocks of 4 x 4 px that differ by more grey levels have changed. A skip of time in which fewer
+# than VISIBLE of them changed, or less than VISIBLE_RATIO times as many as in the largest step
+# nearby, is not always seen by eye: such pairs are left out.
+CHANGED_LEVELS, VISIBLE, VISIBLE_RATIO = 12.0, 0.03, 3.0
+SPLICED_WEIGHTS = 0.1, 0.3  # of a cut and of another pair of spliced footage
+FILM_CUT_WEIGHT = 2.0  # of a cut in a film; another pair of a film or take weighs 1
 FITS = {"max_leaf_nodes": 12, "min_samples_leaf": 20, "l2_regularization": 1.0, "random_state": 0}
 
 
@@ -102,7 +116,8 @@ def label_pairs(
             others.append((features, NONE))
     chosen = np.random.default_rng(0).permutation(len(others))[:most_others]
     rows = cuts + [others[i] for i in chosen]
-    return np.array([x for x, _ in rows], np.float32), np.array([y for _, y in rows], np.int8)
+    x = np.array([x for x, _ in rows], np.float32).reshape(-1, len(cut_features.FEATURES))
+    return x, np.array([y for _, y in rows], np.int8)
 
 
 def sources_of(number: int, takes: list[Take]) -> list[Take]:
@@ -121,15 +136,21 @@ def draw_film(number: int, takes: list[Take], path: Path) -> tuple[str, list[Tra
     if not kind:
         kind = str(rng.choice([*kinds[3:], "fade_plain", "fade_plain"]))
         if drawn >= 0.62:
-            kind = str(rng.choice([*negatives, "slow_light", "slow_light", "swing"]))
+            kind = str(rng.choice([*negatives, "slow_light", "slow_light", "swing", "graphics"]))
+    drawn_share = DRAWN_JUMPS if kind == "jump_cut" else DRAWN
+    is_drawn = bool(rng.random() < drawn_share)
     view = str(rng.choice(["static", *edits.VIEWS], p=[0.26, 0.1, 0.16, 0.1, 0.16, 0.15, 0.07]))
+    if is_drawn and kind == "jump_cut" and rng.random() < 0.5:
+        view = "static"  # only objects move
     is_long = kind in edits.KINDS and edits.KINDS[kind][1] > 3 and rng.random() < 0.6
     transitions, piece = (4, 90) if is_long else (7, 40)
     footage = edits.Footage(sources_of(number, takes), rng, transitions, piece)
+    fps = int(rng.choice(FPS, p=FPS_SHARES))
     footage.speed = int(rng.choice([1, 2, 3, 4], p=[0.76, 0.12, 0.06, 0.06]))
-    footage.drawn = bool(rng.random() < DRAWN)
+    footage.speed = max(footage.speed, round(25 / fps))  # a low rate shows fewer frames of a motion
+    footage.drawn = is_drawn
     frames, joins = edits.draw(footage, kind, view, rng)
-    conditions = [view, *(["drawn"] if footage.drawn else [])]
+    conditions = [view, f"{fps} frames/s", *(["drawn"] if footage.drawn else [])]
     if rng.random() < GREY:
         frames = [
             cv2.cvtColor(cv2.cvtColor(f, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR) for f in frames
@@ -148,7 +169,6 @@ def draw_film(number: int, takes: list[Take], path: Path) -> tuple[str, list[Tra
         conditions.append("lag")
     low = rng.random() < 0.2
     conditions += ["low_bit_rate"] if low else []
-    fps = int(rng.choice([24, 25, 30]))
     edits.encode(path, frames, fps, "low_bit_rate" if low else "", rng)
     return f"{kind}|{'+'.join(conditions)}", joins
 
@@ -213,6 +233,70 @@ def one_take(take: Take) -> tuple[str, Pairs]:
     return "take|", label_pairs(recorder, [], [], most_others=TAKE_NEGATIVES)
 
 
+def one_splice(job: tuple[int, Take, Take]) -> tuple[str, Pairs]:
+    """Measures sequences of parts of one take, then of the other, with time skipped between the
+    parts. Every second frame or fewer of some sequences is used: as fast motion, or at a low rate.
+    """
+    number, *takes = job
+    rng = np.random.default_rng([18, number])
+    views = []
+    for take in takes:
+        with Reader(take.path) as reader:
+            end_s = min(take.end_s, take.start_s + SPLICED_S)
+            views.append(list(frame_views(reader, take.start_s, end_s)))
+    found = []
+    for _ in range(SPLICES):
+        step = int(rng.choice([1, 2, 3, 6], p=[0.5, 0.2, 0.2, 0.1]))
+        is_faster = bool(rng.random() < 0.5)
+        parts = [part for of_take in views for part in cut_parts(of_take[::step], rng)]
+        found.append(measure_parts(parts, step_s=0.04 if is_faster else 0.04 * step))
+    return "spliced|", (
+        np.concatenate([x for x, _ in found]),
+        np.concatenate([y for _, y in found]),
+    )
+
+
+def cut_parts(views: list[FrameView], rng: np.random.Generator) -> list[list[FrameView]]:
+    """Parts of 8 to 50 frames, 5 to 80 frames apart."""
+    parts, start = [], 0
+    while len(part := views[start : start + int(rng.integers(8, 51))]) >= 8:
+        parts.append(part)
+        start += len(part) + int(rng.integers(5, 81))
+    return parts
+
+
+def measure_parts(parts: list[list[FrameView]], step_s: float) -> Pairs:
+    """The pairs of the parts as one video. Each first frame of a part is a cut: PLACE, so that
+    the counts of JUMP are those of labelled videos."""
+    recorder = Recorder()
+    cuts_s: list[float] = []
+    unclear: list[tuple[float, float]] = []
+    frames = [view for part in parts for view in part]
+    starts = np.cumsum([0, *map(len, parts)])[1:-1]
+    for number, view in enumerate(frames):
+        moved = copy(view)  # with its cached images
+        moved.t_s = number * step_s
+        moved.small = SmallFrame(moved.t_s, view.small.luma)
+        recorder.add(moved)
+    recorder.times_s()
+    for at in starts:
+        near = range(max(1, at - 4), min(len(frames), at + 5))
+        others = [_changed_share(frames[i - 1], frames[i]) for i in near if i != at]
+        limit = max(VISIBLE, VISIBLE_RATIO * max(others))
+        if _changed_share(frames[at - 1], frames[at]) >= limit:
+            cuts_s.append(at * step_s)
+        else:
+            unclear.append((at * step_s, at * step_s))
+    return label_pairs(recorder, cuts_s, unclear, most_others=TAKE_NEGATIVES)
+
+
+def _changed_share(before: FrameView, after: FrameView) -> float:
+    a, b = before.small.means, after.small.means
+    if a.shape != b.shape:
+        return 1.0  # two takes
+    return float((np.abs(a - b) > CHANGED_LEVELS).mean())
+
+
 Job = tuple[int, Callable[[Any], tuple[str, Pairs]], Any]  # fold, function, its argument
 
 
@@ -241,6 +325,9 @@ def extract(out: Path, films: int, workers: int) -> None:
     jobs += [
         (fold_of(take.repository), one_take, take) for take in takes if take.path not in in_videos
     ]
+    for fold in range(FOLDS):
+        own = [take for take in takes if fold_of(take.repository) == fold]
+        jobs += [(fold, one_splice, (n, take, own[n - 1])) for n, take in enumerate(own)]
     for number in range(films):
         fold = number // FILMS_PER_SOURCES % FOLDS
         sources = [take for take in takes if fold_of(take.repository) == fold]
@@ -280,13 +367,16 @@ class Trees:
     real: tuple[float, float]  # weights of a cut in a labelled video, and of what is none there
 
     def weights(self, y: np.ndarray, names: np.ndarray) -> np.ndarray:
-        return np.where(np.char.startswith(names, "real"), np.where(y != NONE, *self.real), 1.0)
+        found = np.where(y != NONE, FILM_CUT_WEIGHT, 1.0)
+        for kind, weights in (("real", self.real), ("spliced", SPLICED_WEIGHTS)):
+            found = np.where(np.char.startswith(names, kind), np.where(y != NONE, *weights), found)
+        return found
 
 
 ALL_TREES = (
     Trees("cut_by_histogram", cut_features.HISTOGRAM_FEATURES, 60, real=(3, 1)),
     Trees("cut_by_colour", cut_features.COLOUR_FEATURES, 60, real=(3, 1)),
-    Trees("cut", cut_features.FEATURES, 200, real=(9, 3)),
+    Trees("cut", cut_features.FEATURES, 400, real=(9, 3)),
 )
 
 
@@ -323,12 +413,17 @@ def train(x: np.ndarray, y: np.ndarray, weights: np.ndarray, count: int) -> Any:
 
 
 def report(likely: np.ndarray, y: np.ndarray, names: np.ndarray) -> None:
-    """Prints what is found from several probabilities on, in labelled videos and in films and
-    takes, and at 0.5 by kind and condition."""
-    is_real = np.char.startswith(names, "real")
+    """Prints what is found from several probabilities on, in labelled videos, spliced footage, and
+    films and takes; and at 0.5 by kind and condition."""
+    is_real, is_spliced = (np.char.startswith(names, kind) for kind in ("real", "spliced"))
+    groups = {
+        "videos": is_real,
+        "spliced": is_spliced,
+        "films and takes": ~is_real & ~is_spliced,
+    }
     for limit in (0.004, 0.01, 0.05, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8):
         parts = []
-        for group, member in (("videos", is_real), ("films and takes", ~is_real)):
+        for group, member in groups.items():
             counts = [(likely[member & (y == kind)] >= limit) for kind in (PLACE, JUMP, NONE)]
             place, jump, false = (int(found.sum()) for found in counts)
             totals = [len(found) for found in counts]
@@ -350,7 +445,7 @@ def main() -> None:
     tasks = parser.add_subparsers(dest="task", required=True)
     task = tasks.add_parser("extract")
     task.add_argument("out", type=Path)
-    task.add_argument("--films", type=int, default=433)
+    task.add_argument("--films", type=int, default=768)
     task.add_argument("--workers", type=int, default=2)
     task = tasks.add_parser("fit")
     task.add_argument("data", type=Path)

@@ -58,7 +58,7 @@ def test_jump_cut_is_found_where_only_an_object_jumps(seed):
     def square(i):
         return (60 + 2.0 * i, 30) if i < 40 else (200 - 1.5 * (i - 40), 90)
 
-    film = scene(seed, 80, square=square)
+    film = scene(seed, 80, square=square, square_side=80)  # 11 % of the frame
     assert detect(encoded(with_noise(film))) == Transitions([40 / FPS], [])
 
 
