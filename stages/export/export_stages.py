@@ -317,6 +317,8 @@ def _working_folder(out: Folder, last: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=TEMPORARY) as scratch:
         folder = Path(scratch)
         yield folder
-        names = [str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()]
+        # a child that was killed leaves the file that it was writing
+        files = [f for f in folder.rglob("*") if f.is_file() and not f.name.startswith(TEMPORARY)]
+        names = [str(f.relative_to(folder)) for f in files]
         for name in sorted(names, key=lambda name: (name == last, name)):
             out.upload(name, folder / name)

@@ -28,6 +28,7 @@ from curation.video.source import RangeFile
 from curation.video_files import local_copy
 from curation.video_list import FileError, list_videos, stat_video
 from pipelines import show, verify
+from stages.export.export_stages import _working_folder
 from tests.chaos.proxy import Proxy
 from tests.curation.test_resume import run_all, settings
 from tests.support.canary import files_with_canary
@@ -125,6 +126,29 @@ def test_missing_objects_buckets_and_servers_are_named_in_the_error(bucket, serv
         listed.result()
     with pytest.raises(OutputError, match=f"can't write {no_bucket}/out/a.txt"):
         written.result()
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from curation.atomic import atomic_path
+with atomic_path(Path(sys.argv[1])) as part:
+    part.write_bytes(b"half of a clip")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_file_that_a_killed_child_was_writing_is_not_copied_to_the_store(bucket):
+    out = Folder(bucket.url("out"))
+    with _working_folder(out, last="a.json") as folder:
+        command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(folder / "presto/videos/a.mp4")]
+        killed = subprocess.run(command, cwd=REPOSITORY)
+        assert killed.returncode == -signal.SIGKILL
+        assert len(list((folder / "presto/videos").iterdir())) == 1
+        for name in ("a.json", "presto/videos/a.mp4"):
+            Folder(str(folder)).write(name, b"whole")
+    copied = {Path(path).name for path in bucket.files("out")}
+    assert copied == {"a.json", "a.mp4"}
 
 
 @pytest.mark.parametrize("server", ["s3"], indirect=True)
