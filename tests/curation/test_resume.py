@@ -261,13 +261,15 @@ def test_run_stops_when_more_than_a_fifth_of_at_least_a_hundred_videos_fail():
     assert len(done) == 100  # what was done is not lost
 
 
+@pytest.mark.parametrize("is_removed", [False, True], ids=["replaced", "removed"])
 def test_retry_failed_scores_videos_whose_stored_frames_are_damaged_again(
-    dataset, tmp_path, cluster
+    dataset, tmp_path, cluster, is_removed
 ):
     out = tmp_path / "out"
     shutil.copytree(dataset.out, out)
     kept = next(r for r in pq.read_table(out / "clips.parquet").to_pylist() if r["shard"])
-    (out / "ledger" / kept["segments"][0]["key_frame"]).write_bytes(b"other")
+    frame = out / "ledger" / kept["segments"][0]["key_frame"]
+    frame.unlink() if is_removed else frame.write_bytes(b"other")
     for part in ("ledger/captions", "shards", "ledger/shards"):
         shutil.rmtree(out / part)
     with suppress(RunError):  # where it is the only kept clip
@@ -275,7 +277,8 @@ def test_retry_failed_scores_videos_whose_stored_frames_are_damaged_again(
     captions = {
         r["clip_id"]: r for r in pq.read_table(out / "ledger/captions/measured").to_pylist()
     }
-    assert "is not the frame that was scored" in captions[kept["clip_id"]]["error"]
+    expected = "is missing" if is_removed else "is not the frame that was scored"
+    assert expected in captions[kept["clip_id"]]["error"]
     run_all(settings(dataset.source, out, "retry_failed=true"), cluster)
     assert differences(dataset.out, out) == []
 
