@@ -250,10 +250,8 @@ def one_splice(job: tuple[int, Take, Take]) -> tuple[str, Pairs]:
         is_faster = bool(rng.random() < 0.5)
         parts = [part for of_take in views for part in cut_parts(of_take[::step], rng)]
         found.append(measure_parts(parts, step_s=0.04 if is_faster else 0.04 * step))
-    return "spliced|", (
-        np.concatenate([x for x, _ in found]),
-        np.concatenate([y for _, y in found]),
-    )
+    x, y = zip(*found, strict=True)
+    return "spliced|", (np.concatenate(x), np.concatenate(y))
 
 
 def cut_parts(views: list[FrameView], rng: np.random.Generator) -> list[list[FrameView]]:

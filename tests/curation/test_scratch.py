@@ -16,12 +16,7 @@ from stages.selection.clip_fingerprints import ClipFingerprints, FingerprintFile
 from tests.support.full_disk import full_disk
 from tests.support.stores import create_bucket, run_server
 
-
-@pytest.fixture
-def full_folder():
-    return pytest.raises(
-        OutputError, match=rf"can't write to {tempfile.gettempdir()}: .*\n  fix: .*TMPDIR"
-    )
+FULL = rf"can't write to {tempfile.gettempdir()}: .*\n  fix: .*TMPDIR"
 
 
 @pytest.mark.parametrize("size", [2001, 5000, 100_000])
@@ -34,31 +29,35 @@ def test_file_whose_end_cannot_be_written_is_an_error(size):
 
 
 @pytest.mark.parametrize("ticks", [130, 200, 5000])  # of 16 bytes
-def test_fingerprints_that_do_not_fit_stop_the_selection(ticks, full_folder):
+def test_fingerprints_that_do_not_fit_stop_the_selection(ticks):
     codes = ClipFingerprints(np.zeros(ticks, CODE), np.array([0, ticks]))
     file = FingerprintFile()
-    with full_disk(), full_folder:
+    with full_disk(), pytest.raises(OutputError, match=FULL):
         file.append(codes)
 
 
-def test_search_for_duplicates_that_has_no_room_stops_the_selection(full_folder, monkeypatch):
+def test_search_for_duplicates_that_has_no_room_stops_the_selection(monkeypatch):
     monkeypatch.setattr(near_duplicates, "TICKS_PER_SLICE", 1 << 6)
     ticks = np.ones(200, CODE)
     ticks["motion"] = np.random.default_rng(0).integers(1 << 63, 1 << 64, 200, np.uint64)
     codes = ClipFingerprints(ticks, np.arange(0, 201, 20))
     near_duplicates.find_pairs(codes, np.arange(10))
-    with full_disk(), full_folder:
+    with full_disk(), pytest.raises(OutputError, match=FULL):
         near_duplicates.find_pairs(codes, np.arange(10))
 
 
-def test_tables_that_do_not_fit_stop_the_command(full_folder):
+def test_tables_that_do_not_fit_stop_the_command():
     ids = [f"{i * 2654435761 % 2**32:08x}" for i in range(1000)]
     table = pa.table({"clip_id": ids})
-    with scratch_partitions("clip_id", hash_bounds(1)) as parts, full_disk(), full_folder:
+    with (
+        scratch_partitions("clip_id", hash_bounds(1)) as parts,
+        full_disk(),
+        pytest.raises(OutputError, match=FULL),
+    ):
         parts.write([table], {"clips": ["clip_id"]})
 
 
-def test_temporary_folder_that_does_not_exist_is_one_line(monkeypatch, tmp_path, full_folder):
+def test_temporary_folder_that_does_not_exist_is_one_line(monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
         gone = pytest.raises(OutputError, match=r"can't write to .*/gone: .*\n  fix: .*TMPDIR")
