@@ -58,6 +58,7 @@ from training.export import load_averaged_system
 from training.interpolate import resample_frames
 from training.parallel import init_distributed, shard_tokens, shutdown
 from training.pretrained import REPOSITORY, check_weights
+from training.sca import segment_starts
 from training.text_to_video import Prompt, System
 from training.weights import BadWeights, load_presto, read_config
 
@@ -213,42 +214,63 @@ def read_prompts(path: str, duration_s: float) -> dict[str, Prompt]:
     for number, line in enumerate(lines, 1):
         try:
             row = parse_object(line)
-            name, texts = str(row["name"]), [str(text) for text in row["cap"]]
-        except (ValueError, TypeError, KeyError):
+            name, texts = str(row["name"]), row["cap"]
+        except (ValueError, KeyError):
             raise ConfigError(
                 f'{path}: line {number} is {line!r:.60}; expected {{"name": …, "cap": [texts]}}'
             ) from None
-        if not (texts and name) or Path(name).name != name or name in found:
+        if not name or Path(name).name != name or name in found:
+            raise ConfigError(f"{path}: line {number}: name {name!r:.60} must be a new file name")
+        if not (isinstance(texts, list) and texts and all(isinstance(t, str) for t in texts)):
             raise ConfigError(
-                f"{path}: line {number}: {name!r:.60} must be a new file name, with captions"
+                f"{path}: line {number}: cap is {texts!r:.60}; expected a list of texts"
             )
         found[name] = Prompt(segment_spans(duration_s, len(texts)), texts)
+    if not found:
+        raise ConfigError(f"{path}: no line; expected prompts as JSON lines")
     return found
 
 
 def read_prompt(texts: Sequence[str], duration_s: float) -> Prompt:
     """Reads the prompt of the command line: texts, or one .json file. Raises ConfigError."""
-    parts: Any = list(texts)
-    if len(texts) == 1 and (texts[0].endswith(".json") or _is_file(texts[0])):
-        try:
-            parts = parse_json(Path(texts[0]).read_bytes())
-        except OSError as error:
-            raise ConfigError(f"{texts[0]}: {error.strerror}; expected captions as JSON") from None
-        except ValueError as error:
-            raise ConfigError(f"{texts[0]}: not valid JSON: {error}") from None
-        parts = parts.get("sub_captions", parts.get("cap")) if isinstance(parts, dict) else parts
-    if isinstance(parts, list) and parts and all(isinstance(p, str) for p in parts):
-        return Prompt(segment_spans(duration_s, len(parts)), parts)
+    if len(texts) > 1 or not (texts[0].endswith(".json") or _is_file(texts[0])):
+        return Prompt(segment_spans(duration_s, len(texts)), texts)
+    path = texts[0]
     try:
-        spans = [(float(p["start_s"]), float(p["end_s"])) for p in parts]
-        prompt = Prompt(spans, [str(p["text"]) for p in parts])
-        if not prompt.duration_s > 0:
-            raise ValueError
-        return prompt
-    except (TypeError, KeyError, ValueError, IndexError, OverflowError):
+        parts = parse_json(Path(path).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; expected captions as JSON") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from None
+    parts = parts.get("sub_captions", parts.get("cap")) if isinstance(parts, dict) else parts
+    if not (isinstance(parts, list) and parts):
         raise ConfigError(
-            f"captions are {parts!r:.80}; expected a list of texts, or of start_s, end_s and text"
-        ) from None
+            f"{path}: captions are {parts!r:.80}; expected a list of texts, or of objects with "
+            "start_s, end_s and text, or an object with such a list as sub_captions or cap"
+        )
+    if all(isinstance(part, str) for part in parts):
+        return Prompt(segment_spans(duration_s, len(parts)), parts)
+    for number, part in enumerate(parts, 1):
+        _check_segment(part, f"{path}: segment {number}")
+    prompt = Prompt([(p["start_s"], p["end_s"]) for p in parts], [p["text"] for p in parts])
+    try:
+        segment_starts(prompt.spans, 1)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}; correct start_s or end_s") from None
+    return prompt
+
+
+def _check_segment(part: Any, where: str) -> None:
+    """Raises ConfigError, whose message begins with `where`."""
+    if not isinstance(part, dict):
+        raise ConfigError(f"{where} is {part!r:.80}; expected an object with start_s, end_s, text")
+    for name in ("start_s", "end_s"):
+        value: Any = part.get(name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_number and -sys.float_info.max <= value <= sys.float_info.max):
+            raise ConfigError(f"{where}: {name} is {value!r:.80}; expected a number of seconds")
+    if not isinstance(part.get("text"), str):
+        raise ConfigError(f"{where}: text is {part.get('text')!r:.80}; expected the caption")
 
 
 def _is_file(text: str) -> bool:

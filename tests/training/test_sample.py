@@ -141,16 +141,45 @@ def test_bf16_weights_give_nearly_the_same_video(finished_run):
     assert (exact - rough).abs().mean() < 0.05 * exact.std()
 
 
+FIRST = '{"start_s": 0, "end_s": 2, "text": "a"}'
+LATER = '{"start_s": 3, "end_s": 5, "text": "b"}'
+
+
 def test_captions_are_read_as_texts_or_with_times(tmp_path):
     path = tmp_path / "captions.json"
     for text in ('{"sub_captions": [%s]}', "[%s]"):
         path.write_text(text % '{"start_s": 0, "end_s": 4.5, "text": "a"}')
         assert read_prompt([str(path)], 15.0) == Prompt([(0.0, 4.5)], ["a"])
     assert read_prompt(["a", "b"], 4.0) == Prompt([(0.0, 2.0), (2.0, 4.0)], ["a", "b"])
-    for bad in ("[]", "{}", "[1]", '[{"text": "a"}]', "7", "nonsense"):
-        path.write_text(bad)
-        with pytest.raises(ConfigError, match=r"captions are|not valid JSON"):
-            read_prompt([str(path)], 15.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", r"captions are \[\]; expected a list of texts, or of objects with start_s"),
+        ("{}", "captions are None; expected"),
+        ("7", "captions are 7; expected"),
+        ('{"sub_captions": "a boat"}', "captions are 'a boat'; expected"),
+        ("nonsense", "not valid JSON: .*line 1"),
+        ("[1]", "segment 1 is 1; expected an object with start_s, end_s, text"),
+        ('["a", {"start_s": 0, "end_s": 2, "text": "b"}]', "segment 1 is 'a'; expected an object"),
+        ('[{"text": "a"}]', "segment 1: start_s is None; expected a number of seconds"),
+        ('[{"start_s": 0, "end_s": "2", "text": "a"}]', "segment 1: end_s is '2'; expected"),
+        ('[{"start_s": 0, "end_s": NaN, "text": "a"}]', "segment 1: end_s is nan; expected"),
+        ('[{"start_s": 0, "end_s": true, "text": "a"}]', "segment 1: end_s is True; expected"),
+        ('[{"start_s": 0, "end_s": 1e999, "text": "a"}]', "segment 1: end_s is inf; expected"),
+        ('[{"start_s": 0, "end_s": 2}]', "segment 1: text is None; expected the caption"),
+        ('[{"start_s": 0, "end_s": 2, "text": 5}]', "segment 1: text is 5; expected the caption"),
+        ('[{"start_s": 0, "end_s": 0, "text": "a"}]', "segment 1 ends at 0 s, before or where"),
+        (f"[{FIRST}, {FIRST}]", "segment 1 ends at 2 s and segment 2 starts at 0 s: .*overlap"),
+        (f"[{FIRST}, {LATER}]", "segment 1 ends at 2 s and segment 2 starts at 3 s: .*; correct"),
+    ],
+)
+def test_a_wrong_captions_file_is_refused_before_a_model_is_loaded(tmp_path, content, message):
+    path = tmp_path / "captions.json"
+    path.write_text(content)
+    with pytest.raises(SystemExit, match=rf"ConfigError: {re.escape(str(path))}: {message}"):
+        sample_main([str(tmp_path / "no checkpoint"), str(tmp_path / "out.mp4"), str(path)])
 
 
 def test_a_network_of_single_captions_refuses_several(tmp_path):
@@ -181,9 +210,15 @@ def test_prompts_are_sampled_and_interpolated_with_captions_in_the_metadata(tmp_
         '{"name": "a"}',
         "nonsense",
         '{"name": "a", "cap": []}',
+        '{"name": "a", "cap": "x"}',
+        '{"name": "a", "cap": ["x", 1]}',
     ):
         path.write_text(bad)
-        with pytest.raises(SystemExit, match=r"ConfigError: .*line 1"):
+        with pytest.raises(SystemExit, match=r"ConfigError: .*prompts.jsonl: line 1"):
+            sample_main([saved, str(tmp_path / "out"), str(path)])
+    for nothing in ("", "\n"):
+        path.write_text(nothing)
+        with pytest.raises(SystemExit, match=r"ConfigError: .*prompts.jsonl: (no line|line 1)"):
             sample_main([saved, str(tmp_path / "out"), str(path)])
 
 
