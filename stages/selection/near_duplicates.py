@@ -47,6 +47,12 @@ def find_pairs(codes: ClipFingerprints, video: np.ndarray) -> np.ndarray:
     is sorted by the remaining bits, and each tick is compared with the next
     MAX_COMPARISONS_PER_TICK only.
     """
+    return _find_aligned_pairs(codes, video)[:, :2]
+
+
+def _find_aligned_pairs(codes: ClipFingerprints, video: np.ndarray) -> np.ndarray:
+    """(P, 3) the pairs of `find_pairs`, and of the shifts found at which a pair agrees the
+    smallest."""
     candidates = np.empty((0, 3), np.int64)
     with driver_scratch_errors():
         file = scratch_file()
@@ -59,7 +65,7 @@ def find_pairs(codes: ClipFingerprints, video: np.ndarray) -> np.ndarray:
                     candidates = _unique_rows(np.concatenate([candidates, *found]))
                     found = []
             candidates = _unique_rows(np.concatenate([candidates, *found]))
-    return _unique_rows(candidates[clips_agree(codes, candidates, video)][:, :2])
+    return _unique_pairs(candidates[clips_agree(codes, candidates, video)])
 
 
 def _slices(codes: ClipFingerprints, band: int, scratch: FileIO) -> Iterator[np.ndarray]:
@@ -158,6 +164,15 @@ def _unique_rows(rows: np.ndarray) -> np.ndarray:
     return rows[is_new]
 
 
+def _unique_pairs(rows: np.ndarray) -> np.ndarray:
+    """The distinct pairs of clips among rows (a, b, shift), in order, each with its smallest
+    shift."""
+    rows = rows[np.lexsort((np.abs(rows[:, 2]), rows[:, 1], rows[:, 0]))]
+    is_new = np.ones(len(rows), bool)
+    is_new[1:] = (rows[1:, :2] != rows[:-1, :2]).any(1)
+    return rows[is_new]
+
+
 def connected_components(edges: np.ndarray, n: int) -> np.ndarray:
     """(n,) the lowest member of each one's connected component. edges: (P, 2)."""
     root = np.arange(n)
@@ -200,18 +215,52 @@ def find_duplicates(
     rank_of: clips, in ascending order -> their ranks, as `suppress_duplicates` takes them.
 
     One search of many copies finds only pairs that are close in their buckets, so the kept clips
-    that have duplicates are compared again until no more pairs among them are found.
+    that have duplicates are compared again until no more pairs among them are found. The duplicates
+    of a clip that is then rejected are compared with the clip that is kept instead of it: otherwise
+    most would be kept again, and the number of searches would grow with that of the copies.
     """
-    edges = find_pairs(codes, video)
-    paired = np.unique(edges)  # no later search adds a clip
+    pairs = _find_aligned_pairs(codes, video)
+    paired = np.unique(pairs[:, :2])  # no later search adds a clip
+    pairs[:, :2] = np.searchsorted(paired, pairs[:, :2])
     rank = rank_of(paired)
+    kept_duplicate = suppress_duplicates(pairs[:, :2], rank)
     while True:
-        kept_duplicate = suppress_duplicates(np.searchsorted(paired, edges), rank)
-        kept = paired[kept_duplicate < 0]
-        more = kept[find_pairs(codes.take(kept), video[kept])]
+        kept = np.flatnonzero(kept_duplicate < 0)
+        more = _find_aligned_pairs(codes.take(paired[kept]), video[paired[kept]])
         if not len(more):
             duplicate_of = np.full(len(video), -1, np.int32)
             is_duplicate = kept_duplicate >= 0
             duplicate_of[paired[is_duplicate]] = paired[kept_duplicate[is_duplicate]]
-            return duplicate_of, edges
-        edges = np.concatenate([edges, more])
+            return duplicate_of, paired[pairs[:, :2]]
+        more[:, :2] = kept[more[:, :2]]
+        while len(more):
+            pairs = _unique_pairs(np.concatenate([pairs, more]))
+            before, kept_duplicate = kept_duplicate, suppress_duplicates(pairs[:, :2], rank)
+            more = _replaced_pairs(pairs, before, kept_duplicate)
+            candidates = np.column_stack([paired[more[:, :2]], more[:, 2]])
+            more = more[clips_agree(codes, candidates, video)]
+
+
+def _replaced_pairs(pairs: np.ndarray, before: np.ndarray, now: np.ndarray) -> np.ndarray:
+    """(C, 3) candidates: each clip that duplicated a kept clip which is rejected now, and the kept
+    clip that this one duplicates.
+
+    pairs: (P, 3) as `_unique_pairs` returns them.  before, now: (n,) the kept clip that each one
+    duplicates or -1.
+    """
+    clip = np.flatnonzero(before >= 0)
+    clip = clip[now[before[clip]] >= 0]
+    rejected = before[clip]
+    kept = now[rejected]
+    shift = _shifts(pairs, kept, rejected) + _shifts(pairs, rejected, clip)
+    rows = np.column_stack([kept, clip, shift])
+    swap = kept > clip
+    rows[swap] = rows[swap][:, [1, 0, 2]] * [1, 1, -1]
+    return rows
+
+
+def _shifts(pairs: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(C,) the shifts of clips a and b, whose pairs are all in `pairs`."""
+    key = pairs[:, 0] << 32 | pairs[:, 1]
+    at = np.searchsorted(key, np.minimum(a, b) << 32 | np.maximum(a, b))
+    return np.where(a < b, pairs[at, 2], -pairs[at, 2])

@@ -5,15 +5,20 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.selection import random_fingerprints
-from stages.meters.fingerprint import SIGNS
+from stages.meters.fingerprint import SIGNS, codes
 from stages.selection import clip_fingerprints, fingerprint_distance, near_duplicates
 from stages.selection.clip_fingerprints import (
     ClipFingerprints,
     FingerprintFile,
     read_fingerprints,
 )
-from stages.selection.near_duplicates import find_duplicates, find_pairs
+from stages.selection.near_duplicates import (
+    find_duplicates,
+    find_pairs,
+    suppress_duplicates,
+)
 from tests.selection import reference_near_duplicates as reference
+from tests.selection.test_near_duplicates import scene
 
 
 def drawn_set(seed: int, n: int = 1600) -> list[bytes]:
@@ -116,3 +121,51 @@ def test_order_of_clips_does_not_change_which_clips_of_one_video_are_kept():
         kept.append(set(order[duplicate_of < 0].tolist()))
     assert len(kept[0]) < 0.7 * len(column)
     assert kept[0] == kept[1]
+
+
+def looped_film(clips: int, clip_ticks: int, period_ticks: int, flipped: float) -> ClipFingerprints:
+    """Clips laid one after the other into a film that repeats a scene without end.
+
+    flipped: share of the motion's bits that differ from one round to the next.
+    """
+    rounds = codes(np.tile(scene(0, period_ticks), (3, 1, 1)))
+    repeats = clips * clip_ticks // period_ticks + 1
+    ticks = np.tile(rounds[period_ticks : 2 * period_ticks], repeats)[: clips * clip_ticks]
+    bits = np.random.default_rng(0).random((len(ticks), 63)) < flipped
+    ticks["motion"] ^= (bits << np.arange(63, dtype=np.uint64)).sum(1, dtype=np.uint64)
+    return ClipFingerprints(ticks, np.arange(clips + 1) * clip_ticks)
+
+
+@pytest.mark.parametrize("flipped", [0, 0.02])
+@pytest.mark.parametrize("ticks", [(60, 60), (60, 20), (60, 144), (16, 44), (20, 33), (24, 150)])
+def test_clips_kept_of_a_looped_film_are_those_of_a_comparison_at_every_shift(ticks, flipped):
+    film = looped_film(60, *ticks, flipped)
+    video, rank = np.zeros(60, int), np.random.default_rng(0).permutation(60)
+    pairs = np.stack(np.triu_indices(60, 1), 1)
+    every = np.zeros(len(pairs), bool)
+    for shift in range(1 - ticks[0], ticks[0]):
+        rows = np.column_stack([pairs, np.full(len(pairs), shift)])
+        every |= fingerprint_distance.clips_agree(film, rows, video)
+    duplicate_of, _ = find_duplicates(film, video, rank.take)
+    expected = suppress_duplicates(pairs[every], rank)
+    assert ((duplicate_of < 0) == (expected < 0)).all()
+    agreeing = {frozenset(pair) for pair in pairs[every].tolist()}
+    assert all(of < 0 or {clip, of} in agreeing for clip, of in enumerate(duplicate_of.tolist()))
+
+
+@pytest.mark.parametrize("flipped", [0, 0.02])
+def test_number_of_searches_does_not_grow_with_the_copies_of_one_clip(flipped, monkeypatch):
+    searches = []
+
+    def search(codes, video):
+        searches.append(len(video))
+        return find(codes, video)
+
+    find = near_duplicates._find_aligned_pairs
+    monkeypatch.setattr(near_duplicates, "_find_aligned_pairs", search)
+    rank = np.random.default_rng(0).permutation(500)
+    duplicate_of, _ = find_duplicates(
+        looped_film(500, 60, 60, flipped), np.zeros(500, int), rank.take
+    )
+    assert np.flatnonzero(duplicate_of < 0).tolist() == [np.argmin(rank)]
+    assert len(searches) < 10
