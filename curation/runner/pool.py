@@ -96,6 +96,16 @@ def run_stages(
             f"a node can't set up the code that this process sends it: {cause}\n  fix: check "
             "its disk space and its connection to this one, and run the same command again"
         ) from None
+    except RayError as e:
+        error = e.cause if isinstance(e, RayTaskError) else e
+        if not isinstance(error, RayError):  # of a stage's code: the traceback names the place
+            raise
+        cause, *_ = str(error).strip().splitlines() or [""]
+        raise RunError(
+            f"Ray failed: {type(error).__name__}: {cause}\n  fix: remove the cause, which the logs "
+            "of Ray on the nodes describe (/tmp/ray/session_latest/logs by default), and run the "
+            "same command again, which resumes"
+        ) from None
     finally:
         report_workers([])
         if ray.is_initialized():  # a call would connect to any cluster that it finds

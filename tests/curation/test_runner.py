@@ -30,10 +30,12 @@ from tests.support.runner_stages import (
     FailOnRequest,
     Isolated,
     MarkedStart,
+    NotImportable,
     OtherWeights,
     SetupFails,
     SlowToStart,
     TakeMemory,
+    Unread,
     WaitForFile,
 )
 
@@ -319,6 +321,15 @@ def test_run_in_a_temporary_folder_with_a_long_name_ends_with_a_stream_left_unfi
     assert done.returncode == 0, done
     assert "video" in done.stdout, done  # that the file is none
     assert done.stdout.endswith(" False\n")
+
+
+@pytest.mark.parametrize("here", ["in the worker", "in the driver"])
+def test_row_that_ray_cannot_pass_on_stops_the_run_with_one_line(cluster, here):
+    """As where a node has another version of a package than the driver."""
+    stages, value = ([Double()], NotImportable()) if here == "in the worker" else ([Unread()], 1)
+    cause = "Ray failed: RaySystemError: System error: No module named 'only_elsewhere'"
+    with pytest.raises(RunError, match=rf"^{cause}\n  fix: remove the cause, which the logs of"):
+        list(cluster.stream(stages, [{"n": value, "error": None}]))
 
 
 FULL = {"object_store_memory": 80 << 20, "_system_config": {"local_fs_capacity_threshold": 1e-9}}

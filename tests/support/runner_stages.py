@@ -4,6 +4,7 @@ Workers import this file alone: pytest and the tests would take half of the time
 """
 
 import asyncio
+import importlib
 import os
 import signal
 import time
@@ -28,6 +29,21 @@ class Double(Stage):
 
     def process(self, rows):
         return [row | {"doubled": 2 * row["n"]} for row in rows]
+
+
+class NotImportable:
+    """A value whose module the process that gets it does not have."""
+
+    def __reduce__(self):
+        return importlib.import_module, ("only_elsewhere",)
+
+
+@dataclass
+class Unread(Double):
+    """Returns what the driver can't read."""
+
+    def process(self, rows):
+        return [row | {"doubled": NotImportable()} for row in rows]
 
 
 @dataclass
