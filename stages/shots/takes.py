@@ -10,9 +10,13 @@ from math import ceil, floor
 
 import numpy as np
 
+from curation.records import SPAN_TOLERANCE_S
+
 Span = tuple[float, float]
 
 TIME_TOLERANCE_S = 1e-3  # the coarsest clock of a container (Matroska): closer times are equal
+# Clips that overlap by less than the tolerance of `is_in_span` share no frame.
+FRAME_TOLERANCE_S = SPAN_TOLERANCE_S / 2
 
 
 def find_takes(
@@ -57,10 +61,13 @@ def place_clips(
     Both increase.
     """
     length_s = take[1] - take[0]
-    most = floor((length_s + TIME_TOLERANCE_S) / clip_s)
+    first, stop = np.searchsorted(frame_times_s, np.array(take) - FRAME_TOLERANCE_S)
+    # The end of the last frame is rounded to the container's clock, and no frame follows.
+    latest_end_s = take[1] + (TIME_TOLERANCE_S if stop == len(frame_times_s) else FRAME_TOLERANCE_S)
+    most = floor((latest_end_s - take[0]) / clip_s)
     if most == 0:
         return []
-    starts_s = frame_times_s[_first_at(frame_times_s, take[0]) : _first_at(frame_times_s, take[1])]
+    starts_s = frame_times_s[first:stop]
     is_key = _are_keyframes(starts_s, key_times_s)
     fewest = max(1, ceil((length_s - TIME_TOLERANCE_S) / max(clip_s, max_clip_s)))
     for count in range(min(fewest, most) if max_clip_s > clip_s else most, 0, -1):
@@ -68,33 +75,37 @@ def place_clips(
         # A clip starts on a frame, so it cannot always start where the one before it ends: try
         # shorter clips, then fewer.
         for piece_s in (each_s, max(clip_s, each_s - _longest_gap(starts_s))):
-            spans = _place(take, piece_s, count, starts_s, is_key)
+            spans = _place(take, latest_end_s, piece_s, count, starts_s, is_key)
             if spans:
                 return spans
     return []
 
 
 def _place(
-    take: Span, piece_s: float, count: int, starts_s: np.ndarray, is_key: np.ndarray
+    take: Span,
+    latest_end_s: float,
+    piece_s: float,
+    count: int,
+    starts_s: np.ndarray,
+    is_key: np.ndarray,
 ) -> list[Span]:
     """`count` spans of `piece_s`, or none where they do not fit.
 
-    starts_s: (T,) times of the take's frames.  is_key: (T,) bool.
+    latest_end_s: of the last span.  starts_s: (T,) times of the take's frames.  is_key: (T,) bool.
     """
     # The last frame at which each clip can start, from the last clip backwards.
-    latest, bound_s = [], take[1]
+    latest, bound_s = [], latest_end_s
     for _ in range(count):
-        limit_s = bound_s - piece_s + TIME_TOLERANCE_S
-        at = int(np.searchsorted(starts_s, limit_s, side="right")) - 1
+        at = int(np.searchsorted(starts_s, bound_s - piece_s, side="right")) - 1
         if at < 0:
             return []
         latest.append(at)
-        bound_s = float(starts_s[at])
+        bound_s = float(starts_s[at]) + FRAME_TOLERANCE_S
     gap_s = max(0.0, take[1] - take[0] - count * piece_s) / (count + 1)
     spans: list[Span] = []
     free_s = take[0]
     for number, last in enumerate(reversed(latest)):
-        first = _first_at(starts_s, free_s)
+        first = int(np.searchsorted(starts_s, free_s - FRAME_TOLERANCE_S))
         if first > last:
             return []
         choices = np.arange(first, last + 1)

@@ -17,6 +17,7 @@ from curation.video.reader import Reader
 from stages.export import export_stages
 from stages.export.extraction import ClipSource, extract_clip
 from stages.export.seekable_video import SeekableVideo, index_keyframes
+from stages.shots.takes import place_clips
 from tests.support.full_disk import full_disk
 from tests.support.video_files import draw, extract
 
@@ -301,6 +302,31 @@ def test_metadata_of_the_source_is_removed(tmp_path, clip):
     assert b"private holiday" in source.read_bytes()
     extract(source, 1.0, 2.0, clip)
     assert b"private holiday" not in clip.read_bytes()
+
+
+def number_in_stripes(index, width, height):
+    """Eight black or white stripes: the bits of the frame's number."""
+    bits = np.unpackbits(np.array([index], np.uint8))
+    return np.tile(np.repeat(bits * np.uint8(255), width // 8)[None, :, None], (height, 1, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "fps", "frames"), [("a.mkv", 30000 / 1001, 136), ("a.mp4", 24000 / 1001, 81)]
+)
+def test_no_frame_is_in_two_clips_of_a_take_whatever_the_clock(tmp_path, name, fps, frames):
+    """Times are rounded to 1 ms in the mkv, and to 1/90000 s in the mp4."""
+    times_s = np.arange(frames) / fps
+    source = draw(tmp_path / name, times_s=times_s, fps=fps, picture=number_in_stripes)
+    with Reader(str(source)) as reader:
+        assert sum(1 for _ in reader.frames()) == frames
+        spans = place_clips((0.0, reader.end_s), 1.0, 1.5, np.array([]), reader.times_s)
+    shown = []
+    for number, span in enumerate(spans):
+        extract(source, *span, tmp_path / f"{number}.mp4")
+        for frame in decoded(tmp_path / f"{number}.mp4", "gray")[1]:
+            shown.append(int(np.packbits(frame[24, 4::8] > 128)[0]))
+    assert len(spans) > 2
+    assert len(set(shown)) == len(shown) >= frames - 2 * (len(spans) + 1)
 
 
 def test_span_without_frames_is_an_error(tmp_path, clip):

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curation.records import is_in_span
 from stages.shots.takes import find_takes, place_clips
 
 NO_KEYS = np.array([])
@@ -105,8 +106,25 @@ def test_clips_of_any_take_do_not_overlap_and_start_on_frames(gaps, clip_s, long
     spans = place_clips((0.0, end), clip_s, clip_s * longer, times[::key_every], times)
     assert all(clip_s - 1e-9 <= b - a <= clip_s * longer + 1e-9 for a, b in spans)
     assert all(np.min(np.abs(times - a)) == 0 for a, _ in spans)
-    assert all(b <= c + 2e-3 for (_, b), (c, _) in pairwise(spans))
+    assert all(not is_in_span(c, a, b) for (a, b), (c, _) in pairwise(spans))
     assert not spans or (spans[0][0] >= 0 and spans[-1][1] <= end + 2e-3)
     if longer == 1.0:
         assert len(spans) >= int(end / (clip_s + 0.3))
     assert bool(spans) == (end + 1e-3 >= clip_s)
+
+
+@pytest.mark.parametrize("ticks_per_s", [1000, 15360, 90000])
+@pytest.mark.parametrize("fps", [24000 / 1001, 24, 25, 30000 / 1001, 30, 60000 / 1001])
+def test_no_frame_is_in_two_clips_or_past_the_take_whatever_the_clock(ticks_per_s, fps):
+    times = np.round(np.arange(1200) / fps * ticks_per_s) / ticks_per_s
+    for last in range(200, 1100, 7):
+        take = times[17], times[last]
+        spans = place_clips(take, 5.0, 10.0, NO_KEYS, times)
+        assert [(a, b) for a, b in spans if is_in_span(take[1], a, b)] == []
+        for one, two in pairwise(spans):
+            assert not is_in_span(two[0], *one)
+
+
+def test_end_of_the_last_frame_may_be_rounded_by_a_millisecond():
+    times = np.round(frames(24, 15), 3)
+    assert place_clips((0.0, 14.9997), 15.0, 15.0, NO_KEYS, times) == [(0.0, 15.0)]
