@@ -6,7 +6,7 @@
 The network has its full size and random weights. The error is that of fp32 without TF32: norm of
 the difference / norm, of the posterior's mean or of the decoded video. A variant's first tile runs
 before its time is taken and is a column of its own: it has the compilation. In the variants
-"searched", which the trainer does not have, torch.backends.cudnn.benchmark chooses kernels.
+"searched", torch.backends.cudnn.benchmark chooses kernels, as the trainer does to decode.
 FOLDER gets codec.json and codec.md after each row.
 """
 

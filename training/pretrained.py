@@ -7,7 +7,8 @@ Both load their weights when they are first used, so a run on cached latents and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,11 +48,12 @@ class AllegroCodec:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, 4, t, h, w) -> (B, 4 t, 8 h, 8 w, 3) uint8."""
+        """(B, 4, t, h, w) -> (B, 4 t, 8 h, 8 w, 3) uint8. On a GPU two runs may differ in the last
+        bits, unless torch.use_deterministic_algorithms is set."""
         shown = [n * by for n, by in zip(latents.shape[2:], self.cfg.shrinks, strict=True)]
         self.cfg.latent_size(Size(*shown))
         vae = _vae(self.cfg).to(latents.device)
-        with torch.autocast(latents.device.type, enabled=False):
+        with torch.autocast(latents.device.type, enabled=False), _fastest_kernels():
             x = vae.decode(latents.float() / vae.config.scaling_factor).sample  # B T C H W
         return ((x.movedim(2, -1).float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
@@ -146,6 +148,19 @@ def _convert_to_bf16(network: Any) -> None:
             weight.data = weight.data.contiguous(memory_format=formats[weight.ndim])
     network.register_forward_pre_hook(lambda _, args: (args[0].bfloat16(), *args[1:]))
     network.register_forward_hook(lambda _, args, out: out.float())
+
+
+@contextmanager
+def _fastest_kernels() -> Iterator[None]:
+    """cuDNN measures its kernels at the first tile and uses the fastest. Not for encoding, whose
+    latents are kept and should not depend on the measurement."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark
+    cudnn.benchmark = before or not torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 @lru_cache(maxsize=1)

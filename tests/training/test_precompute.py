@@ -343,6 +343,31 @@ def test_a_run_of_two_sizes_trains_on_both_and_resumes(tmp_path):
     assert json.loads((tmp_path / "cache" / "key.json").read_text())["sizes"][1]["height"] == 32
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_kernels_are_searched_to_decode_alone_and_not_if_pytorch_must_be_deterministic(
+    weights, deterministic
+):
+    def searched_while(work):
+        found = set()
+        hook = torch.nn.modules.module.register_module_forward_pre_hook(
+            lambda *_: found.add(torch.backends.cudnn.benchmark)
+        )
+        with hook:
+            work()
+        assert not torch.backends.cudnn.benchmark
+        return found
+
+    codec = AllegroCodec(AllegroConfig(str(weights)))
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        video = torch.randint(0, 256, (1, 8, 32, 32, 3), dtype=torch.uint8)
+        latents = codec.encode(video)[:, 0]
+        assert searched_while(lambda: codec.encode(video)) == {False}
+        assert searched_while(lambda: codec.decode(latents)) == {not deterministic}
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("precision", "error"), [("tf32", 0.01), ("bf16", 0.1)])
