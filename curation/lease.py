@@ -1,12 +1,13 @@
-"""A lease on an output in S3, by which only one run at a time writes to it.
+"""The lock on an output on a disk and the lease on one in S3: only one run at a time writes to it.
 
 The lease is an object that its holder renews, by conditional requests alone. A process that finds
 it held waits for `EXPIRY_S` of its own monotonic clock: if it is renewed meanwhile, another run is
-at work; if not, the process takes it over. Clocks of two machines are never compared.
+at work; if not, the process takes it over.
 
 Each holder has an epoch, one above the last, which the parts of the ledger carry in their names. A
 takeover stores which numbers the parts have by then (`cuts`): parts of an older epoch with later
-numbers do not count, so that a paused process which continues changes no table.
+numbers do not count, so that a paused process which continues changes no table. So does the first
+holder, whose epoch is the time of day: a run may still write to an output that was removed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from curation.json_text import parse_object
@@ -37,7 +39,33 @@ Cut = dict[str, Any]
 
 
 class LeaseLost(OutputError):
-    """Another run has taken the output over."""
+    """Another run has taken the output over, or it was removed."""
+
+
+@dataclass(frozen=True)
+class FileLock:
+    """The lock of this process on an output on a disk."""
+
+    path: str
+    status: os.stat_result  # of the locked file
+
+    def check(self, at_once: bool = True) -> None:
+        """As Lease.check, always at once."""
+        try:
+            is_present = os.path.samestat(os.stat(self.path), self.status)
+        except FileNotFoundError:
+            is_present = False
+        except OSError as error:
+            raise OutputError(f"can't access {self.path}: {error.strerror}") from None
+        if not is_present:
+            raise _removed(self.path)
+
+
+def _removed(path: str) -> LeaseLost:
+    return LeaseLost(
+        f"this output was removed: {path} is gone; this run stops\n  fix: run the same command "
+        "again, which computes what is missing"
+    )
 
 
 class _ConditionFailed(Exception):
@@ -138,7 +166,7 @@ class Lease:
     def __init__(self, store: _Object, etag: str | None, epoch: int, cuts: list[Cut]) -> None:
         """Takes the lease: of an object with this ETag, None of no object. Raises OutputError."""
         self.epoch, self.cuts = epoch, cuts
-        self.is_lost = False
+        self.is_lost = self._is_removed = False
         self._store, self._etag = store, etag
         self._nonce, self._renewals = uuid.uuid4().hex, 0
         self._holder: str | None = f"process {os.getpid()} on {socket.gethostname()}"
@@ -158,11 +186,12 @@ class Lease:
             return True
         return False
 
-    def check(self) -> None:
-        """Before a write to the output. Raises LeaseLost, and OutputError where the store fails."""
+    def check(self, at_once: bool = False) -> None:
+        """Before a write to the output. Raises LeaseLost, and OutputError where the store fails.
+        at_once: asks the store in any case."""
         if self.is_lost:
             raise self._error()
-        if _clock() - self._confirmed_s > 2 * RENEWAL_INTERVAL_S:
+        if at_once or _clock() - self._confirmed_s > 2 * RENEWAL_INTERVAL_S:
             try:
                 self.renew()
             except LeaseLost:
@@ -180,6 +209,7 @@ class Lease:
                     return
                 except _ConditionFailed:
                     found = self._store.read()
+                    self._is_removed = found is None
                     # The answer to an earlier renewal may be lost while its write is not.
                     self.is_lost = found is None or found[1]["nonce"] != self._nonce
                     if self.is_lost or found is None:
@@ -225,9 +255,11 @@ class Lease:
         }
 
     def _error(self) -> LeaseLost:
+        if self._is_removed:
+            return _removed(self._store.url)
         return LeaseLost(
-            f"another run has taken over this output, or it was removed: {self._store.url} was not "
-            "renewed in time; this run stops"
+            f"another run has taken over this output: {self._store.url} was not renewed in time; "
+            "this run stops"
         )
 
 
@@ -247,18 +279,19 @@ def take_lease(
         report(f"boto3 is not installed: {NOT_APART}, or install the extra s3")
         return None
     found = store.read()
-    if found is None:
-        lease = Lease(store, None, 1, [])
+    if found is None:  # a run whose output was removed may still write
+        etag, epoch, cuts, other_may_write = None, int(time.time()), [], True
     else:
         etag, content = found
-        cuts = content["cuts"]
-        if content["holder"] is not None and _is_renewed(store, etag, content, report):
+        epoch, cuts = content["epoch"] + 1, content["cuts"]
+        other_may_write = content["holder"] is not None
+        if other_may_write and _is_renewed(store, etag, content, report):
             raise OutputError(
                 f"another run is writing to {store.url}: {content['holder']}; wait for it"
             )
-        if content["holder"] is not None:
-            cuts = [*cuts, {"epoch": content["epoch"] + 1, "parts": next_parts()}]
-        lease = Lease(store, etag, content["epoch"] + 1, cuts)
+    if other_may_write:
+        cuts = [*cuts, {"epoch": epoch, "parts": next_parts()}]
+    lease = Lease(store, etag, epoch, cuts)
     if not lease.conditions_hold():
         report(f"the server of {store.url} ignores If-None-Match: {NOT_APART}")
     lease.keep_renewed()

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from curation import config
 from curation.checksums import changed_files
 from curation.json_text import parse_hashed, with_hash
-from curation.lease import LEASE, Cut, parse_lease
+from curation.lease import LEASE, Cut, Lease, parse_lease
 from curation.partitions import last_by_key, last_rows
 from curation.records import (
     RELEASES,
@@ -223,7 +223,7 @@ class Ledger:
             name
             for name in _part_names(self._folder)
             if not any(
-                _epoch_of(name) < epoch and _number_of(name) >= number
+                0 < _epoch_of(name) < epoch and _number_of(name) >= number
                 for epoch, number in self._cuts
             )
         ]
@@ -265,7 +265,7 @@ def _epoch_of(part: str) -> int:
 
 def _epoch_and_cuts(folder: Folder) -> tuple[int, list[Cut]]:
     """The epoch of this run, or of the last one that had a lease, and the cuts of its lease."""
-    if folder.lease is not None:
+    if isinstance(folder.lease, Lease):
         return folder.lease.epoch, folder.lease.cuts
     if not folder.exists(LEASE):
         return 0, []

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from curation.atomic import TEMPORARY, sync_folder, write_atomic
 from curation.checksums import file_sha256
-from curation.lease import LEASE, NOT_APART, Lease, take_lease
+from curation.errors import UserError
+from curation.lease import LEASE, NOT_APART, FileLock, Lease, LeaseLost, take_lease
 from curation.objects import (
     ATTEMPTS,
     check_size,
@@ -55,7 +56,7 @@ class Folder:
     Every failure of the storage raises OutputError, which stops the run; it can be resumed.
     """
 
-    def __init__(self, url: str, lease: Lease | None = None) -> None:
+    def __init__(self, url: str, lease: Lease | FileLock | None = None) -> None:
         """lease: checked before each write."""
         self.url, self.lease = url, lease
         self.is_local = not is_url(url)
@@ -263,7 +264,7 @@ class Folder:
         LeaseLost if another took it over meanwhile.
         """
         if self.is_local:
-            with self._locked_on_disk(report):
+            with self._locked_on_disk(report), self._loss_named():
                 yield
             return
         scheme, bucket, path, options = split_url((self / "ledger").path(LEASE))
@@ -276,14 +277,26 @@ class Folder:
             yield
             return
         try:
-            yield
-        except KeyboardInterrupt:
-            if lease.is_lost:
-                lease.check()  # raises LeaseLost
-            raise
+            with self._loss_named():
+                yield
         finally:
             with suppress(OutputError):
                 lease.release()
+
+    @contextmanager
+    def _loss_named(self) -> Iterator[None]:
+        """Raises LeaseLost in place of an error that the loss of the output may have caused."""
+        try:
+            yield
+        except (UserError, KeyboardInterrupt) as error:
+            if self.lease is not None:
+                try:
+                    self.lease.check(at_once=isinstance(error, UserError))
+                except LeaseLost:
+                    raise
+                except OutputError:
+                    pass  # the store fails: the error stays
+            raise
 
     @contextmanager
     def _locked_on_disk(self, report: Callable[[str], None]) -> Iterator[None]:
@@ -300,6 +313,8 @@ class Folder:
                 raise OutputError(f"another run is writing to {self.url}; wait for it") from None
             except OSError:  # a file system without locks
                 report(f"{self.url}: {NOT_APART}")
+            else:
+                self.lease = FileLock(file.name, os.fstat(file.fileno()))
             yield
 
     def delete_unfinished(self, skip: str) -> None:

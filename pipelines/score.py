@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import config, records
+from curation.cli import print_to_stderr
 from curation.funnel import format_skipped
 from curation.images import RESCORE
 from curation.ledger import Ledger, check_settings, record_settings
@@ -114,6 +115,7 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     check_plan(stages, ["video", "bytes", "version"])
     share = thumbnail_share(listed["bytes"])
     context = make_context(settings.score, (out / "ledger").url, share, listed)
+    _delete_parts_of_removed_output(out)
     check_settings(
         out / "ledger",
         "videos",
@@ -148,6 +150,25 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     ledger.compact()
     embeddings.compact()
     stop_if_all_failed(rows_of(listed["video"], ledger.read(["error"]), "video")["error"], "videos")
+
+
+def _delete_parts_of_removed_output(out: Folder) -> None:
+    """Deletes the parts that a run stored after its output was removed: they describe key frames
+    that are gone. Each run writes these three files before its first part, so they are all missing
+    only then."""
+    ledger = out / "ledger"
+    if any(ledger.exists(name) for name in (INPUT, SKIPPED, "videos.settings.json")):
+        return
+    captions = [f"captions/{name}" for name in (ledger / "captions").subfolders()]
+    tables = ("videos", "embeddings", *captions)
+    parts = [f"{table}/{name}" for table in tables for name in ledger.names(table)]
+    if parts:
+        print_to_stderr(
+            f"{out.url} was removed while a run wrote to it: {len(parts)} files that it stored in "
+            "the ledger after that are deleted"
+        )
+    for name in parts:
+        ledger.delete(name)
 
 
 def decode_settings(settings: ScoreSettings) -> Row:

@@ -1,13 +1,15 @@
-"""Two runs at once on an output in S3 are kept apart."""
+"""Two runs at once on an output are kept apart, and a run stops whose output was removed."""
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 
 import pytest
 
@@ -231,7 +233,79 @@ def test_run_stops_when_its_lease_is_removed_with_the_output(url):
             Folder(url).delete(f"ledger/{LEASE}")
             time.sleep(20)  # interrupted
 
-    with pytest.raises(LeaseLost):
+    with pytest.raises(LeaseLost, match=r"output was removed: s3://.*lease\.json.* is gone; this"):
+        run()
+
+
+def test_part_that_is_stored_late_after_the_output_was_removed_does_not_count(url):
+    first = Folder(url)
+    with lock(first):
+        table = videos(first)
+        table.append([{"video": "a"}])
+        first.lease._ended.set()  # a write that began before the removal: no check can stop it
+        first.lease._thread.join()
+        (first / "ledger").lease.check = lambda: None
+        (Folder(url) / "ledger").delete_all()
+        second = Folder(url)
+        time.sleep(1)  # an epoch is a time, in seconds
+        with lock(second):
+            table.append([{"video": "late"}])
+            assert rows(second) == []
+            videos(second).append([{"video": "b"}])
+    assert rows(Folder(url)) == ["b"]
+
+
+def test_parts_of_an_output_whose_lease_alone_was_deleted_count(url):
+    for name in ("a", "b"):
+        with lock(Folder(url)):
+            videos(Folder(url)).append([{"video": name}])
+    Folder(url).delete(f"ledger/{LEASE}")
+    with lock(Folder(url)):
+        assert rows(Folder(url)) == ["a", "b"]
+
+
+def test_parts_that_are_copied_from_a_disk_after_a_lease_was_taken_count(url, tmp_path):
+    with lock(Folder(url)):
+        pass
+    local = Folder(str(tmp_path))
+    videos(local).append([{"video": "a"}])
+    for part in local.names("ledger/videos"):
+        Folder(url).upload(f"ledger/videos/{part}", local.path(f"ledger/videos/{part}"))
+    assert rows(Folder(url)) == ["a"]
+
+
+@pytest.mark.parametrize("is_begun_again", [False, True], ids=["removed", "begun again"])
+def test_run_on_a_disk_writes_nothing_to_an_output_that_was_removed(tmp_path, is_begun_again):
+    out = Folder(str(tmp_path / "out"))
+    with lock(out):
+        table = videos(out)
+        table.append([{"video": "a"}])
+        shutil.rmtree(out.url)
+        second = Folder(out.url)
+        with lock(second) if is_begun_again else nullcontext():
+            removed = rf"^this output was removed: {out.url}/ledger/\.lock is gone; this run st"
+            for write in (
+                lambda: table.append([{"video": "b"}]),
+                lambda: out.write("clips.parquet", b""),
+                lambda: out.upload("clips.parquet", __file__),
+                lambda: out.delete("clips.parquet"),
+            ):
+                with pytest.raises(LeaseLost, match=removed):
+                    write()
+            assert rows(second) == second.names() == []
+
+
+@pytest.mark.parametrize("is_local", [True, False], ids=["disk", "s3"])
+def test_run_that_fails_after_its_output_was_removed_names_the_removal(url, tmp_path, is_local):
+    out = Folder(str(tmp_path / "out") if is_local else url)
+
+    def run():
+        with lock(out):
+            out.write("clips.parquet", b"")
+            Folder(out.url).delete_all()
+            out.read("clips.parquet")
+
+    with pytest.raises(LeaseLost, match="this output was removed"):
         run()
 
 

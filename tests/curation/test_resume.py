@@ -24,7 +24,7 @@ from curation.storage import Folder
 from pipelines import caption, export, score, select
 from pipelines.score import _with_status
 from pipelines.settings import DEFAULT_CONFIG, Settings, timed_batches
-from pipelines.tables import read_videos, stream_clips
+from pipelines.tables import captions_ledger, read_videos, stream_clips
 from tests.support.small_input import SETTINGS, scene, write_video
 from tests.support.whole_run import (
     commands_with_mark,
@@ -280,6 +280,38 @@ def test_retry_failed_scores_videos_whose_stored_frames_are_damaged_again(
     expected = "is missing" if is_removed else "is not the frame that was scored"
     assert expected in captions[kept["clip_id"]]["error"]
     run_all(settings(dataset.source, out, "retry_failed=true"), cluster)
+    assert differences(dataset.out, out) == []
+
+
+def test_parts_that_were_stored_after_the_output_was_removed_are_scored_again(
+    dataset, tmp_path, cluster, capsys
+):
+    """Key frames are stored before the row that names them: the output was removed in between."""
+    out = tmp_path / "out"
+    shutil.copytree(dataset.out / "ledger/videos", out / "ledger/videos")
+    kept = next(r for r in pq.read_table(dataset.out / "clips.parquet").to_pylist() if r["shard"])
+    failed = {"clip_id": kept["clip_id"], "error": "its key frame is missing"}
+    captions_ledger(Folder(str(out)), "measured").append([failed])
+    run_all(settings(dataset.source, out), cluster)
+    parts = len(list((dataset.out / "ledger/videos").iterdir())) + 1
+    line = f"{out} was removed while a run wrote to it: {parts} files that it stored in the ledger"
+    assert line in capsys.readouterr().err
+    assert differences(dataset.out, out) == []
+
+
+@pytest.mark.slow
+def test_run_whose_output_is_removed_while_it_scores_ends_with_a_line_and_starts_again(
+    dataset, tmp_path
+):
+    out = tmp_path / "out"
+    process = curate(dataset.source, out)
+    assert wait_for(process, files(out, "ledger/key_frames/*/*"))
+    shutil.rmtree(out, ignore_errors=True)  # a worker may write to it meanwhile
+    done = wait_for_end(process)
+    assert done.exit_code == 1
+    assert f"LeaseLost: this output was removed: {out}/ledger/.lock is gone" in done.stderr
+    assert not files(out, "ledger/videos/*")()
+    assert wait_for_end(curate(dataset.source, out)).exit_code == 0
     assert differences(dataset.out, out) == []
 
 
