@@ -217,7 +217,8 @@ class Lease:
                     self._etag = found[0]
 
     def keep_renewed(self) -> None:
-        """Renews the lease in a thread. If it is lost, the main thread gets a KeyboardInterrupt."""
+        """Renews the lease in a thread. If it is lost, the main thread gets SIGINT. Commands that a
+        script starts in the background ignore it: they get SIGTERM, which they handle alike."""
         self._thread.start()
 
     def release(self) -> None:
@@ -234,7 +235,9 @@ class Lease:
                 self.renew()
             except LeaseLost:
                 if not self._ended.is_set():
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+                    number = signal.SIGTERM if is_ignored else signal.SIGINT
+                    signal.pthread_kill(threading.main_thread().ident or 0, number)
                 return
             except OutputError:
                 pass  # the next renewal may succeed; `check` stops the writes meanwhile

@@ -237,6 +237,33 @@ def test_run_stops_when_its_lease_is_removed_with_the_output(url):
         run()
 
 
+IDLE_COMMAND = """
+import sys, time
+from curation.cli import run_command
+from curation.storage import Folder
+from tests.support.lease_holder import shorten_times
+
+def run(given):
+    shorten_times()
+    with Folder(given.values[0]).locked():
+        print("holds the lease", flush=True)
+        time.sleep(60)
+
+run_command("", run, sys.argv[1:], arguments="OUT")
+"""
+
+
+def test_run_in_the_background_stops_when_its_lease_is_removed_with_the_output(url):
+    command = ["sh", "-c", "trap '' INT; exec \"$@\"", "-", sys.executable, "-c", IDLE_COMMAND, url]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY
+    ) as process:
+        assert process.stdout.readline()
+        Folder(url).delete(f"ledger/{LEASE}")
+        _, errors = process.communicate(timeout=30)
+    assert errors.startswith("LeaseLost: this output was removed")
+
+
 def test_part_that_is_stored_late_after_the_output_was_removed_does_not_count(url):
     first = Folder(url)
     with lock(first):
