@@ -259,23 +259,23 @@ class Planner:
         opens, an object that passes."""
         for number in range(PATCHES):
             kind = rng.random()
-            if kind > 0.19:
+            if kind > 0.25:
                 continue
             shot = self.shots[_draw_row(rng, self.shot_ends)]
             patch, row = plan.patches[:, number], shot.first
-            if kind < 0.11:  # a display: a strip, or a corner
+            if kind < 0.17:  # a display: a strip, or a corner
                 height, width = rng.uniform(0.04, 0.16), rng.choice([1.0, rng.uniform(0.08, 0.5)])
                 if rng.random() < 0.25:
                     height, width = width / 2 + 0.1, height
                 patch[:, :4] = rng.choice([0, 1]), rng.choice([0, 1]), width, height * 2
                 patch[:, 4], patch[:, 7] = rng.uniform(0.6, 1), 1
                 patch[:, 6] = row
-            elif kind < 0.13:  # an inset that plays
+            elif kind < 0.19:  # an inset that plays
                 side = rng.uniform(0.1, 0.2)
                 place = [rng.choice([side, 1 - side]) for _ in range(2)]
                 patch[:, :5] = *place, side, side, 1
                 patch[:, 6] = row + np.arange(self.count) % (shot.end - shot.first)
-            elif kind < 0.16:  # a window
+            elif kind < 0.22:  # a window
                 patch[:] = random_window(self.count, rng)
                 patch[:, 6] = row
             else:

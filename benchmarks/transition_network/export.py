@@ -1,4 +1,4 @@
-"""Writes the trained network to stages/shots/models/gradual.onnx, its weights as float16.
+"""Writes the trained network to stages/shots/models/gradual.onnx, its weights as int8.
 
     python -m benchmarks.transition_network.export NETWORK.npz
 
@@ -98,18 +98,27 @@ def main() -> None:
 
 
 def _reduce_size(model: bytes) -> bytes:
-    """The ONNX model with float16 weights, which are cast to float32 when it is loaded, and with
-    short names of its tensors. Raises onnx.checker.ValidationError where it is no valid model."""
+    """The ONNX model with matrices of weights as int8, a scale for each row, which become float32
+    when it is loaded, and with short names of its tensors. Raises onnx.checker.ValidationError
+    where it is no valid model."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     graph = (loaded := onnx.load_from_string(model)).graph
-    casts = []
+    scales, casts = [], []
     for weights in graph.initializer:
-        if weights.data_type == TensorProto.FLOAT:
-            name, values = weights.name, numpy_helper.to_array(weights)
-            weights.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))
-            casts.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
+        values, name = numpy_helper.to_array(weights), weights.name
+        if values.dtype == np.float32 and values.ndim > 1:
+            axes = tuple(range(1, values.ndim))
+            scale = np.abs(values).max(axes, keepdims=True).clip(1e-12) / 127
+            weights.CopyFrom(
+                numpy_helper.from_array((values / scale).round().astype(np.int8), f"{name}.int8")
+            )
+            scales.append(numpy_helper.from_array(scale, f"{name}.scale"))
+            whole = f"{name}.whole"
+            casts.append(helper.make_node("Cast", [weights.name], [whole], to=TensorProto.FLOAT))
+            casts.append(helper.make_node("Mul", [whole, f"{name}.scale"], [name]))
+    graph.initializer.extend(scales)
     nodes = [*casts, *graph.node]
     short = {value.name: value.name for value in (*graph.input, *graph.output)}
     for weights in graph.initializer:

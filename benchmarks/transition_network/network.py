@@ -3,7 +3,7 @@
 It reads frames of 64 x 36 px and gives two logits for each: of a hard cut before the frame, and of
 a gradual transition at it. As in TransNetV2 (arXiv 2008.04838), convolutions over time with several
 dilations find transitions of all lengths, and similarities of frames at several distances are
-further features. It has 3 % of that network's weights.
+further features. It has 5 % of that network's weights.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Residual(nn.Module):
 class TransitionNetwork(nn.Module):
     """Blocks over pictures, comparisons of frames, then convolutions over time."""
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 112) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
             [Block(3, 24, 32, patch=4), Block(32, 48, 64), Block(64, 48, 64, halves=False)]

@@ -1,4 +1,5 @@
-"""Draws scenes of flat colours, as they are in two-dimensional games, animation, slides and menus.
+"""Draws scenes of flat colours, as they are in two-dimensional games, animation, slides, menus and
+titles.
 
     python -m benchmarks.transition_network.scenes OUT
 
@@ -20,7 +21,7 @@ from stages.shots.frame_view import HEIGHT, WIDTH
 SCALE = 4  # scenes are drawn this much larger than they are stored
 WIDE, HIGH = WIDTH * SCALE, HEIGHT * SCALE
 FRAMES = 110  # of a scene
-SCENE_COUNT = 360
+SCENE_COUNT = 420
 Colour = tuple[int, int, int]
 
 
@@ -183,13 +184,39 @@ def page(rng: np.random.Generator) -> list[np.ndarray]:
     return found
 
 
-SCENES: list[Callable[[np.random.Generator], list[np.ndarray]]] = [tiles, graphics, page]
+def title(rng: np.random.Generator) -> list[np.ndarray]:
+    """Some centred lines of text, often with an emblem, on black or on another plain ground. They
+    stay, or grow or shrink slowly."""
+    picture = (
+        np.zeros((HIGH, WIDE, 3), np.uint8) if rng.random() < 0.6 else _ground(rng, HIGH, WIDE)
+    )
+    size = rng.uniform(0.4, 1.6)
+    y = int(HIGH * rng.uniform(0.35, 0.6))
+    for _ in range(int(rng.integers(0, 4))):
+        x = int(WIDE * rng.uniform(0.1, 0.35))
+        _text(picture, rng, x, y, size)
+        y += int(34 * size)
+        size *= rng.uniform(0.5, 1)
+    if rng.random() < 0.5:
+        place = rng.uniform(0.25, 0.75, 2) * (WIDE, HIGH)
+        _shape(picture, rng, *place, rng.uniform(8, 60), _palette(rng, 1)[0])
+    growth = rng.choice([0, rng.normal(0, 0.002)])
+    centre = (WIDE / 2, HIGH / 2)
+    found = []
+    for number in range(FRAMES):
+        scaled = cv2.getRotationMatrix2D(centre, 0, 1 + growth * number)
+        edge = cv2.BORDER_REPLICATE
+        found.append(cv2.warpAffine(picture, scaled, (WIDE, HIGH), borderMode=edge))
+    return found
+
+
+SCENES: list[Callable[[np.random.Generator], list[np.ndarray]]] = [tiles, graphics, page, title]
 
 
 def draw_scene(number: int) -> np.ndarray:
     """(FRAMES, 36, 64, 3) uint8, Y, Cb and Cr."""
     rng = np.random.default_rng([19, number])
-    pictures = SCENES[rng.choice(3, p=[0.45, 0.4, 0.15])](rng)
+    pictures = SCENES[rng.choice(4, p=[0.38, 0.34, 0.13, 0.15])](rng)
     small = [cv2.resize(p, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) for p in pictures]
     return np.array([cv2.cvtColor(p, cv2.COLOR_BGR2YCrCb)[:, :, [0, 2, 1]] for p in small])
 

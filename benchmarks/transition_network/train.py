@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from benchmarks.real_videos import FOLDS, fold_of
@@ -44,6 +45,7 @@ VALIDATION_PERIOD_S = 120.0
 WARM_UP_STEPS = 200  # in which the learning rate rises
 MAX_LEARNING_RATE = 2e-3
 CUT_WEIGHT = 4.0  # weight in the loss of a frame with a cut before it, since few frames have one
+AVERAGE_DECAY = 0.999  # of the moving average of the weights, a step
 SEED = 0
 
 
@@ -84,8 +86,8 @@ def train(
     minutes: float,
     workers: int,
 ) -> None:
-    """Trains for some minutes on drawn sequences, and writes the weights to `out`. The learning
-    rate rises over WARM_UP_STEPS and falls as a cosine of the elapsed time."""
+    """Trains for some minutes on drawn sequences, and writes a moving average of the weights to
+    `out`. The learning rate rises over WARM_UP_STEPS and falls as a cosine of the elapsed time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     frames, shots, videos = gather(sources)
     print(f"{len(frames)} frames, {len(shots)} shots, {len(videos)} labelled videos", flush=True)
@@ -95,6 +97,10 @@ def train(
     renderer = Renderer(torch.from_numpy(frames).to(device))
     torch.manual_seed(SEED)
     network = TransitionNetwork().to(device).train()
+    average = AveragedModel(
+        network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY), use_buffers=True
+    )
+    forward = torch.compile(network) if device.type == "cuda" else network
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=MAX_LEARNING_RATE, weight_decay=0.02, fused=True
     )
@@ -112,12 +118,13 @@ def train(
         with torch.no_grad():
             clips = renderer.render(plans)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = network(clips)
+            logits = forward(clips)
         cut, gradual = loss_of(logits.float(), plans)
         optimizer.zero_grad(set_to_none=True)
         (cut + gradual).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
+        average.update_parameters(network)
         sums += torch.stack([cut, gradual]).detach()
         if step % STEPS_PER_REPORT == STEPS_PER_REPORT - 1:
             means = ", ".join(f"{loss:.4f}" for loss in (sums / STEPS_PER_REPORT).tolist())
@@ -125,13 +132,13 @@ def train(
             sums.zero_()
         if elapsed_s >= saved_s + SAVE_PERIOD_S:
             saved_s = elapsed_s
-            save_weights(network, out / f"{elapsed_s / 60:04.1f}.npz")
+            save_weights(average.module, out / f"{elapsed_s / 60:04.1f}.npz")
         if validation and elapsed_s >= validated_s + VALIDATION_PERIOD_S:
             validated_s = elapsed_s
-            print(f"{elapsed_s:.0f} s: {validation.report(network)}", flush=True)
-    save_weights(network, out / "network.npz")
+            print(f"{elapsed_s:.0f} s: {validation.report(average.module)}", flush=True)
+    save_weights(average.module, out / "network.npz")
     if validation:
-        print(f"at the end: {validation.report(network)}", flush=True)
+        print(f"at the end: {validation.report(average.module)}", flush=True)
 
 
 def main() -> None:

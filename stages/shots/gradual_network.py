@@ -17,7 +17,7 @@ import numpy as np
 MODEL = Path(__file__).parent / "models" / "gradual.onnx"
 MIN_FRAME_STEP_S = 0.03  # between two frames that it reads: at most 33 a second
 CHUNK = 512  # frames whose probabilities one run of the network gives, at most
-CONTEXT = 64  # frames that a run also reads before and after those
+CONTEXT = 48  # frames that a run also reads before and after those
 GRID = (16, 9)  # parts of the image, whose mean colours are compared
 COMPARED_OFFSETS = (8, 16, 32)  # frames between two that are compared
 # Least mean difference of their parts, as a share of their contrast and NOISE_LEVELS. In the
@@ -27,12 +27,17 @@ MIN_CHANGE = 0.1
 NOISE_LEVELS = 4.0  # grey levels
 MARGIN = 16  # frames before and after those with MIN_CHANGE that still get a probability
 MIN_FRAME_PROBABILITY = 0.5  # of every frame of a transition
+# A picture that stands still at an end of a transition, as black after a fade, is no part of it:
+# at least this many frames whose pixels differ from those of the outermost one by no more than this
+MIN_STILL_FRAMES = 4
+MAX_STILL_STEP = 6  # grey levels
 
 
 class GradualNetwork:
     """Finds the gradual transitions of one video. `add` takes its frames in order.
 
-    Runs the network at most once for each CHUNK of frames. Holds at most CHUNK + 2 * CONTEXT, 5 MB.
+    Runs the network on CHUNK frames at a time, or on parts of them. Holds at most CHUNK + 2 *
+    CONTEXT, 5 MB.
     """
 
     def __init__(self) -> None:
@@ -60,11 +65,9 @@ class GradualNetwork:
         if len(self._frames) > self._decided:
             self._decide(len(self._frames) - self._decided)
         probabilities = np.concatenate([*self._probabilities, np.zeros(0, np.float32)])
-        is_likely = np.concatenate([[False], probabilities >= MIN_FRAME_PROBABILITY, [False]])
-        edges = np.flatnonzero(np.diff(is_likely.astype(np.int8)))
         return [
             (self._times_s[first], self._times_s[stop - 1])
-            for first, stop in zip(edges[::2], edges[1::2], strict=True)
+            for first, stop in _likely_spans(probabilities)
             if probabilities[first:stop].max() >= min_peak_probability
         ]
 
@@ -73,16 +76,40 @@ class GradualNetwork:
         start, stop = self._decided, self._decided + count
         frames, probabilities = np.stack(self._frames), np.zeros(count, np.float32)
         changing = start + np.flatnonzero(relative_change(frames)[start:stop] >= MIN_CHANGE)
-        if len(changing):
-            first = max(start, changing[0] - MARGIN)
-            end = min(stop, changing[-1] + 1 + MARGIN)
+        is_gap = np.diff(changing) > 2 * (MARGIN + CONTEXT)
+        for part in np.split(changing, np.flatnonzero(is_gap) + 1) if len(changing) else []:
+            first = max(start, part[0] - MARGIN)
+            end = min(stop, part[-1] + 1 + MARGIN)
             read = slice(max(0, first - CONTEXT), end + CONTEXT)
             (result,) = self._session.run(None, {"frames": frames[read]})
             found = result[first - read.start : end - read.start]
             probabilities[first - start : end - start] = found
+        _exclude_still_ends(probabilities, frames[start:stop])
         self._probabilities.append(probabilities)
         del self._frames[: max(0, stop - CONTEXT)]
         self._decided = min(stop, CONTEXT)
+
+
+def _likely_spans(probabilities: np.ndarray) -> list[tuple[int, int]]:
+    """The spans [first, stop) of frames with at least MIN_FRAME_PROBABILITY.  (T,)"""
+    is_likely = np.concatenate([[False], probabilities >= MIN_FRAME_PROBABILITY, [False]])
+    edges = np.flatnonzero(np.diff(is_likely.astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def _exclude_still_ends(probabilities: np.ndarray, frames: np.ndarray) -> None:
+    """Sets the probabilities (T,) of still frames at the ends of transitions to 0, in place, but
+    for the one next to the transition. Spans may go on before and after these frames, so their ends
+    at the first and at the last frame stay.  frames: (T, 36, 64, 3) uint8."""
+    for first, stop in _likely_spans(probabilities):
+        picture = frames[first:stop].astype(np.int16)
+        from_first, from_last = (abs(picture - picture[at]).max((1, 2, 3)) for at in (0, -1))
+        changed = np.flatnonzero(from_first > MAX_STILL_STEP)
+        if first > 0 and len(changed) and changed[0] >= MIN_STILL_FRAMES:
+            probabilities[first : first + changed[0] - 1] = 0
+        changed = np.flatnonzero(from_last[::-1] > MAX_STILL_STEP)
+        if stop < len(frames) and len(changed) and changed[0] >= MIN_STILL_FRAMES:
+            probabilities[stop - changed[0] + 1 : stop] = 0
 
 
 def relative_change(frames: np.ndarray) -> np.ndarray:

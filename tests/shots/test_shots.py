@@ -236,6 +236,16 @@ def test_gradual_transition_is_found_with_its_bounds(name, through):
     assert end_s == pytest.approx(end / FPS, abs=tolerance_s)
 
 
+@pytest.mark.parametrize("level", [0, 30, 235])
+@pytest.mark.parametrize("seed", [31, 32])
+def test_still_picture_beside_a_fade_is_no_part_of_it(level, seed):
+    shot, still = scene(seed, 60, camera=handheld), plain(level, 100)
+    ((_, end_s),) = detect(with_noise(dissolved(shot, still, 20))).gradual
+    assert end_s <= 62 / FPS
+    ((start_s, _),) = detect(with_noise(dissolved(still, shot, 20))).gradual
+    assert start_s >= 78 / FPS
+
+
 def test_video_of_one_colour_one_frame_or_no_frame_has_no_transition():
     assert detect([]) == NONE
     assert detect(with_noise(scene(1, 1))) == NONE
