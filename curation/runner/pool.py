@@ -341,7 +341,8 @@ class _Pool:
             rows = self._get(call)
         except WORKER_LOST as e:
             self._discard_actor(worker, actor, e)
-            if not isinstance(e, OutOfMemoryError):  # Ray killed it: the node had no memory left
+            # other errors: no memory was left on the node, or a connection or a result was lost
+            if isinstance(e, ActorDiedError):
                 for queued in batch:
                     queued.deaths += (node,)
             if len(batch[0].deaths) > 1:  # those of lost nodes do not count
