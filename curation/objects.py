@@ -79,7 +79,7 @@ def check_size(fs: pafs.FileSystem, path: str, count: int) -> None:
     """Raises CutOff where the bytes that were read are not the whole object.
 
     Its size is requested again. An object that seems to be empty must also be empty in the list of
-    its folder, which can't be cut off unnoticed."""
+    its folder: one that is cut off lacks it."""
     size = fs.get_file_info(path).size
     if size != count or (not count and not _is_listed_as_empty(fs, path)):
         raise CutOff(f"{count} bytes of {path} arrived; its size is {size}")
@@ -88,6 +88,26 @@ def check_size(fs: pafs.FileSystem, path: str, count: int) -> None:
 def _is_listed_as_empty(fs: pafs.FileSystem, path: str) -> bool:
     listed = fs.get_file_info(pafs.FileSelector(path.rpartition("/")[0], allow_not_found=True))
     return any(found.path == path and found.size == 0 for found in listed)
+
+
+def list_folder(fs: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
+    """Returns the files and folders directly in a folder of a store; none where there is no folder.
+
+    pyarrow takes a list whose header is cut off for an empty one, so a list counts only if the next
+    one is equal. Raises CutOff if no two of ATTEMPTS + 1 lists in a row are, other OSErrors.
+    """
+    selector = pafs.FileSelector(path, allow_not_found=True)
+    last = fs.get_file_info(selector)
+
+    def list_again() -> list[pafs.FileInfo]:
+        nonlocal last
+        found, before = fs.get_file_info(selector), last
+        last = found
+        if {f.path for f in found} != {f.path for f in before}:
+            raise CutOff(f"two lists of {path} differ")
+        return found
+
+    return retry_cut_off(list_again)
 
 
 def write_object(fs: pafs.FileSystem, path: str, chunks: Iterable[bytes]) -> None:

@@ -26,6 +26,7 @@ from curation.lease import LEASE, NOT_APART, FileLock, Lease, LeaseLost, take_le
 from curation.objects import (
     ATTEMPTS,
     check_size,
+    list_folder,
     read_chunks,
     read_object,
     read_range,
@@ -101,6 +102,8 @@ class Folder:
     def _listed(self, subfolder: str = "") -> list[pafs.FileInfo]:
         root = f"{self._root}/{subfolder}".rstrip("/")
         with storage_errors("list", self.path(subfolder) if subfolder else self.url):
+            if not self.is_local:
+                return list_folder(self._fs, root)
             return self._fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
 
     def read(self, name: str) -> bytes:

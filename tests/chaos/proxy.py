@@ -14,15 +14,17 @@ UNAVAILABLE = (
 )
 SLOW_S = 1.0
 REQUEST = re.compile(rb"(?:GET|HEAD|PUT|POST|DELETE) [^ ]+ HTTP")
-DATA_REQUEST = re.compile("GET [^?]+ ")  # not of a list
+DATA_REQUEST = re.compile("GET [^?]+ ")
+LIST_REQUEST = re.compile("GET [^ ]+list-type=")
 CONDITION = re.compile(rb"If-(None-)?Match: [^\r]*\r\n", re.I)
 
 
 class Proxy:
     """Passes bytes on between clients and the server. `fault` may be set at any time: "503",
     "slow", "cut" (connections end in the middle of an answer), "cut data" (they end within the
-    header of an answer with the data of an object), "unconditional" (the server gets no condition
-    of a request) or nothing. `requests`: the first lines of all, to `HTTP`."""
+    header of an answer with the data of an object), "cut list" (one connection ends within the
+    header of a list), "unconditional" (the server gets no condition of a request) or nothing.
+    `requests`: the first lines of all, to `HTTP`."""
 
     def __init__(self, server: str) -> None:
         """server: HOST:PORT."""
@@ -71,7 +73,10 @@ class Proxy:
                     data = CONDITION.sub(b"", data)
                 if fault == "slow" and not is_answer:
                     time.sleep(SLOW_S)
-                if fault == "cut data" and is_answer and DATA_REQUEST.match(self.requests[-1]):
+                cut = {"cut data": DATA_REQUEST, "cut list": LIST_REQUEST}.get(fault)
+                if cut and is_answer and cut.match(self.requests[-1]):
+                    if fault == "cut list":
+                        self.fault = ""
                     target.sendall(data[: data.lower().index(b"content-length")])
                     return
                 if fault == "cut" and is_answer:

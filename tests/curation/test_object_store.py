@@ -211,6 +211,18 @@ def test_answers_whose_data_never_arrives_are_errors_of_the_store_and_no_data(bu
     proxy.close()
 
 
+@pytest.mark.parametrize("server", ["s3"], indirect=True)
+def test_list_that_is_cut_off_is_no_empty_folder(bucket, server):
+    bucket.put("out/videos/a.parquet", b"a")
+    proxy = Proxy(server[1])
+    folder = Folder(f"{bucket.store}/out?{url_options(proxy.address)}")
+    for read in (lambda: folder.names("videos"), folder.subfolders):
+        proxy.fault = "cut list"
+        assert len(read()) == 1
+        assert not proxy.fault
+    proxy.close()
+
+
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 17, (1 << 20) - 1, 1 << 20, (9 << 20) + 1])
 def test_objects_of_any_size_are_read_whole(bucket, size):
     data = os.urandom(size)
