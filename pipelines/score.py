@@ -115,7 +115,7 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     check_plan(stages, ["video", "bytes", "version"])
     share = thumbnail_share(listed["bytes"])
     context = make_context(settings.score, (out / "ledger").url, share, listed)
-    _delete_parts_of_removed_output(out)
+    _set_aside_parts_of_removed_output(out)
     check_settings(
         out / "ledger",
         "videos",
@@ -152,10 +152,10 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     stop_if_all_failed(rows_of(listed["video"], ledger.read(["error"]), "video")["error"], "videos")
 
 
-def _delete_parts_of_removed_output(out: Folder) -> None:
-    """Deletes the parts that a run stored after its output was removed: they describe key frames
-    that are gone. Each run writes these three files before its first part, so they are all missing
-    only then."""
+def _set_aside_parts_of_removed_output(out: Folder) -> None:
+    """Moves the parts that a run stored after its output was removed to ledger/removed: they
+    describe key frames that are gone. Each run writes these three files before its first part, so
+    they are all missing only then, or where somebody copied the parts alone."""
     ledger = out / "ledger"
     if any(ledger.exists(name) for name in (INPUT, SKIPPED, "videos.settings.json")):
         return
@@ -165,9 +165,10 @@ def _delete_parts_of_removed_output(out: Folder) -> None:
     if parts:
         print_to_stderr(
             f"{out.url} was removed while a run wrote to it: {len(parts)} files that it stored in "
-            "the ledger after that are deleted"
+            "the ledger after that don't count; they are in ledger/removed"
         )
     for name in parts:
+        ledger.write(f"removed/{name}", ledger.read(name))
         ledger.delete(name)
 
 

@@ -297,6 +297,7 @@ def test_parts_that_were_stored_after_the_output_was_removed_are_scored_again(
     line = f"{out} was removed while a run wrote to it: {parts} files that it stored in the ledger"
     assert line in capsys.readouterr().err
     assert differences(dataset.out, out) == []
+    assert len(list(out.glob("ledger/removed/**/*.parquet"))) == parts
 
 
 @pytest.mark.slow
