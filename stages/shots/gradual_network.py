@@ -16,8 +16,8 @@ import numpy as np
 
 MODEL = Path(__file__).parent / "models" / "gradual.onnx"
 MIN_FRAME_STEP_S = 0.03  # between two frames that it reads: at most 33 a second
-CHUNK = 512  # frames whose probabilities one run of the network gives, at most
-CONTEXT = 48  # frames that a run also reads before and after those
+CHUNK = 768  # frames whose probabilities one run of the network gives, at most
+CONTEXT = 96  # frames that a run also reads before and after those, of 127 that have an influence
 GRID = (16, 9)  # parts of the image, whose mean colours are compared
 COMPARED_OFFSETS = (8, 16, 32)  # frames between two that are compared
 # Least mean difference of their parts, as a share of their contrast and NOISE_LEVELS. In the
@@ -27,17 +27,17 @@ MIN_CHANGE = 0.1
 NOISE_LEVELS = 4.0  # grey levels
 MARGIN = 16  # frames before and after those with MIN_CHANGE that still get a probability
 MIN_FRAME_PROBABILITY = 0.5  # of every frame of a transition
-# A picture that stands still at an end of a transition, as black after a fade, is no part of it:
-# at least this many frames whose pixels differ from those of the outermost one by no more than this
-MIN_STILL_FRAMES = 4
-MAX_STILL_STEP = 6  # grey levels
+# A picture of one colour at an end of a transition, as black after a fade, is no part of it: at
+# least this many frames, in which no channel has a larger range
+MIN_PLAIN_FRAMES = 4
+MAX_PLAIN_RANGE = 6  # grey levels
 
 
 class GradualNetwork:
     """Finds the gradual transitions of one video. `add` takes its frames in order.
 
     Runs the network on CHUNK frames at a time, or on parts of them. Holds at most CHUNK + 2 *
-    CONTEXT, 5 MB.
+    CONTEXT, 7 MB.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,9 @@ class GradualNetwork:
         self._frames: list[np.ndarray] = []  # the last ones; earlier ones are dropped
         self._decided = 0  # how many of `_frames` already have a probability
         self._times_s: list[float] = []  # of all frames that were read
-        self._probabilities: list[np.ndarray] = []  # of the same frames, one array for each run
+        # of the same frames, one array for each run
+        self._probabilities: list[np.ndarray] = []
+        self._is_plain: list[np.ndarray] = []  # whether a likely frame has one colour
 
     def add(self, t_s: float, yuv: np.ndarray) -> None:
         """yuv: (36, 64, 3) uint8, Y, Cb, Cr. Skips a frame within MIN_FRAME_STEP_S of the last."""
@@ -65,11 +67,13 @@ class GradualNetwork:
         if len(self._frames) > self._decided:
             self._decide(len(self._frames) - self._decided)
         probabilities = np.concatenate([*self._probabilities, np.zeros(0, np.float32)])
-        return [
-            (self._times_s[first], self._times_s[stop - 1])
-            for first, stop in _likely_spans(probabilities)
-            if probabilities[first:stop].max() >= min_peak_probability
-        ]
+        is_plain = np.concatenate([*self._is_plain, np.zeros(0, bool)])
+        found = []
+        for first, stop in _likely_spans(probabilities):
+            if probabilities[first:stop].max() >= min_peak_probability:
+                start, end = _without_plain_ends(is_plain[first:stop])
+                found.append((self._times_s[first + start], self._times_s[first + end]))
+        return found
 
     def _decide(self, count: int) -> None:
         """Computes the probabilities of the next `count` frames; drops those not needed later."""
@@ -84,8 +88,12 @@ class GradualNetwork:
             (result,) = self._session.run(None, {"frames": frames[read]})
             found = result[first - read.start : end - read.start]
             probabilities[first - start : end - start] = found
-        _exclude_still_ends(probabilities, frames[start:stop])
+        likely = np.flatnonzero(probabilities >= MIN_FRAME_PROBABILITY)
+        ranges = np.ptp(frames[start + likely], axis=(1, 2))  # (likely frames, channels)
+        is_plain = np.zeros(count, bool)
+        is_plain[likely] = (ranges <= MAX_PLAIN_RANGE).all(1)
         self._probabilities.append(probabilities)
+        self._is_plain.append(is_plain)
         del self._frames[: max(0, stop - CONTEXT)]
         self._decided = min(stop, CONTEXT)
 
@@ -97,19 +105,17 @@ def _likely_spans(probabilities: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-def _exclude_still_ends(probabilities: np.ndarray, frames: np.ndarray) -> None:
-    """Sets the probabilities (T,) of still frames at the ends of transitions to 0, in place, but
-    for the one next to the transition. Spans may go on before and after these frames, so their ends
-    at the first and at the last frame stay.  frames: (T, 36, 64, 3) uint8."""
-    for first, stop in _likely_spans(probabilities):
-        picture = frames[first:stop].astype(np.int16)
-        from_first, from_last = (abs(picture - picture[at]).max((1, 2, 3)) for at in (0, -1))
-        changed = np.flatnonzero(from_first > MAX_STILL_STEP)
-        if first > 0 and len(changed) and changed[0] >= MIN_STILL_FRAMES:
-            probabilities[first : first + changed[0] - 1] = 0
-        changed = np.flatnonzero(from_last[::-1] > MAX_STILL_STEP)
-        if stop < len(frames) and len(changed) and changed[0] >= MIN_STILL_FRAMES:
-            probabilities[stop - changed[0] + 1 : stop] = 0
+def _without_plain_ends(is_plain: np.ndarray) -> tuple[int, int]:
+    """The first and the last frame of a span, after its plain frames at either end, but for the one
+    next to the others.  is_plain: (T,), of the span."""
+    others = np.flatnonzero(~is_plain)
+    first, last = 0, len(is_plain) - 1
+    if len(others):
+        if others[0] >= MIN_PLAIN_FRAMES:
+            first = int(others[0]) - 1
+        if last - others[-1] >= MIN_PLAIN_FRAMES:
+            last = int(others[-1]) + 1
+    return first, last
 
 
 def relative_change(frames: np.ndarray) -> np.ndarray:

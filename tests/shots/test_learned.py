@@ -126,10 +126,10 @@ def test_detector_memory_does_not_grow_with_the_video():
     detector.start(VideoInfo(1280, 720, FPS, 320, 180))
     frames = take(PLACES[2])
     sizes = []
-    for number in range(1500):
+    for number in range(2500):
         detector.process_frame(number / FPS, frames[number % 100])
         sizes.append(len(detector._gradual._frames) + len(detector._cuts._pictures))
-    assert max(sizes) < 800
+    assert max(sizes) < 1100
 
 
 def test_a_video_of_one_frame_or_of_one_colour_has_no_transition():
@@ -173,7 +173,7 @@ def test_a_long_video_is_decided_in_parts_as_it_is_decided_at_once():
     frames = [FrameView(0.0, frame).yuv for frame in take(PLACES[0]) + take(PLACES[1])]
     share = np.linspace(0, 1, 30)[:, None, None, None]
     dissolve = [*(frames[99] * (1 - share) + frames[100] * share).astype(np.uint8)]
-    video = [*frames[:100], *dissolve, *frames[100:], *frames[:100]] * 4
+    video = [*frames[:100], *dissolve, *frames[100:], *frames[:100]] * 5
     assert len(video) > 2 * CHUNK
     (at_once,) = load_session().run(None, {"frames": np.array(video)})
     network = GradualNetwork()
@@ -182,8 +182,8 @@ def test_a_long_video_is_decided_in_parts_as_it_is_decided_at_once():
     spans = network.spans(0.8)
     in_parts = np.concatenate(network._probabilities)
     assert in_parts.shape == at_once.shape
-    assert np.mean(abs(in_parts - at_once) > 0.2) < 0.01
-    for number in range(4):
+    assert np.mean(abs(in_parts - at_once) > 0.05) < 0.01
+    for number in range(5):
         first_s = (330 * number + 100) / FPS
         assert any(a <= first_s + 0.8 and b >= first_s + 0.4 for a, b in spans)
 

@@ -238,7 +238,7 @@ def test_gradual_transition_is_found_with_its_bounds(name, through):
 
 @pytest.mark.parametrize("level", [0, 30, 235])
 @pytest.mark.parametrize("seed", [31, 32])
-def test_still_picture_beside_a_fade_is_no_part_of_it(level, seed):
+def test_plain_picture_beside_a_fade_is_no_part_of_it(level, seed):
     shot, still = scene(seed, 60, camera=handheld), plain(level, 100)
     ((_, end_s),) = detect(with_noise(dissolved(shot, still, 20))).gradual
     assert end_s <= 62 / FPS
