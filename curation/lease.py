@@ -195,7 +195,8 @@ class Lease:
             try:
                 self.renew()
             except LeaseLost:
-                self._ended.set()  # the thread need not interrupt
+                if threading.current_thread() is threading.main_thread():
+                    self._ended.set()  # the thread need not interrupt
                 raise
 
     def renew(self) -> None:

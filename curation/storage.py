@@ -291,10 +291,14 @@ class Folder:
         """Raises LeaseLost in place of an error that the loss of the output may have caused."""
         try:
             yield
-        except (UserError, KeyboardInterrupt) as error:
+        except KeyboardInterrupt:
+            if isinstance(self.lease, Lease) and self.lease.is_lost:
+                self.lease.check()
+            raise
+        except UserError:
             if self.lease is not None:
                 try:
-                    self.lease.check(at_once=isinstance(error, UserError))
+                    self.lease.check(at_once=True)
                 except LeaseLost:
                     raise
                 except OutputError:
@@ -317,7 +321,10 @@ class Folder:
             except OSError:  # a file system without locks
                 report(f"{self.url}: {NOT_APART}")
             else:
-                self.lease = FileLock(file.name, os.fstat(file.fileno()))
+                lock = FileLock(file.name, os.fstat(file.fileno()))
+                with suppress(LeaseLost):  # a file system in which files have no fixed numbers
+                    lock.check()
+                    self.lease = lock
             yield
 
     def delete_unfinished(self, skip: str) -> None:

@@ -237,6 +237,28 @@ def test_run_stops_when_its_lease_is_removed_with_the_output(url):
         run()
 
 
+def test_run_stops_when_another_of_its_threads_finds_first_that_the_lease_is_lost(url):
+    """As the one that writes status.json, which ignores failures of the store."""
+    found = []
+
+    def write_status(held):
+        try:
+            held.check(at_once=True)
+        except LeaseLost as error:
+            found.append(error)
+
+    def run():
+        with lock(out):
+            Folder(url).delete(f"ledger/{LEASE}")
+            threading.Thread(target=write_status, args=[out.lease]).start()
+            time.sleep(20)  # interrupted
+
+    out = Folder(url)
+    with pytest.raises(LeaseLost, match="output was removed"):
+        run()
+    assert found
+
+
 IDLE_COMMAND = """
 import sys, time
 from curation.cli import run_command
