@@ -98,7 +98,8 @@ def run_stages(
         ) from None
     except RayError as e:
         error = e.cause if isinstance(e, RayTaskError) else e
-        if not isinstance(error, RayError):  # of a stage's code: the traceback names the place
+        # of a stage's code: the traceback names the place; Ray replaces what it can't pickle
+        if not isinstance(error, RayError) or (error is not e and type(error) is RayError):
             raise
         cause, *_ = str(error).strip().splitlines() or [""]
         raise RunError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import ray
 from ray._private import worker as ray_worker
+from ray.exceptions import RayError
 
 from curation.runner import pool
 from curation.runner.cluster import MAX_CONSECUTIVE_OPEN_ROWS, drop_open_rows
@@ -32,6 +33,7 @@ from tests.support.runner_stages import (
     MarkedStart,
     NotImportable,
     OtherWeights,
+    RaiseNotPickled,
     SetupFails,
     SlowToStart,
     TakeMemory,
@@ -330,6 +332,11 @@ def test_row_that_ray_cannot_pass_on_stops_the_run_with_one_line(cluster, here):
     cause = "Ray failed: RaySystemError: System error: No module named 'only_elsewhere'"
     with pytest.raises(RunError, match=rf"^{cause}\n  fix: remove the cause, which the logs of"):
         list(cluster.stream(stages, [{"n": value, "error": None}]))
+
+
+def test_error_of_a_stage_that_cannot_be_pickled_keeps_its_text_and_place(cluster):
+    with pytest.raises(RayError, match=r"(?s)runner_stages\.py.*the server is gone"):
+        list(cluster.stream([RaiseNotPickled()], [{"n": 1, "error": None}]))
 
 
 FULL = {"object_store_memory": 80 << 20, "_system_config": {"local_fs_capacity_threshold": 1e-9}}

@@ -7,6 +7,7 @@ import asyncio
 import importlib
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,3 +214,19 @@ class FailOnEveryVideo(Stage):
 
     def process(self, rows):
         raise BadVideo("no text can be found")
+
+
+class NotPickled(Unavailable):
+    """Ray can't send it to the driver."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+@dataclass
+class RaiseNotPickled(Stage):
+    reads = ("n",)
+
+    def process(self, rows):
+        raise NotPickled("the server is gone")
