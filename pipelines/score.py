@@ -164,8 +164,9 @@ def _set_aside_parts_of_removed_output(out: Folder) -> None:
     parts = [f"{table}/{name}" for table in tables for name in ledger.names(table)]
     if parts:
         print_to_stderr(
-            f"{out.url} was removed while a run wrote to it: {len(parts)} files that it stored in "
-            "the ledger after that don't count; they are in ledger/removed"
+            f"{ledger.url} has {len(parts)} files but not the settings of their run: the output "
+            "was removed while a run wrote to it, or they were copied alone; they don't count and "
+            "are now in ledger/removed"
         )
     for name in parts:
         ledger.write(f"removed/{name}", ledger.read(name))

@@ -9,8 +9,8 @@ CHECKPOINT is a checkpoint of training.train or a folder of Allegro's or Presto'
 CAPTIONS.json is a list of texts, which divide the time equally, or of {"start_s", "end_s", "text"},
 or a clip's JSON with sub_captions. PROMPTS.jsonl has {"name", "cap": [texts]} on each line, like
 the test prompts of Presto's authors and the output of pipelines.split. The same seed gives the same
-video. fps=24 interpolates between the network's frames by optical flow. Fast: solver=dpm++ steps=25
-guidance_interval='[0.2, 1]'.
+video; on a GPU, the last bits may differ. fps=24 interpolates between the network's frames by
+optical flow. Fast: solver=dpm++ steps=25 guidance_interval='[0.2, 1]'.
 """
 
 from __future__ import annotations
