@@ -77,13 +77,14 @@ async def _split_all(
 
 
 def read_prompts(given: str) -> list[str]:
-    """The prompt itself, or the lines of a .txt file. Raises InputError."""
+    """The prompt itself, or the different lines of a .txt file. Raises InputError."""
     if not given.endswith(".txt"):
         return [given] if given.strip() else []
     try:
-        return [line for line in Path(given).read_text().splitlines() if line.strip()]
+        lines = dict.fromkeys(Path(given).read_text().split("\n"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{given}: can't be read as prompts, one per line: {error}") from None
+    return [line for line in lines if line.strip()]
 
 
 def work(given: Arguments[Settings]) -> int:

@@ -63,6 +63,7 @@ from training.text_to_video import Prompt, System
 from training.weights import BadWeights, load_presto, read_config
 
 PROGRESS_S = 10.0  # between lines
+MAX_NAME_BYTES = 200  # of a prompt; file systems allow 255, with what is added to it
 # what stands around each caption, and for the unconditional prediction instead of all of them;
 # presto: prompts.py of github.com/Cakeyan/Presto (Apache-2.0)
 TEMPLATES = {
@@ -208,19 +209,26 @@ def read_prompts(path: str, duration_s: float) -> dict[str, Prompt]:
     """Name -> prompt, from a .jsonl of {"name", "cap"}. ConfigError where it is invalid."""
     found: dict[str, Prompt] = {}
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text().split("\n")  # splitlines ends lines at U+2028 too
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}; expected prompts as JSON lines") from None
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = parse_object(line)
             name, texts = str(row["name"]), row["cap"]
+            name_bytes = len(name.encode())
         except (ValueError, KeyError):
             raise ConfigError(
                 f'{path}: line {number} is {line!r:.60}; expected {{"name": …, "cap": [texts]}}'
             ) from None
-        if not name or Path(name).name != name or name in found:
-            raise ConfigError(f"{path}: line {number}: name {name!r:.60} must be a new file name")
+        is_file_name = Path(name).name == name and "\0" not in name
+        if not is_file_name or not 0 < name_bytes <= MAX_NAME_BYTES or name in found:
+            raise ConfigError(
+                f"{path}: line {number}: name is {name!r:.60}; expected a file name of at most "
+                f"{MAX_NAME_BYTES} bytes that no other line has"
+            )
         if not (isinstance(texts, list) and texts and all(isinstance(t, str) for t in texts)):
             raise ConfigError(
                 f"{path}: line {number}: cap is {texts!r:.60}; expected a list of texts"

@@ -26,7 +26,7 @@ from training.config import (
     T5Config,
 )
 from training.model import Presto
-from training.sample import TEMPLATES, load_system, read_prompt, sample, write_mp4
+from training.sample import TEMPLATES, load_system, read_prompt, read_prompts, sample, write_mp4
 from training.sample import main as sample_main
 from training.text_to_video import Prompt, System
 from training.train import train
@@ -207,6 +207,9 @@ def test_prompts_are_sampled_and_interpolated_with_captions_in_the_metadata(tmp_
     for bad in (
         '{"name": "../a", "cap": ["x"]}',
         '{"name": "", "cap": ["x"]}',
+        '{"name": "a\\u0000b", "cap": ["x"]}',
+        '{"name": "a\\ud800", "cap": ["x"]}',
+        json.dumps({"name": "a" * 201, "cap": ["x"]}),
         '{"name": "a"}',
         "nonsense",
         '{"name": "a", "cap": []}',
@@ -218,8 +221,18 @@ def test_prompts_are_sampled_and_interpolated_with_captions_in_the_metadata(tmp_
             sample_main([saved, str(tmp_path / "out"), str(path)])
     for nothing in ("", "\n"):
         path.write_text(nothing)
-        with pytest.raises(SystemExit, match=r"ConfigError: .*prompts.jsonl: (no line|line 1)"):
+        with pytest.raises(SystemExit, match=r"ConfigError: .*prompts.jsonl: no line"):
             sample_main([saved, str(tmp_path / "out"), str(path)])
+
+
+def test_captions_may_hold_line_separators_of_unicode(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    lines = [{"name": name, "cap": ["one\u2028two", "three\x85"]} for name in ("a", "b")]
+    path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n")
+    prompts = read_prompts(str(path), 10.0)
+    assert {name: prompt.captions for name, prompt in prompts.items()} == {
+        line["name"]: line["cap"] for line in lines
+    }
 
 
 def test_published_weights_are_sampled_without_conversion(tmp_path, monkeypatch):
