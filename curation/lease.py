@@ -63,8 +63,8 @@ class FileLock:
 
 def _removed(path: str) -> LeaseLost:
     return LeaseLost(
-        f"this output was removed: {path} is gone; this run stops\n  fix: run the same command "
-        "again, which computes what is missing"
+        f"this output was removed: {path} is gone; this run stops\n  fix: if its disk is not "
+        "mounted, mount it; run the same command again, which computes what is missing"
     )
 
 
