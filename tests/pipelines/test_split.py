@@ -50,7 +50,7 @@ def test_prompt_becomes_five_texts_that_the_sampler_reads(tmp_path, capsys):
     assert prompt.spans == [(0, 3), (3, 6), (6, 9), (9, 12), (12, 15)]
 
 
-def test_list_of_prompts_gives_a_line_for_each_different_one_in_order_despite_server_errors(tmp_path, capsys):
+def test_list_gives_a_line_per_different_prompt_in_order_despite_server_errors(tmp_path, capsys):
     prompts = [f"harbour {n}" for n in range(7)]
     (tmp_path / "prompts.txt").write_text("\n".join(["", *prompts, prompts[0], ""]))
     target = tmp_path / "captions.jsonl"
