@@ -24,8 +24,9 @@ import pyarrow as pa
 from curation import config, records
 from curation.cli import find_config
 from curation.ledger import flatten_clips, with_schema
+from curation.parquet import parquet_bytes
 from curation.records import with_schema_version
-from curation.storage import Folder, parquet_bytes
+from curation.storage import Folder
 from pipelines import select
 from pipelines.publish import write_tables
 from pipelines.settings import Settings

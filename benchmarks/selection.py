@@ -39,10 +39,11 @@ import pyarrow.compute as pc
 from curation import records
 from curation.json_text import with_hash
 from curation.ledger import with_schema
+from curation.parquet import scan
 from curation.policy import Policy, Range
 from curation.records import with_schema_version
 from curation.stage import Row, Stage
-from curation.storage import Folder, scan
+from curation.storage import Folder
 from pipelines import caption, export, select
 from pipelines.publish import recorded_config, write_report, write_tables
 from pipelines.settings import Settings

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from curation.stage import OutputError
-from curation.storage import ACCESS_TOKEN, Folder, MissingFile
+from curation.storage import ACCESS_TOKEN, Folder
+from curation.storage_errors import MissingFile
 from curation.urls import InputError, file_system, is_remote, local_path
 
 

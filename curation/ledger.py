@@ -23,6 +23,7 @@ from curation import config
 from curation.checksums import changed_files
 from curation.json_text import parse_hashed, with_hash
 from curation.lease import LEASE, Cut, Lease, parse_lease
+from curation.parquet import parquet_bytes
 from curation.partitions import last_by_key, last_rows
 from curation.records import (
     RELEASES,
@@ -33,7 +34,7 @@ from curation.records import (
     with_schema_version,
 )
 from curation.stage import OutputError, PlanError, Row
-from curation.storage import Folder, parquet_bytes
+from curation.storage import Folder
 from curation.texts import MAX_ERROR_CHARS, clean_outside_text
 
 MAX_PARTS = 64  # more small ones are merged, during a phase and at its end

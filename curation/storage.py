@@ -33,20 +33,16 @@ from curation.objects import (
     retry_cut_off,
     write_object,
 )
-from curation.stage import OutputError, Row
+from curation.parquet import TableWriter, batches, parquet_bytes
+from curation.stage import OutputError
+from curation.storage_errors import storage_errors
 from curation.urls import InputError, file_system, is_url, join_path, split_url
 
 if TYPE_CHECKING:
-    import pyarrow.compute as pc
     import pyarrow.dataset as ds
 
 UPLOADED_BYTES = 8 << 20  # of a local file at a time
 OPEN_OBJECTS = 256  # kept by a process that reads parts of them; each is its URL and size
-
-# Of Parquet: one clip of 100,000 is read in a tenth of the time of one group.
-ROWS_PER_GROUP = 16384
-BYTES_PER_GROUP = 64 << 20  # in memory, about: rows of videos with many clips are large
-BYTES_PER_BATCH = 16 << 20  # read in one step, about
 
 ACCESS_TOKEN = f"{TEMPORARY}access"  # the names of the files of access checks begin so
 
@@ -141,14 +137,7 @@ class Folder:
         """Yields the rows, some at a time. columns: also fields of structs in lists, `clips.take`;
         those that the file lacks are left out."""
         with self._parquet(name) as file:
-            leaves = [file.schema.column(i).path for i in range(len(file.schema))]
-            wanted = [path for path in leaves if _is_within(path, columns)]
-            size = sum(
-                file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)
-            )
-            rows = BYTES_PER_BATCH * file.metadata.num_rows // max(size, 1)
-            for batch in file.iter_batches(min(max(rows, 16), ROWS_PER_GROUP), columns=wanted):
-                yield pa.Table.from_batches([batch])
+            yield from batches(file, columns)
 
     @contextmanager
     def table_writer(self, name: str, schema: pa.Schema) -> Iterator[TableWriter]:
@@ -376,104 +365,6 @@ def _local_chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:
 def _open_object(url: str) -> tuple[pa.NativeFile, threading.Lock]:
     fs, path = file_system(url)
     return fs.open_input_file(path), threading.Lock()
-
-
-def scan(data: ds.Dataset, columns: list[str]) -> Iterator[pa.Table]:
-    """The rows of a dataset in order, some at a time; other columns are not read. Raises
-    OutputError, MissingFile."""
-    import pyarrow.dataset as ds  # as in Folder.dataset
-
-    options = ds.ParquetFragmentScanOptions(
-        pre_buffer=False,  # it would keep all that was read
-        page_checksum_verification=True,
-    )
-    is_in_files = isinstance(data, ds.FileSystemDataset)
-    with storage_errors("read", _place_of(data)):
-        for batch in data.to_batches(
-            columns=columns,
-            batch_size=ROWS_PER_GROUP,
-            batch_readahead=1,
-            fragment_readahead=1,
-            fragment_scan_options=options if is_in_files else None,
-            use_threads=False,
-        ):
-            yield pa.Table.from_batches([batch])
-
-
-def find_rows(
-    data: ds.Dataset, condition: pc.Expression, columns: list[str] | None = None
-) -> list[Row]:
-    """The rows of a dataset for which the condition is true; columns: None: all. Raises
-    OutputError, MissingFile."""
-    with storage_errors("read", _place_of(data)):
-        return data.to_table(columns, filter=condition).to_pylist()
-
-
-def _place_of(data: ds.Dataset) -> str:
-    files = getattr(data, "files", [])  # one in memory has none
-    return files[0] if len(files) == 1 else f"{len(files)} files"
-
-
-class TableWriter:
-    """Appends tables to a Parquet file in groups of ROWS_PER_GROUP rows, whatever their sizes: so
-    that the same rows give the same bytes."""
-
-    def __init__(self, file: pq.ParquetWriter, path: str) -> None:
-        """path: of the table, in errors."""
-        self._file, self._path = file, path
-        self._tables: list[pa.Table] = []
-
-    def write(self, table: pa.Table) -> None:
-        self._tables.append(table)
-        while sum(t.num_rows for t in self._tables) >= ROWS_PER_GROUP:
-            joined = pa.concat_tables(self._tables)
-            self._write_group(joined.slice(0, ROWS_PER_GROUP))
-            self._tables = [joined.slice(ROWS_PER_GROUP)]
-
-    def flush(self) -> None:
-        if sum(t.num_rows for t in self._tables):
-            self._write_group(pa.concat_tables(self._tables))
-        self._tables = []
-
-    def _write_group(self, table: pa.Table) -> None:
-        with storage_errors("write", self._path):
-            self._file.write_table(table.combine_chunks())
-
-
-def _is_within(leaf: str, columns: list[str]) -> bool:
-    """Whether a column of a Parquet file, with its steps into lists, is or belongs to one."""
-    name = ".".join(n for n in leaf.split(".") if n not in ("list", "element", "item")) + "."
-    return any(name.startswith(f"{column}.") for column in columns)
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A Parquet file. Each page has a checksum, by which a damaged one is an error when read."""
-    sink = pa.BufferOutputStream()
-    rows = BYTES_PER_GROUP * table.num_rows // max(table.nbytes, 1)
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        write_page_checksum=True,
-        row_group_size=min(max(rows, 1), ROWS_PER_GROUP),
-    )
-    return sink.getvalue().to_pybytes()
-
-
-class MissingFile(OutputError, FileNotFoundError):
-    """A file that is to be read is not there. Where nothing handles that, another process removed
-    it during the run, which stops."""
-
-
-@contextmanager
-def storage_errors(action: str, place: str) -> Iterator[None]:
-    """Raises OutputError for an error of the storage, MissingFile for a file that is not there."""
-    try:
-        yield
-    except (OSError, pa.ArrowException) as e:
-        if action == "read" and isinstance(e, FileNotFoundError):
-            raise MissingFile(f"can't read {place}: no such file") from None
-        raise OutputError(f"can't {action} {place}: {e}") from None
 
 
 def _remove(path: str) -> None:

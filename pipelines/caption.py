@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.ledger import Ledger, check_settings
+from curation.parquet import scan
 from curation.partitions import as_bytes
 from curation.policy import Range
 from curation.progress import Progress
 from curation.records import hash_frames, stored_frame_hashes
 from curation.runner.cluster import Cluster
 from curation.stage import PlanError, Row, RunContext
-from curation.storage import Folder, scan
+from curation.storage import Folder
 from pipelines.settings import (
     Settings,
     main,

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import records
+from curation.parquet import scan
 from curation.partitions import ROWS_PER_RANGE, Partitions, as_bytes, scratch_partitions
 from curation.stage import PlanError, Row
-from curation.storage import Folder, scan
+from curation.storage import Folder
 from pipelines.reviews import stream_captions
 from pipelines.tables import (
     SELECTION,

@@ -11,10 +11,11 @@ import pyarrow.compute as pc
 
 from curation import config, funnel, records
 from curation.ledger import recorded_settings
+from curation.parquet import scan
 from curation.partitions import ROWS_PER_RANGE, as_bytes, scratch_partitions
 from curation.policy import Range
 from curation.stage import PlanError
-from curation.storage import Folder, scan
+from curation.storage import Folder
 from pipelines.checksums import update_checksums
 from pipelines.outdated import SHARDS
 from pipelines.reviews import stream_captions

@@ -16,11 +16,12 @@ import pyarrow.compute as pc
 
 from curation import config, records
 from curation.ledger import record_settings, recorded_settings
+from curation.parquet import scan
 from curation.partitions import Partitions
 from curation.policy import check_columns, check_decoded, check_prefilter
 from curation.runner.cluster import Cluster
 from curation.stage import PlanError
-from curation.storage import Folder, scan
+from curation.storage import Folder
 from pipelines.outdated import ExportedShards, OutdatedShards, record_outdated
 from pipelines.publish import clips_schema, recorded_config, write_report, write_tables
 from pipelines.selection_ranges import stream_selection

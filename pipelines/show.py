@@ -34,12 +34,13 @@ import pyarrow.dataset as ds
 from curation.cli import Arguments, NoSettings, UsageError, run_command
 from curation.images import DamagedFrame, read_image
 from curation.ledger import recorded_settings
+from curation.parquet import find_rows
 from curation.policy import Policy
 from curation.progress import printable
 from curation.records import SCORE_NAMES
 from curation.sql import quote, run_select
 from curation.stage import BadVideo, PlanError, Row, TransientError
-from curation.storage import Folder, find_rows
+from curation.storage import Folder
 from curation.video_files import local_copy
 from pipelines.outdated import MANIFEST, SHARDS, read_manifest
 from pipelines.status import outdated_lines

@@ -21,7 +21,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from curation.config import ConfigError
 from curation.json_text import parse_object
 from curation.objects import check_size, read_range, retry_cut_off
-from curation.storage import storage_errors
+from curation.storage_errors import storage_errors
 from curation.urls import file_system, is_remote
 from training.clips import Clip, nearest_size, parse_clip
 from training.config import Size

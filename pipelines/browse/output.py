@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.ledger import recorded_settings
+from curation.parquet import find_rows
 from curation.policy import Policy
 from curation.records import TAG_NAMES
 from curation.stage import Row
-from curation.storage import Folder, find_rows
+from curation.storage import Folder
 from pipelines.outdated import MANIFEST, SHARDS, read_manifest
 from pipelines.reviews import CAPTION, FLAG, MARK, read_reviews
 from pipelines.show import selected_with

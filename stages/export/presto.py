@@ -20,9 +20,10 @@ import av.error
 import numpy as np
 import pyarrow as pa
 
+from curation.parquet import TableWriter
 from curation.records import SPAN_TOLERANCE_S
 from curation.stage import BadVideo, Row
-from curation.storage import Folder, TableWriter
+from curation.storage import Folder
 from curation.video.geometry import Geometry
 from stages.export.display_tags import carry_over
 from stages.export.extraction import ExtractedClip

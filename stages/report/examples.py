@@ -15,10 +15,10 @@ import pyarrow.dataset as ds
 
 from curation.funnel import normalize_reason, normalize_reasons
 from curation.images import DamagedFrame, decode_image, encode_jpeg, read_verified, shrink
+from curation.parquet import find_rows, scan
 from curation.progress import printable
 from curation.records import FIELD_NAMES
 from curation.stage import Row
-from curation.storage import find_rows, scan
 from stages.report.histogram import Thresholds, format_value
 from stages.report.statistics import MEASUREMENTS
 

@@ -15,9 +15,9 @@ import pyarrow.dataset as ds
 from markupsafe import Markup
 
 from curation.funnel import Funnel, ReasonCount, short_label, summary_line
+from curation.parquet import scan
 from curation.progress import format_duration, printable
 from curation.records import CLIP
-from curation.storage import scan
 from stages.report import histogram
 from stages.report.examples import ReadFile, find_examples
 from stages.report.histogram import Histogram, Thresholds, format_value, layout_histogram

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from curation.funnel import normalize_reason
+from curation.parquet import scan
 from curation.records import FAILED_PREFILTER, SCORE_NAMES, Column, null_reason_entries, schema
-from curation.storage import scan
 
 STATUSES = ("kept", "rejected", "failed", "all")
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)

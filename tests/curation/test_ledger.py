@@ -91,7 +91,7 @@ def test_large_parts_are_not_merged_again(tmp_path, monkeypatch):
 
 
 def test_rows_that_count_are_those_of_read_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("curation.storage.BYTES_PER_BATCH", 100)
+    monkeypatch.setattr("curation.parquet.BYTES_PER_BATCH", 100)
     rng = np.random.default_rng(0)
     parts = ledger(tmp_path)
     for n in range(30):

@@ -14,9 +14,11 @@ from curation.access_check import AccessCheck
 from curation.cli import run_command
 from curation.funnel import format_skipped
 from curation.lease import NOT_APART
+from curation.parquet import ROWS_PER_GROUP, find_rows, scan
 from curation.sql import SqlError, run_select
 from curation.stage import BadVideo, OutputError, TransientError
-from curation.storage import ROWS_PER_GROUP, Folder, MissingFile, find_rows, scan
+from curation.storage import Folder
+from curation.storage_errors import MissingFile
 from curation.urls import InputError, local_path
 from curation.video.container import ALLOWED_FORMATS
 from curation.video_files import compute_sha256, local_copy

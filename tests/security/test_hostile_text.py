@@ -26,9 +26,10 @@ from curation import config, json_text
 from curation.checksums import parse_checksums
 from curation.errors import UserError
 from curation.ledger import Ledger, recorded_settings
+from curation.parquet import parquet_bytes
 from curation.records import VIDEO, schema
 from curation.stage import OutputError, PlanError
-from curation.storage import Folder, parquet_bytes
+from curation.storage import Folder
 from curation.urls import InputError
 from curation.video_list import list_videos
 from pipelines import split
