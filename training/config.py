@@ -291,7 +291,8 @@ class TrainConfig:
     ema_decay: Share01 = 0.9999  # of averaged weights; (1 + step) / (10 + step) if that is less
     drop_all: Share01 = 0.1  # share of samples without captions, for guidance
     drop_one: Share01 = 0.02  # share of captions that are dropped in the other samples
-    precision: Literal["bf16", "fp32"] = "bf16"  # or fp32: of matrix products; weights are fp32
+    # of matrix products; auto: bf16 on a GPU, fp32 on a CPU. Weights are fp32
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     # what is stored for the backward pass: all, products, attention or nothing (docs/training.md)
     keep_activations: RecomputePolicy = "all"
     compile: bool = False  # torch.compile for the blocks
@@ -313,6 +314,9 @@ class TrainConfig:
                 f"weights is {self.weights!r}: such a network attends to T5's tokens, but "
                 "system.text is trained along; set system.text.t5"
             )
+
+    def uses_bf16(self, device_type: str) -> bool:
+        return self.precision == "bf16" or (self.precision == "auto" and device_type == "cuda")
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def build(cfg: TrainConfig, may_resume: bool = False) -> Run:
         report_recompile_limit()
         system.presto.compile_blocks()
     for one in (system, ema):
-        bf16 = cfg.precision == "bf16"
+        bf16 = cfg.uses_bf16(world.device.type)
         shard_model(one.presto, one.trained_text_encoder, world, bf16, cfg.shard_ranks)
     if world.is_distributed:  # FSDP has copied the shards of each system
         shards = {n: p.detach() for n, p in system.named_parameters() if not p.requires_grad}

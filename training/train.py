@@ -287,7 +287,7 @@ def device_of(system: System) -> torch.device:
 
 
 def autocast(cfg: TrainConfig, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=cfg.uses_bf16(device.type))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -23,6 +23,18 @@ def test_settings_are_read_without_importing_torch():
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_computation_is_in_bf16_on_a_gpu_alone_unless_the_settings_name_a_precision():
+    for precision, on_gpu, on_cpu in (
+        ("auto", True, False),
+        ("bf16", True, True),
+        ("fp32", False, False),
+    ):
+        cfg = config.load(TrainConfig, None, [f"precision={precision}"])
+        assert (cfg.uses_bf16("cuda"), cfg.uses_bf16("cpu")) == (on_gpu, on_cpu)
+    smoke = config.load(TrainConfig, REPOSITORY / "configs/train/smoke.yaml", [])
+    assert smoke.precision == TrainConfig().precision == "auto"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

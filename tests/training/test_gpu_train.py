@@ -7,11 +7,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("tensorboard")
 
+from curation import config
+from tests.support.paths import REPOSITORY
 from tests.support.ranks import on_ranks
 from tests.support.tiny_run import CLIPS, HELD_OUT, SYSTEM, tiny_config, write_config
 from training import checkpoint
 from training.clips import ClipList
-from training.config import AllegroConfig, Size, T5Config
+from training.config import AllegroConfig, Size, T5Config, TrainConfig
 from training.dry_run import make_random_clip
 from training.resume import build
 from training.sample import main
@@ -40,6 +42,12 @@ def exact(folder):
 def test_a_deterministic_run_resumes_with_equal_losses(tmp_path):
     (found,) = on_ranks(1, exact, tmp_path)  # the setting stays in its own process
     assert found[0] == found[1]
+
+
+def test_the_smoke_configuration_trains_on_a_gpu(tmp_path):
+    less = [f"run_dir={tmp_path}", "steps=2", "batch=1"]
+    cfg = config.load(TrainConfig, REPOSITORY / "configs/train/smoke.yaml", less)
+    assert len(train(cfg, ClipList([make_random_clip(cfg.system)]))) == 2
 
 
 def several_ways(folder):
