@@ -27,7 +27,7 @@ TRAINING_MAY_IMPORT = {
         "curation.errors",
     ),
     *("curation.json_text", "curation.measures", "curation.objects", "curation.orientation"),
-    *("curation.progress", "curation.records", "curation.storage"),
+    *("curation.progress", "curation.records", "curation.storage", "curation.storage_errors"),
     *("curation.torchvision_fix", "curation.urls"),
     "training",
 }
