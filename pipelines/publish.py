@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import config, funnel, records
+from curation.cli import print_to_stderr
 from curation.ledger import recorded_settings
 from curation.parquet import scan
 from curation.partitions import ROWS_PER_RANGE, as_bytes, scratch_partitions
@@ -17,7 +18,7 @@ from curation.policy import Range
 from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines.checksums import update_checksums
-from pipelines.outdated import SHARDS
+from pipelines.outdated import MANIFEST, SHARDS, read_manifest
 from pipelines.reviews import stream_captions
 from pipelines.settings import Settings
 from pipelines.tables import (
@@ -76,6 +77,10 @@ def write_tables(settings: Settings, out: Folder) -> WrittenTables:
     """Writes the tables of clips and videos. Shards are those of the last export.
 
     Raises Unaccounted."""
+    name = settings.caption.set_name
+    before = read_manifest(out).get("captioner") if out.exists(MANIFEST) else name
+    if before != name:
+        print_to_stderr(f"captions in the tables: {name}, before {before}")
     counter, not_in_shards = funnel.RowCounter(), 0
     with (
         out.table_writer(CLIPS, clips_schema()) as clips_file,

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import config, records
+from curation.cli import print_to_stderr
 from curation.ledger import record_settings, recorded_settings
 from curation.parquet import scan
 from curation.partitions import Partitions
@@ -99,6 +100,10 @@ def _scores_by_models(settings: Settings, out: Folder, will_score: bool) -> set[
 def run(settings: Settings, out: Folder, _: Cluster | None = None) -> OutdatedShards | None:
     """Returns how the shards of the last export differ from the selection."""
     check(settings, out)
+    made_with = config.as_dict(settings.select)
+    before = recorded_settings(out / "ledger", "selection")
+    for line in config.differences(before or made_with, made_with):
+        print_to_stderr(f"select  changed since the last selection: {line}")
     shards = ExportedShards(out)
     kept = clips = 0
     with (out / "ledger").table_writer(SELECTION, SCHEMA) as writer:
@@ -109,8 +114,8 @@ def run(settings: Settings, out: Folder, _: Cluster | None = None) -> OutdatedSh
             kept += pc.sum(pc.equal(found.selection["status"], "kept")).as_py() or 0
         outdated = shards.difference()
         record_outdated(out, outdated)  # first: an interruption must not leave a note out
-    record_settings(out / "ledger", "selection", config.as_dict(settings.select))
-    print(f"select  {kept} of {clips} clips kept", file=sys.stderr)
+    record_settings(out / "ledger", "selection", made_with)
+    print_to_stderr(f"select  {kept} of {clips} clips kept")
     return outdated
 
 

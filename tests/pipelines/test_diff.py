@@ -97,6 +97,27 @@ def test_new_selection_prints_its_difference_to_the_previous_one(
     assert "kept clips: 4 -> 4, 0 gained, 0 lost" in reselect()
 
 
+def test_settings_and_captions_that_differ_from_those_before_are_named(
+    dataset, tmp_path, capsys, unused_cluster
+):
+    """So that a command without the CONFIG of the run does not replace its policy unseen."""
+    out = shutil.copytree(dataset.out, tmp_path / "out")
+
+    def reselect(*given: str) -> str:
+        settings = config.load(Settings, DEFAULT_CONFIG, [*SETTINGS, f"output={out}", *given])
+        select.select_and_publish(settings, Folder(str(out)), unused_cluster)
+        return capsys.readouterr().err
+
+    changed = "select  changed since the last selection: "
+    first = reselect("select.policy.height={min: 720}", "caption.name=other")
+    assert f"{changed}policy.height: None -> {{'min': 720.0, 'max': None}}\n" in first
+    assert "captions in the tables: other, before measured" in first
+    second = reselect()
+    assert f"{changed}policy.height: {{" in second
+    assert "captions" not in second
+    assert changed not in reselect()
+
+
 def test_clip_that_failed_in_the_other_output_is_counted_as_failed():
     def table(status: str) -> pa.Table:
         row = ("a", status, None, 3600.0, None, None)
