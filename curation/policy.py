@@ -369,7 +369,7 @@ def check_decoded(
         f"the policy is looser than the prefilter in {', '.join(looser)}, by which {found} "
         "rejected without decoding them: they have no scores\n" + "\n".join(lines) + "\n"
         f"  fix: keep {keep}, or score them into another output: "
-        f"python -m pipelines.score input=INPUT output=OUT {lower}"
+        f"python -m pipelines.score CONFIG input=INPUT output=OUT {lower}"
     )
 
 

@@ -28,7 +28,7 @@ class OutdatedShards:
     missing: int  # kept clips that are in no shard
     not_kept: int  # clips in shards that are no longer kept
     other_split: int  # kept clips in a shard of the other split
-    commands: list[str]  # that write the shards of the selection, in order
+    commands: list[str]  # that write the shards of the selection, in order; CONFIG: of the run
 
     @property
     def fix(self) -> str:
@@ -81,7 +81,8 @@ class ExportedShards:
         if not (self._missing or not_kept or self._other_split):
             return None
         phases = ("caption", "export") if self._has_no_captions else ("export",)
-        commands = [f"longtake {p} output={shlex.quote(self._out.url)}" for p in phases]
+        place = shlex.quote(self._out.url)
+        commands = [f"longtake {phase} CONFIG output={place}" for phase in phases]
         return OutdatedShards(self._missing, not_kept, self._other_split, commands)
 
 

@@ -279,7 +279,7 @@ def play_clip(out: Folder, clip: Row) -> None:
         if not found:  # an export that did not finish
             raise PlanError(
                 f"{clip['clip_id']} is not in {out.path(SHARDS)}, but in {clip['shard']} by "
-                f"{CLIPS}: run longtake export output={shlex.quote(out.url)}"
+                f"{CLIPS}: run longtake export CONFIG output={shlex.quote(out.url)}"
             )
         at = found[0]
         path = Path(tempfile.mkdtemp(prefix="longtake-")) / name  # the player may outlive us

@@ -215,7 +215,7 @@ def open_clips(out: Folder) -> ds.Dataset:
 def written_by_older_version(out: Folder) -> PlanError:
     return PlanError(
         f"{out.url} was written by an older version\n"
-        f"  fix: longtake select output={out.url}, which writes its tables again"
+        f"  fix: longtake select CONFIG output={out.url}, which writes its tables again"
     )
 
 

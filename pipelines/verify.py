@@ -95,7 +95,7 @@ def fix_of(finding: Finding, out: Folder, repaired: bool) -> str:
         return f"rm -r {checkpoint}; training then resumes from the checkpoint before"
     if finding.phase == "restore":
         return "restore it from a copy; a review can't be computed again"
-    given = ["input=INPUT"] if finding.phase == "score" else []
+    given = ["CONFIG", *(["input=INPUT"] if finding.phase == "score" else [])]
     given += [f"output={place}", *([finding.arguments] if finding.arguments else [])]
     given += ["retry_failed=true"] if finding.video else []
     command = f"python -m pipelines.{finding.phase} {' '.join(given)}"

@@ -964,9 +964,8 @@ function drawFunnel(found) {
   body.push(line("kept", kept, "kept", 0, kept.count * percent));
   $("funnel").replaceChildren(...body);
   $("command").hidden = !found.settings.length;
-  $("command").querySelector("pre").textContent = ["longtake select output=OUT", ...found.settings]
-    .join(" \\\n  ")
-    .replace("OUT", state.info.name);
+  const select = `longtake select CONFIG output=${state.info.name}`;
+  $("command").querySelector("pre").textContent = [select, ...found.settings].join(" \\\n  ");
 }
 
 function showChange(change) {

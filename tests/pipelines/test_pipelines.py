@@ -247,7 +247,7 @@ def test_selection_that_differs_from_the_shards_is_stated_with_the_command(
         assert all(html.escape(command) in page for command in fix.split(" && "))
 
     before = (out / "manifest.json").read_bytes()
-    export_again = f"longtake export output={out}"
+    export_again = f"longtake export CONFIG output={out}"
     text, manifest = reselect("select.policy.height={min: 720}")
     # the one clip that stays kept may move to another split, by its id
     moved = manifest["outdated_shards"]["other_split"]
@@ -264,7 +264,7 @@ def test_selection_that_differs_from_the_shards_is_stated_with_the_command(
     text, manifest = reselect()
     stated(text, manifest, "1 kept clips are in no shard", export_again)
     shutil.rmtree(out / "ledger/captions")
-    captioned_first = f"longtake caption output={out} && {export_again}"
+    captioned_first = f"longtake caption CONFIG output={out} && {export_again}"
     text, manifest = reselect()
     stated(text, manifest, "1 kept clips are in no shard", captioned_first)
 

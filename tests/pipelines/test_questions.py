@@ -78,7 +78,9 @@ def test_part_of_the_clips_is_exported_without_the_input(dataset, tmp_path, clus
     [line] = [q for q in QUESTIONS if q.split()[1] == "curate"]
     out = shutil.copytree(dataset.out, tmp_path / "out")
     before = {p: p.stat().st_mtime_ns for p in (out / "ledger/videos").iterdir()}
-    given = [f"output={out}" if a == "output=OUT" else a for a in shlex.split(line)[2:]]
+    config, *args = shlex.split(line)[2:]
+    assert config == "CONFIG"  # `settings` below are those of the run
+    given = [f"output={out}" if a == "output=OUT" else a for a in args]
     curate.run(settings(*given, "select.where=height >= 720"), Folder(str(out)), cluster)
     assert {p: p.stat().st_mtime_ns for p in (out / "ledger/videos").iterdir()} == before
     shards = pq.read_table(out / "shards.parquet")

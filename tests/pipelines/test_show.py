@@ -142,7 +142,7 @@ def test_folder_that_is_no_output_is_refused(refuse, tmp_path):
 def test_output_of_an_older_version_is_refused_with_the_fix(refuse, dataset, tmp_path):
     table = pq.read_table(dataset.out / "clips.parquet").drop_columns(["rule", "rules"])
     pq.write_table(table, tmp_path / "clips.parquet")
-    assert f"fix: longtake select output={tmp_path}" in refuse(out=tmp_path)
+    assert f"fix: longtake select CONFIG output={tmp_path}" in refuse(out=tmp_path)
 
 
 def test_tables_without_their_ledger_are_shown(run, dataset, tmp_path, clips):
@@ -193,7 +193,7 @@ def test_clip_of_a_shard_that_is_not_in_the_table_of_shards_is_refused_with_the_
     where = (
         f"{clip_id} is not in {tmp_path}/shards.parquet, but in {clip['shard']} by clips.parquet"
     )
-    assert text == f"PlanError: {where}: run longtake export output={tmp_path}"
+    assert text == f"PlanError: {where}: run longtake export CONFIG output={tmp_path}"
 
 
 def test_missing_player_is_stated_with_the_file(refuse, clips, tmp_path, monkeypatch):

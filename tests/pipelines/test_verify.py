@@ -181,7 +181,7 @@ def test_finding_is_one_line_with_the_command_and_exit_code_1(out, capsys):
     assert ended.value.code == 1
     assert capsys.readouterr().out == (
         f"{shard} is not the file that was written; fix: python -m pipelines.verify {out} --repair"
-        f" && python -m pipelines.export output={out}\n"
+        f" && python -m pipelines.export CONFIG output={out}\n"
         "1 findings; by the phase that repairs them: export 1\n"
     )
 
@@ -218,7 +218,7 @@ def test_named_commands_repair_what_was_found(dataset, out):
         commands = [line.partition("; fix: ")[2].rpartition("&& ")[2] for line in lines]
     for phase in ("score", "caption", "export"):
         for command in {c for c in commands if f"pipelines.{phase} " in c}:
-            args = [a for a in shlex.split(command)[3:] if a != "input=INPUT"]
+            args = [a for a in shlex.split(command)[3:] if a not in ("CONFIG", "input=INPUT")]
             run = wait_for_end(start(phase, f"input={dataset.source}", *args, *SETTINGS))
             assert run.exit_code == 0, run.stderr
     last = wait_for_end(start("verify", str(out)))
