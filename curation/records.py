@@ -152,15 +152,24 @@ SCORES = (
     Column(
         "damaged_share",
         FLOAT,
-        "share of the clip's time from damaged packets or frames to the next intact keyframe, 0..1",
+        "share of the clip's time from damaged packets or frames to the next intact keyframe packet, "
+        "0..1",
     ),
     Column(
         "overlay_share",
         FLOAT,
         "area of graphics that stay in place while the image moves, 0..1",
     ),
-    Column("text_share", FLOAT, "area of detected text (RapidOCR), mean over key frames, 0..1"),
-    Column("artifact_share", FLOAT, "area of the union of text, overlays and borders, 0..1"),
+    Column(
+        "text_share",
+        FLOAT,
+        "area of detected text (RapidOCR), mean over score.ocr.frames (2) key frames, 0..1",
+    ),
+    Column(
+        "artifact_share",
+        FLOAT,
+        "area of the union of text, overlays and borders, mean over the same key frames, 0..1",
+    ),
     Column(
         "seam_share",
         FLOAT,

@@ -37,7 +37,8 @@ MIN_ROWS_TO_STOP = 100  # with fewer, a general failure can't be distinguished f
 DEFAULT_CONFIG = str(Path(__file__).parent.parent / "configs/local.yaml")
 EXIT_CODE = (
     "Exit code 0: the command has finished; a video or clip that failed has a row with its error.\n"
-    "Exit code 1: it has stopped, or all videos or all clips failed."
+    "Exit code 1: an error has stopped it, or all videos or all clips failed.\n"
+    "Exit code 130: Ctrl-C or SIGTERM has stopped it."
 )
 KEY_FRAMES = "key_frames"  # its million files are never renamed, so none is unfinished
 
