@@ -243,12 +243,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.webdataset and self.cache:
             raise ConfigError(
-                "data.cache holds clips of data.dataset and can't be used with data.webdataset; "
+                "cache holds clips of data.dataset and can't be used with data.webdataset; "
                 'set one of the two to ""'
             )
         if self.webdataset and self.reader != "pyav":
             raise ConfigError(
-                "data.reader: decord needs the frame counts of a dataset's table, which "
+                "reader: decord needs the frame counts of a dataset's table, which "
                 "data.webdataset does not have"
             )
 
