@@ -146,6 +146,11 @@ def parse(
             if not option_values[option]:
                 raise UsageError(f"{option} has no value; expected {with_value[option]}")
         elif settings is not NoSettings and is_setting(arg):
+            if value.startswith("{") and value.count("{") > value.count("}"):
+                raise UsageError(
+                    f"{arg} has no closing brace; in a shell, quote a value with spaces: "
+                    f"{option}='{{max: 1}}', and for make ARGS=\"{option}='{{max: 1}}'\""
+                )
             overrides.append(arg)
         elif not _OPTION.fullmatch(option):
             given.append(arg)

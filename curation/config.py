@@ -52,6 +52,12 @@ def load(kind: type[T], path: str | Path | None, overrides: Sequence[str] = ()) 
         if read is not None and not isinstance(read, dict):
             raise ConfigError(f"{path}: expected settings as `name: value`, found {read!r:.60}")
         data = read or {}
+        known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+        if len(data) > 1 and not known & data.keys() and not list(old_settings(data)):
+            raise ConfigError(
+                f"{path}: this command has none of its settings: {', '.join(map(str, data)):.100}; "
+                "expected a file for this command, whose settings --help lists"
+            )
         if old := list(old_settings(data)):
             new = ", ".join(f"{name} is {new_setting(name)}" for name in old)
             raise ConfigError(f"{path}: written for version {OLD_VERSION}; in this one {new}")
@@ -83,8 +89,9 @@ def _parse_value(kind: Any, dotted: str, text: str) -> Any:
         return text
     try:
         return _parse_yaml(text) if text else None
-    except (yaml.YAMLError, ValueError):
-        raise ConfigError(f"{dotted}={text:.200}: not valid YAML") from None
+    except (yaml.YAMLError, ValueError) as e:
+        problem = getattr(e, "problem", None) or e
+        raise ConfigError(f"{dotted}={text:.200}: not valid YAML: {problem}") from None
 
 
 def _read_small_file(path: Path) -> str:
@@ -118,17 +125,21 @@ def _parse_yaml(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a name that is given twice: YAML's own rule, by which PyYAML takes the last one."""
+    """Refuses a name that is given twice: YAML's own rule, by which PyYAML takes the last one. Also
+    {max:2}, which is the name `max:2` without a value."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # not in construct_mapping: `<<` has added names to some of the mappings by then
         node = super().compose_mapping_node(anchor)
         names: set[str] = set()
-        for key, _ in node.value:
+        for key, value in node.value:
+            problem = ""
             if isinstance(key, yaml.ScalarNode) and key.value in names:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value} is given twice", key.start_mark
-                )
+                problem = f"{key.value} is given twice"
+            elif node.flow_style and ":" in str(key.value) and value.value == "":
+                problem = f"{key.value} needs a space after the colon"
+            if problem:
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             names.add(str(key.value))
         return node
 

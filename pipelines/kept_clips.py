@@ -84,8 +84,9 @@ def stream_kept(out: Folder) -> Iterator[pa.Table]:
 class KeptClips:
     """The clips to export: the kept clips that have captions."""
 
-    def __init__(self, by_id: Partitions) -> None:
-        self._by_id = by_id
+    def __init__(self, by_id: Partitions, captions: str) -> None:
+        """captions: the folder of their set, in errors."""
+        self._by_id, self._captions = by_id, captions
 
     def tables(self) -> Iterator[pa.Table]:
         """The clips with their captions, in order of clip_id. Raises PlanError after the last table
@@ -103,7 +104,9 @@ class KeptClips:
             yield clips.filter(pc.is_valid(captions["caption"]))
         if missing:
             raise PlanError(
-                f"{missing} kept clips have no captions yet; run longtake caption first"
+                f"{missing} kept clips have no captions in {self._captions} yet\n  fix: give the "
+                "caption.* settings of that run, or CONFIG with them; if these are meant, run "
+                "longtake caption with them first"
             )
 
     def plan_rows(self, counts: dict[str, int]) -> Iterator[Row]:
@@ -122,7 +125,7 @@ def read_kept(out: Folder, caption_set: str) -> Iterator[KeptClips]:
     with clip_partitions(out) as by_id:
         by_id.write(stream_kept(out), {"clips": CLIPS.names})
         by_id.write(stream_captions(out, caption_set), {"captions": CAPTIONS.names})
-        yield KeptClips(by_id)
+        yield KeptClips(by_id, (out / f"ledger/captions/{caption_set}").url)
 
 
 @contextmanager

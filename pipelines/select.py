@@ -19,11 +19,17 @@ from curation.cli import print_to_stderr
 from curation.ledger import record_settings, recorded_settings
 from curation.parquet import scan
 from curation.partitions import Partitions
-from curation.policy import check_columns, check_decoded, check_prefilter
+from curation.policy import Range, check_columns, check_decoded, check_prefilter
 from curation.runner.cluster import Cluster
 from curation.stage import PlanError
 from curation.storage import Folder
-from pipelines.outdated import ExportedShards, OutdatedShards, record_outdated
+from pipelines.outdated import (
+    MANIFEST,
+    ExportedShards,
+    OutdatedShards,
+    read_manifest,
+    record_outdated,
+)
 from pipelines.publish import clips_schema, recorded_config, write_report, write_tables
 from pipelines.selection_ranges import stream_selection
 from pipelines.settings import ScoreSettings, Settings, main
@@ -82,6 +88,12 @@ def check(settings: Settings, out: Folder, will_score: bool = False) -> None:
     else:
         prefilter = settings.score.decode.prefilter
     policy = settings.select.policy
+    duration, shortest_s = policy.get("duration_s"), settings.score.decode.clip_s
+    if will_score and isinstance(duration, Range) and shortest_s < (duration.min or 0):
+        print_to_stderr(
+            f"score.decode.clip_s is {shortest_s:g}: clips that are shorter than "
+            f"{duration.min:g} s will be rejected by select.policy.duration_s (docs/shots.md)"
+        )
     check_prefilter(policy, prefilter, costly_scores(settings.score), also)
     not_decoded = None if will_score else read_not_decoded(out, list(HEADER_RULES))
     check_decoded(policy, prefilter, HEADER_RULES, not_decoded)
@@ -120,6 +132,7 @@ def run(settings: Settings, out: Folder, _: Cluster | None = None) -> OutdatedSh
 
 
 def select_and_publish(settings: Settings, out: Folder, _: Cluster) -> None:
+    _check_captions(settings, out)
     with clip_partitions(out) as partitions:
         compared = _has_compared_columns(out)
         if compared:
@@ -142,6 +155,19 @@ def select_and_publish(settings: Settings, out: Folder, _: Cluster) -> None:
     elif unpacked:
         print(f"{unpacked} kept clips are in no shard yet: run longtake caption, longtake export")
     print(f"report: {out.path('report.html')}")
+
+
+def _check_captions(settings: Settings, out: Folder) -> None:
+    """Raises PlanError where the tables have captions of another set, and the settings' set has
+    none: the tables would lose them."""
+    name = settings.caption.set_name
+    before = read_manifest(out).get("captioner") if out.exists(MANIFEST) else name
+    if before != name and recorded_settings(out / "ledger", f"captions/{name}") is None:
+        raise PlanError(
+            f"the tables of {out.url} have the captions {before!r}, and there are none of these "
+            f"settings, {name!r}\n  fix: give the caption.* settings of that run, or CONFIG with "
+            "them; for other captions run longtake caption with their settings first"
+        )
 
 
 def _has_compared_columns(out: Folder) -> bool:

@@ -23,6 +23,7 @@ from curation.runner.settings import ClusterSettings
 from curation.stage import Row, RunError
 from curation.status import StatusWriter
 from curation.storage import Folder
+from pipelines.output_folder import check_output_folder
 from stages.captioning.captioner import Captioner
 from stages.captioning.measured import MeasuredCaptioner
 from stages.captioning.openai_server import OpenAICaptioner
@@ -142,6 +143,7 @@ def main(doc: str, run: Callable[[Settings, Folder, Cluster], None], argv: Seque
     def work(given: Arguments[Settings]) -> None:
         settings = given.settings
         out = Folder(settings.output)
+        check_output_folder(out, settings.input)
         run_on = Cluster(settings.cluster, out.path("logs"), out.url)
         status = StatusWriter(out, doc.partition(":")[0].strip().lower(), lambda: run_on.pools)
         with run_on as cluster, locked(out, print_to_stderr), status:

@@ -174,9 +174,15 @@ def load_system(path: str | Path) -> tuple[System, DiffusionConfig]:
     or Presto's weights."""
     is_checkpoint = Path(path, checkpoint.STATE_FILE).exists()
     if not is_checkpoint and not any(Path(path).glob("**/config.json")):
+        found = checkpoint.last_checkpoint(path)
         raise BadWeights(
             f"{path}: neither a checkpoint of training.train nor a folder of Allegro's or Presto's "
-            f"weights; get Allegro's: hf download {REPOSITORY} --local-dir {path}"
+            + (
+                f"weights; expected a checkpoint of this run, as {found}"
+                if found
+                else "weights; expected RUN_DIR/checkpoints/step-00000400 or such a folder; get "
+                f"Allegro's: hf download {REPOSITORY} --local-dir weights/allegro"
+            )
         )
     if not is_checkpoint:
         system = published_system(str(path))

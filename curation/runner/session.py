@@ -99,8 +99,8 @@ def _start_local(options: dict[str, Any]) -> None:
             ray.shutdown()
             if attempt == START_ATTEMPTS:
                 raise RunError(
-                    f"Ray does not start on this machine: {e}\n  fix: end other processes that use "
-                    "its CPUs and memory, and run again"
+                    f"Ray does not start on this machine: {e}\n  fix: correct that; if other "
+                    "processes use the CPUs and the memory, end them; run again"
                 ) from None
 
 

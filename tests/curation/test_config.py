@@ -83,6 +83,13 @@ def test_file_that_is_not_a_settings_file_is_refused(tmp_path):
         load(Settings, written(tmp_path, "a: [1\n"))
     with pytest.raises(ConfigError, match="expected key=value"):
         load(Settings, None, ["seed"])
+    with pytest.raises(ConfigError, match="has none of its settings: run_dir, steps; expected a"):
+        load(Settings, written(tmp_path, "run_dir: a\nsteps: 3\n"))
+
+
+def test_colon_without_a_space_is_named():
+    with pytest.raises(ConfigError, match=r"not valid YAML: gap_s:2 needs a space after the colon"):
+        load(Settings, None, ["motion={gap_s:2}"])
 
 
 def test_setting_that_a_file_has_twice_is_refused_with_its_line(tmp_path):

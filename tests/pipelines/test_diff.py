@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from curation import config
+from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines import diff, select
 from pipelines.settings import DEFAULT_CONFIG, Settings
@@ -109,13 +110,16 @@ def test_settings_and_captions_that_differ_from_those_before_are_named(
         return capsys.readouterr().err
 
     changed = "select  changed since the last selection: "
-    first = reselect("select.policy.height={min: 720}", "caption.name=other")
+    first = reselect("select.policy.height={min: 720}")
     assert f"{changed}policy.height: None -> {{'min': 720.0, 'max': None}}\n" in first
-    assert "captions in the tables: other, before measured" in first
     second = reselect()
     assert f"{changed}policy.height: {{" in second
-    assert "captions" not in second
     assert changed not in reselect()
+    with pytest.raises(PlanError, match=r"(?s)have the captions 'measured', .*none of .*'other'"):
+        reselect("caption.name=other")
+    for name in ("", ".settings.json"):
+        (out / f"ledger/captions/measured{name}").rename(out / f"ledger/captions/other{name}")
+    assert "captions in the tables: other, before measured" in reselect("caption.name=other")
 
 
 def test_clip_that_failed_in_the_other_output_is_counted_as_failed():

@@ -1,0 +1,39 @@
+"""Files of the user are not replaced, and an output is not read as input."""
+
+import pytest
+
+from curation.stage import PlanError
+from curation.storage import Folder
+from pipelines import curate
+from pipelines.output_folder import LATE_FILES, check_output_folder
+
+
+def test_folder_with_other_files_is_refused_as_output_and_left_as_it_is(tmp_path, capsys):
+    out = tmp_path / "notes"
+    (out / "shards").mkdir(parents=True)
+    (out / "README.md").write_text("mine")
+    with pytest.raises(SystemExit, match=r"PlanError: .*notes is no output .*: README.md\n  fix: "):
+        curate.main(curate.__doc__, curate.run, [f"input={tmp_path}/in", f"output={out}"])
+    assert (out / "README.md").read_text() == "mine"
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "shards"]
+
+
+@pytest.mark.parametrize("inside", ["", "/out", "/a/b"])
+def test_output_in_the_input_is_refused(tmp_path, inside):
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    (tmp_path / "in").mkdir()
+    with pytest.raises(PlanError, match="lies in the input"):
+        check_output_folder(Folder(f"{tmp_path}/in{inside}"), f"{tmp_path}/link/")
+
+
+def test_new_empty_and_earlier_outputs_are_accepted(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("new", "in-2"):
+        check_output_folder(Folder(f"{tmp_path}/{name}"), f"{tmp_path}/in")
+    (tmp_path / "removed").mkdir()
+    for name in (*LATE_FILES, ".DS_Store"):
+        (tmp_path / "removed" / name).touch()
+    check_output_folder(Folder(f"{tmp_path}/removed"), None)
+    (tmp_path / "earlier/ledger").mkdir(parents=True)
+    (tmp_path / "earlier/README.md").touch()
+    check_output_folder(Folder(f"{tmp_path}/earlier"), f"{tmp_path}/in/*.mp4")
