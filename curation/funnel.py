@@ -24,7 +24,7 @@ MAX_REASONS = 20  # listed per status; the others are summed
 SHORT_LABELS = {
     "duration_s <": "short",
     "static_share >": "static",
-    "motion_dis <": "static",
+    "motion_dis <": "little motion",
     "motion_dis >": "hectic",
     "sharpness <": "blurry",
     "brightness <": "dark",

@@ -58,7 +58,7 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
     shards = out.read_table(SHARDS, ["shard", "error", "method"])
     written = write_tables(settings, out)
     videos = out.read_table(VIDEOS, ["video", "sha256", "status", "weights"])
-    columns = ["status", "split", "duration_s", "width", "height", "fps"]
+    columns = ["status", "video", "split", "duration_s", "width", "height", "fps"]
     table = out.read_table(CLIPS, columns)
     manifest = _manifest(made, videos, table, shards, skipped)
     text = write_report(out, written, made, _facts(settings, manifest))

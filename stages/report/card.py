@@ -87,8 +87,9 @@ def _header(manifest: Mapping[str, Any], splits: list[str]) -> str:
 def _contents(manifest: Mapping[str, Any], kept: pa.Table, splits: list[str]) -> str:
     shards = manifest["shards"]
     parts = ", ".join(f"{manifest['splits'][name]} for {name}" for name in splits)
+    videos = pc.count_distinct(kept["video"]).as_py()
     lines = [
-        f"{shards['clips']} clips of {manifest['videos']['ok']} videos, "
+        f"{shards['clips']} clips of {videos} {'video' if videos == 1 else 'videos'}, "
         f"{manifest['hours_kept']:.3g} hours in all{': ' + parts if parts else ''}. Each clip is a "
         "single take with a caption and a sub-caption for each of its segments. No source video is "
         "in both splits.",

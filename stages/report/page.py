@@ -65,7 +65,7 @@ def report_html(
 
     Counts are by column, and only the examples are read as rows: a million clips take seconds.
     """
-    kept_s, captioners = _kept_time(clips)
+    kept_s, kept_videos, captioners = _kept_totals(clips)
     kept, rejected = find_examples(clips, policy, read_file)
     folder = Path(__file__).parent
     css = (folder / "report.css").read_text("utf-8")
@@ -85,6 +85,7 @@ def report_html(
         total_videos=sum(funnel.videos.values()),
         total_clips=sum(funnel.clips.values()),
         kept_time=format_duration(kept_s),
+        kept_videos=kept_videos,
         video_rows=_video_rows(funnel),
         clip_rows=_clip_rows(funnel),
         charts=[c for c in (_chart(s, stats, policy) for s in MEASUREMENTS) if c],
@@ -98,16 +99,19 @@ def report_html(
     )
 
 
-def _kept_time(clips: ds.Dataset) -> tuple[float, list[str]]:
-    """The length of the kept clips, s, and who wrote their captions."""
-    names = ["status", "start_s", "end_s", "captioner"]
+def _kept_totals(clips: ds.Dataset) -> tuple[float, int, list[str]]:
+    """The length of the kept clips, s, the number of their videos, and who wrote their captions."""
+    names = ["status", "video", "start_s", "end_s", "captioner"]
     seconds, captioners = 0.0, set[str]()
+    videos = [pa.array([], pa.string())]
     for table in scan(clips, [name for name in names if name in clips.schema.names]):
         kept = table.filter(pc.equal(table["status"], "kept"))
         seconds += pc.sum(pc.subtract(kept["end_s"], kept["start_s"]), min_count=0).as_py()
+        videos.append(pc.unique(kept["video"]))
         if "captioner" in kept.column_names:
             captioners.update(filter(None, pc.unique(kept["captioner"]).to_pylist()))
-    return seconds, sorted(printable(name, 80) for name in captioners)
+    count = pc.count_distinct(pa.chunked_array(videos)).as_py()
+    return seconds, count, sorted(printable(name, 80) for name in captioners)
 
 
 def _failed_videos(videos: ds.Dataset) -> list[tuple[str, str]]:
@@ -128,7 +132,7 @@ def _video_rows(funnel: Funnel) -> list[FunnelRow]:
     total = sum(funnel.videos.values())
     lost = [(r, "lost", "duplicate") for r in funnel.duplicate_videos]
     lost += [(r, "failed", "failed") for r in funnel.failed_videos]
-    return _funnel_rows(("videos", total), lost, ("videos used", funnel.videos["ok"]))
+    return _funnel_rows(("videos", total), lost, ("ok", funnel.videos["ok"]))
 
 
 def _clip_rows(funnel: Funnel) -> list[FunnelRow]:
@@ -154,7 +158,7 @@ def _funnel_rows(
     rows = [FunnelRow(label, "", remaining, None, "all", 0, remaining * percent)]
     for r, kind, short in lost:
         remaining -= r.first
-        any_reason = r.any if kind == "lost" and short != "duplicate" else None
+        any_reason = r.any if kind == "lost" else None
         bar = (remaining * percent, r.first * percent)
         short = "" if f" {short} " in f" {r.name} " else short
         rows.append(FunnelRow(r.name, short, r.first, any_reason, kind, *bar))

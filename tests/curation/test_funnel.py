@@ -150,6 +150,7 @@ def test_hundreds_of_different_errors_are_listed_as_twenty_lines_with_the_same_s
     [
         ("static_share 0.90 > 0.5", "static_share > 0.5", "static"),
         ("brightness 12.00 < 20", "brightness < 20", "dark"),
+        ("motion_dis 0.20 < 2", "motion_dis < 2", "little motion"),
         ("camera_motion 3.00 < 5", "camera_motion < 5", "camera motion low"),
         ("9.3 s < 15 s", "duration_s < 15 s", "short"),
         ("text_share not measured: no weights", "text_share not measured", "not measured"),

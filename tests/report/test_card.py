@@ -48,7 +48,7 @@ def test_export_writes_a_card_with_the_header_of_the_hub(dataset, parts):
         named = {path.name for path in dataset.out.glob(part["path"])}
         assert named == {p.name for p in (dataset.out / "shards").glob(f"{part['split']}-*.tar")}
         assert named
-    assert "4 clips of 5 videos" in card
+    assert "4 clips of 3 videos" in card
     html = render(card.split("---\n", 2)[2])
     assert "<td>static_share &gt; 0.9</td>\n<td>1</td>" in html
     assert "<td>frozen_share</td>\n<td>max: 0.3</td>" in html

@@ -174,6 +174,7 @@ def test_page_shows_counts_rules_captions_scores_and_failed_videos(tmp_path):
     text = Page(report(tmp_path, rows, videos, {"config": "local.yaml"})[1]).text
     assert "8 clips: 2 kept, 6 rejected (static 6), 0 failed" in text
     assert "30 s of video kept" in text.replace("of video kept 30 s", "30 s of video kept")
+    assert "videos with a kept clip 2 of 3" in text
     assert "caption of 1" in text
     assert "0.0 to 3.0 s part 0 of 1" in text
     assert "No vision model was used" in text
@@ -183,6 +184,18 @@ def test_page_shows_counts_rules_captions_scores_and_failed_videos(tmp_path):
     assert "c.mp4 empty" in text
     assert "config local.yaml" in text
     assert "max 0.5" in text  # the threshold, drawn into the histogram
+
+
+def test_videos_without_a_kept_clip_do_not_count_in_the_headline(tmp_path):
+    rows = [clip(1, "a.mp4"), clip(2, "a.mp4")]
+    rows += [clip(3, "b.mp4", "rejected", ["static_share 0.90 > 0.5"])]
+    videos = [("a.mp4", "ok", None, 2), ("b.mp4", "ok", None, 1)]
+    assert "videos with a kept clip 1 of 2" in Page(report(tmp_path, rows, videos)[1]).text
+
+
+def test_any_reason_counts_duplicate_clips_too(tmp_path):
+    rows = [clip(1, "a.mp4"), clip(2, "b.mp4", "rejected", ["duplicate of 00ff17"])]
+    assert "duplicate of another −1 50.0 % 1 " in Page(report(tmp_path, rows)[1]).text
 
 
 def test_captions_of_a_model_have_its_name_and_no_note_about_measured_ones(tmp_path):
@@ -346,6 +359,35 @@ def test_threshold_far_from_every_value_is_labelled_at_the_border():
     assert histogram.thresholds[0].text == "max 100 →"
     widths = [b.width for b in histogram.kept]
     assert min(widths) > 100  # the values still fill the picture
+    assert all(b.x + b.width < histogram.thresholds[0].x for b in histogram.kept)
+    assert all(t.x < histogram.thresholds[0].x for t in histogram.ticks)
+    assert histogram.outside == []
+
+
+def test_picture_is_tinted_if_every_value_is_beyond_a_threshold_far_away():
+    histogram = layout_histogram([100.0, 100.1, 100.2], [0, 0], [1, 1], (None, 1.0))
+    assert histogram.thresholds[0].text == "← max 1"
+    [outside] = histogram.outside
+    assert all(outside.x <= b.x < outside.x + outside.width for b in histogram.rejected)
+
+
+@pytest.mark.parametrize(
+    ("edges", "kept", "thresholds"),
+    [
+        ([1200.0, 1250.0, 1300.0, 1350.0], [0, 4, 0], (1280.0, None)),  # inside a bin
+        ([0.0, 0.1, 0.2, 0.3], [4, 0, 0], (None, 0.05)),
+        ([0.0, 0.1, 0.2, 0.3], [4, 0, 0], (0.02, 0.05)),
+        ([0.0, 0.1, 0.2, 0.3], [4, 0, 0], (None, 0.0)),  # at the edge of a bin
+        ([0.0, 0.1, 0.2, 0.3], [1, 3, 0], (None, 0.1)),
+        ([0.0, 0.1, 0.2, 0.3], [1, 3, 0], (0.1, None)),  # a float32 0.3 is below 0.3
+    ],
+)
+def test_kept_clips_are_drawn_outside_the_tinted_ranges(edges, kept, thresholds):
+    histogram = layout_histogram(edges, kept, [1] * 3, thresholds)
+    [bar] = histogram.kept
+    assert bar.width >= 3
+    for tinted in histogram.outside:
+        assert bar.x + bar.width <= tinted.x or bar.x >= tinted.x + tinted.width
 
 
 def test_outliers_share_a_narrow_bar_labelled_with_their_range():
