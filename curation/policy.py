@@ -312,27 +312,24 @@ def check_columns(policy: Policy, have: Iterable[str]) -> None:
 
 
 def check_prefilter(
-    policy: Policy, prefilter: Policy, costly: Mapping[str, str], also: Collection[str] = ()
+    policy: Policy, prefilter: Policy, costly: Collection[str], also: Collection[str] = ()
 ) -> None:
     """Raises PlanError where a policy is looser than the recorded prefilter and needs a costly
     score: a clip that passes the policy might then have none.
 
-    costly: score -> what computes it, of clips that pass the prefilter only.
+    costly: the scores that only clips that pass the prefilter have.
     also: scores that are needed in addition to the policy's.
     """
-    needed = {name: costly[name] for name in (*policy, *also) if name in costly}
+    needed = [name for name in (*policy, *also) if name in costly]
     looser = _looser_rules(policy, prefilter)
     if not needed or not looser:
         return
     lines = _looser_lines(looser, "scored", policy, prefilter)
-    keep, lower = _fixes(looser, prefilter)
     raise PlanError(
-        f"the policy is looser than the prefilter of this ledger in {', '.join(looser)}, and needs "
-        f"{', '.join(needed)}, which only clips that pass the prefilter have\n"
-        + "\n".join(lines)
-        + "\n"
-        f"  fix: keep {keep}, or score into another output with {lower} "
-        f"(runs {', '.join(sorted(set(needed.values())))})"
+        "the policy is looser than the prefilter (score.decode.prefilter) in "
+        f"{', '.join(looser)}; clips that fail the prefilter are scored only in part and have no "
+        f"{', '.join(needed)}, which the policy needs\n"
+        + "\n".join([*lines, _fix(looser, prefilter)])
     )
 
 
@@ -364,12 +361,10 @@ def check_decoded(
             return
         found = f"{count} videos were"
     lines = _looser_lines(looser, "decoded", policy, prefilter)
-    keep, lower = _fixes(looser, prefilter)
     raise PlanError(
-        f"the policy is looser than the prefilter in {', '.join(looser)}, by which {found} "
-        "rejected without decoding them: they have no scores\n" + "\n".join(lines) + "\n"
-        f"  fix: keep {keep}, or score them into another output: "
-        f"python -m pipelines.score CONFIG input=INPUT output=OUT {lower}"
+        "the policy is looser than the prefilter (score.decode.prefilter) in "
+        f"{', '.join(looser)}, by which {found} rejected without decoding them: they have no "
+        "scores\n" + "\n".join([*lines, _fix(looser, prefilter)])
     )
 
 
@@ -382,10 +377,15 @@ def _looser_rules(policy: Policy, prefilter: Policy) -> list[str]:
     ]
 
 
-def _fixes(looser: list[str], prefilter: Policy) -> tuple[str, str]:
-    """The settings that keep the policy within the prefilter, and those that drop its rules."""
+def _fix(looser: list[str], prefilter: Policy) -> str:
+    """The settings that keep the policy within the prefilter, or the command that scores without
+    its rules."""
     keep = " ".join(f"select.policy.{n}={_as_setting(prefilter[n])}" for n in looser)
-    return keep, " ".join(f"score.decode.prefilter.{n}=null" for n in looser)
+    without = " ".join(f"score.decode.prefilter.{n}=null" for n in looser)
+    return (
+        f"  fix: keep {keep}, or score the videos into another output: "
+        f"python -m pipelines.score CONFIG input=INPUT output=OTHER_OUT {without}"
+    )
 
 
 def _as_setting(rule: Rule) -> str:

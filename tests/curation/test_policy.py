@@ -179,7 +179,7 @@ def policy_of(name: str) -> Policy:
     return TypeAdapter(Policy).validate_python(read["select"]["policy"])
 
 
-COSTLY = {"text_share": "TextArea"}
+COSTLY = ["text_share"]
 PREFILTER = Policy(brightness=Range(min=20, max=235), motion_dis=Range(min=0.5))
 
 
@@ -193,12 +193,15 @@ PREFILTER = Policy(brightness=Range(min=20, max=235), motion_dis=Range(min=0.5))
 )
 def test_policy_looser_than_the_prefilter_is_refused_with_what_to_run(rules):
     with pytest.raises(
-        PlanError, match=r"looser than the prefilter .* in brightness, .*text_share"
+        PlanError, match=r"looser than the prefilter .* in brightness; .*text_share"
     ) as e:
         check_prefilter(Policy(rules, text_share=Range(max=0.1)), PREFILTER, COSTLY)
-    assert "runs TextArea" in str(e.value)
+    assert "clips that fail the prefilter are scored only in part" in str(e.value)
     assert "keep select.policy.brightness='{min: 20, max: 235}'" in str(e.value)
-    assert "another output with score.decode.prefilter.brightness=null" in str(e.value)
+    assert (
+        "into another output: python -m pipelines.score CONFIG input=INPUT output=OTHER_OUT "
+        "score.decode.prefilter.brightness=null"
+    ) in str(e.value)
 
 
 def test_policy_within_the_prefilter_or_without_costly_scores_is_accepted():
@@ -301,7 +304,7 @@ def test_values_that_a_column_can_not_have_are_refused(rules, error):
 
 def test_listed_values_within_those_of_the_prefilter_are_no_looser():
     prefilter = Policy(transfer=Values("bt709", "unknown"), fps=Range(min=20))
-    costly = {"text_share": "OcrStage"}
+    costly = ["text_share"]
     tight = Policy(transfer=Values("bt709"), fps=Values(25, 30), text_share=Range(max=0.1))
     check_prefilter(tight, prefilter, costly)
     loose = Policy(transfer=Values("smpte2084"), fps=Values(25), text_share=Range(max=0.1))
