@@ -220,7 +220,7 @@ def stream_batches(
     if isinstance(source, StreamedClips):
         return _with_numbers(_load_stream(source, local, seed, first, workers), local, first)
     if not len(source.clip_ids):
-        raise BadData("there is no clip to train on; see the report of `make curate` for why")
+        raise BadData("the source has no clip to train on")
     loader = DataLoader(
         _NumberedClips(source),
         batch_size=local.size,

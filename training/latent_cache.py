@@ -48,7 +48,8 @@ AGAIN = "run python -m training.precompute with this configuration"
 def open_source(cfg: SystemConfig, data: DataConfig, split: str) -> ClipSource:
     """The clips of a split: of `data.webdataset`, of `data.cache`, or of the shards.
 
-    Raises BadData where the shards are outdated, see `check_selection`.
+    Raises BadData where the shards are outdated, see `check_selection`, or have no clip to train
+    on.
     """
     if data.webdataset:  # all of it is for training
         if split != "train":
@@ -56,9 +57,18 @@ def open_source(cfg: SystemConfig, data: DataConfig, split: str) -> ClipSource:
         return StreamedClips(data.webdataset, cfg.size, cfg.sizes, data.shuffle_clips)
     if not data.use_outdated_shards:
         check_selection(data.dataset)
+    source: ClipSource
     if data.cache:
-        return LatentCache(cfg, data, split)
-    return ShardedClips(data.dataset, split, cfg.size, data.memory_mb, cfg.sizes, data.reader)
+        source = LatentCache(cfg, data, split)
+    else:
+        source = ShardedClips(data.dataset, split, cfg.size, data.memory_mb, cfg.sizes, data.reader)
+    if split == "train" and not source.clip_ids:
+        raise BadData(
+            f"{data.dataset}: no clip to train on\n  fix: its report.html shows which rules reject "
+            "the clips; curate it with other rules or more videos, or give another output of "
+            "`make curate` as data.dataset"
+        )
+    return source
 
 
 def cache_key(cfg: SystemConfig) -> dict[str, Any]:

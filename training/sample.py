@@ -15,7 +15,7 @@ optical flow. Fast: solver=dpm++ steps=25 guidance_interval='[0.2, 1]'.
 
 from __future__ import annotations
 
-from curation.cli import Arguments, check_command_line, run_command
+from curation.cli import Arguments, UsageError, check_command_line, run_command
 from curation.json_text import parse_json, parse_object
 from curation.progress import format_duration
 from training.config import (
@@ -313,6 +313,8 @@ def run(arguments: Arguments[SampleCommandConfig]) -> None:
         by_name = read_prompts(texts[0], cfg.duration_s)
         prompts = {f"{out}/{name}.mp4": prompt for name, prompt in by_name.items()}
     else:
+        if not out.endswith(".mp4"):
+            raise UsageError(f"OUT is {out!r}; expected a name that ends in .mp4 for one prompt")
         prompts = {out: read_prompt(texts, cfg.duration_s)}
     for path in prompts:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ from training.streamed_clips import ORDER, StreamedClips
 from training.text_to_video import Prompt, System
 from training.weights import BadWeights
 
-RESUMES = "the same command resumes from the last checkpoint"
+RESUMES = "the same command resumes from the last checkpoint, or starts again if there is none"
 VALIDATION_TIMESTEPS = 8  # evenly spaced
 
 

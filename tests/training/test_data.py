@@ -155,7 +155,7 @@ def test_a_clip_with_too_few_frames_is_refused(tmp_path):
 def test_a_folder_without_a_dataset_or_without_clips_is_refused(tmp_path, packed):
     with pytest.raises(BadData, match=r"shards.parquet: no such file; expected the output of"):
         ShardedClips(tmp_path, "train", SMALL)
-    with pytest.raises(BadData, match="there is no clip to train on"):
+    with pytest.raises(BadData, match="the source has no clip to train on"):
         stream_batches(ShardedClips(packed, "test", SMALL), LocalBatch(2), seed=0)
 
 

@@ -182,6 +182,11 @@ def test_a_wrong_captions_file_is_refused_before_a_model_is_loaded(tmp_path, con
         sample_main([str(tmp_path / "no checkpoint"), str(tmp_path / "out.mp4"), str(path)])
 
 
+def test_output_of_one_prompt_that_is_no_mp4_is_refused_before_a_model_is_loaded(tmp_path):
+    with pytest.raises(SystemExit, match=r"UsageError: OUT is .*out\.webm.*ends in \.mp4"):
+        sample_main([str(tmp_path / "no checkpoint"), str(tmp_path / "out.webm"), "one"])
+
+
 def test_a_network_of_single_captions_refuses_several(tmp_path):
     single = tiny_config(tmp_path, steps=1, system=replace(SYSTEM, mode="single"))
     assert len(train(single, CLIPS)) == 1

@@ -187,6 +187,9 @@ def test_a_wrong_setting_and_a_missing_dataset_are_reported_in_one_line(tmp_path
         main([path, "leraning_rate=1"])
     with pytest.raises(SystemExit, match=r"BadData: .*shards.parquet: no such file"):
         main([path, f"data.dataset={tmp_path}"])
+    held_out = dataset(tmp_path / "held out", [row(0, "validation")])
+    with pytest.raises(SystemExit, match=r"held out: no clip to train on\n  fix: .*report.html"):
+        main([path, f"data.dataset={held_out}"])
     folder = dataset(tmp_path / "data", [row(0)])
     with pytest.raises(SystemExit, match=r"system\.size\.frames is 4: the nearest .* 3 and 6"):
         main([path, f"data.dataset={folder}", "system.codec.frames=3"])
