@@ -117,7 +117,8 @@ def header_report(settings: Settings, listed: pa.Table) -> str:
     frames = decode.segments * (1 + decode.frame_samples)
     lines += [
         f"hours of video       {of([s / 3600 for s in seconds])}",
-        f"clips, at most       {clips}   of {decode.clip_s:g} s; takes and the policy leave fewer",
+        f"clips, at most       {clips}   of {decode.clip_s:g} s, without shorter ones; takes "
+        "and the policy leave fewer",
         f"sizes                {_shares(f'{w}x{h}' for w, h in (f['size'] for f in readable))}",
         f"codecs               {_shares(facts['codec'] for facts in readable)}",
         f"CPU hours to score   {of([s * CPU_S_PER_VIDEO_S / 3600 for s in seconds])}   at the rate "

@@ -106,7 +106,8 @@ def make_report(settings: Settings, out: Folder, cluster: Cluster, listed: pa.Ta
         f"videos that fail     {estimate_total(failed, np.ones(count), listed.num_rows)}",
         f"hours of video       {of([(row.get('duration_s') or 0) / 3600 for row in rows])}",
         f"takes                {of([len(row.get('takes') or []) for row in rows])}",
-        f"clips                {of([len(row['clips']) for row in rows])}",
+        f"clips                {of([len(row['clips']) for row in rows])}   with the shorter ones: "
+        f"a take below {settings.score.decode.clip_s:g} s or a video that is not decoded has one",
         f"  kept               {kept_clips}   not counting near-duplicates among other videos",
         *_reasons(rows, kept),
         f"CPU hours to score   {of([_hours(row, gpu_share, on_gpu=False) for row in rows])}",

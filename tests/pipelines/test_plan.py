@@ -38,6 +38,7 @@ def test_trial_of_the_whole_input_predicts_the_results_of_the_run(dataset, clust
     text = plan.make_report(chosen, out, cluster, score.list_input(chosen))
     assert number(text, "kept") == (4, 4, 4)
     assert number(text, "clips") == (6, 6, 6)
+    assert "with the shorter ones: a take below" in text
     assert number(text, "videos that fail") == (1, 1, 1)
     assert number(text, "hours of video")[1] == pytest.approx((5 * 4 + 1.5 + 4) / 3600, rel=0.01)
     assert number(text, "GPU hours to score") == (0, 0, 0)
@@ -137,6 +138,7 @@ def test_headers_of_the_whole_input_give_hours_sizes_and_bounds(
     text = capsys.readouterr().out
     assert number(text, "headers not readable") == (1, 1, 1)
     assert number(text, "hours of video")[1] == pytest.approx((4 * 4 + 8 + 1.5) / 3600, rel=0.01)
+    assert "s, without shorter ones; takes and the policy leave fewer" in text
     assert number(text, "clips, at most") == (6, 6, 6)  # 1 in each of 4 s, 2 in the one of 8 s
     assert "320x180 83%, 1280x720 17%" in text
     assert "h264 100%" in text
