@@ -27,7 +27,13 @@ from curation.runner.cluster import Cluster
 from curation.stage import OPEN, PlanError, Row, RunContext, RunError, Stage, check_plan
 from curation.storage import Folder
 from curation.urls import InputError
-from curation.video_list import FileError, file_error, list_videos
+from curation.video_list import (
+    LIST_SUFFIXES,
+    VIDEO_SUFFIXES,
+    FileError,
+    file_error,
+    list_videos,
+)
 from pipelines.select import costly_scores
 from pipelines.settings import (
     ScoreSettings,
@@ -294,7 +300,15 @@ def list_input(settings: Settings, skipped: Counter[str] | None = None) -> pa.Ta
         parts.append(pa.table(list(zip(*rows, strict=True)), schema=LISTED))
     if not parts:
         others = f"; files of other kinds: {format_skipped(skipped)}" if skipped else ""
-        raise InputError(f"{settings.input}: no video in it{others}")
+        if settings.input.lower().endswith(LIST_SUFFIXES):
+            fix = "write the path or URL of a video on each line"
+        else:
+            fix = (
+                "give a folder with videos. In a folder, only files that end in one of these are "
+                f"read: {' '.join(VIDEO_SUFFIXES)}. A list (.txt) or a pattern, as 'in/*', may "
+                "name any file"
+            )
+        raise InputError(f"{settings.input}: no video in it{others}\n  fix: {fix}")
     listed = pa.concat_tables(parts).combine_chunks()
     first = pc.index_in(listed["video"], value_set=listed["video"].combine_chunks())
     return listed.filter(pc.equal(first, pa.array(np.arange(len(first), dtype=np.int32))))

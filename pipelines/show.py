@@ -193,7 +193,7 @@ def list_clips(out: Folder, where: str | None, sample: int | None, seed: int) ->
 
 def _print_list(out: Folder, rows: list[Row], is_sample: bool) -> None:
     if not rows:
-        print("no such clip")
+        print("no clip matches")
         return
     shown = rows if is_sample else rows[:MAX_LISTED]
     print(align([list(rows[0]), *([_flat(v) for v in row.values()] for row in shown)]))

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from stages.report.terminal import align
 
 COMPARED = ("clip_id", "status", "rule", "duration_s", "caption", "sub_captions")
-ABSENT = "no such clip"  # in place of a rule
+ABSENT = "not in the other output"  # in place of a rule
 FAILED = "failed"
 MAX_EXAMPLES = 3  # clip_ids named per rule
 

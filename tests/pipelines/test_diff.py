@@ -75,7 +75,7 @@ def test_two_outputs_are_compared_with_their_captions(dataset, compare, tmp_path
     pq.write_table(changed.take([i for i in range(6) if i != last]), tmp_path / "clips.parquet")
     text = compare(dataset.out, tmp_path)
     assert text.splitlines()[0] == "kept clips: 4 -> 3, 0 gained, 1 lost"
-    assert "no such clip" in text
+    assert "not in the other output" in text
     assert "captions: 1 of 3 clips kept by both differ" in text
     assert "1 gained, 0 lost" in compare(tmp_path, dataset.out)
 

@@ -21,6 +21,7 @@ import webdataset as wds
 from curation import config, records
 from curation.stage import PlanError
 from curation.storage import Folder
+from curation.video_list import VIDEO_SUFFIXES
 from pipelines import caption, curate, export, score, select
 from pipelines.settings import Settings, main
 from stages.export.presto import CAPTION_KEYS
@@ -361,7 +362,17 @@ def test_folder_without_videos_is_refused(capsys, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/notes.txt").write_text("x")
     code, text = run_and_capture(capsys, "curate", f"input={tmp_path}/in", f"output={tmp_path}/out")
-    assert (code, "no video in it" in text) == (1, True)
+    assert code == 1
+    assert "no video in it; files of other kinds: .txt 1\n  fix: give a folder with" in text
+    assert all(f" {suffix}" in text for suffix in VIDEO_SUFFIXES)
+
+
+def test_list_without_a_name_is_refused(capsys, tmp_path):
+    (tmp_path / "list.txt").write_text("# nothing yet\n")
+    given = (f"input={tmp_path}/list.txt", f"output={tmp_path}/out")
+    code, text = run_and_capture(capsys, "curate", *given)
+    assert code == 1
+    assert "no video in it\n  fix: write the path or URL of a video on each line" in text
 
 
 def test_output_that_cannot_be_written_is_refused(capsys, tmp_path):

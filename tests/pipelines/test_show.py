@@ -98,7 +98,7 @@ def test_clips_are_found_by_a_condition(run, clips):
     ]
     assert len(listed) == 1 + 4
     assert "two\\ntakes" in "\n".join(listed)  # a name with a line break stays on its line
-    assert run("--where", "motion_dis < 0") == "no such clip\n"
+    assert run("--where", "motion_dis < 0") == "no clip matches\n"
     wide = csv.DictReader(io.StringIO(run("--where", "sub_captions IS NULL", "--format", "csv")))
     assert [row["sub_captions"] for row in wide] == ["", ""]
 
