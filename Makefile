@@ -54,19 +54,25 @@ bench-driver: BENCHMARK := driver
 bench-shots bench-score bench-ray bench-select bench-driver bench-models: .venv/dev
 	$(RUN) -m benchmarks.$(BENCHMARK) $(ARGS)
 
+INSTALLING = @echo "installing into .venv: a few minutes"
+
 .venv/base: pyproject.toml constraints.txt
+	$(INSTALLING)
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install -q -c constraints.txt -e .
 	touch $@
 
 .venv/models: .venv/base
+	$(INSTALLING)
 	.venv/bin/pip install -q -c constraints.txt -e ".[models,transnet]"
 	touch $@
 
 .venv/train: .venv/base
+	$(INSTALLING)
 	.venv/bin/pip install -q -c constraints.txt -e ".[train]"
 	touch $@
 
 .venv/dev: .venv/base
+	$(INSTALLING)
 	.venv/bin/pip install -q -c constraints.txt -e ".[dev]"
 	touch $@
