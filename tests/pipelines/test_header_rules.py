@@ -399,7 +399,7 @@ def test_policy_that_would_keep_a_video_without_scores_is_refused_with_the_comma
     with pytest.raises(PlanError) as e:
         select.run(looser, Folder(str(output / "out")))
     assert "by which 1 videos were rejected without decoding them" in str(e.value)
-    command = "python -m pipelines.score CONFIG input=INPUT output=OUT"
+    command = "python -m pipelines.score CONFIG input=INPUT output=OTHER_OUT"
     assert f"{command} score.decode.prefilter.{rule}=null" in str(e.value)
     tighter = of_output(output, *CHEAP, "select.policy.width={min: 320, max: 2000}")
     select.run(tighter, Folder(str(output / "out")))
