@@ -1,4 +1,4 @@
-"""Finds straight lines across the picture at which two views meet: split screens and collages."""
+"""Finds straight lines and outlines at which two views meet: split screens, collages, insets."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt
 
 from curation.video.frames import Planes, VideoInfo
 from stages.meters.meter import Meter
+from stages.meters.outlines import outline_share
 from stages.meters.scratch_file import ScratchFile
 
 JPEG_QUALITY = 92
@@ -76,15 +77,16 @@ class Seams(Meter):
 
 
 def seam_share(samples: Sequence[np.ndarray]) -> float:
-    """samples: luma (h, w) at different times -> 0..1, of the clearest line in either direction.
+    """samples: luma (h, w) at different times -> 0..1, of the clearest line or outline.
 
-    About the share of the line at which two unrelated pictures meet; 0 where the picture is small.
+    Of a line, about the share at which two unrelated pictures meet; of the outline of an inset or
+    panel, how clear it is. 0 where the picture is small.
     """
     stack = np.stack(samples)
     if min(stack.shape[1:]) < MIN_LINE_PX:
         return 0.0
     turned = np.ascontiguousarray(stack.transpose(0, 2, 1))
-    return max(_clearest_vertical(stack), _clearest_vertical(turned))
+    return max(_clearest_vertical(stack), _clearest_vertical(turned), outline_share(stack))
 
 
 def _clearest_vertical(stack: np.ndarray) -> float:

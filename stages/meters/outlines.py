@@ -1,0 +1,304 @@
+"""Finds views inside a picture: insets with straight sides, and panels on one colour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+MIN_PICTURE_PX = 48  # a smaller picture has no outlines to examine
+MAX_BAR_SPREAD = 4.0  # grey levels, along a row or column of a bar and over time
+MIN_CHANGE_LEVELS = 6.0  # between samples: motion
+# Rectangles
+NUM_LINES = 16  # examined per direction
+NUM_RECTANGLES = 8  # examined
+MIN_JUMP_LEVELS = 6  # grey levels across an edge, and 1.5 times the differences next to it
+MIN_EDGE_SHARE = 0.3  # of a side, over all samples
+MARGIN_PX = 6  # lines so near to the picture's edge are not examined
+MIN_SIDE_PX = 16
+SIDE_SHARES = (0.12, 0.9)  # of the picture's sides
+MAX_AREA_SHARE = 0.6  # of the picture
+ASPECTS = (0.33, 4.0)  # width by height: banners are wider
+HIDDEN_SHARE = 0.6  # counts as the edge share of a side that is the picture's edge
+MAX_OVERLAP = 0.7  # of two examined rectangles, intersection over union
+MIN_OUTLINE_MOTION = 0.5  # share of the samples in which a pixel next to the outline moves
+MIN_INNER_MOTION = 0.3  # share of the samples in which a pixel inside moves
+BANDS = 4  # parts of a side whose positions are compared
+BEYOND_PX = (3, 14)  # from a corner: where a side of an inset does not continue
+# Evidence grows from 0 at the first value to 1 at the second.
+EDGE_SHARES = (0.4, 0.62)  # of the side with the fewest edges
+END_SHARES = (0.15, 0.35)  # of the quarter with the fewest, at an end of a side
+INNER_AREA = (0.03, 0.1)  # share of the middle third that moves
+TOGETHER = (0.5, 0.2)  # correlation of the motion on both sides of the outline
+DEVIATIONS_PX = (0.45, 0.2)  # of the bands of a side from a row or column
+EXACT_DEVIATIONS_PX = (0.35, 0.1)
+OUTLINE_SHARES = (0.3, 0.6)  # share of the outline along which one side of it moves
+BEYOND_SHARES = (0.6, 0.35)  # edges beyond the corners: of grids and door frames
+BORDER_SPREADS = (10.0, 4.0)  # grey levels, standard deviation of a border's pixels
+MIN_BORDER_LEVELS = 10.0  # from a border to both sides of it
+# Panels
+MAX_GROUND_RANGE = 10  # grey levels, of a pixel of the ground over all samples
+MIN_GROUND_SHARE = 0.06  # of the picture
+MIN_PANEL_SHARE = 0.04  # of the picture
+MIN_RECTANGLE_FILL = 0.95  # share of the box around a panel
+ROUND_FILLS = (0.755, 0.815)  # around pi / 4
+PANEL_AREA = (0.02, 0.06)  # share of a panel that moves
+CONTENT_SHARES = (0.75, 0.9)  # of all that is not ground: area of the panels
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom: the last px outside, the last inside
+
+
+def outline_share(stack: np.ndarray) -> float:
+    """stack: luma (samples, h, w) uint8 -> 0..1, of the clearest outline of a view in the picture.
+
+    A scene has rectangles too: doors, windows, televisions. But a camera shows few of their sides
+    exactly along a row or column, and they move with what is around them.
+    """
+    panels = _panel_share(stack, _moves(stack))
+    stack = _without_bars(stack)
+    if min(stack.shape[1:]) < MIN_PICTURE_PX:
+        return panels
+    moves = _moves(stack)
+    planes = [
+        _Lines(stack, moves),
+        _Lines(*(np.ascontiguousarray(a.transpose(0, 2, 1)) for a in (stack, moves))),
+    ]
+    shares = (_rectangle_share(moves, planes, box) for box in _rectangles(planes))
+    return max(panels, *shares, 0.0)
+
+
+def _moves(stack: np.ndarray) -> np.ndarray:
+    """(samples, h, w) -> (samples - 1, h, w) float32: 1 where the picture moves, else 0."""
+    changes = (cv2.absdiff(a, b) for a, b in zip(stack[1:], stack[:-1], strict=True))
+    moves = [cv2.blur(change, (3, 3)) > MIN_CHANGE_LEVELS for change in changes]
+    return np.stack(moves).astype(np.float32)
+
+
+def _without_bars(stack: np.ndarray) -> np.ndarray:
+    """Without rows and columns of one colour at the picture's edges."""
+    low, high = stack.min(0), stack.max(0)
+    spans = []
+    for axis in (1, 0):
+        spreads = high.std(axis), low.std(axis), cv2.subtract(high, low).mean(axis)
+        has_content = np.flatnonzero(np.max(spreads, axis=0) > MAX_BAR_SPREAD)
+        spans.append(slice(has_content[0], has_content[-1] + 1) if len(has_content) else slice(0))
+    return np.ascontiguousarray(stack[:, spans[0], spans[1]])
+
+
+class _Lines:
+    """The vertical lines of a picture; of the turned picture, its horizontal lines.
+
+    A line x lies between the columns x and x + 1, or it is a thin border there.
+    """
+
+    def __init__(self, stack: np.ndarray, moves: np.ndarray) -> None:
+        """stack: (samples, h, w) uint8; moves: (samples - 1, h, w)."""
+        self.stack, self.moves = stack, moves
+        samples, height, width = stack.shape
+        rows = stack.reshape(-1, width)
+        across = cv2.absdiff(rows[:, 3:], rows[:, :-3])  # [:, x - 1] is that of line x
+        next_to = np.full_like(across, MIN_JUMP_LEVELS * 2 // 3)
+        next_to[:, 3:] = cv2.max(next_to[:, 3:], across[:, :-3])
+        next_to[:, :-3] = cv2.max(next_to[:, :-3], across[:, 3:])
+        is_edge = (across > cv2.add(next_to, next_to // 2)).reshape(samples, height, -1)
+        edges = np.zeros((height, width), np.float32)
+        edges[:, 1:-2] = is_edge.view(np.uint8).sum(0, dtype=np.uint8) / np.float32(samples)
+        self.edges = cv2.dilate(edges, np.ones((1, 3), np.uint8))  # (h, w): share of the samples
+        part = max(15, min(height, width) // 7)
+        clearest = cv2.blur(edges, (1, part), borderType=cv2.BORDER_CONSTANT).max(0)
+        clearest[:MARGIN_PX] = clearest[-MARGIN_PX:] = 0
+        found = []
+        while len(found) < NUM_LINES and clearest.max() >= MIN_EDGE_SHARE:
+            x = int(clearest.argmax())
+            found.append(x)
+            clearest[max(0, x - 3) : x + 4] = 0
+        # the picture's edges are the first and the last line
+        self.places = np.array([-1, *sorted(found), width - 1])
+
+    def edge_shares(self, tops: np.ndarray, bottoms: np.ndarray) -> np.ndarray:
+        """(lines, spans): share of each line in each span of rows; inf of the picture's edges."""
+        sums = np.cumsum(self.edges[:, self.places], axis=0)
+        sums = np.vstack([np.zeros_like(sums[:1]), sums])
+        shares = ((sums[bottoms + 1] - sums[tops + 1]) / (bottoms - tops)[:, None]).T
+        shares[[0, -1]] = np.inf
+        return shares
+
+    def is_visible(self, x: int) -> bool:
+        return bool(self.places[0] < x < self.places[-1])
+
+
+def _rectangles(planes: list[_Lines]) -> list[Box]:
+    """Those with the clearest sides; one or two of them may be edges of the picture."""
+    spans = [np.triu_indices(len(lines.places), 1) for lines in planes]
+    starts = [lines.places[first] for lines, (first, _) in zip(planes, spans, strict=True)]
+    ends = [lines.places[last] for lines, (_, last) in zip(planes, spans, strict=True)]
+    shares = [planes[i].edge_shares(starts[1 - i], ends[1 - i]) for i in (0, 1)]
+    sides = np.stack(
+        [
+            *(shares[0][side] for side in spans[0]),  # left and right: (spans of x, spans of y)
+            *(shares[1][side].T for side in spans[1]),
+        ]
+    )
+    width, height = (ends[0] - starts[0])[:, None], ends[1] - starts[1]
+    full_width, full_height = (lines.stack.shape[2] for lines in planes)
+    least = sides.min(0)
+    fits = (
+        (least >= MIN_EDGE_SHARE)
+        & (width >= max(SIDE_SHARES[0] * full_width, MIN_SIDE_PX))
+        & (width <= SIDE_SHARES[1] * full_width)
+        & (height >= max(SIDE_SHARES[0] * full_height, MIN_SIDE_PX))
+        & (height <= SIDE_SHARES[1] * full_height)
+        & (width * height <= MAX_AREA_SHARE * full_width * full_height)
+        & (width >= ASPECTS[0] * height)
+        & (width <= ASPECTS[1] * height)
+    )
+    clear = least + np.where(np.isfinite(sides), sides, HIDDEN_SHARE).mean(0)
+    found: list[Box] = []
+    candidates = np.argwhere(fits)
+    for i, j in candidates[np.argsort(-clear[fits])]:
+        box = int(starts[0][i]), int(starts[1][j]), int(ends[0][i]), int(ends[1][j])
+        if all(_overlap(box, other) < MAX_OVERLAP for other in found):
+            found.append(box)
+            if len(found) == NUM_RECTANGLES:
+                break
+    return found
+
+
+def _overlap(one: Box, two: Box) -> float:
+    """Intersection over union."""
+    width = min(one[2], two[2]) - max(one[0], two[0])
+    height = min(one[3], two[3]) - max(one[1], two[1])
+    both = max(0, width) * max(0, height)
+    areas = ((box[2] - box[0]) * (box[3] - box[1]) for box in (one, two))
+    return both / (sum(areas) - both)
+
+
+def _rectangle_share(moves: np.ndarray, planes: list[_Lines], box: Box) -> float:
+    """0..1: whether it is the outline of a view that moves."""
+    left, top, right, bottom = box
+    x, y = (right - left) // 3, (bottom - top) // 3
+    inner = moves[:, top + y : bottom - y, left + x : right - x].mean(0)
+    inside = _grows(float((inner >= MIN_INNER_MOTION).mean()), INNER_AREA)
+    if not inside:
+        return 0.0
+    sides = [
+        _side(lines, x, is_first, span)
+        for lines, span, ends in ((planes[0], box[1::2], box[::2]), (planes[1], box[::2], box[1::2]))
+        for x, is_first in zip(ends, (True, False), strict=True)
+        if lines.is_visible(x)
+    ]
+    outer_motion, inner_motion = (
+        np.concatenate([side.moves[place] for side in sides], axis=1) for place in (0, 1)
+    )
+    together = 0.0
+    if min(outer_motion.mean(), inner_motion.mean()) > 0.05:
+        together = float(np.corrcoef(outer_motion.ravel(), inner_motion.ravel())[0, 1])
+    outer_share, inner_share = (
+        _grows(float((motion.mean(0) >= MIN_OUTLINE_MOTION).mean()), OUTLINE_SHARES)
+        for motion in (outer_motion, inner_motion)
+    )
+    straight, exact = (
+        min(max(side.border, _grows(side.deviation, between)) for side in sides)
+        for between in (DEVIATIONS_PX, EXACT_DEVIATIONS_PX)
+    )
+    is_whole = len(sides) > 2
+    drawn = 1 - (1 - 0.75 * straight * is_whole) * (
+        1 - 0.95 * outer_share * (1.0 if is_whole else straight)
+    ) * (1 - 0.7 * inner_share * exact)
+    beyond = np.concatenate([side.beyond for side in sides])
+    ends_here = _grows(float(beyond.mean()), BEYOND_SHARES) if len(beyond) else 1.0
+    edge_share = _grows(min(side.edge_share for side in sides), EDGE_SHARES)
+    edge_share *= _grows(min(side.end_share for side in sides), END_SHARES)
+    return edge_share * inside * _grows(together, TOGETHER) * drawn * ends_here
+
+
+@dataclass(frozen=True)
+class _Side:
+    edge_share: float
+    end_share: float  # of its first or last quarter
+    moves: tuple[np.ndarray, np.ndarray]  # (samples - 1, px) outside and inside
+    deviation: float  # px, of its bands from a straight line along a row or column
+    border: float  # 0..1: whether it is a border of one colour
+    beyond: np.ndarray  # edge shares of the line beyond the corners
+
+
+def _side(lines: _Lines, x: int, is_first: bool, span: tuple[int, int]) -> _Side:
+    """is_first: the rectangle is to the right of the line x, between the rows of span."""
+    start, end = span[0] + 1, span[1] + 1
+    rows = slice(start + 2, end - 2)
+    around = lines.stack[:, rows, x - 4 : x + 6].astype(np.float32)
+    spreads = around[:, :, 3:7].std((0, 1))
+    at = 3 + int(spreads.argmin())
+    level = around[:, :, at].mean()
+    contrast = min(float(np.abs(around[:, :, i] - level).mean()) for i in (at - 3, at + 3))
+    width = lines.stack.shape[2]
+    before, after = lines.moves[:, rows, max(x - 3, 0)], lines.moves[:, rows, min(x + 4, width - 1)]
+    edges, quarter = lines.edges[start:end, x], (end - start) // 4
+    near, far = BEYOND_PX
+    beyond = (lines.edges[max(start - far, 0) : max(start - near, 0), x], lines.edges[end + near : end + far, x])
+    return _Side(
+        edge_share=float(edges.mean()),
+        end_share=float(min(edges[:quarter].mean(), edges[-quarter:].mean())),
+        moves=(before, after) if is_first else (after, before),
+        deviation=_deviation(around[:, :, 2:8]),
+        border=_grows(float(spreads.min()), BORDER_SPREADS) * (contrast > MIN_BORDER_LEVELS),
+        beyond=np.concatenate(beyond),
+    )
+
+
+def _deviation(around: np.ndarray) -> float:
+    """around: (samples, px along the side, 6) -> px, standard deviation of the bands' positions.
+
+    The two columns in the middle are a mix of the views; each band's share of the first view in
+    them is fitted over all samples.
+    """
+    first, second = around[:, :, :2].mean(2), around[:, :, 4:].mean(2)
+    mixed, difference = around[:, :, 2] + around[:, :, 3] - 2 * second, first - second
+    products = [
+        [a.sum() for a in np.array_split(product, BANDS, axis=1)]
+        for product in (mixed * difference, difference**2)
+    ]
+    mixed_sums, squares = np.array(products)
+    counts = difference.size / BANDS
+    places = mixed_sums / (squares + 1e-3)
+    weights = np.minimum(squares / counts, 400.0) + 1
+    mean = (weights * places).sum() / weights.sum()
+    return float(np.sqrt((weights * (places - mean) ** 2).sum() / weights.sum()))
+
+
+def _panel_share(stack: np.ndarray, moves: np.ndarray) -> float:
+    """0..1: whether all content is rectangles or discs that move, apart on a ground of one colour."""
+    low, high = stack.min(0), stack.max(0)
+    stays = high - low <= MAX_GROUND_RANGE
+    levels = np.bincount(low[stays], minlength=256)
+    level = int(np.convolve(levels, np.ones(7), "same").argmax())
+    ground = stays & (np.abs(low.astype(np.int16) - level) <= MAX_GROUND_RANGE)
+    if ground.mean() < MIN_GROUND_SHARE:
+        return 0.0
+    content = cv2.morphologyEx((~ground).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    moving = moves.mean(0) >= MIN_INNER_MOTION
+    contours, _ = cv2.findContours(content, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    areas, motion = [], []
+    for contour in contours:
+        x, y, width, height = cv2.boundingRect(contour)
+        is_large = width * height >= MIN_PANEL_SHARE * content.size
+        if not is_large or not ASPECTS[0] <= width / height <= ASPECTS[1]:
+            continue
+        hull = np.zeros_like(content)
+        cv2.fillConvexPoly(hull, cv2.convexHull(contour), 1)
+        area = int(hull.sum())
+        fill = area / (width * height)
+        if fill >= MIN_RECTANGLE_FILL or ROUND_FILLS[0] <= fill <= ROUND_FILLS[1]:
+            areas.append(area)
+            motion.append(_grows(float(moving[hull > 0].mean()), PANEL_AREA))
+    if len(areas) < 2:
+        return 0.0
+    content_share = sum(areas) / max(int(content.sum()), sum(areas))
+    return sorted(motion)[-2] * _grows(content_share, CONTENT_SHARES)
+
+
+def _grows(value: float, between: tuple[float, float]) -> float:
+    """0 at the first value, 1 at the second."""
+    start, end = between
+    return min(1.0, max(0.0, (value - start) / (end - start)))
