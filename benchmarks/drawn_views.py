@@ -26,6 +26,7 @@ from benchmarks.footage import Take, single_takes
 from benchmarks.shots import wilson
 from benchmarks.views import VIEW_LABELS
 from curation import config
+from curation.policy import decide
 from curation.stage import BadVideo
 from curation.video.planes import convert
 from curation.video.reader import Reader
@@ -233,8 +234,9 @@ def main() -> None:
     parser.add_argument("--errors", action="store_true", help="a line per wrong decision")
     args = parser.parse_args()
     policy = config.load(Settings, str(REPOSITORY / DEFAULT_CONFIG), []).select.policy
-    limit = policy["seam_share"].max
+    rules = type(policy)({"seam_share": policy["seam_share"]})
     shares: dict[str, list[float]] = defaultdict(list)
+    decisions: dict[str, list[bool]] = defaultdict(list)
     errors = []
     for drawing in drawings(args.part):
         meter = Seams()
@@ -243,11 +245,13 @@ def main() -> None:
         if share is None:
             continue
         shares[drawing.kind].append(share)
-        if (share > limit) == (drawing.kind == "one view"):
+        rejected = bool(decide({"seam_share": share}, rules))
+        decisions[drawing.kind].append(rejected)
+        if rejected == (drawing.kind == "one view"):
             errors.append(f"{drawing.kind} {drawing.description}: {share:.2f}")
     print("kind         rejected   rate (95 % interval)    seam_share: median, range")
     for kind, found in shares.items():
-        hits, count = sum(share > limit for share in found), len(found)
+        hits, count = sum(decisions[kind]), len(found)
         low, high = wilson(hits, count)
         print(
             f"{kind:12} {hits:4} of {count:3}   {hits / count:.3f} ({low:.3f} to {high:.3f})   "

@@ -12,7 +12,7 @@ MAX_BAR_SPREAD = 4.0  # grey levels, along a row or column of a bar and over tim
 MIN_CHANGE_LEVELS = 6.0  # between samples: motion
 # Rectangles
 NUM_LINES = 16  # examined per direction
-NUM_RECTANGLES = 8  # examined
+NUM_RECTANGLES = 12  # examined
 MIN_JUMP_LEVELS = 6  # grey levels across an edge, and 1.5 times the differences next to it
 MIN_EDGE_SHARE = 0.3  # of a side, over all samples
 MARGIN_PX = 6  # lines so near to the picture's edge are not examined
@@ -21,7 +21,7 @@ SIDE_SHARES = (0.12, 0.9)  # of the picture's sides
 MAX_AREA_SHARE = 0.6  # of the picture
 ASPECTS = (0.33, 4.0)  # width by height: banners are wider
 HIDDEN_SHARE = 0.6  # counts as the edge share of a side that is the picture's edge
-MAX_OVERLAP = 0.7  # of two examined rectangles, intersection over union
+MAX_OVERLAP = 0.8  # of two examined rectangles, intersection over union
 MIN_OUTLINE_MOTION = 0.5  # share of the samples in which a pixel next to the outline moves
 MIN_INNER_MOTION = 0.3  # share of the samples in which a pixel inside moves
 BANDS = 4  # parts of a side whose positions are compared
@@ -33,7 +33,7 @@ INNER_AREA = (0.03, 0.1)  # share of the middle third that moves
 TOGETHER = (0.5, 0.2)  # correlation of the motion on both sides of the outline
 DEVIATIONS_PX = (0.45, 0.2)  # of the bands of a side from a row or column
 EXACT_DEVIATIONS_PX = (0.35, 0.1)
-OUTLINE_SHARES = (0.3, 0.6)  # share of the outline along which one side of it moves
+OUTLINE_SHARES = (0.2, 0.5)  # share of the outline along which one side of it moves
 BEYOND_SHARES = (0.6, 0.35)  # edges beyond the corners: of grids and door frames
 BORDER_SPREADS = (10.0, 4.0)  # grey levels, standard deviation of a border's pixels
 MIN_BORDER_LEVELS = 10.0  # from a border to both sides of it
@@ -108,7 +108,7 @@ class _Lines:
         part = max(15, min(height, width) // 7)
         clearest = cv2.blur(edges, (1, part), borderType=cv2.BORDER_CONSTANT).max(0)
         clearest[:MARGIN_PX] = clearest[-MARGIN_PX:] = 0
-        found = []
+        found: list[int] = []
         while len(found) < NUM_LINES and clearest.max() >= MIN_EDGE_SHARE:
             x = int(clearest.argmax())
             found.append(x)
@@ -184,7 +184,10 @@ def _rectangle_share(moves: np.ndarray, planes: list[_Lines], box: Box) -> float
         return 0.0
     sides = [
         _side(lines, x, is_first, span)
-        for lines, span, ends in ((planes[0], box[1::2], box[::2]), (planes[1], box[::2], box[1::2]))
+        for lines, span, ends in (
+            (planes[0], box[1::2], box[::2]),
+            (planes[1], box[::2], box[1::2]),
+        )
         for x, is_first in zip(ends, (True, False), strict=True)
         if lines.is_visible(x)
     ]
@@ -236,7 +239,10 @@ def _side(lines: _Lines, x: int, is_first: bool, span: tuple[int, int]) -> _Side
     before, after = lines.moves[:, rows, max(x - 3, 0)], lines.moves[:, rows, min(x + 4, width - 1)]
     edges, quarter = lines.edges[start:end, x], (end - start) // 4
     near, far = BEYOND_PX
-    beyond = (lines.edges[max(start - far, 0) : max(start - near, 0), x], lines.edges[end + near : end + far, x])
+    beyond = (
+        lines.edges[max(start - far, 0) : max(start - near, 0), x],
+        lines.edges[end + near : end + far, x],
+    )
     return _Side(
         edge_share=float(edges.mean()),
         end_share=float(min(edges[:quarter].mean(), edges[-quarter:].mean())),
@@ -276,12 +282,14 @@ def _panel_share(stack: np.ndarray, moves: np.ndarray) -> float:
     ground = stays & (np.abs(low.astype(np.int16) - level) <= MAX_GROUND_RANGE)
     if ground.mean() < MIN_GROUND_SHARE:
         return 0.0
-    content = cv2.morphologyEx((~ground).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    content = cv2.morphologyEx(
+        (~ground).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)
+    )
     moving = moves.mean(0) >= MIN_INNER_MOTION
     contours, _ = cv2.findContours(content, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     areas, motion = [], []
     for contour in contours:
-        x, y, width, height = cv2.boundingRect(contour)
+        _, _, width, height = cv2.boundingRect(contour)
         is_large = width * height >= MIN_PANEL_SHARE * content.size
         if not is_large or not ASPECTS[0] <= width / height <= ASPECTS[1]:
             continue
