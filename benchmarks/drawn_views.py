@@ -17,7 +17,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import cv2
 import numpy as np
@@ -73,7 +73,7 @@ def takes_of(part: str) -> list[Take]:
     return sorted(takes, key=lambda take: zlib.crc32(take.path.rsplit("/", 1)[-1].encode()))[:TAKES]
 
 
-@lru_cache(maxsize=None)
+@cache
 def film(take: Take) -> Film:
     """FPS frames a second of the first SECONDS of a take; fewer where it can't be decoded."""
     frames: Film = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -25,6 +26,7 @@ MAX_OVERLAP = 0.8  # of two examined rectangles, intersection over union
 MIN_OUTLINE_MOTION = 0.5  # share of the samples in which a pixel next to the outline moves
 MIN_INNER_MOTION = 0.3  # share of the samples in which a pixel inside moves
 BANDS = 4  # parts of a side whose positions are compared
+MAX_WEIGHT = 400.0  # of a band: squared grey levels between the views
 BEYOND_PX = (3, 14)  # from a corner: where a side of an inset does not continue
 # Evidence grows from 0 at the first value to 1 at the second.
 EDGE_SHARES = (0.4, 0.62)  # of the side with the fewest edges
@@ -55,7 +57,7 @@ def outline_share(stack: np.ndarray) -> float:
     A scene has rectangles too: doors, windows, televisions. But a camera shows few of their sides
     exactly along a row or column, and they move with what is around them.
     """
-    panels = _panel_share(stack, _moves(stack))
+    panels = _panel_share(stack)
     stack = _without_bars(stack)
     if min(stack.shape[1:]) < MIN_PICTURE_PX:
         return panels
@@ -194,9 +196,7 @@ def _rectangle_share(moves: np.ndarray, planes: list[_Lines], box: Box) -> float
     outer_motion, inner_motion = (
         np.concatenate([side.moves[place] for side in sides], axis=1) for place in (0, 1)
     )
-    together = 0.0
-    if min(outer_motion.mean(), inner_motion.mean()) > 0.05:
-        together = float(np.corrcoef(outer_motion.ravel(), inner_motion.ravel())[0, 1])
+    together = _correlation(outer_motion, inner_motion)
     outer_share, inner_share = (
         _grows(float((motion.mean(0) >= MIN_OUTLINE_MOTION).mean()), OUTLINE_SHARES)
         for motion in (outer_motion, inner_motion)
@@ -206,14 +206,25 @@ def _rectangle_share(moves: np.ndarray, planes: list[_Lines], box: Box) -> float
         for between in (DEVIATIONS_PX, EXACT_DEVIATIONS_PX)
     )
     is_whole = len(sides) > 2
-    drawn = 1 - (1 - 0.75 * straight * is_whole) * (
-        1 - 0.95 * outer_share * (1.0 if is_whole else straight)
-    ) * (1 - 0.7 * inner_share * exact)
+    evidence = (
+        0.75 * straight * is_whole,
+        0.95 * outer_share * (1.0 if is_whole else straight),
+        0.7 * exact * inner_share,
+    )
+    drawn = 1 - math.prod(1 - found for found in evidence)
     beyond = np.concatenate([side.beyond for side in sides])
     ends_here = _grows(float(beyond.mean()), BEYOND_SHARES) if len(beyond) else 1.0
     edge_share = _grows(min(side.edge_share for side in sides), EDGE_SHARES)
     edge_share *= _grows(min(side.end_share for side in sides), END_SHARES)
     return edge_share * inside * _grows(together, TOGETHER) * drawn * ends_here
+
+
+def _correlation(one: np.ndarray, two: np.ndarray) -> float:
+    """0 where one of them hardly changes."""
+    if min(one.mean(), two.mean()) <= 0.05:
+        return 0.0
+    one, two = one - one.mean(), two - two.mean()
+    return float((one * two).sum() / np.sqrt((one * one).sum() * (two * two).sum() + 1e-3))
 
 
 @dataclass(frozen=True)
@@ -268,15 +279,15 @@ def _deviation(around: np.ndarray) -> float:
     mixed_sums, squares = np.array(products)
     counts = difference.size / BANDS
     places = mixed_sums / (squares + 1e-3)
-    weights = np.minimum(squares / counts, 400.0) + 1
+    weights = np.minimum(squares / counts, MAX_WEIGHT) + 1
     mean = (weights * places).sum() / weights.sum()
     return float(np.sqrt((weights * (places - mean) ** 2).sum() / weights.sum()))
 
 
-def _panel_share(stack: np.ndarray, moves: np.ndarray) -> float:
-    """0..1: whether all content is rectangles or discs that move, apart on a ground of one colour."""
+def _panel_share(stack: np.ndarray) -> float:
+    """0..1: whether all content is moving rectangles or discs, apart on a ground of one colour."""
     low, high = stack.min(0), stack.max(0)
-    stays = high - low <= MAX_GROUND_RANGE
+    stays = cv2.subtract(high, low) <= MAX_GROUND_RANGE
     levels = np.bincount(low[stays], minlength=256)
     level = int(np.convolve(levels, np.ones(7), "same").argmax())
     ground = stays & (np.abs(low.astype(np.int16) - level) <= MAX_GROUND_RANGE)
@@ -285,25 +296,23 @@ def _panel_share(stack: np.ndarray, moves: np.ndarray) -> float:
     content = cv2.morphologyEx(
         (~ground).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)
     )
-    moving = moves.mean(0) >= MIN_INNER_MOTION
     contours, _ = cv2.findContours(content, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    areas, motion = [], []
+    panels = []
     for contour in contours:
         _, _, width, height = cv2.boundingRect(contour)
         is_large = width * height >= MIN_PANEL_SHARE * content.size
-        if not is_large or not ASPECTS[0] <= width / height <= ASPECTS[1]:
-            continue
-        hull = np.zeros_like(content)
-        cv2.fillConvexPoly(hull, cv2.convexHull(contour), 1)
-        area = int(hull.sum())
-        fill = area / (width * height)
-        if fill >= MIN_RECTANGLE_FILL or ROUND_FILLS[0] <= fill <= ROUND_FILLS[1]:
-            areas.append(area)
-            motion.append(_grows(float(moving[hull > 0].mean()), PANEL_AREA))
-    if len(areas) < 2:
+        if is_large and ASPECTS[0] <= width / height <= ASPECTS[1]:
+            panel = np.zeros_like(content)
+            cv2.fillConvexPoly(panel, cv2.convexHull(contour), 1)
+            fill = panel.sum() / (width * height)
+            if fill >= MIN_RECTANGLE_FILL or ROUND_FILLS[0] <= fill <= ROUND_FILLS[1]:
+                panels.append(panel > 0)
+    if len(panels) < 2:
         return 0.0
-    content_share = sum(areas) / max(int(content.sum()), sum(areas))
-    return sorted(motion)[-2] * _grows(content_share, CONTENT_SHARES)
+    moving = _moves(stack).mean(0) >= MIN_INNER_MOTION
+    motion = sorted(_grows(float(moving[panel].mean()), PANEL_AREA) for panel in panels)
+    area = sum(int(panel.sum()) for panel in panels)
+    return motion[-2] * _grows(area / max(area, int(content.sum())), CONTENT_SHARES)
 
 
 def _grows(value: float, between: tuple[float, float]) -> float:
