@@ -173,7 +173,7 @@ SCORES = (
     Column(
         "seam_share",
         FLOAT,
-        "share of the clearest straight line across the picture at which two views meet, 0..1",
+        "how clear the clearest straight line or outline is at which two views meet, 0..1",
     ),
     Column(
         "screen_share",
