@@ -40,7 +40,7 @@ WIDTH, HEIGHT = 640, 360  # px, of a drawing
 FPS, SECONDS = 10, 6
 MAX_START_S = 20.0  # of a take: files are decoded from their start
 TAKES = 36  # of each part
-COUNTS = {"inset": 120, "panels": 40, "round views": 20, "one view": 60}
+COUNTS = {"inset": 120, "panels": 40, "round views": 20, "one view": 160}
 CRFS = (20, 26, 36)
 Film = list[np.ndarray]  # (HEIGHT, WIDTH) uint8 each
 
@@ -181,37 +181,111 @@ def round_views(rng: np.random.Generator, one: Film, two: Film) -> tuple[str, Fi
     return f"diameter {side}", frames
 
 
+def bars(rng: np.random.Generator, main: Film, other: Film) -> Film:
+    """Black bars at two sides, or at all four."""
+    x, y = int(rng.uniform(20, 160)), int(rng.uniform(20, 80))
+    hidden = rng.integers(3)
+    x, y = x * (hidden != 0), y * (hidden != 1)
+    size = (WIDTH - 2 * x, HEIGHT - 2 * y)
+    return pasted(flat(0, len(main)), main, x, y, size, "rectangle")
+
+
+def plate(rng: np.random.Generator, main: Film, other: Film) -> Film:
+    """A logo, banner or box of text, opaque or translucent, anywhere or at a usual place."""
+    usual = [(520, 20, 100, 60), (0, 290, 640, 50), (120, 300, 400, 40)]
+    width, height = int(rng.uniform(90, 320)), int(rng.uniform(44, 180))
+    x = int(rng.choice([0, 20, WIDTH - width - 20, WIDTH - width, (WIDTH - width) // 2]))
+    y = int(rng.choice([0, 16, HEIGHT - height - 16, HEIGHT - height]))
+    if rng.random() < 0.5:
+        x, y, width, height = usual[rng.integers(len(usual))]
+    shown = np.full((height, width), int(rng.choice([20, 90, 235])), np.uint8)
+    cv2.putText(shown, "CHANNEL FIVE", (8, height - 14), 0, 0.6, 128, 2, cv2.LINE_AA)
+    alpha = rng.uniform(0.3, 0.8) if rng.random() < 0.6 else 1.0
+    frames = [frame.copy() for frame in main]
+    for frame in frames:
+        area = frame[y : y + height, x : x + width]
+        area[:] = (alpha * shown + (1 - alpha) * area + 0.5).astype(np.uint8)
+    return frames
+
+
+def hidden_patch(rng: np.random.Generator, main: Film, other: Film) -> Film:
+    """A patch that is blurred, pixelated, or filled from its sides, as a logo that was removed."""
+    width, height = int(rng.uniform(90, 260)), int(rng.uniform(60, 180))
+    x = int(rng.choice([0, WIDTH - width, rng.uniform(0, WIDTH - width)]))
+    y = int(rng.choice([0, HEIGHT - height, rng.uniform(0, HEIGHT - height)]))
+    kind, strength = rng.integers(3), rng.uniform(8, 30)
+    frames = [frame.copy() for frame in main]
+    for frame in frames:
+        area = frame[y : y + height, x : x + width]
+        if kind == 0:
+            area[:] = cv2.GaussianBlur(area, (0, 0), strength)
+        elif kind == 1:
+            cells = (max(2, int(width / strength)), max(2, int(height / strength)))
+            small = cv2.resize(area, cells, interpolation=cv2.INTER_AREA)
+            area[:] = cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST)
+        else:
+            area[:] = cv2.resize(area[:, [0, -1]], (width, height), interpolation=cv2.INTER_LINEAR)
+    return frames
+
+
+def tilted_picture(rng: np.random.Generator, main: Film, other: Film) -> Film:
+    """A television in a static scene, tilted by 0.7 to 3 degrees."""
+    still = [main[0]] * len(main)
+    degrees = rng.uniform(0.7, 3) * rng.choice([-1, 1])
+    turn = cv2.getRotationMatrix2D((WIDTH / 2, HEIGHT / 2), degrees, 0.35)
+    mask = cv2.warpAffine(np.ones((HEIGHT, WIDTH), np.float32), turn, (WIDTH, HEIGHT))
+    inside = [cv2.warpAffine(frame, turn, (WIDTH, HEIGHT)) for frame in other]
+    return [
+        (mask * a + (1 - mask) * b + 0.5).astype(np.uint8)
+        for a, b in zip(inside, still, strict=False)
+    ]
+
+
+def furniture(rng: np.random.Generator, main: Film, other: Film) -> Film:
+    """Something straight in a scene: a drawer, shelf or door frame, with an arm that moves past it.
+
+    It may reach the picture's edges. The camera is static or handheld.
+    """
+    width, height = int(rng.uniform(110, 320)), int(rng.uniform(80, 260))
+    x = int(rng.choice([-40, WIDTH - width + 40, rng.uniform(20, WIDTH - width - 20)]))
+    y = int(rng.choice([-40, HEIGHT - height + 40, rng.uniform(20, HEIGHT - height - 20)]))
+    middle = (x + width / 2, y + height / 2)
+    box = cv2.boxPoints((middle, (width, height), rng.choice([0, 0, 0.3, 0.8]))).astype(np.int32)
+    scene = main[0].copy()
+    mask = cv2.fillPoly(np.zeros_like(scene), [box], 1) > 0
+    scene[mask] = cv2.addWeighted(scene, 0.4, other[0], 0.5, int(rng.choice([-20, 40])))[mask]
+    cv2.polylines(scene, [box], True, (int(rng.choice([20, 230])),), int(rng.choice([2, 5])))
+    shake = rng.choice([0.0, 0.0, 0.4, 1.5])  # px
+    corners = box[rng.permutation(4)].astype(np.float64)
+    frames = []
+    for t, skin in enumerate(other):
+        place = t / max(1, len(other)) * 4
+        one, two = corners[int(place) % 4], corners[(int(place) + 1) % 4]
+        x, y = np.clip(one + (two - one) * (place % 1), 20, (WIDTH - 20, HEIGHT - 20))
+        arm = np.zeros_like(scene)
+        start = (WIDTH // 2 + int(40 * np.sin(t)), 0)
+        cv2.line(arm, start, (int(x), int(y)), (1,), 44)
+        frame = np.where(arm > 0, skin, scene)
+        shift = np.array([[1, 0, rng.normal(0, shake)], [0, 1, rng.normal(0, shake)]])
+        noisy = frame + rng.normal(0, 1.5, frame.shape)
+        moved = cv2.warpAffine(noisy, shift, (WIDTH, HEIGHT), borderMode=cv2.BORDER_REPLICATE)
+        frames.append(np.clip(moved, 0, 255).astype(np.uint8))
+    return frames
+
+
+ONE_VIEW = {
+    "bars": bars,
+    "plate": plate,
+    "hidden patch": hidden_patch,
+    "tilted picture": tilted_picture,
+    "furniture": furniture,
+}
+
+
 def one_view(rng: np.random.Generator, main: Film, other: Film) -> tuple[str, Film]:
-    """One view with black bars, a logo, a banner, a box of text, or a picture that stands still."""
-    kind = str(rng.choice(["bars", "letterbox", "logo", "banner", "subtitles", "tilted picture"]))
-    frames = main
-    if kind in ("bars", "letterbox"):
-        x = 0 if kind == "letterbox" else int(rng.uniform(20, 160))
-        y = int(rng.uniform(20, 80)) if kind == "letterbox" or rng.random() < 0.5 else 0
-        size = (WIDTH - 2 * x, HEIGHT - 2 * y)
-        frames = pasted(flat(0, len(main)), main, x, y, size, "rectangle")
-    elif kind == "tilted picture":  # or a television in the same place of a static scene
-        still = [resized(main[0], WIDTH, HEIGHT)] * len(main)
-        degrees = rng.uniform(0.7, 3) * rng.choice([-1, 1])
-        turn = cv2.getRotationMatrix2D((WIDTH / 2, HEIGHT / 2), degrees, 0.35)
-        mask = cv2.warpAffine(np.ones((HEIGHT, WIDTH), np.float32), turn, (WIDTH, HEIGHT))
-        inside = [cv2.warpAffine(frame, turn, (WIDTH, HEIGHT)) for frame in other]
-        frames = [
-            (mask * a + (1 - mask) * b + 0.5).astype(np.uint8)
-            for a, b in zip(inside, still, strict=False)
-        ]
-    else:
-        x, y, width, height = {
-            "logo": (520, 20, 100, 60),
-            "banner": (0, 290, 640, 50),
-            "subtitles": (120, 300, 400, 40),
-        }[kind]
-        plate = np.full((height, width), int(rng.choice([20, 90, 235])), np.uint8)
-        cv2.putText(plate, "CHANNEL FIVE", (8, height - 14), 0, 0.6, 128, 2, cv2.LINE_AA)
-        frames = [frame.copy() for frame in main]
-        for frame in frames:
-            frame[y : y + height, x : x + width] = plate
-    return kind, frames
+    """One view, with something in it or on it that is no other view."""
+    kind = str(rng.choice(list(ONE_VIEW), p=[0.12, 0.28, 0.24, 0.12, 0.24]))
+    return kind, ONE_VIEW[kind](rng, main, other)
 
 
 DRAW = {"inset": inset, "panels": panels, "round views": round_views, "one view": one_view}

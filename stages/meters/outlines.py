@@ -32,7 +32,11 @@ BEYOND_PX = (3, 14)  # from a corner: where a side of an inset does not continue
 EDGE_SHARES = (0.4, 0.62)  # of the side with the fewest edges
 END_SHARES = (0.15, 0.35)  # of the quarter with the fewest, at an end of a side
 INNER_AREA = (0.03, 0.1)  # share of the middle third that moves
+INNER_TEXTURE = (6.0, 9.0)  # grey levels per two px, across and down: a blurred patch has less
 TOGETHER = (0.5, 0.2)  # correlation of the motion on both sides of the outline
+# Correlation of the changes of brightness on both sides of the outline: through a translucent plate
+# or a blurred patch, the scene around it shows.
+SHOWS_THROUGH = (0.35, 0.15)
 DEVIATIONS_PX = (0.45, 0.2)  # of the bands of a side from a row or column
 EXACT_DEVIATIONS_PX = (0.35, 0.1)
 OUTLINE_SHARES = (0.2, 0.5)  # share of the outline along which one side of it moves
@@ -182,6 +186,7 @@ def _rectangle_share(moves: np.ndarray, planes: list[_Lines], box: Box) -> float
     x, y = (right - left) // 3, (bottom - top) // 3
     inner = moves[:, top + y : bottom - y, left + x : right - x].mean(0)
     inside = _grows(float((inner >= MIN_INNER_MOTION).mean()), INNER_AREA)
+    inside *= _grows(_texture(planes[0].stack[:, max(top + 4, 0) : bottom - 3, max(left + 4, 0) : right - 3]), INNER_TEXTURE)
     if not inside:
         return 0.0
     sides = [
@@ -197,6 +202,7 @@ def _rectangle_share(moves: np.ndarray, planes: list[_Lines], box: Box) -> float
         np.concatenate([side.moves[place] for side in sides], axis=1) for place in (0, 1)
     )
     together = _correlation(outer_motion, inner_motion)
+    through = _correlation(*(np.concatenate(x, axis=1) for x in zip(*(side.levels for side in sides))))
     outer_share, inner_share = (
         _grows(float((motion.mean(0) >= MIN_OUTLINE_MOTION).mean()), OUTLINE_SHARES)
         for motion in (outer_motion, inner_motion)
@@ -216,13 +222,17 @@ def _rectangle_share(moves: np.ndarray, planes: list[_Lines], box: Box) -> float
     ends_here = _grows(float(beyond.mean()), BEYOND_SHARES) if len(beyond) else 1.0
     edge_share = _grows(min(side.edge_share for side in sides), EDGE_SHARES)
     edge_share *= _grows(min(side.end_share for side in sides), END_SHARES)
-    return edge_share * inside * _grows(together, TOGETHER) * drawn * ends_here
+    return edge_share * inside * _grows(together, TOGETHER) * _grows(through, SHOWS_THROUGH) * drawn * ends_here
+
+
+def _texture(stack: np.ndarray) -> float:
+    """Grey levels: mean of the differences over two px, across and down."""
+    across = cv2.absdiff(stack[:, :, 2:].reshape(len(stack), -1), stack[:, :, :-2].reshape(len(stack), -1))
+    down = cv2.absdiff(stack[:, 2:].reshape(len(stack), -1), stack[:, :-2].reshape(len(stack), -1))
+    return float(across.mean() + down.mean())
 
 
 def _correlation(one: np.ndarray, two: np.ndarray) -> float:
-    """0 where one of them hardly changes."""
-    if min(one.mean(), two.mean()) <= 0.05:
-        return 0.0
     one, two = one - one.mean(), two - two.mean()
     return float((one * two).sum() / np.sqrt((one * one).sum() * (two * two).sum() + 1e-3))
 
@@ -232,6 +242,7 @@ class _Side:
     edge_share: float
     end_share: float  # of its first or last quarter
     moves: tuple[np.ndarray, np.ndarray]  # (samples - 1, px) outside and inside
+    levels: tuple[np.ndarray, np.ndarray]  # as moves: brightness, without its mean over time
     deviation: float  # px, of its bands from a straight line along a row or column
     border: float  # 0..1: whether it is a border of one colour
     beyond: np.ndarray  # edge shares of the line beyond the corners
@@ -241,9 +252,13 @@ def _side(lines: _Lines, x: int, is_first: bool, span: tuple[int, int]) -> _Side
     """is_first: the rectangle is to the right of the line x, between the rows of span."""
     start, end = span[0] + 1, span[1] + 1
     rows = slice(start + 2, end - 2)
-    around = lines.stack[:, rows, x - 4 : x + 6].astype(np.float32)
-    spreads = around[:, :, 3:7].std((0, 1))
-    at = 3 + int(spreads.argmin())
+    around = lines.stack[:, rows, x - 5 : x + 7].astype(np.float32)
+    spreads = around[:, :, 4:8].std((0, 1))
+    at = 4 + int(spreads.argmin())
+    levels = []
+    for columns in (around[:, :, :3], around[:, :, -3:]):
+        smooth = cv2.blur(columns.mean(2), (9, 1))
+        levels.append(smooth - smooth.mean(0))
     level = around[:, :, at].mean()
     contrast = min(float(np.abs(around[:, :, i] - level).mean()) for i in (at - 3, at + 3))
     width = lines.stack.shape[2]
@@ -258,7 +273,8 @@ def _side(lines: _Lines, x: int, is_first: bool, span: tuple[int, int]) -> _Side
         edge_share=float(edges.mean()),
         end_share=float(min(edges[:quarter].mean(), edges[-quarter:].mean())),
         moves=(before, after) if is_first else (after, before),
-        deviation=_deviation(around[:, :, 2:8]),
+        levels=tuple(levels[:: 1 if is_first else -1]),
+        deviation=_deviation(around[:, :, 3:9]),
         border=_grows(float(spreads.min()), BORDER_SPREADS) * (contrast > MIN_BORDER_LEVELS),
         beyond=np.concatenate(beyond),
     )
