@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 
 MIN_PICTURE_PX = 48  # a smaller picture has no outlines to examine
 MAX_BAR_SPREAD = 4.0  # grey levels, along a row or column of a bar and over time
 MIN_CHANGE_LEVELS = 6.0  # between samples: motion
+# Share of the samples in which a pixel moves, to count as moving
+MIN_INNER_MOTION = 0.3  # in a view
+MIN_OUTLINE_MOTION = 0.5  # next to an outline
+ASPECTS = (0.33, 4.0)  # width by height of a view: banners are wider
 # Rectangles
 NUM_LINES = 16  # examined per direction
 NUM_RECTANGLES = 12  # examined
 MIN_JUMP_LEVELS = 6  # grey levels across an edge, and 1.5 times the differences next to it
-MIN_EDGE_SHARE = 0.3  # of a side, over all samples
+MIN_EDGE_SHARE = 0.3  # of a part of a line, over all samples
 MARGIN_PX = 6  # lines so near to the picture's edge are not examined
 MIN_SIDE_PX = 16
 SIDE_SHARES = (0.12, 0.9)  # of the picture's sides
 MAX_AREA_SHARE = 0.6  # of the picture
-ASPECTS = (0.33, 4.0)  # width by height: banners are wider
-HIDDEN_SHARE = 0.6  # counts as the edge share of a side that is the picture's edge
 MAX_OVERLAP = 0.8  # of two examined rectangles, intersection over union
-MIN_OUTLINE_MOTION = 0.5  # share of the samples in which a pixel next to the outline moves
-MIN_INNER_MOTION = 0.3  # share of the samples in which a pixel inside moves
 BANDS = 4  # parts of a side whose positions are compared
-MAX_WEIGHT = 400.0  # of a band: squared grey levels between the views
 BEYOND_PX = (3, 14)  # from a corner: where a side of an inset does not continue
 # Evidence grows from 0 at the first value to 1 at the second.
 EDGE_SHARES = (0.4, 0.62)  # of the side with the fewest edges
 END_SHARES = (0.15, 0.35)  # of the quarter with the fewest, at an end of a side
-INNER_AREA = (0.03, 0.1)  # share of the middle third that moves
-INNER_TEXTURE = (6.0, 9.0)  # grey levels per two px, across and down: a blurred patch has less
-TOGETHER = (0.5, 0.2)  # correlation of the motion on both sides of the outline
-# Correlation of the changes of brightness on both sides of the outline: through a translucent plate
-# or a blurred patch, the scene around it shows.
-SHOWS_THROUGH = (0.35, 0.15)
-DEVIATIONS_PX = (0.45, 0.2)  # of the bands of a side from a row or column
-EXACT_DEVIATIONS_PX = (0.35, 0.1)
-OUTLINE_SHARES = (0.2, 0.5)  # share of the outline along which one side of it moves
 BEYOND_SHARES = (0.6, 0.35)  # edges beyond the corners: of grids and door frames
+INNER_AREA = (0.03, 0.1)  # share of the middle third that moves
+INNER_TEXTURE = (6.0, 9.0)  # grey levels per two px: of a blurred or flat patch, less
+TOGETHER = (0.5, 0.2)  # correlation of the motion on both sides of the outline
+# Correlation of the brightness on both sides of the outline, over time: the scene shows through a
+# translucent plate or a blurred patch, and an object crosses the sides of a drawer
+SHOWS_THROUGH = (0.35, 0.15)
+OUTLINE_SHARES = (0.2, 0.5)  # share of the outline along which one side of it moves
+DEVIATIONS_PX = (0.45, 0.2)  # of the bands of a side from a row or column
 BORDER_SPREADS = (10.0, 4.0)  # grey levels, standard deviation of a border's pixels
 MIN_BORDER_LEVELS = 10.0  # from a border to both sides of it
 # Panels
@@ -59,7 +54,8 @@ def outline_share(stack: np.ndarray) -> float:
     """stack: luma (samples, h, w) uint8 -> 0..1, of the clearest outline of a view in the picture.
 
     A scene has rectangles too: doors, windows, televisions. But a camera shows few of their sides
-    exactly along a row or column, and they move with what is around them.
+    exactly along a row or column, and they move with what is around them. So does the scene that
+    shows through a plate or a blurred patch.
     """
     panels = _panel_share(stack)
     stack = _without_bars(stack)
@@ -70,7 +66,7 @@ def outline_share(stack: np.ndarray) -> float:
         _Lines(stack, moves),
         _Lines(*(np.ascontiguousarray(a.transpose(0, 2, 1)) for a in (stack, moves))),
     ]
-    shares = (_rectangle_share(moves, planes, box) for box in _rectangles(planes))
+    shares = (_rectangle_share(planes, box) for box in _rectangles(planes))
     return max(panels, *shares, 0.0)
 
 
@@ -150,7 +146,7 @@ def _rectangles(planes: list[_Lines]) -> list[Box]:
     full_width, full_height = (lines.stack.shape[2] for lines in planes)
     least = sides.min(0)
     fits = (
-        (least >= MIN_EDGE_SHARE)
+        (least > EDGE_SHARES[0])
         & (width >= max(SIDE_SHARES[0] * full_width, MIN_SIDE_PX))
         & (width <= SIDE_SHARES[1] * full_width)
         & (height >= max(SIDE_SHARES[0] * full_height, MIN_SIDE_PX))
@@ -159,7 +155,7 @@ def _rectangles(planes: list[_Lines]) -> list[Box]:
         & (width >= ASPECTS[0] * height)
         & (width <= ASPECTS[1] * height)
     )
-    clear = least + np.where(np.isfinite(sides), sides, HIDDEN_SHARE).mean(0)
+    clear = least + np.minimum(sides, 1.0).mean(0)
     found: list[Box] = []
     candidates = np.argwhere(fits)
     for i, j in candidates[np.argsort(-clear[fits])]:
@@ -180,17 +176,10 @@ def _overlap(one: Box, two: Box) -> float:
     return both / (sum(areas) - both)
 
 
-def _rectangle_share(moves: np.ndarray, planes: list[_Lines], box: Box) -> float:
+def _rectangle_share(planes: list[_Lines], box: Box) -> float:
     """0..1: whether it is the outline of a view that moves."""
-    left, top, right, bottom = box
-    x, y = (right - left) // 3, (bottom - top) // 3
-    inner = moves[:, top + y : bottom - y, left + x : right - x].mean(0)
-    inside = _grows(float((inner >= MIN_INNER_MOTION).mean()), INNER_AREA)
-    inside *= _grows(_texture(planes[0].stack[:, max(top + 4, 0) : bottom - 3, max(left + 4, 0) : right - 3]), INNER_TEXTURE)
-    if not inside:
-        return 0.0
     sides = [
-        _side(lines, x, is_first, span)
+        _Side(lines, x, is_first, span)
         for lines, span, ends in (
             (planes[0], box[1::2], box[::2]),
             (planes[1], box[::2], box[1::2]),
@@ -198,38 +187,54 @@ def _rectangle_share(moves: np.ndarray, planes: list[_Lines], box: Box) -> float
         for x, is_first in zip(ends, (True, False), strict=True)
         if lines.is_visible(x)
     ]
-    outer_motion, inner_motion = (
-        np.concatenate([side.moves[place] for side in sides], axis=1) for place in (0, 1)
+    clear = _clear_share(sides) * _content_share(planes[0], box)
+    if clear == 0:
+        return 0.0
+    moves, levels = (
+        [np.concatenate(place, axis=1) for place in zip(*along, strict=True)]
+        for along in zip(*((side.moves(), side.levels()) for side in sides), strict=True)
     )
-    together = _correlation(outer_motion, inner_motion)
-    through = _correlation(*(np.concatenate(x, axis=1) for x in zip(*(side.levels for side in sides))))
-    outer_share, inner_share = (
+    apart = _grows(_correlation(*moves), TOGETHER) * _grows(_correlation(*levels), SHOWS_THROUGH)
+    outer, inner = (
         _grows(float((motion.mean(0) >= MIN_OUTLINE_MOTION).mean()), OUTLINE_SHARES)
-        for motion in (outer_motion, inner_motion)
+        for motion in moves
     )
-    straight, exact = (
-        min(max(side.border, _grows(side.deviation, between)) for side in sides)
-        for between in (DEVIATIONS_PX, EXACT_DEVIATIONS_PX)
-    )
-    is_whole = len(sides) > 2
-    evidence = (
-        0.75 * straight * is_whole,
-        0.95 * outer_share * (1.0 if is_whole else straight),
-        0.7 * exact * inner_share,
-    )
-    drawn = 1 - math.prod(1 - found for found in evidence)
+    straight = min(side.straightness() for side in sides)
+    if len(sides) > 2:
+        drawn = max(outer, straight * max(inner, 0.75))
+    else:
+        drawn = straight * max(outer, inner)
+    return clear * apart * drawn
+
+
+def _clear_share(sides: list[_Side]) -> float:
+    """0..1: whether each side has edges up to its corners, but not beyond."""
     beyond = np.concatenate([side.beyond for side in sides])
     ends_here = _grows(float(beyond.mean()), BEYOND_SHARES) if len(beyond) else 1.0
-    edge_share = _grows(min(side.edge_share for side in sides), EDGE_SHARES)
-    edge_share *= _grows(min(side.end_share for side in sides), END_SHARES)
-    return edge_share * inside * _grows(together, TOGETHER) * _grows(through, SHOWS_THROUGH) * drawn * ends_here
+    edge_share = _grows(min(float(side.edges.mean()) for side in sides), EDGE_SHARES)
+    return ends_here * edge_share * _grows(min(side.end_share for side in sides), END_SHARES)
+
+
+def _content_share(lines: _Lines, box: Box) -> float:
+    """0..1: whether the middle moves, and the inside has texture."""
+    left, top, right, bottom = box
+    x, y = (right - left) // 3, (bottom - top) // 3
+    middle = lines.moves[:, top + y : bottom - y, left + x : right - x].mean(0)
+    motion = _grows(float((middle >= MIN_INNER_MOTION).mean()), INNER_AREA)
+    return motion and motion * _grows(
+        _texture(lines.stack[:, top + 4 : bottom - 2, left + 4 : right - 2]), INNER_TEXTURE
+    )
 
 
 def _texture(stack: np.ndarray) -> float:
-    """Grey levels: mean of the differences over two px, across and down."""
-    across = cv2.absdiff(stack[:, :, 2:].reshape(len(stack), -1), stack[:, :, :-2].reshape(len(stack), -1))
-    down = cv2.absdiff(stack[:, 2:].reshape(len(stack), -1), stack[:, :-2].reshape(len(stack), -1))
-    return float(across.mean() + down.mean())
+    """Grey levels: the mean differences over two px, across and down."""
+    return sum(
+        float(cv2.absdiff(np.ascontiguousarray(one), np.ascontiguousarray(two)).mean())
+        for one, two in (
+            (stack[:, :, 2:], stack[:, :, :-2]),
+            (stack[:, 2:], stack[:, :-2]),
+        )
+    )
 
 
 def _correlation(one: np.ndarray, two: np.ndarray) -> float:
@@ -237,47 +242,43 @@ def _correlation(one: np.ndarray, two: np.ndarray) -> float:
     return float((one * two).sum() / np.sqrt((one * one).sum() * (two * two).sum() + 1e-3))
 
 
-@dataclass(frozen=True)
 class _Side:
-    edge_share: float
-    end_share: float  # of its first or last quarter
-    moves: tuple[np.ndarray, np.ndarray]  # (samples - 1, px) outside and inside
-    levels: tuple[np.ndarray, np.ndarray]  # as moves: brightness, without its mean over time
-    deviation: float  # px, of its bands from a straight line along a row or column
-    border: float  # 0..1: whether it is a border of one colour
-    beyond: np.ndarray  # edge shares of the line beyond the corners
+    """The line x of a rectangle between the rows of span; of which it is the first or last side."""
 
+    def __init__(self, lines: _Lines, x: int, is_first: bool, span: tuple[int, int]) -> None:
+        self.lines, self.x = lines, x
+        self.order = 1 if is_first else -1  # of what is before and after the line: outside first
+        start, end = span[0] + 1, span[1] + 1
+        self.rows = slice(start + 2, end - 2)
+        self.edges, quarter = lines.edges[start:end, x], (end - start) // 4
+        self.end_share = float(min(self.edges[:quarter].mean(), self.edges[-quarter:].mean()))
+        near, far = BEYOND_PX
+        before = lines.edges[max(start - far, 0) : max(start - near, 0), x]
+        self.beyond = np.concatenate([before, lines.edges[end + near : end + far, x]])
 
-def _side(lines: _Lines, x: int, is_first: bool, span: tuple[int, int]) -> _Side:
-    """is_first: the rectangle is to the right of the line x, between the rows of span."""
-    start, end = span[0] + 1, span[1] + 1
-    rows = slice(start + 2, end - 2)
-    around = lines.stack[:, rows, x - 5 : x + 7].astype(np.float32)
-    spreads = around[:, :, 4:8].std((0, 1))
-    at = 4 + int(spreads.argmin())
-    levels = []
-    for columns in (around[:, :, :3], around[:, :, -3:]):
-        smooth = cv2.blur(columns.mean(2), (9, 1))
-        levels.append(smooth - smooth.mean(0))
-    level = around[:, :, at].mean()
-    contrast = min(float(np.abs(around[:, :, i] - level).mean()) for i in (at - 3, at + 3))
-    width = lines.stack.shape[2]
-    before, after = lines.moves[:, rows, max(x - 3, 0)], lines.moves[:, rows, min(x + 4, width - 1)]
-    edges, quarter = lines.edges[start:end, x], (end - start) // 4
-    near, far = BEYOND_PX
-    beyond = (
-        lines.edges[max(start - far, 0) : max(start - near, 0), x],
-        lines.edges[end + near : end + far, x],
-    )
-    return _Side(
-        edge_share=float(edges.mean()),
-        end_share=float(min(edges[:quarter].mean(), edges[-quarter:].mean())),
-        moves=(before, after) if is_first else (after, before),
-        levels=tuple(levels[:: 1 if is_first else -1]),
-        deviation=_deviation(around[:, :, 3:9]),
-        border=_grows(float(spreads.min()), BORDER_SPREADS) * (contrast > MIN_BORDER_LEVELS),
-        beyond=np.concatenate(beyond),
-    )
+    def moves(self) -> list[np.ndarray]:
+        """Outside and inside: (samples - 1, px along the side)."""
+        return [self.lines.moves[:, self.rows, self.x + i] for i in (-3, 4)][:: self.order]
+
+    def around(self) -> np.ndarray:
+        """(samples, px along the side, 12) float32: the line is between the middle columns."""
+        return self.lines.stack[:, self.rows, self.x - 5 : self.x + 7].astype(np.float32)
+
+    def levels(self) -> list[np.ndarray]:
+        """Outside and inside: (samples, px along the side), without the mean over time."""
+        around = self.around()
+        levels = [cv2.blur(around[:, :, i : i + 3].mean(2), (9, 1)) for i in (0, 9)]
+        return [level - level.mean(0) for level in levels][:: self.order]
+
+    def straightness(self) -> float:
+        """0..1: whether it lies exactly along a row or column, or is a border of one colour."""
+        around = self.around()
+        spreads = around[:, :, 4:8].std((0, 1))
+        at = 4 + int(spreads.argmin())
+        level = around[:, :, at].mean()
+        contrast = min(float(np.abs(around[:, :, i] - level).mean()) for i in (at - 3, at + 3))
+        is_border = _grows(float(spreads.min()), BORDER_SPREADS) * (contrast > MIN_BORDER_LEVELS)
+        return max(is_border, _grows(_deviation(around[:, :, 3:9]), DEVIATIONS_PX))
 
 
 def _deviation(around: np.ndarray) -> float:
@@ -288,16 +289,12 @@ def _deviation(around: np.ndarray) -> float:
     """
     first, second = around[:, :, :2].mean(2), around[:, :, 4:].mean(2)
     mixed, difference = around[:, :, 2] + around[:, :, 3] - 2 * second, first - second
-    products = [
-        [a.sum() for a in np.array_split(product, BANDS, axis=1)]
+    products, squares = (
+        np.array([band.sum() for band in np.array_split(product, BANDS, axis=1)]) + 1e-3
         for product in (mixed * difference, difference**2)
-    ]
-    mixed_sums, squares = np.array(products)
-    counts = difference.size / BANDS
-    places = mixed_sums / (squares + 1e-3)
-    weights = np.minimum(squares / counts, MAX_WEIGHT) + 1
-    mean = (weights * places).sum() / weights.sum()
-    return float(np.sqrt((weights * (places - mean) ** 2).sum() / weights.sum()))
+    )
+    places, weights = products / squares, squares / squares.sum()
+    return float(np.sqrt((weights * (places - (weights * places).sum()) ** 2).sum()))
 
 
 def _panel_share(stack: np.ndarray) -> float:
