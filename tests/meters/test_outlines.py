@@ -26,10 +26,10 @@ def share(frames: list[np.ndarray]) -> float:
 
 
 def with_inset(main: str, place: str, border: int = 0, seed: int = 0) -> list[np.ndarray]:
-    """A panning view inside another view, whose camera pans or is static."""
+    """A view that pans to the left, in another that is static or pans to the right."""
     x, y = PLACES[place]
     frames = [frame.copy() for frame in film(seed, main)]
-    for frame, inset in zip(frames, film(seed + 40, "pan"), strict=True):
+    for frame, inset in zip(frames, film(seed + 40, "pan")[::-1], strict=True):
         frame[max(0, y - border) : y + 150 + border, max(0, x - border) : x + 200 + border] = 255
         frame[y : y + 150, x : x + 200] = inset[100:250, 200:400]
     return frames
@@ -74,6 +74,26 @@ def test_logos_banners_and_boxes_of_text_are_no_inset(box, camera):
         plate = np.full((height, width), 40, np.uint8)
         cv2.putText(plate, f"PART {t // 4}", (6, height - 14), 0, 0.7, 220, 2, cv2.LINE_AA)
         frame[y : y + height, x : x + width] = plate
+    assert share(frames) < MAX_SEAM_SHARE
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 0.7])
+def test_translucent_plate_over_a_moving_view_is_no_inset(seed, alpha):
+    frames = [frame.copy() for frame in film(seed, "pan")]
+    for frame in frames:
+        plate = np.full((90, 200), 30, np.uint8)
+        cv2.putText(plate, "DISTANCE", (12, 58), 0, 1.0, 230, 2, cv2.LINE_AA)
+        frame[24:114, 220:420] = alpha * plate + (1 - alpha) * frame[24:114, 220:420]
+    assert share(frames) < MAX_SEAM_SHARE
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("blur_px", [8, 20])
+def test_blurred_patch_of_a_moving_view_is_no_inset(seed, blur_px):
+    frames = [frame.copy() for frame in film(seed, "pan")]
+    for frame in frames:
+        frame[:120, 440:] = cv2.GaussianBlur(frame[:120, 440:], (0, 0), blur_px)
     assert share(frames) < MAX_SEAM_SHARE
 
 
