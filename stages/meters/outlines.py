@@ -36,6 +36,7 @@ TOGETHER = (0.5, 0.2)  # correlation of the motion on both sides of the outline
 SHOWS_THROUGH = (0.35, 0.15)
 OUTLINE_SHARES = (0.2, 0.5)  # share of the outline along which one side of it moves
 DEVIATIONS_PX = (0.45, 0.2)  # of the bands of a side from a row or column
+STRAIGHT_SHARE = 0.75  # of an outline with three exact sides, whatever moves along it
 BORDER_SPREADS = (10.0, 4.0)  # grey levels, standard deviation of a border's pixels
 MIN_BORDER_LEVELS = 10.0  # from a border to both sides of it
 # Panels
@@ -201,7 +202,7 @@ def _rectangle_share(planes: list[_Lines], box: Box) -> float:
     )
     straight = min(side.straightness() for side in sides)
     if len(sides) > 2:
-        drawn = max(outer, straight * max(inner, 0.75))
+        drawn = max(outer, straight * max(inner, STRAIGHT_SHARE))
     else:
         drawn = straight * max(outer, inner)
     return clear * apart * drawn
@@ -221,9 +222,10 @@ def _content_share(lines: _Lines, box: Box) -> float:
     x, y = (right - left) // 3, (bottom - top) // 3
     middle = lines.moves[:, top + y : bottom - y, left + x : right - x].mean(0)
     motion = _grows(float((middle >= MIN_INNER_MOTION).mean()), INNER_AREA)
-    return motion and motion * _grows(
-        _texture(lines.stack[:, top + 4 : bottom - 2, left + 4 : right - 2]), INNER_TEXTURE
-    )
+    if motion == 0:
+        return 0.0
+    texture = _texture(lines.stack[:, top + 4 : bottom - 2, left + 4 : right - 2])
+    return motion * _grows(texture, INNER_TEXTURE)
 
 
 def _texture(stack: np.ndarray) -> float:
@@ -243,11 +245,12 @@ def _correlation(one: np.ndarray, two: np.ndarray) -> float:
 
 
 class _Side:
-    """The line x of a rectangle between the rows of span; of which it is the first or last side."""
+    """A side of a rectangle: the line x, between the rows of span. If it is the first side, the
+    rectangle is to the right of it."""
 
     def __init__(self, lines: _Lines, x: int, is_first: bool, span: tuple[int, int]) -> None:
         self.lines, self.x = lines, x
-        self.order = 1 if is_first else -1  # of what is before and after the line: outside first
+        self.order = 1 if is_first else -1  # that puts what is outside first
         start, end = span[0] + 1, span[1] + 1
         self.rows = slice(start + 2, end - 2)
         self.edges, quarter = lines.edges[start:end, x], (end - start) // 4
