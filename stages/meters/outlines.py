@@ -1,4 +1,4 @@
-"""Finds views inside a picture: insets with straight sides, and panels on one colour."""
+"""Finds views inside a picture: insets, by their straight sides."""
 
 from __future__ import annotations
 
@@ -39,15 +39,6 @@ DEVIATIONS_PX = (0.45, 0.2)  # of the bands of a side from a row or column
 STRAIGHT_SHARE = 0.75  # of an outline with three exact sides, whatever moves along it
 BORDER_SPREADS = (10.0, 4.0)  # grey levels, standard deviation of a border's pixels
 MIN_BORDER_LEVELS = 10.0  # from a border to both sides of it
-# Panels
-MAX_GROUND_RANGE = 10  # grey levels, of a pixel of the ground over all samples
-MIN_GROUND_SHARE = 0.06  # of the picture
-MIN_PANEL_SHARE = 0.04  # of the picture
-MIN_RECTANGLE_FILL = 0.95  # share of the box around a panel
-ROUND_FILLS = (0.755, 0.815)  # around pi / 4
-PANEL_AREA = (0.02, 0.06)  # share of a panel that moves
-CONTENT_SHARES = (0.75, 0.9)  # of all that is not ground: area of the panels
-
 Box = tuple[int, int, int, int]  # left, top, right, bottom: the last px outside, the last inside
 
 
@@ -58,20 +49,19 @@ def outline_share(stack: np.ndarray) -> float:
     exactly along a row or column, and they move with what is around them. So does the scene that
     shows through a plate or a blurred patch.
     """
-    panels = _panel_share(stack)
     stack = _without_bars(stack)
     if min(stack.shape[1:]) < MIN_PICTURE_PX:
-        return panels
-    moves = _moves(stack)
+        return 0.0
+    moves = moving_pixels(stack)
     planes = [
         _Lines(stack, moves),
         _Lines(*(np.ascontiguousarray(a.transpose(0, 2, 1)) for a in (stack, moves))),
     ]
     shares = (_rectangle_share(planes, box) for box in _rectangles(planes))
-    return max(panels, *shares, 0.0)
+    return max(shares, default=0.0)
 
 
-def _moves(stack: np.ndarray) -> np.ndarray:
+def moving_pixels(stack: np.ndarray) -> np.ndarray:
     """(samples, h, w) -> (samples - 1, h, w) float32: 1 where the picture moves, else 0."""
     changes = (cv2.absdiff(a, b) for a, b in zip(stack[1:], stack[:-1], strict=True))
     moves = [cv2.blur(change, (3, 3)) > MIN_CHANGE_LEVELS for change in changes]
@@ -195,9 +185,9 @@ def _rectangle_share(planes: list[_Lines], box: Box) -> float:
         [np.concatenate(place, axis=1) for place in zip(*along, strict=True)]
         for along in zip(*((side.moves(), side.levels()) for side in sides), strict=True)
     )
-    apart = _grows(_correlation(*moves), TOGETHER) * _grows(_correlation(*levels), SHOWS_THROUGH)
+    apart = grows(_correlation(*moves), TOGETHER) * grows(_correlation(*levels), SHOWS_THROUGH)
     outer, inner = (
-        _grows(float((motion.mean(0) >= MIN_OUTLINE_MOTION).mean()), OUTLINE_SHARES)
+        grows(float((motion.mean(0) >= MIN_OUTLINE_MOTION).mean()), OUTLINE_SHARES)
         for motion in moves
     )
     straight = min(side.straightness() for side in sides)
@@ -211,9 +201,9 @@ def _rectangle_share(planes: list[_Lines], box: Box) -> float:
 def _clear_share(sides: list[_Side]) -> float:
     """0..1: whether each side has edges up to its corners, but not beyond."""
     beyond = np.concatenate([side.beyond for side in sides])
-    ends_here = _grows(float(beyond.mean()), BEYOND_SHARES) if len(beyond) else 1.0
-    edge_share = _grows(min(float(side.edges.mean()) for side in sides), EDGE_SHARES)
-    return ends_here * edge_share * _grows(min(side.end_share for side in sides), END_SHARES)
+    ends_here = grows(float(beyond.mean()), BEYOND_SHARES) if len(beyond) else 1.0
+    edge_share = grows(min(float(side.edges.mean()) for side in sides), EDGE_SHARES)
+    return ends_here * edge_share * grows(min(side.end_share for side in sides), END_SHARES)
 
 
 def _content_share(lines: _Lines, box: Box) -> float:
@@ -221,11 +211,11 @@ def _content_share(lines: _Lines, box: Box) -> float:
     left, top, right, bottom = box
     x, y = (right - left) // 3, (bottom - top) // 3
     middle = lines.moves[:, top + y : bottom - y, left + x : right - x].mean(0)
-    motion = _grows(float((middle >= MIN_INNER_MOTION).mean()), INNER_AREA)
+    motion = grows(float((middle >= MIN_INNER_MOTION).mean()), INNER_AREA)
     if motion == 0:
         return 0.0
     texture = _texture(lines.stack[:, top + 4 : bottom - 2, left + 4 : right - 2])
-    return motion * _grows(texture, INNER_TEXTURE)
+    return motion * grows(texture, INNER_TEXTURE)
 
 
 def _texture(stack: np.ndarray) -> float:
@@ -280,8 +270,8 @@ class _Side:
         at = 4 + int(spreads.argmin())
         level = around[:, :, at].mean()
         contrast = min(float(np.abs(around[:, :, i] - level).mean()) for i in (at - 3, at + 3))
-        is_border = _grows(float(spreads.min()), BORDER_SPREADS) * (contrast > MIN_BORDER_LEVELS)
-        return max(is_border, _grows(_deviation(around[:, :, 3:9]), DEVIATIONS_PX))
+        is_border = grows(float(spreads.min()), BORDER_SPREADS) * (contrast > MIN_BORDER_LEVELS)
+        return max(is_border, grows(_deviation(around[:, :, 3:9]), DEVIATIONS_PX))
 
 
 def _deviation(around: np.ndarray) -> float:
@@ -300,38 +290,7 @@ def _deviation(around: np.ndarray) -> float:
     return float(np.sqrt((weights * (places - (weights * places).sum()) ** 2).sum()))
 
 
-def _panel_share(stack: np.ndarray) -> float:
-    """0..1: whether all content is moving rectangles or discs, apart on a ground of one colour."""
-    low, high = stack.min(0), stack.max(0)
-    stays = cv2.subtract(high, low) <= MAX_GROUND_RANGE
-    levels = np.bincount(low[stays], minlength=256)
-    level = int(np.convolve(levels, np.ones(7), "same").argmax())
-    ground = stays & (np.abs(low.astype(np.int16) - level) <= MAX_GROUND_RANGE)
-    if ground.mean() < MIN_GROUND_SHARE:
-        return 0.0
-    content = cv2.morphologyEx(
-        (~ground).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)
-    )
-    contours, _ = cv2.findContours(content, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    panels = []
-    for contour in contours:
-        _, _, width, height = cv2.boundingRect(contour)
-        is_large = width * height >= MIN_PANEL_SHARE * content.size
-        if is_large and ASPECTS[0] <= width / height <= ASPECTS[1]:
-            panel = np.zeros_like(content)
-            cv2.fillConvexPoly(panel, cv2.convexHull(contour), 1)
-            fill = panel.sum() / (width * height)
-            if fill >= MIN_RECTANGLE_FILL or ROUND_FILLS[0] <= fill <= ROUND_FILLS[1]:
-                panels.append(panel > 0)
-    if len(panels) < 2:
-        return 0.0
-    moving = _moves(stack).mean(0) >= MIN_INNER_MOTION
-    motion = sorted(_grows(float(moving[panel].mean()), PANEL_AREA) for panel in panels)
-    area = sum(int(panel.sum()) for panel in panels)
-    return motion[-2] * _grows(area / max(area, int(content.sum())), CONTENT_SHARES)
-
-
-def _grows(value: float, between: tuple[float, float]) -> float:
+def grows(value: float, between: tuple[float, float]) -> float:
     """0 at the first value, 1 at the second."""
     start, end = between
     return min(1.0, max(0.0, (value - start) / (end - start)))

@@ -14,6 +14,7 @@ from annotated_types import Ge, Gt
 from curation.video.frames import Planes, VideoInfo
 from stages.meters.meter import Meter
 from stages.meters.outlines import outline_share
+from stages.meters.panels import panel_share
 from stages.meters.scratch_file import ScratchFile
 
 JPEG_QUALITY = 92
@@ -86,7 +87,8 @@ def seam_share(samples: Sequence[np.ndarray]) -> float:
     if min(stack.shape[1:]) < MIN_LINE_PX:
         return 0.0
     turned = np.ascontiguousarray(stack.transpose(0, 2, 1))
-    return max(_clearest_vertical(stack), _clearest_vertical(turned), outline_share(stack))
+    lines = _clearest_vertical(stack), _clearest_vertical(turned)
+    return max(*lines, outline_share(stack), panel_share(stack))
 
 
 def _clearest_vertical(stack: np.ndarray) -> float:

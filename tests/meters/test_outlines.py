@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from stages.meters.outlines import outline_share
+from stages.meters.panels import panel_share
 from tests.meters.test_seams import straight_edges
 from tests.support.drawn import cutout, noisy, paste, textured_image, view
 from tests.support.drawn_views import SAMPLES, collage, film
@@ -22,7 +23,8 @@ PLACES = {
 def share(frames: list[np.ndarray]) -> float:
     luma = noisy(frames, 2)
     half = [cv2.resize(f, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for f in luma]
-    return outline_share(np.stack(half))
+    stack = np.stack(half)
+    return max(outline_share(stack), panel_share(stack))
 
 
 def with_inset(main: str, place: str, border: int = 0, seed: int = 0) -> list[np.ndarray]:
@@ -129,4 +131,5 @@ def test_moving_camera_shows_no_inset(seed):
 
 
 def test_picture_of_a_few_pixels_has_no_outline():
-    assert outline_share(np.zeros((5, 20, 30), np.uint8)) == 0
+    small = np.zeros((5, 20, 30), np.uint8)
+    assert (outline_share(small), panel_share(small)) == (0, 0)
