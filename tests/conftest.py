@@ -5,6 +5,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support.canary import CANARY
@@ -18,6 +19,9 @@ os.environ.setdefault("AWS_SECRET_ACCESS_KEY", CANARY)
 os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
 # A shell has its commands in the background ignore Ctrl-C, and so would those that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Without a deadline for each example: busy cores would miss it.
+hypothesis.settings.register_profile("without deadline", deadline=None)
+hypothesis.settings.load_profile("without deadline")
 
 
 @pytest.fixture(scope="session")

@@ -109,7 +109,7 @@ RETRIED_FAULTS += ("no JSON", "no choices")
 BAD_ANSWERS = ("refusal", "truncated answer")
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(
     faults=st.lists(st.sampled_from(("", "", *RETRIED_FAULTS, *BAD_ANSWERS)), max_size=60),
     clips=st.integers(1, 5),

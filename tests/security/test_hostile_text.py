@@ -184,7 +184,6 @@ def fuzz(parse: Callable[..., None], inputs: tuple[Any, ...], examples: int) -> 
 
     @settings(
         max_examples=examples,
-        deadline=None,
         database=None,
         derandomize=examples < 1000,
         suppress_health_check=list(HealthCheck),

@@ -90,7 +90,6 @@ def test_parsers_of_containers_take_any_bytes(tmp_path):
 
     @settings(
         max_examples=150,
-        deadline=None,
         database=None,
         derandomize=True,
         suppress_health_check=list(HealthCheck),

@@ -60,7 +60,7 @@ def test_semantic_duplicates_equal_those_of_a_loop_over_all_pairs(clips_per_bloc
     assert 0 < (duplicate_of >= 0).sum() < n
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 60))
 def test_order_of_the_clips_changes_no_semantic_duplicate(seed, n):
     rng = np.random.default_rng(seed)

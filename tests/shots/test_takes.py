@@ -99,7 +99,7 @@ def test_clip_is_not_moved_to_a_keyframe_without_room():
     longer=st.floats(1.0, 4.0),
     key_every=st.integers(1, 250),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_clips_of_any_take_do_not_overlap_and_start_on_frames(gaps, clip_s, longer, key_every):
     times = np.concatenate([[0.0], np.cumsum(gaps)])
     end = float(times[-1]) + 0.04

@@ -173,7 +173,7 @@ def test_samples_with_different_schedules_equal_the_reference_with_gradients(mod
         assert (a - b).abs().max() < 1e-13
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 7), st.integers(1, 9), st.integers(0, 10**6))
 def test_any_weights_equal_the_reference(segments, frames, seed):
     rng = torch.Generator().manual_seed(seed)
