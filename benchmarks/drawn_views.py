@@ -1,4 +1,4 @@
-"""How well `seam_share` finds drawn insets and panels, and what it makes of drawn single views.
+"""How often `seam_share` rejects drawn insets and panels, and drawn pictures of one view.
 
     python -m benchmarks.drawn_views [--part reporting|choosing] [--errors]
 
@@ -23,8 +23,7 @@ import cv2
 import numpy as np
 
 from benchmarks.footage import Take, single_takes
-from benchmarks.shots import wilson
-from benchmarks.views import VIEW_LABELS
+from benchmarks.views import VIEW_LABELS, format_range, format_rate
 from curation import config
 from curation.policy import decide
 from curation.stage import BadVideo
@@ -325,12 +324,7 @@ def main() -> None:
             errors.append(f"{drawing.kind} {drawing.description}: {share:.2f}")
     print("kind         rejected   rate (95 % interval)    seam_share: median, range")
     for kind, found in shares.items():
-        hits, count = sum(decisions[kind]), len(found)
-        low, high = wilson(hits, count)
-        print(
-            f"{kind:12} {hits:4} of {count:3}   {hits / count:.3f} ({low:.3f} to {high:.3f})   "
-            f"{np.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
-        )
+        print(f"{kind:12} {format_rate(decisions[kind])}   {format_range(found)}")
     if args.errors:
         print("\n".join(errors))
 

@@ -103,6 +103,19 @@ def score_file(path: Path, examples: list[Example], cost: Cost) -> list[dict[str
     return scores
 
 
+def format_rate(rejected: list[bool]) -> str:
+    """Counts, and the rate with its 95 % Wilson interval."""
+    hits, count = sum(rejected), len(rejected)
+    low, high = wilson(hits, count)
+    return f"{hits:4} of {count:3}   {hits / count:.3f} ({low:.3f} to {high:.3f})"
+
+
+def format_range(values: list[float]) -> str:
+    """Median, least and largest value."""
+    values = sorted(values)
+    return f"{values[len(values) // 2]:.2f} ({values[0]:.2f} to {values[-1]:.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--half", choices=HALVES, default="figures")
@@ -125,14 +138,9 @@ def main() -> None:
                 errors.append(f"{example.kind} {path.name[:8]} {example.start_s:.0f} s: {shown}")
     print("kind      rejected   rate (95 % interval)    " + "  ".join(SCORES) + ": median, range")
     for kind, rows in sorted(results.items()):
-        hits, count = sum(rejected for _, rejected in rows), len(rows)
-        low, high = wilson(hits, count)
-        ranges = []
-        for name in SCORES:
-            values = sorted(scores[name] or 0.0 for scores, _ in rows)
-            ranges.append(f"{values[count // 2]:.2f} ({values[0]:.2f} to {values[-1]:.2f})")
-        rate = f"{hits / count:.3f} ({low:.3f} to {high:.3f})"
-        print(f"{kind:8} {hits:4} of {count:3}   {rate}   {'   '.join(ranges)}")
+        ranges = (format_range([scores[name] or 0.0 for scores, _ in rows]) for name in SCORES)
+        rate = format_rate([rejected for _, rejected in rows])
+        print(f"{kind:8} {rate}   {'   '.join(ranges)}")
     print(
         f"CPU: decoding {cost.decoding:.1f} s; seams {cost.seams / max(cost.decoding, 1e-9):.3f}, "
         f"all scores of key frames {cost.screens / max(cost.decoding, 1e-9):.3f} x decoding"

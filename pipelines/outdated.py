@@ -102,6 +102,11 @@ def read_manifest(out: Folder) -> dict[str, Any]:
         ) from None
 
 
+def exported_captions(out: Folder) -> str | None:
+    """The name of the captions of the last export; None before the first. Raises PlanError."""
+    return read_manifest(out).get("captioner") if out.exists(MANIFEST) else None
+
+
 def record_outdated(out: Folder, found: OutdatedShards | None) -> None:
     """Writes the differences to the manifest, as `outdated_shards`; without any, removes them."""
     if not out.exists(MANIFEST):

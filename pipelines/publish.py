@@ -18,7 +18,7 @@ from curation.policy import Range
 from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines.checksums import update_checksums
-from pipelines.outdated import MANIFEST, SHARDS, read_manifest
+from pipelines.outdated import SHARDS, exported_captions
 from pipelines.reviews import stream_captions
 from pipelines.settings import Settings
 from pipelines.tables import (
@@ -78,8 +78,8 @@ def write_tables(settings: Settings, out: Folder) -> WrittenTables:
 
     Raises Unaccounted."""
     name = settings.caption.set_name
-    before = read_manifest(out).get("captioner") if out.exists(MANIFEST) else name
-    if before != name:
+    before = exported_captions(out)
+    if before not in (None, name):
         print_to_stderr(f"captions in the tables: {name}, before {before}")
     counter, not_in_shards = funnel.RowCounter(), 0
     with (

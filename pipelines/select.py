@@ -24,10 +24,9 @@ from curation.runner.cluster import Cluster
 from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines.outdated import (
-    MANIFEST,
     ExportedShards,
     OutdatedShards,
-    read_manifest,
+    exported_captions,
     record_outdated,
 )
 from pipelines.publish import clips_schema, recorded_config, write_report, write_tables
@@ -55,14 +54,10 @@ from stages.selection.selection_table import SCHEMA
 SCORES_WITHOUT_MODEL = tuple(c.name for c in records.SCORES if not c.model)
 
 
-def costly_scores(settings: ScoreSettings) -> dict[str, str]:
-    """Score that only clips that pass the prefilter have -> the stage that computes it."""
+def costly_scores(settings: ScoreSettings) -> list[str]:
+    """The scores that only clips that pass the prefilter have."""
     by_models = [column.name for column in records.SCORES if column.model]
-    return {
-        **dict.fromkeys(settings.decode.costly_scores, type(settings.decode).__name__),
-        **dict.fromkeys(settings.ocr.writes, type(settings.ocr).__name__),
-        **dict.fromkeys([*by_models, "semantic_similarity"], type(settings.models).__name__),
-    }
+    return [*settings.decode.costly_scores, *settings.ocr.writes, *by_models, "semantic_similarity"]
 
 
 def check(settings: Settings, out: Folder, will_score: bool = False) -> None:
@@ -161,8 +156,8 @@ def _check_captions(settings: Settings, out: Folder) -> None:
     """Raises PlanError where the tables have captions of another set, and the settings' set has
     none: the tables would lose them."""
     name = settings.caption.set_name
-    before = read_manifest(out).get("captioner") if out.exists(MANIFEST) else name
-    if before != name and recorded_settings(out / "ledger", f"captions/{name}") is None:
+    before = exported_captions(out)
+    if before not in (None, name) and recorded_settings(out / "ledger", f"captions/{name}") is None:
         raise PlanError(
             f"the tables of {out.url} have the captions {before!r}, and there are none of these "
             f"settings, {name!r}\n  fix: give the caption.* settings of that run, or CONFIG with "

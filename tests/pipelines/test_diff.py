@@ -80,46 +80,43 @@ def test_two_outputs_are_compared_with_their_captions(dataset, compare, tmp_path
     assert "1 gained, 0 lost" in compare(tmp_path, dataset.out)
 
 
-def test_new_selection_prints_its_difference_to_the_previous_one(
-    dataset, tmp_path, capsys, unused_cluster
-):
+@pytest.fixture
+def reselect(dataset, tmp_path, capsys, unused_cluster):
+    """Selects again in a copy of the dataset; returns what is printed: stdout and stderr."""
     out = shutil.copytree(dataset.out, tmp_path / "out")
 
-    def reselect(*rules: str) -> str:
-        settings = config.load(Settings, DEFAULT_CONFIG, [*SETTINGS, f"output={out}", *rules])
-        select.select_and_publish(settings, Folder(str(out)), unused_cluster)
-        return capsys.readouterr().out
-
-    text = reselect("select.policy.height={min: 720}")
-    assert "compared with the previous tables: kept clips: 4 -> 1, 0 gained, 3 lost" in text
-    assert rows(text) == {("lost", "height"): 3}
-    text = reselect()
-    assert rows(text) == {("gained", "height"): 3}
-    assert "kept clips: 4 -> 4, 0 gained, 0 lost" in reselect()
-
-
-def test_settings_and_captions_that_differ_from_those_before_are_named(
-    dataset, tmp_path, capsys, unused_cluster
-):
-    """So that a command without the CONFIG of the run does not replace its policy unseen."""
-    out = shutil.copytree(dataset.out, tmp_path / "out")
-
-    def reselect(*given: str) -> str:
+    def reselect(*given: str) -> tuple[str, str]:
         settings = config.load(Settings, DEFAULT_CONFIG, [*SETTINGS, f"output={out}", *given])
         select.select_and_publish(settings, Folder(str(out)), unused_cluster)
-        return capsys.readouterr().err
+        return tuple(capsys.readouterr())
 
+    reselect.out = out
+    return reselect
+
+
+def test_new_selection_prints_its_difference_to_the_previous_one(reselect):
+    text, _ = reselect("select.policy.height={min: 720}")
+    assert "compared with the previous tables: kept clips: 4 -> 1, 0 gained, 3 lost" in text
+    assert rows(text) == {("lost", "height"): 3}
+    text, _ = reselect()
+    assert rows(text) == {("gained", "height"): 3}
+    assert "kept clips: 4 -> 4, 0 gained, 0 lost" in reselect()[0]
+
+
+def test_settings_and_captions_that_differ_from_those_before_are_named(reselect):
+    """So that a command without the CONFIG of the run does not replace its policy unseen."""
     changed = "select  changed since the last selection: "
-    first = reselect("select.policy.height={min: 720}")
-    assert f"{changed}policy.height: None -> {{'min': 720.0, 'max': None}}\n" in first
-    second = reselect()
-    assert f"{changed}policy.height: {{" in second
-    assert changed not in reselect()
+    _, errors = reselect("select.policy.height={min: 720}")
+    assert f"{changed}policy.height: None -> {{'min': 720.0, 'max': None}}\n" in errors
+    _, errors = reselect()
+    assert f"{changed}policy.height: {{" in errors
+    assert changed not in reselect()[1]
     with pytest.raises(PlanError, match=r"(?s)have the captions 'measured', .*none of .*'other'"):
         reselect("caption.name=other")
+    captions = reselect.out / "ledger/captions"
     for name in ("", ".settings.json"):
-        (out / f"ledger/captions/measured{name}").rename(out / f"ledger/captions/other{name}")
-    assert "captions in the tables: other, before measured" in reselect("caption.name=other")
+        (captions / f"measured{name}").rename(captions / f"other{name}")
+    assert "captions in the tables: other, before measured" in reselect("caption.name=other")[1]
 
 
 def test_clip_that_failed_in_the_other_output_is_counted_as_failed():

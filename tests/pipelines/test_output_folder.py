@@ -26,6 +26,12 @@ def test_output_in_the_input_is_refused(tmp_path, inside):
         check_output_folder(Folder(f"{tmp_path}/in{inside}"), f"{tmp_path}/link/")
 
 
+def test_files_of_a_whole_run_are_known(dataset):
+    found = {path.name for path in dataset.out.iterdir()}
+    assert {"ledger", "README.md"} <= found
+    assert found - {"ledger", "README.md"} <= LATE_FILES
+
+
 def test_new_empty_and_earlier_outputs_are_accepted(tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("new", "in-2"):
