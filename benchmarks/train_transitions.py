@@ -68,13 +68,13 @@ FITS = {"max_leaf_nodes": 12, "min_samples_leaf": 20, "l2_regularization": 1.0, 
 
 
 class Recorder(HardCuts):
-    """Measures every pair, and decides nothing."""
+    """Keeps the features of every pair, and gives no probabilities."""
 
     def __init__(self) -> None:
-        super().__init__(min_probability=1.0)
+        super().__init__()
         self.pairs: list[tuple[float, float, list[float]]] = []  # both times, features
 
-    def _select_cuts(self, pairs: list[int]) -> list[int]:
+    def _probabilities(self, pairs: list[int]) -> list[tuple[int, float]]:
         for at in pairs:
             times_s = self._pictures[at - 1].t_s, self._pictures[at].t_s
             self.pairs.append((*times_s, self.features_of_pair(at)))

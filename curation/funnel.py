@@ -32,6 +32,8 @@ SHORT_LABELS = {
     "colourfulness <": "colourless",
     "text_share >": "text",
     "overlay_share >": "overlay",
+    "cut_probability >": "possible cut",
+    "gradual_probability >": "possible transition",
     "seam_share >": "several views",
     "screen_share >": "screen",
     "border_share >": "borders",

@@ -303,11 +303,13 @@ def check_columns(policy: Policy, have: Iterable[str]) -> None:
     if not missing:
         return
     models = {c.name: c.model for c in records.SCORES}
-    lines = [f"  {m}: " + (f"needs {models[m]}" if models[m] else "no meter") for m in missing]
+    needed = {name: models[name] or "a detector that gives it" for name in missing}
+    lines = [f"  {name}: needs {what}" for name, what in needed.items()]
     raise PlanError(
-        f"the policy needs {len(missing)} scores that no configured scorer measures: "
+        f"the policy needs {len(missing)} scores that nothing configured measures: "
         f"{', '.join(missing)}\n" + "\n".join(lines) + "\n"
-        "  fix: configure their scorers, or remove the rules (select.policy.NAME=null)"
+        "  fix: configure what measures them, or remove the rules: "
+        + " ".join(f"select.policy.{name}=null" for name in missing)
     )
 
 

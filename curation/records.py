@@ -156,6 +156,16 @@ SCORES = (
         "0..1",
     ),
     Column(
+        "cut_probability",
+        FLOAT,
+        "highest probability of a hard cut within the clip that is too low for a cut, 0..1",
+    ),
+    Column(
+        "gradual_probability",
+        FLOAT,
+        "highest probability of a gradual transition within the clip that is too low for one, 0..1",
+    ),
+    Column(
         "overlay_share",
         FLOAT,
         "area of graphics that stay in place while the image moves, 0..1",

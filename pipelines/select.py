@@ -10,6 +10,7 @@ that write them again.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -68,6 +69,10 @@ def check(settings: Settings, out: Folder, will_score: bool = False) -> None:
     """
     by_models = _scores_by_models(settings, out, will_score)
     known = {*SCORES_WITHOUT_MODEL, *by_models, *settings.caption.chosen.scores}
+    recorded = recorded_settings(out / "ledger", "videos")
+    decode = settings.score.decode
+    detector = decode.detector if recorded is None else recorded["decode"]["detector"]
+    known -= replace(decode, detector=detector).scores_of_other_detectors
     check_columns(settings.select.policy, known)
     also = () if settings.select.semantic_similarity is None else ("semantic_similarity",)
     if also and "richness_clip_l14" not in by_models:  # computed with the embeddings
@@ -77,13 +82,12 @@ def check(settings: Settings, out: Folder, will_score: bool = False) -> None:
             "decodes no video again, or set select.semantic_similarity=null"
         )
     check_subset(settings.select, "richness_clip_l14" in by_models)
-    recorded = recorded_settings(out / "ledger", "videos")
     if recorded is not None:
         prefilter = recorded_policy(recorded["decode"]["prefilter"])
     else:
-        prefilter = settings.score.decode.prefilter
+        prefilter = decode.prefilter
     policy = settings.select.policy
-    duration, shortest_s = policy.get("duration_s"), settings.score.decode.clip_s
+    duration, shortest_s = policy.get("duration_s"), decode.clip_s
     if will_score and isinstance(duration, Range) and shortest_s < (duration.min or 0):
         print_to_stderr(
             f"score.decode.clip_s is {shortest_s:g}: clips that are shorter than "

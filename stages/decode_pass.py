@@ -127,11 +127,13 @@ class DecodePass(Stage):
         return [name for name in (*costly, *KEY_FRAME_SCORES) if name in SCORE_NAMES]
 
     def check(self) -> None:
-        """Raises PlanError if the detector's package or a meter's column is missing."""
+        """Raises PlanError if the detector's package, or a column of a meter or detector, is
+        missing."""
         self._detector.check()
         known = {column.name for column in CLIP}
-        for name, meter in config.fields_of(self, Meter).items():
-            if unknown := [column for column in meter.writes if column not in known]:
+        parts: dict[str, Meter | Detector] = {**config.fields_of(self, Meter), **self.detectors}
+        for name, part in parts.items():
+            if unknown := [column for column in part.writes if column not in known]:
                 raise PlanError(
                     f"score.decode.{name} writes {', '.join(unknown)}, which curation/records.py "
                     "does not have\n  fix: add it to SCORES there"
@@ -140,6 +142,13 @@ class DecodePass(Stage):
     @property
     def _detector(self) -> Detector:
         return self.detectors[self.detector]
+
+    @property
+    def scores_of_other_detectors(self) -> set[str]:
+        """The scores that other detectors give, and the chosen one does not."""
+        return {name for d in self.detectors.values() for name in d.writes} - {
+            *self._detector.writes
+        }
 
     def setup(self, context: RunContext) -> None:
         self._ledger = Folder(context.ledger_url)
@@ -285,6 +294,7 @@ class DecodePass(Stage):
             "fingerprint": self.fingerprint.encode(start_s, end_s),
         }
         clip["damaged_share"] = _share_inside(reader.damaged, start_s, end_s)
+        clip |= self._detector.score(start_s, end_s)
         for meter in self.meters:
             if not meter.after_prefilter:
                 clip |= meter.score(start_s, end_s)
@@ -334,6 +344,8 @@ class DecodePass(Stage):
                 reasons[column.name] = "only kept clips are captioned"
             elif clip["prefilter"] is not None and column.name in costly:
                 reasons[column.name] = FAILED_PREFILTER + clip["prefilter"]
+            elif column.name in self.scores_of_other_detectors:
+                reasons[column.name] = f"the detector {self.detector} does not give it"
             elif column.name in measured:
                 reasons[column.name] = "not measurable"
         return reasons

@@ -131,6 +131,7 @@ def test_every_score_is_written_once_or_needs_a_model():
     meters = ScoreSettings().decode.meters
     assert len(meters) >= 4
     written = [name for meter in meters for name in meter.writes if name in SCORE_NAMES]
+    written += ScoreSettings().decode.learned.writes
     written += [name for name in OcrStage.writes if name in SCORE_NAMES]
     by_model = {column.name for column in SCORES if column.model}
     written += [

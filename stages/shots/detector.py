@@ -7,6 +7,7 @@ is then a value of `score.decode.detector` (docs/extending.md).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from curation.video.frames import FrameProcessor
 
@@ -19,6 +20,7 @@ class Transitions:
 
 class Detector(FrameProcessor):
     gpus: float = 0.0  # share of a GPU that one worker takes
+    writes: ClassVar[tuple[str, ...]] = ()  # columns of a clip, declared in curation/records.py
 
     def check(self) -> None:
         """Raises PlanError where a package is missing. Called before any worker starts."""
@@ -29,3 +31,7 @@ class Detector(FrameProcessor):
     def transitions(self) -> Transitions:
         """Those of the whole video, in order of time. Called once, after the last frame."""
         raise NotImplementedError
+
+    def score(self, start_s: float, end_s: float) -> dict[str, Any]:
+        """The columns `writes` of a clip [start_s, end_s). Called after `transitions`."""
+        return {}

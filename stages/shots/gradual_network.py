@@ -73,7 +73,14 @@ class GradualNetwork:
             if probabilities[first:stop].max() >= min_peak_probability:
                 start, end = _without_plain_ends(is_plain[first:stop])
                 found.append((self._times_s[first + start], self._times_s[first + end]))
+                probabilities[first:stop] = 0
+        self._others = probabilities
         return found
+
+    def other_frames(self) -> tuple[np.ndarray, np.ndarray]:
+        """Times (T,) of the frames that were read, and their probabilities (T,), 0 at frames of
+        the transitions that `spans` returned before."""
+        return np.array(self._times_s), self._others
 
     def _decide(self, count: int) -> None:
         """Computes the probabilities of the next `count` frames; drops those not needed later."""

@@ -35,16 +35,16 @@ PAIRS_PER_BATCH = 32
 
 
 class HardCuts:
-    """Finds the hard cuts of one video. `add` takes its frames in order."""
+    """Gives the probability of a hard cut at each pair of one video's frames. `add` takes its
+    frames in order."""
 
-    def __init__(self, min_probability: float) -> None:
-        self._min_probability = min_probability
+    def __init__(self) -> None:
         self._features = CutFeatures()
         self._steps: list[float] = []  # of the pairs that end at `_pictures`, grey levels
         self._pictures: list[FrameView] = []  # the last ones; earlier ones are dropped
         self._dropped = 0  # how many
-        self._next = 1  # the next pair to decide, an index into `_pictures`
-        self._cuts_s: list[float] = []
+        self._next = 1  # the next pair to measure, an index into `_pictures`
+        self._possible: list[tuple[float, float]] = []  # as `possible_cuts` returns them
 
     def add(self, view: FrameView) -> None:
         last = self._pictures[-1] if self._pictures else None
@@ -56,19 +56,20 @@ class HardCuts:
             self._pictures.append(view)
             self._steps.append(step)
             if len(self._pictures) - self._next >= PAIRS_PER_BATCH + cut_features.REACH:
-                self._decide_pairs(self._next + PAIRS_PER_BATCH)
+                self._measure_pairs(self._next + PAIRS_PER_BATCH)
 
-    def times_s(self) -> list[float]:
-        """Times of the first frame after each cut. Called once, after the last frame."""
-        self._decide_pairs(len(self._pictures))
-        return self._cuts_s
+    def possible_cuts(self) -> list[tuple[float, float]]:
+        """Time of the second frame of each pair that may be a cut, in order, and the probability
+        that it is one; that of all other pairs is about 0. Called once, after the last frame."""
+        self._measure_pairs(len(self._pictures))
+        return self._possible
 
-    def _decide_pairs(self, stop: int) -> None:
-        """Decides the pairs [_next, stop), and drops the pictures that no later pair needs."""
+    def _measure_pairs(self, stop: int) -> None:
+        """Measures the pairs [_next, stop), and drops the pictures that no later pair needs."""
         pairs = [at for at in range(self._next, stop) if self._stands_out(at)]
         if pairs:
-            for at in self._select_cuts(pairs):
-                self._cuts_s.append(self._pictures[at].t_s)
+            for at, probability in self._probabilities(pairs):
+                self._possible.append((self._pictures[at].t_s, probability))
         self._next = max(stop, 1)
         surplus = self._next - cut_features.REACH - 2
         if surplus > 0:
@@ -86,8 +87,8 @@ class HardCuts:
         near = sorted(self._steps[start + 1 : at] + self._steps[at + 1 : stop])
         return not near or self._steps[at] >= MIN_STEP_RATIO * near[len(near) // 2]
 
-    def _select_cuts(self, pairs: list[int]) -> list[int]:
-        """The pairs that are cuts."""
+    def _probabilities(self, pairs: list[int]) -> list[tuple[int, float]]:
+        """Those of the pairs that may be cuts, each with its probability."""
         models = load_models()
         by_name = [self._features.histograms(self._pictures, at) for at in pairs]
         table = [[values[name] for name in cut_features.HISTOGRAM_FEATURES] for values in by_name]
@@ -103,8 +104,7 @@ class HardCuts:
             return []
         motion = [self._features.motion(self._pictures, at) for at in pairs]
         features = np.concatenate([colour[is_possible], np.array(motion, np.float32)], axis=1)
-        is_cut = models.cut.probability(features) >= self._min_probability
-        return [at for at, found in zip(pairs, is_cut, strict=True) if found]
+        return list(zip(pairs, models.cut.probability(features).tolist(), strict=True))
 
     def features_of_pair(self, at: int) -> list[float]:
         """The pair's FEATURES, in their order."""

@@ -10,6 +10,7 @@ import bisect
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
 from annotated_types import Ge, Le
 
 from curation.video.frames import Planes, VideoInfo
@@ -27,6 +28,7 @@ class LearnedDetector(Detector):
     """Finds hard cuts, jump cuts and gradual transitions of all common kinds."""
 
     reads_chroma = True
+    writes = ("cut_probability", "gradual_probability")
     cut_probability: Annotated[float, Ge(0), Le(1)] = 0.5  # least of a pair of frames
     gradual_probability: Annotated[float, Ge(0), Le(1)] = 0.8  # least of a transition's peak
 
@@ -35,7 +37,7 @@ class LearnedDetector(Detector):
         load_session()
 
     def start(self, video: VideoInfo) -> None:
-        self._cuts = HardCuts(self.cut_probability)
+        self._cuts = HardCuts()
         self._gradual = GradualNetwork()
 
     def process_frame(self, t_s: float, frame: Planes) -> None:
@@ -44,7 +46,20 @@ class LearnedDetector(Detector):
         self._gradual.add(t_s, view.yuv)
 
     def transitions(self) -> Transitions:
-        return merge(self._cuts.times_s(), self._gradual.spans(self.gradual_probability))
+        pairs_s, probabilities = np.array(self._cuts.possible_cuts()).reshape(-1, 2).T
+        is_cut = probabilities >= self.cut_probability
+        cuts_s = pairs_s[is_cut]
+        found = merge(cuts_s.tolist(), self._gradual.spans(self.gradual_probability))
+        self._pairs = _without_cuts(pairs_s[~is_cut], probabilities[~is_cut], cuts_s)
+        self._frames = _without_cuts(*self._gradual.other_frames(), cuts_s)
+        return found
+
+    def score(self, start_s: float, end_s: float) -> dict[str, float]:
+        """The highest probabilities within the clip that are too low for a cut or transition."""
+        return {
+            "cut_probability": _highest(*self._pairs, start_s, end_s),
+            "gradual_probability": _highest(*self._frames, start_s, end_s),
+        }
 
 
 def merge(cuts_s: list[float], gradual: list[tuple[float, float]]) -> Transitions:
@@ -63,6 +78,23 @@ def merge(cuts_s: list[float], gradual: list[tuple[float, float]]) -> Transition
     before = (gradual[: bisect.bisect_right(starts_s, t_s)][-1:] for t_s in cuts_s)
     cuts_s = [t_s for t_s, last in zip(cuts_s, before, strict=True) if not last or last[0][1] < t_s]
     return Transitions(cuts_s, gradual)
+
+
+def _without_cuts(
+    times_s: np.ndarray, probabilities: np.ndarray, cuts_s: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Times and probabilities without those within NEAR_CUT_S of a cut, which belong to the cut.
+
+    times_s, probabilities: (N,).  cuts_s: (C,). The times and the cuts increase.
+    """
+    first, stop = (np.searchsorted(cuts_s, times_s + by_s) for by_s in (-NEAR_CUT_S, NEAR_CUT_S))
+    return times_s[first == stop], probabilities[first == stop]
+
+
+def _highest(times_s: np.ndarray, probabilities: np.ndarray, start_s: float, end_s: float) -> float:
+    """Of the probabilities at times in [start_s, end_s); 0 if there is none."""
+    first, stop = np.searchsorted(times_s, [start_s, end_s])
+    return float(probabilities[first:stop].max(initial=0))
 
 
 def _any_within(times_s: list[float], start_s: float, end_s: float) -> bool:

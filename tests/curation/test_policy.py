@@ -249,6 +249,8 @@ def test_default_policy_keeps_an_unmoved_cameras_take_with_little_motion():
             "ken_burns_share",
             "border_share",
             "text_share",
+            "cut_probability",
+            "gradual_probability",
             "seam_share",
             "screen_share",
         ),

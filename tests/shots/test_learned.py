@@ -61,7 +61,12 @@ def mix(a: Planes, b: Planes, share: float) -> Planes:
 
 
 def detect(frames: list[Planes], times_s: np.ndarray | None = None) -> Transitions:
-    detector = LearnedDetector()
+    return run(LearnedDetector(), frames, times_s)
+
+
+def run(
+    detector: LearnedDetector, frames: list[Planes], times_s: np.ndarray | None = None
+) -> Transitions:
     detector.setup()
     detector.start(VideoInfo(1280, 720, FPS, 320, 180))
     times_s = np.arange(len(frames)) / FPS if times_s is None else times_s
@@ -94,6 +99,40 @@ def test_dissolve_between_two_places_is_found_where_it_is(length):
     [(start_s, end_s)] = found.gradual
     assert start_s <= (40 + length / 3) / FPS
     assert (40 + 2 * length / 3) / FPS <= end_s <= (40 + 2 * length) / FPS
+
+
+def cut_and_dissolve() -> list[Planes]:
+    """100 frames of one place, 40 of another, a dissolve of 12, and 48 of a third."""
+    before, after = take(PLACES[0])[:40], take(PLACES[2])
+    blend = [mix(before[28 + i], after[i], (i + 1) / 13) for i in range(12)]
+    return [*take(PLACES[1]), *before, *blend, *after[12:60]]
+
+
+@real
+def test_changes_with_too_low_a_probability_are_scores_of_the_clips_that_hold_them():
+    unsure = LearnedDetector(cut_probability=1.0, gradual_probability=1.0)
+    assert run(unsure, cut_and_dissolve()) == Transitions([], [])
+    before_both, cut, dissolve, after_both = (
+        unsure.score(start / FPS, end / FPS)
+        for start, end in ((0, 90), (90, 130), (130, 160), (170, 200))
+    )
+    assert cut["cut_probability"] >= 0.5
+    assert dissolve["gradual_probability"] >= 0.8
+    for clip in (before_both, after_both):
+        assert clip["cut_probability"] < 0.3
+        assert clip["gradual_probability"] < 0.5
+
+
+@real
+def test_found_cuts_and_transitions_give_the_clips_next_to_them_no_probability():
+    detector = LearnedDetector()
+    found = run(detector, cut_and_dissolve())
+    [cut_s], [(start_s, end_s)] = found.cuts_s, found.gradual
+    frame_s = 1 / FPS
+    for clip_s in ((0, cut_s - frame_s), (cut_s, start_s), (end_s + frame_s, 200 / FPS)):
+        scores = detector.score(*clip_s)
+        assert scores["cut_probability"] < 0.3
+        assert scores["gradual_probability"] < 0.5
 
 
 @real
