@@ -10,8 +10,9 @@ that lie in LONGTAKE_LABELLED. --edits: films with exactly known transitions (be
 A hard cut is found by a cut within CUT_TOLERANCE frames or by a gradual transition around it; a
 gradual transition by anything in it or within GRADUAL_TOLERANCE frames of it. What is found outside
 all of these is false; in spans that the labels call uncertain nothing counts. Rates have 95 %
-Wilson intervals. A take counts as in one piece where nothing false is found in it. CPU is a
-detector's own time over that of decoding.
+Wilson intervals. A take counts as in one piece where nothing false is found in it. Where a detector
+scores clips, the rules of configs/local.yaml on these scores are applied to the takes in one piece,
+and to the spans of missed transitions. CPU is a detector's own time over that of decoding.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ from benchmarks import edits
 from benchmarks.labelled_videos import read_labels
 from benchmarks.real_videos import MIN_TAKE_S, present, real_videos
 from benchmarks.shots_compressed import compressed_videos
+from curation import config
+from curation.policy import Policy, decide
 from curation.stage import BadVideo
 from curation.video.frames import Planes
 from curation.video.planes import chroma_image
 from curation.video.reader import Reader
+from pipelines.settings import DEFAULT_CONFIG, Settings
 from stages.decode_pass import FRAMES_PER_BATCH, DecodePass
 from stages.shots.detector import Detector, Transitions
 from tests.support.paths import VIDEOS
@@ -123,6 +127,7 @@ def run(cases: Iterable[Case], detectors: dict[str, Detector]) -> tuple[dict[str
     tallies = {name: Tally() for name in detectors}
     for detector in detectors.values():
         detector.setup()
+    policy = config.load(Settings, DEFAULT_CONFIG, ["input=-", "output=-"]).select.policy
     given = Tally()
     minutes: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for case in cases:
@@ -141,7 +146,8 @@ def run(cases: Iterable[Case], detectors: dict[str, Detector]) -> tuple[dict[str
             started = time.process_time()
             found = detector.transitions()
             tallies[name].own_s += time.process_time() - started
-            judge(case, found, times, tallies[name])
+            rules = policy.without(policy.keys() - {*detector.writes})
+            judge(case, found, times, tallies[name], detector, rules)
     for key, (all_minutes, of_takes) in minutes.items():
         print(f"{key}: {all_minutes:.1f} minutes, {of_takes:.1f} of them in takes")
     given.found["minutes in takes"] = [round(minutes["all"][1] * 1000), 1000]
@@ -186,14 +192,28 @@ def batches(frames: Iterator[tuple[float, Planes]]) -> Iterator[list[tuple[float
     yield batch
 
 
-def judge(case: Case, found: Transitions, times: np.ndarray, tally: Tally) -> None:
-    """Counts what of a case is found, and what is false."""
+def judge(
+    case: Case,
+    found: Transitions,
+    times: np.ndarray,
+    tally: Tally,
+    detector: Detector,
+    rules: Policy,
+) -> None:
+    """Counts what of a case is found, and what is false.
+
+    rules: on the detector's scores.
+    """
 
     def frame(t_s: float) -> int:
         return int(np.searchsorted(times, t_s - 1e-3))
 
     def number(of_case: float) -> int:
         return frame(of_case) if case.in_seconds else int(of_case)
+
+    def is_rejected(first: int, last: int) -> bool:
+        start_s, end_s = (float(times[np.clip(i, 0, len(times) - 1)]) for i in (first, last))
+        return bool(decide(detector.score(start_s, end_s), rules))
 
     cuts = [frame(t) for t in found.cuts_s]
     spans = [(frame(a), frame(b)) for a, b in found.gradual]
@@ -212,6 +232,9 @@ def judge(case: Case, found: Transitions, times: np.ndarray, tally: Tally) -> No
             count(tally, key, bool(near))
         if not near:
             missed.append((first, last))
+            if rules:
+                rejected = is_rejected(first - tolerance, last + tolerance)
+                count(tally, "missed ones that the rules reject", rejected)
             tally.errors.append(f"missed {kind} {first} {case.path.name} {case.group}")
     unclear = [(number(a) - CUT_TOLERANCE, number(b) + CUT_TOLERANCE) for a, b in case.uncertain]
     takes = [(number(min(a, 1e9)), number(min(b, 1e9))) for a, b in case.takes]
@@ -231,6 +254,9 @@ def judge(case: Case, found: Transitions, times: np.ndarray, tally: Tally) -> No
     for a, b in takes:
         whole = not any(first <= b and last >= a for first, last in false)
         count(tally, "takes in one piece", whole)
+        if whole and rules:
+            rejected = is_rejected(a + CUT_TOLERANCE, b - CUT_TOLERANCE)
+            count(tally, "takes in one piece that the rules reject", rejected)
     fps = (len(times) - 1) / max(float(times[-1] - times[0]), 1e-9)
     bounds = [(0, 0), *sorted(found_spans), (len(times), len(times))]
     for (_, start), (end, _) in pairwise(bounds):
@@ -276,7 +302,7 @@ def show(name: str, tally: Tally, given: Tally) -> None:
     for kind, (hits, count) in sorted(tally.found.items()):
         low, high = wilson(hits, count)
         rate = f"of {count:4}  {hits / count:.3f} ({low:.3f} to {high:.3f})" if count else ""
-        print(f"  {kind:34} {hits:4} {rate}")
+        print(f"  {kind:41} {hits:4} {rate}")
 
 
 def main() -> None:
