@@ -23,9 +23,9 @@ from stages.captioning.measured_text import (
     write_sub_captions,
 )
 from stages.captioning.segment_state import SegmentState, name_position, quantize_segment
-from stages.scorers.ocr_engine import MAX_LINES, OcrEngine, TextLine
+from stages.scorers.ocr_engine import OcrEngine, TextLine
 
-VERSION = 1  # of the sentences: another version writes other texts for the same clip
+VERSION = 2  # of the sentences: another version writes other texts for the same clip
 MIN_CONFIDENCE = 0.9  # of a line that is quoted
 MIN_LINE_HEIGHT = 0.025  # share of the image's height: smaller lines are often misread
 MIN_LETTERS = 2  # letters or digits in a quoted line
@@ -61,7 +61,6 @@ class MeasuredCaptioner(Captioner):
                     states[-1] if states else None,
                     quotes=quotable_lines(lines, *bgr.shape[:2]),
                     ocr_lines=tuple(sanitize_text(text, MAX_QUOTE_CHARS) for text, _, _ in lines),
-                    has_unread_lines=len(lines) >= MAX_LINES,
                 )
             )
         texts, caption = write_sub_captions(states), write_caption(states)

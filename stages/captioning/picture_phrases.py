@@ -100,21 +100,15 @@ def _by_position(quotes: Quotes) -> list[tuple[str, list[str]]]:
 
 
 def describe_text_changes(previous: SegmentState, state: SegmentState) -> list[str]:
-    """Phrases for text that appears, is replaced, or is gone."""
+    """Phrases for text that appears or is replaced. Text that OCR reads no more may still be there,
+    so no phrase states that it is gone."""
     appeared = tuple(q for q in state.quotes if not _is_among(previous.ocr_lines, q[0]))
-    gone = [q for q in previous.quotes if not _is_among(state.ocr_lines, q[0])]
-    if state.has_unread_lines:
-        gone = []
-    replaced = {position for _, position in gone} & {position for _, position in appeared}
-    changes = [
+    unread = [q for q in previous.quotes if not _is_among(state.ocr_lines, q[0])]
+    replaced = {position for _, position in unread}
+    return [
         f"{position} it {'now says' if position in replaced else 'says'} {join_words(texts)}"
         for position, texts in _by_position(appeared)
     ]
-    removed = _quote(q for q in gone if q[1] not in replaced)
-    if removed:
-        noun, verb = ("text", "is") if len(removed) == 1 else ("texts", "are")
-        changes.append(f"the {noun} {join_words(removed)} {verb} gone")
-    return changes
 
 
 def _is_among(texts: Iterable[str], text: str) -> bool:

@@ -82,9 +82,8 @@ class SegmentState:
     camera: CameraState | None
     subject: SubjectState | None
     quotes: tuple[tuple[str, str], ...] = ()  # text in the image, fit to quote, and its position
-    # every line that OCR read: a quote among them has not disappeared
+    # every line that OCR read: a quote among them is no new text
     ocr_lines: tuple[str, ...] = ()
-    has_unread_lines: bool = False  # there are more lines than OCR reads: none counts as gone
 
 
 def quantize_segment(
@@ -94,7 +93,6 @@ def quantize_segment(
     *,
     quotes: tuple[tuple[str, str], ...] = (),
     ocr_lines: tuple[str, ...] = (),
-    has_unread_lines: bool = False,
 ) -> SegmentState:
     """Returns the state of a segment (records.SEGMENT); previous: that of the segment before."""
     luma = segment.get("brightness")
@@ -108,7 +106,6 @@ def quantize_segment(
         subject=_quantize_subject(segment, previous.subject if previous else None),
         quotes=quotes,
         ocr_lines=ocr_lines,
-        has_unread_lines=has_unread_lines,
     )
 
 
