@@ -12,7 +12,8 @@ gradual transition by anything in it or within GRADUAL_TOLERANCE frames of it. W
 all of these is false; in spans that the labels call uncertain nothing counts. Rates have 95 %
 Wilson intervals. A take counts as in one piece where nothing false is found in it. Where a detector
 scores clips, the rules of configs/local.yaml on these scores are applied to the takes in one piece,
-and to the spans of missed transitions. CPU is a detector's own time over that of decoding.
+and to the spans of missed transitions. CPU is a detector's own time over that of decoding;
+TransNetV2 runs on a GPU where there is one.
 """
 
 from __future__ import annotations
@@ -317,13 +318,16 @@ def main() -> None:
         "--conditions", nargs="+", choices=edits.CONDITIONS, default=edits.CONDITIONS
     )
     known = DecodePass().detectors
-    known["transnet"].gpus = 0
     parser.add_argument("--detectors", nargs="+", choices=known, default=DEFAULT_DETECTORS)
     parser.add_argument("--errors", action="store_true", help="a line per false or missed one")
     args = parser.parse_args()
     if not args.real and not (VIDEOS / "labels.csv").is_file():
         sys.exit(f"{VIDEOS}/labels.csv: no such file; set LONGTAKE_VIDEOS to the labelled videos")
     cv2.setNumThreads(1)
+    if "transnet" in args.detectors:
+        import torch
+
+        known["transnet"].gpus = float(torch.cuda.is_available())
     cases = (
         real_cases(args.half)
         if args.real
