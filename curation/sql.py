@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from curation.errors import UserError
 from curation.progress import printable
+from curation.texts import is_utf8
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -46,6 +47,8 @@ def run_select(
     """
     import duckdb  # 66 MB; most commands need none of it
 
+    if condition is not None and not is_utf8(condition):
+        raise SqlError(f"{name} is {condition!r:.60}: expected text in UTF-8")
     where = f" WHERE ({condition}\n)" if condition is not None else ""
     query = f"SELECT {', '.join(columns)} FROM clips{where} {tail}"
     try:

@@ -36,6 +36,7 @@ from curation.objects import (
 from curation.parquet import TableWriter, batches, parquet_bytes
 from curation.stage import OutputError
 from curation.storage_errors import storage_errors
+from curation.texts import is_utf8
 from curation.urls import InputError, file_system, is_url, join_path, split_url
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class Folder:
         self.is_local = not is_url(url)
         if self.is_local:
             self.url = os.path.abspath(url)
+            if not is_utf8(self.url):  # which pyarrow expects of every path
+                raise OutputError(
+                    f"{self.url}: the name of this folder is not UTF-8\n  fix: rename it"
+                )
             self._fs: pafs.FileSystem = pafs.LocalFileSystem()
             self._root = self.url
         else:

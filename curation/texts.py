@@ -67,6 +67,16 @@ def format_sentence(text: str) -> str:
     return text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")
 
 
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can encode the text. A file name or an argument with other bytes has lone
+    surrogates in their place."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def clean_outside_text(text: str, max_chars: int) -> str:
     """Returns text of unknown origin so that Parquet, JSON, pages and terminals can hold it.
 

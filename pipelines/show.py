@@ -221,6 +221,7 @@ def _write_csv(rows: list[Row]) -> None:
 def find_clip(out: Folder, beginning: str) -> Row:
     """The row of the clip whose id begins so. Raises PlanError where none or several do."""
     clips = out.dataset(CLIPS)
+    beginning = printable(beginning, 60)  # changes no text with which an id begins
     found = [beginning] if find_rows(clips, pc.field("clip_id") == beginning, ["clip_id"]) else []
     if not found:
         begins = pc.starts_with(pc.field("clip_id"), beginning)
@@ -228,7 +229,7 @@ def find_clip(out: Folder, beginning: str) -> Row:
     if len(found) != 1:
         names = ", ".join(found[:MAX_MATCHES]) + (" …" if len(found) > MAX_MATCHES else "")
         what = f"{len(found)} clips begin with it: {names}" if found else "no clip of this id"
-        raise PlanError(f"{printable(beginning, 60)}: {what} in {out.url}")
+        raise PlanError(f"{beginning}: {what} in {out.url}")
     [row] = find_rows(clips, pc.field("clip_id") == found[0])
     return row
 

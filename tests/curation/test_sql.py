@@ -96,6 +96,11 @@ def test_mistyped_column_is_refused_with_near_ones_in_one_line():
         condition_values(CLIPS, "motion_diss > 2", "select.where")
 
 
+def test_condition_that_is_not_utf_8_is_refused_in_one_line():
+    with pytest.raises(SqlError, match=r"^select\.where is .*udcff.*: expected text in UTF-8$"):
+        condition_values(CLIPS, "caption = '\udcff'", "select.where")
+
+
 def test_value_that_does_not_fit_is_refused_in_one_line():
     with pytest.raises(SqlError, match=r"^select\.where: [^\n]*'fast'[^\n]*$"):
         condition_values(CLIPS, "motion_dis = 'fast'", "select.where")

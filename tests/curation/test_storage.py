@@ -123,6 +123,11 @@ def test_full_disk_is_an_output_error():
         Folder("/dev/full").write("a.txt", b"data")
 
 
+def test_output_folder_whose_name_is_not_utf_8_is_refused_with_the_fix(tmp_path):
+    with pytest.raises(OutputError, match=r"this folder is not UTF-8\n  fix: rename it"):
+        Folder(os.fsdecode(os.fsencode(str(tmp_path)) + b"/\xff"))
+
+
 def test_file_that_another_process_removed_stops_the_run_with_one_line(tmp_path):
     with pytest.raises(SystemExit) as stopped:
         run_command(None, lambda _: Folder(str(tmp_path)).read_table("clips.parquet"), [])

@@ -126,6 +126,7 @@ def test_sample_is_drawn_by_its_seed(run, clips):
         (["--open"], "UsageError: --open needs a clip"),
         (["--where", "true", "--open"], "UsageError: --open needs one clip, found 6"),
         (["abc", "--where", "true"], "UsageError: expected a clip or --where"),
+        (["\udcff"], r"PlanError: \udcff: no clip of this id in"),
         (["--wher", "true"], "UsageError: --wher is not an option; expected --where SQL"),
     ],
 )
