@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curation.cli import Arguments, run_command
+from curation.cli import Arguments, UsageError, run_command
 from curation.config import ConfigError
 from curation.progress import Progress, printable
 from curation.stage import RunContext, Unavailable
 from curation.storage import Folder
-from curation.urls import InputError
+from curation.texts import is_utf8
+from curation.urls import InputError, is_url
 from pipelines.settings import DEFAULT_CONFIG, Settings
 from stages.captioning.vlm import ChecksFailed, VlmCaptioner
 
@@ -79,6 +80,8 @@ async def _split_all(
 def read_prompts(given: str) -> list[str]:
     """The prompt itself, or the different lines of a .txt file. Raises InputError."""
     if not given.endswith(".txt"):
+        if not is_utf8(given):
+            raise InputError(f"the prompt is {given!r:.60}; expected text in UTF-8")
         return [given] if given.strip() else []
     try:
         lines = dict.fromkeys(Path(given).read_text().split("\n"))
@@ -89,6 +92,8 @@ def read_prompts(given: str) -> list[str]:
 
 def work(given: Arguments[Settings]) -> int:
     target, prompt = given.values
+    if is_url(target) or Path(target).is_dir():
+        raise UsageError(f"OUT is {target!r:.60}; expected the name of a file on this machine")
     prompts = read_prompts(prompt)
     if not prompts:
         raise InputError("no prompt given")

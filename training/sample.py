@@ -51,6 +51,7 @@ from curation import config
 from curation.atomic import atomic_path
 from curation.config import ConfigError
 from curation.records import segment_spans
+from curation.texts import is_utf8
 from training import checkpoint
 from training.data import seeded_generator
 from training.diffusion import Predict, guided, sample_latents
@@ -309,6 +310,11 @@ def main(argv: Sequence[str]) -> None:
 def run(arguments: Arguments[SampleCommandConfig]) -> None:
     cfg = arguments.settings
     checkpoint_path, out, *texts = arguments.values
+    files = [text for text in texts if text.endswith((".json", ".jsonl"))]
+    if files and len(texts) > 1:
+        raise UsageError(
+            f"{files[0]!r:.60} is one of {len(texts)} captions; expected texts, or one file"
+        )
     if texts[0].endswith(".jsonl"):
         by_name = read_prompts(texts[0], cfg.duration_s)
         prompts = {f"{out}/{name}.mp4": prompt for name, prompt in by_name.items()}
@@ -316,6 +322,9 @@ def run(arguments: Arguments[SampleCommandConfig]) -> None:
         if not out.endswith(".mp4"):
             raise UsageError(f"OUT is {out!r}; expected a name that ends in .mp4 for one prompt")
         prompts = {out: read_prompt(texts, cfg.duration_s)}
+    for text in (text for prompt in prompts.values() for text in prompt.captions):
+        if not is_utf8(text):
+            raise ConfigError(f"a caption is {text!r:.60}; expected text in UTF-8")
     for path in prompts:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     world = init_distributed(cfg.sequence_ranks)

@@ -93,6 +93,12 @@ def test_answer_with_a_wrong_number_of_texts_is_refused(tmp_path, capsys):
         (["a.json", "x"], "the captioner `measured` writes captions of videos only; give a"),
         (["a.json", " "], "InputError: no prompt given"),
         (["a.json", "no such.txt"], "InputError: no such.txt: can't be read as prompts"),
+        (
+            ["a.json", "boat \udcff"],
+            "InputError: the prompt is 'boat \\udcff'; expected text in UTF-8",
+        ),
+        (["s3://b/a.json", "x"], "UsageError: OUT is 's3://b/a.json'; expected the name of a file"),
+        ([".", "x"], "UsageError: OUT is '.'; expected the name of a file"),
         (["a.json"], "UsageError: expected OUT PROMPT [CONFIG], found a.json; --help explains"),
         (["a.json", "x", "caption.openai.urk=1"], "did you mean caption.openai.url?"),
     ],

@@ -182,6 +182,24 @@ def test_a_wrong_captions_file_is_refused_before_a_model_is_loaded(tmp_path, con
         sample_main([str(tmp_path / "no checkpoint"), str(tmp_path / "out.mp4"), str(path)])
 
 
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["a", "boat \udcff"], r"ConfigError: a caption is 'boat \\udcff'; expected text in UTF-8"),
+        (
+            ["a.json", "b.json"],
+            r"UsageError: 'a\.json' is one of 2 captions; expected texts, or one",
+        ),
+        (["a.jsonl", "b"], r"UsageError: 'a\.jsonl' is one of 2 captions; expected texts, or one"),
+    ],
+)
+def test_captions_that_can_t_be_meant_are_refused_before_a_model_is_loaded(
+    tmp_path, texts, message
+):
+    with pytest.raises(SystemExit, match=message):
+        sample_main([str(tmp_path / "no checkpoint"), str(tmp_path / "out.mp4"), *texts])
+
+
 def test_output_of_one_prompt_that_is_no_mp4_is_refused_before_a_model_is_loaded(tmp_path):
     with pytest.raises(SystemExit, match=r"UsageError: OUT is .*out\.webm.*ends in \.mp4"):
         sample_main([str(tmp_path / "no checkpoint"), str(tmp_path / "out.webm"), "one"])
