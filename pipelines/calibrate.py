@@ -24,6 +24,7 @@ from curation.cli import Arguments, NoSettings, run_command
 from curation.config import ConfigError
 from curation.policy import Policy, Range
 from curation.progress import printable
+from curation.records import CAPTION_SCORES
 from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines.tables import read_clips, read_embeddings
@@ -169,8 +170,15 @@ def parse_rule(text: str) -> tuple[str, Range]:
         raise ConfigError(
             f"{printable(text)}: expected a rule, 'motion_dis: {{min: 13}}'"
         ) from None
-    Policy({name: rule})  # raises where there is no score of that name
+    check_score(str(name), rule)
     return name, rule
+
+
+def check_score(name: str, rule: Range) -> None:
+    """Raises ConfigError where `rule` can't be a rule on `name`, or no scored output has `name`."""
+    Policy({name: rule})
+    if name in CAPTION_SCORES:
+        raise ConfigError(f"{name} is a score of captions; expected one of clips")
 
 
 def work(given: Arguments[NoSettings]) -> None:
@@ -178,7 +186,7 @@ def work(given: Arguments[NoSettings]) -> None:
     out = Folder(folder)
     if other:
         name, rule = parse_rule(rule_text)
-        Policy({other[0]: rule})  # raises where there is no score of that name
+        check_score(other[0], rule)
         clips = read_clips(out, [name, other[0], "sha256"])
         print("\n".join(match_rule(name, rule, other[0], clips)))
     elif rule_text == "semantic_similarity":

@@ -58,6 +58,26 @@ def test_range_contains_the_true_threshold_about_19_times_in_20():
     assert held >= 52
 
 
+@pytest.mark.parametrize(
+    ("rule", "other", "message"),
+    [
+        ("motion_diss: {min: 1}", "motion_raft", "motion_diss is not a score; did you mean motion"),
+        ("motion_dis: {min: 1}", "motion_rafft", "motion_rafft is not a score; did you mean"),
+        ("motion_dis: {}", "motion_raft", "min None, max None is no range"),
+        ("7: {min: 1}", "motion_raft", "7 is not a score; known: "),
+        ("motion_dis 1", "motion_raft", "motion_dis 1: expected a rule, 'motion_dis: {min: 13}'"),
+        (
+            "motion_dis: {min: 1}",
+            "text_similarity_tfidf",
+            "is a score of captions; expected one of",
+        ),
+    ],
+)
+def test_rule_or_score_that_no_output_has_is_refused(rule, other, message):
+    with pytest.raises(SystemExit, match=f"ConfigError: .*{re.escape(message)}"):
+        calibrate.main(["no output", rule, other])
+
+
 def test_rule_that_all_clips_pass_is_refused():
     clips = scored(np.array([5.0, 6.0]), np.array([1.0, 2.0]))
     with pytest.raises(PlanError, match=r"2 of 2 clips pass motion_dis min 3: .*5 to 6"):
