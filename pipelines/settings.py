@@ -107,7 +107,7 @@ class CaptionSettings:
 
 @dataclass
 class ExportSettings:
-    shard_mb: Annotated[float, Gt(0)] = 500.0  # approximate size of a shard
+    shard_mb: Annotated[float, Gt(0), Le(1e6)] = 500.0  # approximate size of a shard
     shard_clips: Annotated[int, Ge(1)] = 1000  # most clips in a shard
     seed: str = ""  # changes the order of the clips in the shards
     presto: bool = False  # also writes presto/, for the trainer that Presto's authors released

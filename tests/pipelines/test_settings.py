@@ -68,6 +68,12 @@ def test_nan_is_refused(name):
         load(Settings, DEFAULT_CONFIG, [f"{name}=.nan"])
 
 
+@pytest.mark.parametrize("name", ["export.shard_mb", "cluster.memory_gib"])
+def test_infinite_size_is_refused(name):
+    with pytest.raises(ConfigError, match=f"{name} is inf"):
+        load(Settings, DEFAULT_CONFIG, [f"{name}=.inf"])
+
+
 @pytest.mark.parametrize("meter", ["motion", "light", "overlay"])
 def test_zero_samples_per_second_are_refused(meter):
     with pytest.raises(ConfigError, match=rf"score.decode.{meter}.samples_per_s is 0"):
