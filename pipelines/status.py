@@ -27,6 +27,9 @@ MISSED_RENEWALS = 6  # after so many, the process counts as gone
 # An object store's size of a file and its data are two requests, and a renewal may come between.
 READ_ATTEMPTS = 4
 
+# of `status_lines`, where another version or program wrote the file
+MALFORMED = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
+
 _Kind = TypeVar("_Kind", Counts, PhaseState)
 
 
@@ -44,7 +47,7 @@ def read_status(out: Folder) -> dict[str, Any]:
 
 
 def status_lines(status: dict[str, Any], now_s: float) -> tuple[list[str], bool]:
-    """Returns the lines, and whether all is well. now_s: Unix time."""
+    """Returns the lines, and whether all is well. now_s: Unix time. Raises MALFORMED."""
     age_s = max(0.0, now_s - status["renewed_unix_s"])
     process = f"{status['command']}, process {status['pid']} on {status['host']}"
     state, well = status["state"], status["state"] in ("running", "finished")
@@ -90,7 +93,7 @@ def run(given: Arguments[NoSettings]) -> int:
     status = read_status(out)
     try:
         lines, well = status_lines(status, time.time())
-    except (KeyError, TypeError, AttributeError):
+    except MALFORMED:
         lines = [f"{out.path(STATUS)} was written by another version; the next run replaces it"]
         well = False
     print("\n".join([*lines, *outdated_lines(out)]))

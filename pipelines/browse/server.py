@@ -54,7 +54,7 @@ from pipelines.reviews import (
     correction_of,
     write_review,
 )
-from pipelines.status import read_status, status_lines
+from pipelines.status import MALFORMED, read_status, status_lines
 from stages.report.statistics import MEASUREMENTS, bin_edges
 
 PAGE_FILES = {"/": "index.html", "/browse.js": "browse.js", "/browse.css": "browse.css"}
@@ -136,7 +136,7 @@ class Page:
         try:
             status = read_status(self._folder)
             lines, is_well = status_lines(status, time.time())
-        except (PlanError, KeyError, TypeError):
+        except (PlanError, *MALFORMED):
             return _answer({"running": None})
         is_running = is_well and status["state"] == "running"
         return _answer({"running": lines[0] if is_running else None})

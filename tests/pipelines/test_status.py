@@ -1,6 +1,7 @@
 """The state of a run in its output, on a disk and in an object store."""
 
 import json
+import math
 import re
 import sys
 import threading
@@ -170,8 +171,12 @@ def test_status_of_another_version_is_shown_or_named_in_one_line(tmp_path, capsy
     out.write(STATUS, json.dumps(status).encode())
     run_command(None, show_status, [out.url], arguments="OUT")
     assert "score  12/34 videos · " in capsys.readouterr().out
-    for name in ("renewed_unix_s", "phases"):
-        out.write(STATUS, json.dumps({k: v for k, v in status.items() if k != name}).encode())
+    others = [
+        {k: v for k, v in status.items() if k != name} for name in ("renewed_unix_s", "phases")
+    ]
+    others += [status | {"error": 5}, status | {"renewed_unix_s": -math.inf, "state": "finished"}]
+    for other in others:
+        out.write(STATUS, json.dumps(other).encode())
         with pytest.raises(SystemExit) as ended:
             run_command(None, show_status, [out.url], arguments="OUT")
         line = f"{out.path(STATUS)} was written by another version; the next run replaces it\n"
