@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
 from stages.shots.change import FrameComparison
-from stages.shots.frame_view import FrameView, histogram_distance, hsv_difference
+from stages.shots.frame_view import FrameView, hsv_difference
 
 NEARBY = 6  # pairs on either side
 NEARBY_S = 0.5  # at most so long before and after: a photograph may be the last picture for seconds
@@ -53,11 +52,71 @@ def nearby(pictures: Sequence[FrameView], at: int) -> tuple[int, int]:
     """The pictures [start, stop) that are shown within NEARBY_S of the one that a pair ends at."""
     t_s = pictures[at].t_s
     start, stop = at - 1, at + 1
-    while start > max(0, at - REACH) and t_s - pictures[start].t_s <= NEARBY_S:
+    first, end = max(0, at - REACH), min(len(pictures), at + REACH + 1)
+    while start > first and t_s - pictures[start].t_s <= NEARBY_S:
         start -= 1
-    while stop < min(len(pictures), at + REACH + 1) and pictures[stop].t_s - t_s <= NEARBY_S:
+    while stop < end and pictures[stop].t_s - t_s <= NEARBY_S:
         stop += 1
     return start, stop
+
+
+def histogram_features(pictures: Sequence[FrameView], pairs: list[int]) -> np.ndarray:
+    """(pairs, HISTOGRAM_FEATURES) float64, of the pairs (at - 1, at)."""
+    at = np.array(pairs)[:, None]
+    start, stop = np.array([nearby(pictures, pair) for pair in pairs]).T[..., None]
+    # (pairs, 10): the pictures from at - 5 to at + 4, as far as they are nearby
+    read = np.clip(at + np.arange(-5, 5), start, stop - 1)
+    histograms = np.concatenate([pictures[i].histogram for i in read.ravel().tolist()])
+    histograms = histograms.reshape(*read.shape, -1)
+    steps = _distance(histograms[:, :-1], histograms[:, 1:])  # (pairs, 9), the fifth is the pair's
+    histogram, steps[:, 4] = steps[:, 4].copy(), 0
+    before, after = steps[:, :4].max(1), steps[:, 5:].max(1)
+    is_nearby = (read[:, 1:] > read[:, :-1]) & (np.arange(9) != 4)
+    median = _row_medians(steps, is_nearby)
+    across_7, across_3 = (
+        _distance(histograms[:, a], histograms[:, b]) for a, b in ((1, 8), (3, 6))
+    )
+    blocks = np.stack([(pictures[i - 1].blocks, pictures[i].blocks) for i in pairs])
+    blocks = blocks.reshape(len(pairs), 2, 3, -1)  # picture, channel
+    y, cb, cr = np.abs(blocks[:, 1] - blocks[:, 0]).sum(2, np.float64).T
+    luma_before, luma_after = blocks[:, :, 0].mean(2).T
+    features = {
+        "luma_chroma": (y + 1.5 * (cb + cr)) / blocks.shape[-1],
+        "histogram": histogram,
+        "histogram_before": before,
+        "histogram_after": after,
+        "histogram_nearby": median,
+        "histogram_across_7": across_7,
+        "histogram_across_3": across_3,
+        "luma_before": luma_before,
+        "luma_after": luma_after,
+        "histogram_to_median": histogram / (median + 0.1),
+        "histogram_to_largest": histogram / (np.maximum(before, after) + 0.1),
+        "histogram_across_share": across_7 / (histogram + 0.1),
+        "pictures_per_frame": [_pictures_per_frame(pictures, pair) for pair in pairs],
+    }
+    return np.stack([features[name] for name in HISTOGRAM_FEATURES], axis=1)
+
+
+def _distance(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Earth mover's distance between cumulative histograms (…, bins), in bins, summed over the
+    channels.  (…,) float64"""
+    return np.abs(one - two).sum(-1, np.float64)
+
+
+def _row_medians(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(rows,): of the values (rows, N) that `counts` is true of; 0 where there is none."""
+    ranked = np.sort(np.where(counts, values, np.inf))
+    count, row = counts.sum(1), np.arange(len(values))
+    middle = (ranked[row, np.maximum(count - 1, 0) // 2] + ranked[row, count // 2]) / 2
+    return np.where(count > 0, middle, 0.0)
+
+
+def _pictures_per_frame(pictures: Sequence[FrameView], at: int) -> float:
+    """Density of the pictures in time, where 30 frames a second are 1."""
+    near = pictures[max(0, at - NEARBY) : at + NEARBY + 1]
+    span_s = near[-1].t_s - near[0].t_s
+    return (len(near) - 1) / (30 * span_s) if span_s else 1.0
 
 
 class CutFeatures:
@@ -72,46 +131,12 @@ class CutFeatures:
         for pair in [pair for pair in self._contents if pair[0] < number]:
             del self._contents[pair]
 
-    def histograms(self, pictures: Sequence[FrameView], at: int) -> dict[str, float]:
-        """HISTOGRAM_FEATURES of the pair (at - 1, at) by name."""
-        start, stop = nearby(pictures, at)
-        before, after = pictures[at - 1], pictures[at]
-        y, cb, cr = (cv2.norm(a, b, cv2.NORM_L1) for a, b in _channels(before, after))
-        steps = [
-            [histogram_distance(pictures[i - 1], pictures[i]) for i in numbers if start < i < stop]
-            for numbers in (range(at - 4, at), range(at + 1, at + 5))
-        ]
-        sides = [max(side, default=0.0) for side in steps]
-        across_7, across_3 = (
-            histogram_distance(pictures[max(at + early, start)], pictures[min(at + late, stop - 1)])
-            for early, late in ((-4, 3), (-2, 1))
-        )
-        near = pictures[max(0, at - NEARBY) : at + NEARBY + 1]
-        span_s = near[-1].t_s - near[0].t_s
-        histogram, median = histogram_distance(before, after), _median(steps[0] + steps[1])
-        return {
-            "luma_chroma": (y + 1.5 * (cb + cr)) / (before.blocks.size // 3),
-            "histogram": histogram,
-            "histogram_before": sides[0],
-            "histogram_after": sides[1],
-            "histogram_nearby": median,
-            "histogram_across_7": across_7,
-            "histogram_across_3": across_3,
-            "luma_before": mean_luma(before),
-            "luma_after": mean_luma(after),
-            "histogram_to_median": histogram / (median + 0.1),
-            "histogram_to_largest": histogram / (max(sides) + 0.1),
-            "histogram_across_share": across_7 / (histogram + 0.1),
-            # density in time
-            "pictures_per_frame": (len(near) - 1) / (30 * span_s) if span_s else 1.0,
-        }
-
     def colour(
-        self, pictures: Sequence[FrameView], at: int, first: int, of: dict[str, float]
+        self, pictures: Sequence[FrameView], at: int, first: int, histograms: np.ndarray
     ) -> list[float]:
         """COLOUR_FEATURES of the pair (at - 1, at).
 
-        first: number of pictures[0] in the video.  of: `histograms` of the pair.
+        first: number of pictures[0] in the video.  histograms: its HISTOGRAM_FEATURES.
         """
         start, stop = nearby(pictures, at)
 
@@ -123,7 +148,8 @@ class CutFeatures:
 
         hue, saturation, value = self._content(pictures, at - 1, at, first)
         own = (hue + saturation + value) / 3
-        of = of | {"content": own, "hue": hue, "saturation": saturation, "value": value}
+        of = dict(zip(HISTOGRAM_FEATURES, histograms.tolist(), strict=True))
+        of |= {"content": own, "hue": hue, "saturation": saturation, "value": value}
         left = [content(at - 1 - j, at - j) for j in range(1, NEARBY + 1) if at - 1 - j >= start]
         right = [content(at - 1 + j, at + j) for j in range(1, NEARBY + 1) if at + j < stop]
         for name, side in (("before", left), ("after", right)):
@@ -187,16 +213,6 @@ class CutFeatures:
         if key not in self._contents:
             self._contents[key] = hsv_difference(pictures[i], pictures[j])
         return self._contents[key]
-
-
-def _channels(a: FrameView, b: FrameView) -> zip[tuple[np.ndarray, np.ndarray]]:
-    """The blocks of both frames, channel by channel."""
-    return zip(a.blocks.reshape(3, -1), b.blocks.reshape(3, -1), strict=True)
-
-
-def mean_luma(view: FrameView) -> float:
-    """Mean luma, grey levels."""
-    return float(view.blocks[: len(view.blocks) // 3].mean())
 
 
 def _median(values: list[float]) -> float:

@@ -36,15 +36,16 @@ class FrameView:
     @cached_property
     def hsv(self) -> np.ndarray:
         """(HEIGHT, WIDTH, 3) uint8: hue 0..179, saturation, value."""
-        bgr = cv2.cvtColor(self.yuv[:, :, [0, 2, 1]], cv2.COLOR_YCrCb2BGR)
+        y, cb, cr = cv2.split(self.yuv)
+        bgr = cv2.cvtColor(cv2.merge([y, cr, cb]), cv2.COLOR_YCrCb2BGR)
         return cv2.cvtColor(bgr, cv2.COLOR_BGR2HSV)
 
     @cached_property
     def histogram(self) -> np.ndarray:
         """(3 * BINS,) float32: cumulative histograms of Y, Cb and Cr, each ending with 1."""
         counts = [cv2.calcHist([self.yuv], [c], None, [BINS], [0, 256]) for c in range(3)]
-        shares = np.array(counts, np.float32).reshape(3, BINS) / (WIDTH * HEIGHT)
-        return np.cumsum(shares, axis=1).ravel()
+        shares = np.concatenate(counts).reshape(3, BINS) / np.float32(WIDTH * HEIGHT)
+        return shares.cumsum(axis=1).ravel()
 
     @cached_property
     def blocks(self) -> np.ndarray:
@@ -75,9 +76,8 @@ def picture_step(a: FrameView, b: FrameView) -> float:
     """Mean difference of two frames in grey levels; 0 where they show the same picture: a repeated
     frame differs by codec noise only.
     """
-    difference = cv2.absdiff(a.yuv, b.yuv).reshape(-1, 1)
-    step = cv2.mean(difference)[0]
-    return 0.0 if step < 0.2 and int(difference.max()) <= 12 else step
+    step = cv2.norm(a.yuv, b.yuv, cv2.NORM_L1) * (1 / a.yuv.size)
+    return 0.0 if step < 0.2 and cv2.norm(a.yuv, b.yuv, cv2.NORM_INF) <= 12 else step
 
 
 def hsv_difference(a: FrameView, b: FrameView) -> tuple[float, float, float]:
@@ -85,8 +85,3 @@ def hsv_difference(a: FrameView, b: FrameView) -> tuple[float, float, float]:
     difference = cv2.LUT(cv2.absdiff(a.hsv, b.hsv), _DISTANCE)
     hue, saturation, value, _ = cv2.mean(difference)
     return hue, saturation, value
-
-
-def histogram_distance(a: FrameView, b: FrameView) -> float:
-    """Earth mover's distance between the colour histograms, in bins, summed over the channels."""
-    return cv2.norm(a.histogram, b.histogram, cv2.NORM_L1)

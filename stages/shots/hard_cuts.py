@@ -90,14 +90,13 @@ class HardCuts:
     def _probabilities(self, pairs: list[int]) -> list[tuple[int, float]]:
         """Those of the pairs that may be cuts, each with its probability."""
         models = load_models()
-        by_name = [self._features.histograms(self._pictures, at) for at in pairs]
-        table = [[values[name] for name in cut_features.HISTOGRAM_FEATURES] for values in by_name]
-        probabilities = models.cut_by_histogram.probability(np.array(table, np.float32))
+        histograms = cut_features.histogram_features(self._pictures, pairs)
+        probabilities = models.cut_by_histogram.probability(histograms.astype(np.float32))
         is_possible = probabilities >= MIN_HISTOGRAM_PROBABILITY
         pairs = [at for at, possible in zip(pairs, is_possible, strict=True) if possible]
         if not pairs:
             return []
-        colour = np.array([self.colour_features(at) for at in pairs], np.float32)
+        colour = np.array(self._colour_features(pairs, histograms[is_possible]), np.float32)
         is_possible = models.cut_by_colour.probability(colour) >= MIN_COLOUR_PROBABILITY
         pairs = [at for at, possible in zip(pairs, is_possible, strict=True) if possible]
         if not pairs:
@@ -108,12 +107,16 @@ class HardCuts:
 
     def features_of_pair(self, at: int) -> list[float]:
         """The pair's FEATURES, in their order."""
-        return [*self.colour_features(at), *self._features.motion(self._pictures, at)]
+        histograms = cut_features.histogram_features(self._pictures, [at])
+        [colour] = self._colour_features([at], histograms)
+        return [*colour, *self._features.motion(self._pictures, at)]
 
-    def colour_features(self, at: int) -> list[float]:
-        """The pair's COLOUR_FEATURES, in their order."""
-        histograms = self._features.histograms(self._pictures, at)
-        return self._features.colour(self._pictures, at, self._dropped, histograms)
+    def _colour_features(self, pairs: list[int], histograms: np.ndarray) -> list[list[float]]:
+        """COLOUR_FEATURES of each pair, in their order.  histograms: their HISTOGRAM_FEATURES."""
+        return [
+            self._features.colour(self._pictures, at, self._dropped, of_pair)
+            for at, of_pair in zip(pairs, histograms, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
