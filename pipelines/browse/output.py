@@ -310,7 +310,9 @@ def _ranges(value: Any) -> list[tuple[str, tuple[float | None, float | None]]]:
     for name, ends in value.items():
         if name not in MEASUREMENTS or not isinstance(ends, list) or len(ends) != 2:
             raise QueryError("ranges: expected scores with [min, max]")
-        if not all(end is None or isinstance(end, int | float) for end in ends):
-            raise QueryError(f"ranges: {name} has an end that is no number")
-        found.append((name, (ends[0], ends[1])))
+        try:
+            low, high = (None if end is None else float(end) for end in ends)
+        except (TypeError, ValueError, OverflowError):
+            raise QueryError(f"ranges: {name} has an end that is no number") from None
+        found.append((name, (low, high)))
     return found

@@ -30,6 +30,7 @@ from curation.policy import Policy
 from curation.records import SCORES
 from curation.stage import PlanError, Row
 from curation.storage import Folder
+from curation.texts import clean_outside_text
 from pipelines.browse import preview
 from pipelines.browse.audit_marks import AuditSample, AuditSettings
 from pipelines.browse.guard import Guard
@@ -285,7 +286,8 @@ class Page:
     def _review(self, given: Row, clip_id: str, reviewer: str) -> Review:
         kind, value = given.get("kind"), given.get("value")
         if kind == FLAG and (value is None or isinstance(value, str)):
-            return Review(clip_id, FLAG, reviewer, value and value.strip()[:MAX_FLAG_CHARS])
+            text = value and " ".join(clean_outside_text(value, MAX_FLAG_CHARS).split())
+            return Review(clip_id, FLAG, reviewer, text)
         if kind == MARK and value in (GOOD, BAD, None):
             return Review(clip_id, MARK, reviewer, value)
         if kind == "caption":
@@ -413,9 +415,11 @@ def _count(query: Row, name: str, default: int) -> int:
 
 def _object(body: bytes) -> Row:
     try:
-        return parse_object(body)
+        found = parse_object(body)
+        json.dumps(found, ensure_ascii=False).encode()  # UnicodeEncodeError of a lone surrogate
+        return found
     except ValueError as error:
-        raise QueryError(f"the request is no JSON object: {error}") from None
+        raise QueryError(f"the request is no JSON object in UTF-8: {error}") from None
 
 
 def _answer(content: Any, status: int = 200) -> Response:

@@ -90,6 +90,8 @@ def test_list_is_filtered_sorted_and_paged_as_the_table_is(page, clips):
         ({"sort": "fingerprint"}, "sort: expected one of"),
         ({"ranges": {"video": [1, 2]}}, "ranges: expected scores"),
         ({"ranges": {"motion_dis": ["a", None]}}, "ranges: motion_dis has an end that is no"),
+        ({"ranges": {"motion_dis": [10**400, None]}}, "ranges: motion_dis has an end that is no"),
+        ({"text": "\ud800"}, "the request is no JSON object in UTF-8"),
         ({"status": "kept"}, "expected a list of texts"),
         ({"rule": ["width", "height"]}, "rule: expected a text"),
         ({"offset": -1}, "offset: expected a whole number"),
@@ -257,10 +259,11 @@ def test_policy_that_is_not_valid_or_looser_than_the_prefilter_is_refused(page):
 def test_flags_and_corrections_are_stored_and_shown(writable):
     page, out = writable
     kept = ids(page, status=["kept"])[0]
-    flag = {"kind": "flag", "clip_id": kept, "reviewer": "Bo", "value": " a logo "}
+    flag = {"kind": "flag", "clip_id": kept, "reviewer": "Bo", "value": " a\n \u202elogo "}
     assert page.post("/api/reviews", flag).json == {"written": 0}
     assert ids(page, flagged=True) == [kept]
-    assert page.get(f"/api/clips/{kept}").json["flag"] == {"value": "a logo", "reviewer": "Bo"}
+    stored = {"value": "a \ufffdlogo", "reviewer": "Bo"}
+    assert page.get(f"/api/clips/{kept}").json["flag"] == stored
     policy = page.get("/api/output").json["policy"]
     for exact in (False, True):
         query = {"policy": policy, "reject_flagged": True, "exact": exact}
