@@ -82,8 +82,9 @@ def initial_system(cfg: TrainConfig, device: torch.device, resumed: bool) -> Sys
 
 def save(cfg: TrainConfig, step: int, run: Run, source: ClipSource, loss: float | None) -> None:
     """Writes a checkpoint. loss: of the validation, None where there was none."""
-    best = loss is not None and loss < run.best
-    run.best = loss if best and loss is not None else run.best
+    is_best = loss is not None and loss < run.best
+    if loss is not None:
+        run.best = min(run.best, loss)  # NaN is no minimum
     state = {
         "step": step,
         "samples": run.samples,
@@ -93,7 +94,7 @@ def save(cfg: TrainConfig, step: int, run: Run, source: ClipSource, loss: float 
         "order_of_sizes": ORDER_OF_SIZES,
         "settings": config.as_dict(cfg),
     }
-    checkpoint.save(cfg.run_dir, step, run_tensors(run), state, cfg.keep_checkpoints, best)
+    checkpoint.save(cfg.run_dir, step, run_tensors(run), state, cfg.keep_checkpoints, is_best)
 
 
 def restore(cfg: TrainConfig, run: Run, source: ClipSource) -> int:

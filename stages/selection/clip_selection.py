@@ -66,7 +66,8 @@ class ClipSelector:
         inside: pa.ChunkedArray | None = None,
         embeddings: np.ndarray | None = None,
     ) -> None:
-        """Decides the clips by the policy. inside: as `select_clips`. embeddings: (n, D)."""
+        """Decides the clips by the policy. inside: as `select_clips`. embeddings: (n, D),
+        with the same D of all tables."""
         reasons = self._policy_reasons(clips, inside)
         passed = np.flatnonzero(pc.list_value_length(reasons).to_numpy() == 0)
         passing = clips.select([*RANK_COLUMNS, "sha256"]).take(pa.array(passed))
@@ -91,12 +92,8 @@ class ClipSelector:
 
     def decide(self) -> None:
         """Finds the duplicates among all clips, and the split of their sources."""
-        names = list(self._added[0]) if self._added else []
-        assert names, "no table was added"
-        for added in self._added if "embedding" in names else ():
-            size = max(a["embedding"].shape[1] for a in self._added if "embedding" in a)
-            if added["embedding"].shape[1] != size:  # none of the table's clips has one
-                added["embedding"] = np.full((len(added["number"]), size), np.nan, np.float32)
+        assert self._added, "no table was added"
+        names = list(self._added[0])
         of = {name: np.concatenate([a.pop(name) for a in self._added]) for name in names}
         source = of["source"]
         rank_of = _QualityRanks(of)

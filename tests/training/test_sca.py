@@ -115,7 +115,7 @@ def test_floor_rounding_matches_released_windows():
     assert windows == [(0, 5), (3, 9), (7, 14), (12, 18), (16, 22)]
 
 
-def test_isolated_sequential_and_single_schedules():
+def test_each_mode_gives_a_frame_the_captions_that_its_name_states():
     spans = equal_spans(3)
     assert schedule(spans, 3, "isolated").tolist() == torch.eye(3).tolist()
     third = pytest.approx([1 / 3] * 3)
