@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -74,24 +75,18 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
 
 def _pack(settings: Settings, out: Folder, cluster: Cluster, kept: KeptClips) -> list[str]:
     """Packs all shards that are not up to date. Returns the names of all, in order."""
-    export, memory_gib = settings.export, settings.cluster.memory_gib
+    export = settings.export
     made_with = settings_text(export.presto, export.tone_map)
     counts: dict[str, int] = {}  # of the clips of each video
     plans = plan_shards(
         kept.plan_rows(counts), int(export.shard_mb * 1e6), export.shard_clips, export.seed
     )
     shards = _ShardNumbers(plans)
-    by_count = sorted(counts, key=lambda video: -counts[video])
-    rank = {video: number for number, video in enumerate(by_count)}
-
-    def rank_of(table: pa.Table) -> np.ndarray:
-        return np.array([rank[video] for video in table["video"].to_pylist()], np.int64)
-
     with (
         Progress("export", sum(counts.values()), "clips") as progress,
         group_rows(kept.tables(), shards.of, [len(plan.clip_ids) for plan in plans]) as by_shard,
     ):
-        todo = set()
+        todo = set[int]()
         for number, rows in by_shard:
             clips = {row["clip_id"]: row for row in rows}
             retry = settings.retry_failed
@@ -99,28 +94,48 @@ def _pack(settings: Settings, out: Folder, cluster: Cluster, kept: KeptClips) ->
                 progress.update(done=len(rows), failed=receipt.failed)
             else:
                 todo.add(number)
-        errors: dict[str, str] = {}
-        extract = ExtractClips(out.url, export.presto, export.tone_map, memory_gib)
-        context = RunContext(input_sample=tuple(counts)[:SAMPLE_VIDEOS])
         is_todo = np.isin(np.arange(len(plans)), sorted(todo))
         chosen = (table.filter(pa.array(is_todo[shards.of(table)])) for table in kept.tables())
-        with group_rows(chosen, rank_of, [counts[video] for video in by_count]) as by_video:
-            work = ({"clips": rows, "error": None} for _, rows in by_video)
-            for row in cluster.stream(
-                [extract], work, progress.show_wait_reason, context, progress.print_error
-            ):
-                for clip_id in (clip["clip_id"] for clip in row["clips"]):
-                    result = row["error"] or row["extracted"][clip_id]
-                    if is_failed := isinstance(result, str):
-                        errors[clip_id] = result
-                        progress.add_error(f"{clip_id}: {result}")
-                    progress.update(done=1, failed=int(is_failed))
+        errors = _extract(settings, out, cluster, chosen, counts, progress)
         packing = (_shard(plans[n], rows, errors) for n, rows in by_shard if n in todo)
         pack = PackShard(out.url, export.presto, export.tone_map)
         for row in cluster.stream([pack], packing, progress.show_wait_reason):
             if row["error"] is not None:
                 raise RunError(f"{row['plan']['name']} can't be packed: {row['error']}")
     return sorted(plan.name for plan in plans)
+
+
+def _extract(
+    settings: Settings,
+    out: Folder,
+    cluster: Cluster,
+    clips: Iterable[pa.Table],
+    counts: dict[str, int],
+    progress: Progress,
+) -> dict[str, str]:
+    """Extracts clips to EXTRACTED, the videos with most clips first. Returns the error of each clip
+    that failed, by clip_id. counts: most clips of each video."""
+    by_count = sorted(counts, key=lambda video: -counts[video])
+    rank = {video: number for number, video in enumerate(by_count)}
+
+    def rank_of(table: pa.Table) -> np.ndarray:
+        return np.array([rank[video] for video in table["video"].to_pylist()], np.int64)
+
+    export, errors = settings.export, dict[str, str]()
+    extract = ExtractClips(out.url, export.presto, export.tone_map, settings.cluster.memory_gib)
+    context = RunContext(input_sample=tuple(counts)[:SAMPLE_VIDEOS])
+    with group_rows(clips, rank_of, [counts[video] for video in by_count]) as by_video:
+        work = ({"clips": rows, "error": None} for _, rows in by_video)
+        for row in cluster.stream(
+            [extract], work, progress.show_wait_reason, context, progress.print_error
+        ):
+            for clip_id in (clip["clip_id"] for clip in row["clips"]):
+                result = row["error"] or row["extracted"][clip_id]
+                if is_failed := isinstance(result, str):
+                    errors[clip_id] = result
+                    progress.add_error(f"{clip_id}: {result}")
+                progress.update(done=1, failed=int(is_failed))
+    return errors
 
 
 class _ShardNumbers:

@@ -6,7 +6,7 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any
@@ -79,12 +79,25 @@ def run_stages(
     waits = _Clock(WAIT_REASON_INTERVAL_S)
     reports = _Clock(REPORT_INTERVAL_S)
     try:
-        while _send_rows(pools, rows):
-            report_nodes()
-            if reports.is_due():
-                report_workers([pool.state() for pool in pools])
-            yield from _collect_results(pools, waits, report_wait, report_nodes)
+        with _ray_errors():
+            while _send_rows(pools, rows):
+                report_nodes()
+                if reports.is_due():
+                    report_workers([pool.state() for pool in pools])
+                yield from _collect_results(pools, waits, report_wait, report_nodes)
         report_wait(None)
+    finally:
+        report_workers([])
+        if ray.is_initialized():  # a call would connect to any cluster that it finds
+            for pool in pools:
+                pool.stop_workers()
+
+
+@contextmanager
+def _ray_errors() -> Iterator[None]:
+    """Raises RunError, with the fix, for an error of Ray itself; one of a stage's code stays."""
+    try:
+        yield
     except OutOfDiskError:
         raise RunError(
             "Ray can't hold a row on a node: the disk of its temporary folder is full\n  fix: free "
@@ -107,11 +120,6 @@ def run_stages(
             "of Ray on the nodes describe (/tmp/ray/session_latest/logs by default), and run the "
             "same command again, which resumes"
         ) from None
-    finally:
-        report_workers([])
-        if ray.is_initialized():  # a call would connect to any cluster that it finds
-            for pool in pools:
-                pool.stop_workers()
 
 
 @dataclass

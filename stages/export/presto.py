@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import av.error
@@ -92,33 +93,13 @@ def write_presto_clip(clip: Row, mp4: Path, extracted: ExtractedClip, folder: Pa
     path = f"videos/{clip['clip_id']}.mp4"
     with closing(SeekableVideo(str(mp4))) as video, output_file(folder / path, durable=True) as out:
         try:
-            packets = [packet for packet in video.packets(0.0) if packet.size]
-            stamps = [packet.pts or 0 for packet in packets]
-            shown = sorted(p.pts or 0 for p in packets if not p.is_discard)
-            indices = frame_indices([video.time_s(pts) for pts in shown], duration_s)
-            is_copied = False
-            if _has_exactly_these_frames(video, extracted, indices, len(packets)):
-                encode_format = EncodeFormat.from_head(video.header)
-                new_pts = [shown.index(pts) * TICKS_PER_FRAME for pts in stamps]
-                time_base = Fraction(1, FPS * TICKS_PER_FRAME)
-                end = NUM_FRAMES * TICKS_PER_FRAME
-                write_copy(video.stream, packets, new_pts, time_base, end, out)
-                is_copied = carry_over(video.tags, out)
-            if not is_copied:
-                out.seek(0)
-                out.truncate()
-                encode_format = EncodeFormat.from_head(
-                    video.header, Fraction(FPS), cover=(MIN_WIDTH, MIN_HEIGHT)
-                )
-                frames = _frames_at(video, indices)
-                write_encoded(frames, Fraction(1, FPS), encode_format, out)
+            width, height = _write_frames(video, extracted, duration_s, out)
         except av.error.PyAVCallbackError:  # from writing the mp4
             raise
         except av.FFmpegError as error:
             raise BadVideo(f"making 450 frames of it: {error}") from error
         out.seek(0)
         sha256 = hashlib.file_digest(out, "sha256").hexdigest()
-    width, height = encode_format.shown_size
     return {
         "path": path,
         "cap": dict(zip(CAPTION_KEYS, texts, strict=True)),
@@ -130,6 +111,30 @@ def write_presto_clip(clip: Row, mp4: Path, extracted: ExtractedClip, folder: Pa
         "split": clip["split"],
         "sha256": sha256,  # of the mp4; in the receipt alone
     }
+
+
+def _write_frames(
+    video: SeekableVideo, extracted: ExtractedClip, duration_s: float, out: BinaryIO
+) -> tuple[int, int]:
+    """Writes the 450 frames: a copy where they are those of the clip, else an encode. Returns their
+    width and height, px."""
+    packets = [packet for packet in video.packets(0.0) if packet.size]
+    stamps = [packet.pts or 0 for packet in packets]
+    shown = sorted(p.pts or 0 for p in packets if not p.is_discard)
+    indices = frame_indices([video.time_s(pts) for pts in shown], duration_s)
+    if _has_exactly_these_frames(video, extracted, indices, len(packets)):
+        new_pts = [shown.index(pts) * TICKS_PER_FRAME for pts in stamps]
+        time_base = Fraction(1, FPS * TICKS_PER_FRAME)
+        write_copy(video.stream, packets, new_pts, time_base, NUM_FRAMES * TICKS_PER_FRAME, out)
+        if carry_over(video.tags, out):
+            return EncodeFormat.from_head(video.header).shown_size
+        out.seek(0)
+        out.truncate()
+    encode_format = EncodeFormat.from_head(
+        video.header, Fraction(FPS), cover=(MIN_WIDTH, MIN_HEIGHT)
+    )
+    write_encoded(_frames_at(video, indices), Fraction(1, FPS), encode_format, out)
+    return encode_format.shown_size
 
 
 def _has_exactly_these_frames(
