@@ -283,7 +283,7 @@ def _list_url(url: str, skipped: Counter[str]) -> Iterator[VideoFile]:
             root = fs_path[: re.search(r"[*[?]", fs_path).start()].rpartition("/")[0]  # type: ignore[union-attr]
             found = fs.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
             files = [f for f in found if f.type == pafs.FileType.File]
-            found = [f for f in files if _matches(f.path.split("/"), fs_path.split("/"))]
+            found = [f for f in files if matches_pattern(f.path.split("/"), fs_path.split("/"))]
     except (OSError, pa.ArrowException) as e:
         raise InputError(f"{url}: can't be reached: {e}") from None
     if info.type == pafs.FileType.NotFound and not found:
@@ -292,13 +292,13 @@ def _list_url(url: str, skipped: Counter[str]) -> Iterator[VideoFile]:
         yield VideoFile(url_of(f.path, url), f.size, str(f.mtime_ns))
 
 
-def _matches(path: list[str], pattern: list[str]) -> bool:
+def matches_pattern(path: list[str], pattern: list[str]) -> bool:
     """Returns whether the parts of a path match a pattern's; `**` matches any number of folders."""
     if not pattern or not path:
-        return path == pattern
+        return not path and set(pattern) <= {"**"}
     if pattern[0] == "**":
-        return _matches(path, pattern[1:]) or _matches(path[1:], pattern)
-    return fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
+        return matches_pattern(path, pattern[1:]) or matches_pattern(path[1:], pattern)
+    return fnmatchcase(path[0], pattern[0]) and matches_pattern(path[1:], pattern[1:])
 
 
 def _encode_path(path: str) -> str:

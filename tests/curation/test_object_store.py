@@ -69,6 +69,9 @@ def test_input_is_a_prefix_an_object_a_pattern_or_a_list(bucket):
     assert names(list_videos(bucket.url("in/**/*.mp4")), bucket) == [
         *("in/a.mp4", "in/sub/deep/c.mp4")
     ]
+    assert names(list_videos(bucket.url("in/s*/**")), bucket) == [
+        *("in/sub/b.MKV", "in/sub/deep/c.mp4")
+    ]
     bucket.put("in/list.txt", f"# two\na.mp4\n{bucket.url('other/d.mp4')}\nmissing.mp4\n".encode())
     listed = list(list_videos(bucket.url("in/list.txt")))
     assert names(listed, bucket) == ["in/a.mp4", "other/d.mp4", "in/missing.mp4"]

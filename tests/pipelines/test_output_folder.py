@@ -26,6 +26,46 @@ def test_output_in_the_input_is_refused(tmp_path, inside):
         check_output_folder(Folder(f"{tmp_path}/in{inside}"), f"{tmp_path}/link/")
 
 
+IN_INPUT = [
+    ("in/**/*.mp4", "in/out"),
+    ("in/**", "in/out"),
+    ("i*/*/*", "in/out"),
+    ("in/*/*/*.mp4", "in/out"),
+    ("s3://bucket/in", "s3://bucket/in/out"),
+    ("s3://bucket", "s3://bucket/out?region=x"),
+    ("s3://bucket/in/**/*.mp4", "s3://bucket/in/a/out"),
+]
+NOT_IN_INPUT = [
+    ("in/*.mp4", "in/out"),
+    ("in/*/*.mp4", "in/out"),
+    ("in[1]/**", "in2/out"),
+    ("list.txt", "out"),
+    ("s3://bucket/in", "s3://bucket/in-2"),
+    ("s3://bucket/in", "s3://other/in/out"),
+    ("s3://bucket/in", "in/out"),
+]
+
+
+@pytest.mark.parametrize(("given", "out"), IN_INPUT)
+def test_output_whose_files_the_input_would_include_is_refused(tmp_path, monkeypatch, given, out):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PlanError, match="lies in the input"):
+        check_output_folder(empty_folder(out), given)
+
+
+@pytest.mark.parametrize(("given", "out"), NOT_IN_INPUT)
+def test_output_that_the_input_does_not_include_is_accepted(tmp_path, monkeypatch, given, out):
+    monkeypatch.chdir(tmp_path)
+    check_output_folder(empty_folder(out), given)
+
+
+def empty_folder(url: str) -> Folder:
+    """A folder of that URL, which needs no store."""
+    folder = Folder("out")
+    folder.url = Folder(url).url if not url.startswith("s3:") else url
+    return folder
+
+
 def test_files_of_a_whole_run_are_known(dataset):
     found = {path.name for path in dataset.out.iterdir()}
     assert {"ledger", "README.md"} <= found
