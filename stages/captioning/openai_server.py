@@ -44,6 +44,7 @@ from stages.captioning.vlm import VlmCaptioner
 # HTTP status codes
 OVERLOADED = (429, 503)  # the server takes fewer requests than it gets
 RETRYABLE = (*OVERLOADED, 408, 409, 425, 500, 502, 504)
+INVALID_REQUEST = (400, 422)  # perhaps for its schema, which not every server knows
 FATAL = (401, 403, 404)  # the key, the address or the model is wrong, for every request
 
 MAX_ERROR_SHOWN_CHARS = 200  # of what a server answers
@@ -206,8 +207,8 @@ class OpenAICaptioner(VlmCaptioner):
                 self._last_answer_s, self._last_error = time.monotonic(), None
                 self._structured = structured
                 return completion
-            if reply.status == 400 and structured:
-                structured = False  # the server may not support schemas; another cause fails again
+            if reply.status in INVALID_REQUEST and structured:
+                structured = False  # a request that is invalid for another cause fails again
                 continue
             error = self._error_of(reply)
             if reply.status in FATAL or reply.is_redirect:

@@ -277,12 +277,13 @@ def test_request_that_always_fails_is_the_error_of_its_clip(tmp_path):
     assert done[2]["caption"] is done[2]["sub_captions"] is None
 
 
-def test_server_without_schemas_gets_requests_without_one(tmp_path):
-    with ChatServer(IdentifyingModel(2), supports_schemas=False) as server:
+@pytest.mark.parametrize("status", [400, 422])
+def test_server_without_schemas_gets_requests_without_one(tmp_path, status):
+    with ChatServer(IdentifyingModel(2), schema_status=status) as server:
         stage = make_captioner(server, tmp_path)
         for number in range(2):
             assert is_correct(*stage.process([make_clip(tmp_path, number)]))
-    assert server.statuses[400] == 1  # and none later
+    assert server.statuses[status] == 1  # and none later
 
 
 def test_server_with_schemas_gets_one(tmp_path):

@@ -44,7 +44,7 @@ class ChatServer:
     delay_s: float = 0.05  # of a request whose fault is `slow`
     models: tuple[str, ...] = ("tiny",)
     key: str | None = None
-    supports_schemas: bool = True
+    schema_status: int = 200  # of the answer to a request with a schema
 
     requests: list[ChatRequest] = field(default_factory=list)  # that were answered
     protocol_errors: list[str] = field(default_factory=list)  # of the requests
@@ -120,8 +120,9 @@ class ChatServer:
             return web.Response()
         if fault == "slow":
             await asyncio.sleep(self.delay_s)
-        if "response_format" in body and not self.supports_schemas:
-            return web.json_response({"error": "response_format: not known"}, status=400)
+        if "response_format" in body and self.schema_status != 200:
+            error = {"error": "response_format: not known"}
+            return web.json_response(error, status=self.schema_status)
         if fault == "no JSON":
             return web.Response(text="<html>Bad gateway</html>")
         if fault == "no choices":
