@@ -159,24 +159,35 @@ def detect(
     path: Path, detectors: dict[str, Detector], tallies: dict[str, Tally]
 ) -> tuple[np.ndarray, float]:
     """Passes all frames to all detectors, in batches as in the decode pass; the frames' times and
-    the CPU seconds of decoding.
+    the CPU seconds of decoding. The chroma belongs to each detector that reads it.
     """
-    own_s = 0.0
+    own_s, chroma_s = 0.0, 0.0
+    reads_chroma = [name for name, detector in detectors.items() if detector.reads_chroma]
+
+    def frames() -> Iterator[tuple[float, Planes]]:
+        nonlocal chroma_s
+        for t_s, planes in reader.frames():
+            if reads_chroma:
+                before = time.process_time()
+                planes.chroma = chroma_image(planes)
+                chroma_s += time.process_time() - before
+            yield t_s, planes
+
     started = time.process_time()
     with Reader(str(path)) as reader:
         for detector in detectors.values():
             detector.start(reader.header.info())
-        for batch in batches(reader.frames()):
+        for batch in batches(frames()):
             for name, detector in detectors.items():
                 before = time.process_time()
                 for t_s, planes in batch:
-                    if detector.reads_chroma:
-                        planes.chroma = chroma_image(planes)
                     detector.process_frame(t_s, planes)
                 spent_s = time.process_time() - before
                 tallies[name].own_s += spent_s
                 own_s += spent_s
-        return reader.times_s, time.process_time() - started - own_s
+        for name in reads_chroma:
+            tallies[name].own_s += chroma_s
+        return reader.times_s, time.process_time() - started - own_s - chroma_s
 
 
 def batches(frames: Iterator[tuple[float, Planes]]) -> Iterator[list[tuple[float, Planes]]]:

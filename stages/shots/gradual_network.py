@@ -151,4 +151,6 @@ def load_session() -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    # Plans of the memory for each number of frames: with them a run takes 7 % longer, and 100 MB
+    options.enable_mem_pattern = False
     return onnxruntime.InferenceSession(str(MODEL), options, providers=["CPUExecutionProvider"])
