@@ -65,6 +65,7 @@ from training.weights import BadWeights, load_presto, read_config
 
 PROGRESS_S = 10.0  # between lines
 MAX_NAME_BYTES = 200  # of a prompt; file systems allow 255, with what is added to it
+MAX_FRAMES = 10_000  # of an interpolated video: 28 GB of memory at 720 x 1280 px
 # what stands around each caption, and for the unconditional prediction instead of all of them;
 # presto: prompts.py of github.com/Cakeyan/Presto (Apache-2.0)
 TEMPLATES = {
@@ -322,9 +323,8 @@ def run(arguments: Arguments[SampleCommandConfig]) -> None:
         if not out.endswith(".mp4"):
             raise UsageError(f"OUT is {out!r}; expected a name that ends in .mp4 for one prompt")
         prompts = {out: read_prompt(texts, cfg.duration_s)}
-    for text in (text for prompt in prompts.values() for text in prompt.captions):
-        if not is_utf8(text):
-            raise ConfigError(f"a caption is {text!r:.60}; expected text in UTF-8")
+    for prompt in prompts.values():
+        _check_prompt(prompt, cfg.fps)
     for path in prompts:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     world = init_distributed(cfg.sequence_ranks)
@@ -349,6 +349,18 @@ def run(arguments: Arguments[SampleCommandConfig]) -> None:
         write_mp4(video, to, prompt.duration_s, mp4_metadata(prompt, checkpoint_path, seeded))
         print(to, flush=True)
     shutdown()
+
+
+def _check_prompt(prompt: Prompt, fps: float) -> None:
+    """Raises ConfigError for what would fail after the video has been sampled."""
+    for text in prompt.captions:
+        if not is_utf8(text):
+            raise ConfigError(f"a caption is {text!r:.60}; expected text in UTF-8")
+    if prompt.duration_s * fps > MAX_FRAMES:
+        raise ConfigError(
+            f"{prompt.duration_s:g} s at fps={fps:g} have more than {MAX_FRAMES} frames; expected "
+            "a lower fps or duration_s, or captions whose times are in seconds"
+        )
 
 
 def mp4_metadata(prompt: Prompt, checkpoint_path: str, cfg: SampleConfig) -> dict[str, str]:

@@ -186,14 +186,12 @@ def test_a_wrong_captions_file_is_refused_before_a_model_is_loaded(tmp_path, con
     ("texts", "message"),
     [
         (["a", "boat \udcff"], r"ConfigError: a caption is 'boat \\udcff'; expected text in UTF-8"),
-        (
-            ["a.json", "b.json"],
-            r"UsageError: 'a\.json' is one of 2 captions; expected texts, or one",
-        ),
+        (["a", "fps=30", "duration_s=1e9"], "ConfigError: 1e.09 s at fps=30 have more than 10000"),
+        (["a.json", "b.json"], r"UsageError: 'a\.json' is one of 2 captions; expected texts, or"),
         (["a.jsonl", "b"], r"UsageError: 'a\.jsonl' is one of 2 captions; expected texts, or one"),
     ],
 )
-def test_captions_that_can_t_be_meant_are_refused_before_a_model_is_loaded(
+def test_prompt_that_cannot_be_sampled_is_refused_before_a_model_is_loaded(
     tmp_path, texts, message
 ):
     with pytest.raises(SystemExit, match=message):
