@@ -7,7 +7,6 @@ docs/dataset.md describes the shards.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from curation.json_text import parse_object
 from curation.storage import Folder
 from curation.urls import is_remote
 from training.config import Reader, Size
@@ -144,11 +144,11 @@ def check_selection(dataset: str) -> None:
     """Raises BadData if the manifest states that the selection differs from the exported clips."""
     folder, name = Folder(dataset), "manifest.json"
     try:
-        outdated = json.loads(folder.read(name)).get("outdated_shards")
+        outdated = parse_object(folder.read(name)).get("outdated_shards")
         text = outdated and f"{outdated['what']}\n  fix: {outdated['fix']}"
     except FileNotFoundError:  # only the shards were copied
         return
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise BadData(f"{folder.path(name)} is damaged: {error}") from error
     if text:
         raise BadData(
@@ -209,7 +209,7 @@ def read_files(shards: Folder, location: ClipLocation, suffix: str) -> tuple[dic
     ):
         if sha256 not in (None, hashlib.sha256(files[clip_id + kind]).hexdigest()):
             raise BadData(f"its {kind[1:]} does not have the hash in shards.parquet")
-    return json.loads(files[f"{clip_id}.json"]), files[clip_id + suffix]
+    return parse_object(files[f"{clip_id}.json"]), files[clip_id + suffix]
 
 
 def parse_clip(clip_id: str, metadata: dict[str, Any], video: Tensor) -> Clip:

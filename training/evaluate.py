@@ -29,7 +29,6 @@ if __name__ == "__main__":  # before torch is imported: a mistyped setting is re
 
 import base64
 import html
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -49,6 +48,7 @@ from torch import Tensor
 
 from curation import measures
 from curation.errors import UserError
+from curation.json_text import parse_object
 from curation.torchvision_fix import fix_torchvision
 from training.interpolate import optical_flow, warp
 from training.weights import BadWeights
@@ -83,13 +83,13 @@ def read_video(path: Path) -> Video:
     try:
         with av.open(str(path)) as file:
             stream = file.streams.video[0]
-            comment = json.loads(file.metadata.get("comment") or "{}")
+            comment = parse_object(file.metadata.get("comment") or "{}")
             frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(stream)]
             fps = float(stream.average_rate or 0)
         parts = comment.get("captions", [])
         spans = [(float(part["start_s"]), float(part["end_s"])) for part in parts]
         captions = [str(part["text"]) for part in parts]
-    except (av.FFmpegError, IndexError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (av.FFmpegError, LookupError, ValueError, TypeError, OverflowError) as error:
         raise BadSample(f"{path}: {error}; expected an mp4 of training.sample") from error
     if len(frames) < 2 or fps <= 0:
         raise BadSample(f"{path}: {len(frames)} frames; expected two or more")

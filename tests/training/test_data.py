@@ -81,9 +81,10 @@ def test_dataset_with_a_newer_selection_is_refused_unless_its_shards_are_asked_f
     assert len(open_source(system, asked, "train").clip_ids) == clips
     (folder / "manifest.json").write_text("{}")
     assert len(open_source(system, data, "train").clip_ids) == clips
-    (folder / "manifest.json").write_text("{")
-    with pytest.raises(BadData, match=r"manifest\.json is damaged"):
-        open_source(system, data, "train")
+    for damaged in ("{", "[" * 200_000):
+        (folder / "manifest.json").write_text(damaged)
+        with pytest.raises(BadData, match=r"manifest\.json is damaged"):
+            open_source(system, data, "train")
 
 
 @pytest.mark.parametrize("frames", [1, 7, 10, 50, 88])

@@ -198,9 +198,11 @@ def test_a_video_that_can_not_be_measured_is_reported(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"nonsense")
     with pytest.raises(SystemExit, match=r"BadSample: .*a\.mp4"):
         main([str(tmp_path), str(tmp_path / "out")])
-    write_mp4(torch.zeros(3, 16, 16, 3, dtype=torch.uint8), tmp_path / "a.mp4", 1.0,
-              {"comment": json.dumps({"captions": 7})})  # fmt: skip
-    with pytest.raises(BadSample, match=r"expected an mp4 of training\.sample"):
-        evaluate.read_video(tmp_path / "a.mp4")
+    endless = {"start_s": 0, "end_s": 10**400, "text": "a"}
+    for comment in (json.dumps({"captions": 7}), json.dumps({"captions": [endless]}), "[" * 50_000):
+        frames = torch.zeros(3, 16, 16, 3, dtype=torch.uint8)
+        write_mp4(frames, tmp_path / "a.mp4", 1.0, {"comment": comment})
+        with pytest.raises(BadSample, match=r"expected an mp4 of training\.sample"):
+            evaluate.read_video(tmp_path / "a.mp4")
     with pytest.raises(BadWeights, match="RAFT can't be loaded"):
         evaluate.load_raft(str(tmp_path / "none.pth"))
