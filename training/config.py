@@ -21,6 +21,7 @@ Positive = Annotated[float, Gt(0)]
 PositiveOrZero = Annotated[float, Ge(0)]
 Share01 = Annotated[float, Ge(0), Le(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
+Seed = Annotated[int, Ge(0), Lt(2**63)]  # PyTorch takes no larger one
 
 Shape = tuple[int, int, int]  # frames, rows, columns
 
@@ -257,7 +258,7 @@ class DataConfig:
 class SampleConfig:
     steps: Count = 50
     guidance: PositiveOrZero = 4.0  # scale of classifier-free guidance; 1: none
-    seed: CountOrZero = 0
+    seed: Seed = 0
     # euler: Allegro's (ancestral; not ancestral for flows); dpm++: second order, about 25 steps
     solver: Literal["euler", "dpm++"] = "euler"
     # steps at noise levels t / 1000 in this interval have guidance; others take half the time
@@ -275,7 +276,7 @@ class TrainConfig:
     accumulate: Count = 1  # batches of a process (or sequence group) per step
     sequence_ranks: Count = 1  # processes that share the tokens of one sample
     shard_ranks: CountOrZero = 0  # processes that share the parameters, such as a host's; 0: all
-    seed: CountOrZero = 0
+    seed: Seed = 0
     lora_rank: CountOrZero = 0  # trains adapters of this rank; 0: trains all weights
     # adamw, or adamw8bit: moments take a quarter of the memory (bitsandbytes); not under torchrun
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"

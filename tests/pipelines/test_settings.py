@@ -74,6 +74,12 @@ def test_infinite_size_is_refused(name):
         load(Settings, DEFAULT_CONFIG, [f"{name}=.inf"])
 
 
+@pytest.mark.parametrize("kind", [training_config.TrainConfig, training_config.SampleConfig])
+def test_seed_that_pytorch_does_not_take_is_refused(kind):
+    with pytest.raises(ConfigError, match="seed is 9223372036854775808: "):
+        load(kind, None, [f"seed={2**63}"])
+
+
 @pytest.mark.parametrize("meter", ["motion", "light", "overlay"])
 def test_zero_samples_per_second_are_refused(meter):
     with pytest.raises(ConfigError, match=rf"score.decode.{meter}.samples_per_s is 0"):
