@@ -54,13 +54,12 @@ class Arguments(Generic[S]):
     options: frozenset[str]  # as written: --dry-run
     option_values: dict[str, str] = dataclasses.field(default_factory=dict)  # --sample -> 20
 
-    def whole_number(self, option: str, default: int, most: int | None = None) -> int:
+    def whole_number(self, option: str, default: int, most: int = 2**31 - 1) -> int:
         """The option's value. Raises UsageError."""
         text = self.option_values.get(option, str(default))
-        if text.isdecimal() and (most is None or int(text) <= most):
+        if text.isdecimal() and len(text) <= len(str(most)) and int(text) <= most:
             return int(text)
-        limit = "" if most is None else f" up to {most}"
-        raise UsageError(f"{option} is {text!r:.60}: expected a whole number{limit}")
+        raise UsageError(f"{option} is {text!r:.60}: expected a whole number up to {most}")
 
 
 def run_command(

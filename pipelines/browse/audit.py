@@ -29,7 +29,7 @@ SIZE, MAX_SIZE = 100, 10_000  # clips of a sample
 
 
 def work(given: Arguments[NoSettings]) -> None:
-    seed = given.whole_number("--seed", 0, 2**31)
+    seed = given.whole_number("--seed", 0)
     size = given.whole_number("--size", SIZE, MAX_SIZE)
     settings = AuditSettings(seed, size)
     if REPORT not in given.options:

@@ -122,6 +122,7 @@ def test_sample_is_drawn_by_its_seed(run, clips):
         (["--where", "motion_dis > 1; DROP TABLE clips"], "SqlError: --where: "),
         (["--where"], "UsageError: --where has no value; expected --where SQL"),
         (["--sample", "x"], "UsageError: --sample is 'x': expected a whole number"),
+        (["--sample", "9" * 5000], "UsageError: --sample is '99999999999999"),
         (["--format", "xml"], "UsageError: --format is 'xml': expected one of table, csv, json"),
         (["--open"], "UsageError: --open needs a clip"),
         (["--where", "true", "--open"], "UsageError: --open needs one clip, found 6"),
