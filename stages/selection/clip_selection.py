@@ -71,18 +71,9 @@ class ClipSelector:
         reasons = self._policy_reasons(clips, inside)
         passed = np.flatnonzero(pc.list_value_length(reasons).to_numpy() == 0)
         passing = clips.select([*RANK_COLUMNS, "sha256"]).take(pa.array(passed))
-        seconds = _floats(passing["duration_s"])
-        self._added.append(
-            {
-                "number": (self._count + passed).astype(np.uint32),
-                "clip_id": as_bytes(passing["clip_id"]),
-                "source": self._source(passing),
-                "area": (_floats(passing["width"]) * _floats(passing["height"])).astype(np.int64),
-                "seconds": seconds,
-                "sharpness": _floats(passing["sharpness"]).astype(np.float32),
-                "rate": _floats(passing["packet_bytes"]) / np.maximum(seconds, 1e-3),
-            }
-        )
+        number = (self._count + passed).astype(np.uint32)
+        source = self._source(passing)
+        self._added.append({"number": number, "source": source, **_rank_columns(passing)})
         if embeddings is not None:
             self._added[-1]["embedding"] = embeddings[passed]
         self._fingerprints.append(
@@ -221,24 +212,28 @@ def quality_ranks(clips: pa.Table) -> np.ndarray:
     clip, then clip_id. Sharpness and bytes are means over the source's clips: so of two copies of a
     video all clips of one are better, and shifted spans of both don't suppress each other in turns.
     """
-    seconds = _floats(clips["duration_s"])
     _, source = np.unique(as_bytes(clips["sha256"]), return_inverse=True)
-    columns = {
+    rank_of = _QualityRanks({"source": source, **_rank_columns(clips)})
+    return rank_of(np.arange(clips.num_rows))
+
+
+def _rank_columns(clips: pa.Table) -> dict[str, np.ndarray]:
+    """What `_QualityRanks` takes of each clip in addition to its source: RANK_COLUMNS as arrays."""
+    seconds = _floats(clips["duration_s"])
+    return {
         "clip_id": as_bytes(clips["clip_id"]),
-        "source": source,
-        "area": _floats(clips["width"]) * _floats(clips["height"]),
+        "area": (_floats(clips["width"]) * _floats(clips["height"])).astype(np.int64),
         "seconds": seconds,
         "sharpness": _floats(clips["sharpness"]).astype(np.float32),
         "rate": _floats(clips["packet_bytes"]) / np.maximum(seconds, 1e-3),
     }
-    return _QualityRanks(columns)(np.arange(clips.num_rows))
 
 
 class _QualityRanks:
     """`quality_ranks` of some of the clips; the means are over all clips of their sources."""
 
     def __init__(self, columns: dict[str, np.ndarray]) -> None:
-        """columns: clip_id, source, area, seconds, sharpness, rate, each (n,)."""
+        """columns: `source`, and those of `_rank_columns`, each (n,)."""
         self._of = columns
         self._sharpness = _means(columns["source"], columns["sharpness"])
         self._rate = _means(columns["source"], columns["rate"])
