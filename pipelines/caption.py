@@ -18,13 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.ledger import Ledger, check_settings
-from curation.parquet import scan
 from curation.partitions import as_bytes
 from curation.policy import Range
 from curation.progress import Progress
 from curation.records import hash_frames, stored_frame_hashes
 from curation.runner.cluster import Cluster
-from curation.stage import PlanError, Row, RunContext
+from curation.stage import Row, RunContext
 from curation.storage import Folder
 from pipelines.settings import (
     Settings,
@@ -34,10 +33,10 @@ from pipelines.settings import (
     timed_batches,
 )
 from pipelines.tables import (
-    SELECTION,
     SMALL_CLIP_COLUMNS,
     captions_ledger,
     rows_of,
+    scan_selection,
     stream_clips,
 )
 from stages.captioning.vlm import VlmCaptioner
@@ -78,10 +77,8 @@ def run(settings: Settings, out: Folder, cluster: Cluster) -> None:
 
 def find_todo(out: Folder, ledger: Ledger, retry_failed: bool) -> tuple[np.ndarray, np.ndarray]:
     """Returns the clip_ids of the clips that need captions, (n,) sorted bytes, and (n,) bool:
-    whether their captions are still to be written."""
-    if not (out / "ledger").exists(SELECTION):
-        raise PlanError(f"{out.url} holds no selection; run longtake select first")
-    selection = scan((out / "ledger").dataset(SELECTION), ["clip_id", "reasons"])
+    whether their captions are still to be written. Raises PlanError."""
+    selection = scan_selection(out, ["clip_id", "reasons"])
     chosen = np.sort(_joined(as_bytes(clips_to_caption(table)) for table in selection))
     known = _Captions(ledger)
     found, todo = [], []

@@ -14,17 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import records
-from curation.parquet import scan
 from curation.partitions import ROWS_PER_RANGE, Partitions, as_bytes, scratch_partitions
 from curation.stage import PlanError, Row
 from curation.storage import Folder
 from pipelines.reviews import stream_captions
 from pipelines.tables import (
-    SELECTION,
     SMALL_CLIP_COLUMNS,
     clip_partitions,
     clip_schema,
     rows_of,
+    scan_selection,
     stream_clips,
 )
 
@@ -44,10 +43,8 @@ class SelectedIds:
 
     def __init__(self, out: Folder) -> None:
         """Reads the selection of an output folder. Raises PlanError where there is none."""
-        if not (out / "ledger").exists(SELECTION):
-            raise PlanError(f"{out.url} holds no selection; run longtake select first")
         ids, splits = [np.empty(0, "S1")], [np.empty(0, np.int8)]
-        for table in scan((out / "ledger").dataset(SELECTION), ["clip_id", "split"]):
+        for table in scan_selection(out, ["clip_id", "split"]):
             ids.append(as_bytes(table["clip_id"]))
             index = pc.index_in(table["split"], value_set=pa.array(SPLITS))
             splits.append(pc.fill_null(index, -1).to_numpy().astype(np.int8))

@@ -15,7 +15,6 @@ from curation.ledger import recorded_settings
 from curation.parquet import scan
 from curation.partitions import ROWS_PER_RANGE, as_bytes, scratch_partitions
 from curation.policy import Range
-from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines.checksums import update_checksums
 from pipelines.outdated import SHARDS, exported_captions
@@ -23,7 +22,6 @@ from pipelines.reviews import stream_captions
 from pipelines.settings import Settings
 from pipelines.tables import (
     CLIPS,
-    SELECTION,
     VIDEOS,
     clip_partitions,
     clip_schema,
@@ -31,6 +29,7 @@ from pipelines.tables import (
     make_videos_table,
     read_skipped,
     recorded_policy,
+    scan_selection,
     stream_clips,
     stream_videos,
     videos_ledger,
@@ -120,14 +119,12 @@ def write_report(
 
 
 def _clips_tables(settings: Settings, out: Folder) -> Iterator[pa.Table]:
-    """OUT/clips.parquet, table by table."""
-    if not (out / "ledger").exists(SELECTION):
-        raise PlanError(f"{out.url} holds no selection; run longtake select first")
+    """OUT/clips.parquet, table by table. Raises PlanError where there is no selection."""
     tables = {
         "clips": (clip_schema(PUBLISHED_CLIP_COLUMNS), stream_clips(out, PUBLISHED_CLIP_COLUMNS)),
         "selection": (
             records.schema(records.SELECTION),
-            scan((out / "ledger").dataset(SELECTION), [c.name for c in records.SELECTION]),
+            scan_selection(out, [c.name for c in records.SELECTION]),
         ),
         "captions": (
             records.schema(records.CAPTION),

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from curation import records
 from curation.funnel import rules_of
 from curation.ledger import ADDED_LATER, VIDEO_COLUMNS, Ledger, flatten_clips
+from curation.parquet import scan
 from curation.partitions import Partitions, hash_bounds, scratch_partitions
 from curation.policy import Policy
 from curation.records import CAPTION_SCORES, FIELD_NAMES
@@ -66,6 +67,15 @@ def embeddings_ledger(out: Folder) -> Ledger:
 def captions_ledger(out: Folder, captioner: str) -> Ledger:
     schema = records.schema(records.CAPTION)
     return Ledger(out / "ledger", f"captions/{captioner}", schema, "clip_id")
+
+
+def scan_selection(out: Folder, columns: list[str]) -> Iterator[pa.Table]:
+    """Returns these columns of the selection, some rows at a time. Raises PlanError where there is
+    none."""
+    ledger = out / "ledger"
+    if not ledger.exists(SELECTION):
+        raise PlanError(f"{out.url} holds no selection; run longtake select first")
+    return scan(ledger.dataset(SELECTION), columns)
 
 
 def videos_of_input(out: Folder) -> pa.Table:
