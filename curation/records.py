@@ -128,7 +128,7 @@ SCORES = (
     Column(
         "border_share",
         FLOAT,
-        "share of the area that is black borders for the whole clip, 0..1",
+        "share of the area that is borders of one colour for the whole clip, 0..1",
     ),
     Column("motion_dis", FLOAT, "mean DIS optical flow, px per second at 320 px wide"),
     Column("static_share", FLOAT, "share of the clip's time in which nothing moves, 0..1"),
@@ -295,7 +295,7 @@ CLIP = (
     Column(
         "borders",
         pa.list_(FLOAT),
-        "black borders: left, top, right, bottom, shares of width and height",
+        "borders of one colour: left, top, right, bottom, shares of width and height",
     ),
     Column(
         "overlay_mask",

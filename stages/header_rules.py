@@ -114,7 +114,7 @@ def rejected_row(header: VideoHeader, failed: Policy, sha256: str | None, file_i
         "duration_s": duration_s,
         "width": header.width,
         "height": header.height,
-        "fps": header.fps,
+        "fps": header.header_fps,
         "codec": header.codec,
         "pix_fmt": header.pix_fmt,
         "rotation": orientation.rotation,
@@ -126,12 +126,13 @@ def rejected_row(header: VideoHeader, failed: Policy, sha256: str | None, file_i
     }
     clip: Row = dict.fromkeys(column.name for column in CLIP)
     clip |= {name: columns[name] for name in (*HEADER_RULES, "transfer")}
+    unknown = [name for name in ("interlaced", "fps") if columns[name] is None]
     clip |= {
         "clip_id": make_clip_id(file_id, 0.0, duration_s),
         "start_s": 0.0,
         "end_s": duration_s,
         "prefilter": decide(columns, failed)[0],
-        "null_reasons": dict.fromkeys((*SCORE_NAMES, "interlaced"), NOT_DECODED),
+        "null_reasons": dict.fromkeys((*SCORE_NAMES, *unknown), NOT_DECODED),
         "segments": [],
     }
     return columns | {"clips": [clip]}

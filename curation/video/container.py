@@ -85,7 +85,7 @@ class VideoHeader:
 
     width: int
     height: int
-    fps: float  # nominal; the frames' own times decide
+    header_fps: float | None  # mean or nominal; None where the container has none
     codec: str
     pix_fmt: str
     geometry: Geometry  # from the decoded to the shown picture
@@ -94,6 +94,11 @@ class VideoHeader:
     stream_index: int
     interlaced: bool  # of the first frame
     transfer: str
+
+    @property
+    def fps(self) -> float:
+        """Nominal; the frames' own times decide."""
+        return self.header_fps or DEFAULT_FPS
 
     @property
     def reduction(self) -> int:
@@ -264,7 +269,8 @@ def read_header(
     return VideoHeader(
         width=width,
         height=height,
-        fps=float(rate) if rate and 0 < rate <= 1000 else DEFAULT_FPS,
+        # 1000 is Matroska's clock, which FFmpeg gives where a file has no rate
+        header_fps=float(rate) if rate and 0 < rate < 1000 else None,
         codec=stream.codec_context.codec.canonical_name,
         pix_fmt=frame.format.name,
         geometry=geometry,

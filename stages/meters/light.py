@@ -1,4 +1,4 @@
-"""Measures brightness, sharpness and black borders, a few times a second."""
+"""Measures brightness, sharpness and borders of one colour, a few times a second."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from curation.video.frames import Planes, VideoInfo
 from stages.meters.meter import Meter
 from stages.meters.small_arrays import SmallArrays
 
-MAX_BLACK_LEVEL = 12  # luma of a border's pixel, 0..255: borders are 0, a codec adds little
-MIN_LIT_LEVEL = 28  # luma of a pixel that is clearly part of the image
-MAX_BRIGHT_SHARE = 0.02  # of a black line: stray pixels
-MAX_LETTERS_SHARE = 0.6  # of a line: letters in a border light at most so much of it
-# Of the line right behind a border that must be lit: a border ends at once, a dark scene does not.
-MIN_LIT_SHARE_BEHIND = 0.25
-MIN_IMAGE_LINES = 0.67  # of the lines between the borders: a black page of text has fewer wide ones
+# Difference of a pixel's luma, 0..255, from the colour of the borders
+MAX_BORDER_DIFFERENCE = 12  # of a border's pixel: a codec adds little
+MIN_IMAGE_DIFFERENCE = 28  # of a pixel that is clearly part of the image
+MAX_STRAY_SHARE = 0.02  # of a border's line: pixels that differ
+MAX_LETTERS_SHARE = 0.6  # of a line: letters in a border take at most so much of it
+# Of the line right behind a border that must differ: a border ends at once, a dark scene does not.
+MIN_IMAGE_SHARE_BEHIND = 0.25
+MIN_IMAGE_LINES = 0.67  # of the lines between the borders: a page of text has fewer wide ones
 MIN_BORDER_SHARE = 0.01  # of the width or height: a dark rim of a pixel or two is no border
+MAX_COLOUR_RANGE = 6  # luma of borders that are not black, over a clip
 
 
 @dataclass
 class Light(Meter):
-    """Keeps two numbers per sample, and how much of each row and column is brighter than black."""
+    """Keeps three numbers per sample, and how much of each row and column is no border."""
 
     samples_per_s: Annotated[float, Gt(0)] = 2.0
     writes = ("brightness", "sharpness", "border_share", "borders")
@@ -36,10 +38,9 @@ class Light(Meter):
         self._next_s = 0.0
         self._times_s: list[float] = []
         self._levels: list[tuple[float, float]] = []  # brightness, sharpness
-        # (2, h) and (2, w) uint8: share of each row and column above MAX_BLACK_LEVEL, and above
-        # MIN_LIT_LEVEL; 255 for all of it.
-        self._rows = SmallArrays()
-        self._columns = SmallArrays()
+        self._corners: list[int] = []  # luma at the top left: the colour of borders, if there are
+        self._from_black = Profiles()
+        self._from_corner = Profiles()
 
     def process_frame(self, t_s: float, frame: Planes) -> None:
         if t_s < self._next_s:
@@ -47,9 +48,10 @@ class Light(Meter):
         self._next_s = max(self._next_s + 1 / self.samples_per_s, t_s)
         self._times_s.append(t_s)
         self._levels.append((brightness(frame.y), sharpness(frame.y)))
-        rows, columns = _bright_shares(frame.y)
-        self._rows.append(rows)
-        self._columns.append(columns)
+        self._corners.append(int(frame.y[0, 0]))
+        self._from_black.append(frame.y)
+        difference = cv2.absdiff(frame.y, np.full_like(frame.y, frame.y[0, 0]))
+        self._from_corner.append(difference if _has_plain_sides(difference) else None)
 
     def _samples_between(self, start_s: float, end_s: float) -> slice:
         """The samples with start_s <= t < end_s; the one before a span that has none."""
@@ -73,47 +75,85 @@ class Light(Meter):
         return {"brightness": float(np.mean([level for level, _ in levels])) if levels else None}
 
     def borders(self, start_s: float, end_s: float) -> tuple[float, float, float, float]:
-        """Black borders of the whole span: left, top, right, bottom, as shares of a side."""
+        """Borders of the whole span: left, top, right, bottom, as shares of a side.
+
+        They are black, or they have one other colour and lie on opposite sides: a plain area at one
+        side alone may be a wall or the sky.
+        """
         samples = self._samples_between(start_s, end_s)
-        profiles = (p.between(samples.start, samples.stop) for p in (self._columns, self._rows))
-        columns_of_each, rows_of_each = profiles
-        if not rows_of_each:
+        black = self._from_black.borders(samples)
+        corners = self._corners[samples]
+        if any(black) or not corners or np.ptp(corners) > MAX_COLOUR_RANGE:
+            return black
+        left, top, right, bottom = self._from_corner.borders(samples)
+        if not (left and right):
+            left = right = 0.0
+        if not (top and bottom):
+            top = bottom = 0.0
+        return left, top, right, bottom
+
+
+class Profiles:
+    """How much of each row and column differs from the colour of borders, of many frames."""
+
+    def __init__(self) -> None:
+        # (2, h) and (2, w) uint8: share of each row and column above MAX_BORDER_DIFFERENCE, and
+        # above MIN_IMAGE_DIFFERENCE; 255 for all of it. Empty where there can be no border.
+        self._rows = SmallArrays()
+        self._columns = SmallArrays()
+
+    def append(self, difference: np.ndarray | None) -> None:
+        """difference: (h, w) uint8, from the colour of borders; None where there can be none."""
+        rows, columns = [], []
+        for level in (MAX_BORDER_DIFFERENCE, MIN_IMAGE_DIFFERENCE):
+            if difference is not None:
+                above = cv2.threshold(difference, level, 255, cv2.THRESH_BINARY)[1]
+                rows.append(cv2.reduce(above, 1, cv2.REDUCE_AVG).ravel())
+                columns.append(cv2.reduce(above, 0, cv2.REDUCE_AVG).ravel())
+        self._rows.append(np.array(rows, np.uint8))
+        self._columns.append(np.array(columns, np.uint8))
+
+    def borders(self, samples: slice) -> tuple[float, float, float, float]:
+        """Of all the samples: left, top, right, bottom, as shares of a side."""
+        rows_of_each = self._rows.between(samples.start, samples.stop)
+        columns_of_each = self._columns.between(samples.start, samples.stop)
+        if not rows_of_each or not all(rows.size for rows in rows_of_each):
             return 0.0, 0.0, 0.0, 0.0
-        # The brightest sample counts: a fade to black or a dark shot is no border.
+        # The largest difference counts: a fade to black or a dark shot is no border.
         columns, rows = (np.max(p, axis=0) / 255.0 for p in (columns_of_each, rows_of_each))
         sides = columns, rows, columns[:, ::-1], rows[:, ::-1]
         left, top, right, bottom = map(border_share, sides)
         return left, top, right, bottom
 
 
-def _bright_shares(luma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(2, h) and (2, w) uint8: share of each row and column above both levels."""
-    rows, columns = [], []
-    for level in (MAX_BLACK_LEVEL, MIN_LIT_LEVEL):
-        above = cv2.threshold(luma, level, 255, cv2.THRESH_BINARY)[1]
-        rows.append(cv2.reduce(above, 1, cv2.REDUCE_AVG).ravel())
-        columns.append(cv2.reduce(above, 0, cv2.REDUCE_AVG).ravel())
-    return np.array(rows), np.array(columns)
+def _has_plain_sides(difference: np.ndarray) -> bool:
+    """Whether two opposite sides of a frame have the colour of its corner.  difference: (h, w)."""
+    first_rows_and_columns = difference[0], difference[-1], difference[:, 0], difference[:, -1]
+    top, bottom, left, right = (
+        np.mean(line > MAX_BORDER_DIFFERENCE) <= MAX_STRAY_SHARE for line in first_rows_and_columns
+    )
+    return bool((top and bottom) or (left and right))
 
 
 def border_share(shares: np.ndarray) -> float:
-    """Share of the lines that form a black border at the start of the profile.
+    """Share of the lines that form a border at the start of the profile.
 
-    shares: (2, lines), of each line that was ever above MAX_BLACK_LEVEL, and above MIN_LIT_LEVEL.
+    shares: (2, lines), of each line that ever differed by more than MAX_BORDER_DIFFERENCE, and by
+    more than MIN_IMAGE_DIFFERENCE.
     """
-    bright, lit = shares
-    is_black, is_wide = bright <= MAX_BRIGHT_SHARE, bright > MAX_LETTERS_SHARE
+    different, clearly = shares
+    is_plain, is_wide = different <= MAX_STRAY_SHARE, different > MAX_LETTERS_SHARE
     wide = np.flatnonzero(is_wide)
-    if not len(wide) or not wide[0] or not is_black[0]:
+    if not len(wide) or not wide[0] or not is_plain[0]:
         return 0.0
     if len(wide) < MIN_IMAGE_LINES * (wide[-1] + 1 - wide[0]):
         return 0.0
-    # Letters may be inside the border; the image begins after the last black line.
-    size = int(np.flatnonzero(is_black[: wide[0]])[-1]) + 1
+    # Letters may be inside the border; the image begins after the last plain line.
+    size = int(np.flatnonzero(is_plain[: wide[0]])[-1]) + 1
     behind = slice(size + 1, size + 4)  # the line at the edge contains both
-    if size < MIN_BORDER_SHARE * len(bright) or not len(lit[behind]):
+    if size < MIN_BORDER_SHARE * len(different) or not len(clearly[behind]):
         return 0.0
-    # An image begins at once and over all its width; behind the margin of a black page is text.
-    if lit[behind].max() < MIN_LIT_SHARE_BEHIND or not is_wide[behind].any():
+    # An image begins at once and over all its width; behind the margin of a page is text.
+    if clearly[behind].max() < MIN_IMAGE_SHARE_BEHIND or not is_wide[behind].any():
         return 0.0
-    return size / len(bright)
+    return size / len(different)

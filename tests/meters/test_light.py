@@ -1,4 +1,4 @@
-"""Brightness, and black borders as opposed to night, fades and subtitles."""
+"""Brightness, and borders as opposed to night, fades and subtitles."""
 
 import cv2
 import numpy as np
@@ -25,9 +25,9 @@ def scene(seed: int = 1, gain: float = 1.0):
     return [gain * view(image, (600 + 40 * t, 500, 1.0, 0)) for t in times(3, 5)]
 
 
-def with_borders(frames, left=0, top=0, right=0, bottom=0):
+def with_borders(frames, left=0, top=0, right=0, bottom=0, luma=0):
     for frame in frames:
-        boxed = np.zeros_like(frame)
+        boxed = np.full_like(frame, luma)
         part = np.s_[top : HEIGHT - bottom, left : WIDTH - right]
         boxed[part] = frame[part]
         yield boxed
@@ -50,6 +50,28 @@ def test_borders_are_measured_to_a_line_or_two(widths):
     assert share == pytest.approx(
         1 - (1 - sum(expected[::2])) * (1 - sum(expected[1::2])), abs=0.02
     )
+
+
+@pytest.mark.parametrize("luma", [40, 235])
+@pytest.mark.parametrize("widths", [{"top": 44, "bottom": 44}, {"left": 90, "right": 40}])
+def test_borders_of_another_colour_on_opposite_sides_are_measured(widths, luma):
+    found, _ = measured_borders(with_borders(scene(), **widths, luma=luma))
+    sizes = {"left": WIDTH, "right": WIDTH, "top": HEIGHT, "bottom": HEIGHT}
+    expected = [widths.get(side, 0) / sizes[side] for side in ("left", "top", "right", "bottom")]
+    assert found == pytest.approx(expected, abs=0.012)
+
+
+def test_white_sky_above_the_sea_is_no_border():
+    assert measured_borders(with_borders(scene(), top=60, luma=250))[1] == 0
+
+
+@pytest.mark.parametrize("radius", [30, 60])
+def test_white_studio_around_an_object_is_no_border(radius):
+    texture = textured_image(2)[:HEIGHT, :WIDTH]
+    shape = np.zeros((HEIGHT, WIDTH), np.uint8)
+    cv2.circle(shape, (WIDTH // 2, HEIGHT // 2), radius, 1, -1)
+    frames = [np.where(shape > 0, np.roll(texture, 3 * i, axis=1), 245.0) for i in range(15)]
+    assert measured_borders(frames)[1] == 0
 
 
 def test_full_frame_has_no_borders():

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from curation.policy import Policy, Range
+from curation.policy import Policy, Range, decide
 from curation.records import NOT_DECODED, SCORE_NAMES, make_clip_id
 from curation.stage import BadVideo, PlanError, RunContext
 from curation.storage import Folder
@@ -104,6 +104,20 @@ def test_frame_rate_decides_where_the_index_has_the_time_of_each_frame(tmp_path)
     path = video_files.draw(tmp_path / "varying.mp4", times_s=varying, fps=10.0)
     assert is_decoded(decode(path, tmp_path, rates))
     assert is_decoded(decode(write_video(tmp_path / "slow.mkv", scene(1)), tmp_path, rates))
+
+
+def test_webm_without_a_frame_rate_has_none_until_it_is_decoded(tmp_path):
+    path = video_files.draw(
+        tmp_path / "small.webm", codec="libvpx", frames=80, fps=20, width=160, height=96
+    )
+    duration = b"\x23\xe3\x83\x84\x02\xfa\xf0\x80"  # of a frame: 50 ms
+    replaced(path, duration, b"\xec\x86" + bytes(6))  # an element without content
+    [clip] = decode(path, tmp_path)["clips"]
+    assert clip["fps"] is None
+    assert clip["null_reasons"]["fps"] == NOT_DECODED
+    assert decide(clip, Policy(width=Range(min=320), fps=Range(max=120))) == ["width 160 < 320"]
+    row = decode(path, tmp_path, Policy())
+    assert row["fps"] == pytest.approx(20, abs=0.1)
 
 
 def test_no_other_rule_on_the_duration_is_decided_by_the_header(tmp_path):
