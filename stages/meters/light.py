@@ -82,8 +82,9 @@ class Light(Meter):
         """
         samples = self._samples_between(start_s, end_s)
         black = self._from_black.borders(samples)
-        corners = self._corners[samples]
-        if any(black) or not corners or np.ptp(corners) > MAX_COLOUR_RANGE:
+        darkest, lightest = (f(self._corners[samples], default=0) for f in (min, max))
+        is_dark = darkest <= MAX_BORDER_DIFFERENCE
+        if any(black) or is_dark or lightest - darkest > MAX_COLOUR_RANGE:
             return black
         left, top, right, bottom = self._from_corner.borders(samples)
         if not (left and right):

@@ -65,6 +65,12 @@ def test_white_sky_above_the_sea_is_no_border():
     assert measured_borders(with_borders(scene(), top=60, luma=250))[1] == 0
 
 
+def test_black_border_below_a_white_sky_is_measured():
+    sky = with_borders(scene(), top=30, luma=250)
+    found, _ = measured_borders(with_borders(sky, bottom=36))
+    assert found == pytest.approx((0, 0, 0, 36 / HEIGHT), abs=0.012)
+
+
 @pytest.mark.parametrize("radius", [30, 60])
 def test_white_studio_around_an_object_is_no_border(radius):
     texture = textured_image(2)[:HEIGHT, :WIDTH]
