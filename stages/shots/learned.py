@@ -19,6 +19,8 @@ from stages.shots.frame_view import FrameView
 from stages.shots.gradual_network import GradualNetwork, load_session
 from stages.shots.hard_cuts import HardCuts, load_models
 
+# A mixed frame between two shots makes two pairs of a cut, with a part of the probability each
+MAX_CUT_S = 0.09  # from the first to the last pair of a cut
 # A gradual transition of at most twice this length that has a cut within this distance is that cut
 NEAR_CUT_S = 0.2
 
@@ -47,7 +49,7 @@ class LearnedDetector(Detector):
 
     def transitions(self) -> Transitions:
         pairs_s, probabilities = np.array(self._cuts.possible_cuts()).reshape(-1, 2).T
-        is_cut = probabilities >= self.cut_probability
+        is_cut, probabilities = select_cuts(pairs_s, probabilities, self.cut_probability)
         cuts_s = pairs_s[is_cut]
         found = merge(cuts_s.tolist(), self._gradual.spans(self.gradual_probability))
         self._pairs = _without_cuts(pairs_s[~is_cut], probabilities[~is_cut], cuts_s)
@@ -60,6 +62,28 @@ class LearnedDetector(Detector):
             "cut_probability": _highest(*self._pairs, start_s, end_s),
             "gradual_probability": _highest(*self._frames, start_s, end_s),
         }
+
+
+def select_cuts(
+    pairs_s: np.ndarray, probabilities: np.ndarray, min_probability: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which pairs are cuts, and the probability that a cut begins at a pair.
+
+    Pairs within MAX_CUT_S are parts of one cut at most, so that their probabilities add up; the
+    most probable one is the cut.
+
+    pairs_s: (N,) times, increasing.  probabilities: (N,), of each pair alone.
+    Returns (N,) bool and (N,).
+    """
+    starts = np.searchsorted(pairs_s, pairs_s - MAX_CUT_S)
+    stops = np.searchsorted(pairs_s, pairs_s + MAX_CUT_S, side="right")
+    total = np.append(0.0, np.cumsum(probabilities))
+    together = np.minimum(total[stops] - total[:-1], 1.0)
+    is_cut = probabilities >= min_probability
+    for first in np.flatnonzero(together >= min_probability):
+        if not is_cut[starts[first] : stops[first]].any():
+            is_cut[first + np.argmax(probabilities[first : stops[first]])] = True
+    return is_cut, together
 
 
 def merge(cuts_s: list[float], gradual: list[tuple[float, float]]) -> Transitions:

@@ -23,7 +23,7 @@ from stages.shots.gradual_network import (
     relative_change,
 )
 from stages.shots.hard_cuts import MODELS
-from stages.shots.learned import LearnedDetector, merge
+from stages.shots.learned import LearnedDetector, merge, select_cuts
 from tests.support.paths import VIDEOS
 
 FPS = 25.0
@@ -121,6 +121,23 @@ def test_changes_with_too_low_a_probability_are_scores_of_the_clips_that_hold_th
     for clip in (before_both, after_both):
         assert clip["cut_probability"] < 0.3
         assert clip["gradual_probability"] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "cuts"),
+    [
+        ([0.0, 0.3, 0.4, 0.0], [2]),  # a mixed frame
+        ([0.0, 0.3, 0.1, 0.0], []),
+        ([0.2, 0.2, 0.2, 0.0], [0]),  # two mixed frames
+        ([0.3, 0.9, 0.3, 0.0], [1]),  # a clear cut takes the pairs next to it
+        ([0.3, 0.0, 0.0, 0.3], []),  # too far apart
+    ],
+)
+def test_pairs_next_to_each_other_are_one_cut_if_their_probabilities_add_up(probabilities, cuts):
+    pairs_s = np.arange(4) / FPS
+    is_cut, together = select_cuts(pairs_s, np.array(probabilities), 0.5)
+    assert np.flatnonzero(is_cut).tolist() == cuts
+    assert together[0] == pytest.approx(min(1, sum(probabilities[:3])))
 
 
 @real
