@@ -24,6 +24,8 @@ from training.config import Reader, Size
 from training.frames import BadData, check_reader, sample_frames
 
 TAR_BLOCK = 512
+# of a clip's files, where they are damaged
+UNREADABLE = (BadData, OSError, ValueError, KeyError, TypeError, OverflowError, tarfile.TarError)
 
 # Of shards.parquet and of the latent cache's; tables of older versions lack some.
 TABLE_COLUMNS = [
@@ -133,7 +135,7 @@ class ShardedClips:
             num_frames, clip_s = location.row["num_frames"], float(metadata["duration_s"])
             video = sample_frames(mp4, clip_s, num_frames, size, self.reader)
             return parse_clip(clip_id, metadata, video)
-        except (BadData, OSError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
+        except UNREADABLE as error:
             raise BadData(
                 f"clip {clip_id} in {shards.path(location.shard)}: "
                 f"{error or type(error).__name__}; pack the dataset again: longtake export"
@@ -213,13 +215,10 @@ def read_files(shards: Folder, location: ClipLocation, suffix: str) -> tuple[dic
 
 
 def parse_clip(clip_id: str, metadata: dict[str, Any], video: Tensor) -> Clip:
-    """A clip from its JSON and its frames; BadData where the JSON is invalid."""
+    """A clip from its JSON and its frames. Raises UNREADABLE where the JSON is invalid."""
     parts = metadata["sub_captions"]
-    try:
-        spans = [(float(p["start_s"]), float(p["end_s"])) for p in parts]
-        duration_s = float(metadata["duration_s"])
-    except OverflowError as error:
-        raise BadData(f"a time in its JSON is {error}") from error
+    spans = [(float(p["start_s"]), float(p["end_s"])) for p in parts]
+    duration_s = float(metadata["duration_s"])
     if not spans or any(not math.isfinite(t) for span in spans for t in span):
         raise BadData(
             f"sub_captions are {parts!r:.80}; expected one or more, with start_s and end_s"

@@ -13,7 +13,6 @@ or captions. training/precompute.py writes it.
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -26,6 +25,7 @@ from curation.json_text import parse_object
 from curation.storage import Folder
 from curation.urls import is_remote
 from training.clips import (
+    UNREADABLE,
     BadData,
     Clip,
     ClipList,
@@ -154,7 +154,7 @@ class LatentCache:
             texts = texts_of(clip) if "text.0" in tensors else []
             by_text = {text: tensors[f"text.{i}"] for i, text in enumerate(texts)}
             return replace(clip, latents=tensors["latents"], texts=by_text)
-        except (BadData, OSError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
+        except UNREADABLE as error:
             raise BadData(
                 f"clip {clip_id} in {shards.path(location.shard)}: "
                 f"{error or type(error).__name__}; delete this shard, and {AGAIN}"

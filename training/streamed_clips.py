@@ -94,7 +94,7 @@ class StreamedClips:
             index = nearest_size(self.sizes, width, height, duration_s)
             video = sample_frames(mp4, duration_s, 1, self.sizes[index])
             return index, parse_clip(key, metadata, video)
-        except (BadData, ValueError, KeyError, TypeError) as error:
+        except (BadData, ValueError, KeyError, TypeError, OverflowError) as error:
             raise BadData(f"shard {sample['__url__']}, key {key}: {error}") from error
 
 

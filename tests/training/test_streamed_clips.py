@@ -174,6 +174,16 @@ SPANS = [
             },
             r"key k: segment 1 ends at 0\.5 s and segment 2 starts at 1\.0 s",
         ),
+        (
+            {
+                "k_mp4": None,
+                "k_json": {
+                    "caption": "x",
+                    "sub_captions": [SPANS[0], SPANS[1] | {"end_s": 10**400}],
+                },
+            },
+            "key k: int too large to convert to float",
+        ),
         ({"k_mp4": None, "l_json": {"caption": "x"}}, r"key k: no \.json; it has \.mp4$"),
     ],
 )
