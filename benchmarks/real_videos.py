@@ -18,6 +18,7 @@ from curation.video.reader import Reader
 
 LABELS = Path(__file__).parent / "labels" / "videos.jsonl"
 TRAINING_LABELS = LABELS.with_name("training.jsonl")
+UNSEEN_LABELS = LABELS.with_name("unseen.jsonl")
 HALVES = ("development", "figures")
 FOLDS = 6  # of cross-validation
 HIDDEN_FRAMES = 3  # at most so many frames at the end are hidden by a file's edit list
@@ -89,6 +90,11 @@ def training_videos() -> list[RealVideo]:
     return _read(TRAINING_LABELS)
 
 
+def unseen_videos() -> list[RealVideo]:
+    """Videos of repositories that no other file of labels names; none was used for training."""
+    return _read(UNSEEN_LABELS)
+
+
 def _read(labels: Path) -> list[RealVideo]:
     return [RealVideo(**json.loads(line)) for line in labels.read_text().splitlines()]
 
@@ -107,8 +113,8 @@ def decoded_frames(path: Path) -> int:
 
 def main() -> None:
     print("half         videos  repositories  place cuts  jump cuts  gradual  minutes  in takes")
-    for half in HALVES:
-        videos = real_videos(half)
+    groups = {half: real_videos(half) for half in HALVES} | {"unseen": unseen_videos()}
+    for half, videos in groups.items():
         kinds = [cut["kind"] for video in videos for cut in video.cuts]
         takes_s = [
             (end - first) / video.fps for video in videos for first, end in video.one_view_takes
@@ -120,7 +126,7 @@ def main() -> None:
             f" {sum(video.frames / video.fps for video in videos) / 60:8.1f}"
             f" {sum(s for s in takes_s if s >= MIN_TAKE_S) / 60:9.1f}"
         )
-    videos = real_videos() + training_videos()
+    videos = real_videos() + training_videos() + unseen_videos()
     files = present(videos)
     print(f"{len(files)} of {len(videos)} files are in LONGTAKE_LABELLED")
     for path, video in files:

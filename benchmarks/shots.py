@@ -1,11 +1,13 @@
 """How well cuts and gradual transitions are found, by all detectors in one run.
 
-    python -m benchmarks.shots [--real | --edits | --compressed] [--half figures] [--films 1]
-                               [--conditions static …] [--detectors learned …] [--errors]
+    python -m benchmarks.shots [--real | --unseen | --edits | --compressed] [--half figures]
+                               [--films 1] [--conditions static …] [--detectors learned …]
+                               [--errors]
 
 Without a choice: the labelled videos (LONGTAKE_VIDEOS). --real: the videos of benchmarks/labels
-that lie in LONGTAKE_LABELLED. --edits: films with exactly known transitions (benchmarks/edits.py).
---compressed: takes, and films edited from them, at low bit rates (benchmarks/shots_compressed.py).
+that lie in LONGTAKE_LABELLED; --unseen: those of unseen.jsonl that lie there. --edits: films with
+exactly known transitions (benchmarks/edits.py). --compressed: takes, and films edited from them, at
+low bit rates (benchmarks/shots_compressed.py).
 
 A hard cut is found by a cut within CUT_TOLERANCE frames or by a gradual transition around it; a
 gradual transition by anything in it or within GRADUAL_TOLERANCE frames of it. What is found outside
@@ -33,7 +35,7 @@ import numpy as np
 
 from benchmarks import edits
 from benchmarks.labelled_videos import read_labels
-from benchmarks.real_videos import MIN_TAKE_S, present, real_videos
+from benchmarks.real_videos import MIN_TAKE_S, RealVideo, present, real_videos, unseen_videos
 from benchmarks.shots_compressed import compressed_videos
 from curation import config
 from curation.policy import Policy, decide
@@ -83,8 +85,8 @@ def labelled_cases() -> Iterator[Case]:
         yield Case(path, "labelled", labels.cuts, gradual, labels.takes, in_seconds=True)
 
 
-def real_cases(half: str) -> Iterator[Case]:
-    for path, video in present(real_videos(half)):
+def real_cases(videos: Iterable[RealVideo]) -> Iterator[Case]:
+    for path, video in present(videos):
         takes = [t for t in video.one_view_takes if t[1] - t[0] >= MIN_TAKE_S * video.fps]
         yield Case(
             path,
@@ -321,6 +323,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--real", action="store_true", help="the videos of benchmarks/labels")
+    which.add_argument("--unseen", action="store_true", help="those of labels/unseen.jsonl")
     which.add_argument("--edits", action="store_true", help="films with exactly known transitions")
     which.add_argument("--compressed", action="store_true", help="at low bit rates (20 minutes)")
     parser.add_argument("--half", choices=("development", "figures"), default="figures")
@@ -332,7 +335,7 @@ def main() -> None:
     parser.add_argument("--detectors", nargs="+", choices=known, default=DEFAULT_DETECTORS)
     parser.add_argument("--errors", action="store_true", help="a line per false or missed one")
     args = parser.parse_args()
-    if not args.real and not (VIDEOS / "labels.csv").is_file():
+    if not (args.real or args.unseen) and not (VIDEOS / "labels.csv").is_file():
         sys.exit(f"{VIDEOS}/labels.csv: no such file; set LONGTAKE_VIDEOS to the labelled videos")
     cv2.setNumThreads(1)
     if "transnet" in args.detectors:
@@ -340,8 +343,8 @@ def main() -> None:
 
         known["transnet"].gpus = float(torch.cuda.is_available())
     cases = (
-        real_cases(args.half)
-        if args.real
+        real_cases(unseen_videos() if args.unseen else real_videos(args.half))
+        if args.real or args.unseen
         else edited_cases(args.half, args.films, args.conditions)
         if args.edits
         else compressed_cases()

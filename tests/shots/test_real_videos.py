@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from benchmarks.real_videos import RealVideo, half_of, real_videos, training_videos
+from benchmarks.real_videos import (
+    LABELS,
+    RealVideo,
+    half_of,
+    real_videos,
+    training_videos,
+    unseen_videos,
+)
 
-VIDEOS, TRAINING = real_videos(), training_videos()
+VIDEOS, TRAINING, UNSEEN = real_videos(), training_videos(), unseen_videos()
+ALL = VIDEOS + TRAINING + UNSEEN
 
 
 def test_no_file_is_labelled_twice():
-    assert len({video.sha256 for video in VIDEOS + TRAINING}) == len(VIDEOS + TRAINING)
+    assert len({video.sha256 for video in ALL}) == len(ALL)
 
 
 def test_a_repository_with_labels_for_training_alone_gives_no_figures():
@@ -18,9 +28,19 @@ def test_a_repository_with_labels_for_training_alone_gives_no_figures():
     assert not figures & {video.repository for video in TRAINING}
 
 
-@pytest.mark.parametrize("video", VIDEOS + TRAINING, ids=lambda video: video.sha256[:6])
+def test_no_repository_of_unseen_videos_was_used_before():
+    used = {video.repository for video in VIDEOS + TRAINING}
+    for name in ("footage.jsonl", "views.jsonl"):
+        lines = LABELS.with_name(name).read_text().splitlines()
+        used |= {json.loads(line)["repository"] for line in lines}
+    assert not used & {video.repository for video in UNSEEN}
+
+
+@pytest.mark.parametrize("video", ALL, ids=lambda video: video.sha256[:6])
 def test_labels_of_a_video_are_in_order_and_within_its_frames(video: RealVideo):
-    assert video.half == ("development" if video in TRAINING else half_of(video.sha256))
+    halves = {video.sha256: "development" for video in TRAINING}
+    halves |= {video.sha256: "unseen" for video in UNSEEN}
+    assert video.half == halves.get(video.sha256, half_of(video.sha256))
     frames = [cut["frame"] for cut in video.cuts]
     assert frames == sorted(set(frames))
     assert all(0 < frame < video.frames for frame in frames)
