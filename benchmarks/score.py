@@ -42,7 +42,7 @@ from curation.ledger import flatten_clips
 from curation.records import VIDEO, schema
 from curation.stage import BadVideo, Row, RunContext
 from curation.storage import Folder
-from curation.video.planes import chroma_image
+from curation.video.planes import with_chroma
 from curation.video.reader import Reader
 from curation.video_list import list_videos
 from pipelines.score import build
@@ -131,8 +131,8 @@ def decode_frames(video: str) -> Iterator[Any]:
 def read_frames(video: str) -> Iterator[Any]:
     """As `score` reads a video: the planes at reduced size, and chroma for the detector."""
     with Reader(video) as reader:
-        for _, planes in reader.frames():
-            yield chroma_image(planes)
+        for _, planes in with_chroma(reader.frames()):
+            yield planes.chroma
 
 
 def count_frames(frames: Iterator[Any]) -> int:

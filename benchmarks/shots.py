@@ -25,8 +25,9 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -41,7 +42,7 @@ from curation import config
 from curation.policy import Policy, decide
 from curation.stage import BadVideo
 from curation.video.frames import Planes
-from curation.video.planes import chroma_image
+from curation.video.planes import with_chroma
 from curation.video.reader import Reader
 from pipelines.settings import DEFAULT_CONFIG, Settings
 from stages.decode_pass import FRAMES_PER_BATCH, DecodePass
@@ -163,23 +164,30 @@ def detect(
     """Passes all frames to all detectors, in batches as in the decode pass; the frames' times and
     the CPU seconds of decoding. The chroma belongs to each detector that reads it.
     """
-    own_s, chroma_s = 0.0, 0.0
+    own_s, read_s = 0.0, 0.0
+
+    def read() -> Iterator[tuple[float, Planes]]:
+        """Up to where the file is damaged. Adds the CPU seconds to `read_s`."""
+        nonlocal read_s
+        frames, frame = reader.frames(), None
+        while True:
+            before = time.process_time()
+            with suppress(BadVideo):
+                frame = next(frames, None)
+            read_s += time.process_time() - before
+            if frame is None:
+                return
+            yield frame
+            frame = None
+
     reads_chroma = [name for name, detector in detectors.items() if detector.reads_chroma]
-
-    def frames() -> Iterator[tuple[float, Planes]]:
-        nonlocal chroma_s
-        for t_s, planes in reader.frames():
-            if reads_chroma:
-                before = time.process_time()
-                planes.chroma = chroma_image(planes)
-                chroma_s += time.process_time() - before
-            yield t_s, planes
-
     started = time.process_time()
     with Reader(str(path)) as reader:
         for detector in detectors.values():
             detector.start(reader.header.info())
-        for batch in batches(frames()):
+        frames = with_chroma(read()) if reads_chroma else read()
+        opened_s = time.process_time() - started
+        while batch := list(islice(frames, FRAMES_PER_BATCH)):
             for name, detector in detectors.items():
                 before = time.process_time()
                 for t_s, planes in batch:
@@ -187,23 +195,10 @@ def detect(
                 spent_s = time.process_time() - before
                 tallies[name].own_s += spent_s
                 own_s += spent_s
+        chroma_s = time.process_time() - started - opened_s - read_s - own_s
         for name in reads_chroma:
             tallies[name].own_s += chroma_s
-        return reader.times_s, time.process_time() - started - own_s - chroma_s
-
-
-def batches(frames: Iterator[tuple[float, Planes]]) -> Iterator[list[tuple[float, Planes]]]:
-    """Up to where a file is damaged."""
-    batch = []
-    try:
-        for frame in frames:
-            batch.append(frame)
-            if len(batch) == FRAMES_PER_BATCH:
-                yield batch
-                batch = []
-    except BadVideo:
-        pass
-    yield batch
+        return reader.times_s, opened_s + read_s
 
 
 def judge(

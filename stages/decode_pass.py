@@ -33,7 +33,7 @@ from curation.stage import BadVideo, Needs, PlanError, Row, RunContext, Stage
 from curation.storage import Folder
 from curation.urls import is_remote
 from curation.video.frames import FrameProcessor, Planes
-from curation.video.planes import chroma_image
+from curation.video.planes import with_chroma
 from curation.video.reader import Limits, Reader, read_timeout_s
 from curation.video.source import RangeFile
 from curation.video_files import compute_sha256, local_copy
@@ -228,9 +228,11 @@ class DecodePass(Stage):
         self.key_frames.start()
         for processor in processors:
             processor.start(reader.header.info())
-        with_source = any(p.reads_source for p in processors)
-        with_chroma = any(p.reads_chroma for p in processors)
-        frames = self._planes(reader, with_source, with_chroma)
+        frames = self._planes(reader)
+        if any(p.reads_chroma for p in processors):
+            frames = with_chroma(frames)
+        if not any(p.reads_source for p in processors):  # 3 MB each in 1080p
+            frames = ((t_s, Planes(planes.y, None, planes.chroma)) for t_s, planes in frames)
         while batch := list(islice(frames, FRAMES_PER_BATCH)):
             report_progress()
             for processor in processors:
@@ -243,21 +245,15 @@ class DecodePass(Stage):
         prefilter = Policy({name: rule for name, rule in self.prefilter.items() if name in size})
         return THUMBNAIL_SIDE if decide(size, prefilter) else self.key_frames.side
 
-    def _planes(
-        self, reader: Reader, with_source: bool, with_chroma: bool
-    ) -> Iterator[tuple[float, Planes]]:
-        """Yields the time and planes of every frame, after the key frames have processed it.
-
-        with_source: also the decoder's frames, 3 MB each in 1080p, which a batch keeps in memory.
-        """
+    def _planes(self, reader: Reader) -> Iterator[tuple[float, Planes]]:
+        """Yields the time and planes of every frame, after the key frames have processed it."""
         sizes = 0
         for t_s, frame in reader.frames():
             if len(reader.sizes) > sizes:
                 sizes = len(reader.sizes)
                 self.key_frames.limit_side(self._key_frame_side(*reader.sizes[-1][1:]))
             self.key_frames.process_frame(t_s, frame)
-            chroma = chroma_image(frame) if with_chroma else None
-            yield t_s, Planes(frame.y, frame.source if with_source else None, chroma)
+            yield t_s, frame
 
     def _clip_spans(self, take: tuple[float, float], reader: Reader) -> list[tuple[float, float]]:
         """The clips of a take, or the take itself if it is too short for a clip."""

@@ -8,6 +8,7 @@ that takes a third of the time of averaging 6 x 6 in one step.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ LIMITED_RANGE, FULL_RANGE = 1, 2
 RGB, BT709, UNSPECIFIED, BT601 = 0, 1, 2, 5
 MIN_HD_WIDTH, MIN_HD_HEIGHT = 1280, 720  # px: from here on an unspecified matrix is BT.709
 CHROMA_SIZE = (64, 36)  # px, width and height
+MAX_WAITING_PX = 4_000_000  # of frames that wait for their chroma: two in 1080p
 MIN_FETCHED_PX = 1 << 20  # of a frame: a smaller one is still in the core's cache
 
 
@@ -83,6 +85,28 @@ def reduce_frame(frame: av.VideoFrame, by: int, geometry: Geometry) -> Planes:
     if not _is_full_range(frame, layout):  # luma 16..235 to 0..255 (BT.601, BT.709)
         y = cv2.addWeighted(y, 255 / 219, y, 0, -16 * 255 / 219)
     return Planes(np.ascontiguousarray(geometry.orientation.apply(y)), source)
+
+
+def with_chroma(frames: Iterator[tuple[float, Planes]]) -> Iterator[tuple[float, Planes]]:
+    """The frames and their times, with `Planes.chroma`.
+
+    It is computed for several frames in a row, so that its code stays in the CPU's caches: a fifth
+    less time than after each frame.
+    """
+    waiting: list[tuple[float, Planes]] = []
+    for t_s, planes in frames:
+        waiting.append((t_s, planes))
+        frame = planes.source.frame
+        if len(waiting) * frame.width * frame.height >= MAX_WAITING_PX:
+            yield from _add_chroma(waiting)
+            waiting = []
+    yield from _add_chroma(waiting)
+
+
+def _add_chroma(frames: list[tuple[float, Planes]]) -> list[tuple[float, Planes]]:
+    for _, planes in frames:
+        planes.chroma = chroma_image(planes)
+    return frames
 
 
 def chroma_image(planes: Planes) -> np.ndarray | None:
