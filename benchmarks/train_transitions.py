@@ -89,7 +89,7 @@ def measure(
     with Reader(str(path)) as reader:
         for view in frame_views(reader, start_s, end_s):
             recorder.add(view)
-        recorder.times_s()
+        recorder.possible_cuts()
         return recorder, reader.times_s
 
 
@@ -276,7 +276,7 @@ def measure_parts(parts: list[list[FrameView]], step_s: float) -> Pairs:
         moved.t_s = number * step_s
         moved.small = SmallFrame(moved.t_s, view.small.luma)
         recorder.add(moved)
-    recorder.times_s()
+    recorder.possible_cuts()
     for at in starts:
         near = range(max(1, at - 4), min(len(frames), at + 5))
         others = [_changed_share(frames[i - 1], frames[i]) for i in near if i != at]
