@@ -53,28 +53,33 @@ def _zooming_camera(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _swinging_camera(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Rests, and now and then swings, scrolls or zooms fast to another part of the scene."""
+    """Rests, and now and then swings, scrolls or zooms fast to another part of the scene, or there
+    and back."""
     path = np.zeros((count, 4))
     at = int(rng.integers(5, 90))
     while at < count:
-        length = int(rng.integers(3, 40))
+        length = int(rng.integers(3, rng.choice([14, 40])))
         share = random_shares(rng, length)
         is_moved = rng.random(4) < (0.7, 0.4, 0.25, 0.1)
         goal = rng.uniform(-1, 1, 4) * (1.2, 0.9, 0.9, 0.2) * is_moved
         part = path[at : at + length]
         part += share[: len(part), None] * goal
-        if rng.random() < 0.7:
+        if (rest := rng.random()) < 0.55:
             path[at + length :] += goal
+        elif rest < 0.8:  # and back at the same speed
+            back = path[at + length : at + 2 * length]
+            back += (1 - share[: len(back), None]) * goal
+            at += length
         at += length + int(rng.integers(15, 120))
     return np.clip(path, [-9, -9, -0.5, -0.6], [9, 9, 1.2, 0.6])
 
 
 # The probability of each function
 CAMERAS: list[tuple[float, Callable[[int, np.random.Generator], np.ndarray]]] = [
-    (0.51, _static_camera),
+    (0.48, _static_camera),
     (0.13, shaking_camera),
     (0.10, _panning_camera),
     (0.12, _burst_camera),
     (0.06, _zooming_camera),
-    (0.08, _swinging_camera),
+    (0.11, _swinging_camera),
 ]

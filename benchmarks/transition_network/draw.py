@@ -9,6 +9,8 @@ Y, Cb and Cr.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from benchmarks.transition_network import joins
@@ -18,16 +20,17 @@ from benchmarks.transition_network.plan import (
     PATCHES,
     PLAIN,
     WHITE_INDEX,
+    WHOLE_FRAME,
     Plan,
     Shot,
     empty_plan,
 )
 from benchmarks.transition_network.surroundings import (
     add_light,
+    random_area,
     random_box,
-    random_passing_object,
+    random_patch,
     random_recording,
-    random_window,
 )
 
 KINDS = tuple(joins.JOINS)  # of transitions between shots
@@ -35,6 +38,27 @@ KINDS = tuple(joins.JOINS)  # of transitions between shots
 SEEN_STEP, SEEN_SHARE = 12, 0.02  # grey levels, share
 LABELLED_SHARE = 0.5  # of the sequences are spans of labelled videos
 SINGLE_SHARE = 0.12  # of the sequences are single shots
+# more of the transitions of slideshows than of other films
+SLIDESHOW_FACTORS = {"push": 4, "dissolve": 1.5, "short_dissolve": 1.5, "fade": 0.5, "stinger": 0.3}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a drawn film is edited."""
+
+    kinds: tuple[str, ...] = KINDS  # of its transitions; without any it is a single shot
+    is_slideshow: bool = False  # of still pictures
+    is_one_place: bool = False  # every transition is between two times of one camera
+    is_in_area: bool = False  # shown in a part of the frame
+
+
+def random_style(rng: np.random.Generator) -> Style:
+    kinds = KINDS
+    if rng.random() < SINGLE_SHARE / (1 - LABELLED_SHARE):
+        kinds = ()
+    elif rng.random() < 0.4:  # many editors use a few kinds of transitions
+        kinds = tuple(KINDS[number] for number in rng.permutation(len(KINDS))[:3])
+    return Style(kinds, *(rng.random(3) < (0.12, 0.08, 0.2)).tolist())
 
 
 class Planner:
@@ -58,24 +82,30 @@ class Planner:
         self.video_ends = np.cumsum(weights)
         self.labelled_share = LABELLED_SHARE if videos else 0.0
 
-    def plan(self, rng: np.random.Generator) -> Plan:
-        kind = rng.random()
-        if kind < self.labelled_share:
+    def plan(self, rng: np.random.Generator, style: Style | None = None) -> Plan:
+        """A random sequence; a film of this style where it is given."""
+        if style is None and rng.random() < self.labelled_share:
             plan = self._plan_labelled_video(rng)
+            is_in_area = rng.random() < 0.1
         else:
-            is_single = rng.random() < SINGLE_SHARE / (1 - LABELLED_SHARE)
-            plan = self.plan_edited_film(rng, is_single=is_single)
-        self._add_surroundings(plan, rng)
+            style = style or random_style(rng)
+            plan = self.plan_edited_film(rng, style)
+            is_in_area = style.is_in_area
+        self._add_surroundings(plan, rng, is_in_area)
         return plan
 
-    def _add_surroundings(self, plan: Plan, rng: np.random.Generator) -> None:
+    def _add_surroundings(self, plan: Plan, rng: np.random.Generator, is_in_area: bool) -> None:
         """Adds light, overlays and the recording to a plan of shots."""
         add_light(plan, rng)
-        self._add_patches(plan, rng)
+        for number in range(PATCHES):
+            shot = self.shots[_draw_row(rng, self.shot_ends)]
+            plan.patches[:, number] = random_patch(self.count, rng, shot)
         for number in range(BOXES):
             if rng.random() < 0.18:
                 plan.boxes[:, number] = random_box(self.count, rng)
-        plan.recording = random_recording(rng)
+        row = self.shots[_draw_row(rng, self.shot_ends)].first
+        area = random_area(rng, row) if is_in_area else np.array(WHOLE_FRAME)
+        plan.recording = random_recording(rng, area)
 
     # ------------------------------------------------------------ labelled videos
 
@@ -110,25 +140,26 @@ class Planner:
 
     # ------------------------------------------------------------ edited films
 
-    def plan_edited_film(self, rng: np.random.Generator, is_single: bool = False) -> Plan:
+    def plan_edited_film(self, rng: np.random.Generator, style: Style) -> Plan:
         """Shots with random transitions between them, or a single shot."""
         plan = empty_plan(self.count)
         shot = self._random_shot(rng)
-        self._place_shot(plan, rng, shot, 0, "a")
+        self._place_shot(plan, rng, shot, 0, "a", style.is_slideshow)
         at = 0
-        pace = rng.choice([12, 30, 60, 110])
-        # many editors use a few kinds of transitions: two films of five have at most three kinds
-        chances = np.array([chance for chance, *_ in joins.JOINS.values()])
-        if rng.random() < 0.4:
-            chances = chances * (rng.permutation(len(chances)) < 3) + 1e-9
+        pace = rng.choice([30, 60, 110] if style.is_slideshow else [12, 30, 60, 110])
+        factors = SLIDESHOW_FACTORS if style.is_slideshow else {}
+        chances = [joins.JOINS[kind][0] * factors.get(kind, 1) for kind in style.kinds]
         ends = np.cumsum(chances)
-        while not is_single:
+        while style.kinds:
             at += int(rng.exponential(pace)) + int(rng.choice([2, 8, 16]))
             if at >= self.count - 4:
                 break
-            is_same = rng.random() < 0.22
+            is_same = style.is_one_place or rng.random() < 0.22
             other = shot if is_same else self._random_shot(rng)
-            at = self._add_join(plan, rng, at, shot, other, KINDS[_draw_row(rng, ends)])
+            kind = style.kinds[_draw_row(rng, ends)]
+            if is_same and rng.random() < 0.3:  # time passes in one place
+                kind = "dissolve"
+            at = self._add_join(plan, rng, at, shot, other, kind, style)
             shot = other
         return self._repeat_frames(plan, rng) if rng.random() < 0.35 else plan
 
@@ -146,12 +177,19 @@ class Planner:
         return self.plain + int(rng.integers(len(PLAIN)))
 
     def _place_shot(
-        self, plan: Plan, rng: np.random.Generator, shot: Shot, at: int, layer: str
+        self,
+        plan: Plan,
+        rng: np.random.Generator,
+        shot: Shot,
+        at: int,
+        layer: str,
+        is_still: bool,
     ) -> None:
         """Puts a random span of a shot, at a random speed and under a random camera, into the
-        frames from `at` on of layer a or b. A shot that is too short runs back and forth."""
+        frames from `at` on of layer a or b. A shot that is too short runs back and forth.
+        is_still: one frame of it, mostly under a camera that does not move."""
         n, length = self.count - at, shot.end - shot.first
-        speed = rng.choice([0, 1, 2, 3], p=[0.08, 0.76, 0.11, 0.05])
+        speed = 0 if is_still else rng.choice([0, 1, 2, 3], p=[0.08, 0.76, 0.11, 0.05])
         start = int(rng.integers(max(1, length - int(min(n, 60) * speed))))
         at_frame = start + (np.arange(n) * speed).astype(np.int64)
         period = max(1, 2 * length - 2)
@@ -160,23 +198,36 @@ class Planner:
         getattr(plan, layer)[at:] = shot.first + at_frame
         camera = rng.choice(len(CAMERAS), p=[chance for chance, _ in CAMERAS])
         path = CAMERAS[camera][1](n, rng)
+        if is_still and rng.random() < 0.8:
+            path = np.zeros((n, 4))
+            if rng.random() < 0.3:  # it comes closer, or goes away
+                path[:, 2] = np.arange(n) * rng.normal(0, 0.001) + 0.1
         getattr(plan, f"camera_{layer}")[at:] = path
         if layer == "a" and rng.random() < 0.6:
             steps = np.abs(np.diff(path[:, :2], axis=0, prepend=path[:1, :2]))
             plan.blur[at:] = steps * rng.uniform(0.3, 0.9)
 
     def _add_join(
-        self, plan: Plan, rng: np.random.Generator, at: int, shot: Shot, other: Shot, kind: str
+        self,
+        plan: Plan,
+        rng: np.random.Generator,
+        at: int,
+        shot: Shot,
+        other: Shot,
+        kind: str,
+        style: Style,
     ) -> int:
         """Adds a transition from `shot` to `other` that starts at frame `at`; `other` fills the
         frames after it. Returns the first frame after the transition."""
         _, least, most, join = joins.JOINS[kind]
         length = int(np.exp(rng.uniform(np.log(least), np.log(most + 0.99)))) if most else 0
         end = min(at + length, self.count)
-        is_same_camera = shot is other and rng.random() < 0.7
-        self._place_shot(plan, rng, other, at, "b")
+        is_same_camera = shot is other and (style.is_one_place or rng.random() < 0.7)
+        self._place_shot(plan, rng, other, at, "b", style.is_slideshow)
         if is_same_camera:
             plan.camera_b[at:] = plan.camera_a[at:]
+            if rng.random() < 0.4:  # held in a hand, or moved a little
+                plan.camera_b[at:] += rng.normal(0, 1, 4) * (0.02, 0.03, 0.02, 0.01)
         is_seen = 1.0  # weight of the labels: 0 where a person can't see that the pictures differ
         if shot is other or shot.video == other.video == -1:
             after = min(end, self.count - 1)
@@ -251,36 +302,6 @@ class Planner:
             if name != "recording":
                 setattr(plan, name, getattr(plan, name)[shown])
         return plan
-
-    # ------------------------------------------------------------ changes that are no transition
-
-    def _add_patches(self, plan: Plan, rng: np.random.Generator) -> None:
-        """Adds overlays that show footage: a permanent display, an inset, a window or a menu that
-        opens, an object that passes."""
-        for number in range(PATCHES):
-            kind = rng.random()
-            if kind > 0.25:
-                continue
-            shot = self.shots[_draw_row(rng, self.shot_ends)]
-            patch, row = plan.patches[:, number], shot.first
-            if kind < 0.17:  # a display: a strip, or a corner
-                height, width = rng.uniform(0.04, 0.16), rng.choice([1.0, rng.uniform(0.08, 0.5)])
-                if rng.random() < 0.25:
-                    height, width = width / 2 + 0.1, height
-                patch[:, :4] = rng.choice([0, 1]), rng.choice([0, 1]), width, height * 2
-                patch[:, 4], patch[:, 7] = rng.uniform(0.6, 1), 1
-                patch[:, 6] = row
-            elif kind < 0.19:  # an inset that plays
-                side = rng.uniform(0.1, 0.2)
-                place = [rng.choice([side, 1 - side]) for _ in range(2)]
-                patch[:, :5] = *place, side, side, 1
-                patch[:, 6] = row + np.arange(self.count) % (shot.end - shot.first)
-            elif kind < 0.22:  # a window
-                patch[:] = random_window(self.count, rng)
-                patch[:, 6] = row
-            else:
-                patch[:] = random_passing_object(self.count, rng)
-                patch[:, 6] = row
 
 
 def _draw_row(rng: np.random.Generator, ends: np.ndarray) -> int:

@@ -112,19 +112,24 @@ def push(plan: Plan, rng: np.random.Generator, at: int, end: int) -> None:
     """Layer b moves in from a side and pushes layer a out, or slides over it; or layer a moves out
     and uncovers layer b."""
     share = random_shares(rng, end - at, may_pass=True)
+    mask = _random_mask(rng, LINE)
     side = int(rng.integers(4))
     axis, sign = side % 2, 1 if side < 2 else -1
     moving = rng.random()  # decides which pictures move: both, the new one, or the old one
+    # both pictures move at a distance of the border, which in slideshows is often as wide as theirs
+    gap = 0.0
+    if moving < 0.45 and rng.random() < 0.3:
+        mask[8] = gap = rng.uniform(0.02, 0.3)
+        mask[9:12] = random_colour(rng)
     if moving < 0.75:
-        plan.camera_b[at:end, axis] += sign * (share - 1)
+        plan.camera_b[at:end, axis] += sign * (share - 1) * (1 + gap)
     if moving < 0.45 or moving >= 0.75:
-        plan.camera_a[at:end, axis] += sign * share
+        plan.camera_a[at:end, axis] += sign * share * (1 + gap)
     elif moving < 0.55:
         plan.camera_a[at:end, axis] += (
             sign * share * rng.uniform(0.1, 0.5)
         )  # the old one moves less far
     plan.share[at:end] = share.clip(0, 1)
-    mask = _random_mask(rng, LINE)
     mask[2] = 0.003
     mask[1] = _edge_angle(axis, sign)
     plan.mask[at:end] = mask
@@ -226,16 +231,17 @@ def through(
 # kind -> probability, least and most frames of its length, function. `Planner` itself adds the
 # kinds without a function: cuts, and those through a third picture.
 JOINS: dict[str, tuple[float, int, int, Join | None]] = {
-    "cut": (0.27, 0, 0, None),
+    "cut": (0.24, 0, 0, None),
     "flash_cut": (0.03, 1, 8, None),
-    "fade": (0.11, 4, 100, None),
-    "stinger": (0.06, 6, 50, None),
-    "dissolve": (0.22, 3, 110, dissolve),
+    "fade": (0.10, 4, 100, None),
+    "stinger": (0.05, 6, 50, None),
+    "dissolve": (0.20, 3, 110, dissolve),
+    "short_dissolve": (0.06, 4, 13, dissolve),
     "wipe": (0.07, 4, 50, masked(LINE, LINE, LINE, BLINDS, CLOCK, DOORS)),
     "iris": (0.03, 4, 50, masked(ROUND, RECTANGLE)),
     "pattern": (0.03, 4, 40, masked(PATTERN, PATTERN, LUMA)),
     "glitch": (0.01, 4, 20, glitch),
-    "push": (0.08, 4, 45, push),
+    "push": (0.11, 4, 45, push),
     "box": (0.02, 4, 40, box),
     "zoom": (0.04, 4, 40, zoom),
     "whip": (0.03, 4, 20, whip),

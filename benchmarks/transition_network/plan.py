@@ -56,7 +56,9 @@ class Plan:
     camera_a: np.ndarray  # (T, 4) x, y (widths, heights), log of zoom, angle (radians)
     camera_b: np.ndarray  # (T, 4)
     blur: np.ndarray  # (T, 2) length of the motion blur in x and y (widths, heights)
-    light: np.ndarray  # (T, 5) gain, offsets of Y, Cb and Cr, share of the height that is lit
+    # (T, 6) gain, offsets of Y, Cb and Cr, share of the height that is lit, how far the picture is
+    # out of focus, 0 to 3
+    light: np.ndarray
     # (T, PATCHES, 8) x, y, half width, half height, opacity, is round, frame of the footage,
     # whether it shows the same place of that frame, or the whole of it
     patches: np.ndarray
@@ -77,7 +79,20 @@ RECORDING = (
     "group_frames",  # frames of a group of pictures
     "gamma",
     "contrast",
+    # the part of the frame that shows the shots; its sides have what `surround` names
+    "area_x",
+    "area_y",
+    "area_half_width",
+    "area_half_height",
+    "surround",
+    "surround_y",
+    "surround_cb",
+    "surround_cr",
+    "surround_row",  # frame of the footage
 )
+# Kinds of surrounds: a colour, the blurred shot, a still frame of the footage
+PLAIN_SURROUND, BLURRED_SURROUND, STILL_SURROUND = range(3)
+WHOLE_FRAME = (0.5, 0.5, 0.5, 0.5, PLAIN_SURROUND, 0, 128, 128, 0)  # the last of RECORDING
 
 
 def empty_plan(count: int) -> Plan:
@@ -86,7 +101,7 @@ def empty_plan(count: int) -> Plan:
     def zeros(*shape: int) -> np.ndarray:
         return np.zeros((count, *shape), np.float32)
 
-    light = zeros(5)
+    light = zeros(6)
     light[:, 0], light[:, 4] = 1, 1
     return Plan(
         a=np.zeros(count, np.int64),
@@ -103,5 +118,5 @@ def empty_plan(count: int) -> Plan:
         light=light,
         patches=zeros(PATCHES, 8),
         boxes=zeros(BOXES, 10),
-        recording=np.array([1, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1], np.float32),
+        recording=np.array([1, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, *WHOLE_FRAME], np.float32),
     )

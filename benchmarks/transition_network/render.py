@@ -8,15 +8,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.transition_network.plan import (
+    BLURRED_SURROUND,
     HEIGHT,
     PATTERNS,
     RECORDING,
     ROUND,
+    STILL_SURROUND,
     UNIFORM,
     WIDTH,
 )
 
 CONTRAST_PIVOT = 110  # grey level that a change of contrast keeps
+FOCUS_WIDTHS = (1, 3, 7, 13)  # px of the mean that a picture shows, the further out of focus
 
 
 def stack_plans(plans: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
@@ -66,9 +69,11 @@ class Renderer:
             picture[blended] = self._blended(
                 picture[blended], second, flat["share"][blended], flat["mask"][blended]
             )
+        picture = self._out_of_focus(picture, flat["light"][:, 5])
+        picture, is_shown = self._in_area(picture, recording)
         picture = self._with_patches(picture, flat["patches"])
         picture = self._with_boxes(picture, flat["boxes"])
-        picture = self._with_light(picture, flat["light"], recording)
+        picture = self._with_light(picture, flat["light"], is_shown, recording)
         return self._as_recorded(picture, recording, clips, count).view(
             clips, count, HEIGHT, WIDTH, 3
         )
@@ -148,6 +153,56 @@ class Renderer:
         start = starts.gather(0, kind.long()[None].expand(1, *line.shape))[0]
         return torch.where((closes > 0) & (kind >= ROUND), 1 - start, start)
 
+    def _out_of_focus(self, picture: Tensor, level: Tensor) -> Tensor:
+        """Blurs pictures (n, 3, 36, 64), in place.  level: (n,), 0 to len(FOCUS_WIDTHS) - 1."""
+        chosen = torch.nonzero(level > 0).squeeze(1)
+        if not len(chosen):
+            return picture
+        sharp, level = picture[chosen], level[chosen][:, None, None, None]
+        total = torch.zeros_like(sharp)
+        for number, width in enumerate(FOCUS_WIDTHS):
+            weight = (1 - (level - number).abs()).clamp_min(0)
+            edge = width // 2
+            padded = F.pad(sharp, (edge, edge, edge, edge), mode="replicate")
+            total += weight * F.avg_pool2d(padded, width, 1)
+        picture[chosen] = total
+        return picture
+
+    def _in_area(self, picture: Tensor, recording: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Pictures (n, 3, 36, 64), some of them shown in a part of the frame, and where they are
+        shown, (n, 36, 64). Such an area shows the middle of its picture, of the same shape."""
+        x, y, half_width, half_height = (
+            recording[f"area_{name}"] for name in ("x", "y", "half_width", "half_height")
+        )
+        dx, dy = (self.x - x) / half_width, (self.y - y) / half_height
+        is_shown = torch.maximum(dx.abs(), dy.abs()) <= 1
+        chosen = torch.nonzero(torch.minimum(half_width, half_height).flatten() < 0.5).squeeze(1)
+        if not len(chosen):
+            return picture, is_shown
+        whole = picture[chosen]
+        size = torch.stack([half_width[chosen], half_height[chosen]], dim=3)  # (n, 1, 1, 2)
+        places = torch.stack([dx[chosen], dy[chosen]], dim=3) * size / size.amax(3, keepdim=True)
+        shown = F.grid_sample(whole, places, padding_mode="border", align_corners=False)
+        kind, colour = (
+            recording["surround"][chosen][:, None],
+            torch.cat(
+                [recording[f"surround_{name}"][chosen][:, None] for name in ("y", "cb", "cr")],
+                dim=1,
+            ),
+        )
+        surround = colour.expand_as(whole)
+        blurred = F.interpolate(
+            F.avg_pool2d(whole, (6, 8)), (HEIGHT, WIDTH), mode="bilinear", align_corners=False
+        )
+        grey = whole.new_tensor([0.0, 128.0, 128.0])[:, None, None]
+        blurred = grey + (blurred - grey) * (colour[:, :1] / 255)  # often darker than the shot
+        still = self.footage[recording["surround_row"][chosen].flatten().long()]
+        still = still.permute(0, 3, 1, 2).float()
+        surround = torch.where(kind == BLURRED_SURROUND, blurred, surround)
+        surround = torch.where(kind == STILL_SURROUND, still, surround)
+        picture[chosen] = torch.where(is_shown[chosen][:, None], shown, surround)
+        return picture, is_shown
+
     def _with_patches(self, picture: Tensor, patches: Tensor) -> Tensor:
         """Draws the overlays that show footage into pictures (n, 3, 36, 64), in place.
 
@@ -191,11 +246,13 @@ class Renderer:
             picture[shown] = picture[shown] * (1 - alpha) + plain * alpha
         return picture
 
-    def _with_light(self, picture: Tensor, light: Tensor, recording: dict[str, Tensor]) -> Tensor:
+    def _with_light(
+        self, picture: Tensor, light: Tensor, is_shown: Tensor, recording: dict[str, Tensor]
+    ) -> Tensor:
         """Pictures (n, 3, 36, 64) with the recording's gamma, contrast and colour, and under the
-        light, (n, 5)."""
-        gain, *offsets, lit_share = light.T[..., None, None]
-        is_lit = self.y <= lit_share
+        light, (n, 6), where `is_shown`, (n, 36, 64) or (1, 36, 64)."""
+        gain, *offsets, lit_share = light[:, :5].T[..., None, None]
+        is_lit = (self.y <= lit_share) & is_shown
         y = 255 * (picture[:, 0] / 255).clamp(0, 1) ** recording["gamma"]
         y = (y - CONTRAST_PIVOT) * recording["contrast"] + CONTRAST_PIVOT
         channels = [torch.where(is_lit, y * gain + offsets[0], y)]

@@ -15,13 +15,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from benchmarks.transition_network.screens import slide, web_page
 from benchmarks.transition_network.sources import Source, write_source
 from stages.shots.frame_view import HEIGHT, WIDTH
 
 SCALE = 4  # scenes are drawn this much larger than they are stored
 WIDE, HIGH = WIDTH * SCALE, HEIGHT * SCALE
 FRAMES = 110  # of a scene
-SCENE_COUNT = 420
+FIRST_SCREEN = 420  # the scenes from this number on are those of `screens.py`
+SCENE_COUNT = 560
 Colour = tuple[int, int, int]
 
 
@@ -216,7 +218,10 @@ SCENES: list[Callable[[np.random.Generator], list[np.ndarray]]] = [tiles, graphi
 def draw_scene(number: int) -> np.ndarray:
     """(FRAMES, 36, 64, 3) uint8, Y, Cb and Cr."""
     rng = np.random.default_rng([19, number])
-    pictures = SCENES[rng.choice(4, p=[0.38, 0.34, 0.13, 0.15])](rng)
+    if number < FIRST_SCREEN:
+        pictures = SCENES[rng.choice(4, p=[0.38, 0.34, 0.13, 0.15])](rng)
+    else:
+        pictures = (slide if rng.random() < 0.6 else web_page)(rng, FRAMES, HIGH, WIDE)
     small = [cv2.resize(p, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) for p in pictures]
     return np.array([cv2.cvtColor(p, cv2.COLOR_BGR2YCrCb)[:, :, [0, 2, 1]] for p in small])
 

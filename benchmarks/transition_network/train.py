@@ -1,12 +1,13 @@
 """Trains the network of `stages/shots/gradual_network.py`.
 
     python -m benchmarks.transition_network.train FOOTAGE OUT [--without-folds 1 5] [--minutes 8] \
-        [--workers 4]
+        [--workers 4] [--from stages/shots/models/gradual.onnx]
 
 FOOTAGE is the folder that `collect.py` wrote. OUT gets the weights every minute, as npz files named
 by the minute, and at the end as network.npz. The repository of a source decides its fold.
 `--without-folds` trains on the other folds alone, and prints how well transitions of those that
 were left out are found, in their labelled videos and in sequences drawn from their shots.
+`--from` starts with the weights of an exported network, at half the learning rate.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from benchmarks.real_videos import FOLDS, fold_of
 from benchmarks.transition_network.draw import Planner
 from benchmarks.transition_network.network import TransitionNetwork, save_weights
 from benchmarks.transition_network.render import Renderer, stack_plans
+from benchmarks.transition_network.restore import restore_network
 from benchmarks.transition_network.sources import (
     Source,
     gather,
@@ -41,7 +43,7 @@ FRAMES = 192  # of a sequence
 BATCH = 32  # sequences of a step
 STEPS_PER_REPORT = 200  # the mean losses of these steps are printed
 SAVE_PERIOD_S = 60.0  # between two files of weights
-VALIDATION_PERIOD_S = 120.0
+VALIDATION_PERIOD_S = 300.0
 WARM_UP_STEPS = 200  # in which the learning rate rises
 MAX_LEARNING_RATE = 2e-3
 CUT_WEIGHT = 4.0  # weight in the loss of a frame with a cut before it, since few frames have one
@@ -85,9 +87,11 @@ def train(
     out: Path,
     minutes: float,
     workers: int,
+    start: Path | None = None,
 ) -> None:
     """Trains for some minutes on drawn sequences, and writes a moving average of the weights to
-    `out`. The learning rate rises over WARM_UP_STEPS and falls as a cosine of the elapsed time."""
+    `out`. The learning rate rises over WARM_UP_STEPS and falls as a cosine of the elapsed time.
+    start: an exported network, whose weights are the first."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     frames, shots, videos = gather(sources)
     print(f"{len(frames)} frames, {len(shots)} shots, {len(videos)} labelled videos", flush=True)
@@ -96,13 +100,18 @@ def train(
     validation = Validation(held_out, device) if held_out else None
     renderer = Renderer(torch.from_numpy(frames).to(device))
     torch.manual_seed(SEED)
-    network = TransitionNetwork().to(device).train()
+    if start:
+        clips = renderer.render(next(iter(Plans(planner, SEED + 1))))
+        network = restore_network(start, clips)
+    else:
+        network = TransitionNetwork().to(device).train()
+    highest_rate = MAX_LEARNING_RATE * (0.5 if start else 1)
     average = AveragedModel(
         network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY), use_buffers=True
     )
     forward = torch.compile(network) if device.type == "cuda" else network
     optimizer = torch.optim.AdamW(
-        network.parameters(), lr=MAX_LEARNING_RATE, weight_decay=0.02, fused=True
+        network.parameters(), lr=highest_rate, weight_decay=0.02, fused=True
     )
     started, sums = time.monotonic(), torch.zeros(2, device=device)
     saved_s = validated_s = 0.0
@@ -111,7 +120,7 @@ def train(
         if (elapsed := elapsed_s / (60 * minutes)) >= 1:  # share of the whole
             break
         decay = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * elapsed))
-        rate = MAX_LEARNING_RATE * min(1, step / WARM_UP_STEPS) * decay
+        rate = highest_rate * min(1, step / WARM_UP_STEPS) * decay
         for group in optimizer.param_groups:
             group["lr"] = rate
         plans = {name: array.to(device, non_blocking=True) for name, array in plans.items()}
@@ -148,6 +157,7 @@ def main() -> None:
     parser.add_argument("--without-folds", type=int, choices=range(FOLDS), nargs="+", default=[])
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--workers", type=int, default=4, help="draw sequences")
+    parser.add_argument("--from", type=Path, dest="start", help="an exported network")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -158,7 +168,7 @@ def main() -> None:
         )
     training = [pair for pair in sources if fold_of(pair[0].repository) not in args.without_folds]
     held_out = [pair for pair in sources if fold_of(pair[0].repository) in args.without_folds]
-    train(training, held_out, args.out, args.minutes, args.workers)
+    train(training, held_out, args.out, args.minutes, args.workers, args.start)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python -m benchmarks.transition_network.validate FOOTAGE WEIGHTS.npz … --folds 1 5
 
-prints for each file of weights what it finds in the labelled videos of these folds, and in 1,152
-sequences drawn from their shots, at several values of `gradual_probability`. A transition is found
+prints for each file of weights, or exported network, what it finds in the labelled videos of these
+folds, and in 1,152 sequences drawn from their shots, at several values of `gradual_probability`;
+and in 240 sequences of each of STYLES, at 0.8. A transition is found
 by a span in it or within GRADUAL_TOLERANCE frames; a span that touches no transition, no hard cut
 and no uncertain frame is false.
 """
@@ -18,9 +19,10 @@ import numpy as np
 import torch
 
 from benchmarks.real_videos import FOLDS, fold_of
-from benchmarks.transition_network.draw import KINDS, Planner
+from benchmarks.transition_network.draw import KINDS, Planner, Style
 from benchmarks.transition_network.network import TransitionNetwork, load_weights
 from benchmarks.transition_network.render import Renderer, stack_plans
+from benchmarks.transition_network.restore import restore_network
 from benchmarks.transition_network.sources import (
     Source,
     gather,
@@ -35,7 +37,20 @@ PEAKS = (0.6, 0.7, 0.8, 0.9, 0.95)  # values of gradual_probability
 CUT_TOLERANCE, GRADUAL_TOLERANCE = 2, 4  # frames
 BATCHES, CLIPS = 24, 48  # of drawn sequences, and how many a batch has
 FRAMES = 192  # of a drawn sequence
+STYLES = {
+    "dissolves in a part of the frame": Style(("dissolve", "short_dissolve"), is_in_area=True),
+    "pushes in a part of the frame": Style(("push",), is_in_area=True),
+    "dissolves of one place": Style(("dissolve",), is_one_place=True),
+    "pushes and slides of slideshows": Style(("push",), is_slideshow=True),
+    "short dissolves": Style(("short_dissolve",)),
+    "single shots": Style(()),
+}
+STYLE_BATCHES = 5  # of drawn sequences of each of STYLES
 FPS = 30  # at which frames are counted as minutes
+
+
+# Batches of rendered sequences and the arrays of their plans that are labels
+Drawn = list[tuple[torch.Tensor, dict[str, np.ndarray]]]
 
 
 def true_spans(is_set: np.ndarray) -> list[tuple[int, int]]:
@@ -58,36 +73,52 @@ class Validation:
         frames, shots, _ = gather(sources)
         planner = Planner(shots, [], half_size_luma(frames), FRAMES)
         renderer = Renderer(torch.from_numpy(frames).to(device))
-        self.drawn: list[tuple[torch.Tensor, dict[str, np.ndarray]]] = []
         rng = np.random.default_rng(11)
         torch.manual_seed(11)
-        for _ in range(BATCHES):
-            plans = stack_plans([vars(planner.plan(rng)) for _ in range(CLIPS)])
-            labels = {k: plans[k].numpy() for k in ("cuts", "gradual", "kind", "counted")}
-            with torch.no_grad():
-                self.drawn.append((renderer.render(plans), labels))
+
+        def draw(batches: int, style: Style | None = None) -> Drawn:
+            found = []
+            for _ in range(batches):
+                plans = stack_plans([vars(planner.plan(rng, style)) for _ in range(CLIPS)])
+                labels = {k: plans[k].numpy() for k in ("cuts", "gradual", "kind", "counted")}
+                with torch.no_grad():
+                    found.append((renderer.render(plans), labels))
+            return found
+
+        self.drawn = draw(BATCHES)
+        self.styles = {name: draw(STYLE_BATCHES, style) for name, style in STYLES.items()}
 
     @torch.inference_mode()
     def report(self, network: TransitionNetwork) -> str:
-        """What is found at each of PEAKS, and of each drawn kind at 0.8. Leaves the network in
-        training mode."""
+        """What is found at each of PEAKS, and of each drawn kind and style at 0.8. Leaves the
+        network in training mode."""
         network.eval()
-        real, drawn = Tally(), Tally()
+        real, drawn = Tally(), self._count(network, self.drawn)
         for _, frames, labels in self.videos:
             logits = network(torch.from_numpy(frames)[None].to(self.device))
             real.count(torch.sigmoid(logits[0, :, 1].float()).cpu().numpy(), labels)
-        for clips, labels in self.drawn:
-            found = torch.sigmoid(network(clips)[..., 1].float()).cpu().numpy()
-            for number, probabilities in enumerate(found):
-                one = {name: array[number] for name, array in labels.items()}
-                drawn.count(probabilities, one, at_edges=False)
+        styles = ", ".join(
+            f"{name} {tally.found_at(0.8)}/{sum(tally.total.values())}, {tally.false[0.8]} false"
+            for name, batches in self.styles.items()
+            if (tally := self._count(network, batches))
+        )
         network.train()
         kinds = ", ".join(
             f"{name} {drawn.found[kind, 0.8]}/{drawn.total[kind]}"
             for kind, name in enumerate(KINDS)
             if drawn.total[kind]
         )
-        return f"real {real.text()}\n  drawn {drawn.text()}\n  drawn at 0.8: {kinds}"
+        texts = (f"real {real.text()}", f"drawn {drawn.text()}", f"drawn at 0.8: {kinds}", styles)
+        return "\n  ".join(texts)
+
+    def _count(self, network: TransitionNetwork, batches: Drawn) -> Tally:
+        tally = Tally()
+        for clips, labels in batches:
+            found = torch.sigmoid(network(clips)[..., 1].float()).cpu().numpy()
+            for number, probabilities in enumerate(found):
+                one = {name: array[number] for name, array in labels.items()}
+                tally.count(probabilities, one, at_edges=False)
+        return tally
 
 
 class Tally:
@@ -137,13 +168,15 @@ class Tally:
             for near, kind in spans:
                 self.found[kind, peak] += bool(found[near].any())
 
+    def found_at(self, peak: float) -> int:
+        return sum(n for (_, at), n in self.found.items() if at == peak)
+
     def text(self) -> str:
         """The counts over all kinds, the minutes, and the mean cross-entropy of a video."""
         total = sum(self.total.values())
         parts = []
         for peak in PEAKS:
-            found = sum(n for (_, at), n in self.found.items() if at == peak)
-            parts.append(f"{peak:g}: {found}, {self.false[peak]} false")
+            parts.append(f"{peak:g}: {self.found_at(peak)}, {self.false[peak]} false")
         loss = np.mean(self.losses)
         return f"of {total} in {self.minutes:.0f} min, loss {loss:.4f}; " + "; ".join(parts)
 
@@ -151,7 +184,7 @@ class Tally:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("footage", type=Path)
-    parser.add_argument("weights", type=Path, nargs="+")
+    parser.add_argument("weights", type=Path, nargs="+", help="npz files, or an exported network")
     parser.add_argument("--folds", type=int, choices=range(FOLDS), nargs="+", required=True)
     args = parser.parse_args()
     sources = [read_source(path) for path in sorted(args.footage.glob("*.npz"))]
@@ -159,7 +192,11 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     validation = Validation(held_out, device)
     for path in args.weights:
-        print(f"{path}: {validation.report(load_weights(path).to(device))}", flush=True)
+        if path.suffix == ".onnx":
+            network = restore_network(path, validation.drawn[0][0][:1])
+        else:
+            network = load_weights(path).to(device)
+        print(f"{path}: {validation.report(network)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from benchmarks.transition_network import joins
-from benchmarks.transition_network.draw import Planner
+from benchmarks.transition_network.draw import Planner, Style
 from benchmarks.transition_network.network import TransitionNetwork, load_weights, save_weights
 from benchmarks.transition_network.plan import LUMA, PLAIN, UNIFORM, Plan, Shot, empty_plan
 from benchmarks.transition_network.render import Renderer, stack_plans
@@ -38,7 +38,7 @@ def test_outside_gradual_transitions_a_drawn_frame_shows_one_shot_which_changes_
     planner_and_renderer, seed
 ):
     planner, renderer = planner_and_renderer
-    plan = planner.plan_edited_film(np.random.default_rng(seed))
+    plan = planner.plan_edited_film(np.random.default_rng(seed), Style())
     frames = drawn(renderer, plan)
     quiet = (plan.gradual == 0) & (plan.counted.min(axis=1) == 1)
     known = np.concatenate([COLOURS, PLAIN]).astype(int)
@@ -60,7 +60,7 @@ def test_a_picture_that_slides_in_or_is_uncovered_is_not_mirrored(seed):
     plan = empty_plan(20)
     plan.b[:] = 1
     joins.push(plan, np.random.default_rng(seed), 0, 20)
-    plan.mask[:, 8], plan.blur[:] = 0, 0  # no border
+    plan.mask[:, 9:12], plan.blur[:] = 0, 0  # a dark border
     shown = drawn(renderer, plan)[..., 0][plan.share < 0.9]
     is_new = shown > 50
     for axis in (1, 2):  # the new picture gets brighter to the right and below
