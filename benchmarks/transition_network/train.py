@@ -7,7 +7,8 @@ FOOTAGE is the folder that `collect.py` wrote. OUT gets the weights every minute
 by the minute, and at the end as network.npz. The repository of a source decides its fold.
 `--without-folds` trains on the other folds alone, and prints how well transitions of those that
 were left out are found, in their labelled videos and in sequences drawn from their shots.
-`--from` starts with the weights of an exported network, at half the learning rate.
+`--from` starts with the weights of such a file, or of an exported network, at half the learning
+rate.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from benchmarks.real_videos import FOLDS, fold_of
 from benchmarks.transition_network.draw import Planner
-from benchmarks.transition_network.network import TransitionNetwork, save_weights
+from benchmarks.transition_network.network import TransitionNetwork, load_weights, save_weights
 from benchmarks.transition_network.render import Renderer, stack_plans
 from benchmarks.transition_network.restore import restore_network
 from benchmarks.transition_network.sources import (
@@ -91,7 +92,7 @@ def train(
 ) -> None:
     """Trains for some minutes on drawn sequences, and writes a moving average of the weights to
     `out`. The learning rate rises over WARM_UP_STEPS and falls as a cosine of the elapsed time.
-    start: an exported network, whose weights are the first."""
+    start: a file of weights or an exported network, whose weights are the first."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     frames, shots, videos = gather(sources)
     print(f"{len(frames)} frames, {len(shots)} shots, {len(videos)} labelled videos", flush=True)
@@ -101,8 +102,11 @@ def train(
     renderer = Renderer(torch.from_numpy(frames).to(device))
     torch.manual_seed(SEED)
     if start:
-        clips = renderer.render(next(iter(Plans(planner, SEED + 1))))
-        network = restore_network(start, clips)
+        if start.suffix == ".npz":
+            network = load_weights(start).to(device).train()
+        else:
+            clips = renderer.render(next(iter(Plans(planner, SEED + 1))))
+            network = restore_network(start, clips)
     else:
         network = TransitionNetwork().to(device).train()
     highest_rate = MAX_LEARNING_RATE * (0.5 if start else 1)
@@ -157,7 +161,7 @@ def main() -> None:
     parser.add_argument("--without-folds", type=int, choices=range(FOLDS), nargs="+", default=[])
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--workers", type=int, default=4, help="draw sequences")
-    parser.add_argument("--from", type=Path, dest="start", help="an exported network")
+    parser.add_argument("--from", type=Path, dest="start", help="the first weights")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
