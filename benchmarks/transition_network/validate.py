@@ -62,7 +62,13 @@ def true_spans(is_set: np.ndarray) -> list[tuple[int, int]]:
 class Validation:
     """The sources that were left out, and sequences drawn from their shots."""
 
-    def __init__(self, sources: list[tuple[Source, np.ndarray]], device: torch.device) -> None:
+    def __init__(
+        self,
+        sources: list[tuple[Source, np.ndarray]],
+        device: torch.device,
+        batches: int = BATCHES,
+        style_batches: int = STYLE_BATCHES,
+    ) -> None:
         self.device = device
         self.videos: list[tuple[str, np.ndarray, dict[str, np.ndarray]]] = []
         for source, frames in sources:
@@ -85,8 +91,8 @@ class Validation:
                     found.append((renderer.render(plans), labels))
             return found
 
-        self.drawn = draw(BATCHES)
-        self.styles = {name: draw(STYLE_BATCHES, style) for name, style in STYLES.items()}
+        self.drawn = draw(batches)
+        self.styles = {name: draw(style_batches, style) for name, style in STYLES.items()}
 
     @torch.inference_mode()
     def report(self, network: TransitionNetwork) -> str:
@@ -186,11 +192,13 @@ def main() -> None:
     parser.add_argument("footage", type=Path)
     parser.add_argument("weights", type=Path, nargs="+", help="npz files, or an exported network")
     parser.add_argument("--folds", type=int, choices=range(FOLDS), nargs="+", required=True)
+    parser.add_argument("--batches", type=int, default=BATCHES, help=f"of {CLIPS} sequences")
+    parser.add_argument("--style-batches", type=int, default=STYLE_BATCHES, help="of each style")
     args = parser.parse_args()
     sources = [read_source(path) for path in sorted(args.footage.glob("*.npz"))]
     held_out = [pair for pair in sources if fold_of(pair[0].repository) in args.folds]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    validation = Validation(held_out, device)
+    validation = Validation(held_out, device, args.batches, args.style_batches)
     for path in args.weights:
         if path.suffix == ".onnx":
             network = restore_network(path, validation.drawn[0][0][:1])

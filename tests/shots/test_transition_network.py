@@ -10,10 +10,21 @@ torch = pytest.importorskip("torch")
 from benchmarks.transition_network import joins
 from benchmarks.transition_network.draw import Planner, Style
 from benchmarks.transition_network.network import TransitionNetwork, load_weights, save_weights
-from benchmarks.transition_network.plan import LUMA, PLAIN, UNIFORM, Plan, Shot, empty_plan
+from benchmarks.transition_network.plan import (
+    LUMA,
+    PLAIN,
+    STILL_SURROUND,
+    UNIFORM,
+    Plan,
+    Shot,
+    empty_plan,
+)
 from benchmarks.transition_network.render import Renderer, stack_plans
+from benchmarks.transition_network.restore import restore_network
 from benchmarks.transition_network.sources import Source, gather, half_size_luma, label_frames
+from benchmarks.transition_network.surroundings import random_area
 from benchmarks.transition_network.validate import Tally
+from stages.shots.gradual_network import MODEL, load_session
 
 COLOURS = np.array([[40, 90, 160], [200, 128, 128], [90, 170, 100], [150, 110, 190]], np.uint8)
 
@@ -82,6 +93,40 @@ def test_a_mask_shows_the_old_picture_first_and_the_new_one_last(planner_and_ren
     assert abs(shown[-1] - COLOURS[1]).max() <= 1
     new = np.mean(abs(shown - COLOURS[1]).max(axis=3) <= 1, axis=(1, 2))
     assert (np.diff(new) >= 0).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_video_in_a_part_of_the_frame_leaves_the_surround_as_it_is(planner_and_renderer, seed):
+    _, renderer = planner_and_renderer
+    plan = empty_plan(96)
+    plan.b[:], plan.share[:] = 60, np.linspace(0, 1, 96)
+    area = random_area(np.random.default_rng(seed), row=120)
+    area[4] = seed % 2 * STILL_SURROUND
+    plan.recording[-len(area) :] = area
+    shown = drawn(renderer, plan)
+    changes = np.ptp(shown[..., 0], axis=0) > 1
+    x, y = (np.arange(64) + 0.5) / 64, (np.arange(36) + 0.5) / 36
+    inside = (abs(x - area[0]) <= area[2]) & (abs(y - area[1]) <= area[3])[:, None]
+    assert np.array_equal(changes, inside)
+    surround = COLOURS[2] if seed % 2 else area[5:8]
+    assert abs(shown[:, ~inside] - surround).max() <= 1
+
+
+def test_an_exported_network_is_restored_and_its_mean_with_itself_is_itself(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    from benchmarks.transition_network.average import average
+
+    rng = np.random.default_rng(0)
+    clips = torch.from_numpy(rng.integers(0, 256, (2, 60, 36, 64, 3), np.uint8))
+    model = onnx.load(str(MODEL))
+    average(model, onnx.load(str(MODEL)), share=0.5, factor=1)
+    onnx.save(model, str(tmp_path / "mean.onnx"))
+    restored = restore_network(tmp_path / "mean.onnx", clips).eval()
+    with torch.inference_mode():
+        found = torch.sigmoid(restored(clips)[..., 1]).numpy()
+    for clip, probabilities in zip(clips, found, strict=True):
+        (expected,) = load_session().run(None, {"frames": clip.numpy()})
+        assert probabilities == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_validation_counts_found_missed_and_false_spans():
