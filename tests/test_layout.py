@@ -28,7 +28,7 @@ TRAINING_MAY_IMPORT = {
     ),
     *("curation.json_text", "curation.measures", "curation.objects", "curation.orientation"),
     *("curation.progress", "curation.records", "curation.storage", "curation.storage_errors"),
-    *("curation.torchvision_fix", "curation.urls"),
+    *("curation.texts", "curation.torchvision_fix", "curation.urls"),
     "training",
 }
 

@@ -146,6 +146,7 @@ def test_score_is_the_damaged_share_of_the_clip(tmp_path):
     stage.setup(RunContext(str(tmp_path)))
     with Reader(str(path)) as reader:
         stage._process_frames(reader)
+        stage._detector.transitions()  # the scores of clips come after it
         shares = [
             stage._score_clip({"sha256": "", "transfer": None}, reader, 0, (float(s), s + 1.0))[
                 "damaged_share"
