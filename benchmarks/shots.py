@@ -252,14 +252,7 @@ def judge(
         for span in found_spans
         if span not in used and not any(span[0] <= b and span[1] >= a for a, b in unclear)
     ]
-    for first, last in false:
-        is_gradual = first != last
-        tally.false_gradual += is_gradual
-        tally.false_cuts += not is_gradual
-        tally.false_in_takes += any(first <= b and last >= a for a, b in takes)
-        tally.found[f"false in: {case.group}"][0] += 1
-        kind = "gradual" if is_gradual else "cut"
-        tally.errors.append(f"false {kind} {first}-{last} {case.path.name} {case.group}")
+    count_false(case, false, takes, tally)
     for a, b in takes:
         whole = not any(first <= b and last >= a for first, last in false)
         count(tally, "takes in one piece", whole)
@@ -272,6 +265,20 @@ def judge(
         if end - start >= MIN_TAKE_S * fps:
             hides = any(start <= first and last <= end for first, last in missed)
             count(tally, "found takes without a missed transition", not hides)
+
+
+def count_false(
+    case: Case, false: list[tuple[int, int]], takes: list[tuple[int, int]], tally: Tally
+) -> None:
+    """false, takes: first and last frame of each."""
+    for first, last in false:
+        is_gradual = first != last
+        tally.false_gradual += is_gradual
+        tally.false_cuts += not is_gradual
+        tally.false_in_takes += any(first <= b and last >= a for a, b in takes)
+        tally.found[f"false in: {case.group}"][0] += 1
+        kind = "gradual" if is_gradual else "cut"
+        tally.errors.append(f"false {kind} {first}-{last} {case.path.name} {case.group}")
 
 
 def count(tally: Tally, key: str, is_hit: bool) -> None:
