@@ -48,10 +48,12 @@ class Light(Meter):
         self._next_s = max(self._next_s + 1 / self.samples_per_s, t_s)
         self._times_s.append(t_s)
         self._levels.append((brightness(frame.y), sharpness(frame.y)))
-        self._corners.append(int(frame.y[0, 0]))
+        corner = int(frame.y[0, 0])
+        self._corners.append(corner)
         self._from_black.append(frame.y)
-        difference = cv2.absdiff(frame.y, np.full_like(frame.y, frame.y[0, 0]))
-        self._from_corner.append(difference if _has_plain_sides(difference) else None)
+        difference = cv2.absdiff(frame.y, np.full_like(frame.y, corner))
+        may_have_borders = corner > MAX_BORDER_DIFFERENCE and _has_plain_sides(difference)
+        self._from_corner.append(difference if may_have_borders else None)
 
     def _samples_between(self, start_s: float, end_s: float) -> slice:
         """The samples with start_s <= t < end_s; the one before a span that has none."""
@@ -83,8 +85,7 @@ class Light(Meter):
         samples = self._samples_between(start_s, end_s)
         black = self._from_black.borders(samples)
         darkest, lightest = (f(self._corners[samples], default=0) for f in (min, max))
-        is_dark = darkest <= MAX_BORDER_DIFFERENCE
-        if any(black) or is_dark or lightest - darkest > MAX_COLOUR_RANGE:
+        if any(black) or lightest - darkest > MAX_COLOUR_RANGE:
             return black
         left, top, right, bottom = self._from_corner.borders(samples)
         if not (left and right):
