@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from curation.urls import is_inside
+
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
@@ -16,12 +18,15 @@ def format_checksums(checksums: Mapping[str, str]) -> bytes:
 
 
 def parse_checksums(data: bytes) -> dict[str, str]:
-    """Returns name of a file -> SHA-256. Raises ValueError where a line has another form."""
+    """Returns name of a file -> SHA-256. Raises ValueError where a line has another form, or names
+    a file outside of the folder."""
     found = {}
     for line in data.decode().splitlines():
         match = _LINE.fullmatch(line)
         if match is None:
             raise ValueError(f"{line!r:.80} is not a line of the format of sha256sum")
+        if not is_inside(match[2]):
+            raise ValueError(f"{match[2]!r:.80} is not the name of a file in this folder")
         found[match[2]] = match[1]
     return found
 

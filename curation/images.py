@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from pathlib import PurePosixPath
 
 import cv2
 import numpy as np
 
 from curation.stage import BadVideo, Row
+from curation.urls import is_inside
 
 RESCORE = "score with retry_failed=true scores the video again"  # the fix of every DamagedFrame
 
@@ -75,8 +75,7 @@ def read_verified(read: Callable[[str], bytes], name: str, sha256: str | None) -
 
     sha256: None where it is not known.
     """
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\0" in name:
+    if not is_inside(name):
         raise DamagedFrame(f"{name} is outside the ledger; {RESCORE}")
     try:
         data = read(name)

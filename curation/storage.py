@@ -37,7 +37,7 @@ from curation.parquet import TableWriter, batches, parquet_bytes
 from curation.stage import OutputError
 from curation.storage_errors import storage_errors
 from curation.texts import is_utf8
-from curation.urls import InputError, file_system, is_url, join_path, split_url
+from curation.urls import InputError, file_system, is_inside, is_url, join_path, split_url
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -79,6 +79,13 @@ class Folder:
         """Returns the path or URL of a file."""
         return join_path(self.url, name)
 
+    def _place(self, name: str) -> str:
+        """Returns the path in the file system. Raises OutputError where it is outside this folder:
+        names come from tables and receipts, which others may have written."""
+        if not is_inside(name):
+            raise OutputError(f"{name!r:.200} is not the name of a file in {self.url}")
+        return f"{self._root}/{name}"
+
     def exists(self, name: str) -> bool:
         return self._file_info(name).type == pafs.FileType.File
 
@@ -88,7 +95,7 @@ class Folder:
 
     def _file_info(self, name: str) -> pafs.FileInfo:
         with storage_errors("access", self.path(name)):
-            return self._fs.get_file_info(f"{self._root}/{name}")
+            return self._fs.get_file_info(self._place(name))
 
     def names(self, subfolder: str = "") -> list[str]:
         """Returns the sorted names of the finished files directly in this folder or a subfolder."""
@@ -101,14 +108,14 @@ class Folder:
         return sorted(f.base_name for f in self._listed() if f.type == pafs.FileType.Directory)
 
     def _listed(self, subfolder: str = "") -> list[pafs.FileInfo]:
-        root = f"{self._root}/{subfolder}".rstrip("/")
+        root = self._place(subfolder).rstrip("/")
         with storage_errors("list", self.path(subfolder) if subfolder else self.url):
             if not self.is_local:
                 return list_folder(self._fs, root)
             return self._fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
 
     def read(self, name: str) -> bytes:
-        path = f"{self._root}/{name}"
+        path = self._place(name)
         with storage_errors("read", self.path(name)):
             if not self.is_local:
                 return read_object(self._fs, path)
@@ -117,7 +124,7 @@ class Folder:
 
     def sha256(self, name: str) -> str | None:
         """Returns 64 hex digits; None of a missing file."""
-        path = f"{self._root}/{name}"
+        path = self._place(name)
 
         def hash_object() -> str:
             digest, count = hashlib.sha256(), 0
@@ -168,7 +175,7 @@ class Folder:
                 if self.is_local:
                     with scratch.open("rb") as written:
                         os.fsync(written.fileno())
-                    os.replace(scratch, f"{self._root}/{name}")
+                    os.replace(scratch, self._place(name))
                     sync_folder(Path(self._root))
                 else:
                     self.upload(name, scratch)
@@ -184,12 +191,12 @@ class Folder:
         verified = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
         parquet = ds.ParquetFileFormat(default_fragment_scan_options=verified)
         with storage_errors("read", self.path(name)):
-            return ds.dataset(f"{self._root}/{name}", format=parquet, filesystem=self._fs)
+            return ds.dataset(self._place(name), format=parquet, filesystem=self._fs)
 
     def read_part(self, name: str, offset: int, size: int) -> bytes:
         """Returns fewer bytes where the file ends before. Of an object, one range request, and one
         more of the process's first part of it; both are repeated where an answer is cut off."""
-        path = f"{self._root}/{name}"
+        path = self._place(name)
         with storage_errors("read", self.path(name)):
             if self.is_local:
                 with self._fs.open_input_file(path) as file:
@@ -205,7 +212,7 @@ class Folder:
         with lock:  # read_range moves the file's position
             data = bytes(read_range(file, offset, size)) if offset < file.size() else b""
         if len(data) < size:
-            length = self._fs.get_file_info(f"{self._root}/{name}").size
+            length = self._fs.get_file_info(self._place(name)).size
             if not length or length > offset + len(data):
                 raise OSError(f"{len(data)} of {size} bytes at {offset} arrived")
         return data
@@ -216,7 +223,7 @@ class Folder:
 
     @contextmanager
     def _parquet(self, name: str) -> Iterator[pq.ParquetFile]:
-        path = f"{self._root}/{name}"
+        path = self._place(name)
         with storage_errors("read", self.path(name)), self._fs.open_input_file(path) as file:
             if not self.is_local:
                 check_size(self._fs, path, file.size())
@@ -228,7 +235,7 @@ class Folder:
         durable=False: without rename and fsync. For many small files whose row, with their hash,
         is stored later; the hash is checked when they are read.
         """
-        target = f"{self._root}/{name}"
+        target = self._place(name)
         self._check_lease()
         with storage_errors("write", self.path(name)):
             if not self.is_local:
@@ -341,7 +348,7 @@ class Folder:
         """Copies a local file to this folder, in chunks: the whole file or nothing."""
         self._check_lease()
         with storage_errors("write", self.path(name)):
-            write_object(self._fs, f"{self._root}/{name}", _local_chunks(local))
+            write_object(self._fs, self._place(name), _local_chunks(local))
 
     def _check_lease(self) -> None:
         if self.lease is not None:
@@ -351,7 +358,7 @@ class Folder:
         self._check_lease()
         if self.exists(name):
             with storage_errors("delete", self.path(name)):
-                self._fs.delete_file(f"{self._root}/{name}")
+                self._fs.delete_file(self._place(name))
 
     def delete_all(self) -> None:
         """Deletes this folder with all files in it; does nothing if there is no such folder."""

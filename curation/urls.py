@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import urllib.parse
 from functools import cache
+from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -28,6 +29,12 @@ def join_path(folder: str, name: str) -> str:
     """Returns the path or URL of a file in a folder. A URL's options stay at its end."""
     base, mark, options = folder.partition("?") if is_url(folder) else (folder, "", "")
     return f"{base.rstrip('/')}/{name}{mark}{options}"
+
+
+def is_inside(name: str) -> bool:
+    """Whether the path of a file, relative to a folder, is of a file in it."""
+    path = PurePosixPath(name)
+    return not (path.is_absolute() or ".." in path.parts or "\0" in name)
 
 
 def local_path(video: str) -> str:

@@ -33,6 +33,7 @@ from curation.records import (
     stored_frame_hashes,
 )
 from curation.stage import BadVideo, OutputError, Row
+from curation.urls import is_inside
 from stages.export.extraction import ExtractedClip
 from stages.export.mp4 import output_file
 
@@ -246,7 +247,11 @@ def clip_signature(clip: Row, settings: str = "") -> str:
 
 def parse_receipt(text: bytes, path: str) -> Receipt:
     try:
-        return Receipt(**parse_hashed(text))
+        receipt = Receipt(**parse_hashed(text))
+        names = [receipt.shard, *(row["path"] for row in receipt.extra if "path" in row)]
+        if not all(map(is_inside, names)):
+            raise ValueError("it names a file outside of the output")
+        return receipt
     except (ValueError, TypeError) as error:
         raise OutputError(f"{path} is damaged ({error}); delete it and run again") from error
 

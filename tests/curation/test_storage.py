@@ -347,3 +347,17 @@ def test_changed_byte_in_a_page_of_a_table_is_an_error_of_reading(tmp_path):
     ):
         with pytest.raises((OutputError, SqlError), match="verify page integrity"):
             read()
+
+
+@pytest.mark.parametrize("name", ["../mine", "a/../../mine", "/etc/passwd", "a\0b"])
+def test_name_outside_of_the_folder_is_neither_read_nor_written_nor_deleted(name, tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    folder = Folder(str(tmp_path / "out"))
+    for use in (
+        *(folder.read, folder.sha256, folder.size, folder.names, folder.delete, folder.dataset),
+        lambda name: folder.read_part(name, 0, 1),
+        lambda name: folder.write(name, b"other"),
+    ):
+        with pytest.raises(OutputError, match="is not the name of a file in"):
+            use(name)
+    assert (tmp_path / "mine").read_text() == "precious"

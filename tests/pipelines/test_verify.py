@@ -8,16 +8,19 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curation.json_text import with_hash
 from curation.ledger import damaged_parts
 from curation.storage import Folder
 from pipelines import damage, verify
 from pipelines.tables import INPUT, embeddings_ledger, videos_ledger
+from stages.export.shards import Receipt, to_json
 from tests.curation.test_resume import run_all, settings
 from tests.support.paths import REPOSITORY
 from tests.support.small_input import SETTINGS
@@ -184,6 +187,20 @@ def test_finding_is_one_line_with_the_command_and_exit_code_1(out, capsys):
         f" && python -m pipelines.export CONFIG output={out}\n"
         "1 findings; by the phase that repairs them: export 1\n"
     )
+
+
+@pytest.mark.parametrize("name", ["../mine.txt", "{folder}/mine.txt", "shards/../../mine.txt"])
+def test_repair_deletes_no_file_outside_of_the_output(name, tmp_path):
+    mine, out = tmp_path / "mine.txt", Folder(str(tmp_path / "out"))
+    name = name.format(folder=tmp_path)
+    mine.write_text("precious")
+    out.write("manifest.json", b"{}")
+    out.write("SHA256SUMS", f"{'0' * 64}  {name}\n".encode())
+    receipt = Receipt("", f"../{name}", 1, "0" * 64, [], [{"path": f"../{name}", "sha256": "0"}])
+    out.write("ledger/shards/a.tar.json", to_json(with_hash(asdict(receipt))))
+    findings = [finding.name for finding in verify.find(out, repair=True)]
+    assert findings == ["ledger/shards/a.tar.json", "SHA256SUMS"]
+    assert mine.read_text() == "precious"
 
 
 def damage_captions_and_export(out: Path) -> None:
