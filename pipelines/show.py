@@ -55,6 +55,7 @@ LISTED = ("clip_id", "status", "rule", "duration_s", "video", "start_s", "captio
 PERCENTILES = ("p01", "p05", "p25", "p50", "p75", "p95", "p99")
 MAX_LISTED = 100  # clips in a table
 MAX_DRAWN = 20  # clips of a list whose key frames are drawn
+MAX_LINE_CHARS = 1000
 MAX_MATCHES = 5  # clips named where the beginning of an id is of several
 OPTIONS = ("--where SQL", "--sample N", "--seed S", "--format F", "--open")
 PLAYERS = {  # command -> its arguments for a span
@@ -127,7 +128,10 @@ def show_output(out: Folder, clips: ds.Dataset, kind: str) -> None:
     print("\nscores: percentiles of all clips, of the kept clips, and the policy's range")
     print(align(_score_rows(stats.to_pylist(), policy)))
     print("\nhardest rules: clips that no other rule rejects")
-    print("\n".join(f"  {format_loss(loss)}" for loss in losses) or "  none rejects a clip")
+    print(
+        "\n".join(f"  {printable(format_loss(loss), MAX_LINE_CHARS)}" for loss in losses)
+        or "  none rejects a clip"
+    )
     unused = [r for r in funnel.to_pylist() if r["unit"] == "videos" and r["reason"]]
     if n := sum(row["count"] for row in unused):
         hours = sum(row["hours"] for row in unused)
@@ -201,7 +205,7 @@ def _print_list(out: Folder, rows: list[Row], is_sample: bool) -> None:
         print(f"… and {more} clips; --format csv lists all, --sample N draws some")
     if draws_images(sys.stdout) and len(shown) <= MAX_DRAWN:
         for row in shown:
-            print(f"\n{row['clip_id']}")
+            print(f"\n{printable(row['clip_id'])}")
             print(_draw_key_frames(out, find_clip(out, row["clip_id"])))
 
 
@@ -238,7 +242,7 @@ def describe_clip(out: Folder, clip: Row) -> str:
     policy = selected_with(out)
     where = ", ".join(str(v) for v in (clip["status"], clip["split"], clip["shard"]) if v)
     lines = [
-        f"{clip['clip_id']}  {where}",
+        printable(f"{clip['clip_id']}  {where}"),
         f"{printable(clip['video'])}  {clip['start_s']:.2f} to {clip['end_s']:.2f} s, "
         f"{clip['width']}x{clip['height']}, {clip['fps']:.3g} fps",
         *(f"rejected: {printable(reason)}" for reason in clip["reasons"] or []),
@@ -247,7 +251,7 @@ def describe_clip(out: Folder, clip: Row) -> str:
         lines += ["", _draw_key_frames(out, clip)]
     else:
         files = [s["key_frame"] for s in clip["segments"] or [] if s["key_frame"]]
-        lines += [f"key frame: {out.path('ledger/' + name)}" for name in files]
+        lines += [printable(f"key frame: {out.path('ledger/' + n)}", MAX_LINE_CHARS) for n in files]
     if clip["caption"]:
         lines += ["", one_paragraph(clip["caption"]), f"  by {printable(clip['captioner'], 80)}"]
     for part in clip["sub_captions"] or []:
@@ -274,7 +278,6 @@ def _draw_key_frames(out: Folder, clip: Row) -> str:
 
 def play_clip(out: Folder, clip: Row) -> None:
     """Plays the mp4 of the shard; a clip in no shard from its source. Raises PlanError."""
-    name = f"{clip['clip_id']}.mp4"
     if clip["shard"]:
         found = find_rows(out.dataset(SHARDS), pc.field("clip_id") == clip["clip_id"])
         if not found:  # an export that did not finish
@@ -283,7 +286,8 @@ def play_clip(out: Folder, clip: Row) -> None:
                 f"{CLIPS}: run longtake export CONFIG output={shlex.quote(out.url)}"
             )
         at = found[0]
-        path = Path(tempfile.mkdtemp(prefix="longtake-")) / name  # the player may outlive us
+        folder = tempfile.mkdtemp(prefix="longtake-")  # the player may outlive us
+        path = Path(folder, f"{Path(clip['clip_id']).name}.mp4")
         path.write_bytes(out.read_part(f"shards/{at['shard']}", at["offset"], at["bytes"]))
         _play(str(path), 0.0, clip["duration_s"])
         return

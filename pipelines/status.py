@@ -22,6 +22,7 @@ from curation.status import STATUS
 from curation.storage import Folder
 from pipelines.outdated import MANIFEST, read_manifest
 
+MAX_LINE_CHARS = 1000
 MISSED_RENEWALS = 6  # after so many, the process counts as gone
 
 # An object store's size of a file and its data are two requests, and a renewal may come between.
@@ -72,7 +73,7 @@ def status_lines(status: dict[str, Any], now_s: float) -> tuple[list[str], bool]
         )
     lines += [f"waits for: {status['waits_for']}"] if status["waits_for"] else []
     lines += [f"last error: {text}" for text in status["last_errors"]]
-    return [printable(part, 1000) for line in lines for part in line.split("\n")], well
+    return [printable(part, MAX_LINE_CHARS) for line in lines for part in line.split("\n")], well
 
 
 def _known_fields(kind: type[_Kind], values: dict[str, Any]) -> _Kind:
@@ -85,7 +86,8 @@ def outdated_lines(out: Folder) -> list[str]:
     if not out.exists(MANIFEST):
         return []
     found = read_manifest(out).get("outdated_shards")
-    return [found["what"], f"  fix: {found['fix']}"] if found else []
+    lines = [found["what"], f"  fix: {found['fix']}"] if found else []
+    return [printable(line, MAX_LINE_CHARS) for line in lines]
 
 
 def run(given: Arguments[NoSettings]) -> int:

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -181,6 +182,31 @@ def test_clip_is_opened_in_a_player(dataset, clips, tmp_path, monkeypatch, capfd
     with open(opened, "rb") as file:
         assert len(file.read()) == row["bytes"]
     os.remove(opened)
+
+
+def test_hostile_names_in_the_tables_control_no_terminal_and_name_no_file(
+    run, dataset, clips, tmp_path, monkeypatch
+):
+    out, hostile = tmp_path / "out", "hostile/../../../mine"
+    shutil.copytree(dataset.out, out)
+    clip = next(clip for clip in clips if clip["shard"])
+    for table in ("clips.parquet", "shards.parquet"):
+        rows = pq.read_table(out / table)
+        ids = [hostile if i == clip["clip_id"] else i for i in rows["clip_id"].to_pylist()]
+        pq.write_table(rows.set_column(0, rows.field(0), [ids]), out / table)
+    found = pq.read_table(out / "clips.parquet")
+    rules = [[f"{rule}\x1b" for rule in of or []] for of in found["rules"].to_pylist()]
+    segments = found["segments"].to_pylist()
+    for segment in (segment for of in segments for segment in of or []):
+        segment["key_frame"] = "\x1b]0;a\x07"
+    splits = ["train\x1b" for _ in segments]
+    for name, values in (("rules", rules), ("segments", segments), ("split", splits)):
+        place, field = found.column_names.index(name), found.field(name)
+        found = found.set_column(place, field, pa.array(values, field.type))
+    pq.write_table(found, out / "clips.parquet")
+    assert "\x1b" not in run(out=out) + run("hostile", out=out)
+    monkeypatch.setattr(show, "_play", lambda path, *_: print(path))
+    assert "/longtake-" in run("hostile", "--open", out=out).rpartition("/mine.mp4")[0]
 
 
 def test_clip_of_a_shard_that_is_not_in_the_table_of_shards_is_refused_with_the_fix(

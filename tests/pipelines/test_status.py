@@ -139,6 +139,8 @@ def test_status_names_shards_of_an_earlier_selection_with_the_command_to_run(tmp
     found = {"what": "shards are of an earlier selection", "fix": "longtake export"}
     out.write(MANIFEST, json.dumps({"outdated_shards": found}).encode())
     assert outdated_lines(out) == [found["what"], "  fix: longtake export"]
+    out.write(MANIFEST, json.dumps({"outdated_shards": found | {"fix": "\x1b]0;a"}}).encode())
+    assert outdated_lines(out)[1] == r"  fix: \x1b]0;a"
 
 
 @pytest.mark.parametrize("text", [b"{", b"[]", b"[" * 200_000, b"\xff"])
