@@ -13,16 +13,21 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from curation.atomic import atomic_path
 from curation.config import ConfigError
 from training.parallel import World
+
+Metric = tuple[int, str, str]  # step, name, value
 
 
 def peak_flops(device: torch.device) -> float:
@@ -104,8 +109,7 @@ class Log:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"run_dir: can't make {folder}: {error.strerror}") from None
-        kept = [row for row in read_metrics(self.path) if int(row["step"]) <= step]
-        self._write(kept)
+        self._write(row for row in read_metrics(self.path) if row[0] <= step)
         with ExitStack() as stack:  # closes the first where opening the second raises
             board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
             self._board = stack.enter_context(board)
@@ -174,11 +178,9 @@ class Log:
         if not self._steps:
             self._since = time.perf_counter()
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
+    def _write(self, rows: Iterable[Metric]) -> None:
         with atomic_path(self.path) as part, part.open("w", newline="") as file:
-            out = csv.DictWriter(file, ("step", "name", "value"))
-            out.writeheader()
-            out.writerows(rows)
+            csv.writer(file).writerows(chain([("step", "name", "value")], rows))
 
 
 def _start_wandb(project: str, folder: Path) -> Any:
@@ -193,12 +195,25 @@ def _start_wandb(project: str, folder: Path) -> Any:
     return wandb.init(project=project, id=name, resume="allow", dir=str(folder))
 
 
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Rows with step, name and value, without an incomplete last line."""
+def read_metrics(path: Path) -> Iterator[Metric]:
+    """The rows of metrics.csv, without its header and an incomplete last line."""
     if not path.exists():
-        return []
+        return
     with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
+        for row in csv.reader(file):
+            if len(row) == 3 and row[0].isdecimal() and row[2]:
+                yield int(row[0]), row[1], row[2]
+
+
+def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """(n,) the mean of each value and those before it, `window` in all. Values that are not finite,
+    as of skipped steps, are left out; nan where no other is in the window."""
+    is_finite = np.isfinite(values)
+    total = np.cumsum(np.append(0.0, np.where(is_finite, values, 0.0)))
+    count = np.cumsum(np.append(0, is_finite))
+    first = np.maximum(np.arange(len(values)) + 1 - window, 0)
+    total, count = total[1:] - total[first], count[1:] - count[first]
+    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
 
 
 def draw_curve(run_dir: str | Path) -> Path:
@@ -206,28 +221,21 @@ def draw_curve(run_dir: str | Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = read_metrics(Path(run_dir, "metrics.csv"))
-
-    def line(name: str) -> tuple[list[int], list[float]]:
-        found = [(int(r["step"]), float(r["value"])) for r in rows if r["name"] == name]
-        return [s for s, _ in found], [v for _, v in found]
-
+    lines: dict[str, list[tuple[int, float]]] = {"loss": [], "validation_loss": []}
+    for step, name, value in read_metrics(Path(run_dir, "metrics.csv")):
+        if name in lines:
+            lines[name].append((step, float(value)))
+    (steps, losses), validation = (np.array(x, float).reshape(-1, 2).T for x in lines.values())
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    steps, losses = line("loss")
-    window = max(1, len(losses) // 20)
-    means = [
-        sum(losses[max(0, i - window) : i + 1]) / min(i + 1, window + 1) for i in range(len(losses))
-    ]
+    window = 1 + max(1, len(losses) // 20)
     axes.plot(steps, losses, color="0.8", linewidth=0.8, label="loss of a step")
-    axes.plot(steps, means, color="C0", label=f"mean of {window + 1} steps")
-    if line("validation_loss")[0]:
-        axes.plot(
-            *line("validation_loss"), "o-", color="C1", label="validation, fixed timesteps, EMA"
-        )
+    axes.plot(steps, moving_mean(losses, window), color="C0", label=f"mean of {window} steps")
+    if validation.size:
+        axes.plot(*validation, "o-", color="C1", label="validation, fixed timesteps, EMA")
     axes.set(xlabel="step", ylabel="loss")
-    if losses and min(losses) > 0:
+    if (losses > 0).any() and not (losses <= 0).any():
         axes.set_yscale("log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
