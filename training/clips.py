@@ -198,7 +198,8 @@ def read_files(shards: Folder, location: ClipLocation, suffix: str) -> tuple[dic
     clip_id = location.row["clip_id"]
     data = shards.read_part(location.shard, location.start, location.end - location.start)
     files = {}
-    with tarfile.open(fileobj=BytesIO(data)) as tar:
+    # not compressed: a few bytes would become gigabytes
+    with tarfile.open(fileobj=BytesIO(data), mode="r:") as tar:
         for member in tar:
             opened = tar.extractfile(member)
             files[member.name] = opened.read() if opened else b""

@@ -75,7 +75,8 @@ class SampleOrder:
         sizes = np.asarray(getattr(source, "size_indices", np.zeros(len(source.clip_ids))))
         self.by_size = [np.flatnonzero(sizes == size) for size in np.unique(sizes)]
         self.seed, self.batch = seed, global_batch if len(self.by_size) > 1 else 1
-        self._shuffled = lru_cache(maxsize=64)(self._shuffle)
+        # the steps of an epoch, in their mixed order, read two shuffles of a size, rarely three
+        self._shuffled = lru_cache(maxsize=3 * len(self.by_size))(self._shuffle)
         self._epoch = lru_cache(maxsize=2)(self._batches_of_epoch)
 
     def __getitem__(self, number: int, /) -> int:

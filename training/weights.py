@@ -137,10 +137,10 @@ def tensor_files(folder: Path) -> list[Path]:
     """The folder's safetensors file, or those that its index lists."""
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if indexes:
-        names = set(_read_object(indexes[0], "weight_map")["weight_map"].values())
-        if any(Path(name).name != name for name in names):
+        names = _read_object(indexes[0], "weight_map")["weight_map"].values()
+        if any(not isinstance(name, str) or Path(name).name != name for name in names):
             raise BadWeights(f"{indexes[0]}: names a file outside its folder")
-        files = [folder / name for name in sorted(names)]
+        files = [folder / name for name in sorted(set(names))]
     else:
         files = sorted(folder.glob("*.safetensors"))
         if len(files) > 1:

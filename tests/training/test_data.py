@@ -1,9 +1,11 @@
+import gzip
 import json
 import multiprocessing
 import os
 import shutil
 import signal
 import time
+import tracemalloc
 from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
@@ -168,6 +170,14 @@ def test_changed_caption_in_a_shard_is_refused(tmp_path):
         ShardedClips(folder, "train", SMALL)[0]
 
 
+def test_compressed_shard_is_refused_before_it_fills_the_memory(tmp_path):
+    folder = dataset(tmp_path, [row(0)])
+    [shard] = (folder / "shards").iterdir()
+    shard.write_bytes(gzip.compress(shard.read_bytes() + bytes(10 << 20)))
+    with pytest.raises(BadData, match="invalid header"):
+        ShardedClips(folder, "train", SMALL)[0]
+
+
 def test_a_shard_s_name_with_a_path_is_refused(tmp_path):
     folder = dataset(tmp_path, [row(0)])
     rows = pq.read_table(folder / "shards.parquet")
@@ -204,6 +214,18 @@ def test_every_epoch_has_each_clip_once_in_a_new_order():
     epochs = [ids[i : i + 7] for i in range(0, 28, 7)]
     assert all(sorted(epoch) == source.clip_ids for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_memory_of_the_order_does_not_grow_with_the_epochs():
+    source = ClipList([drawn_clips.clip(0)] * 20_000)
+    order = SampleOrder(source, seed=0, global_batch=8)
+    order[0]
+    tracemalloc.start()
+    for epoch in range(20):
+        order[epoch * 20_000]
+    grown = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert grown < 4 * 8 * 20_000  # four shuffles
 
 
 @pytest.mark.parametrize("first", [1, 6, 12])

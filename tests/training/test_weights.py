@@ -172,6 +172,7 @@ def test_an_index_that_names_files_elsewhere_is_refused(folder):
     weights = load_file(folder / "diffusion_pytorch_model.safetensors")
     save_file(weights, folder.parent / "elsewhere.safetensors")
     index = {"weight_map": {name: "../elsewhere.safetensors" for name in weights}}
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(BadWeights, match="names a file outside its folder"):
-        load_presto(folder)
+    for names in (index, {"weight_map": {"a": 5}}, {"weight_map": {"a": ["b"]}}):
+        (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(names))
+        with pytest.raises(BadWeights, match="names a file outside its folder"):
+            load_presto(folder)
