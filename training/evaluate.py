@@ -55,6 +55,7 @@ from training.weights import BadWeights
 
 MOTION_WIDTH = 320  # px, of frames for motion_px_s and border_steps
 BORDER_WINDOW_S = 0.5  # on both sides of a border
+SPAN_SLACK_S = 0.5  # by which the last span may be longer than the video: frame rates are rounded
 CLIP_FRAMES = 8  # of a segment; as many as VBench gives its models
 MOTION_BINS = ((2, "static"), (10, "slow"), (40, "medium"), (float("inf"), "fast"))  # px/s
 QUALITY = ["dynamic_degree", "motion_smoothness", "subject_consistency", "imaging_quality"]
@@ -79,11 +80,13 @@ class BadSample(UserError):
     """A video can't be measured."""
 
 
-def read_video(path: Path) -> Video:
+def read_video(path: Path, is_sample: bool = True) -> Video:
+    """Raises BadSample. is_sample: the comment in its metadata is that of training.sample; that of
+    another video may be any text."""
     try:
         with av.open(str(path)) as file:
             stream = file.streams.video[0]
-            comment = parse_object(file.metadata.get("comment") or "{}")
+            comment = parse_object((file.metadata.get("comment") if is_sample else "") or "{}")
             frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(stream)]
             fps = float(stream.average_rate or 0)
         parts = comment.get("captions", [])
@@ -93,6 +96,13 @@ def read_video(path: Path) -> Video:
         raise BadSample(f"{path}: {error}; expected an mp4 of training.sample") from error
     if len(frames) < 2 or fps <= 0:
         raise BadSample(f"{path}: {len(frames)} frames; expected two or more")
+    seconds = len(frames) / fps
+    for start_s, end_s in spans:
+        if not 0 <= start_s < end_s <= seconds + SPAN_SLACK_S:
+            raise BadSample(
+                f"{path}: a caption's span is {start_s:g} to {end_s:g} s; the video has "
+                f"{seconds:.3g} s"
+            )
     return Video(path, fps, np.stack(frames), spans, captions)
 
 
@@ -377,7 +387,7 @@ def evaluate_folder(videos: Path, out: Path, cfg: EvaluateConfig) -> list[Row]:
     for path in paths:
         video, real = read_video(path), None
         if cfg.reference and Path(cfg.reference, path.name).exists():
-            real = read_video(Path(cfg.reference, path.name))
+            real = read_video(Path(cfg.reference, path.name), is_sample=False)
         rows.append(evaluate(video, real, clip, raft))
         strips[path.name] = film_strip(video)
         print(path, flush=True)

@@ -65,6 +65,8 @@ from training.weights import BadWeights, load_presto, read_config
 
 PROGRESS_S = 10.0  # between lines
 MAX_NAME_BYTES = 200  # of a prompt; file systems allow 255, with what is added to it
+# of a video; with other frame rates an mp4 would be shown at another speed
+MIN_DURATION_S, MAX_DURATION_S = 0.1, 3600.0
 MAX_FRAMES = 10_000  # of an interpolated video: 28 GB of memory at 720 x 1280 px
 # what stands around each caption, and for the unconditional prediction instead of all of them;
 # presto: prompts.py of github.com/Cakeyan/Presto (Apache-2.0)
@@ -248,7 +250,8 @@ def read_prompts(path: str, duration_s: float) -> dict[str, Prompt]:
 
 
 def read_prompt(texts: Sequence[str], duration_s: float) -> Prompt:
-    """Reads the prompt of the command line: texts, or one .json file. Raises ConfigError."""
+    """Reads the prompt of the command line: texts, or one .json file. The first segment begins at
+    0 s, the others follow as in the file. Raises ConfigError."""
     if len(texts) > 1 or not (texts[0].endswith(".json") or _is_file(texts[0])):
         return Prompt(segment_spans(duration_s, len(texts)), texts)
     path = texts[0]
@@ -268,12 +271,13 @@ def read_prompt(texts: Sequence[str], duration_s: float) -> Prompt:
         return Prompt(segment_spans(duration_s, len(parts)), parts)
     for number, part in enumerate(parts, 1):
         _check_segment(part, f"{path}: segment {number}")
-    prompt = Prompt([(p["start_s"], p["end_s"]) for p in parts], [p["text"] for p in parts])
+    begin = parts[0]["start_s"]
     try:
-        segment_starts(prompt.spans, 1)
+        segment_starts([(part["start_s"], part["end_s"]) for part in parts], 1)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}; correct start_s or end_s") from None
-    return prompt
+    spans = [(part["start_s"] - begin, part["end_s"] - begin) for part in parts]
+    return Prompt(spans, [part["text"] for part in parts])
 
 
 def _check_segment(part: Any, where: str) -> None:
@@ -356,10 +360,15 @@ def _check_prompt(prompt: Prompt, fps: float) -> None:
     for text in prompt.captions:
         if not is_utf8(text):
             raise ConfigError(f"a caption is {text!r:.60}; expected text in UTF-8")
+    if not MIN_DURATION_S <= prompt.duration_s <= MAX_DURATION_S:
+        raise ConfigError(
+            f"a video of {prompt.duration_s:g} s; expected {MIN_DURATION_S:g} to "
+            f"{MAX_DURATION_S:g} s: duration_s and the times of captions are in seconds"
+        )
     if prompt.duration_s * fps > MAX_FRAMES:
         raise ConfigError(
             f"{prompt.duration_s:g} s at fps={fps:g} have more than {MAX_FRAMES} frames; expected "
-            "a lower fps or duration_s, or captions whose times are in seconds"
+            "a lower fps or duration_s"
         )
 
 

@@ -115,7 +115,8 @@ def test_a_reference_without_the_videos_is_refused(tmp_path, folder, name):
 def test_a_folder_of_videos_gives_a_table_and_a_page(tmp_path, folder, capsys):
     real = tmp_path / "real"
     real.mkdir()
-    write_mp4(torch.from_numpy(panning(3.0)), real / "moving.mp4", 3.0)
+    comment = {"comment": "A comment of a camera."}
+    write_mp4(torch.from_numpy(panning(3.0)), real / "moving.mp4", 3.0, comment)
     main([str(folder), str(tmp_path / "out"), f"reference={real}"])
     assert "2 videos, dynamic by DIS 50%" in capsys.readouterr().out
     rows = {r["video"]: r for r in pq.read_table(tmp_path / "out/evaluation.parquet").to_pylist()}
@@ -203,6 +204,11 @@ def test_a_video_that_can_not_be_measured_is_reported(tmp_path):
         frames = torch.zeros(3, 16, 16, 3, dtype=torch.uint8)
         write_mp4(frames, tmp_path / "a.mp4", 1.0, {"comment": comment})
         with pytest.raises(BadSample, match=r"expected an mp4 of training\.sample"):
+            evaluate.read_video(tmp_path / "a.mp4")
+    for span in ((-5.0, 1.0), (0.0, -1e6), (0.0, 9.0), (0.0, float("inf")), (float("nan"), 1.0)):
+        captions = [{"start_s": span[0], "end_s": span[1], "text": "a"}]
+        write_mp4(frames, tmp_path / "a.mp4", 1.0, {"comment": json.dumps({"captions": captions})})
+        with pytest.raises(BadSample, match=r"a caption's span is .*; the video has 1 s"):
             evaluate.read_video(tmp_path / "a.mp4")
     with pytest.raises(BadWeights, match="RAFT can't be loaded"):
         evaluate.load_raft(str(tmp_path / "none.pth"))

@@ -150,6 +150,10 @@ def test_captions_are_read_as_texts_or_with_times(tmp_path):
     for text in ('{"sub_captions": [%s]}', "[%s]"):
         path.write_text(text % '{"start_s": 0, "end_s": 4.5, "text": "a"}')
         assert read_prompt([str(path)], 15.0) == Prompt([(0.0, 4.5)], ["a"])
+    path.write_text(
+        '[{"start_s": 3, "end_s": 5, "text": "a"}, {"start_s": 5, "end_s": 9, "text": ""}]'
+    )
+    assert read_prompt([str(path)], 15.0) == Prompt([(0, 2), (2, 6)], ["a", ""])
     assert read_prompt(["a", "b"], 4.0) == Prompt([(0.0, 2.0), (2.0, 4.0)], ["a", "b"])
 
 
@@ -186,7 +190,12 @@ def test_a_wrong_captions_file_is_refused_before_a_model_is_loaded(tmp_path, con
     ("texts", "message"),
     [
         (["a", "boat \udcff"], r"ConfigError: a caption is 'boat \\udcff'; expected text in UTF-8"),
-        (["a", "fps=30", "duration_s=1e9"], "ConfigError: 1e.09 s at fps=30 have more than 10000"),
+        (["a", "fps=30", "duration_s=3e3"], "ConfigError: 3000 s at fps=30 have more than 10000"),
+        (
+            ["a", "duration_s=15000"],
+            r"ConfigError: a video of 15000 s; expected 0\.1 to 3600 s: dur",
+        ),
+        (["a", "duration_s=1e-9"], "ConfigError: a video of 1e-09 s; expected"),
         (["a.json", "b.json"], r"UsageError: 'a\.json' is one of 2 captions; expected texts, or"),
         (["a.jsonl", "b"], r"UsageError: 'a\.jsonl' is one of 2 captions; expected texts, or one"),
     ],
