@@ -28,7 +28,7 @@ from pipelines.tables import (
     rows_of,
     written_by_older_version,
 )
-from stages.report.difference import COMPARED, Difference, compare_clips
+from stages.report.difference import COMPARED, Difference, compare_clips, texts_differ
 from stages.report.statistics import MEASUREMENTS
 
 TEXTS = ("clip_id", "video", "status", "reason", "rule", "caption", "captioner", "split", "shard")
@@ -97,8 +97,9 @@ class Output:
         now, before = (
             pc.fill_null(pc.equal(t["status"], "kept"), False).to_numpy() for t in (ours, theirs)
         )
-        texts = pc.fill_null(pc.not_equal(ours["caption"], theirs["caption"]), False).to_numpy()
-        return {"gained": now & ~before, "lost": before & ~now, "captions": now & before & texts}
+        texts = now & before
+        texts[texts] = texts_differ(ours.filter(pa.array(texts)), theirs.filter(pa.array(texts)))
+        return {"gained": now & ~before, "lost": before & ~now, "captions": texts}
 
     @cached_property
     def shards(self) -> dict[str, tuple[str, int, int]]:

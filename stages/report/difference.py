@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -41,12 +42,11 @@ def compare_clips(a: pa.Table, b: pa.Table) -> Difference:
     kept_a, kept_b = (t.filter(pc.equal(t["status"], "kept")) for t in (a, b))
     both_a = kept_a.filter(_is_in(kept_a, kept_b)).sort_by("clip_id")
     both_b = kept_b.filter(_is_in(kept_b, kept_a)).sort_by("clip_id")
-    texts = [t.select(["caption", "sub_captions"]).to_pylist() for t in (both_a, both_b)]
     return Difference(
         (kept_a.num_rows, kept_b.num_rows),
         _changes(kept_b.filter(pc.invert(_is_in(kept_b, kept_a))), a),
         _changes(kept_a.filter(pc.invert(_is_in(kept_a, kept_b))), b),
-        sum(_texts(x) != _texts(y) for x, y in zip(*texts, strict=True)),
+        int(texts_differ(both_a, both_b).sum()),
         both_a.num_rows,
     )
 
@@ -73,6 +73,12 @@ def join_differences(found: Iterable[Difference]) -> Difference:
 
 def _is_in(table: pa.Table, other: pa.Table) -> pa.ChunkedArray:
     return pc.is_in(table["clip_id"], value_set=other["clip_id"].combine_chunks())
+
+
+def texts_differ(a: pa.Table, b: pa.Table) -> np.ndarray:
+    """(n,) bool: whether the captions or sub-captions of the same rows of both tables differ."""
+    rows = (t.select(["caption", "sub_captions"]).to_pylist() for t in (a, b))
+    return np.array([_texts(x) != _texts(y) for x, y in zip(*rows, strict=True)], bool)
 
 
 def _texts(clip: dict[str, object]) -> tuple[object, ...]:

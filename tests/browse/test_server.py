@@ -317,17 +317,18 @@ def test_two_outputs_are_compared(out, tmp_path, clips):
     kept = [clip["clip_id"] for clip in clips if clip["status"] == "kept"]
     rows = [
         clip | {"status": "rejected", "rule": "where"} if clip["clip_id"] == kept[0] else clip
-        for clip in clips
+        for clip in table.to_pylist()
     ]
     rows = [r | {"caption": "another"} if r["clip_id"] == kept[1] else r for r in rows]
+    next(r for r in rows if r["clip_id"] == kept[2])["sub_captions"][0]["text"] = "another"
     pq.write_table(pa.Table.from_pylist(rows, table.schema), tmp_path / "clips.parquet")
     with local_page(str(out), str(tmp_path)) as page:
         other = page.get("/api/output").json["other"]
         assert other["kept"] == [len(kept) - 1, len(kept)]
-        assert other["counts"] == {"gained": 1, "lost": 0, "captions": 1}
+        assert other["counts"] == {"gained": 1, "lost": 0, "captions": 2}
         assert other["changes"]["gained"][0]["rule"] == "where"
         assert ids(page, change="gained") == [kept[0]]
-        assert ids(page, change="captions") == [kept[1]]
+        assert ids(page, change="captions") == kept[1:3]
         found = page.get(f"/api/clips/{kept[1]}").json["other"]
         assert (found["status"], found["caption"]) == ("kept", "another")
 
