@@ -129,8 +129,11 @@ class System(nn.Module):
             return self.text([prompt.captions for prompt in prompts])
         cached = [[prompt.texts[caption] for caption in prompt.captions] for prompt in prompts]
         tokens = torch.cat([part for sample in cached for part in sample])
-        device = self.presto.proj_out.weight.device
-        return Text(tokens.to(device), [[len(part) for part in sample] for sample in cached])
+        weight = self.presto.proj_out.weight  # a GPU's tokens are bf16, also of a cache
+        return Text(
+            tokens.to(weight.device, weight.dtype),
+            [[len(part) for part in sample] for sample in cached],
+        )
 
     def schedules(self, prompts: Sequence[Prompt], frames: int) -> list[Tensor]:
         """Returns for each prompt the weights (segments, latent frames). frames: number of latent

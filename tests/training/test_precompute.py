@@ -24,6 +24,7 @@ from training.config import AllegroConfig, Size, T5Config
 from training.data import LocalBatch, stream_batches
 from training.latent_cache import LatentCache
 from training.pretrained import AllegroCodec, T5Encoder, clean_caption, free_memory
+from training.text_to_video import Prompt, System
 from training.train import train
 from training.weights import BadWeights
 
@@ -111,6 +112,14 @@ def test_training_from_a_cache_needs_no_pretrained_weights(tmp_path, packed, wei
     assert "no samples of this run: gone: no vae/ in it" in capsys.readouterr().err
     with pytest.raises(BadWeights, match="gone: no text_encoder/ and no tokenizer/ in it"):
         train(cfg, CLIPS)
+
+
+def test_tokens_that_a_gpu_cached_in_bf16_train_on_a_cpu(tmp_path):
+    system = System(replace(SYSTEM, text=T5Config("no weights", width=8)))
+    tokens = {"": torch.randn(1, 8).bfloat16(), "a": torch.randn(3, 8).bfloat16()}
+    latents = torch.randn(1, system.cfg.codec.channels, *system.cfg.latent_size(SYSTEM.size))
+    out = system(latents, torch.tensor([3.0]), [Prompt([(0, 1)], ["a"], tokens)])
+    assert out.shape == latents.shape
 
 
 def test_captions_longer_than_t5_reads_are_counted(tmp_path, packed, weights, capsys):
