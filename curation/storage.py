@@ -200,7 +200,7 @@ class Folder:
         with storage_errors("read", self.path(name)):
             if self.is_local:
                 with self._fs.open_input_file(path) as file:
-                    return file.read_at(size, offset)
+                    return file.read_at(max(0, min(size, file.size() - offset)), offset)
             for _ in range(ATTEMPTS - 1):
                 with suppress(OSError):
                     return self._read_object_part(name, offset, size)
@@ -210,7 +210,8 @@ class Folder:
     def _read_object_part(self, name: str, offset: int, size: int) -> bytes:
         file, lock = _open_object(self.path(name))
         with lock:  # read_range moves the file's position
-            data = bytes(read_range(file, offset, size)) if offset < file.size() else b""
+            count = min(size, file.size() - offset)
+            data = bytes(read_range(file, offset, count)) if count > 0 else b""
         if len(data) < size:
             length = self._fs.get_file_info(self._place(name)).size
             if not length or length > offset + len(data):

@@ -166,6 +166,8 @@ def locate_clips(dataset: Folder, split: str) -> dict[str, ClipLocation]:
     except FileNotFoundError:
         raise BadData(f"{table}: no such file; expected the output of `make curate`") from None
     rows = [r for r in found_rows if r["error"] is None]
+    if any(row[name] is None for row in rows for name in ("clip_id", "shard", "offset", "bytes")):
+        raise BadData(f"{table}: a clip has no place in a shard; pack the dataset again")
     found, previous = {}, ("", 0)
     for row in sorted(rows, key=lambda r: (r["shard"], r["offset"])):
         shard, end = row["shard"], row["offset"] + -(-row["bytes"] // TAR_BLOCK) * TAR_BLOCK
@@ -173,6 +175,8 @@ def locate_clips(dataset: Folder, split: str) -> dict[str, ClipLocation]:
             raise BadData(f"{table}: {shard!r:.80} is not the name of a file in shards/")
         # a clip's files follow those of the clip before it without a gap
         start = previous[1] if previous[0] == shard else 0
+        if not 0 <= start < end:
+            raise BadData(f"{table}: {row['clip_id']} is at bytes {start} to {end} of {shard}")
         previous = (shard, end)
         if row["split"] == split:
             found[row["clip_id"]] = ClipLocation(shard, start, end, row)
@@ -184,7 +188,7 @@ def size_indices(locations: Mapping[str, ClipLocation], sizes: Sequence[Size]) -
     if len(sizes) == 1:
         return [0] * len(locations)
     rows = [location.row for location in locations.values()]
-    if any(row.get(name) is None for row in rows for name in ("width", "height", "clip_s")):
+    if not all((row.get(name) or 0) > 0 for row in rows for name in ("width", "height", "clip_s")):
         raise BadData(
             "shards.parquet lacks the clips' width, height or clip_s, which several sizes need; "
             "pack the dataset again: longtake export"
@@ -201,7 +205,7 @@ def read_files(shards: Folder, location: ClipLocation, suffix: str) -> tuple[dic
     # not compressed: a few bytes would become gigabytes
     with tarfile.open(fileobj=BytesIO(data), mode="r:") as tar:
         for member in tar:
-            opened = tar.extractfile(member)
+            opened = tar.extractfile(member) if member.isfile() else None  # a link may be to itself
             files[member.name] = opened.read() if opened else b""
     missing = {f"{clip_id}.json", clip_id + suffix} - files.keys()
     if missing:

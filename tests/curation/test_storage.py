@@ -361,3 +361,10 @@ def test_name_outside_of_the_folder_is_neither_read_nor_written_nor_deleted(name
         with pytest.raises(OutputError, match="is not the name of a file in"):
             use(name)
     assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_part_that_is_larger_than_its_file_takes_the_memory_of_the_file_alone(tmp_path):
+    folder = Folder(str(tmp_path))
+    folder.write("a", b"0123456789")
+    assert folder.read_part("a", 7, 1 << 60) == b"789"
+    assert folder.read_part("a", 1 << 60, 5) == b""

@@ -1,9 +1,12 @@
 import gzip
+import io
 import json
+import math
 import multiprocessing
 import os
 import shutil
 import signal
+import tarfile
 import time
 import tracemalloc
 from dataclasses import replace
@@ -12,15 +15,25 @@ from itertools import islice
 
 import av
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from curation.stage import BadVideo
+from curation.storage import Folder
 from tests.support import drawn_clips
 from tests.support.drawn_clips import FRAMES, dataset, row, write_mp4
-from training.clips import BadData, Clip, ClipList, ShardedClips, nearest_size
+from training.clips import (
+    BadData,
+    Clip,
+    ClipList,
+    ClipLocation,
+    ShardedClips,
+    nearest_size,
+    read_files,
+)
 from training.config import DataConfig, Size, SystemConfig
 from training.data import (
     LocalBatch,
@@ -185,6 +198,38 @@ def test_a_shard_s_name_with_a_path_is_refused(tmp_path):
     pq.write_table(rows.set_column(at, "shard", [["../../secret.tar"]]), folder / "shards.parquet")
     with pytest.raises(BadData, match="is not the name of a file"):
         ShardedClips(folder, "train", SMALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("offset", -(1 << 40), "is at bytes 0 to -"),
+        ("offset", None, "a clip has no place in a shard"),
+        ("bytes", -(1 << 40), "is at bytes 0 to -"),
+        ("height", 0, "lacks the clips' width, height or clip_s"),
+        ("clip_s", math.nan, "lacks the clips' width, height or clip_s"),
+    ],
+)
+def test_table_of_shards_with_impossible_numbers_is_refused(tmp_path, name, value, message):
+    folder = dataset(tmp_path, [row(0)])
+    rows = pq.read_table(folder / "shards.parquet")
+    at, field = rows.schema.get_field_index(name), rows.schema.field(name)
+    rows = rows.set_column(at, field, pa.array([value], field.type))
+    pq.write_table(rows, folder / "shards.parquet")
+    with pytest.raises(BadData, match=message):
+        ShardedClips(folder, "train", SMALL, sizes=[Size(10, 40, 24)])[0]
+
+
+def test_link_to_itself_in_a_shard_is_refused(tmp_path):
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        link = tarfile.TarInfo("a.json")
+        link.type, link.linkname = tarfile.SYMTYPE, "a.json"
+        tar.addfile(link)
+    (tmp_path / "a.tar").write_bytes(data.getvalue())
+    location = ClipLocation("a.tar", 0, len(data.getvalue()), {"clip_id": "a", "sha256": ""})
+    with pytest.raises(BadData, match=r"a\.mp4 not at byte 0"):
+        read_files(Folder(str(tmp_path)), location, ".mp4")
 
 
 # ---- order
