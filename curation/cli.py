@@ -27,7 +27,7 @@ from curation.progress import printable
 
 EXIT_INTERRUPTED = 130  # what a shell reports for Ctrl-C
 EXIT_CLOSED_PIPE = 141  # and for a reader that ended early, as `| head` does
-MAX_LINE_CHARS = 1000  # of an error message
+MAX_LINE_CHARS = 1000  # of a message with names or texts of others
 INSTALLED = Path(__file__).parent.parent  # the folder of curation/, stages/, configs/ …
 SETTING_COLUMNS = 44  # of --help, before the comment
 

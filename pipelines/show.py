@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from curation.cli import Arguments, NoSettings, UsageError, run_command
+from curation.cli import MAX_LINE_CHARS, Arguments, NoSettings, UsageError, run_command
 from curation.images import DamagedFrame, read_image
 from curation.ledger import recorded_settings
 from curation.parquet import find_rows
@@ -55,7 +55,6 @@ LISTED = ("clip_id", "status", "rule", "duration_s", "video", "start_s", "captio
 PERCENTILES = ("p01", "p05", "p25", "p50", "p75", "p95", "p99")
 MAX_LISTED = 100  # clips in a table
 MAX_DRAWN = 20  # clips of a list whose key frames are drawn
-MAX_LINE_CHARS = 1000
 MAX_MATCHES = 5  # clips named where the beginning of an id is of several
 OPTIONS = ("--where SQL", "--sample N", "--seed S", "--format F", "--open")
 PLAYERS = {  # command -> its arguments for a span

@@ -14,7 +14,7 @@ import time
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from curation.cli import Arguments, NoSettings, run_command
+from curation.cli import MAX_LINE_CHARS, Arguments, NoSettings, run_command
 from curation.json_text import parse_object
 from curation.progress import Counts, PhaseState, format_duration, printable
 from curation.stage import PlanError
@@ -22,7 +22,6 @@ from curation.status import STATUS
 from curation.storage import Folder
 from pipelines.outdated import MANIFEST, read_manifest
 
-MAX_LINE_CHARS = 1000
 MISSED_RENEWALS = 6  # after so many, the process counts as gone
 
 # An object store's size of a file and its data are two requests, and a renewal may come between.

@@ -23,7 +23,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from curation.cli import Arguments, NoSettings, UsageError, print_to_stderr, run_command
+from curation.cli import (
+    MAX_LINE_CHARS,
+    Arguments,
+    NoSettings,
+    UsageError,
+    print_to_stderr,
+    run_command,
+)
 from curation.images import RESCORE
 from curation.ledger import locked
 from curation.progress import printable
@@ -46,7 +53,6 @@ from pipelines.damage import (
 from pipelines.tables import videos_ledger
 
 REPAIR = "--repair"
-MAX_LINE_CHARS = 1000
 
 
 def find(out: Folder, repair: bool = False) -> Iterator[Finding]:

@@ -125,7 +125,9 @@ def save(
     except Exception as error:
         # PyTorch's message for a full disk does not mention the disk
         folder = part.parent
-        free = f"{shutil.disk_usage(folder).free / 1e9:.2f} GB free there; " * folder.is_dir()
+        free = ""
+        if folder.is_dir():
+            free = f"{shutil.disk_usage(folder).free / 1e9:.2f} GB free there; "
         remove_unfinished()
         last = [str(p) for p in list_checkpoints(run_dir)[-1:]] or ["none yet"]
         raise CheckpointError(

@@ -54,6 +54,12 @@ def test_another_rank_may_create_the_folder_before_the_first_rank_does(tmp_path,
     assert torch.equal(checkpoint.read_tensors(save(tmp_path, 1))["x"], torch.arange(1000.0) + 1)
 
 
+def test_folder_that_can_not_be_made_is_named_with_the_last_checkpoint(tmp_path):
+    (tmp_path / "checkpoints").symlink_to("/nowhere")
+    with pytest.raises(CheckpointError, match=r"step-00000001: .*; the last good .*: none yet"):
+        checkpoint.save(tmp_path, 1, {"a": torch.zeros(3)}, {}, keep=1)
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_complete(tmp_path):
     import resource
 
