@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
 from curation import config
+from curation.config import ConfigError
 from training import sca
 from training.segmentation import run as experiment
 from training.segmentation.__main__ import main
@@ -237,6 +238,11 @@ def test_runs_are_made_tested_and_drawn_once(tmp_path):
     assert stored.rows.to_pylist() == results.rows.to_pylist()
     assert next_runs(TINY, stored, ["isolated"]) == []
     experiment.run_all(TINY, ["isolated"], tmp_path)  # nothing is missing
+    for cfg in (replace(TINY, seeds=1, concurrency=2), replace(TINY, rates=TINY.rates[:1])):
+        experiment.check_settings(cfg, tmp_path)
+    other = replace(TINY, batch=3, model=replace(TINY.model, num_layers=7))
+    with pytest.raises(ConfigError, match=r"has runs of other settings \(batch: .*; model\.num_l"):
+        experiment.run_all(other, ["isolated"], tmp_path)
     draw_all(tmp_path)
     names = {p.name for p in tmp_path.iterdir()}
     assert names >= {"results.csv", "tables.md", "accuracy.png", "samples.png"}

@@ -7,7 +7,8 @@ The variants (training/segmentation/config.py) have the same network, videos and
 in which captions a frame attends to, and in what the text encoder reads together. Each is trained
 at every rate of `rates`, then with `seeds` seeds at its best. OUT gets results.parquet and
 samples.npz, which are written whenever a run ends, then tables and figures; the same command runs
-what is missing. Predictions and results: docs/measurements/segmentation.md.
+what is missing. Other settings than concurrency, rates and seeds need another OUT. Predictions and
+results: docs/measurements/segmentation.md.
 """
 
 from __future__ import annotations

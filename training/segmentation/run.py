@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import multiprocessing
 import time
@@ -28,8 +29,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from curation.atomic import atomic_path
+from curation import config
+from curation.atomic import atomic_path, write_atomic
+from curation.config import ConfigError
 from curation.errors import UserError
+from curation.json_text import parse_object
 from training.diffusion import (
     NUM_TIMESTEPS,
     denoising_loss,
@@ -47,7 +51,9 @@ BETAS = (0.9, 0.95)
 LOSS_LEVELS = 8  # noise levels of the test loss
 TRAINING, TEST, BORDERS = range(3)  # keys of random numbers
 SAMPLING_BATCH = 64
-RESULTS, SAMPLES = "results.parquet", "samples.npz"
+RESULTS, SAMPLES, SETTINGS = "results.parquet", "samples.npz", "settings.json"
+# settings on which the result of no run depends
+MAY_CHANGE = ("concurrency:", "mixed_seeds:", "rates:", "seeds:")
 Kind = Literal["sweep", "final", "mixed"]
 
 
@@ -324,6 +330,21 @@ def next_runs(cfg: ExperimentConfig, results: Results, variants: Sequence[str]) 
     return [run for run in found if run not in finished]
 
 
+def check_settings(cfg: ExperimentConfig, out: Path) -> None:
+    """Records the settings in a new folder. Raises ConfigError where the folder has others."""
+    path, made_with = out / SETTINGS, config.as_dict(cfg)
+    if not path.exists():
+        write_atomic(path, json.dumps(made_with, indent=1))
+        return
+    try:
+        recorded = parse_object(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: {error}; give another OUT") from None
+    changed = config.differences(recorded, made_with)
+    if refused := [line for line in changed if not line.startswith(MAY_CHANGE)]:
+        raise ConfigError(f"{out} has runs of other settings ({'; '.join(refused)}); give another")
+
+
 class RunsFailed(UserError):
     """Runs of the experiment raised, or their processes died."""
 
@@ -338,8 +359,10 @@ def execute_in_process(cfg: ExperimentConfig, run: Run) -> Executed:
 
 def run_all(cfg: ExperimentConfig, variants: Sequence[str], out: Path) -> None:
     """Runs what is missing in `out`, `cfg.concurrency` at a time. A run that fails does not stop
-    the others. Raises RunsFailed at the end, which names them."""
+    the others. Raises RunsFailed at the end, which names them; ConfigError where `out` has runs of
+    other settings."""
     out.mkdir(parents=True, exist_ok=True)
+    check_settings(cfg, out)
     results = Results(cfg, out)
     results.add(results.rows[:0], {})
     failed: list[str] = []
