@@ -29,6 +29,7 @@ if __name__ == "__main__":  # before torch is imported: a mistyped setting is re
 
 import base64
 import html
+import shlex
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -327,7 +328,7 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
 
 def html_page(rows: Sequence[Row], strips: dict[str, bytes], videos: Path) -> str:
     """The text of evaluation.html, which loads no other files."""
-    folder = html.escape(str(videos))
+    folder = html.escape(shlex.quote(str(videos)))  # in commands
     lines = [
         "<!doctype html><meta charset=utf-8><title>Evaluation</title>",
         "<style>body{font:14px sans-serif;margin:2em}td,th{padding:2px 10px;text-align:right}",
@@ -393,7 +394,7 @@ def evaluate_folder(videos: Path, out: Path, cfg: EvaluateConfig) -> list[Row]:
         print(path, flush=True)
     out.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), out / "evaluation.parquet")
-    (out / "evaluation.html").write_text(html_page(rows, strips, videos))
+    (out / "evaluation.html").write_text(html_page(rows, strips, videos), "utf-8")
     return rows
 
 

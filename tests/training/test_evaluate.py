@@ -1,6 +1,8 @@
 """Drawn videos whose numbers are known."""
 
+import html
 import json
+import shlex
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -95,7 +97,7 @@ def test_a_cut_at_a_border_has_a_high_border_step_and_a_steady_pan_has_not():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("videos")
+    out = tmp_path_factory.mktemp("sampled videos")
     for name, px in (("still", 0.0), ("moving", 3.0)):
         prompt = Prompt([(0.0, 1.5), (1.5, 3.0)], [f"a {name} pattern", "<b>the same</b>"])
         path = out / f"{name}.mp4"
@@ -129,7 +131,7 @@ def test_a_folder_of_videos_gives_a_table_and_a_page(tmp_path, folder, capsys):
     assert len(moving["border_steps"]) == 1
     text = (tmp_path / "out/evaluation.html").read_text()
     assert text.count("data:image/jpeg;base64,") == 2
-    assert f"--videos_path {folder}" in text
+    assert f"--videos_path {shlex.quote(str(folder))} --dim" in html.unescape(text)
     assert "motion: static" in text
     assert "<b>the same" not in text
 
