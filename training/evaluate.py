@@ -81,13 +81,12 @@ class BadSample(UserError):
     """A video can't be measured."""
 
 
-def read_video(path: Path, is_sample: bool = True) -> Video:
-    """Raises BadSample. is_sample: the comment in its metadata is that of training.sample; that of
-    another video may be any text."""
+def read_video(path: Path) -> Video:
+    """A video of training.sample. Raises BadSample."""
     try:
         with av.open(str(path)) as file:
             stream = file.streams.video[0]
-            comment = parse_object((file.metadata.get("comment") if is_sample else "") or "{}")
+            comment = parse_object(file.metadata.get("comment") or "{}")
             frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(stream)]
             fps = float(stream.average_rate or 0)
         parts = comment.get("captions", [])
@@ -105,6 +104,26 @@ def read_video(path: Path, is_sample: bool = True) -> Video:
                 f"{seconds:.3g} s"
             )
     return Video(path, fps, np.stack(frames), spans, captions)
+
+
+def frames_at(path: Path, count: int) -> Iterator[np.ndarray]:
+    """`count` RGB frames of a video at evenly spaced shares of its time. Decodes it twice, so that
+    memory holds one frame. Raises BadSample."""
+
+    def decoded() -> Iterator[av.VideoFrame]:
+        with av.open(str(path)) as file:
+            yield from file.decode(file.streams.video[0])
+
+    try:
+        total = sum(1 for _ in decoded())
+        numbers = [int((i + 0.5) * total / count) for i in range(count)]
+        for number, frame in enumerate(decoded()):
+            for _ in range(numbers.count(number)):
+                yield frame.to_ndarray(format="rgb24")
+    except (av.FFmpegError, LookupError) as error:
+        raise BadSample(f"{path}: {error}; expected a real video") from error
+    if not total:
+        raise BadSample(f"{path}: it has no frame; expected a real video")
 
 
 # ---- measures
@@ -150,13 +169,13 @@ def motion_and_steps(video: Video) -> tuple[float, list[float]]:
     return statistics.fmean(motion) * video.fps, steps
 
 
-def fidelity(video: Video, real: Video) -> tuple[float, float]:
+def fidelity(video: Video, real: Path) -> tuple[float, float]:
     """PSNR (dB) and SSIM to a real video, mean over frames at the same share of the time; the real
-    frames are resized to the sampled ones."""
+    frames are resized to the sampled ones. Raises BadSample."""
     psnrs, ssims = [], []
     height, width = video.frames.shape[1:3]
-    for i, frame in enumerate(video.frames):
-        other = real.frames[int((i + 0.5) * len(real.frames) / len(video.frames))]
+    real_frames = frames_at(real, len(video.frames))
+    for frame, other in zip(video.frames, real_frames, strict=True):
         other = cv2.resize(other, (width, height), interpolation=cv2.INTER_AREA)
         psnrs.append(min(100.0, measures.psnr(frame, other)))
         ssims.append(measures.ssim(_grey(frame), _grey(other)))
@@ -236,7 +255,7 @@ def load_raft(path: str) -> Flow:
 # ---- a folder
 
 
-def evaluate(video: Video, real: Video | None, clip: ClipModel | None, raft: Flow | None) -> Row:
+def evaluate(video: Video, real: Path | None, clip: ClipModel | None, raft: Flow | None) -> Row:
     """The row of a video; see the table at the top of this file."""
     height, width = video.frames.shape[1:3]
     motion, steps = motion_and_steps(video)
@@ -386,10 +405,9 @@ def evaluate_folder(videos: Path, out: Path, cfg: EvaluateConfig) -> list[Row]:
     raft = load_raft(cfg.raft) if cfg.raft else None
     rows, strips = [], {}
     for path in paths:
-        video, real = read_video(path), None
-        if cfg.reference and Path(cfg.reference, path.name).exists():
-            real = read_video(Path(cfg.reference, path.name), is_sample=False)
-        rows.append(evaluate(video, real, clip, raft))
+        video, real = read_video(path), Path(cfg.reference, path.name)
+        has_reference = bool(cfg.reference) and real.exists()
+        rows.append(evaluate(video, real if has_reference else None, clip, raft))
         strips[path.name] = film_strip(video)
         print(path, flush=True)
     out.mkdir(parents=True, exist_ok=True)

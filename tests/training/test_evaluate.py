@@ -3,6 +3,7 @@
 import html
 import json
 import shlex
+import tracemalloc
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -134,6 +135,23 @@ def test_a_folder_of_videos_gives_a_table_and_a_page(tmp_path, folder, capsys):
     assert f"--videos_path {shlex.quote(str(folder))} --dim" in html.unescape(text)
     assert "motion: static" in text
     assert "<b>the same" not in text
+
+
+def test_real_video_is_compared_at_the_same_shares_of_the_time_without_all_its_frames(tmp_path):
+    frames = panning(1.0, 300)
+    write_mp4(torch.from_numpy(frames), tmp_path / "real.mp4", 30.0, {"comment": "a camera"})
+    video = video_of(frames[5::10])
+    tracemalloc.start()
+    psnr, ssim = evaluate.fidelity(video, tmp_path / "real.mp4")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert psnr > 35
+    assert ssim > 0.99
+    assert peak < frames.nbytes / 3
+    for content in (b"", b"nonsense"):
+        (tmp_path / "real.mp4").write_bytes(content)
+        with pytest.raises(BadSample, match=r"real\.mp4: .*; expected a real video"):
+            evaluate.fidelity(video, tmp_path / "real.mp4")
 
 
 def test_the_summary_counts_videos_and_skips_missing_measures():
