@@ -85,7 +85,11 @@ def work(given: Arguments[NoSettings]) -> None:
         show_output(out, clips, kind)
         return
     else:
-        rows = list_clips(out, where, sample, seed).to_pylist()
+        found = list_clips(out, where, sample, seed)
+        if kind == "table" and not play:
+            _print_list(out, found, sample is not None)
+            return
+        rows = found.to_pylist()
     if play:
         if len(rows) != 1:
             raise UsageError(f"--open needs one clip, found {len(rows)}; add --sample 1")
@@ -94,10 +98,8 @@ def work(given: Arguments[NoSettings]) -> None:
         print(json.dumps(rows if len(given.values) == 1 else rows[0], indent=1, default=str))
     elif kind == "csv":
         _write_csv(rows)
-    elif len(given.values) > 1:
-        print(describe_clip(out, rows[0]))
     else:
-        _print_list(out, rows, sample is not None)
+        print(describe_clip(out, rows[0]))
 
 
 # ---- the output ----
@@ -194,13 +196,13 @@ def list_clips(out: Folder, where: str | None, sample: int | None, seed: int) ->
     return run_select(clips, [quote(name) for name in columns], where, "--where", tail)
 
 
-def _print_list(out: Folder, rows: list[Row], is_sample: bool) -> None:
-    if not rows:
+def _print_list(out: Folder, found: pa.Table, is_sample: bool) -> None:
+    if not found.num_rows:
         print("no clip matches")
         return
-    shown = rows if is_sample else rows[:MAX_LISTED]
-    print(align([list(rows[0]), *([_flat(v) for v in row.values()] for row in shown)]))
-    if more := len(rows) - len(shown):
+    shown = (found if is_sample else found.slice(0, MAX_LISTED)).to_pylist()
+    print(align([found.column_names, *([_flat(v) for v in row.values()] for row in shown)]))
+    if more := found.num_rows - len(shown):
         print(f"… and {more} clips; --format csv lists all, --sample N draws some")
     if draws_images(sys.stdout) and len(shown) <= MAX_DRAWN:
         for row in shown:
