@@ -15,6 +15,7 @@ COMPARED = ("clip_id", "status", "rule", "duration_s", "caption", "sub_captions"
 ABSENT = "not in the other output"  # in place of a rule
 FAILED = "failed"
 MAX_EXAMPLES = 3  # clip_ids named per rule
+ROWS_PER_BATCH = 4096  # turned into Python's objects in one step
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,12 @@ def _is_in(table: pa.Table, other: pa.Table) -> pa.ChunkedArray:
 
 def texts_differ(a: pa.Table, b: pa.Table) -> np.ndarray:
     """(n,) bool: whether the captions or sub-captions of the same rows of both tables differ."""
-    rows = (t.select(["caption", "sub_captions"]).to_pylist() for t in (a, b))
-    return np.array([_texts(x) != _texts(y) for x, y in zip(*rows, strict=True)], bool)
+    texts = [t.select(["caption", "sub_captions"]) for t in (a, b)]
+    found: list[bool] = []
+    for start in range(0, a.num_rows, ROWS_PER_BATCH):
+        rows = (table.slice(start, ROWS_PER_BATCH).to_pylist() for table in texts)
+        found += [_texts(x) != _texts(y) for x, y in zip(*rows, strict=True)]
+    return np.array(found, bool)
 
 
 def _texts(clip: dict[str, object]) -> tuple[object, ...]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -15,7 +17,7 @@ from curation.stage import PlanError
 from curation.storage import Folder
 from pipelines import diff, select
 from pipelines.settings import DEFAULT_CONFIG, Settings
-from stages.report.difference import COMPARED, compare_clips
+from stages.report.difference import COMPARED, compare_clips, texts_differ
 from tests.support.small_input import SETTINGS
 
 
@@ -147,3 +149,16 @@ def test_mistake_is_refused_in_one_message(dataset, args, message):
     with pytest.raises(SystemExit) as error:
         diff.main([str(dataset.out), *(arg.format(out=dataset.out) for arg in args)])
     assert str(error.value.code).startswith(message)
+
+
+def test_comparison_makes_python_objects_of_some_clips_at_a_time():
+    parts = [{"start_s": 0.0, "end_s": 3.0, "text": f"part {i}"} for i in range(5)]
+    some = pa.array([parts] * 1000)
+    table = pa.table({"caption": ["a"] * 20_000, "sub_captions": pa.chunked_array([some] * 20)})
+    other = table.set_column(0, "caption", [["a"] * 19_999 + ["b"]])
+    tracemalloc.start()
+    found = texts_differ(table, other)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.flatnonzero(found).tolist() == [19_999]
+    assert peak < 40e6  # all rows: 100 MB
