@@ -161,4 +161,4 @@ def test_comparison_makes_python_objects_of_some_clips_at_a_time():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert np.flatnonzero(found).tolist() == [19_999]
-    assert peak < 40e6  # all rows: 100 MB
+    assert peak < 40e6  # all rows: 70 MB
