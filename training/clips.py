@@ -171,8 +171,9 @@ def locate_clips(dataset: Folder, split: str) -> dict[str, ClipLocation]:
     found, previous = {}, ("", 0)
     for row in sorted(rows, key=lambda r: (r["shard"], r["offset"])):
         shard, end = row["shard"], row["offset"] + -(-row["bytes"] // TAR_BLOCK) * TAR_BLOCK
-        if Path(shard).name != shard:
-            raise BadData(f"{table}: {shard!r:.80} is not the name of a file in shards/")
+        for name in (shard, row["clip_id"]):  # files have these names, and lines of commands
+            if Path(name).name != name or not name.isprintable():
+                raise BadData(f"{table}: {name!r:.80} is not the name of a file in shards/")
         # a clip's files follow those of the clip before it without a gap
         start = previous[1] if previous[0] == shard else 0
         if not 0 <= start < end:

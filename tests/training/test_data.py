@@ -191,11 +191,15 @@ def test_compressed_shard_is_refused_before_it_fills_the_memory(tmp_path):
         ShardedClips(folder, "train", SMALL)[0]
 
 
-def test_a_shard_s_name_with_a_path_is_refused(tmp_path):
+@pytest.mark.parametrize("column", ["shard", "clip_id"])
+@pytest.mark.parametrize("name", ["../../secret", "/secret", "a\x1b[2J"])
+def test_name_in_a_table_of_shards_that_is_a_path_or_not_printable_is_refused(
+    tmp_path, column, name
+):
     folder = dataset(tmp_path, [row(0)])
     rows = pq.read_table(folder / "shards.parquet")
-    at = rows.schema.get_field_index("shard")
-    pq.write_table(rows.set_column(at, "shard", [["../../secret.tar"]]), folder / "shards.parquet")
+    at = rows.schema.get_field_index(column)
+    pq.write_table(rows.set_column(at, column, [[name]]), folder / "shards.parquet")
     with pytest.raises(BadData, match="is not the name of a file"):
         ShardedClips(folder, "train", SMALL)
 
