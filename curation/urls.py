@@ -37,6 +37,11 @@ def is_inside(name: str) -> bool:
     return not (path.is_absolute() or ".." in path.parts or "\0" in name)
 
 
+def is_file_name(name: str) -> bool:
+    """Whether it is the printable name of a file, without a folder."""
+    return name.isprintable() and "/" not in name and name not in ("", ".", "..")
+
+
 def local_path(video: str) -> str:
     """Returns the path of a listed local video. One that is not UTF-8 is listed as `file://…`."""
     if video.startswith("file://"):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from curation.json_text import parse_object
 from curation.storage import Folder
-from curation.urls import is_remote
+from curation.urls import is_file_name, is_remote
 from training.config import Reader, Size
 from training.frames import BadData, check_reader, sample_frames
 
@@ -172,7 +172,7 @@ def locate_clips(dataset: Folder, split: str) -> dict[str, ClipLocation]:
     for row in sorted(rows, key=lambda r: (r["shard"], r["offset"])):
         shard, end = row["shard"], row["offset"] + -(-row["bytes"] // TAR_BLOCK) * TAR_BLOCK
         for name in (shard, row["clip_id"]):  # files have these names, and lines of commands
-            if Path(name).name != name or not name.isprintable():
+            if not is_file_name(name):
                 raise BadData(f"{table}: {name!r:.80} is not the name of a file in shards/")
         # a clip's files follow those of the clip before it without a gap
         start = previous[1] if previous[0] == shard else 0

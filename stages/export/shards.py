@@ -33,7 +33,7 @@ from curation.records import (
     stored_frame_hashes,
 )
 from curation.stage import BadVideo, OutputError, Row
-from curation.urls import is_inside
+from curation.urls import is_file_name, is_inside
 from stages.export.extraction import ExtractedClip
 from stages.export.mp4 import output_file
 
@@ -76,7 +76,7 @@ def plan_shards(
     Within a split the clips are shuffled; the order depends only on `seed` and the ids. A clip's
     weight is the larger of its shares of `target_bytes` and of `max_samples`. The number of shards
     is the sum of the weights, rounded up. A clip's shard follows from the sum of the weights before
-    it. Memory: about 120 bytes a clip.
+    it. Memory: about 120 bytes a clip. Raises OutputError for an id that can't be a file's name.
     """
     splits: dict[str, _SplitClips] = {}
     for clip in clips:
@@ -111,6 +111,8 @@ class _SplitClips:
         self._keys = bytearray()
 
     def add(self, clip: Row, seed: str) -> None:
+        if not is_file_name(clip["clip_id"]):  # in a ledger of others
+            raise OutputError(f"{clip['clip_id']!r:.80} is not the id of a clip")
         self.ids.append(clip["clip_id"])
         self.bytes.append(estimate_bytes(clip))
         self._keys += _shuffle_key(seed, clip["clip_id"])

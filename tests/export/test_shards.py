@@ -335,3 +335,10 @@ def test_hugging_face_datasets_reads_the_shards(dataset, tmp_path):
         "webdataset", data_files={"train": urls}, split="train", streaming=True, cache_dir=tmp_path
     ).decode(False)
     assert {item["json"]["clip_id"] for item in loaded} == rows.keys()
+
+
+@pytest.mark.parametrize("clip_id", ["../../mine", "/mine", "..", "", "a\x1b[2J"])
+def test_clip_whose_id_can_not_be_a_file_name_is_refused_before_files_are_written(clip_id):
+    clip = {"clip_id": clip_id, "split": "train", "starts_on_keyframe": True, "packet_bytes": 1}
+    with pytest.raises(OutputError, match="is not the id of a clip"):
+        plan_shards([clip], 10, 10)
