@@ -73,6 +73,7 @@ class Folder:
                 raise OutputError(str(e)) from None
 
     def __truediv__(self, name: str) -> Folder:
+        self._place(name)
         return Folder(self.path(name), self.lease)
 
     def path(self, name: str) -> str:
@@ -81,7 +82,7 @@ class Folder:
 
     def _place(self, name: str) -> str:
         """Returns the path in the file system. Raises OutputError where it is outside this folder:
-        names come from tables and receipts, which others may have written."""
+        names come from tables, receipts and manifests, which others may have written."""
         if not is_inside(name):
             raise OutputError(f"{name!r:.200} is not the name of a file in {self.url}")
         return f"{self._root}/{name}"

@@ -356,6 +356,7 @@ def test_name_outside_of_the_folder_is_neither_read_nor_written_nor_deleted(name
     for use in (
         *(folder.read, folder.sha256, folder.size, folder.names, folder.delete, folder.dataset),
         lambda name: folder.read_part(name, 0, 1),
+        lambda name: folder / name,
         lambda name: folder.write(name, b"other"),
     ):
         with pytest.raises(OutputError, match="is not the name of a file in"):
