@@ -84,7 +84,8 @@ def cache_key(cfg: SystemConfig) -> dict[str, Any]:
 
 
 def check_key(cache: Folder, key: dict[str, Any]) -> None:
-    """BadData where the cache is missing, damaged or of another key."""
+    """BadData where the cache is missing, damaged or of another key; weights that are missing here
+    are not compared."""
     try:
         made: dict[str, Any] = parse_object(cache.read(KEY_FILE))
     except FileNotFoundError:
@@ -93,7 +94,11 @@ def check_key(cache: Folder, key: dict[str, Any]) -> None:
         raise BadData(
             f"{cache.path(KEY_FILE)} is damaged ({error}); delete {cache.url}, and {AGAIN}"
         ) from error
-    changed = [line for line in config.differences(made, key) if not line.endswith("-> None")]
+    changed = [
+        line
+        for line in config.differences(made, key)
+        if not (line.startswith(("codec.weights:", "text.weights:")) and line.endswith("-> None"))
+    ]
     if changed:
         raise BadData(
             f"{cache.url} was made with other settings ({'; '.join(changed)}); "

@@ -22,7 +22,7 @@ from training.clips import BadData, ShardedClips
 from training.codecs import sample_posterior
 from training.config import AllegroConfig, Size, T5Config
 from training.data import LocalBatch, stream_batches
-from training.latent_cache import LatentCache
+from training.latent_cache import LatentCache, cache_key
 from training.pretrained import AllegroCodec, T5Encoder, clean_caption, free_memory
 from training.text_to_video import Prompt, System
 from training.train import train
@@ -189,6 +189,10 @@ def test_a_cache_of_other_settings_or_weights_is_refused(tmp_path, packed, weigh
         (replace(cfg.system, size=Size(12, 32, 80)), r"sizes: .*'frames': 8.*'frames': 12"),
         (SYSTEM, r"codec.kind: 'Allegro' -> 'Pixel'"),
         (replace(cfg.system, text=replace(cfg.system.text, max_tokens=8)), r"text.max_tokens"),
+        (
+            replace(cfg.system, codec=replace(cfg.system.codec, precision="bf16")),
+            "codec.precision: None -> 'bf16'",
+        ),
     ):
         for use in (
             lambda s: LatentCache(s, cfg.data, "train"),
@@ -196,6 +200,11 @@ def test_a_cache_of_other_settings_or_weights_is_refused(tmp_path, packed, weigh
         ):
             with pytest.raises(BadData, match=message + r".*give another data\.cache"):
                 use(system)
+    bf16 = replace(cfg.system, codec=replace(cfg.system.codec, precision="bf16"))
+    Path(cfg.data.cache, "key.json").write_text(json.dumps(cache_key(bf16)))
+    with pytest.raises(BadData, match=r"codec\.precision: 'bf16' -> None"):
+        LatentCache(cfg.system, cfg.data, "train")
+    Path(cfg.data.cache, "key.json").write_text(json.dumps(cache_key(cfg.system)))
     other = tiny_allegro.save(tmp_path / "other", seed=1)
     with pytest.raises(BadData, match=r"codec\.weights: '\w+' -> '\w+'; text\.weights"):
         LatentCache(of_allegro(other), cfg.data, "train")
