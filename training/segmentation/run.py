@@ -340,7 +340,8 @@ def check_settings(cfg: ExperimentConfig, out: Path) -> None:
         recorded = parse_object(path.read_bytes())
     except ValueError as error:
         raise ConfigError(f"{path} is damaged: {error}; give another OUT") from None
-    changed = config.differences(recorded, made_with)
+    defaults = config.as_dict(ExperimentConfig())  # of settings that an older version did not have
+    changed = config.differences(config.merged(defaults, recorded), made_with)
     if refused := [line for line in changed if not line.startswith(MAY_CHANGE)]:
         raise ConfigError(f"{out} has runs of other settings ({'; '.join(refused)}); give another")
 
