@@ -10,6 +10,15 @@ TRAIN ?= configs/train/smoke.yaml
 ARGS ?=
 RUN := .venv/bin/python
 
+ifneq ($(filter command,$(foreach name,input output config args,$(origin $(name)))),)
+$(error names are in capitals: INPUT, OUTPUT, CONFIG and ARGS)
+endif
+ifneq ($(strip $(INPUT)),)
+ifeq ($(origin OUTPUT),file)
+$(error INPUT needs OUTPUT, a folder of its own for the dataset: OUTPUT=out/NAME)
+endif
+endif
+
 .PHONY: curate plan train score select reselect caption export test test-slow check \
 	bench-shots bench-score bench-ray bench-select bench-driver bench-models
 
@@ -23,9 +32,8 @@ plan score caption export: .venv/base
 	$(RUN) -m pipelines.$@ "$(CONFIG)" $(if $(INPUT),input="$(INPUT)") output="$(OUTPUT)" $(ARGS)
 
 # A tiny Presto on the output of `make curate`; writes out/train-smoke/loss.png and samples/.
-# Waiting threads sleep: on a machine in use, spinning took 5.6 CPU-seconds per step instead of 0.9.
 train: .venv/train
-	OMP_WAIT_POLICY=passive $(RUN) -m training.train "$(TRAIN)" data.dataset="$(OUTPUT)" $(ARGS)
+	$(RUN) -m training.train "$(TRAIN)" data.dataset="$(OUTPUT)" $(ARGS)
 
 # Another policy on an existing output: takes seconds, decodes nothing.
 select reselect: .venv/base

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,7 @@ def locate_weights(name: str, setting: str, source: str) -> Path:
         raise PlanError(
             f"{setting}: {name} is not a file of the hub; expected hf://OWNER/REPO@REVISION/FILE"
         )
+    check_hub_package(setting)
     from huggingface_hub import constants, try_to_load_from_cache
 
     repo, revision, file = found["repo"], found["revision"] or "main", found["file"]
@@ -48,6 +50,14 @@ def locate_weights(name: str, setting: str, source: str) -> Path:
         f"{setting}: {file} of {repo}, revision {revision}, is not in {constants.HF_HUB_CACHE}; "
         f"get it with\n  hf download {repo} {file} --revision {revision}"
     )
+
+
+def check_hub_package(setting: str) -> None:
+    """Raises PlanError where the package that reads the hub's cache is missing."""
+    if find_spec("huggingface_hub") is None:
+        raise PlanError(
+            f"{setting}: the package huggingface_hub is missing; pip install -e '.[models]'"
+        )
 
 
 def download_command(source: str, path: str) -> str:
@@ -99,6 +109,7 @@ def locate_model(name: str, revision: str | None, setting: str) -> Path:
     missing = f"no {path.absolute()}/config.json"
     command = f"hf download OWNER/REPO --local-dir {name}"
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        check_hub_package(setting)
         from huggingface_hub import constants, try_to_load_from_cache
 
         cached = try_to_load_from_cache(name, "config.json", revision=revision)

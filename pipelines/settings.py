@@ -193,6 +193,6 @@ def stop_if_all_failed(errors: pa.ChunkedArray, unit: str) -> None:
         return
     worst = "; ".join(f"{e} ({n})" for e, n in Counter(errors.to_pylist()).most_common(3))
     raise RunError(
-        f"all {len(errors)} {unit} failed: {worst}\n  fix: remove the cause and run again with "
-        "retry_failed=true"
+        f"all {len(errors)} {unit} failed: {worst}\n  fix: remove the cause and run again, with "
+        "retry_failed=true unless the files have changed"
     )

@@ -1,8 +1,10 @@
-"""The pages name files, headings, commands and modules that exist."""
+"""The pages name files, headings, commands and modules that exist; make refuses wrong names."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,22 @@ def test_lines_are_short(page):
     for line in page.read_text().splitlines():
         if not line.startswith("|") and "](" not in line:
             assert len(line) <= MAX_LINE, line
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("input=videos", "names are in capitals"),
+        ("INPUT=videos", "INPUT needs OUTPUT"),
+    ],
+)
+def test_make_refuses_names_that_it_would_ignore(given, message):
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("make is not installed")
+    command = [make, "--dry-run", "curate", given]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode
+    assert message in done.stderr
+    accepted = [make, "--dry-run", "curate", "INPUT=videos", "OUTPUT=out/mine"]
+    assert not subprocess.run(accepted, cwd=REPOSITORY, capture_output=True).returncode

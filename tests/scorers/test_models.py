@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import cv2
@@ -24,7 +25,7 @@ from curation import config
 from curation.images import DamagedFrame
 from curation.stage import OutputError, PlanError, RunContext
 from curation.storage import Folder
-from curation.weights import load_tensors, locate_weights
+from curation.weights import load_tensors, locate_model, locate_weights
 from pipelines import score, select
 from pipelines.settings import DEFAULT_CONFIG, Settings
 from pipelines.tables import SELECTION, embeddings_ledger, read_clips, videos_ledger
@@ -369,6 +370,19 @@ def test_file_in_the_hubs_cache_is_found_by_its_revision(tmp_path, monkeypatch):
         assert locate_weights(name, "it", "x") == snapshot / "w.safetensors"
     with pytest.raises(PlanError, match="revision v2"):
         locate_weights("hf://a/b@v2/w.safetensors", "it", "x")
+
+
+@pytest.mark.parametrize(
+    "locate",
+    [
+        lambda: locate_weights("hf://a/b/w.safetensors", "it", "x"),
+        lambda: locate_model("a/b", None, "it"),
+    ],
+)
+def test_without_the_hubs_package_the_error_names_what_to_install(locate, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(PlanError, match=r"it: the package huggingface_hub .*\[models\]"):
+        locate()
 
 
 class CodeInPickle:

@@ -1,6 +1,8 @@
 """`training.train --dry-run`."""
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -47,3 +49,14 @@ def test_a_dry_run_replaces_missing_weights_and_clips_by_random_ones(tmp_path, c
     huge = ["system.model.attention_head_dim=60000"]
     with pytest.raises(SystemExit, match=r"parameters take \d+ GB of one cpu process; \d+ GB are"):
         main([write_config(tmp_path, cfg), "--dry-run", *huge])
+
+
+@pytest.mark.parametrize(
+    ("given", "policy"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")]
+)
+def test_waiting_threads_sleep_unless_the_environment_says_otherwise(given, policy):
+    code = "import training.train, os; print(os.environ['OMP_WAIT_POLICY'])"
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | given
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == policy
