@@ -59,7 +59,7 @@ MAX_MATCHES = 5  # clips named where the beginning of an id is of several
 OPTIONS = ("--where SQL", "--sample N", "--seed S", "--format F", "--open")
 PLAYERS = {  # command -> its arguments for a span
     "mpv": "--start={start} --length={length} --",
-    "ffplay": "-autoexit -ss {start} -t {length} -i",
+    "ffplay": "-autoexit -ss {start} -t {length} -loglevel error -nostats -i",
     "xdg-open": "",
     "open": "",
 }

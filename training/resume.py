@@ -124,6 +124,8 @@ def restore(cfg: TrainConfig, run: Run, source: ClipSource) -> int:
     run.best, run.skipped = state["best"], state.get("skipped", 0)
     set_steps(run.optimizer, state["step"] - run.skipped)
     if run.world.is_first:
+        if state["step"] >= cfg.steps:
+            changed.append(f"nothing is left to train: steps is {cfg.steps}")
         print(f"resumes from {found}", *changed, sep="\n  ", flush=True)
     return state["step"]
 

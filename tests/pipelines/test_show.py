@@ -159,7 +159,7 @@ def test_tables_without_their_ledger_are_shown(run, dataset, tmp_path, clips):
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_clip_is_opened_in_a_player(dataset, clips, tmp_path, monkeypatch, capfd, is_kept):
     player = tmp_path / "ffplay"
-    player.write_text(f'#!/bin/sh\necho "$@"; {shutil.which("ls")} -l "$7" "$4"\n')
+    player.write_text(f'#!/bin/sh\necho "$@"; {shutil.which("ls")} -l "${10}" "$4"\n')
     player.chmod(player.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(tmp_path))
     clip = next(clip for clip in clips if (clip["status"] == "kept") == is_kept)

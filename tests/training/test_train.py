@@ -95,9 +95,10 @@ def test_gradient_accumulation_changes_the_loss_by_rounding_only(tmp_path, finis
     assert one_by_one == pytest.approx(finished_run[1][:3], rel=1e-4)
 
 
-def test_a_finished_run_makes_no_more_steps(finished_run):
+def test_a_finished_run_makes_no_more_steps_and_says_so(finished_run, capsys):
     folder, _ = finished_run
     assert train(tiny_config(folder), CLIPS, HELD_OUT) == []
+    assert "nothing is left to train: steps is 6" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
