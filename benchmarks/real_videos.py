@@ -91,12 +91,14 @@ def training_videos() -> list[RealVideo]:
 
 
 def unseen_videos() -> list[RealVideo]:
-    """Videos of repositories that no other file of labels names; none was used for training."""
+    """Videos of repositories that no other file of labels names; none was used for training. Empty
+    until such videos are labelled: those before are now in TRAINING_LABELS."""
     return _read(UNSEEN_LABELS)
 
 
 def _read(labels: Path) -> list[RealVideo]:
-    return [RealVideo(**json.loads(line)) for line in labels.read_text().splitlines()]
+    lines = labels.read_text().splitlines() if labels.exists() else []
+    return [RealVideo(**json.loads(line)) for line in lines]
 
 
 def present(videos: Iterable[RealVideo]) -> list[tuple[Path, RealVideo]]:
