@@ -20,8 +20,7 @@ import tempfile
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from copy import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,9 @@ import numpy as np
 
 from benchmarks import edits
 from benchmarks.edits import Transition
-from benchmarks.footage import Take, frame_views, single_takes
+from benchmarks.footage import Take, single_takes
 from benchmarks.labelled_videos import Labels, read_labels
+from benchmarks.measured_pairs import JUMP, NONE, PLACE, Pairs, label_pairs, measure
 from benchmarks.real_videos import (
     FOLDS,
     RealVideo,
@@ -42,82 +42,20 @@ from benchmarks.real_videos import (
     real_videos,
     training_videos,
 )
-from curation.video.reader import Reader
+from benchmarks.spliced_footage import one_low_rate_splice, one_splice
 from stages.shots import cut_features
 from stages.shots.boosted_trees import tree_arrays
-from stages.shots.change import SmallFrame
-from stages.shots.frame_view import FrameView
-from stages.shots.hard_cuts import MODELS, HardCuts
+from stages.shots.hard_cuts import MODELS
 from tests.support.paths import VIDEOS
 
 FILMS_PER_SOURCES = 24  # films in a row that draw from the same edits.SOURCES takes
-NONE, PLACE, JUMP = 0, 1, 2  # classes of pairs: no cut, a cut, a jump cut of a labelled video
 FILM_NEGATIVES, TAKE_NEGATIVES = 60, 100  # pairs without a cut that are kept of a film and a take
 DRAWN, DRAWN_JUMPS, GREY = 0.3, 0.5, 0.1  # shares of the films; of those with jump cuts
 FPS = (8, 10, 12, 15, 24, 25, 30, 50, 60, 100)  # frames/s of the films
 FPS_SHARES = (0.03, 0.04, 0.04, 0.06, 0.22, 0.24, 0.24, 0.05, 0.05, 0.03)
-SPLICES = 4  # sequences spliced from each pair of takes
-SPLICED_S = 15.0  # of each take
-# Blocks of 4 x 4 px that differ by more grey levels have changed. A skip of time in which fewer
-# than VISIBLE of them changed, or less than VISIBLE_RATIO times as many as in the largest step
-# nearby, is not always seen by eye: such pairs are left out.
-CHANGED_LEVELS, VISIBLE, VISIBLE_RATIO = 12.0, 0.03, 3.0
 SPLICED_WEIGHTS = 0.1, 0.3  # of a cut and of another pair of spliced footage
 FILM_CUT_WEIGHT = 2.0  # of a cut in a film; another pair of a film or take weighs 1
 FITS = {"max_leaf_nodes": 12, "min_samples_leaf": 20, "l2_regularization": 1.0, "random_state": 0}
-
-
-class Recorder(HardCuts):
-    """Keeps the features of every pair, and gives no probabilities."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pairs: list[tuple[float, float, list[float]]] = []  # both times, features
-
-    def _probabilities(self, pairs: list[int]) -> list[tuple[int, float]]:
-        for at in pairs:
-            times_s = self._pictures[at - 1].t_s, self._pictures[at].t_s
-            self.pairs.append((*times_s, self.features_of_pair(at)))
-        return []
-
-
-def measure(
-    path: Path, start_s: float = 0.0, end_s: float = float("inf")
-) -> tuple[Recorder, np.ndarray]:
-    """The measured pairs of a file or of a span of it, and its frames' times."""
-    recorder = Recorder()
-    with Reader(str(path)) as reader:
-        for view in frame_views(reader, start_s, end_s):
-            recorder.add(view)
-        recorder.possible_cuts()
-        return recorder, reader.times_s
-
-
-Pairs = tuple[np.ndarray, np.ndarray]  # (N, features) float32, (N,) int8 classes
-
-
-def label_pairs(
-    recorder: Recorder,
-    places_s: list[float],
-    unclear: list[tuple[float, float]],
-    jumps_s: Sequence[float] = (),
-    most_others: int | None = None,
-) -> Pairs:
-    """The pairs and their classes: PLACE or JUMP where such a cut lies between the two pictures.
-    Leaves out unclear pairs. most_others: keeps at most so many of the others, at random."""
-    cuts_s = [(t_s, PLACE) for t_s in places_s] + [(t_s, JUMP) for t_s in jumps_s]
-    cuts: list[tuple[list[float], int]] = []
-    others: list[tuple[list[float], int]] = []
-    for before_s, after_s, features in recorder.pairs:
-        kinds = [kind for t_s, kind in cuts_s if before_s < t_s - 1e-4 <= after_s]
-        if kinds:
-            cuts.append((features, kinds[0]))
-        elif not any(after_s >= a - 0.1 and before_s <= b + 0.1 for a, b in unclear):
-            others.append((features, NONE))
-    chosen = np.random.default_rng(0).permutation(len(others))[:most_others]
-    rows = cuts + [others[i] for i in chosen]
-    x = np.array([x for x, _ in rows], np.float32).reshape(-1, len(cut_features.FEATURES))
-    return x, np.array([y for _, y in rows], np.int8)
 
 
 def sources_of(number: int, takes: list[Take]) -> list[Take]:
@@ -233,68 +171,6 @@ def one_take(take: Take) -> tuple[str, Pairs]:
     return "take|", label_pairs(recorder, [], [], most_others=TAKE_NEGATIVES)
 
 
-def one_splice(job: tuple[int, Take, Take]) -> tuple[str, Pairs]:
-    """Measures sequences of parts of one take, then of the other, with time skipped between the
-    parts. Every second frame or fewer of some sequences is used: as fast motion, or at a low rate.
-    """
-    number, *takes = job
-    rng = np.random.default_rng([18, number])
-    views = []
-    for take in takes:
-        with Reader(take.path) as reader:
-            end_s = min(take.end_s, take.start_s + SPLICED_S)
-            views.append(list(frame_views(reader, take.start_s, end_s)))
-    found = []
-    for _ in range(SPLICES):
-        step = int(rng.choice([1, 2, 3, 6], p=[0.5, 0.2, 0.2, 0.1]))
-        is_faster = bool(rng.random() < 0.5)
-        parts = [part for of_take in views for part in cut_parts(of_take[::step], rng)]
-        found.append(measure_parts(parts, step_s=0.04 if is_faster else 0.04 * step))
-    x, y = zip(*found, strict=True)
-    return "spliced|", (np.concatenate(x), np.concatenate(y))
-
-
-def cut_parts(views: list[FrameView], rng: np.random.Generator) -> list[list[FrameView]]:
-    """Parts of 8 to 50 frames, 5 to 80 frames apart."""
-    parts, start = [], 0
-    while len(part := views[start : start + int(rng.integers(8, 51))]) >= 8:
-        parts.append(part)
-        start += len(part) + int(rng.integers(5, 81))
-    return parts
-
-
-def measure_parts(parts: list[list[FrameView]], step_s: float) -> Pairs:
-    """The pairs of the parts as one video. Each first frame of a part is a cut: PLACE, so that
-    the counts of JUMP are those of labelled videos."""
-    recorder = Recorder()
-    cuts_s: list[float] = []
-    unclear: list[tuple[float, float]] = []
-    frames = [view for part in parts for view in part]
-    starts = np.cumsum([0, *map(len, parts)])[1:-1]
-    for number, view in enumerate(frames):
-        moved = copy(view)  # with its cached images
-        moved.t_s = number * step_s
-        moved.small = SmallFrame(moved.t_s, view.small.luma)
-        recorder.add(moved)
-    recorder.possible_cuts()
-    for at in starts:
-        near = range(max(1, at - 4), min(len(frames), at + 5))
-        others = [_changed_share(frames[i - 1], frames[i]) for i in near if i != at]
-        limit = max(VISIBLE, VISIBLE_RATIO * max(others))
-        if _changed_share(frames[at - 1], frames[at]) >= limit:
-            cuts_s.append(at * step_s)
-        else:
-            unclear.append((at * step_s, at * step_s))
-    return label_pairs(recorder, cuts_s, unclear, most_others=TAKE_NEGATIVES)
-
-
-def _changed_share(before: FrameView, after: FrameView) -> float:
-    a, b = before.small.means, after.small.means
-    if a.shape != b.shape:
-        return 1.0  # two takes
-    return float((np.abs(a - b) > CHANGED_LEVELS).mean())
-
-
 Job = tuple[int, Callable[[Any], tuple[str, Pairs]], Any]  # fold, function, its argument
 
 
@@ -325,7 +201,9 @@ def extract(out: Path, films: int, workers: int) -> None:
     ]
     for fold in range(FOLDS):
         own = [take for take in takes if fold_of(take.repository) == fold]
-        jobs += [(fold, one_splice, (n, take, own[n - 1])) for n, take in enumerate(own)]
+        for n, take in enumerate(own):
+            jobs.append((fold, one_splice, (n, take, own[n - 1])))
+            jobs.append((fold, one_low_rate_splice, (1000 * fold + n, take, own[n - 1])))
     for number in range(films):
         fold = number // FILMS_PER_SOURCES % FOLDS
         sources = [take for take in takes if fold_of(take.repository) == fold]
@@ -366,7 +244,8 @@ class Trees:
 
     def weights(self, y: np.ndarray, names: np.ndarray) -> np.ndarray:
         found = np.where(y != NONE, FILM_CUT_WEIGHT, 1.0)
-        for kind, weights in (("real", self.real), ("spliced", SPLICED_WEIGHTS)):
+        spliced = (("spliced", SPLICED_WEIGHTS), ("low rate", SPLICED_WEIGHTS))
+        for kind, weights in (("real", self.real), *spliced):
             found = np.where(np.char.startswith(names, kind), np.where(y != NONE, *weights), found)
         return found
 
@@ -413,12 +292,9 @@ def train(x: np.ndarray, y: np.ndarray, weights: np.ndarray, count: int) -> Any:
 def report(likely: np.ndarray, y: np.ndarray, names: np.ndarray) -> None:
     """Prints what is found from several probabilities on, in labelled videos, spliced footage, and
     films and takes; and at 0.5 by kind and condition."""
-    is_real, is_spliced = (np.char.startswith(names, kind) for kind in ("real", "spliced"))
-    groups = {
-        "videos": is_real,
-        "spliced": is_spliced,
-        "films and takes": ~is_real & ~is_spliced,
-    }
+    kinds = {"videos": "real", "spliced": "spliced", "at low bit rates": "low rate"}
+    groups = {group: np.char.startswith(names, kind) for group, kind in kinds.items()}
+    groups["films and takes"] = ~np.any(list(groups.values()), axis=0)
     for limit in (0.004, 0.01, 0.05, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8):
         parts = []
         for group, member in groups.items():

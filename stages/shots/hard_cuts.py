@@ -101,15 +101,15 @@ class HardCuts:
         pairs = [at for at, possible in zip(pairs, is_possible, strict=True) if possible]
         if not pairs:
             return []
-        motion = [self._features.motion(self._pictures, at) for at in pairs]
-        features = np.concatenate([colour[is_possible], np.array(motion, np.float32)], axis=1)
+        detail = [self._detail_features(at) for at in pairs]
+        features = np.concatenate([colour[is_possible], np.array(detail, np.float32)], axis=1)
         return list(zip(pairs, models.cut.probability(features).tolist(), strict=True))
 
     def features_of_pair(self, at: int) -> list[float]:
         """The pair's FEATURES, in their order."""
         histograms = cut_features.histogram_features(self._pictures, [at])
         [colour] = self._colour_features([at], histograms)
-        return [*colour, *self._features.motion(self._pictures, at)]
+        return [*colour, *self._detail_features(at)]
 
     def _colour_features(self, pairs: list[int], histograms: np.ndarray) -> list[list[float]]:
         """COLOUR_FEATURES of each pair, in their order.  histograms: their HISTOGRAM_FEATURES."""
@@ -117,6 +117,11 @@ class HardCuts:
             self._features.colour(self._pictures, at, self._dropped, of_pair)
             for at, of_pair in zip(pairs, histograms, strict=True)
         ]
+
+    def _detail_features(self, at: int) -> list[float]:
+        """The pair's MOTION_FEATURES and BLOCK_FEATURES, in their order."""
+        pictures = self._pictures
+        return [*self._features.motion(pictures, at), *self._features.blocks(pictures, at)]
 
 
 @dataclass(frozen=True)
