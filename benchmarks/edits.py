@@ -610,6 +610,32 @@ def _lightning(frames: Frames, rng: np.random.Generator) -> Frames:
     return frames
 
 
+def flash_bursts(frames: Frames, fps: int, rng: np.random.Generator) -> Frames:
+    """Strobe light: bursts of flashes, 4 to 15 a second, over the picture, which is dark between
+    the flashes in some films. Each burst has its own lamp: white or coloured, for all of the
+    picture or around a place, and lit for a part of the time."""
+    ground = rng.uniform(0.12, 0.6) if rng.random() < 0.6 else 1.0
+    for frame in frames:
+        frame[:] = cv2.convertScaleAbs(frame, alpha=ground)
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
+    start = int(rng.integers(0, fps))
+    while start < len(frames):
+        rate, lit_share = rng.uniform(4, 15), rng.uniform(0.1, 0.6)
+        gain, veil = rng.uniform(1, 1.2 / ground), rng.uniform(0, 0.9) * (rng.random() < 0.6)
+        colour = rng.uniform(150, 255, 3) if rng.random() < 0.5 else np.full(3, 255)
+        lamp = np.ones((HEIGHT, WIDTH, 1), np.float32)
+        if rng.random() < 0.5:
+            apart = np.hypot(x - rng.uniform(0, WIDTH), y - rng.uniform(0, HEIGHT))
+            lamp = np.exp(-((apart / rng.uniform(40, 250)) ** 2))[:, :, None]
+        stop = start + int(fps * rng.uniform(0.3, 3))
+        for number, frame in enumerate(frames[start:stop]):
+            if number * rate / fps % 1 < lit_share:
+                light = frame * (1 + (gain - 1) * lamp)
+                frame[:] = np.clip(light + (colour - light) * veil * lamp, 0, 255)
+        start = stop + int(fps * rng.uniform(0.1, 2))
+    return frames
+
+
 def _dark(frames: Frames, rng: np.random.Generator) -> Frames:
     """Little light and sensor noise."""
     noise = rng.normal(4, 2.2, (2 * HEIGHT, 2 * WIDTH, 3)).astype(np.float32)

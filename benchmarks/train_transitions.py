@@ -50,6 +50,8 @@ from tests.support.paths import VIDEOS
 
 FILMS_PER_SOURCES = 24  # films in a row that draw from the same edits.SOURCES takes
 FILM_NEGATIVES, TAKE_NEGATIVES = 60, 100  # pairs without a cut that are kept of a film and a take
+BURST_FILMS = 144  # further films, with bursts of flashes
+BURST_FPS, BURST_FPS_SHARES = (24, 25, 30, 50, 60, 100), (0.15, 0.15, 0.25, 0.15, 0.2, 0.1)
 DRAWN, DRAWN_JUMPS, GREY = 0.3, 0.5, 0.1  # shares of the films; of those with jump cuts
 FPS = (8, 10, 12, 15, 24, 25, 30, 50, 60, 100)  # frames/s of the films
 FPS_SHARES = (0.03, 0.04, 0.04, 0.06, 0.22, 0.24, 0.24, 0.05, 0.05, 0.03)
@@ -62,6 +64,9 @@ def sources_of(number: int, takes: list[Take]) -> list[Take]:
     """edits.SOURCES takes for a film; some films in a row share them, so that each is read once."""
     rng = np.random.default_rng([16, number // FILMS_PER_SOURCES])
     return [takes[i] for i in rng.permutation(len(takes))[: edits.SOURCES]]
+
+
+Draw = Callable[[int, list[Take], Path], tuple[str, list[Transition]]]
 
 
 def draw_film(number: int, takes: list[Take], path: Path) -> tuple[str, list[Transition]]:
@@ -111,12 +116,28 @@ def draw_film(number: int, takes: list[Take], path: Path) -> tuple[str, list[Tra
     return f"{kind}|{'+'.join(conditions)}", joins
 
 
-def one_film(job: tuple[int, list[Take]]) -> tuple[str, Pairs]:
+def draw_bursts(number: int, takes: list[Take], path: Path) -> tuple[str, list[Transition]]:
+    """Writes a film with bursts of flashes, most without a cut; its name and its transitions."""
+    rng = np.random.default_rng([20, number])
+    kind = str(rng.choice(["no_transition", "cut", "jump_cut"], p=[0.6, 0.3, 0.1]))
+    view = str(rng.choice(["static", "handheld", "fast_camera"], p=[0.5, 0.3, 0.2]))
+    footage = edits.Footage(sources_of(number, takes), rng, transitions=7, piece=40)
+    fps = int(rng.choice(BURST_FPS, p=BURST_FPS_SHARES))
+    footage.speed = int(rng.choice([1, 2, 3], p=[0.7, 0.2, 0.1]))
+    frames, joins = edits.draw(footage, kind, view, rng)
+    frames = edits.flash_bursts(frames, fps, rng)
+    condition = "low_bit_rate" if rng.random() < 0.2 else ""
+    edits.encode(path, frames, fps, condition, rng)
+    conditions = [view, f"{fps} frames/s", "bursts", *([condition] if condition else [])]
+    return f"{kind}|{'+'.join(conditions)}", joins
+
+
+def one_film(job: tuple[Draw, int, list[Take]]) -> tuple[str, Pairs]:
     """Draws and measures a film."""
-    number, takes = job
+    draw, number, takes = job
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
-        name, transitions = draw_film(number, takes, path)
+        name, transitions = draw(number, takes, path)
         recorder, times = measure(path)
     hard, unclear = known_times(transitions, times)
     return name, label_pairs(recorder, hard, unclear, most_others=FILM_NEGATIVES)
@@ -144,14 +165,20 @@ def one_video(job: tuple[Path, RealVideo]) -> tuple[str, Pairs]:
     path, video = job
     recorder, times = measure(path)
     end = len(times) - 1
+
+    def time_of(frame: int) -> float:
+        return float(times[min(end, frame)])
+
     place, jump = (
-        [float(times[min(end, cut["frame"])]) for cut in video.cuts if cut["kind"] == kind]
+        [time_of(cut["frame"]) for cut in video.cuts if cut["kind"] == kind]
         for kind in ("place", "jump")
     )
-    unclear = [
-        (float(times[min(end, span["first"])]), float(times[min(end, span["last"])]))
-        for span in (*video.gradual, *video.uncertain)
+    spans = [(span["first"], span["last"]) for span in (*video.gradual, *video.uncertain)]
+    # a mixed frame before a cut belongs to it
+    spans += [
+        (cut["frame"] - cut["between"], cut["frame"]) for cut in video.cuts if "between" in cut
     ]
+    unclear = [(time_of(first), time_of(last)) for first, last in spans]
     return f"real|{video.kind}", label_pairs(recorder, place, unclear, jump)
 
 
@@ -204,10 +231,12 @@ def extract(out: Path, films: int, workers: int) -> None:
         for n, take in enumerate(own):
             jobs.append((fold, one_splice, (n, take, own[n - 1])))
             jobs.append((fold, one_low_rate_splice, (1000 * fold + n, take, own[n - 1])))
-    for number in range(films):
+    drawings: list[tuple[Draw, int]] = [(draw_film, number) for number in range(films)]
+    drawings += [(draw_bursts, number) for number in range(BURST_FILMS)]
+    for draw, number in drawings:
         fold = number // FILMS_PER_SOURCES % FOLDS
         sources = [take for take in takes if fold_of(take.repository) == fold]
-        jobs.append((fold, one_film, (number, sources)))
+        jobs.append((fold, one_film, (draw, number, sources)))
     started = time.monotonic()
     names: list[str] = []
     folds: list[int] = []
