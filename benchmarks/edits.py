@@ -636,6 +636,34 @@ def flash_bursts(frames: Frames, fps: int, rng: np.random.Generator) -> Frames:
     return frames
 
 
+def stage_lights(frames: Frames, fps: int, rng: np.random.Generator) -> Frames:
+    """A concert: the only light are some lamps with coloured beams in haze, and others of them,
+    in other colours, are switched on every 0.05 to 0.7 s."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
+    lamps = []
+    for _ in range(int(rng.integers(3, 6))):
+        dx, dy = x - rng.uniform(0, WIDTH), y - rng.uniform(0, 0.7 * HEIGHT)
+        beams = 0.5 + 0.5 * np.cos(np.arctan2(dy, dx) * rng.integers(3, 16) + rng.uniform(0, 6.28))
+        near = np.exp(-np.hypot(dx, dy) / rng.uniform(30, 200))
+        lamps.append((near * (beams if rng.random() < 0.7 else 1))[:, :, None])
+    palette = rng.uniform(0, 1, (int(rng.integers(1, 4)), 3)) ** 2
+    palette /= palette.max(axis=1, keepdims=True)
+    fall = np.linspace(1, rng.uniform(0.2, 1), HEIGHT, dtype=np.float32)[:, None, None]
+    start = 0
+    while start < len(frames):
+        stop = start + max(1, int(fps * rng.uniform(0.05, 0.7)))
+        ambient = palette[rng.integers(len(palette))] * rng.uniform(0.05, 0.9)
+        haze, fading = np.zeros((HEIGHT, WIDTH, 3), np.float32), rng.uniform(0, 0.03)
+        for lamp in lamps:
+            if rng.random() < 0.5:
+                haze += lamp * palette[rng.integers(len(palette))] * rng.uniform(60, 255)
+        for number, frame in enumerate(frames[start:stop]):
+            light = (frame * ambient * fall + haze) * (1 - fading * number)
+            frame[:] = np.clip(light, 0, 255)
+        start = stop
+    return frames
+
+
 def _dark(frames: Frames, rng: np.random.Generator) -> Frames:
     """Little light and sensor noise."""
     noise = rng.normal(4, 2.2, (2 * HEIGHT, 2 * WIDTH, 3)).astype(np.float32)

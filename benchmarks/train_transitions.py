@@ -45,18 +45,16 @@ from benchmarks.real_videos import (
 from benchmarks.spliced_footage import one_low_rate_splice, one_splice
 from stages.shots import cut_features
 from stages.shots.boosted_trees import tree_arrays
-from stages.shots.hard_cuts import MODELS
+from stages.shots.hard_cuts import MIN_COLOUR_PROBABILITY, MIN_HISTOGRAM_PROBABILITY, MODELS
 from tests.support.paths import VIDEOS
 
 FILMS_PER_SOURCES = 24  # films in a row that draw from the same edits.SOURCES takes
 FILM_NEGATIVES, TAKE_NEGATIVES = 60, 100  # pairs without a cut that are kept of a film and a take
-BURST_FILMS = 144  # further films, with bursts of flashes
-BURST_FPS, BURST_FPS_SHARES = (24, 25, 30, 50, 60, 100), (0.15, 0.15, 0.25, 0.15, 0.2, 0.1)
+BURST_FILMS, STAGE_FILMS = 72, 48  # further films: with bursts of flashes, under stage lights
+LIT_FPS, LIT_FPS_SHARES = (24, 25, 30, 50, 60, 100), (0.15, 0.15, 0.25, 0.15, 0.2, 0.1)
 DRAWN, DRAWN_JUMPS, GREY = 0.3, 0.5, 0.1  # shares of the films; of those with jump cuts
 FPS = (8, 10, 12, 15, 24, 25, 30, 50, 60, 100)  # frames/s of the films
 FPS_SHARES = (0.03, 0.04, 0.04, 0.06, 0.22, 0.24, 0.24, 0.05, 0.05, 0.03)
-SPLICED_WEIGHTS = 0.1, 0.3  # of a cut and of another pair of spliced footage
-FILM_CUT_WEIGHT = 2.0  # of a cut in a film; another pair of a film or take weighs 1
 FITS = {"max_leaf_nodes": 12, "min_samples_leaf": 20, "l2_regularization": 1.0, "random_state": 0}
 
 
@@ -117,18 +115,32 @@ def draw_film(number: int, takes: list[Take], path: Path) -> tuple[str, list[Tra
 
 
 def draw_bursts(number: int, takes: list[Take], path: Path) -> tuple[str, list[Transition]]:
-    """Writes a film with bursts of flashes, most without a cut; its name and its transitions."""
-    rng = np.random.default_rng([20, number])
+    """Writes a film with bursts of flashes; its name and its transitions."""
+    return _draw_lit(edits.flash_bursts, np.random.default_rng([20, number]), number, takes, path)
+
+
+def draw_stage(number: int, takes: list[Take], path: Path) -> tuple[str, list[Transition]]:
+    """Writes a film under the lights of a concert; its name and its transitions."""
+    return _draw_lit(edits.stage_lights, np.random.default_rng([21, number]), number, takes, path)
+
+
+def _draw_lit(
+    light: Callable[[edits.Frames, int, np.random.Generator], edits.Frames],
+    rng: np.random.Generator,
+    number: int,
+    takes: list[Take],
+    path: Path,
+) -> tuple[str, list[Transition]]:
     kind = str(rng.choice(["no_transition", "cut", "jump_cut"], p=[0.6, 0.3, 0.1]))
     view = str(rng.choice(["static", "handheld", "fast_camera"], p=[0.5, 0.3, 0.2]))
     footage = edits.Footage(sources_of(number, takes), rng, transitions=7, piece=40)
-    fps = int(rng.choice(BURST_FPS, p=BURST_FPS_SHARES))
+    fps = int(rng.choice(LIT_FPS, p=LIT_FPS_SHARES))
     footage.speed = int(rng.choice([1, 2, 3], p=[0.7, 0.2, 0.1]))
     frames, joins = edits.draw(footage, kind, view, rng)
-    frames = edits.flash_bursts(frames, fps, rng)
+    frames = light(frames, fps, rng)
     condition = "low_bit_rate" if rng.random() < 0.2 else ""
     edits.encode(path, frames, fps, condition, rng)
-    conditions = [view, f"{fps} frames/s", "bursts", *([condition] if condition else [])]
+    conditions = [view, f"{fps} frames/s", light.__name__, *([condition] if condition else [])]
     return f"{kind}|{'+'.join(conditions)}", joins
 
 
@@ -233,6 +245,7 @@ def extract(out: Path, films: int, workers: int) -> None:
             jobs.append((fold, one_low_rate_splice, (1000 * fold + n, take, own[n - 1])))
     drawings: list[tuple[Draw, int]] = [(draw_film, number) for number in range(films)]
     drawings += [(draw_bursts, number) for number in range(BURST_FILMS)]
+    drawings += [(draw_stage, number) for number in range(STAGE_FILMS)]
     for draw, number in drawings:
         fold = number // FILMS_PER_SOURCES % FOLDS
         sources = [take for take in takes if fold_of(take.repository) == fold]
@@ -270,52 +283,90 @@ class Trees:
     columns: tuple[str, ...]
     count: int
     real: tuple[float, float]  # weights of a cut in a labelled video, and of what is none there
+    spliced: tuple[float, float]  # the same of spliced footage
+    film: tuple[float, float]  # and of films and takes
+    limit: float = 0.0  # pairs with a lower probability go to no later set
+    trained_on_all: bool = True  # or on the pairs alone that the sets before leave possible
+
+    @property
+    def indices(self) -> list[int]:
+        return [cut_features.FEATURES.index(name) for name in self.columns]
 
     def weights(self, y: np.ndarray, names: np.ndarray) -> np.ndarray:
-        found = np.where(y != NONE, FILM_CUT_WEIGHT, 1.0)
-        spliced = (("spliced", SPLICED_WEIGHTS), ("low rate", SPLICED_WEIGHTS))
-        for kind, weights in (("real", self.real), *spliced):
+        found = np.where(y != NONE, *self.film)
+        kinds = (("real", self.real), ("spliced", self.spliced), ("low rate", self.spliced))
+        for kind, weights in kinds:
             found = np.where(np.char.startswith(names, kind), np.where(y != NONE, *weights), found)
         return found
 
 
 ALL_TREES = (
-    Trees("cut_by_histogram", cut_features.HISTOGRAM_FEATURES, 60, real=(3, 1)),
-    Trees("cut_by_colour", cut_features.COLOUR_FEATURES, 60, real=(3, 1)),
-    Trees("cut", cut_features.FEATURES, 400, real=(9, 3)),
+    Trees(
+        "cut_by_histogram",
+        cut_features.HISTOGRAM_FEATURES,
+        count=60,
+        real=(3, 1),
+        spliced=(0.1, 0.3),
+        film=(2, 1),
+        limit=MIN_HISTOGRAM_PROBABILITY,
+    ),
+    Trees(
+        "cut_by_colour",
+        cut_features.COLOUR_FEATURES,
+        count=60,
+        real=(3, 1),
+        spliced=(0.1, 0.3),
+        film=(2, 1),
+        limit=MIN_COLOUR_PROBABILITY,
+    ),
+    Trees(
+        "cut",
+        cut_features.FEATURES,
+        count=400,
+        real=(15, 5),
+        spliced=(0.15, 0.5),
+        film=(2, 1.5),
+        trained_on_all=False,
+    ),
 )
 
 
 def fit(data: Path, write: bool) -> None:
-    """Trains all trees; prints how they do on sources that they were not trained on."""
+    """Trains all trees; prints how they do on sources that they were not trained on.
+
+    As in the detector, a set gets the pairs alone that the sets before leave possible. For each
+    pair, sets that were not trained on its fold decide that.
+    """
     with np.load(data, allow_pickle=False) as stored:
         arrays = dict(stored)
-    y = arrays["pairs_y"]
+    y, x = arrays["pairs_y"], arrays["pairs_x"]
     names, folds = (arrays[name][arrays["pairs_file"]] for name in ("names", "folds"))
+    is_possible = np.ones(len(y), bool)
     for trees in ALL_TREES:
-        columns = [cut_features.FEATURES.index(name) for name in trees.columns]
-        x, weights = arrays["pairs_x"][:, columns], trees.weights(y, names)
+        is_used = is_possible | trees.trained_on_all
         likely = np.zeros(len(y))
         for fold in range(FOLDS):
-            other = folds != fold
-            classifier = train(x[other], y[other] != NONE, weights[other], trees.count)
-            likely[~other] = classifier.predict_proba(x[~other])[:, 1]
-        print(f"\n{trees.name}: {len(y)} pairs")
+            of_fold, others = is_possible & (folds == fold), is_used & (folds != fold)
+            classifier = train(trees, x[others], y[others], names[others])
+            likely[of_fold] = classifier.predict_proba(x[of_fold][:, trees.indices])[:, 1]
+        print(f"\n{trees.name}: {is_possible.sum()} pairs of {len(y)}")
         report(likely, y, names)
         if write:
-            classifier = train(x, y != NONE, weights, trees.count)
+            classifier = train(trees, x[is_used], y[is_used], names[is_used])
             path = MODELS / f"{trees.name}.npz"
             np.savez_compressed(path, names=np.array(trees.columns), **tree_arrays(classifier))
             print(f"{path}: {path.stat().st_size} bytes")
+        is_possible &= likely >= trees.limit
 
 
-def train(x: np.ndarray, y: np.ndarray, weights: np.ndarray, count: int) -> Any:
+def train(trees: Trees, x: np.ndarray, y: np.ndarray, names: np.ndarray) -> Any:
+    """x: (N, FEATURES).  y, names: the class of each pair, and the name of its file."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     classifier = HistGradientBoostingClassifier(
-        max_iter=count, learning_rate=0.06, early_stopping=False, **FITS
+        max_iter=trees.count, learning_rate=0.06, early_stopping=False, **FITS
     )
-    return classifier.fit(x, y, weights)
+    return classifier.fit(x[:, trees.indices], y != NONE, trees.weights(y, names))
 
 
 def report(likely: np.ndarray, y: np.ndarray, names: np.ndarray) -> None:
