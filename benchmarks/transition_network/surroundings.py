@@ -28,6 +28,12 @@ def add_light(plan: Plan, rng: np.random.Generator) -> None:
         every = int(rng.integers(2, 8))
         steps = rng.normal(0, 1, (count // every + 1, 4)) * np.array([0.25, 5, 10, 10])
         light[:, :4] += np.repeat(steps, every, axis=0)[:count]
+    if rng.random() < 0.05:  # strobe light: short and bright, with darkness between
+        period, at = int(rng.integers(2, 14)), int(rng.integers(count))
+        is_lit = np.arange(count) % period < rng.integers(1, max(2, period // 2))
+        is_lit[:at] = True
+        light[:, 0] *= np.where(is_lit, 1, rng.uniform(0.05, 0.6))
+        light[at:, 1] += is_lit[at:] * rng.choice([0, rng.uniform(0, 90)])
     if rng.random() < 0.10:  # automatic exposure, clouds
         rate, depth = rng.uniform(8, 60), rng.uniform(0.15, 0.6)
         light[:, 0] *= 1 - depth * (0.5 - 0.5 * np.cos(np.arange(count) / rate))
@@ -207,7 +213,7 @@ def _smoothed(opacity: np.ndarray, ramp: int) -> np.ndarray:
 def random_box(count: int, rng: np.random.Generator) -> np.ndarray:
     """(count, 10), as one of Plan.boxes: a caption, a title, an icon or a translucent panel that
     appears and disappears, a lamp, a passing object, or a permanent display."""
-    box = np.zeros((count, 10), np.float32)
+    box, glows = np.zeros((count, 10), np.float32), False
     kind = rng.choice(
         ["caption", "title", "icon", "panel", "lamp", "passing", "display"],
         p=[0.24, 0.1, 0.16, 0.09, 0.1, 0.1, 0.21],
@@ -234,8 +240,9 @@ def random_box(count: int, rng: np.random.Generator) -> np.ndarray:
         box[:, :2] = rng.choice([0.5, rng.uniform(0.2, 0.8)]), rng.uniform(0.2, 0.8)
         box[:, 2:4] = rng.uniform(0.2, 0.7, 2)
     elif kind == "lamp":
-        box[:, 2:4] = rng.uniform(0.03, 0.25, 2)
-        length = int(rng.integers(1, 16))
+        glows = bool(rng.random() < 0.5)
+        box[:, 2:4] = rng.uniform(0.03, 0.5 if glows else 0.25, 2)
+        length = int(rng.integers(20, 190) if glows else rng.integers(1, 16))
     elif kind == "passing":
         box[:, 2:4] = rng.uniform(0.15, 0.5), rng.uniform(0.3, 1.2)
         length = int(rng.integers(5, 24))
@@ -253,6 +260,8 @@ def random_box(count: int, rng: np.random.Generator) -> np.ndarray:
         at, length = 0, count
     opacity = np.zeros(count, np.float32)
     opacity[at : at + length] = rng.uniform(0.25, 0.75) if kind == "panel" else rng.uniform(0.5, 1)
+    if glows:
+        opacity *= 0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(count) - at) / rng.uniform(12, 120))
     if kind in ("caption", "title", "icon", "panel"):
         if (way := rng.random()) < 0.4:
             opacity = _smoothed(opacity, int(rng.integers(2, 12)))
