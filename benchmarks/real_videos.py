@@ -91,14 +91,12 @@ def training_videos() -> list[RealVideo]:
 
 
 def unseen_videos() -> list[RealVideo]:
-    """Videos of repositories that no other file of labels names; none was used for training. Empty
-    until such videos are labelled: those before are now in TRAINING_LABELS."""
+    """Videos of repositories that no other file of labels names; none was used for training."""
     return _read(UNSEEN_LABELS)
 
 
 def _read(labels: Path) -> list[RealVideo]:
-    lines = labels.read_text().splitlines() if labels.exists() else []
-    return [RealVideo(**json.loads(line)) for line in lines]
+    return [RealVideo(**json.loads(line)) for line in labels.read_text().splitlines()]
 
 
 def present(videos: Iterable[RealVideo]) -> list[tuple[Path, RealVideo]]:
