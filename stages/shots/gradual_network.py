@@ -62,7 +62,7 @@ class GradualNetwork:
         """Times of the first and the last frame of each gradual transition, in order.
 
         A transition is a run of frames of at least MIN_FRAME_PROBABILITY, of which one has at least
-        `min_peak_probability`. Called once, after the last frame.
+        `min_peak_probability`, and one more than one colour. Called once, after the last frame.
         """
         if len(self._frames) > self._decided:
             self._decide(len(self._frames) - self._decided)
@@ -70,7 +70,9 @@ class GradualNetwork:
         is_plain = np.concatenate([*self._is_plain, np.zeros(0, bool)])
         found = []
         for first, stop in _likely_spans(probabilities):
-            if probabilities[first:stop].max() >= min_peak_probability:
+            if is_plain[first:stop].all():  # it shows no shot, as the black after a fade
+                probabilities[first:stop] = 0
+            elif probabilities[first:stop].max() >= min_peak_probability:
                 start, end = _without_plain_ends(is_plain[first:stop])
                 found.append((self._times_s[first + start], self._times_s[first + end]))
                 probabilities[first:stop] = 0
@@ -78,8 +80,8 @@ class GradualNetwork:
         return found
 
     def other_frames(self) -> tuple[np.ndarray, np.ndarray]:
-        """Times (T,) of the frames that were read, and their probabilities (T,), 0 at frames of
-        the transitions that `spans` returned before."""
+        """Times (T,) of the frames that were read, and their probabilities (T,), 0 in transitions
+        that `spans` returned before, and in runs of pictures of one colour."""
         return np.array(self._times_s), self._others
 
     def _decide(self, count: int) -> None:
@@ -114,14 +116,13 @@ def _likely_spans(probabilities: np.ndarray) -> list[tuple[int, int]]:
 
 def _without_plain_ends(is_plain: np.ndarray) -> tuple[int, int]:
     """The first and the last frame of a span, after its plain frames at either end, but for the one
-    next to the others.  is_plain: (T,), of the span."""
+    next to the others.  is_plain: (T,), of the span; not all are plain."""
     others = np.flatnonzero(~is_plain)
     first, last = 0, len(is_plain) - 1
-    if len(others):
-        if others[0] >= MIN_PLAIN_FRAMES:
-            first = int(others[0]) - 1
-        if last - others[-1] >= MIN_PLAIN_FRAMES:
-            last = int(others[-1]) + 1
+    if others[0] >= MIN_PLAIN_FRAMES:
+        first = int(others[0]) - 1
+    if last - others[-1] >= MIN_PLAIN_FRAMES:
+        last = int(others[-1]) + 1
     return first, last
 
 
