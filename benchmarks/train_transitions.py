@@ -383,14 +383,14 @@ def report(likely: np.ndarray, y: np.ndarray, names: np.ndarray) -> None:
             totals = [len(found) for found in counts]
             parts.append(f"{group} {place}/{totals[0]}, jump {jump}/{totals[1]}, false {false}")
         print(f"  from {limit}: {'; '.join(parts)}")
-    kinds: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+    rows: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     for probability, truth, name in zip(likely, y, names, strict=True):
         kind, _, conditions = str(name).partition("|")
         for key in (kind, *conditions.split("+")):
-            row = kinds[key]
+            row = rows[key]
             row[0 if truth else 2] += 1
             row[1 if truth else 3] += probability >= 0.5
-    for kind, (positives, hits, negatives, false) in sorted(kinds.items()):
+    for kind, (positives, hits, negatives, false) in sorted(rows.items()):
         print(f"    {kind:22} found {hits} of {positives}, false {false} of {negatives}")
 
 
