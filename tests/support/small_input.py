@@ -60,6 +60,11 @@ def with_cut(
     return lambda index, w, h: first(index, w, h) if index < at else second(index, w, h)
 
 
+def in_less_light(picture: video_files.Picture) -> video_files.Picture:
+    """All scenes have equal histograms, which two shots rarely have; this one is darker."""
+    return lambda index, w, h: picture(index, w, h) // 2
+
+
 def write_video(
     path: Path, picture: video_files.Picture, seconds: float = SECONDS, **changes: object
 ) -> Path:
@@ -74,7 +79,9 @@ def draw_small_input(folder: Path) -> dict[str, Path]:
     videos = {
         "kept": write_video(folder / "kept one.mp4", scene(1)),
         "two takes": write_video(
-            folder / "sub" / "-two\ntakes.mp4", with_cut(scene(2), scene(3), 40), 8
+            folder / "sub" / "-two\ntakes.mp4",
+            with_cut(scene(2), in_less_light(scene(3)), 40),
+            8,
         ),
         "hd": write_video(folder / "ünï HD.mp4", scene(4), width=1280, height=720),
         "short": write_video(folder / "short.mp4", scene(5), 1.5),
