@@ -277,14 +277,15 @@ def extract(out: Path, films: int, workers: int) -> None:
 
 @dataclass(frozen=True)
 class Trees:
-    """One of the sets of trees. Weights are those of an example, chosen by cross-validation."""
+    """One of the sets of trees. Weights are those of an example, chosen by cross-validation. The
+    defaults are those of the sets that only reject pairs."""
 
     name: str
     columns: tuple[str, ...]
-    count: int
-    real: tuple[float, float]  # weights of a cut in a labelled video, and of what is none there
-    spliced: tuple[float, float]  # the same of spliced footage
-    film: tuple[float, float]  # and of films and takes
+    count: int = 60
+    real: tuple[float, float] = (3, 1)  # weights of a cut in a labelled video, and of other pairs
+    spliced: tuple[float, float] = (0.1, 0.3)  # the same of spliced footage
+    film: tuple[float, float] = (2, 1)  # and of films and takes
     limit: float = 0.0  # pairs with a lower probability go to no later set
     trained_on_all: bool = True  # or on the pairs alone that the sets before leave possible
 
@@ -301,24 +302,8 @@ class Trees:
 
 
 ALL_TREES = (
-    Trees(
-        "cut_by_histogram",
-        cut_features.HISTOGRAM_FEATURES,
-        count=60,
-        real=(3, 1),
-        spliced=(0.1, 0.3),
-        film=(2, 1),
-        limit=MIN_HISTOGRAM_PROBABILITY,
-    ),
-    Trees(
-        "cut_by_colour",
-        cut_features.COLOUR_FEATURES,
-        count=60,
-        real=(3, 1),
-        spliced=(0.1, 0.3),
-        film=(2, 1),
-        limit=MIN_COLOUR_PROBABILITY,
-    ),
+    Trees("cut_by_histogram", cut_features.HISTOGRAM_FEATURES, limit=MIN_HISTOGRAM_PROBABILITY),
+    Trees("cut_by_colour", cut_features.COLOUR_FEATURES, limit=MIN_COLOUR_PROBABILITY),
     Trees(
         "cut",
         cut_features.FEATURES,
